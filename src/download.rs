@@ -1,0 +1,46 @@
+//! The seam through which result bytes come in: trait [`ResultSource`].
+//!
+//! A type of its own, apart from [`upstream`](crate::upstream), because it must not be able to
+//! carry a credential.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::picture::ObjectName;
+use crate::secret::Secret;
+
+/// A result's bytes, whole and known to be a picture by their first bytes.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// Digest and format.
+    pub name: ObjectName,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// Reads the result an answer names.
+#[async_trait]
+pub trait ResultSource: Send + Sync {
+    /// Fetches once, whole, within the limits. Free, so it may be repeated; may be cancelled.
+    ///
+    /// # Errors
+    /// Whatever kept the whole picture from arriving; see [`FetchError`].
+    async fn fetch(&self, url: &Secret) -> Result<Fetched, FetchError>;
+}
+
+/// Why a result did not arrive. No variant carries the URL: it may be signed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// The URL names a place we do not read from.
+    #[error("the result's address is not allowed: {0}")]
+    NotAllowed(&'static str),
+    /// The server says that there is no such result any more: 403, 404 or 410, or no picture.
+    #[error("the result is not there: {0}")]
+    Dead(String),
+    /// Connection, time limit, length, any other status: worth another try.
+    #[error("the result could not be read: {0}")]
+    Transient(String),
+    /// As [`Transient`](Self::Transient), and it was time that ran out.
+    #[error("the result did not arrive in time")]
+    Timeout,
+}

@@ -1,0 +1,59 @@
+//! Values that cannot be printed: [`Secret`].
+//!
+//! The upstream key, team tokens and the upstream's signed result URLs live in this type from the
+//! moment they are read. `Debug` shows stars, there is no `Display` and no `Serialize`, and the
+//! memory is wiped on drop. [`Secret::expose`] is the only way in, so that `grep expose` lists
+//! every place a secret is used.
+
+use std::fmt;
+
+use secrecy::{ExposeSecret, SecretString};
+
+/// A text nobody may print.
+#[derive(Clone)]
+pub struct Secret(SecretString);
+
+impl Secret {
+    /// Takes a text out of sight.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(SecretString::from(text.into()))
+    }
+
+    /// The text itself; the caller must not log, store or return it.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        // Of hashes, in constant time: two secrets compared byte by byte tell how far they agree.
+        blake3::hash(self.expose().as_bytes()) == blake3::hash(other.expose().as_bytes())
+    }
+}
+
+impl Eq for Secret {}
+
+impl<'de> serde::Deserialize<'de> for Secret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_prints_as_stars() {
+        let secret = Secret::new("sesame");
+        assert_eq!(format!("{secret:?} {:#?}", Some(&secret)), "*** Some(\n    ***,\n)");
+        assert_eq!(secret.expose(), "sesame");
+    }
+}

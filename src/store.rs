@@ -1,0 +1,123 @@
+//! The seam to where results rest for ever: trait [`Store`], and what is kept there.
+//!
+//! Two kinds of things: *objects*, one result's bytes under a name made of their digest, and
+//! *records*, the answer kept under a key. The object is written first and the record last, so a
+//! record is the commit mark of its object. Nothing is ever overwritten: an object never, a record
+//! only by a higher generation.
+//!
+//! Implementation: [`local`], files. This module knows no ledger and no HTTP.
+
+pub mod local;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::key::{CacheKey, Digest};
+use crate::picture::ObjectName;
+
+/// Keeps objects and records durably: what a call has returned for survives a crash.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Keeps `bytes` under `name`, which must be their own name. An object that is there already
+    /// is success, since equal names are equal bytes. Returns once it is durable; may be repeated.
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing is acknowledged, though the object may exist.
+    async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError>;
+
+    /// The whole object, checked against its digest; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the bytes are not those that were kept.
+    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError>;
+
+    /// Keeps `record`, unless one of the same or a higher generation is there already; returns the
+    /// one that now stands. Returns once it is durable; may be repeated.
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing is acknowledged, though the record may exist.
+    async fn put_record(&self, record: &Record) -> Result<Record, StoreError>;
+
+    /// The record under a key; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`]: whether there is one cannot be said, so nothing may be bought on it.
+    async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError>;
+
+    /// Proves that a new result could be kept now; asked before paying.
+    ///
+    /// # Errors
+    /// [`StoreError`]: why not.
+    async fn check_room(&self) -> Result<(), StoreError>;
+}
+
+/// The answer kept under a key: self-describing, and free of host, bucket and prefix, so that an
+/// archive can be moved by copying it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The layout of this file: 1.
+    pub version: u32,
+    /// Which upstream and operation, e.g. `ailab-v1`.
+    pub namespace: String,
+    /// The request.
+    pub key: CacheKey,
+    /// 0, and one more for each refresh or purge.
+    pub generation: u64,
+    /// The upstream's answer, verbatim but for the result's URL, where the object's path stands.
+    pub answer: String,
+    /// BLAKE3 of the result's bytes.
+    pub digest: Digest,
+    /// Its file name extension.
+    pub extension: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Who paid.
+    pub team: String,
+    /// What it cost.
+    pub credits: u64,
+    /// When it was kept; RFC 3339.
+    pub stored_at: jiff::Timestamp,
+    /// The upstream's `request_id`.
+    pub upstream_request_id: String,
+    /// The upstream's `log_id`.
+    pub upstream_log_id: String,
+    /// BLAKE3 of the uploaded picture.
+    pub image: Digest,
+    /// Target width in pixels.
+    pub width: u32,
+    /// Target height in pixels.
+    pub height: u32,
+}
+
+impl Record {
+    /// The layout this program writes, and the only one it reads.
+    pub const VERSION: u32 = 1;
+
+    /// The object this record is about; `None` when the extension is not one of ours.
+    pub fn object(&self) -> Option<ObjectName> {
+        let format = crate::picture::ImageFormat::from_extension(&self.extension)?;
+        Some(ObjectName { digest: self.digest, format })
+    }
+
+    /// The name of a record in every store: `records/{namespace}/{kk}/{key}.json`.
+    pub fn path(namespace: &str, key: CacheKey) -> String {
+        let key = key.to_string();
+        format!("records/{namespace}/{}/{key}.json", &key[..2])
+    }
+}
+
+/// Why the store could not do what it was asked. The texts name what failed and are safe to log.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be asked at the moment.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// There is no room for a new result.
+    #[error("the store has no room: {0}")]
+    Full(String),
+    /// What was read is not what was kept.
+    #[error("the store returned damaged data: {0}")]
+    Corrupt(String),
+}
