@@ -1,9 +1,14 @@
 //! Granary.
+pub mod clock;
+pub mod coalesce;
+mod crash;
 pub mod download;
 pub mod envelope;
 pub mod key;
+pub mod ledger;
 pub mod operation;
 pub mod picture;
 pub mod secret;
+pub mod slots;
 pub mod store;
 pub mod upstream;

@@ -32,6 +32,12 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Corrupt`] when the bytes are not those that were kept.
     async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError>;
 
+    /// Is there an object of this name? Tells presence only; [`object`](Self::object) checks bytes.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it cannot be said.
+    async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError>;
+
     /// Keeps `record`, unless one of the same or a higher generation is there already; returns the
     /// one that now stands. Returns once it is durable; may be repeated.
     ///
@@ -109,7 +115,7 @@ impl Record {
 }
 
 /// Why the store could not do what it was asked. The texts name what failed and are safe to log.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// It cannot be asked at the moment.
     #[error("the store is unavailable: {0}")]

@@ -1,0 +1,3 @@
+//! Stub.
+#[inline(always)]
+pub(crate) fn crash_point(_: &'static str) {}

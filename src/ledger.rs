@@ -1,0 +1,368 @@
+//! The seam to the book of all paid calls: trait [`Ledger`], and what stands in it.
+//!
+//! One row per call is at once the budget reservation, the lock on its key, the journal, the bill
+//! and the index of what is stored. A state changes only along [`Booking`]s, each of which is one
+//! durable transaction: when a method has returned `Ok`, the change survives a crash.
+//!
+//! Implementation: [`sqlite`]. This module knows no store, no upstream and no HTTP.
+
+pub mod budget;
+pub mod sqlite;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use self::budget::{Budget, BudgetRefusal, Scope, Used};
+use crate::key::{CacheKey, Digest};
+use crate::secret::Secret;
+use crate::store::Record;
+
+/// The state of a call. Spec and README show the same table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CallState {
+    /// Admitted; nothing sent whole.
+    Reserved,
+    /// Provably not sent whole, or frozen meanwhile.
+    Released,
+    /// The tail of the paid request may have left.
+    Sent,
+    /// The upstream's answer is durable; the result is being fetched and kept.
+    Answered,
+    /// The result is permanent.
+    Stored,
+    /// A complete refusal; unbilled.
+    Refused,
+    /// A complete error in the upstream's own envelope; unbilled.
+    Failed,
+    /// Sent, and no complete answer.
+    Unknown,
+    /// The result could not be had while its URL lived.
+    Unfetchable,
+    /// The store no longer has the result.
+    Lost,
+}
+
+impl CallState {
+    /// Every state, in the order of a call's life.
+    pub const ALL: [Self; 10] = [
+        Self::Reserved,
+        Self::Released,
+        Self::Sent,
+        Self::Answered,
+        Self::Stored,
+        Self::Refused,
+        Self::Failed,
+        Self::Unknown,
+        Self::Unfetchable,
+        Self::Lost,
+    ];
+
+    /// The word in ledger, log and label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reserved => "reserved",
+            Self::Released => "released",
+            Self::Sent => "sent",
+            Self::Answered => "answered",
+            Self::Stored => "stored",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+            Self::Unfetchable => "unfetchable",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// Does a call in this state keep everyone else from buying its key?
+    pub fn holds_key(self) -> bool {
+        matches!(self, Self::Reserved | Self::Sent | Self::Answered | Self::Stored)
+    }
+
+    /// Do its credits count against budgets?
+    pub fn counts_credits(self) -> bool {
+        match self {
+            Self::Reserved | Self::Sent | Self::Answered | Self::Stored => true,
+            Self::Unknown | Self::Unfetchable | Self::Lost => true,
+            Self::Released | Self::Refused | Self::Failed => false,
+        }
+    }
+
+    /// May a call in this state still change by itself?
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Reserved | Self::Sent | Self::Answered)
+    }
+}
+
+/// The number of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallId(pub i64);
+
+/// What is asked of [`Ledger::reserve`].
+#[derive(Clone, Debug)]
+pub struct Reservation {
+    /// Which upstream and operation.
+    pub namespace: String,
+    /// The request.
+    pub key: CacheKey,
+    /// Buy although a result is stored: the call gets the next generation.
+    pub refresh: bool,
+    /// Who pays.
+    pub team: String,
+    /// What the call costs.
+    pub credits: u64,
+    /// Every budget the credits must fit into.
+    pub budgets: Vec<Budget>,
+    /// BLAKE3 of the picture.
+    pub image: Digest,
+    /// Target width in pixels.
+    pub width: u32,
+    /// Target height in pixels.
+    pub height: u32,
+}
+
+/// What [`Ledger::reserve`] decided, in one transaction.
+#[derive(Clone, Debug)]
+pub enum Reserved {
+    /// The key is ours to buy.
+    Won(Won),
+    /// Another call holds the key and is not done yet.
+    Held(CallId),
+    /// The result is stored already.
+    Stored(Box<Record>),
+    /// After an unknown or unfetchable outcome the key rests.
+    Resting {
+        /// Until then.
+        until: Timestamp,
+        /// From now.
+        wait: Duration,
+    },
+    /// A budget does not have the credits.
+    OverBudget(BudgetRefusal),
+    /// Spending is frozen.
+    Frozen(Scope),
+}
+
+/// A row just reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Won {
+    /// The row.
+    pub id: CallId,
+    /// The generation it will have.
+    pub generation: u64,
+}
+
+/// The answer to [`Ledger::mark_sent`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permit {
+    /// The tail may go: the row says `sent`.
+    Granted,
+    /// Spending was frozen meanwhile: the tail must not go.
+    Frozen(Scope),
+    /// The row is no longer ours: the tail must not go.
+    Lost,
+}
+
+/// How a call goes on. Each is booked on the call's own row, whatever has happened to its key.
+#[derive(Clone, Debug)]
+pub enum Booking {
+    /// From `reserved` or `sent`, by the owner that still holds the tail: provably not sent whole.
+    Released {
+        /// Why, for the row.
+        reason: String,
+    },
+    /// From `sent` (or `unknown`, when the answer came late).
+    Answered {
+        /// The whole answer; erased when the state ends.
+        text: Secret,
+        /// The upstream's `request_id`.
+        request_id: String,
+        /// The upstream's `log_id`.
+        log_id: String,
+    },
+    /// From `answered`: object and record are durable.
+    Stored {
+        /// What is kept.
+        record: Box<Record>,
+        /// Does this row keep the key? Not when another result got there first.
+        holds_key: bool,
+    },
+    /// From `sent`, or from `reserved` when the refusal came early.
+    Refused {
+        /// Status and code.
+        reason: String,
+    },
+    /// From `sent`, or from `reserved` when the error came early.
+    Failed {
+        /// Status and code.
+        reason: String,
+    },
+    /// From `sent`.
+    Unknown {
+        /// What is known of why.
+        reason: String,
+    },
+    /// From `answered`.
+    Unfetchable {
+        /// What went wrong last.
+        reason: String,
+    },
+    /// From `stored`: the store no longer has the object.
+    Lost,
+}
+
+impl Booking {
+    /// The state it leads to.
+    pub fn state(&self) -> CallState {
+        match self {
+            Self::Released { .. } => CallState::Released,
+            Self::Answered { .. } => CallState::Answered,
+            Self::Stored { .. } => CallState::Stored,
+            Self::Refused { .. } => CallState::Refused,
+            Self::Failed { .. } => CallState::Failed,
+            Self::Unknown { .. } => CallState::Unknown,
+            Self::Unfetchable { .. } => CallState::Unfetchable,
+            Self::Lost => CallState::Lost,
+        }
+    }
+
+    /// The states it may come from.
+    pub fn may_follow(&self, state: CallState) -> bool {
+        match self {
+            // From `sent` too: when the transaction that marked it was durable and its outcome lost,
+            // the tail is still in our hands, and whoever holds it knows.
+            Self::Released { .. } => matches!(state, CallState::Reserved | CallState::Sent),
+            Self::Answered { .. } => matches!(state, CallState::Sent | CallState::Unknown),
+            Self::Stored { .. } | Self::Unfetchable { .. } => matches!(state, CallState::Answered),
+            Self::Refused { .. } | Self::Failed { .. } => {
+                matches!(state, CallState::Reserved | CallState::Sent | CallState::Unknown)
+            }
+            Self::Unknown { .. } => matches!(state, CallState::Sent),
+            Self::Lost => matches!(state, CallState::Stored),
+        }
+    }
+}
+
+/// An `answered` row whose owner died: its result is paid for and must still be fetched and kept.
+#[derive(Clone, Debug)]
+pub struct UnfinishedCall {
+    /// The row.
+    pub id: CallId,
+    /// What was bought, and by whom.
+    pub reservation: Reservation,
+    /// Its generation.
+    pub generation: u64,
+    /// The upstream's whole answer.
+    pub text: Secret,
+    /// When the answer became durable.
+    pub answered_at: Timestamp,
+}
+
+/// What a start found and settled.
+#[derive(Debug, Default)]
+pub struct Recovery {
+    /// Rows that were `reserved` and are `released` now.
+    pub released: u64,
+    /// Rows that were `sent` and are `unknown` now.
+    pub unknown: u64,
+    /// Rows that are `answered` and wait for their result.
+    pub unfinished: Vec<UnfinishedCall>,
+}
+
+/// The number of rows in a state, and the sum of their credits. Adopted rows are not in it: they
+/// were paid through another ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateTotal {
+    /// The state.
+    pub state: CallState,
+    /// Rows.
+    pub calls: u64,
+    /// Credits.
+    pub credits: u64,
+}
+
+/// Keeps the book. All methods may be called concurrently; a dropped future may still take effect.
+#[async_trait]
+pub trait Ledger: Send + Sync {
+    /// The newest result stored under a key.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: whether there is one cannot be said.
+    async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError>;
+
+    /// Takes the right to buy a key, with its budgets, or says why not. Exactly one caller wins.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: nothing may be bought.
+    async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError>;
+
+    /// The last gate before money is spent: the row is still ours and nothing is frozen. After
+    /// [`Permit::Granted`] the call counts as sent, whatever happens.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: the tail must not go, and the row may say `sent` all the same.
+    async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError>;
+
+    /// Books how a call went on. Booking the state a row already has is success, so that a booking
+    /// whose outcome was lost can be repeated.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: not booked, as far as is known.
+    async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError>;
+
+    /// Makes a record that the store has and the ledger does not known to the ledger, unpaid.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: not known to it yet.
+    async fn adopt(&self, record: &Record) -> Result<(), LedgerError>;
+
+    /// Says that the store no longer has what a record names: the row becomes `lost`, and the key
+    /// may be bought again. Nothing happens when another result is stored under the key by now.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: it still counts as stored.
+    async fn lose(&self, record: &Record) -> Result<(), LedgerError>;
+
+    /// Settles what dead owners left open; called once at start, before anything is reserved.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: nothing may be bought before it succeeds.
+    async fn recover(&self) -> Result<Recovery, LedgerError>;
+
+    /// Calls and credits by state, every state once.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError>;
+
+    /// What is used of some budgets in their current windows, in the order asked.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError>;
+
+    /// Stops (`true`) or resumes spending; exact from its return.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError>;
+}
+
+/// Why the ledger could not do what it was asked; safe to log.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// It cannot be asked or written at the moment.
+    #[error("the ledger is unavailable: {0}")]
+    Unavailable(String),
+    /// The booking contradicts the row: a bug, or a hand in the ledger.
+    #[error("call {id} is {state} and cannot become {wanted}")]
+    Contradiction {
+        /// The row.
+        id: i64,
+        /// Its state.
+        state: String,
+        /// The state that was to be booked.
+        wanted: &'static str,
+    },
+}

@@ -1,0 +1,203 @@
+//! What a team may spend: budgets, their calendar windows, and the rests after a doubtful outcome.
+//! Pure functions of rows and a clock; nothing here reads a clock or a ledger.
+
+use std::fmt;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Unit, Zoned};
+
+/// Whom a budget or a freeze is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Everyone together.
+    Global,
+    /// One team, by name.
+    Team(String),
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Global => f.write_str("global"),
+            Self::Team(name) => write!(f, "team:{name}"),
+        }
+    }
+}
+
+/// How long a budget lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Window {
+    /// A calendar day in the configured time zone.
+    Day,
+    /// A calendar month in the configured time zone.
+    Month,
+}
+
+impl Window {
+    /// The word in messages and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Day => "daily",
+            Self::Month => "monthly",
+        }
+    }
+}
+
+/// One limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Whose.
+    pub scope: Scope,
+    /// For how long.
+    pub window: Window,
+    /// Credits.
+    pub limit: u64,
+    /// `false` only counts (shadow mode).
+    pub enforced: bool,
+}
+
+/// How much of a budget is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// The budget.
+    pub budget: Budget,
+    /// Credits counted in its current window.
+    pub used: u64,
+}
+
+impl Used {
+    /// Credits left; 0 when it is overdrawn, as after a budget was lowered.
+    pub fn left(&self) -> u64 {
+        self.budget.limit.saturating_sub(self.used)
+    }
+}
+
+/// Which budget said no.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BudgetRefusal {
+    /// The budget.
+    pub budget: Budget,
+    /// When its window ends.
+    pub resets_at: Timestamp,
+    /// Until then.
+    pub resets_in: Duration,
+}
+
+/// The calendar day and month an instant belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// `2026-11-22`.
+    pub day: String,
+    /// `2026-11`.
+    pub month: String,
+    /// The first instant of the next day.
+    pub day_ends: Timestamp,
+    /// The first instant of the next month.
+    pub month_ends: Timestamp,
+}
+
+impl Windows {
+    /// The windows of an instant in a time zone, daylight saving included: a day may have 23 hours.
+    pub fn at(now: Timestamp, zone: &TimeZone) -> Self {
+        let local = now.to_zoned(zone.clone());
+        let first_of_month = local.date().first_of_month();
+        let start_of = |date: jiff::civil::Date| {
+            date.to_zoned(zone.clone()).map(|start: Zoned| start.timestamp()).unwrap_or(Timestamp::MAX)
+        };
+        Self {
+            day: local.strftime("%Y-%m-%d").to_string(),
+            month: local.strftime("%Y-%m").to_string(),
+            day_ends: local.date().tomorrow().map_or(Timestamp::MAX, start_of),
+            month_ends: first_of_month
+                .checked_add(jiff::Span::new().months(1))
+                .map_or(Timestamp::MAX, start_of),
+        }
+    }
+
+    /// The name of a kind of window, and when it ends.
+    pub fn of(&self, window: Window) -> (&str, Timestamp) {
+        match window {
+            Window::Day => (&self.day, self.day_ends),
+            Window::Month => (&self.month, self.month_ends),
+        }
+    }
+}
+
+/// When a key may be bought again, given when its doubtful calls (`unknown`, `unfetchable`) of the
+/// last 24 hours ended, oldest first: a minute after the first, ten minutes after the second, and
+/// after the third not before the first is a day old. `None`: now.
+pub fn rests_until(doubtful: &[Timestamp], now: Timestamp) -> Option<Timestamp> {
+    let day = jiff::SignedDuration::from_hours(24);
+    let recent: Vec<Timestamp> = doubtful.iter().copied().filter(|&at| at + day > now).collect();
+    let until = match recent.as_slice() {
+        [] => return None,
+        [only] => *only + jiff::SignedDuration::from_secs(60),
+        [_, last] => *last + jiff::SignedDuration::from_mins(10),
+        [.., third_last, _, _] => *third_last + day,
+    };
+    (until > now).then_some(until)
+}
+
+/// From `now` until `then`; zero when that has passed.
+pub fn until(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(then.duration_since(now)).unwrap_or(Duration::ZERO)
+}
+
+/// An instant as people write it, to the second.
+pub fn show(instant: Timestamp) -> String {
+    instant.round(Unit::Second).unwrap_or(instant).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect("a timestamp in the test")
+    }
+
+    #[test]
+    fn windows_follow_the_calendar_of_the_zone() {
+        let berlin = TimeZone::get("Europe/Berlin").expect("a known zone");
+        for (now, day, month, day_ends, month_ends) in [
+            ("2026-11-22T23:30:00Z", "2026-11-23", "2026-11", "2026-11-23T23:00:00Z", "2026-11-30T23:00:00Z"),
+            // The night the clocks go forward: the day has 23 hours.
+            ("2026-03-29T00:59:59Z", "2026-03-29", "2026-03", "2026-03-29T22:00:00Z", "2026-03-31T22:00:00Z"),
+            // And back: 25 hours.
+            ("2026-10-25T00:30:00Z", "2026-10-25", "2026-10", "2026-10-25T23:00:00Z", "2026-10-31T23:00:00Z"),
+            ("2026-12-31T23:00:00Z", "2027-01-01", "2027-01", "2027-01-01T23:00:00Z", "2027-01-31T23:00:00Z"),
+        ] {
+            let windows = Windows::at(at(now), &berlin);
+            assert_eq!(
+                windows,
+                Windows {
+                    day: day.into(),
+                    month: month.into(),
+                    day_ends: at(day_ends),
+                    month_ends: at(month_ends)
+                },
+                "{now}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_rests_longer_after_each_doubtful_outcome() {
+        let now = at("2026-11-22T12:00:00Z");
+        let ago = |seconds: i64| now - jiff::SignedDuration::from_secs(seconds);
+        for (ended, rests_for) in [
+            (vec![], None),
+            (vec![ago(59)], Some(1)),
+            (vec![ago(60)], None),
+            (vec![ago(700), ago(599)], Some(1)),
+            (vec![ago(700), ago(600)], None),
+            (vec![ago(86_399), ago(4000), ago(3000)], Some(1)),
+            (vec![ago(86_400), ago(4000), ago(3000)], None),
+            (vec![ago(9000), ago(8000), ago(4000), ago(3000)], Some(86_400 - 8000)),
+        ] {
+            let expected = rests_for.map(|seconds| now + jiff::SignedDuration::from_secs(seconds));
+            assert_eq!(rests_until(&ended, now), expected, "{ended:?}");
+        }
+    }
+}

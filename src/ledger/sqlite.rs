@@ -1,0 +1,202 @@
+//! The ledger of one machine: a SQLite file, written by one thread.
+//!
+//! The thread takes whatever writes have queued up, runs each in a savepoint of one transaction,
+//! and answers all of them after one durable commit (WAL, `synchronous = FULL`): group commit.
+//! Reads go through a second thread with its own connection and never wait for a disk flush.
+//!
+//! Signed result URLs rest in `answered` rows only. When such a row ends, its text is overwritten
+//! (`secure_delete`) and the write-ahead log, which still has the old page, is truncated as soon as
+//! the thread is idle.
+
+mod calls;
+mod worker;
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use jiff::tz::TimeZone;
+use rusqlite::Connection;
+
+use self::worker::Worker;
+use super::budget::{Budget, Scope, Used, Windows};
+use super::{Booking, CallId, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal};
+use crate::clock::Clock;
+use crate::key::CacheKey;
+use crate::store::Record;
+
+/// The layout of the file; a file with a higher one is refused untouched.
+const SCHEMA_VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE calls (
+    id           INTEGER PRIMARY KEY AUTOINCREMENT,
+    namespace    TEXT    NOT NULL,
+    key          BLOB    NOT NULL,
+    generation   INTEGER NOT NULL,
+    state        TEXT    NOT NULL,
+    late         INTEGER NOT NULL DEFAULT 0,  -- 1: another row keeps the key
+    adopted      INTEGER NOT NULL DEFAULT 0,  -- 1: paid through another ledger
+    team         TEXT    NOT NULL,
+    credits      INTEGER NOT NULL,
+    day          TEXT    NOT NULL,            -- the windows it was reserved in
+    month        TEXT    NOT NULL,
+    image        BLOB    NOT NULL,
+    width        INTEGER NOT NULL,
+    height       INTEGER NOT NULL,
+    reserved_at  TEXT    NOT NULL,
+    sent_at      TEXT,
+    answered_at  TEXT,
+    ended_at     TEXT,
+    reason       TEXT,
+    answer       TEXT,                        -- holds a signed URL while `answered`, and only then
+    request_id   TEXT,
+    log_id       TEXT,
+    digest       BLOB,
+    extension    TEXT,
+    bytes        INTEGER
+) STRICT;
+CREATE UNIQUE INDEX calls_holding_a_key ON calls (namespace, key, generation)
+    WHERE late = 0 AND state IN ('reserved', 'sent', 'answered', 'stored');
+CREATE INDEX calls_by_key ON calls (namespace, key, state);
+CREATE INDEX calls_open ON calls (state) WHERE state IN ('reserved', 'sent', 'answered');
+CREATE TABLE spent (
+    scope   TEXT NOT NULL,
+    period  TEXT NOT NULL,
+    credits INTEGER NOT NULL,
+    PRIMARY KEY (scope, period)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE frozen (scope TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+";
+
+/// See the module.
+pub struct SqliteLedger {
+    writer: Worker,
+    reader: Worker,
+    clock: Clock,
+    zone: TimeZone,
+}
+
+impl SqliteLedger {
+    /// Opens or creates the file, and brings its layout up to date.
+    ///
+    /// Budgets' days and months are those of `zone`, by `clock`.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the file cannot be opened, or is of a newer program.
+    pub fn open(file: &Path, clock: Clock, zone: TimeZone) -> Result<Self, LedgerError> {
+        let writable = connect(file)?;
+        migrate(&writable)?;
+        let readable = connect(file)?;
+        readable.pragma_update(None, "query_only", true)?;
+        Ok(Self {
+            writer: Worker::spawn("ledger-write", writable, "BEGIN IMMEDIATE"),
+            reader: Worker::spawn("ledger-read", readable, "BEGIN"),
+            clock,
+            zone,
+        })
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Connection) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        self.writer.run(false, change).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        self.reader.run(false, query).await
+    }
+}
+
+fn connect(file: &Path) -> Result<Connection, LedgerError> {
+    let connection = Connection::open(file)?;
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "secure_delete", true)?;
+    Ok(connection)
+}
+
+fn migrate(connection: &Connection) -> Result<(), LedgerError> {
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    match version {
+        0 => {
+            connection.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            ))?;
+            Ok(())
+        }
+        SCHEMA_VERSION => Ok(()),
+        newer => Err(LedgerError::Unavailable(format!(
+            "the file has layout {newer}, and this program knows {SCHEMA_VERSION}: run the newer program"
+        ))),
+    }
+}
+
+impl From<rusqlite::Error> for LedgerError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+#[async_trait]
+impl Ledger for SqliteLedger {
+    async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
+        let namespace = namespace.to_owned();
+        self.read(move |db| calls::stored(db, &namespace, key)).await
+    }
+
+    async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError> {
+        let now = self.clock.now();
+        let windows = Windows::at(now, &self.zone);
+        self.write(move |db| calls::reserve(db, &reservation, now, &windows)).await
+    }
+
+    async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
+        let now = self.clock.now();
+        self.write(move |db| calls::mark_sent(db, id, now)).await
+    }
+
+    async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
+        let now = self.clock.now();
+        let erases = matches!(booking, Booking::Stored { .. } | Booking::Unfetchable { .. });
+        self.writer.run(erases, move |db| calls::book(db, id, &booking, now)).await
+    }
+
+    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
+        let record = record.clone();
+        let windows = Windows::at(record.stored_at, &self.zone);
+        self.write(move |db| calls::adopt(db, &record, &windows)).await
+    }
+
+    async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
+        let now = self.clock.now();
+        let record = record.clone();
+        self.write(move |db| calls::lose(db, &record, now)).await
+    }
+
+    async fn recover(&self) -> Result<Recovery, LedgerError> {
+        let now = self.clock.now();
+        self.write(move |db| calls::recover(db, now)).await
+    }
+
+    async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
+        self.read(calls::totals).await
+    }
+
+    async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
+        let windows = Windows::at(self.clock.now(), &self.zone);
+        let used = move |db: &Connection, budget: Budget| {
+            let used = calls::spent(db, &budget.scope, windows.of(budget.window).0)?;
+            Ok(Used { budget, used })
+        };
+        self.read(move |db| budgets.into_iter().map(|budget| used(db, budget)).collect()).await
+    }
+
+    async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
+        self.write(move |db| calls::set_frozen(db, &scope, frozen)).await
+    }
+}

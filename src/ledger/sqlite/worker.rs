@@ -1,0 +1,123 @@
+//! One thread that owns one connection: group commit, and an idle-time scrub of the log.
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::ledger::LedgerError;
+
+/// How many changes may wait for the thread; whoever comes later waits to get in.
+const QUEUE: usize = 1024;
+/// How many changes share one commit at most.
+const GROUP: usize = 64;
+
+/// One queued change.
+struct Job {
+    /// Does it end the life of a secret in the file?
+    erases: bool,
+    /// Runs inside the group's transaction, or learns that there is none; returns what to do once
+    /// the transaction's fate is known.
+    run: Box<Run>,
+}
+
+type Run = dyn FnOnce(Result<&Connection, LedgerError>) -> Completion + Send;
+
+/// Tells whoever waits; gets the commit's error, if it failed.
+type Completion = Box<dyn FnOnce(Option<&LedgerError>) + Send>;
+
+/// A handle to the thread; the thread ends when the handle is dropped and the queue is empty.
+pub(super) struct Worker(mpsc::Sender<Job>);
+
+impl Worker {
+    /// `begin` starts each group's transaction: `BEGIN IMMEDIATE` to write, `BEGIN` to read.
+    pub(super) fn spawn(name: &str, connection: Connection, begin: &'static str) -> Self {
+        let (sender, jobs) = mpsc::channel(QUEUE);
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || serve(&connection, begin, jobs))
+            .expect("a thread can be started when the program starts");
+        Self(sender)
+    }
+
+    /// Runs `change` in a transaction of its own or a group's; returns after it is durable. The
+    /// change is made even if the returned future is dropped.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        erases: bool,
+        change: impl FnOnce(&Connection) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let (sender, outcome) = oneshot::channel();
+        let run = Box::new(move |connection: Result<&Connection, LedgerError>| {
+            let result = connection.and_then(|connection| in_savepoint(connection, change));
+            let completion: Completion = Box::new(move |failed| {
+                // Nobody may be waiting any more; the change stands all the same.
+                let _ = sender.send(match failed {
+                    Some(error) => Err(error.clone()),
+                    None => result,
+                });
+            });
+            completion
+        });
+        let stopped = || LedgerError::Unavailable("the ledger's thread has stopped".to_owned());
+        self.0.send(Job { erases, run }).await.map_err(|_| stopped())?;
+        outcome.await.map_err(|_| stopped())?
+    }
+}
+
+fn in_savepoint<T>(
+    connection: &Connection,
+    change: impl FnOnce(&Connection) -> Result<T, LedgerError>,
+) -> Result<T, LedgerError> {
+    connection.execute_batch("SAVEPOINT change")?;
+    let result = change(connection);
+    let end = if result.is_ok() { "RELEASE change" } else { "ROLLBACK TO change; RELEASE change" };
+    connection.execute_batch(end)?;
+    result
+}
+
+fn serve(connection: &Connection, begin: &str, mut jobs: mpsc::Receiver<Job>) {
+    let mut log_has_secrets = false;
+    loop {
+        let first = match jobs.try_recv() {
+            Ok(job) => job,
+            Err(_) => {
+                log_has_secrets = log_has_secrets && !scrub_log(connection);
+                let Some(job) = jobs.blocking_recv() else { return };
+                job
+            }
+        };
+        log_has_secrets |= run_group(connection, begin, first, &mut jobs);
+    }
+}
+
+/// Runs a group and answers it; says whether something secret was erased.
+fn run_group(connection: &Connection, begin: &str, first: Job, jobs: &mut mpsc::Receiver<Job>) -> bool {
+    let begun = connection.execute_batch(begin).map_err(LedgerError::from);
+    let mut erased = first.erases;
+    let mut completions = vec![(first.run)(begun.clone().map(|()| connection))];
+    while begun.is_ok()
+        && completions.len() < GROUP
+        && let Ok(job) = jobs.try_recv()
+    {
+        erased |= job.erases;
+        completions.push((job.run)(Ok(connection)));
+    }
+    let ended = begun.and_then(|()| connection.execute_batch("COMMIT").map_err(LedgerError::from));
+    if ended.is_err() && !connection.is_autocommit() {
+        // A commit that failed may leave the transaction open, and then nothing could follow it.
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    if let Err(error) = &ended {
+        tracing::error!(%error, changes = completions.len(), "the ledger could not be written");
+    }
+    for completion in completions {
+        completion(ended.as_ref().err());
+    }
+    erased
+}
+
+/// Moves the log into the file and truncates it; `false` when a reader was in the way.
+fn scrub_log(connection: &Connection) -> bool {
+    connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
+        .is_ok_and(|busy| busy == 0)
+}
