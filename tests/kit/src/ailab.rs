@@ -9,18 +9,17 @@ mod behaviour;
 mod crop;
 mod envelope;
 mod ledger;
+mod listen;
 mod multipart;
 mod picture;
 mod results;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -30,8 +29,8 @@ pub use ledger::{CREDITS_PER_CROP, Purchase, SeenRequest, Stats};
 pub use multipart::{SeenPart, parse as parse_multipart};
 
 pub use crate::wire::Head;
-use crate::wire::Wire;
 use ledger::{Book, Ledger};
+use listen::{Side, listen, stop};
 
 /// How long a wait for an event may take before the test is told what was seen instead.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -256,6 +255,12 @@ impl FakeAilab {
             .await
     }
 
+    /// Waits until the result server has seen at least `n` requests.
+    pub async fn wait_for_fetches(&self, n: u64) -> Stats {
+        self.wait_until(&format!("{n} fetches"), |s| s.fetches >= n)
+            .await
+    }
+
     /// Waits until nothing is in flight.
     pub async fn wait_for_idle(&self) -> Stats {
         self.wait_until("nothing in flight", |s| s.in_flight == 0)
@@ -283,86 +288,6 @@ impl FakeAilab {
         let listener = TcpListener::bind(self.results).await.unwrap();
         self.results_task = Some(listen(listener, Arc::clone(&self.ledger), Side::Results));
     }
-}
-
-#[derive(Clone, Copy)]
-enum Side {
-    Api,
-    Results,
-}
-
-/// What becomes of a connection after an answer.
-pub(crate) enum Next {
-    KeepAlive,
-    /// End in order, letting the peer read everything first.
-    Close,
-    Drop,
-    Reset,
-}
-
-fn listen(listener: TcpListener, ledger: Arc<Ledger>, side: Side) -> AbortOnDropHandle<()> {
-    AbortOnDropHandle::new(tokio::spawn(async move {
-        // Owned by this task, so that aborting it aborts every connection.
-        let mut connections = JoinSet::new();
-        let mut number = 0;
-        loop {
-            if let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(Arc::clone(&ledger), stream, side, number));
-                number += 1;
-            }
-            while connections.try_join_next().is_some() {}
-        }
-    }))
-}
-
-async fn serve(ledger: Arc<Ledger>, stream: TcpStream, side: Side, connection: u64) {
-    let mut wire = Wire::new(stream);
-    while let Ok(Some(head)) = wire.request_head().await {
-        let next = match side {
-            Side::Api => crop::serve_api(&ledger, &mut wire, head, connection).await,
-            Side::Results => results::serve_result(&ledger, &mut wire, head).await,
-        };
-        match next {
-            Ok(Next::KeepAlive) => {}
-            Ok(Next::Close) => return wire.linger().await,
-            Ok(Next::Reset) => return wire.reset(),
-            Ok(Next::Drop) | Err(_) => return,
-        }
-    }
-}
-
-async fn stop(task: &mut Option<AbortOnDropHandle<()>>) {
-    if let Some(task) = task.take() {
-        task.abort();
-        task.await.ok();
-    }
-}
-
-/// Sends a whole answer with a length that fits it.
-pub(crate) async fn answer(
-    wire: &mut Wire,
-    status: u16,
-    headers: &[(&str, &str)],
-    body: &[u8],
-    to_head: bool,
-) -> io::Result<()> {
-    wire.send(&answer_bytes(
-        status,
-        headers,
-        if to_head { &[] } else { body },
-        body.len(),
-    ))
-    .await
-}
-
-fn answer_bytes(status: u16, headers: &[(&str, &str)], body: &[u8], length: usize) -> Vec<u8> {
-    let mut bytes = format!("HTTP/1.1 {status} Scripted\r\n").into_bytes();
-    for (name, value) in headers {
-        bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
-    }
-    bytes.extend_from_slice(format!("Content-Length: {length}\r\n\r\n").as_bytes());
-    bytes.extend_from_slice(body);
-    bytes
 }
 
 fn random_key() -> String {

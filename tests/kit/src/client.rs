@@ -3,18 +3,17 @@
 //! Every call opens its own connection unless it is made on a [`RawConnection`]. Nothing is retried, no redirect is
 //! followed, and an answer that is not whole is an error. Every wait ends after a minute.
 
-use std::io;
-use std::time::Duration;
+mod connection;
 
-use tokio::net::TcpStream;
+use std::io;
+
+pub use connection::RawConnection;
 
 use crate::form::Form;
-use crate::wire::{Framing, Head, Wire};
+use crate::wire::Head;
 
 /// The path of the crop endpoint.
 pub const CROP_PATH: &str = "/api/image/editing/image-cropping";
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One whole answer.
 #[derive(Clone, Debug)]
@@ -161,9 +160,17 @@ impl Call {
         self.body.as_ref().map_or(0, Vec::len)
     }
 
-    /// Sends it whole, on a connection of its own, and reads the answer.
+    /// Sends it whole, on a connection of its own, and then reads the answer. If the server closes during the upload,
+    /// the answer counts only if it can be read all the same.
     pub async fn send(&self) -> io::Result<Answer> {
         RawConnection::open(&self.authority).await?.call(self).await
+    }
+
+    /// Sends it as curl does: as soon as the server says anything, the rest of the upload is not sent.
+    pub async fn send_until_answered(&self) -> io::Result<Answer> {
+        let mut connection = RawConnection::open(&self.authority).await?;
+        connection.send_until_answered(&self.to_bytes()).await?;
+        connection.read_answer(self.method == "HEAD").await
     }
 
     /// Sends the head with `Expect: 100-continue`, and the body only if a 100 arrives. There is no timer that sends it anyway.
@@ -265,101 +272,120 @@ impl Call {
     }
 }
 
-/// One connection, on which any bytes can be sent. Dropping it closes it.
-#[derive(Debug)]
-pub struct RawConnection(Wire);
-
-impl RawConnection {
-    /// Connects to a base URL or to `host:port`.
-    pub async fn open(base_url: &str) -> io::Result<RawConnection> {
-        let (authority, _) = split(base_url);
-        Ok(RawConnection(Wire::new(
-            within(TcpStream::connect(authority)).await?,
-        )))
-    }
-
-    /// Sends a request whole and reads its answer; the connection can be used again if the server keeps it.
-    pub async fn call(&mut self, call: &Call) -> io::Result<Answer> {
-        self.send(&call.to_bytes()).await?;
-        self.read_answer(call.method == "HEAD").await
-    }
-
-    /// Sends bytes as they are.
-    pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        within(self.0.send(bytes)).await
-    }
-
-    /// Ends our half; the answer can still be read.
-    pub async fn shutdown_write(&mut self) -> io::Result<()> {
-        self.0.shutdown().await
-    }
-
-    /// Closes with a reset.
-    pub fn reset(self) {
-        self.0.reset();
-    }
-
-    /// Reads interim answers and the final one, whole. `to_head` says that the request was a HEAD.
-    pub async fn read_answer(&mut self, to_head: bool) -> io::Result<Answer> {
-        let mut interim = Vec::new();
-        loop {
-            let head = self.read_head().await?;
-            match head.start[1].parse().unwrap_or(0) {
-                status @ 100..=199 => interim.push(status),
-                _ => return self.read_rest(head, interim, to_head).await,
-            }
-        }
-    }
-
-    /// Waits for the server to close, and says how many bytes it sent before.
-    pub async fn read_to_close(&mut self) -> io::Result<Vec<u8>> {
-        let mut all = Vec::new();
-        while let Some(piece) = within(self.0.piece(&mut Framing::UntilClose, usize::MAX)).await? {
-            all.extend_from_slice(&piece);
-        }
-        Ok(all)
-    }
-
-    async fn read_head(&mut self) -> io::Result<Head> {
-        within(self.0.answer_head()).await?.ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the server closed without an answer",
-            )
-        })
-    }
-
-    async fn read_rest(
-        &mut self,
-        head: Head,
-        interim: Vec<u16>,
-        to_head: bool,
-    ) -> io::Result<Answer> {
-        let status = head.start[1].parse().map_err(io::Error::other)?;
-        let mut framing = Framing::of_answer(&head, to_head)?;
-        let mut body = Vec::new();
-        while let Some(piece) = within(self.0.piece(&mut framing, usize::MAX)).await? {
-            body.extend_from_slice(&piece);
-        }
-        Ok(Answer {
-            status,
-            head,
-            body,
-            interim,
-        })
-    }
-}
-
-async fn within<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::time::timeout(PATIENCE, work)
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-}
-
 fn split(url: &str) -> (String, String) {
     let rest = url.strip_prefix("http://").unwrap_or(url);
     match rest.find('/') {
         Some(slash) => (rest[..slash].to_owned(), rest[slash..].to_owned()),
         None => (rest.to_owned(), "/".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Accepts one connection, reads `read` bytes, sends `answer`, waits for the peer's end, and returns what it had read.
+    async fn serve_once(
+        read: usize,
+        answer: &'static [u8],
+    ) -> (String, tokio::task::JoinHandle<Vec<u8>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/x", listener.local_addr().unwrap());
+        let task = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut seen = vec![0; read];
+            stream.read_exact(&mut seen).await.unwrap();
+            stream.write_all(answer).await.unwrap();
+            stream.shutdown().await.unwrap();
+            stream.read_to_end(&mut Vec::new()).await.ok();
+            seen
+        });
+        (url, task)
+    }
+
+    async fn check(answer: &'static [u8], expected: Result<(u16, &[u8]), io::ErrorKind>) {
+        let (url, _task) = serve_once(1, answer).await;
+        let got = get(&url).await;
+        let got = got
+            .as_ref()
+            .map(|a| (a.status, a.body.as_slice()))
+            .map_err(io::Error::kind);
+        assert_eq!(got, expected, "{}", String::from_utf8_lossy(answer));
+    }
+
+    #[tokio::test]
+    async fn only_whole_answers_are_answers() {
+        use io::ErrorKind::{InvalidData, UnexpectedEof};
+        check(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+            Ok((200, b"hi")),
+        )
+        .await;
+        check(
+            b"HTTP/1.1 200 OK\r\n\r\nto the end",
+            Ok((200, b"to the end")),
+        )
+        .await;
+        check(
+            b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 304 N\r\nContent-Length: 9\r\n\r\n",
+            Ok((304, b"")),
+        )
+        .await;
+        check(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhi\r\n0\r\nT: 1\r\n\r\n", Ok((200, b"hi"))).await;
+        check(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi",
+            Err(UnexpectedEof),
+        )
+        .await;
+        check(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n",
+            Err(UnexpectedEof),
+        )
+        .await;
+        check(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi!\r\n0\r\n\r\n",
+            Err(InvalidData),
+        )
+        .await;
+        check(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n",
+            Err(InvalidData),
+        )
+        .await;
+        check(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nhi",
+            Err(InvalidData),
+        )
+        .await;
+        check(b"HTTP/1.1 200 OK\r\nContent-", Err(UnexpectedEof)).await;
+        check(b"", Err(UnexpectedEof)).await;
+    }
+
+    #[tokio::test]
+    async fn an_early_answer_stops_an_upload_that_listens() {
+        let (url, task) = serve_once(10, b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n").await;
+        // More than the socket's buffers hold, so that a client that only sends would wait.
+        let call = Call::new("POST", &url).body(vec![0; 64 << 20]);
+        assert_eq!(call.send_until_answered().await.unwrap().status, 413);
+        assert_eq!(task.await.unwrap(), b"POST /x HT");
+    }
+
+    #[tokio::test]
+    async fn a_request_is_written_as_it_was_put_together() {
+        let call = Call::new("PUT", "http://h:1/a?b")
+            .header("X-a", "1")
+            .header("X-A", "2")
+            .body("hi");
+        let expected =
+            "PUT /a?b HTTP/1.1\r\nHost: h:1\r\nX-a: 1\r\nX-A: 2\r\nContent-Length: 2\r\n\r\nhi";
+        assert_eq!(String::from_utf8(call.to_bytes()).unwrap(), expected);
+        let bare = Call::new("GET", "http://h:1").header("host", "other");
+        assert_eq!(
+            String::from_utf8(bare.to_bytes()).unwrap(),
+            "GET / HTTP/1.1\r\nhost: other\r\n\r\n"
+        );
     }
 }

@@ -3,16 +3,18 @@
 //! Nothing of this process's environment reaches the child but `PATH`. It is signalled by its id only while it has not
 //! been reaped, so a recycled id can never be hit, and it is killed and waited for when the handle is dropped.
 
+mod output;
+
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use output::{Output, watch_exit};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -141,8 +143,8 @@ impl GranaryBuilder {
         let mut child = command
             .spawn()
             .unwrap_or_else(|e| panic!("{}: {e}", self.binary.display()));
-        let stdout = Captured::follow(child.stdout.take().expect("piped"));
-        let stderr = Captured::follow(child.stderr.take().expect("piped"));
+        let stdout = Output::follow(child.stdout.take().expect("piped"));
+        let stderr = Output::follow(child.stderr.take().expect("piped"));
         let exit = watch_exit(&child);
         GranaryProcess {
             child,
@@ -174,8 +176,8 @@ pub struct GranaryProcess {
     child: Child,
     exit: watch::Receiver<bool>,
     status: Option<ExitStatus>,
-    stdout: Captured,
-    stderr: Captured,
+    stdout: Output,
+    stderr: Output,
     public: String,
     admin: String,
     _home: Arc<TempDir>,
@@ -279,22 +281,20 @@ impl GranaryProcess {
 
     /// Waits for a log line with this message, one already written too; `None` if the child ends or `patience` does.
     pub async fn wait_for_log(&self, message: &str, patience: Duration) -> Option<Value> {
-        let mut grown = self.stderr.grown.subscribe();
-        let wait = async {
-            loop {
-                // Asked before the text is read, so that the last lines before the end are read as well.
-                let over = *grown.borrow_and_update() == Growth::Ended;
-                let found = self
-                    .log_lines()
-                    .into_iter()
-                    .find(|l| field(l, "message").is_some_and(|m| m == message));
-                if found.is_some() || over {
-                    return found;
-                }
-                grown.changed().await.ok()?;
-            }
-        };
-        tokio::time::timeout(patience, wait).await.ok().flatten()
+        self.wait_for_line(patience, |line| {
+            field(line, "message").is_some_and(|m| m == message)
+        })
+        .await
+    }
+
+    /// Waits for a JSON line on stderr that is `wanted`, one already written too; `None` if the child ends or `patience` does.
+    pub async fn wait_for_line(
+        &self,
+        patience: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Option<Value> {
+        let found = self.stderr.find_line(wanted);
+        tokio::time::timeout(patience, found).await.ok().flatten()
     }
 
     fn finished(&self) -> Finished {
@@ -315,66 +315,6 @@ impl Drop for GranaryProcess {
         if self.status.is_none() {
             self.child.kill().ok();
             self.child.wait().ok();
-        }
-    }
-}
-
-/// Waits for the end in a thread without reaping, so that the id stays the child's until its owner has seen the end.
-fn watch_exit(child: &Child) -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(false);
-    let pid = Pid::from_child(child);
-    std::thread::spawn(move || {
-        while let Err(rustix::io::Errno::INTR) = waitid(
-            WaitId::Pid(pid),
-            WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
-        ) {}
-        sender.send_replace(true);
-    });
-    receiver
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Growth {
-    Bytes(usize),
-    Ended,
-}
-
-/// One output of the child, read to its end by a thread, so that a full pipe never stops it.
-#[derive(Debug)]
-struct Captured {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    grown: Arc<watch::Sender<Growth>>,
-    reader: Option<JoinHandle<()>>,
-}
-
-impl Captured {
-    fn follow(mut pipe: impl Read + Send + 'static) -> Captured {
-        let bytes = Arc::new(Mutex::new(Vec::new()));
-        let grown = Arc::new(watch::Sender::new(Growth::Bytes(0)));
-        let (all, tell) = (Arc::clone(&bytes), Arc::clone(&grown));
-        let reader = std::thread::spawn(move || {
-            let mut piece = [0; 8192];
-            while let Ok(read @ 1..) = pipe.read(&mut piece) {
-                let mut all = all.lock().unwrap();
-                all.extend_from_slice(&piece[..read]);
-                tell.send_replace(Growth::Bytes(all.len()));
-            }
-            tell.send_replace(Growth::Ended);
-        });
-        Captured {
-            bytes,
-            grown,
-            reader: Some(reader),
-        }
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
-    }
-
-    fn finish(&mut self) {
-        if let Some(reader) = self.reader.take() {
-            reader.join().expect("the reader does not panic");
         }
     }
 }

@@ -112,6 +112,16 @@ impl Wire {
         self.stream.write_all(bytes).await
     }
 
+    /// Sends until all is sent or there is something to read; says whether all was sent.
+    pub(crate) async fn send_until_readable(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        let (read, mut write) = self.stream.split();
+        tokio::select! {
+            biased;
+            readable = read.readable() => readable.map(|()| false),
+            sent = write.write_all(bytes) => sent.map(|()| true),
+        }
+    }
+
     pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
         self.stream.shutdown().await
     }

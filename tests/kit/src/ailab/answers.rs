@@ -6,8 +6,8 @@ use std::io;
 use super::behaviour::Behaviour;
 use super::envelope;
 use super::ledger::{Held, Ledger, Purchase};
+use super::listen::{Next, answer, answer_bytes};
 use super::results::drip;
-use super::{Next, answer, answer_bytes};
 use crate::wire::{Head, Wire};
 
 /// The end of a request that was billed.
@@ -69,6 +69,13 @@ pub(super) async fn paid(
             let bytes = json_answer(200, &body);
             wire.send(&bytes[..sent.min(bytes.len() - 1)]).await?;
             return Ok(Next::Close);
+        }
+        Behaviour::StallMidAnswer(sent) => {
+            let _held = Held::begin(ledger);
+            let bytes = json_answer(200, &body);
+            wire.send(&bytes[..sent.min(bytes.len() - 1)]).await?;
+            wire.gone().await;
+            return Ok(Next::Drop);
         }
         Behaviour::ResetDuringUpload(_) => return Ok(Next::Reset),
         Behaviour::Raw { .. } => return unpaid(wire, head, behaviour).await,

@@ -67,6 +67,8 @@ pub enum Behaviour {
     CutBeforeAnswer,
     /// The whole request is received and only this many bytes of the answer, head included, are sent.
     CutMidAnswer(usize),
+    /// The same bytes of the answer are sent, and then nothing more; the connection stays open as long as the peer keeps it.
+    StallMidAnswer(usize),
     /// The whole request is received and nothing is ever said; the connection stays open as long as the peer keeps it.
     NeverAnswer,
     /// The connection is reset once this many body bytes have arrived. If the body is shorter, the request counts as received.
@@ -106,6 +108,7 @@ impl Behaviour {
             | Behaviour::Bytes(_)
             | Behaviour::CutBeforeAnswer
             | Behaviour::CutMidAnswer(_)
+            | Behaviour::StallMidAnswer(_)
             | Behaviour::NeverAnswer
             | Behaviour::ResetDuringUpload(_) => true,
             Behaviour::Raw { charged, .. } => *charged,
@@ -133,6 +136,8 @@ pub enum ResultBehaviour {
     Html,
     /// The picture's length is declared, this many bytes are sent, the connection ends.
     Truncate(usize),
+    /// The same, but the connection stays open in silence as long as the peer keeps it.
+    Stall(usize),
     /// More bytes are sent than declared: the picture, then this many more.
     LongerThanDeclared(usize),
     /// Chunks for ever, beginning with the picture.

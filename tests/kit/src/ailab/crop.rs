@@ -6,10 +6,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::answers::{paid, refuse, reply, unpaid};
 use super::behaviour::Behaviour;
+use super::envelope;
 use super::ledger::{InFlight, Ledger, SeenRequest};
+use super::listen::Next;
 use super::multipart::{self, SeenPart};
 use super::picture::Format;
-use super::{Next, envelope};
 use crate::wire::{Framing, Head, Wire};
 
 const CROP: &str = "/api/image/editing/image-cropping";

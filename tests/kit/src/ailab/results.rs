@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::behaviour::ResultBehaviour;
 use super::ledger::{Ledger, Purchase};
+use super::listen::{Next, answer};
 use super::picture::draw;
-use super::{Next, answer};
 use crate::wire::{Head, Wire};
 
 /// Answers one request for a picture.
@@ -60,6 +60,13 @@ pub(crate) async fn serve_result(ledger: &Ledger, wire: &mut Wire, head: Head) -
             wire.send(&picture[..sent.min(picture.len().saturating_sub(1))])
                 .await?;
             Ok(Next::Close)
+        }
+        ResultBehaviour::Stall(sent) => {
+            start(wire, &kind, length).await?;
+            wire.send(&picture[..sent.min(picture.len().saturating_sub(1))])
+                .await?;
+            wire.gone().await;
+            Ok(Next::Drop)
         }
         ResultBehaviour::LongerThanDeclared(more) => {
             start(wire, &kind, length).await?;

@@ -1,5 +1,6 @@
 //! The fake is held to what it claims: it is the authority on money in every other test.
 
+use std::io;
 use std::time::Duration;
 
 use ailabtools::FileInput;
@@ -422,6 +423,22 @@ async fn cuts_come_where_they_were_asked_for() {
     assert_eq!(fake.seen().last().unwrap().body.len(), 50);
     assert_eq!((fake.charges(), fake.fully_received()), (3, 3));
 
+    fake.on_next(Behaviour::StallMidAnswer(20));
+    let call = Call::crop(
+        &fake.base_url(),
+        fake.api_key().as_str(),
+        &Form::crop(png(1), 40, 30),
+    );
+    let mut connection = call.send_part(call.body_len()).await.unwrap();
+    fake.wait_for_held(1).await;
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), connection.read_to_close())
+            .await
+            .is_err()
+    );
+    drop(connection);
+    assert_eq!(fake.wait_for_idle().await.charges, 4);
+
     fake.on_next(Behaviour::NeverAnswer);
     let call = Call::crop(
         &fake.base_url(),
@@ -431,7 +448,7 @@ async fn cuts_come_where_they_were_asked_for() {
     let connection = call.send_part(call.body_len()).await.unwrap();
     fake.wait_for_held(1).await;
     drop(connection);
-    assert_eq!(fake.wait_for_idle().await.charges, 4);
+    assert_eq!(fake.wait_for_idle().await.charges, 5);
 }
 
 #[tokio::test]
@@ -597,6 +614,12 @@ async fn results_misbehave_as_scripted() {
     let mut endless = raw(ResultBehaviour::Endless).await;
     assert!(
         tokio::time::timeout(Duration::from_millis(100), endless.read_answer(false))
+            .await
+            .is_err()
+    );
+    let mut stall = raw(ResultBehaviour::Stall(30)).await;
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), stall.read_answer(false))
             .await
             .is_err()
     );
