@@ -378,6 +378,8 @@ mod tests {
         child.terminate();
         assert_eq!(child.wait_exit(START).await.unwrap().code(), Some(0));
         assert!(child.stderr_text().ends_with("bye\n"));
+        // What was said is still there after the end; what was not is known at once.
+        assert!(child.wait_for_log("listening", START).await.is_some());
         assert!(child.wait_for_log("never said", START).await.is_none());
     }
 

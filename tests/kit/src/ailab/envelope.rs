@@ -35,7 +35,7 @@ pub(crate) fn success_new(url: &str, width: u32, height: u32) -> Vec<u8> {
     .into_bytes()
 }
 
-/// What [`success_odd`] puts in `retain_location`, byte for byte.
+/// What `Behaviour::ExtraFields` puts in `retain_location`, byte for byte.
 pub const ODD_RETAIN_LOCATION: &str =
     r#"{ "height" :427,"x":-156 , "width":7.11e2,"y": 0,"confidence":0.10 }"#;
 

@@ -697,3 +697,23 @@ async fn a_hundred_is_sent_when_asked_for_and_only_then() {
     assert_eq!(call.send_split(&[1, 50, 51]).await.unwrap().status, 200);
     assert_eq!(fake.charges(), 3);
 }
+
+#[tokio::test]
+async fn a_dropped_fake_is_gone_with_its_connections() {
+    let fake = FakeAilab::start().await;
+    fake.always(Behaviour::Hold);
+    let (api, results) = (fake.base_url(), fake.result_host());
+    let call = Call::crop(&api, fake.api_key().as_str(), &Form::crop(png(1), 40, 30));
+    let mut held = call.send_part(call.body_len()).await.unwrap();
+    let mut idle = RawConnection::open(&results).await.unwrap();
+    fake.wait_for_held(1).await;
+    drop(fake);
+    assert_eq!(held.read_to_close().await.unwrap_or_default(), b"");
+    assert_eq!(idle.read_to_close().await.unwrap_or_default(), b"");
+    for url in [api, results] {
+        assert_eq!(
+            get(&url).await.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+    }
+}
