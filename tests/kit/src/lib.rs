@@ -1,1 +1,25 @@
-//! x
+//! Test servers and tools for Granary. Nothing here depends on the crate `granary`, so nothing here can share its mistakes.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`ailab`] | a fake AILab on loopback that is also a ledger: it knows what it would have charged, and what it was sent |
+//! | [`form`] | multipart bodies as real clients build them, and as hostile ones do |
+//! | [`client`] | a small HTTP/1.1 client that can stop half way, wait for a 100, or send any bytes |
+//! | [`process`] | the real binary as a child process: its log, its addresses, its death |
+//! | [`leak`] | looks for secrets in bytes, files and directories, in every encoding they might wear |
+//! | [`images`] | pictures in memory: photographs, tiny ones, bombs |
+//!
+//! Everything listens on port 0 of loopback and stops when it is dropped. Waits are for an event and bounded;
+//! when a bound is hit the kit panics and says what it saw.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test kit: a poisoned lock or a broken fixture should end the test where it happened"
+)]
+
+pub mod ailab;
+pub mod client;
+pub mod form;
+pub mod images;
+pub mod leak;
+pub mod process;
+mod wire;
