@@ -1,0 +1,224 @@
+//! The text around the parts: the boundary in a `Content-Type`, and the header lines of a part.
+//!
+//! Grammar of RFC 2046, RFC 7578 and RFC 9110 section 5.6. Of a part's headers only the field name
+//! is kept; the others are checked for what would make the form mean something else to someone
+//! else. Stricter than the RFCs on purpose: a parameter given twice and folded lines are refused.
+
+use std::borrow::Cow;
+
+use super::Broken;
+
+/// The longest boundary RFC 2046 allows.
+const MAX_BOUNDARY_BYTES: usize = 70;
+
+/// The boundary of a form: 1 to 70 bytes, none of them a control character, the last not a space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boundary(Vec<u8>);
+
+/// Why a `Content-Type` does not announce a form that can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ContentTypeError {
+    /// There is no such header.
+    #[error("the request has no Content-Type; send image, width and height as multipart/form-data")]
+    Absent,
+    /// There are several such headers.
+    #[error("the request has more than one Content-Type header; send exactly one")]
+    Repeated,
+    /// Another media type.
+    #[error(
+        "the Content-Type is not multipart/form-data; send image, width and height as the fields of such a form"
+    )]
+    NotFormData,
+    /// The parameters do not follow the grammar.
+    #[error("the parameters of the Content-Type cannot be read; let the HTTP library set this header")]
+    Malformed,
+    /// No boundary parameter.
+    #[error("the Content-Type has no boundary parameter; let the HTTP library set this header")]
+    NoBoundary,
+    /// Two boundary parameters, of which another program might take the other one.
+    #[error("the Content-Type has two boundary parameters; send exactly one")]
+    TwoBoundaries,
+    /// A boundary that is empty, too long, ends in a space or has a character that is not allowed.
+    #[error(
+        "the boundary in the Content-Type must have 1 to 70 letters, digits or punctuation marks and not end in a space"
+    )]
+    BadBoundary,
+}
+
+impl Boundary {
+    /// Reads the value of a `Content-Type` header.
+    ///
+    /// # Errors
+    /// [`ContentTypeError`], for anything but one usable boundary of a `multipart/form-data`.
+    pub fn parse(content_type: &[u8]) -> Result<Self, ContentTypeError> {
+        let end = memchr::memchr(b';', content_type).unwrap_or(content_type.len());
+        let (media_type, parameters) = content_type.split_at(end);
+        if !trim(media_type).eq_ignore_ascii_case(b"multipart/form-data") {
+            return Err(ContentTypeError::NotFormData);
+        }
+        let mut boundary = None;
+        for parameter in Parameters(parameters) {
+            let Parameter { name, value, quoted } =
+                parameter.map_err(|Malformed| ContentTypeError::Malformed)?;
+            if !name.eq_ignore_ascii_case(b"boundary") {
+                continue;
+            }
+            // Two headers that a proxy joined with a comma look like this.
+            if !quoted && value.iter().copied().any(is_blank) {
+                return Err(ContentTypeError::Malformed);
+            }
+            if boundary.replace(value).is_some() {
+                return Err(ContentTypeError::TwoBoundaries);
+            }
+        }
+        let boundary = boundary.ok_or(ContentTypeError::NoBoundary)?.into_owned();
+        let fits = (1..=MAX_BOUNDARY_BYTES).contains(&boundary.len());
+        if fits && boundary.last() != Some(&b' ') && boundary.iter().copied().all(is_boundary_byte) {
+            Ok(Self(boundary))
+        } else {
+            Err(ContentTypeError::BadBoundary)
+        }
+    }
+
+    /// The boundary itself, without dashes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Reads the header lines of one part, each ending in CRLF, and returns the name of its field.
+/// `None`: the part is not a named field of a form.
+pub(super) fn field_name(head: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Broken> {
+    let mut disposition = None;
+    let mut rest = head;
+    while let Some(end) = memchr::memchr(b'\r', rest) {
+        let line = &rest[..end];
+        rest = &rest[end + 2..];
+        let colon = memchr::memchr(b':', line).ok_or(Broken::HeaderLine)?;
+        let (name, value) = (&line[..colon], trim(&line[colon + 1..]));
+        let is_text = |byte: &u8| !byte.is_ascii_control() || *byte == b'\t';
+        if name.is_empty() || !name.iter().copied().all(is_token_byte) || !value.iter().all(is_text) {
+            return Err(Broken::HeaderLine);
+        }
+        if name.eq_ignore_ascii_case(b"Content-Disposition") {
+            if disposition.replace(value).is_some() {
+                return Err(Broken::Disposition);
+            }
+        } else if name.eq_ignore_ascii_case(b"Content-Type") {
+            if value.get(..10).is_some_and(|start| start.eq_ignore_ascii_case(b"multipart/")) {
+                return Err(Broken::Nested);
+            }
+        } else if name.eq_ignore_ascii_case(b"Content-Transfer-Encoding")
+            && ![&b"7bit"[..], b"8bit", b"binary"].iter().any(|plain| value.eq_ignore_ascii_case(plain))
+        {
+            return Err(Broken::TransferEncoding);
+        }
+    }
+    disposition.map_or(Ok(None), name_parameter)
+}
+
+/// The `name` of a `Content-Disposition`; `filename`, `filename*` and `name*` mean nothing here.
+fn name_parameter(disposition: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Broken> {
+    let end = memchr::memchr(b';', disposition).unwrap_or(disposition.len());
+    let (kind, parameters) = disposition.split_at(end);
+    let mut found = None;
+    for parameter in Parameters(parameters) {
+        let Parameter { name, value, .. } = parameter.map_err(|Malformed| Broken::Disposition)?;
+        if name.eq_ignore_ascii_case(b"name") && found.replace(value).is_some() {
+            return Err(Broken::Disposition);
+        }
+    }
+    Ok(found.filter(|_| trim(kind).eq_ignore_ascii_case(b"form-data")))
+}
+
+/// Parameters as they follow a value: `; name=value; name="quoted \" value"`.
+struct Parameters<'a>(&'a [u8]);
+
+struct Parameter<'a> {
+    name: &'a [u8],
+    value: Cow<'a, [u8]>,
+    quoted: bool,
+}
+
+/// Something that is not a parameter; nothing can be read after it.
+struct Malformed;
+
+impl<'a> Iterator for Parameters<'a> {
+    type Item = Result<Parameter<'a>, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // A semicolon too many, as some clients leave at the end, is allowed by RFC 9110.
+        let mut rest = trim_start(self.0);
+        while let Some(after) = rest.strip_prefix(b";") {
+            rest = trim_start(after);
+        }
+        if rest.is_empty() {
+            return None;
+        }
+        Some(self.parameter(rest).ok_or(Malformed))
+    }
+}
+
+impl<'a> Parameters<'a> {
+    fn parameter(&mut self, text: &'a [u8]) -> Option<Parameter<'a>> {
+        let equals = text.iter().position(|byte| !is_token_byte(*byte))?;
+        let (name, rest) = text.split_at(equals);
+        let rest = rest.strip_prefix(b"=").filter(|_| !name.is_empty())?;
+        if let Some(quoted) = rest.strip_prefix(b"\"") {
+            let (value, rest) = unquote(quoted)?;
+            self.0 = trim_start(rest);
+            let ends = self.0.is_empty() || self.0.starts_with(b";");
+            return ends.then_some(Parameter { name, value, quoted: true });
+        }
+        // More than a token: some clients quote neither a file name with spaces nor a boundary
+        // with slashes, and up to the next semicolon there is no doubt what they mean.
+        let end = memchr::memchr(b';', rest).unwrap_or(rest.len());
+        let (value, rest) = rest.split_at(end);
+        self.0 = rest;
+        let value = Cow::Borrowed(trim(value));
+        (!value.contains(&b'"')).then_some(Parameter { name, value, quoted: false })
+    }
+}
+
+/// Reads up to the closing quote; returns the value and what follows the quote.
+fn unquote(text: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
+    let mut value = Cow::Borrowed(&[][..]);
+    let mut from = 0;
+    loop {
+        let at = from + memchr::memchr2(b'"', b'\\', &text[from..])?;
+        let piece = &text[from..at];
+        if text[at] == b'"' && from == 0 {
+            return Some((Cow::Borrowed(piece), &text[at + 1..]));
+        }
+        value.to_mut().extend_from_slice(piece);
+        if text[at] == b'"' {
+            return Some((value, &text[at + 1..]));
+        }
+        value.to_mut().push(*text.get(at + 1)?);
+        from = at + 2;
+    }
+}
+
+fn trim_start(text: &[u8]) -> &[u8] {
+    let start = text.iter().position(|byte| !is_blank(*byte)).unwrap_or(text.len());
+    &text[start..]
+}
+
+/// Without the spaces and tabs around it.
+pub(crate) fn trim(text: &[u8]) -> &[u8] {
+    let end = text.iter().rposition(|byte| !is_blank(*byte)).map_or(0, |last| last + 1);
+    trim_start(&text[..end])
+}
+
+pub(super) fn is_blank(byte: u8) -> bool {
+    byte == b' ' || byte == b'\t'
+}
+
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// RFC 2046's characters, and those of a token besides: `*****` is a boundary in wide use.
+fn is_boundary_byte(byte: u8) -> bool {
+    is_token_byte(byte) || b"(),/:=? ".contains(&byte)
+}
