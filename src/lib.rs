@@ -1,4 +1,7 @@
 //! Granary.
+pub mod app;
+pub mod cli;
+pub mod config;
 pub mod download;
 pub mod envelope;
 pub mod key;
@@ -6,4 +9,5 @@ pub mod operation;
 pub mod picture;
 pub mod secret;
 pub mod store;
+pub mod teams;
 pub mod upstream;
