@@ -2,6 +2,9 @@
 pub mod clock;
 pub mod coalesce;
 mod crash;
+pub mod app;
+pub mod cli;
+pub mod config;
 pub mod download;
 pub mod envelope;
 pub mod key;
@@ -13,4 +16,5 @@ pub mod request;
 pub mod secret;
 pub mod slots;
 pub mod store;
+pub mod teams;
 pub mod upstream;

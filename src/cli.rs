@@ -1,0 +1,146 @@
+//! The command line: verbs, what they print, and exit codes.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0, 1 when
+//! something failed at work, 2 for wrong usage, 3 for a configuration that is not valid.
+
+mod key;
+pub mod logging;
+mod token;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, Environment, Loaded, Problems};
+
+/// A caching reverse proxy in front of the paid AILabTools image cropping API.
+#[derive(Parser)]
+#[command(name = "granary", version, about)]
+struct Arguments {
+    /// The configuration file; else the one GRANARY_CONFIG names, else granary.toml if it is here
+    #[arg(long, global = true, value_name = "PATH")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Serve until told to stop; what happens without a verb
+    Serve,
+    /// Check the configuration and print every problem, one per line
+    Check,
+    /// Print the effective configuration with the meaning of every field, secrets as stars
+    Config,
+    /// Print the key of a picture at a size: what GET …/image-cropping/KEY looks up
+    Key(key::KeyArguments),
+    /// Tokens, with which teams call
+    #[command(subcommand)]
+    Token(token::TokenVerb),
+}
+
+/// Where a verb reads and writes; tests hand in buffers.
+pub struct Console<'a> {
+    /// Standard input.
+    pub stdin: &'a mut dyn Read,
+    /// Standard output: results.
+    pub stdout: &'a mut dyn Write,
+    /// Standard error: everything else.
+    pub stderr: &'a mut dyn Write,
+}
+
+/// Why a verb did not succeed.
+enum Failure {
+    Work(anyhow::Error),
+    Configuration(Problems),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Work(error.into())
+    }
+}
+
+/// Runs the program with the process's arguments, environment and standard streams.
+pub fn main() -> ExitCode {
+    let (mut stdin, mut stdout, mut stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let mut console = Console { stdin: &mut stdin, stdout: &mut stdout, stderr: &mut stderr };
+    ExitCode::from(run(std::env::args_os(), &Environment::of_process(), &mut console))
+}
+
+/// Runs one command line, program name first, and returns its exit code.
+pub fn run(
+    arguments: impl IntoIterator<Item = OsString>,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> u8 {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are asked for; anything else is wrong usage.
+            let out = if error.use_stderr() { &mut *console.stderr } else { &mut *console.stdout };
+            let printed = write!(out, "{}", error.render());
+            return if error.use_stderr() { 2 } else { u8::from(printed.is_err()) };
+        }
+    };
+    let done = match arguments.verb.unwrap_or(Verb::Serve) {
+        Verb::Serve => load(arguments.config, environment).and_then(serve),
+        Verb::Check => load(arguments.config, environment).and_then(|loaded| check(&loaded, console)),
+        Verb::Config => load(arguments.config, environment).and_then(|loaded| {
+            write!(console.stdout, "{}", loaded.config.to_commented_toml()).context(CANNOT_WRITE)?;
+            Ok(())
+        }),
+        Verb::Key(arguments) => key::run(&arguments, console),
+        Verb::Token(verb) => token::run(verb, console),
+    };
+    let (code, message) = match done {
+        Ok(()) => return 0,
+        Err(Failure::Work(error)) => (1, format!("granary: {error:#}")),
+        Err(Failure::Configuration(problems)) => (3, problems.to_string()),
+    };
+    // When standard error is gone too, the exit code is all that can be said.
+    let _ = writeln!(console.stderr, "{message}");
+    code
+}
+
+/// What a failed write to standard output is called.
+const CANNOT_WRITE: &str = "cannot write to standard output";
+
+fn load(file: Option<PathBuf>, environment: &Environment) -> Result<Loaded, Failure> {
+    Config::load(file.as_deref(), environment).map_err(Failure::Configuration)
+}
+
+fn check(loaded: &Loaded, console: &mut Console<'_>) -> Result<(), Failure> {
+    for warning in &loaded.warnings {
+        writeln!(console.stderr, "warning: {warning}")?;
+    }
+    let source = match &loaded.file {
+        Some(file) => file.display().to_string(),
+        None => "no file, only defaults and variables".to_owned(),
+    };
+    writeln!(console.stdout, "the configuration is valid ({source})").context(CANNOT_WRITE)?;
+    Ok(())
+}
+
+fn serve(loaded: Loaded) -> Result<(), Failure> {
+    logging::start(&loaded.config.log)?;
+    if let Some(file) = &loaded.file {
+        tracing::info!(file = %file.display(), "configuration read");
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the threads that serve; allow this process more threads")?;
+    runtime.block_on(crate::app::serve(loaded.config))?;
+    Ok(())
+}

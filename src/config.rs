@@ -1,0 +1,199 @@
+//! One TOML file and the environment become one [`Config`], or the list of all that is wrong.
+//!
+//! Everything has a default, and the [`Default`] as a whole is the embedded mode: the built-in
+//! engine, files below the working directory, loopback, no account. Every field is documented
+//! where it is declared, and `granary config` prints those docs.
+//!
+//! Only this module reads the process's environment. A setting exists here when the program
+//! honours it, and not before: an unknown one is refused, never ignored.
+
+mod check;
+mod origin;
+mod print;
+mod problems;
+mod read;
+mod server;
+mod setting;
+mod storage;
+mod team;
+mod units;
+mod upstream;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+pub use origin::Origin;
+pub use problems::{Problem, Problems};
+pub use server::{LogConfig, LogFormat, LogLevel, ServerConfig};
+pub use storage::{CacheConfig, StateConfig, StoreConfig, StoreKind};
+pub use team::{BudgetConfig, TeamConfig};
+pub use units::{ByteSize, parse_moment};
+pub use upstream::{UpstreamConfig, UpstreamKind};
+
+use crate::teams::Teams;
+use setting::Section;
+
+/// The file that is read when none is named, if it exists.
+const DEFAULT_FILE: &str = "granary.toml";
+/// The variable that names the file.
+const FILE_VARIABLE: &str = "GRANARY_CONFIG";
+/// The largest file that is read, in bytes.
+const LARGEST_FILE: u64 = 4 << 20;
+
+/// All settings. Its `Debug` shows no secret.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// `[server]`
+    pub server: ServerConfig,
+    /// `[upstream]`
+    pub upstream: UpstreamConfig,
+    /// `[store]`
+    pub store: StoreConfig,
+    /// `[state]`
+    pub state: StateConfig,
+    /// `[cache]`
+    pub cache: CacheConfig,
+    /// `[budget]`
+    pub budget: BudgetConfig,
+    /// `[[team]]`, as often as there are teams.
+    pub teams: Vec<TeamConfig>,
+    /// `[log]`
+    pub log: LogConfig,
+}
+
+/// A valid configuration, and what may be wrong with it nevertheless.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// Sentences for whoever runs the program.
+    pub warnings: Vec<String>,
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads the file `named`, or the one the environment names, or `granary.toml` in the working
+    /// directory if there is one; then what variables say; then checks it all.
+    ///
+    /// # Errors
+    /// Every problem there is, in the file, the variables and the key's file.
+    pub fn load(named: Option<&Path>, environment: &Environment) -> Result<Loaded, Problems> {
+        let named = named.map(Path::to_owned).or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from));
+        let file = named.or_else(|| {
+            let default = environment.directory.join(DEFAULT_FILE);
+            default.exists().then_some(default)
+        });
+        let Some(file) = file else { return Self::parse("", environment) };
+        let (text, is_open) = read_file(&file).map_err(|why| Problems::one(file.display(), why))?;
+        let mut loaded = Self::parse(&text, environment)?;
+        if is_open && loaded.config.upstream.api_key.is_some() && environment.get(KEY_VARIABLE).is_none() {
+            loaded.warnings.push(format!(
+                "{} holds upstream.api_key and every user of this machine may read it; use api_key_file, or \
+                 chmod o= the file",
+                file.display()
+            ));
+        }
+        loaded.file = Some(file);
+        Ok(loaded)
+    }
+
+    /// What `text`, a TOML file, and the variables say together.
+    ///
+    /// # Errors
+    /// Every problem there is.
+    pub fn parse(text: &str, environment: &Environment) -> Result<Loaded, Problems> {
+        let mut reading = read::Reading::default();
+        let mut config = reading.file(text)?;
+        reading.variables(&mut config, environment);
+        check::check(&mut config, &mut reading);
+        let read::Reading { problems, warnings, .. } = reading;
+        if problems.is_empty() { Ok(Loaded { config, warnings, file: None }) } else { Err(problems) }
+    }
+
+    /// The teams and their tokens.
+    pub fn teams(&self) -> Teams {
+        Teams::new(self.teams.iter().map(|team| (team.team(), team.tokens.clone())))
+    }
+
+    /// The configuration as a TOML file with every field and its docs, and stars for secrets.
+    pub fn to_commented_toml(&self) -> String {
+        print::print(self)
+    }
+
+    /// Shows every section but the teams to `visitor`.
+    fn visit(&mut self, visitor: &mut impl SectionVisitor) {
+        visitor.section("server", &mut self.server);
+        visitor.section("upstream", &mut self.upstream);
+        visitor.section("store", &mut self.store);
+        visitor.section("state", &mut self.state);
+        visitor.section("cache", &mut self.cache);
+        visitor.section("budget", &mut self.budget);
+        visitor.section("log", &mut self.log);
+    }
+}
+
+/// The names of the sections [`Config::visit`] shows.
+const SECTIONS: [&str; 7] = ["server", "upstream", "store", "state", "cache", "budget", "log"];
+/// The variable people should put the upstream's key in.
+const KEY_VARIABLE: &str = "GRANARY_UPSTREAM_API_KEY";
+
+/// What is done with every section.
+trait SectionVisitor {
+    fn section<S: Section>(&mut self, name: &'static str, section: &mut S);
+}
+
+/// What the process was given besides its arguments; tests make up their own.
+#[derive(Clone, Default)]
+pub struct Environment {
+    /// Where `granary.toml` is looked for.
+    directory: PathBuf,
+    /// The variables that are ours, by name. Without `Debug`: one of them is a key.
+    variables: BTreeMap<String, String>,
+}
+
+impl Environment {
+    /// The variables of this process that are ours.
+    pub fn of_process() -> Self {
+        let ours = std::env::vars_os().filter_map(|(name, value)| {
+            let name = name.into_string().ok().filter(|name| name.starts_with("GRANARY_"))?;
+            Some((name, value.to_string_lossy().into_owned()))
+        });
+        Self { directory: PathBuf::new(), variables: ours.collect() }
+    }
+
+    /// Made-up variables, and the directory in which `granary.toml` may be.
+    pub fn of<'a>(directory: &Path, variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let owned = variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self { directory: directory.to_owned(), variables: owned.collect() }
+    }
+
+    /// A variable's value; one that is empty counts as not set, because that is how compose files
+    /// and charts write "nothing".
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.variables.keys().map(String::as_str)
+    }
+}
+
+/// The file's text, and whether it is open to every user of this machine.
+fn read_file(path: &Path) -> Result<(String, bool), String> {
+    let failed = |error| format!("cannot be read ({error}); name a readable file with --config");
+    let file = File::open(path).map_err(failed)?;
+    let is_open = file.metadata().is_ok_and(|metadata| upstream::is_open_to_everyone(&metadata));
+    let mut bytes = Vec::new();
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err("is larger than 4 MiB; it cannot be a configuration".to_owned());
+    }
+    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8; save it in that encoding".to_owned())?;
+    Ok((text, is_open))
+}

@@ -1,0 +1,189 @@
+//! What the values must be, alone and together: run after file and variables are read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::read::{Reading, team_path};
+use super::{Config, UpstreamKind};
+use crate::teams::{LOCAL_TEAM, is_team_name};
+
+/// Notes all problems of `config`, and fills in what follows from other fields.
+pub(super) fn check(config: &mut Config, reading: &mut Reading) {
+    listeners(config, reading);
+    limits(config, reading);
+    upstream(config, reading);
+    if config.store.path == config.state.path {
+        reading.problem(
+            &["state.path", "store.path"],
+            "is the same folder as store.path; give results and ledger a folder each",
+        );
+    }
+    teams(config, reading);
+}
+
+fn listeners(config: &Config, reading: &mut Reading) {
+    let server = &config.server;
+    let is_public = !server.listen.ip().to_canonical().is_loopback();
+    if is_public && config.teams.is_empty() {
+        reading.problem(
+            &["server.listen", "team"],
+            format!(
+                "is {}, which other machines can reach, and no teams are configured, so anyone could spend \
+                 credits; add a [[team]] with a token (granary token new TEAM), or listen on 127.0.0.1",
+                server.listen
+            ),
+        );
+    }
+    if is_public && server.public_url.is_none() {
+        reading.problem(
+            &["server.public_url", "server.listen"],
+            "is missing; permanent URLs begin with it, so write where clients reach this server, such as \
+             https://granary.example.com",
+        );
+    }
+    if !server.admin_listen.ip().to_canonical().is_loopback() {
+        reading.problem(
+            &["server.admin_listen"],
+            format!(
+                "is {}, which other machines can reach, and this version asks nobody for a credential there; \
+                 listen on 127.0.0.1 and let a local agent or an SSH tunnel reach it",
+                server.admin_listen
+            ),
+        );
+    }
+    if server.listen == server.admin_listen && server.listen.port() != 0 {
+        reading.problem(
+            &["server.admin_listen", "server.listen"],
+            "is the same address as server.listen; give it another port",
+        );
+    }
+}
+
+fn limits(config: &Config, reading: &mut Reading) {
+    let (server, upstream) = (&config.server, &config.upstream);
+    for (field, duration) in [
+        ("server.head_timeout", server.head_timeout),
+        ("server.idle_timeout", server.idle_timeout),
+        ("server.body_timeout", server.body_timeout),
+        ("server.answer_within", server.answer_within),
+        ("upstream.connect_timeout", upstream.connect_timeout),
+        ("upstream.upload_timeout", upstream.upload_timeout),
+        ("upstream.hard_stop", upstream.hard_stop),
+        ("upstream.result_url_ttl", upstream.result_url_ttl),
+        ("upstream.result_timeout", upstream.result_timeout),
+    ] {
+        if duration < Duration::from_millis(1) {
+            reading.problem(&[field], "leaves no time at all; write at least 1ms");
+        }
+    }
+    for (field, number, least, most) in [
+        ("server.max_connections", server.max_connections as u64, 1, 1_000_000),
+        ("upstream.concurrency", upstream.concurrency as u64, 1, 1_000),
+        ("upstream.queue", upstream.queue as u64, 0, 1_000_000),
+        ("upstream.credits_per_call", upstream.credits_per_call, 1, 1_000_000),
+        ("upstream.result_max_bytes", upstream.result_max_bytes.0, 1, 1 << 30),
+    ] {
+        if !(least..=most).contains(&number) {
+            reading.problem(&[field], format!("is {number}; write a number from {least} to {most}"));
+        }
+    }
+}
+
+fn upstream(config: &mut Config, reading: &mut Reading) {
+    let upstream = &mut config.upstream;
+    if !reading.is_set("upstream.namespace") {
+        upstream.namespace = upstream.kind.default_namespace().to_owned();
+    }
+    let namespace = &upstream.namespace;
+    let is_plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(is_plain) {
+        reading.problem(&["upstream.namespace"], "is not 1 to 64 of a-z, 0-9 and -; write such as ailab-v1");
+    }
+    let (other, other_kind) = match upstream.kind {
+        UpstreamKind::Builtin => ("ailab-", "ailab"),
+        UpstreamKind::Ailab => ("builtin-", "builtin"),
+    };
+    if namespace.starts_with(other) {
+        reading.problem(
+            &["upstream.namespace", "upstream.kind"],
+            format!("is one for kind {other_kind}, whose results must not mix with others; leave it out"),
+        );
+    }
+    if upstream.result_hosts.iter().any(|entry| entry.trim().is_empty()) {
+        reading.problem(&["upstream.result_hosts"], "has an empty entry; remove it");
+    }
+    if !upstream.base_url.is_encrypted() && !upstream.base_url.is_loopback() {
+        reading.problem(
+            &["upstream.base_url"],
+            "is not encrypted, and the key would travel in the clear; write https://",
+        );
+    }
+    key(config, reading);
+}
+
+fn key(config: &Config, reading: &mut Reading) {
+    const BOTH: [&str; 3] = ["upstream.api_key", "upstream.api_key_file", "upstream.kind"];
+    let upstream = &config.upstream;
+    let field = if upstream.api_key.is_some() { "upstream.api_key" } else { "upstream.api_key_file" };
+    match (upstream.kind, upstream.api_key.is_some(), upstream.api_key_file.is_some()) {
+        (UpstreamKind::Builtin, false, false) => {}
+        (UpstreamKind::Builtin, _, _) => reading.problem(
+            &[field, "upstream.kind"],
+            "is set, but the built-in engine needs no key; remove it, or write kind = \"ailab\"",
+        ),
+        (UpstreamKind::Ailab, false, false) => reading.problem(
+            &BOTH,
+            "is missing; put the key of the AILabTools account into the variable GRANARY_UPSTREAM_API_KEY, or \
+             into a file named by upstream.api_key_file",
+        ),
+        (UpstreamKind::Ailab, true, true) => {
+            reading.problem(&BOTH, "is set, and so is upstream.api_key_file; remove one of them");
+        }
+        (UpstreamKind::Ailab, _, _) => match upstream.key() {
+            Ok(key) if key.as_ref().is_some_and(|key| key.expose().bytes().all(|byte| byte == b'*')) => {
+                reading.warnings.push(format!(
+                    "{field} holds the stars that granary config prints in place of a key; put the key there"
+                ));
+            }
+            Ok(_) => {}
+            Err(why) => reading.problem(&[field, "upstream.kind"], why),
+        },
+    }
+}
+
+fn teams(config: &Config, reading: &mut Reading) {
+    let mut names = BTreeSet::new();
+    let mut ids = BTreeMap::new();
+    for (index, team) in config.teams.iter().enumerate() {
+        let path = team_path(index, &team.name);
+        let name = format!("{path}.name");
+        if team.name.is_empty() {
+            reading.problem(&[&name], "is missing; give the team a name such as \"web\"");
+        } else if !is_team_name(&team.name) {
+            reading.problem(
+                &[&name],
+                "is not 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit; write such as \"web\"",
+            );
+        } else if team.name == LOCAL_TEAM {
+            reading.problem(&[&name], "is reserved for the time when no teams are configured; write another");
+        } else if !names.insert(&team.name) {
+            reading.problem(&[&name], "is the name of two teams; give each its own");
+        }
+        for (number, token) in team.tokens.iter().enumerate() {
+            if let Some(other) = ids.insert(token.id, path.clone()) {
+                let at = format!("{path}.tokens[{number}].id");
+                reading.problem(
+                    &[&at],
+                    format!("is also in {other}.tokens; make another token with granary token new"),
+                );
+            }
+        }
+        let rate = format!("{path}.misses_per_second");
+        if team.misses_per_second.is_some_and(|rate| !(0.001..=1000.0).contains(&rate)) {
+            reading.problem(&[&rate], "is out of range; write a number from 0.001 to 1000, or leave it out");
+        }
+        if team.tokens.is_empty() && !team.disabled {
+            reading.warnings.push(format!("{path} has no tokens, so nobody can call as that team"));
+        }
+    }
+}

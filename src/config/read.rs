@@ -1,0 +1,215 @@
+//! Fills a [`Config`] from the file's text, then from variables, and notes every problem.
+
+use std::collections::BTreeSet;
+
+use toml::{Table, Value};
+
+use super::problems::Problems;
+use super::setting::{Fault, FieldDoc, FieldVisitor, Section, Setting, kind, shown};
+use super::team::TeamConfig;
+use super::{Config, Environment, SECTIONS, SectionVisitor};
+
+/// Variables that are ours and no settings.
+const OTHER_VARIABLES: [&str; 3] = ["GRANARY_CONFIG", "GRANARY_ADMIN_TOKEN", "GRANARY_CRASH_AT"];
+
+/// What has been found out while reading.
+#[derive(Default)]
+pub(super) struct Reading {
+    /// What is wrong.
+    pub problems: Problems,
+    /// What may be wrong.
+    pub warnings: Vec<String>,
+    /// The fields that somebody set.
+    set: BTreeSet<String>,
+    /// The fields whose value could not be read, so that nothing follows from what they now hold.
+    unread: BTreeSet<String>,
+}
+
+impl Reading {
+    /// What the file says.
+    ///
+    /// # Errors
+    /// The text is not TOML: nothing more can be said about it.
+    pub(super) fn file(&mut self, text: &str) -> Result<Config, Problems> {
+        let mut root = parse(text)?;
+        let mut config = Config::default();
+        let teams = root.remove("team");
+        config.visit(&mut FromFile { root: &mut root, reading: self });
+        for name in root.keys() {
+            let known = SECTIONS.join("], [");
+            self.problems
+                .add(shown_name(name), format!("is unknown; the sections are [{known}] and [[team]]"));
+        }
+        match teams {
+            None => {}
+            Some(Value::Array(teams)) => {
+                config.teams =
+                    teams.into_iter().enumerate().map(|(index, team)| self.team(index, team)).collect();
+            }
+            Some(_) => self.problems.add("team", "is not a list of teams; begin each team with [[team]]"),
+        }
+        Ok(config)
+    }
+
+    fn team(&mut self, index: usize, value: Value) -> TeamConfig {
+        let mut team = TeamConfig::default();
+        let Value::Table(table) = value else {
+            self.problems.add(team_path(index, ""), "is not a team; begin each team with [[team]]");
+            return team;
+        };
+        let name = table.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        self.table(&team_path(index, &name), &mut team, table);
+        team
+    }
+
+    /// Reads `table` into `section`; `path` is what its fields are called in problems.
+    fn table(&mut self, path: &str, section: &mut impl Section, table: Table) {
+        let mut fields = FromTable { path, table, known: Vec::new(), reading: self };
+        section.visit(&mut fields);
+        let FromTable { table, known, .. } = fields;
+        for name in table.keys() {
+            let known = known.join(", ");
+            self.problems.add(
+                format!("{path}.{}", shown_name(name)),
+                format!("is unknown; the fields here are {known}"),
+            );
+        }
+    }
+
+    /// What variables say, over what the file said.
+    pub(super) fn variables(&mut self, config: &mut Config, environment: &Environment) {
+        let mut overlay = FromVariables { environment, section: "", known: Vec::new(), reading: self };
+        config.visit(&mut overlay);
+        let known = overlay.known;
+        let unknown =
+            |name: &&str| !known.iter().any(|known| known == name) && !OTHER_VARIABLES.contains(name);
+        for name in environment.names().filter(unknown) {
+            self.warnings
+                .push(format!("the variable {} is no setting of Granary and is ignored", shown_name(name)));
+        }
+    }
+
+    /// Did somebody set this field?
+    pub(super) fn is_set(&self, field: &str) -> bool {
+        self.set.contains(field)
+    }
+
+    /// Notes a problem of the first of `fields` that follows from all of them; nothing follows from
+    /// a field whose value could not be read.
+    pub(super) fn problem(&mut self, fields: &[&str], message: impl Into<String>) {
+        if !fields.iter().any(|field| self.unread.contains(*field)) {
+            self.problems.add(fields[0], message);
+        }
+    }
+
+    fn take<T: Setting>(&mut self, field: String, read: Result<T, Vec<Fault>>, into: &mut T, from: &str) {
+        match read {
+            Ok(value) => {
+                *into = value;
+                self.unread.remove(&field);
+            }
+            Err(faults) => {
+                for Fault { at, why } in faults {
+                    self.problems.add(format!("{field}{at}{from}"), why);
+                }
+                self.unread.insert(field.clone());
+            }
+        }
+        self.set.insert(field);
+    }
+}
+
+/// What a team is called in problems.
+pub(super) fn team_path(index: usize, name: &str) -> String {
+    if crate::teams::is_team_name(name) { format!("team.{name}") } else { format!("team[{index}]") }
+}
+
+/// A name as it may stand in a message.
+fn shown_name(name: &str) -> String {
+    let plain = name.len() <= 64
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+    if plain && !name.is_empty() { name.to_owned() } else { shown(name) }
+}
+
+/// The file as a table. The parser's own report would quote the line, which may hold a key.
+fn parse(text: &str) -> Result<Table, Problems> {
+    let (_, mut errors) = toml::de::DeTable::parse_recoverable(text);
+    errors.sort_by_key(|error| error.span().map(|span| span.start));
+    let mut problems = Problems::default();
+    let mut add = |error: &toml::de::Error| {
+        let start = error.span().map_or(0, |span| span.start);
+        let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+        problems.add(format!("line {line}"), format!("is not TOML ({})", error.message()));
+    };
+    errors.iter().for_each(&mut add);
+    if errors.is_empty() {
+        match text.parse() {
+            Ok(table) => return Ok(table),
+            Err(error) => add(&error),
+        }
+    }
+    Err(problems)
+}
+
+struct FromFile<'a> {
+    root: &'a mut Table,
+    reading: &'a mut Reading,
+}
+
+impl SectionVisitor for FromFile<'_> {
+    fn section<S: Section>(&mut self, name: &'static str, section: &mut S) {
+        match self.root.remove(name) {
+            None => {}
+            Some(Value::Table(table)) => self.reading.table(name, section, table),
+            Some(other) => {
+                self.reading.problems.add(name, format!("is {}; write a section [{name}]", kind(&other)));
+            }
+        }
+    }
+}
+
+struct FromTable<'a> {
+    path: &'a str,
+    table: Table,
+    known: Vec<&'static str>,
+    reading: &'a mut Reading,
+}
+
+impl FieldVisitor for FromTable<'_> {
+    fn field<T: Setting>(&mut self, field: FieldDoc, value: &mut T) {
+        self.known.push(field.name);
+        if let Some(found) = self.table.remove(field.name) {
+            self.reading.take(format!("{}.{}", self.path, field.name), T::from_toml(found), value, "");
+        }
+    }
+}
+
+struct FromVariables<'a> {
+    environment: &'a Environment,
+    section: &'static str,
+    known: Vec<String>,
+    reading: &'a mut Reading,
+}
+
+impl SectionVisitor for FromVariables<'_> {
+    fn section<S: Section>(&mut self, name: &'static str, section: &mut S) {
+        self.section = name;
+        section.visit(self);
+    }
+}
+
+impl FieldVisitor for FromVariables<'_> {
+    fn field<T: Setting>(&mut self, field: FieldDoc, value: &mut T) {
+        let name = format!("GRANARY_{}_{}", self.section, field.name).to_ascii_uppercase();
+        if let Some(text) = self.environment.get(&name) {
+            let read = T::from_text(text).map_err(|why| vec![why.into()]);
+            self.reading.take(
+                format!("{}.{}", self.section, field.name),
+                read,
+                value,
+                &format!(" (from {name})"),
+            );
+        }
+        self.known.push(name);
+    }
+}

@@ -1,0 +1,98 @@
+//! `[server]` and `[log]`: the listeners, their limits, and what is said about them.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::origin::Origin;
+use super::setting::{section, words};
+use super::units::ByteSize;
+
+section! {
+    /// The two listeners: where they listen, and what a connection may take.
+    pub struct ServerConfig {
+        /// Address and port for clients. Beyond loopback, teams must be configured.
+        pub listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+        /// Address and port for health, metrics and usage. This version has no credential for it,
+        /// so it must be a loopback address.
+        pub admin_listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
+        /// Where clients reach this server: the beginning of every permanent URL, without a path,
+        /// such as "https://granary.example.com". Required when listen is not a loopback address,
+        /// and else made of that address.
+        pub public_url: Option<Origin> = None,
+        /// Origins whose web pages may call from a browser, such as ["https://app.example.com"].
+        /// Permanent URLs may be read by any page.
+        pub cors_origins: Vec<Origin> = Vec::new(),
+        /// Connections of clients that are open at the same time, at most.
+        pub max_connections: usize = 10_000,
+        /// How long a client may take for the head of a request, and a new connection for its
+        /// first byte.
+        pub head_timeout: Duration = Duration::from_secs(5),
+        /// How long a connection may rest between two requests. Longer than a load balancer's, so
+        /// that the load balancer is the one that closes.
+        pub idle_timeout: Duration = Duration::from_secs(75),
+        /// How long a client may take for the body of a request.
+        pub body_timeout: Duration = Duration::from_secs(60),
+        /// The slowest upload that is borne, in bytes per second, measured after its first five
+        /// seconds.
+        pub min_upload_rate: ByteSize = ByteSize::kib(8),
+        /// A waiting client is answered so long after the head of its request at the latest, if
+        /// only by an error; the crop is still made and kept. Most clients give up after 30 s.
+        pub answer_within: Duration = Duration::from_secs(28),
+        /// How long everything is still served after the signal to stop, while load balancers
+        /// notice that this server is no longer ready.
+        pub drain_grace: Duration = Duration::from_secs(5),
+    }
+}
+
+impl ServerConfig {
+    /// What permanent URLs begin with, once the public listener is bound to `bound`.
+    pub fn public_origin(&self, bound: SocketAddr) -> Origin {
+        match &self.public_url {
+            Some(url) => url.clone(),
+            None => Origin::of_address(bound),
+        }
+    }
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Someone should look.
+    Error,
+    /// Degraded, but carried on.
+    Warn,
+    /// One line per request.
+    Info,
+    /// What happens inside a request.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+words!(LogLevel {
+    "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace,
+});
+
+/// What a line of the log looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// One JSON object per line.
+    Json,
+    /// Text for people.
+    Text,
+}
+
+words!(LogFormat { "auto" => Auto, "json" => Json, "text" => Text });
+
+section! {
+    /// The log, on standard error.
+    pub struct LogConfig {
+        /// How much Granary says of itself: error, warn, info, debug or trace. The libraries it is
+        /// made of never say more than warnings, because they know no secrets.
+        pub level: LogLevel = LogLevel::Info,
+        /// auto is text on a terminal and JSON elsewhere; or json, or text.
+        pub format: LogFormat = LogFormat::Auto,
+    }
+}

@@ -1,0 +1,140 @@
+//! `[upstream]`: who makes the crops, and the key that pays for them.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::origin::Origin;
+use super::setting::{section, words};
+use super::units::ByteSize;
+use crate::secret::Secret;
+
+/// Who makes the crops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamKind {
+    /// The engine inside this program: free, no account.
+    Builtin,
+    /// The paid AILabTools API.
+    Ailab,
+}
+
+words!(UpstreamKind { "builtin" => Builtin, "ailab" => Ailab });
+
+impl UpstreamKind {
+    /// The namespace results are filed under when none is configured.
+    pub fn default_namespace(self) -> &'static str {
+        match self {
+            Self::Builtin => "builtin-v1",
+            Self::Ailab => "ailab-v1",
+        }
+    }
+}
+
+section! {
+    /// Who makes the crops that are not stored yet.
+    pub struct UpstreamConfig {
+        /// builtin, the engine inside this program; or ailab, the paid API, which needs a key.
+        pub kind: UpstreamKind = UpstreamKind::Builtin,
+        /// What results are filed under, so that those of different upstreams never mix: 1 to 64
+        /// of a-z, 0-9 and -. By default builtin-v1 or ailab-v1, by kind. Another namespace is an
+        /// empty one: everything is bought again.
+        pub namespace: String = UpstreamKind::Builtin.default_namespace().to_owned(),
+        /// Where the paid API is; https, unless it is on this machine.
+        pub base_url: Origin = Origin::parse("https://www.ailabapi.com").expect("a valid origin"),
+        /// The key of the account that pays. With kind ailab, either this or api_key_file; it is
+        /// better off in the variable GRANARY_UPSTREAM_API_KEY than in a file others may read.
+        pub api_key: Option<Secret> = None,
+        /// A file that holds the key of the account that pays and nothing else, not readable by
+        /// every user of this machine. A relative path starts at the working directory.
+        pub api_key_file: Option<PathBuf> = None,
+        /// Paid calls under way at the same time.
+        pub concurrency: usize = 4,
+        /// Misses that wait for their turn, at most; more are refused at once.
+        pub queue: usize = 256,
+        /// What one crop costs, in credits.
+        pub credits_per_call: u64 = 3,
+        /// How long connecting may take.
+        pub connect_timeout: Duration = Duration::from_secs(3),
+        /// How long sending a picture may take.
+        pub upload_timeout: Duration = Duration::from_secs(20),
+        /// How long the answer to a paid call is waited for. After that nobody knows whether it
+        /// cost credits, and the call is booked as unknown.
+        pub hard_stop: Duration = Duration::from_secs(180),
+        /// Where results may be read from: entries [scheme://]host[:port], where a leading "*."
+        /// stands for any subdomain. Empty: https from any public host, and http from the vendor's
+        /// own. Private addresses are read only when an entry names them.
+        pub result_hosts: Vec<String> = Vec::new(),
+        /// How long the upstream's link to a result works; within that time a result that cannot be
+        /// fetched is tried again. The vendor promises 24 hours.
+        pub result_url_ttl: Duration = Duration::from_secs(23 * 3600 + 30 * 60),
+        /// The largest result that is kept.
+        pub result_max_bytes: ByteSize = ByteSize::mib(32),
+        /// How long one attempt to fetch a result may take.
+        pub result_timeout: Duration = Duration::from_secs(30),
+    }
+}
+
+/// The longest key there may be, in bytes; real ones have some sixty.
+const LONGEST_KEY: usize = 1024;
+
+impl UpstreamConfig {
+    /// The key to pay with, read from its file where there is one; `None` when none is configured.
+    ///
+    /// Blocks for as long as reading a small file does.
+    ///
+    /// # Errors
+    /// Why the key cannot be used, and what to do; neither the key nor the file's name is repeated,
+    /// because people put one where the other belongs.
+    pub fn key(&self) -> Result<Option<Secret>, String> {
+        match (&self.api_key, &self.api_key_file) {
+            (Some(key), _) => usable(key.expose()).map(Some),
+            (None, Some(file)) => usable(&read_key_file(file)?).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// A key as it can be sent in a header.
+fn usable(text: &str) -> Result<Secret, String> {
+    let key = text.trim();
+    if key.is_empty() {
+        return Err("holds no key; put the key of the AILabTools account there".to_owned());
+    }
+    if key.len() > LONGEST_KEY || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("holds something that is no key; put the key there, in one line and alone".to_owned());
+    }
+    Ok(Secret::new(key))
+}
+
+fn read_key_file(path: &Path) -> Result<String, String> {
+    let failed = |error: io::Error| {
+        format!("names a file that cannot be read ({}); make it readable to this user", error.kind())
+    };
+    // Asked first, because opening a pipe would wait for a writer.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err("does not name a file; write the path of the file that holds the key".to_owned());
+    }
+    let file = File::open(path).map_err(failed)?;
+    if is_open_to_everyone(&file.metadata().map_err(failed)?) {
+        return Err("names a file that every user of this machine may read; take that away with \
+                    chmod o= (in Kubernetes, defaultMode: 0440)"
+            .to_owned());
+    }
+    let mut text = String::new();
+    file.take(LONGEST_KEY as u64 + 64).read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
+}
+
+/// May users who are neither the owner nor of the group read or write it?
+#[cfg(unix)]
+pub(super) fn is_open_to_everyone(metadata: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    metadata.mode() & 0o006 != 0
+}
+
+/// Elsewhere permissions are not ours to judge.
+#[cfg(not(unix))]
+pub(super) fn is_open_to_everyone(_: &fs::Metadata) -> bool {
+    false
+}

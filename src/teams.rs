@@ -1,0 +1,225 @@
+//! Who calls: a credential becomes a [`Team`], or an [`AuthError`].
+//!
+//! [`Teams`] is immutable; a reload puts another one in its place. Tokens are kept as their public
+//! id and the BLAKE3 of the whole token, so nothing here can be used to call. A token is found by
+//! its id, and its hash compared in constant time; an id that nobody has costs the same work.
+//!
+//! This module never performs I/O, counts nothing, and reads no credential from a query or cookie.
+
+mod token;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue};
+use jiff::Timestamp;
+
+pub use token::{Token, TokenId};
+
+/// The header that every client of the upstream sends its key in.
+pub const API_KEY_HEADER: &str = "ailabapi-api-key";
+
+/// The team of every caller while no teams are configured.
+pub const LOCAL_TEAM: &str = "local";
+
+/// Is this a team's name? Lower-case, so that names that look alike are alike.
+pub fn is_team_name(name: &str) -> bool {
+    let is_inner = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+    (1..=64).contains(&name.len())
+        && name.bytes().all(is_inner)
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+}
+
+/// Who a request is counted against.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Team {
+    /// Its name in the ledger, logs and metrics.
+    pub name: String,
+    /// May it buy a stored crop again?
+    pub may_refresh: bool,
+    /// Are all its calls refused?
+    pub disabled: bool,
+    /// What happens when a budget is used up.
+    pub mode: BudgetMode,
+    /// Credits per calendar day; `None` for no limit.
+    pub daily_credits: Option<u64>,
+    /// Credits per calendar month; `None` for no limit.
+    pub monthly_credits: Option<u64>,
+    /// New crops per second and replica, more than 0; `None` for no limit.
+    pub misses_per_second: Option<f64>,
+}
+
+impl Team {
+    /// The team of every caller while none are configured: no limits.
+    pub fn local() -> Self {
+        Self {
+            name: LOCAL_TEAM.to_owned(),
+            may_refresh: true,
+            disabled: false,
+            mode: BudgetMode::Enforce,
+            daily_credits: None,
+            monthly_credits: None,
+            misses_per_second: None,
+        }
+    }
+}
+
+/// What happens when a team's budget is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BudgetMode {
+    /// Its misses are refused.
+    Enforce,
+    /// It is noted, and bought all the same.
+    Shadow,
+}
+
+impl BudgetMode {
+    /// The word for it in the configuration and in reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Shadow => "shadow",
+        }
+    }
+}
+
+/// All teams and their tokens.
+#[derive(Clone, Debug)]
+pub struct Teams {
+    /// In the order of the configuration; the team `local` alone when there is none.
+    teams: Vec<Arc<Team>>,
+    /// `None`: no teams are configured, and nobody is asked for a token.
+    tokens: Option<HashMap<TokenId, Holder>>,
+}
+
+#[derive(Clone, Debug)]
+struct Holder {
+    token: Token,
+    team: Arc<Team>,
+}
+
+/// No token has this hash: it is not a hash of anything known. What an unknown id is compared to.
+const NOBODY: blake3::Hash = blake3::Hash::from_bytes([0; 32]);
+
+impl Teams {
+    /// The given teams with their tokens; none at all for the team `local`.
+    pub fn new(configured: impl IntoIterator<Item = (Team, Vec<Token>)>) -> Self {
+        let (mut teams, mut by_id) = (Vec::new(), HashMap::new());
+        for (team, tokens) in configured {
+            let team = Arc::new(team);
+            for token in tokens {
+                by_id.insert(token.id, Holder { token, team: team.clone() });
+            }
+            teams.push(team);
+        }
+        if teams.is_empty() {
+            return Self::open();
+        }
+        Self { teams, tokens: Some(by_id) }
+    }
+
+    /// No teams: every caller is the team `local`.
+    pub fn open() -> Self {
+        Self { teams: vec![Arc::new(Team::local())], tokens: None }
+    }
+
+    /// Is every caller let in?
+    pub fn is_open(&self) -> bool {
+        self.tokens.is_none()
+    }
+
+    /// All teams, in the order of the configuration; `local` when none are configured.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Team>> {
+        self.teams.iter()
+    }
+
+    /// The team of that name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Team>> {
+        self.teams.iter().find(|team| team.name == name)
+    }
+
+    /// The team whose token the headers carry, at the moment `now`.
+    ///
+    /// # Errors
+    /// [`AuthError`]: nothing of the request's body needs to be read.
+    pub fn authenticate(&self, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Team>, AuthError> {
+        let Some(tokens) = &self.tokens else { return Ok(self.teams[0].clone()) };
+        let presented = credential(headers)?;
+        let id = Token::id_of(presented).ok_or(AuthError::Malformed)?;
+        let hash = blake3::hash(presented.as_bytes());
+        let holder = tokens.get(&id);
+        // Equality of `blake3::Hash` takes constant time, and an unknown id is compared as well.
+        let equal = hash == holder.map_or(NOBODY, |holder| holder.token.hash);
+        let holder = holder.filter(|_| equal).ok_or(AuthError::Unknown)?;
+        if holder.token.expires.is_some_and(|expires| now >= expires) {
+            return Err(AuthError::Expired);
+        }
+        if holder.team.disabled {
+            return Err(AuthError::Disabled { team: holder.team.name.clone() });
+        }
+        Ok(holder.team.clone())
+    }
+}
+
+/// The one token the headers carry.
+fn credential(headers: &HeaderMap) -> Result<&str, AuthError> {
+    let api_key = single(headers.get_all(API_KEY_HEADER).iter())?;
+    let bearer = single(headers.get_all(AUTHORIZATION).iter())?.map(|value| {
+        let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+        // Any other scheme stays as it is, and is no token.
+        if scheme.eq_ignore_ascii_case("bearer") { token.trim() } else { value }
+    });
+    match (api_key.filter(|text| !text.is_empty()), bearer.filter(|text| !text.is_empty())) {
+        (Some(one), Some(other)) if one != other => Err(AuthError::Conflicting),
+        (Some(token), _) | (None, Some(token)) => Ok(token),
+        (None, None) => Err(AuthError::Missing),
+    }
+}
+
+/// The only value of a header, trimmed.
+fn single<'a>(mut values: impl Iterator<Item = &'a HeaderValue>) -> Result<Option<&'a str>, AuthError> {
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(AuthError::Conflicting);
+    }
+    value.to_str().map(|text| Some(text.trim())).map_err(|_| AuthError::Malformed)
+}
+
+/// Why a caller is not let in. The texts are for clients; they never contain what was presented.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// 401: no credential at all.
+    #[error(
+        "the request carries no token; send your team's Granary token in the header ailabapi-api-key, \
+         or as Authorization: Bearer"
+    )]
+    Missing,
+    /// 401: something that is not a Granary token, such as the upstream's own key.
+    #[error(
+        "the credential is not a Granary token (they begin with granary_); an AILabTools key does not work \
+         here, so send your team's Granary token instead"
+    )]
+    Malformed,
+    /// 401: well-formed, and nobody's.
+    #[error(
+        "this token is unknown or has been revoked; copy it again, or ask whoever runs this Granary for a \
+         new one"
+    )]
+    Unknown,
+    /// 401: it was good once.
+    #[error("this token has expired; ask whoever runs this Granary for a new one")]
+    Expired,
+    /// 400: more than one credential, and not the same.
+    #[error(
+        "the request carries more than one credential; send a single token, either in the header \
+         ailabapi-api-key or as Authorization: Bearer"
+    )]
+    Conflicting,
+    /// 403: the token is good, and its team may not call.
+    #[error("the team {team} is disabled; ask whoever runs this Granary to enable it")]
+    Disabled {
+        /// Its name.
+        team: String,
+    },
+}

@@ -1,0 +1,92 @@
+//! `granary_<id>_<secret>`: what a team calls with, and what we keep of it.
+
+use std::fmt;
+
+use jiff::Timestamp;
+
+use crate::secret::Secret;
+
+/// What every token begins with, so that people and secret scanners know one when they see it.
+const PREFIX: &str = "granary_";
+/// Characters of an id.
+const ID_LENGTH: usize = 8;
+/// Hex digits of a secret: 256 bits.
+const SECRET_LENGTH: usize = 64;
+/// Bytes of a token. Anything longer or shorter is refused before it is hashed.
+const TOKEN_LENGTH: usize = PREFIX.len() + ID_LENGTH + 1 + SECRET_LENGTH;
+/// What new ids are made of; 32 characters, so that five random bits choose one.
+const ID_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
+/// The public name of a token: 8 of a-z and 0-9.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TokenId([u8; ID_LENGTH]);
+
+impl TokenId {
+    /// Reads an id; `None` for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let id = text.as_bytes().try_into().ok()?;
+        text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()).then_some(Self(id))
+    }
+}
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| fmt::Write::write_char(f, char::from(*byte)))
+    }
+}
+
+impl fmt::Debug for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What is kept of a token. Nobody can call with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// How it is found.
+    pub id: TokenId,
+    /// BLAKE3 of the whole token; comparing two takes constant time.
+    pub hash: blake3::Hash,
+    /// From this moment on it is refused.
+    pub expires: Option<Timestamp>,
+}
+
+impl Token {
+    /// Makes a token: the text to hand out, which exists nowhere else, and what is kept of it.
+    ///
+    /// # Errors
+    /// When the operating system has no randomness to give.
+    pub fn generate(expires: Option<Timestamp>) -> Result<(Secret, Self), getrandom::Error> {
+        let mut random = [0; ID_LENGTH + SECRET_LENGTH / 2];
+        getrandom::fill(&mut random)?;
+        let (for_id, for_secret) = random.split_at(ID_LENGTH);
+        let mut id = [0; ID_LENGTH];
+        for (character, random) in id.iter_mut().zip(for_id) {
+            *character = ID_ALPHABET[usize::from(random % 32)];
+        }
+        let id = TokenId(id);
+        // At its final length from the start, so that no outgrown copy stays behind in memory.
+        let mut text = String::with_capacity(TOKEN_LENGTH);
+        text.push_str(PREFIX);
+        text.push_str(&id.to_string());
+        text.push('_');
+        for byte in for_secret {
+            for digit in [byte >> 4, byte & 15] {
+                text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+            }
+        }
+        let hash = blake3::hash(text.as_bytes());
+        Ok((Secret::new(text), Self { id, hash, expires }))
+    }
+
+    /// The id in a text that has the form of a token; `None` for any other text.
+    pub(super) fn id_of(text: &str) -> Option<TokenId> {
+        if text.len() != TOKEN_LENGTH {
+            return None;
+        }
+        let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
+        let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        TokenId::parse(id).filter(|_| secret.len() == SECRET_LENGTH && secret.bytes().all(is_hex))
+    }
+}
