@@ -1,4 +1,5 @@
 //! Granary.
+mod crash;
 pub mod download;
 pub mod envelope;
 pub mod key;
