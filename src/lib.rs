@@ -5,6 +5,7 @@ mod crash;
 pub mod app;
 pub mod cli;
 pub mod config;
+mod crash;
 pub mod download;
 pub mod envelope;
 pub mod key;

@@ -7,6 +7,8 @@
 //!
 //! Implementation: [`local`], files. This module knows no ledger and no HTTP.
 
+#[cfg(test)]
+pub(crate) mod contract;
 pub mod local;
 
 use async_trait::async_trait;

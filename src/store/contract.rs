@@ -1,0 +1,314 @@
+//! What every [`Store`] must do, as tests: one function for each clause, one list of them all.
+//!
+//! A store runs it by implementing [`StoreFixture`] for its surroundings and writing, in its tests,
+//! `crate::store::contract::store_contract!(MyFixture::new())`: a test with a fresh fixture for each.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::key::{CacheKey, Digest};
+use crate::picture::{ImageFormat, ObjectName};
+use crate::store::{Record, Store, StoreError};
+
+/// Where a store under test lives.
+#[async_trait]
+pub(crate) trait StoreFixture: Send + Sync {
+    /// Opens the store as a new process would: empty the first time.
+    async fn open(&self) -> Arc<dyn Store>;
+
+    /// Puts other bytes at `results/…` or `records/…`, behind the store's back.
+    async fn overwrite(&self, path: &str, bytes: &[u8]);
+}
+
+/// Makes a test of each clause.
+macro_rules! store_contract {
+    ($fixture:expr) => {
+        $crate::store::contract::store_contract! { $fixture;
+            an_object_is_read_back_byte_for_byte
+            an_object_may_be_put_again
+            what_was_never_put_is_none
+            concurrent_puts_of_one_object_all_succeed
+            bytes_are_refused_under_a_name_not_theirs
+            a_put_nobody_waits_for_leaves_no_half_object
+            a_damaged_object_is_never_returned
+            a_record_is_read_back_in_every_field
+            the_first_record_of_a_generation_stands
+            a_record_is_replaced_by_a_higher_generation_only
+            concurrent_records_of_one_generation_have_one_winner
+            concurrent_generations_end_with_the_highest
+            records_of_other_keys_and_namespaces_do_not_mix
+            a_namespace_is_a_plain_word
+            what_was_put_survives_reopening
+            a_garbled_record_is_corrupt_and_not_absent
+            a_record_that_is_not_about_its_name_is_corrupt
+            a_healthy_store_has_room
+        }
+    };
+    ($fixture:expr; $($clause:ident)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $clause() {
+                $crate::store::contract::$clause(&$fixture).await;
+            }
+        )*
+    };
+}
+pub(crate) use store_contract;
+
+/// `len` bytes that are a picture by their first ones, and differ by `seed`.
+pub(crate) fn picture(format: ImageFormat, seed: u8, len: usize) -> (ObjectName, Bytes) {
+    let head: &[u8] = match format {
+        ImageFormat::Jpeg => b"\xFF\xD8\xFF",
+        ImageFormat::Png => b"\x89PNG\r\n\x1a\n",
+        ImageFormat::Webp => b"RIFF\0\0\0\0WEBP",
+        ImageFormat::Bmp => b"BM",
+    };
+    let body = (0..len).map(|at| (at % 251) as u8 ^ seed).skip(head.len());
+    let bytes: Bytes = head.iter().copied().chain(body).collect();
+    (ObjectName::of(&bytes).expect("a picture by its first bytes"), bytes)
+}
+
+/// A record of `generation`; `team` tells it from others of the same key and generation.
+pub(crate) fn record(namespace: &str, key: CacheKey, generation: u64, team: &str) -> Record {
+    let (name, bytes) = picture(ImageFormat::Jpeg, 7, 100);
+    Record {
+        version: Record::VERSION,
+        namespace: namespace.to_owned(),
+        key,
+        generation,
+        answer: format!(r#"{{"data":{{"url":"{}"}},"note":"é\u0000🖼 \\ \" "}}"#, name.path()),
+        digest: name.digest,
+        extension: name.format.extension().to_owned(),
+        bytes: bytes.len() as u64,
+        team: team.to_owned(),
+        credits: u64::MAX,
+        stored_at: "2026-01-02T03:04:05.678901234Z".parse().expect("a timestamp"),
+        upstream_request_id: "7C2C5B55-1E1B-4B5C-A6BD-5F5B4D2F0A11".to_owned(),
+        upstream_log_id: String::new(),
+        image: Digest::of(b"upload"),
+        width: 65_535,
+        height: 1,
+    }
+}
+
+fn key(seed: u32) -> CacheKey {
+    CacheKey::of(b"contract", seed, 1)
+}
+
+pub(crate) async fn an_object_is_read_back_byte_for_byte(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    for (format, len) in ImageFormat::ALL.into_iter().zip([3, 64, 200_001, (8 << 20) + 1]) {
+        let (name, bytes) = picture(format, 1, len);
+        store.put_object(name, bytes.clone()).await.unwrap();
+        assert!(store.object(name).await.unwrap() == Some(bytes), "{}", name.path());
+    }
+}
+
+pub(crate) async fn an_object_may_be_put_again(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let (name, bytes) = picture(ImageFormat::Png, 2, 5000);
+    for _ in 0..3 {
+        store.put_object(name, bytes.clone()).await.unwrap();
+    }
+    assert_eq!(store.object(name).await.unwrap(), Some(bytes));
+}
+
+pub(crate) async fn what_was_never_put_is_none(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let (there, bytes) = picture(ImageFormat::Jpeg, 3, 50);
+    store.put_object(there, bytes).await.unwrap();
+    let other_extension = ObjectName { format: ImageFormat::Png, ..there };
+    for absent in [other_extension, picture(ImageFormat::Jpeg, 4, 50).0] {
+        assert_eq!(store.object(absent).await.unwrap(), None);
+    }
+    assert_eq!(store.record("space", key(1)).await.unwrap(), None);
+}
+
+pub(crate) async fn concurrent_puts_of_one_object_all_succeed(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let (name, bytes) = picture(ImageFormat::Webp, 5, 300_000);
+    let mut puts = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (store, bytes) = (Arc::clone(&store), bytes.clone());
+        puts.spawn(async move {
+            store.put_object(name, bytes).await.unwrap();
+            store.object(name).await.unwrap()
+        });
+    }
+    for read in puts.join_all().await {
+        assert!(read.as_ref() == Some(&bytes));
+    }
+}
+
+pub(crate) async fn bytes_are_refused_under_a_name_not_theirs(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let (name, _) = picture(ImageFormat::Jpeg, 6, 80);
+    let (_, others) = picture(ImageFormat::Jpeg, 7, 80);
+    assert!(matches!(store.put_object(name, others).await, Err(StoreError::Corrupt(_))));
+    assert_eq!(store.object(name).await.unwrap(), None);
+}
+
+pub(crate) async fn a_put_nobody_waits_for_leaves_no_half_object(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    for round in 0..16 {
+        let (name, bytes) = picture(ImageFormat::Jpeg, round, 1 << 20);
+        let put = store.put_object(name, bytes.clone());
+        let _ = tokio::time::timeout(Duration::from_millis(round.into()), put).await;
+        for _ in 0..3 {
+            let read = store.object(name).await.unwrap();
+            assert!(read.is_none_or(|read| read == bytes), "round {round}");
+        }
+    }
+}
+
+pub(crate) async fn a_damaged_object_is_never_returned(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let (name, bytes) = picture(ImageFormat::Jpeg, 8, 4000);
+    store.put_object(name, bytes.clone()).await.unwrap();
+    let mut flipped = bytes.to_vec();
+    flipped[2000] ^= 1;
+    let longer = [&bytes[..], b"\0"].concat();
+    let (_, swapped) = picture(ImageFormat::Jpeg, 9, 4000);
+    for damaged in [&flipped, &longer, &bytes[..3999], b"", &swapped] {
+        fixture.overwrite(&name.path(), damaged).await;
+        assert!(matches!(store.object(name).await, Err(StoreError::Corrupt(_))));
+    }
+}
+
+pub(crate) async fn a_record_is_read_back_in_every_field(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let put = record("ailab-v1", key(2), 0, "red");
+    assert_eq!(store.put_record(&put).await.unwrap(), put);
+    assert_eq!(store.record("ailab-v1", key(2)).await.unwrap(), Some(put));
+}
+
+pub(crate) async fn the_first_record_of_a_generation_stands(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let first = record("space", key(3), 4, "first");
+    store.put_record(&first).await.unwrap();
+    let late = store.put_record(&record("space", key(3), 4, "late")).await.unwrap();
+    assert_eq!(late, first);
+    assert_eq!(store.record("space", key(3)).await.unwrap(), Some(first));
+}
+
+pub(crate) async fn a_record_is_replaced_by_a_higher_generation_only(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    for (put, stands) in [(1, 1), (0, 1), (2, 2), (7, 7), (6, 7), (u64::MAX, u64::MAX), (7, u64::MAX)] {
+        let answer = store.put_record(&record("space", key(4), put, "red")).await.unwrap();
+        assert_eq!(answer.generation, stands, "after {put}");
+        assert_eq!(store.record("space", key(4)).await.unwrap(), Some(answer));
+    }
+}
+
+pub(crate) async fn concurrent_records_of_one_generation_have_one_winner(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    for generation in 0..4 {
+        let mut puts = tokio::task::JoinSet::new();
+        for caller in 0..12 {
+            let store = Arc::clone(&store);
+            let record = record("space", key(5), generation, &format!("team {caller}"));
+            puts.spawn(async move { store.put_record(&record).await.unwrap().team });
+        }
+        let mut winners: HashSet<String> = puts.join_all().await.into_iter().collect();
+        winners.insert(store.record("space", key(5)).await.unwrap().expect("it was put").team);
+        assert_eq!(winners.len(), 1, "{winners:?}");
+    }
+}
+
+pub(crate) async fn concurrent_generations_end_with_the_highest(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let mut puts = tokio::task::JoinSet::new();
+    for generation in 0..16 {
+        let store = Arc::clone(&store);
+        let record = record("space", key(6), generation, "red");
+        puts.spawn(async move {
+            assert!(store.put_record(&record).await.unwrap().generation >= generation);
+        });
+    }
+    puts.join_all().await;
+    assert_eq!(store.record("space", key(6)).await.unwrap().expect("it was put").generation, 15);
+}
+
+pub(crate) async fn records_of_other_keys_and_namespaces_do_not_mix(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let neighbour = |last| CacheKey::from_bytes(std::array::from_fn(|at| if at == 31 { last } else { 9 }));
+    let places = [("a", neighbour(0)), ("b", neighbour(0)), ("a-", neighbour(0)), ("a", neighbour(1))];
+    for (at, (namespace, key)) in places.into_iter().enumerate() {
+        assert_eq!(store.record(namespace, key).await.unwrap(), None);
+        store.put_record(&record(namespace, key, 0, &format!("team {at}"))).await.unwrap();
+    }
+    for (at, (namespace, key)) in places.into_iter().enumerate() {
+        let read = store.record(namespace, key).await.unwrap().expect("it was put");
+        assert_eq!(read.team, format!("team {at}"));
+    }
+}
+
+pub(crate) async fn a_namespace_is_a_plain_word(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let long = "a".repeat(65);
+    for wrong in ["", "..", ".", "a/b", "/", "../results", "A", "é", "a b", "a\0", "a_b", "a%2fb", &long] {
+        assert!(store.record(wrong, key(7)).await.is_err(), "{wrong:?}");
+        assert!(store.put_record(&record(wrong, key(7), 0, "red")).await.is_err(), "{wrong:?}");
+    }
+    for right in ["a", "0", "ailab-v1", &long[1..]] {
+        store.put_record(&record(right, key(7), 0, "red")).await.unwrap();
+    }
+}
+
+pub(crate) async fn what_was_put_survives_reopening(fixture: &impl StoreFixture) {
+    let (name, bytes) = picture(ImageFormat::Bmp, 10, 9000);
+    let second = record("space", key(8), 1, "second");
+    let store = fixture.open().await;
+    store.put_object(name, bytes.clone()).await.unwrap();
+    store.put_record(&record("space", key(8), 0, "first")).await.unwrap();
+    store.put_record(&second).await.unwrap();
+    drop(store);
+
+    let store = fixture.open().await;
+    assert_eq!(store.object(name).await.unwrap(), Some(bytes.clone()));
+    assert_eq!(store.record("space", key(8)).await.unwrap(), Some(second.clone()));
+    store.put_object(name, bytes).await.unwrap();
+    assert_eq!(store.put_record(&record("space", key(8), 1, "late")).await.unwrap(), second);
+}
+
+pub(crate) async fn a_garbled_record_is_corrupt_and_not_absent(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let whole = record("space", key(9), 0, "red");
+    store.put_record(&whole).await.unwrap();
+    let json = serde_json::to_vec(&whole).unwrap();
+    let newer = serde_json::to_string(&Record { version: 2, ..whole.clone() }).unwrap();
+    let foreign = serde_json::to_string(&Record { extension: "gif".to_owned(), ..whole.clone() }).unwrap();
+    let torn = &json[..json.len() / 2];
+    let twice = [&json[..], &json[..]].concat();
+    let zeroes = vec![0; json.len()];
+    for garbled in [b"", torn, &twice, &zeroes, b"{}", b"null", newer.as_bytes(), foreign.as_bytes()] {
+        fixture.overwrite(&Record::path("space", key(9)), garbled).await;
+        assert!(matches!(store.record("space", key(9)).await, Err(StoreError::Corrupt(_))));
+        // A new record in its place would hide what was paid for, even one of a higher generation.
+        let put = store.put_record(&Record { generation: 1, ..whole.clone() }).await;
+        assert!(matches!(put, Err(StoreError::Corrupt(_))));
+    }
+    fixture.overwrite(&Record::path("space", key(9)), &json).await;
+    assert_eq!(store.record("space", key(9)).await.unwrap(), Some(whole));
+}
+
+pub(crate) async fn a_record_that_is_not_about_its_name_is_corrupt(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    store.put_record(&record("space", key(10), 0, "red")).await.unwrap();
+    for (namespace, other) in [("space", key(11)), ("other", key(10))] {
+        let json = serde_json::to_vec(&record(namespace, other, 0, "red")).unwrap();
+        fixture.overwrite(&Record::path("space", key(10)), &json).await;
+        assert!(matches!(store.record("space", key(10)).await, Err(StoreError::Corrupt(_))));
+    }
+}
+
+pub(crate) async fn a_healthy_store_has_room(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    for _ in 0..3 {
+        store.check_room().await.unwrap();
+    }
+}

@@ -1,0 +1,94 @@
+//! The folder: its layout, reading from it, and the sweep. Blocks on the disk.
+//!
+//! What is kept in it is told by the two siblings: objects and records.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use super::disk::{self, failed};
+use super::records::RecordLocks;
+use crate::store::StoreError;
+
+pub(super) const RESULTS: &str = "results";
+pub(super) const RECORDS: &str = "records";
+const TMP: &str = "tmp";
+
+/// The folder and what this process knows of it.
+#[derive(Debug)]
+pub(super) struct Files {
+    root: PathBuf,
+    tmp: PathBuf,
+    pub(super) locks: RecordLocks,
+    /// Keeps other processes from sweeping our files, and the filesystem from being unmounted.
+    _in_use: File,
+}
+
+impl Files {
+    /// Lays out the folder and sweeps `tmp/`.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let root = std::path::absolute(path).map_err(failed("find", &path.display().to_string()))?;
+        disk::create_folders(&root).map_err(failed("make the folder", &root.display().to_string()))?;
+        let mut devices = HashSet::new();
+        for folder in [RESULTS, RECORDS, TMP] {
+            let path = root.join(folder);
+            disk::create_folder(&path).map_err(failed("make the folder", folder))?;
+            devices.insert(fs::metadata(&path).map_err(failed("look at", folder))?.dev());
+        }
+        if devices.len() > 1 {
+            return Err(StoreError::Unavailable(
+                "results, records and tmp must be on one filesystem, or files cannot be put in place".into(),
+            ));
+        }
+        let tmp = root.join(TMP);
+        let in_use = File::open(&tmp).map_err(failed("open", TMP))?;
+        sweep(&tmp, &in_use);
+        Ok(Self { root, tmp, locks: RecordLocks::default(), _in_use: in_use })
+    }
+
+    /// Where everything lies.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where files are written until they are whole.
+    pub(super) fn tmp(&self) -> &Path {
+        &self.tmp
+    }
+
+    /// The folders without which nothing can be said or kept.
+    pub(super) fn layout(&self) -> [PathBuf; 3] {
+        [RESULTS, RECORDS, TMP].map(|folder| self.root.join(folder))
+    }
+
+    /// The file at `path` below the root; `None` only when `folder`, the part of the layout it lies
+    /// in, is there and the file is not: in a volume that is not mounted, everything looks absent.
+    pub(super) fn read(&self, folder: &str, path: &str, max: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        match disk::read(&self.root.join(path), max) {
+            Ok(None) if !self.root.join(folder).is_dir() => {
+                Err(StoreError::Unavailable(format!("cannot read {path}: the folder {folder} is missing")))
+            }
+            Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+                Err(StoreError::Corrupt(format!("{path} is longer than {max} bytes")))
+            }
+            read => read.map_err(failed("read", path)),
+        }
+    }
+}
+
+/// Removes what dead processes left in `tmp`. Not while a living one has the folder open, as
+/// `granary check` beside a server: it would lose what it is writing. What stays is harmless.
+fn sweep(tmp: &Path, in_use: &File) {
+    if in_use.try_lock().is_ok() {
+        let entries = fs::read_dir(tmp).into_iter().flatten().flatten();
+        let swept = entries.filter(|entry| fs::remove_file(entry.path()).is_ok()).count();
+        if swept > 0 {
+            tracing::info!(files = swept, "removed what was left half written");
+        }
+    }
+    if let Err(error) = in_use.lock_shared() {
+        tracing::warn!(%error, "cannot lock tmp: no other process may open this store meanwhile");
+    }
+}

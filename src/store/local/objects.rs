@@ -1,0 +1,74 @@
+//! Objects as files: create-only, and checked whenever they are read. Blocks on the disk.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::disk::{self, TempFile, failed};
+use super::files::{Files, RESULTS};
+use crate::crash::crash_point;
+use crate::key::Digest;
+use crate::picture::ObjectName;
+use crate::store::StoreError;
+
+/// The longest object kept or read: twice the default limit of a result download. A file that has
+/// grown beyond it is damaged, and must not cost its length in memory to find out.
+pub const MAX_OBJECT_BYTES: u64 = 64 << 20;
+
+/// Objects are public, and a static file server may run as someone else.
+const MODE: u32 = 0o644;
+
+impl Files {
+    pub(super) fn put_object(&self, name: ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = name.path();
+        if bytes.len() as u64 > MAX_OBJECT_BYTES {
+            return Err(StoreError::Full(format!("{path} is longer than {MAX_OBJECT_BYTES} bytes")));
+        }
+        if Digest::of(bytes) != name.digest {
+            return Err(StoreError::Corrupt(format!("what was to be kept as {path} has another digest")));
+        }
+        let write = failed("write", &path);
+        let mut temp = TempFile::create(self.tmp(), MODE).map_err(&write)?;
+        temp.write(bytes).map_err(&write)?;
+        crash_point("CP17");
+        temp.sync().map_err(failed("sync", &path))?;
+        crash_point("CP18");
+
+        let target = self.root().join(&path);
+        match temp.link(&target) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                // Equal names are equal bytes, so replacing is never wrong, whatever ails the old file.
+                if !is_whole(&target, name.digest).unwrap_or(false) {
+                    tracing::warn!(object = %path, "a damaged object was replaced by a good copy");
+                    temp.replace(&target).map_err(failed("replace", &path))?;
+                }
+            }
+            Err(error) => return Err(failed("publish", &path)(error)),
+        }
+        crash_point("CP19");
+        // Also when it was there already: whoever linked it may not have come this far.
+        disk::sync_folder(&self.root().join(RESULTS)).map_err(failed("sync the folder of", &path))?;
+        crash_point("CP20");
+        Ok(())
+    }
+
+    pub(super) fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+        let path = name.path();
+        let Some(bytes) = self.read(RESULTS, &path, MAX_OBJECT_BYTES)? else { return Ok(None) };
+        if Digest::of(&bytes) != name.digest {
+            return Err(StoreError::Corrupt(format!("{path} does not have the digest in its name")));
+        }
+        Ok(Some(bytes.into()))
+    }
+}
+
+/// Whether the file is exactly the object, and durably so: it may be a copied archive's.
+fn is_whole(path: &Path, digest: Digest) -> io::Result<bool> {
+    let file = File::open(path)?;
+    let found = blake3::Hasher::new().update_reader(&file)?.finalize();
+    file.sync_all()?;
+    Ok(Digest::from_bytes(*found.as_bytes()) == digest)
+}

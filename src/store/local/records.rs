@@ -1,0 +1,148 @@
+//! Records as files: replaced only by a higher generation. Blocks on the disk.
+//!
+//! A record that exists is never taken for absent because it cannot be read: its key has been paid
+//! for, and would be paid for again.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::disk::{self, TempFile, failed};
+use super::files::{Files, RECORDS};
+use crate::crash::crash_point;
+use crate::key::CacheKey;
+use crate::store::{Record, StoreError};
+
+/// The longest record; they have a few kilobytes.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// Records name teams, so only the owner and the group read them.
+const MODE: u32 = 0o640;
+
+/// What makes reading and replacing a record one step in this process.
+#[derive(Debug)]
+pub(super) struct RecordLocks {
+    /// A key has one lock; a lock has many keys, so that their number is bounded.
+    shards: [Mutex<()>; 64],
+    /// Folders of records that are known to survive a power cut; at most 257 for each namespace.
+    durable: Mutex<HashSet<PathBuf>>,
+}
+
+impl Default for RecordLocks {
+    fn default() -> Self {
+        Self { shards: [const { Mutex::new(()) }; 64], durable: Mutex::default() }
+    }
+}
+
+impl RecordLocks {
+    fn of(&self, key: CacheKey) -> MutexGuard<'_, ()> {
+        let shard = usize::from(key.as_bytes()[0]) % self.shards.len();
+        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn durable(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Files {
+    pub(super) fn put_record(&self, record: Record) -> Result<Record, StoreError> {
+        let path = record_path(&record.namespace, record.key)?;
+        let target = self.root().join(&path);
+        let folder = target.parent().expect("a record's path has folders");
+        let bytes = serde_json::to_vec(&record)
+            .map_err(|error| StoreError::Unavailable(format!("cannot write {path} as JSON: {error}")))?;
+        // What could not be read again is refused now.
+        read_back(&path, &bytes, &record.namespace, record.key)?;
+
+        let _one_at_a_time = self.locks.of(record.key);
+        let standing = self.record(&record.namespace, record.key)?;
+        if let Some(standing) = standing.as_ref().filter(|standing| standing.generation >= record.generation)
+        {
+            // It may be the work of a process that died before it could sync, or a copied archive's.
+            self.sync_record(&target, folder).map_err(failed("sync", &path))?;
+            return Ok(standing.clone());
+        }
+
+        let write = failed("write", &path);
+        let mut temp = TempFile::create(self.tmp(), MODE).map_err(&write)?;
+        let (first, rest) = bytes.split_at(bytes.len() / 2);
+        temp.write(first).map_err(&write)?;
+        crash_point("CP23");
+        temp.write(rest).map_err(&write)?;
+        temp.sync().map_err(failed("sync", &path))?;
+        crash_point("CP25");
+
+        self.create_record_folder(folder).map_err(failed("make the folder of", &path))?;
+        let published = match standing {
+            // Create-only even against a process that should not be there: that one's record stands,
+            // and this call fails and may be repeated.
+            None => temp.link(&target),
+            Some(_) => temp.replace(&target),
+        };
+        if published.is_err() {
+            // Perhaps someone removed the folder; the next attempt is to look again.
+            self.locks.durable().clear();
+        }
+        published.map_err(failed("publish", &path))?;
+        disk::sync_folder(folder).map_err(failed("sync the folder of", &path))?;
+        crash_point("CP26");
+        Ok(record)
+    }
+
+    pub(super) fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
+        let path = record_path(namespace, key)?;
+        let Some(bytes) = self.read(RECORDS, &path, MAX_BYTES)? else { return Ok(None) };
+        read_back(&path, &bytes, namespace, key).map(Some)
+    }
+
+    fn sync_record(&self, target: &Path, folder: &Path) -> io::Result<()> {
+        File::open(target)?.sync_all()?;
+        self.create_record_folder(folder)?;
+        disk::sync_folder(folder)
+    }
+
+    /// Makes `records/{namespace}/{kk}`, but not `records`: without it this is not our archive.
+    fn create_record_folder(&self, folder: &Path) -> io::Result<()> {
+        for folder in folder.parent().into_iter().chain([folder]) {
+            if !self.locks.durable().contains(folder) {
+                disk::create_folder(folder)?;
+                self.locks.durable().insert(folder.to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The record's path; a namespace that is more than a plain word could lead out of the folder.
+fn record_path(namespace: &str, key: CacheKey) -> Result<String, StoreError> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(plain) {
+        return Err(StoreError::Unavailable(format!(
+            "namespace {namespace:?} is not 1 to 64 lower-case letters, digits and hyphens"
+        )));
+    }
+    Ok(Record::path(namespace, key))
+}
+
+/// Reads a record. Half a record cannot be there by our doing, since names are given to whole files
+/// only; so an empty or torn one is damage like any other. What is wrong is said by its place alone:
+/// the text itself may be anything.
+fn read_back(path: &str, bytes: &[u8], namespace: &str, key: CacheKey) -> Result<Record, StoreError> {
+    let record: Record = serde_json::from_slice(bytes).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        StoreError::Corrupt(format!(
+            "{path} is no record of layout {} (line {line}, column {column})",
+            Record::VERSION
+        ))
+    })?;
+    if record.version != Record::VERSION {
+        return Err(StoreError::Corrupt(format!("{path} has layout {}", record.version)));
+    }
+    if record.namespace != namespace || record.key != key || record.object().is_none() {
+        return Err(StoreError::Corrupt(format!("{path} is not about its own name")));
+    }
+    Ok(record)
+}
