@@ -117,6 +117,7 @@ pub struct Parser {
     head: Vec<u8>,
     /// Where in `head` the incomplete line begins.
     line: usize,
+    /// How many complete lines `head` has, that of the boundary included.
     lines: usize,
     parts: usize,
     preamble: usize,
@@ -307,27 +308,23 @@ impl Parser {
         let line = line.strip_suffix(b"\r").filter(|line| memchr::memchr(b'\r', line).is_none());
         if self.lines == 0 {
             line.filter(|line| line.iter().copied().all(header::is_blank)).ok_or(Broken::BoundaryLine)?;
-            self.lines = 1;
-            self.line = self.head.len();
+        } else if line.ok_or(Broken::LineEnd)?.is_empty() {
+            self.head_read(sink)?;
             return Ok(read);
         }
-        let is_empty = line.ok_or(Broken::LineEnd)?.is_empty();
-        if !is_empty {
-            self.lines += 1;
-            self.line = self.head.len();
-            return if self.lines > MAX_HEADER_LINES + 1 {
-                Err(Broken::TooManyHeaders.into())
-            } else {
-                Ok(read)
-            };
-        }
+        self.lines += 1;
+        self.line = self.head.len();
+        if self.lines > 1 + MAX_HEADER_LINES { Err(Broken::TooManyHeaders.into()) } else { Ok(read) }
+    }
+
+    fn head_read<E: From<Broken>>(&mut self, sink: Sink<'_, E>) -> Result<(), E> {
         let first = memchr::memchr(b'\n', &self.head).map_or(0, |end| end + 1);
         let name = header::field_name(&self.head[first..self.line])?;
         sink(Event::PartStart { name: name.as_deref() })?;
         self.place = Place::Data;
         self.held.extend_from_slice(b"\r\n");
         self.borrowed = 2;
-        Ok(read)
+        Ok(())
     }
 
     /// Reads one byte of what is left of the closing boundary's line.

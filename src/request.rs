@@ -272,7 +272,9 @@ fn body_error(error: BoxError, max: usize) -> RequestError {
         if error.is::<LengthLimitError>() {
             return RequestError::BodyTooLarge { max };
         }
-        cause = error.source();
+        // An I/O error's source is that of the error inside it, which would be passed over.
+        let inside = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause = inside.map(|inside| inside as &(dyn Error + 'static)).or_else(|| error.source());
     }
     RequestError::Body(error)
 }

@@ -63,7 +63,9 @@ impl Form {
 
     fn start(&mut self, name: Option<&[u8]>) {
         let Some(field) = name.and_then(Field::named) else {
-            let shown = name.map_or_else(|| "?".to_owned(), |name| visible(name, MAX_NAME_SHOWN));
+            let name = name.filter(|name| !name.is_empty()).unwrap_or(b"?");
+            // The names become a list, with commas between them.
+            let shown = visible(name, MAX_NAME_SHOWN).replace(',', "?");
             if !self.ignored.contains(&shown) {
                 self.ignored.push(shown);
             }
@@ -207,4 +209,55 @@ fn visible(text: &[u8], most: usize) -> String {
     let visible = |letter: char| if letter.is_ascii_graphic() { letter } else { '?' };
     let text = String::from_utf8_lossy(&text[..text.len().min(4 * most)]);
     text.chars().take(most).map(visible).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The capacity after each piece, and what came of it.
+    fn capacities(max: usize, declared: Option<usize>, pieces: &[usize]) -> (Vec<usize>, bool) {
+        let mut image = ImageBuffer::new(max, declared);
+        let mut capacities = vec![image.bytes.capacity()];
+        for piece in pieces {
+            let piece: Vec<u8> = (0..*piece).map(|n| n as u8).collect();
+            if image.push(&piece).is_err() {
+                return (capacities, false);
+            }
+            capacities.push(image.bytes.capacity());
+            assert!(image.bytes.len() - image.hashed < ImageBuffer::HASH_PIECE, "hashing lags behind");
+        }
+        let whole = image.bytes.clone();
+        let (hasher, bytes) = image.finish();
+        assert_eq!(bytes, whole);
+        assert_eq!(hasher.finish(1, 2).1, crate::key::CacheKey::of(&whole, 1, 2));
+        (capacities, true)
+    }
+
+    #[test]
+    fn no_more_is_reserved_than_declared_or_allowed_or_twice_what_came() {
+        const MIB: usize = 1 << 20;
+        let steps = &[1, MIB / 4, MIB / 4];
+        // As declared, in one go and without another allocation.
+        assert_eq!(capacities(4 * MIB, Some(MIB), steps).0, [0, MIB, MIB, MIB]);
+        // More declared than allowed.
+        assert_eq!(capacities(MIB, Some(9 * MIB), steps).0, [0, MIB, MIB, MIB]);
+        // Less declared than sent, which a server does not let happen.
+        assert_eq!(capacities(4 * MIB, Some(10), steps).0, [0, 10, MIB / 4 + 1, MIB / 2 + 2]);
+        // Nothing declared: doubled.
+        assert_eq!(capacities(4 * MIB, None, steps).0, [0, 65_536, MIB / 4 + 1, MIB / 2 + 2]);
+        assert_eq!(capacities(70_000, None, &[65_536, 1]).0, [0, 65_536, 70_000]);
+        assert_eq!(capacities(100, None, &[50, 50]), (vec![0, 100, 100], true));
+        // Nothing is kept of what is over the limit.
+        assert_eq!(capacities(100, None, &[50, 51]), (vec![0, 100], false));
+        assert_eq!(capacities(100, Some(1000), &[101]), (vec![0], false));
+    }
+
+    #[test]
+    fn the_hash_does_not_depend_on_the_pieces() {
+        for piece in [1, 1000, 65_535, 65_536, 65_537, 200_000] {
+            let (_, is_accepted) = capacities(300_000, None, &vec![piece; 200_000 / piece]);
+            assert!(is_accepted);
+        }
+    }
 }
