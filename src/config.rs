@@ -23,8 +23,9 @@ mod upstream;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use origin::Origin;
@@ -87,7 +88,9 @@ impl Config {
         let named = named.map(Path::to_owned).or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from));
         let file = named.or_else(|| {
             let default = environment.directory.join(DEFAULT_FILE);
-            default.exists().then_some(default)
+            // One that is there and cannot be read must be reported, not passed over.
+            let is_absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+            (!default.symlink_metadata().is_err_and(is_absent)).then_some(default)
         });
         let Some(file) = file else { return Self::parse("", environment) };
         let (text, is_open) = read_file(&file).map_err(|why| Problems::one(file.display(), why))?;
@@ -155,22 +158,32 @@ pub struct Environment {
     directory: PathBuf,
     /// The variables that are ours, by name. Without `Debug`: one of them is a key.
     variables: BTreeMap<String, String>,
+    /// Variables that are ours, and no text.
+    unreadable: Vec<String>,
 }
 
 impl Environment {
     /// The variables of this process that are ours.
     pub fn of_process() -> Self {
-        let ours = std::env::vars_os().filter_map(|(name, value)| {
-            let name = name.into_string().ok().filter(|name| name.starts_with("GRANARY_"))?;
-            Some((name, value.to_string_lossy().into_owned()))
-        });
-        Self { directory: PathBuf::new(), variables: ours.collect() }
+        Self::of_variables(std::env::vars_os())
+    }
+
+    fn of_variables(all: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let mut environment = Self::default();
+        for (name, value) in all {
+            let Some(name) = name.to_str().filter(|name| name.starts_with("GRANARY_")) else { continue };
+            match value.into_string() {
+                Ok(value) => drop(environment.variables.insert(name.to_owned(), value)),
+                Err(_) => environment.unreadable.push(name.to_owned()),
+            }
+        }
+        environment
     }
 
     /// Made-up variables, and the directory in which `granary.toml` may be.
     pub fn of<'a>(directory: &Path, variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let owned = variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Self { directory: directory.to_owned(), variables: owned.collect() }
+        let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
+        Self { directory: directory.to_owned(), ..Self::of_variables(variables) }
     }
 
     /// A variable's value; one that is empty counts as not set, because that is how compose files

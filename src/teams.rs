@@ -8,6 +8,9 @@
 
 mod token;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -162,28 +165,33 @@ impl Teams {
     }
 }
 
-/// The one token the headers carry.
+/// The one token the headers carry. A header without a value carries none.
 fn credential(headers: &HeaderMap) -> Result<&str, AuthError> {
     let api_key = single(headers.get_all(API_KEY_HEADER).iter())?;
-    let bearer = single(headers.get_all(AUTHORIZATION).iter())?.map(|value| {
-        let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-        // Any other scheme stays as it is, and is no token.
-        if scheme.eq_ignore_ascii_case("bearer") { token.trim() } else { value }
-    });
-    match (api_key.filter(|text| !text.is_empty()), bearer.filter(|text| !text.is_empty())) {
-        (Some(one), Some(other)) if one != other => Err(AuthError::Conflicting),
-        (Some(token), _) | (None, Some(token)) => Ok(token),
-        (None, None) => Err(AuthError::Missing),
+    let authorization = single(headers.get_all(AUTHORIZATION).iter())?;
+    match (api_key, authorization.map(bearer)) {
+        (None, None | Some(Ok(""))) => Err(AuthError::Missing),
+        (None, Some(token)) => token,
+        (Some(token), None | Some(Ok(""))) => Ok(token),
+        (Some(token), Some(Ok(same))) if same == token => Ok(token),
+        (Some(_), Some(_)) => Err(AuthError::Conflicting),
     }
 }
 
-/// The only value of a header, trimmed.
+/// What stands after the word Bearer.
+fn bearer(value: &str) -> Result<&str, AuthError> {
+    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(AuthError::Malformed) }
+}
+
+/// The only value of a header, trimmed; `None` when it is empty.
 fn single<'a>(mut values: impl Iterator<Item = &'a HeaderValue>) -> Result<Option<&'a str>, AuthError> {
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(AuthError::Conflicting);
     }
-    value.to_str().map(|text| Some(text.trim())).map_err(|_| AuthError::Malformed)
+    let text = value.to_str().map_err(|_| AuthError::Malformed)?.trim();
+    Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
 /// Why a caller is not let in. The texts are for clients; they never contain what was presented.
@@ -197,8 +205,9 @@ pub enum AuthError {
     Missing,
     /// 401: something that is not a Granary token, such as the upstream's own key.
     #[error(
-        "the credential is not a Granary token (they begin with granary_); an AILabTools key does not work \
-         here, so send your team's Granary token instead"
+        "the credential is not a Granary token, which begins with granary_ and stands in the header \
+         ailabapi-api-key or after the word Bearer in Authorization; an AILabTools key does not work here, \
+         so send your team's Granary token instead"
     )]
     Malformed,
     /// 401: well-formed, and nobody's.

@@ -121,9 +121,9 @@ fn upstream(config: &mut Config, reading: &mut Reading) {
     key(config, reading);
 }
 
-fn key(config: &Config, reading: &mut Reading) {
+fn key(config: &mut Config, reading: &mut Reading) {
     const BOTH: [&str; 3] = ["upstream.api_key", "upstream.api_key_file", "upstream.kind"];
-    let upstream = &config.upstream;
+    let upstream = &mut config.upstream;
     let field = if upstream.api_key.is_some() { "upstream.api_key" } else { "upstream.api_key_file" };
     match (upstream.kind, upstream.api_key.is_some(), upstream.api_key_file.is_some()) {
         (UpstreamKind::Builtin, false, false) => {}
@@ -145,6 +145,8 @@ fn key(config: &Config, reading: &mut Reading) {
                     "{field} holds the stars that granary config prints in place of a key; put the key there"
                 ));
             }
+            // As it was understood: without the line's end that a variable often has.
+            Ok(key) if upstream.api_key.is_some() => upstream.api_key = key,
             Ok(_) => {}
             Err(why) => reading.problem(&[field, "upstream.kind"], why),
         },

@@ -20,12 +20,13 @@ impl Origin {
         if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '\\') {
             return None;
         }
+        // And it would repair `https:host`, and walk `host/a/..` back to the root.
+        let (_, rest) = text.split_once("://")?;
+        if rest.strip_suffix('/').unwrap_or(rest).contains(['/', '?', '#', '@', '*']) {
+            return None;
+        }
         let url = Url::parse(text).ok()?;
-        let rest = &url[url::Position::AfterPort..];
-        let plain = matches!(rest, "" | "/") && url.username().is_empty() && url.password().is_none();
-        // `https:host` and `https:///host` are repaired by the parser too; we want it written out.
-        let explicit = text.split_once("://").is_some_and(|(_, rest)| !rest.starts_with('/'));
-        (matches!(url.scheme(), "http" | "https") && url.has_host() && plain && explicit).then_some(Self(url))
+        (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(Self(url))
     }
 
     /// `http://` and an address one listens on.
@@ -78,5 +79,78 @@ impl Setting for Origin {
 
     fn to_toml(&self) -> Option<Value> {
         Some(Value::String(self.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_has_one_spelling_and_nothing_after_it() {
+        let check = |text, expected: Option<&str>| {
+            assert_eq!(Origin::parse(text).map(|origin| origin.to_string()).as_deref(), expected, "{text:?}");
+        };
+        check("https://granary.example.com", Some("https://granary.example.com"));
+        check("https://Granary.Example.COM:443/", Some("https://granary.example.com"));
+        check("http://127.0.0.1:8080", Some("http://127.0.0.1:8080"));
+        check("http://[::1]:80", Some("http://[::1]"));
+        for wrong in [
+            "",
+            "*",
+            "null",
+            "granary.example.com",
+            "localhost:8080",
+            "https:granary.example.com",
+            "https:/granary.example.com",
+            "https:///granary.example.com",
+            "https://",
+            "https://granary.example.com/api",
+            "https://granary.example.com/a/..",
+            "https://granary.example.com//",
+            "https://granary.example.com?a",
+            "https://granary.example.com#a",
+            "https://user@granary.example.com",
+            "https://user:word@granary.example.com",
+            "https://@granary.example.com",
+            "https://granary.example.com:99999",
+            "https://*.example.com",
+            " https://granary.example.com",
+            "https://granary.\texample.com",
+            "https:\\\\granary.example.com",
+            "ftp://granary.example.com",
+            "file:///etc/passwd",
+            "data:text/plain,x",
+        ] {
+            check(wrong, None);
+        }
+    }
+
+    #[test]
+    fn loopback_is_this_machine_only() {
+        let check = |text, expected| {
+            assert_eq!(Origin::parse(text).map(|origin| origin.is_loopback()), Some(expected), "{text}");
+        };
+        check("http://127.0.0.1", true);
+        check("http://127.9.9.9:1", true);
+        check("http://2130706433", true);
+        check("http://[::1]:8080", true);
+        check("http://[::ffff:127.0.0.1]", true);
+        check("http://localhost", true);
+        check("http://api.localhost", true);
+        check("http://0.0.0.0", false);
+        check("http://10.0.0.1", false);
+        check("http://localhost.example.com", false);
+        check("http://notlocalhost", false);
+    }
+
+    #[test]
+    fn an_address_becomes_an_origin() {
+        let check = |address: &str, expected| {
+            assert_eq!(Origin::of_address(address.parse().unwrap()).as_str(), expected);
+        };
+        check("127.0.0.1:8080", "http://127.0.0.1:8080");
+        check("[::1]:8080", "http://[::1]:8080");
+        check("127.0.0.1:80", "http://127.0.0.1");
     }
 }

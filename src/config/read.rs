@@ -43,23 +43,31 @@ impl Reading {
         match teams {
             None => {}
             Some(Value::Array(teams)) => {
-                config.teams =
-                    teams.into_iter().enumerate().map(|(index, team)| self.team(index, team)).collect();
+                config.teams = teams
+                    .into_iter()
+                    .enumerate()
+                    .filter_map(|(index, team)| self.team(index, team))
+                    .collect();
             }
-            Some(_) => self.problems.add("team", "is not a list of teams; begin each team with [[team]]"),
+            Some(_) => self.no_team("team".to_owned()),
         }
         Ok(config)
     }
 
-    fn team(&mut self, index: usize, value: Value) -> TeamConfig {
-        let mut team = TeamConfig::default();
+    fn team(&mut self, index: usize, value: Value) -> Option<TeamConfig> {
         let Value::Table(table) = value else {
-            self.problems.add(team_path(index, ""), "is not a team; begin each team with [[team]]");
-            return team;
+            self.no_team(team_path(index, ""));
+            return None;
         };
+        let mut team = TeamConfig::default();
         let name = table.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
         self.table(&team_path(index, &name), &mut team, table);
-        team
+        Some(team)
+    }
+
+    fn no_team(&mut self, field: String) {
+        self.problems.add(field, "is not a team; begin each team with a line [[team]] and its name");
+        self.unread.insert("team".to_owned());
     }
 
     /// Reads `table` into `section`; `path` is what its fields are called in problems.
@@ -81,6 +89,9 @@ impl Reading {
         let mut overlay = FromVariables { environment, section: "", known: Vec::new(), reading: self };
         config.visit(&mut overlay);
         let known = overlay.known;
+        for name in &environment.unreadable {
+            self.problems.add(name, "is a variable that is not UTF-8; set it again in that encoding");
+        }
         let unknown =
             |name: &&str| !known.iter().any(|known| known == name) && !OTHER_VARIABLES.contains(name);
         for name in environment.names().filter(unknown) {

@@ -133,3 +133,75 @@ impl Setting for Timestamp {
         Some(Value::String(self.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        let check = |text, expected| assert_eq!(Duration::from_text(text).ok(), expected, "{text:?}");
+        check("30s", Some(Duration::from_secs(30)));
+        check("23h30m", Some(Duration::from_secs(84_600)));
+        check("23h 30m", Some(Duration::from_secs(84_600)));
+        check("500ms", Some(Duration::from_millis(500)));
+        check("1.5s", Some(Duration::from_millis(1500)));
+        check("2 minutes", Some(Duration::from_secs(120)));
+        check("0s", Some(Duration::ZERO));
+        check("8784h", Some(LONGEST));
+        for wrong in
+            ["", "30", "s", "-1s", "1s ago", "8785h", "99999999999999h", "30s30s", "30 parsecs", "NaN"]
+        {
+            check(wrong, None);
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        let check = |text, expected| assert_eq!(ByteSize::from_text(text).ok(), expected, "{text:?}");
+        check("256MiB", Some(ByteSize::mib(256)));
+        check("8KiB", Some(ByteSize::kib(8)));
+        check("8 kib", Some(ByteSize::kib(8)));
+        check("2GiB", Some(ByteSize(2 << 30)));
+        check("1TiB", Some(ByteSize(1 << 40)));
+        check("3MB", Some(ByteSize(3_000_000)));
+        check("3670016", Some(ByteSize(3_670_016)));
+        check("7B", Some(ByteSize(7)));
+        check("0", Some(ByteSize(0)));
+        for wrong in
+            ["", "MiB", "-1B", "+1B", "1.5GiB", "1M", "1 2", "8EiB", "8388608TiB", "9223372036854775808"]
+        {
+            check(wrong, None);
+        }
+    }
+
+    #[test]
+    fn moments_have_an_offset_or_are_a_day_in_utc() {
+        let check = |text, expected: Option<&str>| {
+            assert_eq!(parse_moment(text).map(|moment| moment.to_string()).as_deref(), expected, "{text:?}");
+        };
+        check("2027-01-31", Some("2027-01-31T00:00:00Z"));
+        check("2027-01-31T12:00:00Z", Some("2027-01-31T12:00:00Z"));
+        check("2027-01-31 12:00:00+02:00", Some("2027-01-31T10:00:00Z"));
+        for wrong in ["", "2027", "2027-02-30", "2027-01-31T12:00:00", "31.01.2027", "tomorrow"] {
+            check(wrong, None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_reads_back(nanoseconds in 0..=LONGEST.as_nanos() as u64, bytes in 0..=i64::MAX as u64) {
+            let duration = Duration::from_nanos(nanoseconds);
+            prop_assert_eq!(Duration::from_toml(duration.to_toml().unwrap()).unwrap(), duration);
+            let size = ByteSize(bytes);
+            prop_assert_eq!(ByteSize::from_toml(size.to_toml().unwrap()).unwrap(), size);
+        }
+
+        #[test]
+        fn no_text_panics(text in ".{0,40}") {
+            let _ = (Duration::from_text(&text), ByteSize::from_text(&text), parse_moment(&text));
+        }
+    }
+}
