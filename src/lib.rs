@@ -2,6 +2,7 @@
 pub mod download;
 pub mod envelope;
 pub mod key;
+pub mod net;
 pub mod operation;
 pub mod picture;
 pub mod secret;
