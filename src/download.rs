@@ -1,7 +1,13 @@
 //! The seam through which result bytes come in: trait [`ResultSource`].
 //!
 //! A type of its own, apart from [`upstream`](crate::upstream), because it must not be able to
-//! carry a credential.
+//! carry a credential. Implementation: [`http`].
+
+pub mod http;
+mod rules;
+mod url;
+
+pub use self::rules::{HostRule, HostRuleError};
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -11,6 +11,7 @@ pub mod envelope;
 pub mod key;
 pub mod ledger;
 pub mod multipart;
+pub mod net;
 pub mod operation;
 pub mod picture;
 pub mod request;

@@ -1,1 +1,302 @@
-//! To come.
+//! The paid API: [`AilabUpstream`].
+//!
+//! One fresh HTTP/1.1 connection per call, so that a stale one can never make it doubtful whether
+//! an order arrived. Scheme, host, port and path are constants from configuration and
+//! [`operation`](crate::operation); the request is built from nothing, and no byte of a client's
+//! request reaches it but the picture and the two numbers. Redirects are never followed. This module
+//! never retries, never logs, and never touches the ledger.
+
+mod answer;
+mod credits;
+mod form;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, timeout, timeout_at};
+use url::{Host, Url};
+
+pub use self::credits::CreditsError;
+use self::form::{Form, Release, Watch};
+use crate::net::exchange::{Exchange, ExchangeError};
+use crate::net::{Net, NetError, Stream};
+use crate::operation::IMAGE_CROPPING;
+use crate::secret::Secret;
+use crate::upstream::{HeldCall, NotSent, Opened, Order, Reply, UnknownCause, Upstream};
+
+/// The header the key travels in.
+const API_KEY: HeaderName = HeaderName::from_static("ailabapi-api-key");
+
+/// The largest answer that is read, in bytes. Documented ones have less than 1 KiB.
+const MAX_ANSWER_BYTES: usize = 256 * 1024;
+
+/// Where the paid API is and how long it may take.
+#[derive(Debug, Clone)]
+pub struct AilabConfig {
+    /// The API's origin: `https`, or `http` on loopback; no path.
+    pub base_url: Url,
+    /// The company's key. May be swapped at any time: calls opened afterwards carry the new one.
+    pub api_key: Arc<ArcSwap<Secret>>,
+    /// Limit on resolving, connecting and the TLS handshake together. Default 3 s.
+    pub connect_timeout: Duration,
+    /// Limit on uploading all but the tail. Default 20 s.
+    pub upload_timeout: Duration,
+    /// Limit from the tail to the end of the answer. Default 180 s.
+    pub hard_stop: Duration,
+}
+
+impl AilabConfig {
+    /// A configuration with the default limits.
+    pub fn new(base_url: Url, api_key: Arc<ArcSwap<Secret>>) -> Self {
+        Self {
+            base_url,
+            api_key,
+            connect_timeout: Duration::from_secs(3),
+            upload_timeout: Duration::from_secs(20),
+            hard_stop: Duration::from_secs(180),
+        }
+    }
+}
+
+/// Why a configuration was refused: sentences for the person who wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AilabConfigError {
+    /// Not `http` or `https`, or no host.
+    #[error("the upstream's base_url must be https://HOST or https://HOST:PORT")]
+    Scheme,
+    /// Something beyond scheme, host and port.
+    #[error("the upstream's base_url must end after the host and port: no path, query, fragment or password")]
+    NotAnOrigin,
+    /// `http` to somewhere else.
+    #[error(
+        "the upstream's base_url must be https: over http the key would cross the network readably; http is for a loopback address only"
+    )]
+    Plaintext,
+    /// A key no header can carry.
+    #[error("the upstream's api_key is empty, or has characters that an HTTP header cannot carry")]
+    Key,
+    /// Nothing to check the upstream's certificate by.
+    #[error(
+        "no root certificates were found to check the upstream's by: install the system's CA certificates or set SSL_CERT_FILE"
+    )]
+    NoRoots,
+}
+
+/// Buys crops from AILabTools.
+pub struct AilabUpstream {
+    net: Net,
+    host: Host,
+    port: u16,
+    tls: bool,
+    /// The `Host` header, made once.
+    authority: HeaderValue,
+    config: AilabConfig,
+}
+
+impl AilabUpstream {
+    /// Checks the configuration; does not connect.
+    ///
+    /// # Errors
+    /// [`AilabConfigError`], a sentence on what to change.
+    pub fn new(config: AilabConfig) -> Result<Self, AilabConfigError> {
+        Self::with_net(config, Net::system())
+    }
+
+    /// As [`new`](Self::new), with root certificates other than the system's.
+    ///
+    /// # Errors
+    /// [`AilabConfigError`], a sentence on what to change.
+    pub fn with_net(config: AilabConfig, net: Net) -> Result<Self, AilabConfigError> {
+        let url = &config.base_url;
+        let tls = match url.scheme() {
+            "https" => true,
+            "http" => false,
+            _ => return Err(AilabConfigError::Scheme),
+        };
+        let host = url.host().ok_or(AilabConfigError::Scheme)?.to_owned();
+        let is_origin = matches!(url.path(), "" | "/")
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && url.username().is_empty()
+            && url.password().is_none();
+        if !is_origin {
+            return Err(AilabConfigError::NotAnOrigin);
+        }
+        let is_loopback = match &host {
+            Host::Ipv4(address) => address.is_loopback(),
+            Host::Ipv6(address) => address.is_loopback(),
+            // Where it leads is checked again each time it is resolved.
+            Host::Domain(name) => name == "localhost",
+        };
+        if !tls && !is_loopback {
+            return Err(AilabConfigError::Plaintext);
+        }
+        if tls && !net.has_roots() {
+            return Err(AilabConfigError::NoRoots);
+        }
+        key_header(&config.api_key.load()).ok_or(AilabConfigError::Key)?;
+        let port = url.port_or_known_default().ok_or(AilabConfigError::Scheme)?;
+        let authority = match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_string(),
+        };
+        let authority = HeaderValue::try_from(authority).map_err(|_| AilabConfigError::Scheme)?;
+        Ok(Self { net, host, port, tls, authority, config })
+    }
+
+    async fn connect(&self) -> Result<Stream, NetError> {
+        let deadline = Instant::now() + self.config.connect_timeout;
+        // Without TLS, `localhost` must not be led elsewhere by a resolver.
+        let allowed = |address: IpAddr| self.tls || address.is_loopback();
+        let addresses = self.net.resolve(&self.host, allowed, deadline).await?;
+        self.net.connect(&addresses, &self.host, self.port, self.tls, deadline).await
+    }
+
+    /// The head of a request, complete and in the order in which it is sent.
+    fn request<B>(&self, method: Method, path: &'static str, key: HeaderValue, body: B) -> Request<B> {
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = Uri::from_static(path);
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.authority.clone());
+        headers.insert(API_KEY, key);
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("granary/", env!("CARGO_PKG_VERSION"))));
+        request
+    }
+}
+
+/// The key as a header value that dependencies know not to print.
+fn key_header(key: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(key.expose()).ok().filter(|value| !value.is_empty())?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+#[async_trait]
+impl Upstream for AilabUpstream {
+    async fn open(&self, order: Arc<Order>) -> Result<Opened, NotSent> {
+        let key = self.config.api_key.load_full();
+        let header = key_header(&key)
+            .ok_or_else(|| NotSent::Connect("the key has characters no header can carry".to_owned()))?;
+        let form = Form::new(&order)
+            .map_err(|error| NotSent::Connect(format!("no random bytes for a boundary: {error}")))?;
+        let stream = self.connect().await.map_err(|error| NotSent::Connect(error.to_string()))?;
+
+        let (content_type, length) = (HeaderValue::try_from(&form.content_type), form.length);
+        let (body, release, progress) = form.into_body();
+        let mut request = self.request(Method::POST, IMAGE_CROPPING.path, header, body);
+        let headers: &mut HeaderMap = request.headers_mut();
+        headers.insert(CONTENT_TYPE, content_type.expect("a boundary is of hex digits"));
+        headers.insert(CONTENT_LENGTH, length.into());
+
+        let upload = async {
+            let io = Watch::new(TokioIo::new(stream), progress.clone());
+            let mut exchange = Exchange::start(io, request).await.map_err(broken)?;
+            match exchange.head_or(|| progress.is_held().then_some(())).await.map_err(broken)? {
+                Err(()) => Ok(Opened::Held(Box::new(AilabCall {
+                    exchange,
+                    release,
+                    key,
+                    hard_stop: self.config.hard_stop,
+                }))),
+                Ok(head) => early(&mut exchange, head, &key).await,
+            }
+        };
+        match timeout(self.config.upload_timeout, upload).await {
+            Ok(opened) => opened,
+            Err(_) => Err(NotSent::Upload("it took too long".to_owned())),
+        }
+    }
+}
+
+fn broken(error: ExchangeError) -> NotSent {
+    NotSent::Upload(error.to_string())
+}
+
+/// Reads an answer that came before the order was complete, so the order cannot have been done.
+///
+/// A complete refusal or error says so itself. A success is nonsense: it may be someone else's, or
+/// be charged all the same, so it is booked as not known. Anything else, such as the page of a
+/// gateway that gave up, is a way of not getting through.
+async fn early(exchange: &mut Exchange, head: Response<Incoming>, key: &Secret) -> Result<Opened, NotSent> {
+    let status = head.status();
+    match read(exchange, head, key).await.map_err(broken)? {
+        reply @ (Reply::Refused(_) | Reply::Failed(_)) => Ok(Opened::Answered(reply)),
+        Reply::Answered(_) | Reply::Unknown(_) if status.is_success() => {
+            Ok(Opened::Answered(Reply::Unknown(UnknownCause::Garbage)))
+        }
+        Reply::Answered(_) | Reply::Unknown(_) => {
+            Err(NotSent::Upload(format!("it was answered early with status {}", status.as_u16())))
+        }
+    }
+}
+
+/// Reads an answer to its end and classifies it.
+async fn read(
+    exchange: &mut Exchange,
+    head: Response<Incoming>,
+    key: &Secret,
+) -> Result<Reply, ExchangeError> {
+    let (parts, body) = exchange.whole(head, MAX_ANSWER_BYTES).await?;
+    let mut reply = answer::classify(parts.status, &parts.headers, &body);
+    if let Reply::Refused(crate::upstream::Refusal { reply: error, .. }) | Reply::Failed(error) = &mut reply
+        && error.body.as_ref().is_some_and(|body| contains(body, key))
+    {
+        // A refusal that quotes the key must not be passed through to a client.
+        error.body = None;
+    }
+    Ok(reply)
+}
+
+fn contains(body: &Bytes, key: &Secret) -> bool {
+    memchr::memmem::find(body, key.expose().as_bytes()).is_some()
+}
+
+/// A call whose tail is held back.
+struct AilabCall {
+    exchange: Exchange,
+    release: Release,
+    key: Arc<Secret>,
+    hard_stop: Duration,
+}
+
+#[async_trait]
+impl HeldCall for AilabCall {
+    async fn send(mut self: Box<Self>) -> Reply {
+        let deadline = Instant::now() + self.hard_stop;
+        let Self { mut exchange, release, key, .. } = *self;
+        let outcome = timeout_at(deadline, async {
+            // The upstream may have refused while the call was held: then the tail stays here.
+            if let Ok(head) = exchange.head_or(|| Some(())).await? {
+                return Ok(match early(&mut exchange, head, &key).await {
+                    Ok(Opened::Answered(reply)) => reply,
+                    Ok(Opened::Held(_)) | Err(_) => Reply::Unknown(UnknownCause::Garbage),
+                });
+            }
+            release.release();
+            let head = exchange.head().await?;
+            read(&mut exchange, head, &key).await
+        });
+        match outcome.await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(ExchangeError::Cut(_))) => Reply::Unknown(UnknownCause::Cut),
+            Ok(Err(ExchangeError::NotHttp(_) | ExchangeError::Interim | ExchangeError::TooLarge)) => {
+                Reply::Unknown(UnknownCause::Garbage)
+            }
+            Err(_) => Reply::Unknown(UnknownCause::Timeout),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! Reads results over HTTP: [`Downloader`].
+//!
+//! It can carry no credential: it knows none, and sends four constant headers. It reads only where
+//! the rules allow, at addresses that were checked after resolution, follows no redirect, and gives
+//! out nothing but whole pictures. The URL is in none of its errors, the host at most.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, HOST, USER_AGENT};
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, timeout};
+
+use super::rules::{HostRule, Permission, Scheme, permission};
+use super::url::ResultUrl;
+use super::{FetchError, Fetched, ResultSource};
+use crate::net::address::is_public;
+use crate::net::exchange::{Exchange, ExchangeError, is_identity};
+use crate::net::{Net, NetError};
+use crate::picture::{ImageFormat, ObjectName};
+use crate::secret::Secret;
+
+/// How far from the end of a picture its end mark may stand: some encoders pad.
+const END_WINDOW_BYTES: usize = 64;
+
+/// Where results may be read from, and how much of our time and memory they may take.
+#[derive(Debug, Clone)]
+pub struct DownloadConfig {
+    /// What is allowed; everything else is not. Default [`HostRule::defaults`].
+    pub hosts: Vec<HostRule>,
+    /// The largest result, in bytes. Default 32 MiB.
+    pub max_bytes: usize,
+    /// Limit on resolving, connecting and the TLS handshake together. Default 3 s.
+    pub connect_timeout: Duration,
+    /// Limit on silence: before the first byte and between two. Default 10 s.
+    pub gap_timeout: Duration,
+    /// Limit on the whole. Default 30 s.
+    pub total_timeout: Duration,
+}
+
+impl Default for DownloadConfig {
+    fn default() -> Self {
+        Self {
+            hosts: HostRule::defaults(),
+            max_bytes: 32 * 1024 * 1024,
+            connect_timeout: Duration::from_secs(3),
+            gap_timeout: Duration::from_secs(10),
+            total_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Fetches results from wherever the rules allow.
+pub struct Downloader {
+    config: DownloadConfig,
+    net: Net,
+}
+
+impl Downloader {
+    /// A downloader that checks servers by the system's root certificates.
+    pub fn new(config: DownloadConfig) -> Self {
+        Self::with_net(config, Net::system())
+    }
+
+    /// As [`new`](Self::new), with root certificates other than the system's.
+    pub fn with_net(config: DownloadConfig, net: Net) -> Self {
+        Self { config, net }
+    }
+
+    async fn fetch_allowed(&self, url: &ResultUrl, permission: Permission) -> Result<Fetched, FetchError> {
+        let deadline = Instant::now() + self.config.connect_timeout;
+        let allowed = |address| permission.anywhere || is_public(address);
+        // Once, for both schemes: a name that changes its mind gains nothing.
+        let addresses =
+            self.net.resolve(&url.host, allowed, deadline).await.map_err(|error| unreachable(url, error))?;
+        if permission.https_first
+            && let Ok((exchange, head)) = self.ask(url, &addresses, Scheme::Https, 443).await
+            && head.status() == StatusCode::OK
+        {
+            return self.picture(url, exchange, head).await;
+        }
+        let (exchange, head) = self.ask(url, &addresses, url.scheme, url.port).await?;
+        self.picture(url, exchange, head).await
+    }
+
+    /// Sends the request and waits for the response's head.
+    async fn ask(
+        &self,
+        url: &ResultUrl,
+        addresses: &[std::net::IpAddr],
+        scheme: Scheme,
+        port: u16,
+    ) -> Result<(Exchange, Response<Incoming>), FetchError> {
+        let deadline = Instant::now() + self.config.connect_timeout;
+        let tls = scheme == Scheme::Https;
+        let stream = self
+            .net
+            .connect(addresses, &url.host, port, tls, deadline)
+            .await
+            .map_err(|error| unreachable(url, error))?;
+        let host =
+            if port == scheme.default_port() { url.host.to_string() } else { format!("{}:{port}", url.host) };
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.uri_mut() = url.request_target();
+        let headers = request.headers_mut();
+        headers.insert(HOST, HeaderValue::try_from(host).expect("a host is letters, digits and dots"));
+        headers.insert(ACCEPT, HeaderValue::from_static("image/*"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("granary/", env!("CARGO_PKG_VERSION"))));
+        let head = timeout(self.config.gap_timeout, async {
+            let mut exchange = Exchange::start(TokioIo::new(stream), request).await?;
+            let head = exchange.head().await?;
+            Ok((exchange, head))
+        });
+        head.await.map_err(|_| FetchError::Timeout)?.map_err(|error| cut(url, &error))
+    }
+
+    /// Reads the body and makes sure that it is a whole picture.
+    async fn picture(
+        &self,
+        url: &ResultUrl,
+        mut exchange: Exchange,
+        head: Response<Incoming>,
+    ) -> Result<Fetched, FetchError> {
+        check_head(url, &head)?;
+        let too_large = || FetchError::Dead(format!("larger than {} bytes", self.config.max_bytes));
+        let declared = head
+            .headers()
+            .get(CONTENT_LENGTH)
+            .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
+            .unwrap_or(0);
+        if declared > self.config.max_bytes {
+            return Err(too_large());
+        }
+        let mut body = head.into_body();
+        let mut bytes = BytesMut::new();
+        while let Some(chunk) = timeout(self.config.gap_timeout, exchange.chunk(&mut body))
+            .await
+            .map_err(|_| FetchError::Timeout)?
+            .map_err(|error| cut(url, &error))?
+        {
+            if bytes.len() + chunk.len() > self.config.max_bytes {
+                return Err(too_large());
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        let bytes = bytes.freeze();
+        let name = ObjectName::of(&bytes).ok_or_else(|| FetchError::Dead("not a picture".to_owned()))?;
+        if !is_whole(name.format, &bytes) {
+            return Err(FetchError::Transient(format!("{}: the picture is cut short", url.host)));
+        }
+        Ok(Fetched { name, bytes })
+    }
+}
+
+#[async_trait]
+impl ResultSource for Downloader {
+    async fn fetch(&self, url: &Secret) -> Result<Fetched, FetchError> {
+        let url = ResultUrl::parse(url.expose()).map_err(FetchError::NotAllowed)?;
+        let permission = permission(&self.config.hosts, url.scheme, &url.host, url.port)
+            .ok_or(FetchError::NotAllowed("no entry of result_hosts allows its scheme, host and port"))?;
+        timeout(self.config.total_timeout, self.fetch_allowed(&url, permission))
+            .await
+            .unwrap_or(Err(FetchError::Timeout))
+    }
+}
+
+fn check_head(url: &ResultUrl, head: &Response<Incoming>) -> Result<(), FetchError> {
+    match head.status() {
+        StatusCode::OK if is_identity(head.headers()) => Ok(()),
+        StatusCode::OK => {
+            Err(FetchError::Transient(format!("{}: compressed, which we did not ask for", url.host)))
+        }
+        status @ (StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::GONE) => {
+            Err(FetchError::Dead(format!("{} answered {}", url.host, status.as_u16())))
+        }
+        // Redirects too: where one leads is not for us to read, but it does not say that the result
+        // is gone; a storage that is being moved or repaired sends them.
+        status => Err(FetchError::Transient(format!("{} answered {}", url.host, status.as_u16()))),
+    }
+}
+
+fn unreachable(url: &ResultUrl, error: NetError) -> FetchError {
+    match error {
+        NetError::Forbidden => FetchError::NotAllowed("its host has an address that is not public"),
+        NetError::Timeout => FetchError::Timeout,
+        error @ (NetError::Resolve(_) | NetError::Connect(_) | NetError::Tls(_) | NetError::NoRoots) => {
+            FetchError::Transient(format!("{}: {error}", url.host))
+        }
+    }
+}
+
+fn cut(url: &ResultUrl, error: &ExchangeError) -> FetchError {
+    FetchError::Transient(format!("{}: {error}", url.host))
+}
+
+/// Whether a picture has its end. A length that matches proves that we have all the server sent,
+/// not that the server had all of the picture; and a cut JPEG decodes without complaint.
+fn is_whole(format: ImageFormat, bytes: &[u8]) -> bool {
+    let end = &bytes[bytes.len().saturating_sub(END_WINDOW_BYTES)..];
+    let ends_with = |mark: &[u8]| end.windows(mark.len()).any(|window| window == mark);
+    let length_at = |at: usize| {
+        let field = bytes.get(at..at + 4)?.try_into().ok()?;
+        usize::try_from(u32::from_le_bytes(field)).ok()
+    };
+    match format {
+        ImageFormat::Jpeg => ends_with(b"\xFF\xD9"),
+        ImageFormat::Png => ends_with(b"IEND\xAE\x42\x60\x82"),
+        // RIFF counts what follows its length; an odd count is padded by a byte nobody needs.
+        ImageFormat::Webp => length_at(4).is_some_and(|length| bytes.len() >= length.saturating_add(8)),
+        // Some writers leave the length 0, which passes.
+        ImageFormat::Bmp => length_at(2).is_some_and(|length| bytes.len() >= length),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,82 @@
+//! What a complete HTTP answer of the paid API means for money: [`classify`]. Pure.
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+
+use crate::envelope::Envelope;
+use crate::net::exchange::is_identity;
+use crate::upstream::{ErrorReply, Refusal, RefusalKind, Reply, UnknownCause};
+
+/// The codes of refusals whose status says too little.
+const NOT_ENOUGH_CREDITS: &str = "ERROR_NOT_ENOUGH_CREDITS";
+const FLOW_RESTRICTION: &str = "AI_SERVICE_FLOW_RESTRICTION";
+
+/// Codes the vendor's table had under 403 until 2026-01 although they are not about the account:
+/// taken for it, one bad picture would stop all paying.
+const NOT_ABOUT_THE_ACCOUNT: [&str; 2] = ["ERROR_ILLEGAL_FILE", "AI_SERVICE_UNAUTHORIZED"];
+
+/// The longest code that is passed on; the vendor's longest has 43 characters.
+const MAX_CODE_BYTES: usize = 64;
+
+/// Classifies a complete answer. Everything that is not plainly one of the upstream's own is
+/// [`Reply::Unknown`], since a gateway in between may have lost an answer that was billed.
+pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Reply {
+    // Compressed against our wish, the body cannot be read; the status still says what it says.
+    let envelope = is_identity(headers).then(|| Envelope::read(body).ok()).flatten();
+    let (is_error, code, stated) = match envelope {
+        Some(Envelope::Success(answer)) if status == StatusCode::OK => return Reply::Answered(answer),
+        Some(Envelope::NoResult) if status == StatusCode::OK => {
+            return Reply::Unknown(UnknownCause::NoResult);
+        }
+        Some(Envelope::Error { status, code }) => (true, plain(code), status),
+        Some(Envelope::Success(_) | Envelope::NoResult) | None => (false, String::new(), None),
+    };
+    let reply = |status, code| ErrorReply { status, body: is_error.then(|| body.clone()), code };
+    match status.as_u16() {
+        400..=499 => {
+            let kind = refusal(status, headers, &code);
+            Reply::Refused(Refusal { kind, reply: reply(status, code) })
+        }
+        503 if code == FLOW_RESTRICTION => {
+            let kind = RefusalKind::Flow { retry_after_seconds: retry_after(headers) };
+            Reply::Refused(Refusal { kind, reply: reply(status, code) })
+        }
+        200 if is_error => Reply::Failed(reply(error_status(stated), code)),
+        500..=599 if is_error => Reply::Failed(reply(status, code)),
+        _ => Reply::Unknown(UnknownCause::Garbage),
+    }
+}
+
+fn refusal(status: StatusCode, headers: &HeaderMap, code: &str) -> RefusalKind {
+    match status.as_u16() {
+        400 | 413 | 415 | 422 => RefusalKind::Order,
+        403 if NOT_ABOUT_THE_ACCOUNT.contains(&code) => RefusalKind::Other,
+        401 | 403 => RefusalKind::Key,
+        429 if code == NOT_ENOUGH_CREDITS => RefusalKind::Credits,
+        429 => RefusalKind::Flow { retry_after_seconds: retry_after(headers) },
+        _ => RefusalKind::Other,
+    }
+}
+
+/// `Retry-After` in seconds; its other form, a date, would need the two clocks to agree.
+fn retry_after(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// The status an error claims for itself inside a 200, when it is one of an error.
+fn error_status(stated: Option<u16>) -> StatusCode {
+    stated
+        .filter(|status| (400..600).contains(status))
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// A code as the vendor spells them, or nothing: it goes into logs and the ledger.
+fn plain(code: String) -> String {
+    let is_plain =
+        code.len() <= MAX_CODE_BYTES && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if is_plain { code } else { String::new() }
+}
+
+#[cfg(test)]
+mod tests;

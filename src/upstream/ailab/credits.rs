@@ -1,0 +1,104 @@
+//! What is left to spend: the API's free `query-credits` call.
+
+use http::{Method, StatusCode};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::{AilabUpstream, MAX_ANSWER_BYTES, key_header};
+use crate::envelope::Envelope;
+use crate::net::exchange::{Exchange, is_identity};
+use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
+
+/// The pool that serves every operation without one of its own.
+const COMMON_POOL: &str = "common";
+
+/// Why the balance is not known. The texts are safe to show.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CreditsError {
+    /// No complete answer.
+    #[error("the upstream could not be asked: {0}")]
+    Unreachable(String),
+    /// 401 or 403.
+    #[error("the upstream refused the key with status {0}")]
+    Key(u16),
+    /// Any other status, or an answer in another format.
+    #[error("the upstream's answer, with status {0}, names no balance")]
+    Format(u16),
+}
+
+impl AilabUpstream {
+    /// Asks for the balance, in credits, of the pool that crops are paid from. Free; at most the
+    /// connect limit and the upload limit long; may be cancelled.
+    ///
+    /// # Errors
+    /// [`CreditsError`]: the balance is not known.
+    pub async fn query_credits(&self) -> Result<u64, CreditsError> {
+        let unreachable = |error: &dyn std::fmt::Display| CreditsError::Unreachable(error.to_string());
+        let key = key_header(&self.config.api_key.load()).ok_or(CreditsError::Key(0))?;
+        let stream = self.connect().await.map_err(|error| unreachable(&error))?;
+        let request = self.request(Method::GET, QUERY_CREDITS_PATH, key, Empty::new());
+        let answer = timeout(self.config.upload_timeout, async {
+            let mut exchange = Exchange::start(TokioIo::new(stream), request).await?;
+            let head = exchange.head().await?;
+            exchange.whole(head, MAX_ANSWER_BYTES).await
+        });
+        let (head, body) = answer
+            .await
+            .map_err(|_| unreachable(&"it took too long"))?
+            .map_err(|error| unreachable(&error))?;
+        match head.status {
+            StatusCode::OK if is_identity(&head.headers) => {
+                balance(&body).ok_or(CreditsError::Format(head.status.as_u16()))
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(CreditsError::Key(head.status.as_u16())),
+            other => Err(CreditsError::Format(other.as_u16())),
+        }
+    }
+}
+
+/// Reads `data[]{unique_sign, balance}`: our pool's, else the common one's. An overdrawn balance is 0.
+fn balance(body: &[u8]) -> Option<u64> {
+    // The envelope's reader knows what is an error, and refuses what a reader's stack may not bear.
+    let Ok(Envelope::NoResult) = Envelope::read(body) else { return None };
+    let answer: Value = serde_json::from_slice(body).ok()?;
+    let pools = answer.get("data")?.as_array()?;
+    let of = |name: &str| {
+        let pool = pools.iter().find(|pool| pool.get("unique_sign").and_then(Value::as_str) == Some(name))?;
+        let balance = pool.get("balance")?;
+        let number = balance.as_f64().or_else(|| balance.as_str()?.trim().parse().ok())?;
+        // A float cast saturates, and NaN cannot be written in JSON.
+        Some(number.max(0.0) as u64)
+    };
+    of(IMAGE_CROPPING.credit_pool).or_else(|| of(COMMON_POOL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_balance_is_our_pools_else_the_common_ones() {
+        for (data, expected) in [
+            (
+                r#"[{"unique_sign":"common","balance":7},{"unique_sign":"image_cropping","balance":299}]"#,
+                Some(299),
+            ),
+            (r#"[{"unique_sign":"common","name":"x","balance":"7","total":9}]"#, Some(7)),
+            (r#"[{"unique_sign":"image_cropping","balance":-3.5}]"#, Some(0)),
+            (
+                r#"[{"unique_sign":"image_cropping","balance":null},{"unique_sign":"common","balance":1.9}]"#,
+                Some(1),
+            ),
+            (r#"[{"unique_sign":"other","balance":5}]"#, None),
+            ("[]", None),
+            (r#"{"unique_sign":"common","balance":5}"#, None),
+        ] {
+            let body = format!(r#"{{"request_id":"r","error_detail":{{"code":""}},"data":{data}}}"#);
+            assert_eq!(balance(body.as_bytes()), expected, "{data}");
+        }
+        assert_eq!(balance(br#"{"error_code":401,"data":[{"unique_sign":"common","balance":5}]}"#), None);
+        assert_eq!(balance(b"<html>"), None);
+    }
+}

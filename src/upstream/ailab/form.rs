@@ -1,0 +1,236 @@
+//! The body of a paid request: three parts, and a tail that waits.
+//!
+//! Everything but the tail goes out as it is asked for; the tail only once it is let go. The image
+//! is never copied. [`Watch`] wraps the connection to tell when all but the tail was flushed.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use tokio::sync::oneshot;
+
+use crate::upstream::Order;
+
+/// How much is given to the connection at once. Small, because a connection may copy it.
+const SLICE_BYTES: usize = 64 * 1024;
+
+/// 192 random bits for the boundary: 48 hex digits, of the 70 characters that are allowed.
+const BOUNDARY_RANDOM_BYTES: usize = 24;
+
+/// An order as `multipart/form-data`.
+pub(super) struct Form {
+    /// The `Content-Type` that goes with it.
+    pub(super) content_type: String,
+    /// Its length in bytes, tail included.
+    pub(super) length: u64,
+    /// Parts before the tail, in order.
+    parts: [Bytes; 3],
+    /// The height and the closing boundary. Without the latter no parser can call the form complete,
+    /// and without the former not even one that does not care could do the work.
+    tail: Bytes,
+}
+
+impl Form {
+    /// Lays out an order, with a boundary nobody could have foreseen.
+    ///
+    /// # Errors
+    /// The operating system has no random bytes to give.
+    pub(super) fn new(order: &Order) -> Result<Self, getrandom::Error> {
+        let boundary = boundary_absent_from(&order.image, || {
+            let mut random = [0; BOUNDARY_RANDOM_BYTES];
+            getrandom::fill(&mut random)?;
+            Ok(random)
+        })?;
+        Ok(Self::with_boundary(order, &boundary))
+    }
+
+    fn with_boundary(order: &Order, boundary: &str) -> Self {
+        let Order { image, format, width, height } = order;
+        let (extension, media_type) = (format.extension(), format.content_type());
+        let head = format!(
+            "--{boundary}\r\n\
+             Content-Disposition: form-data; name=\"image\"; filename=\"image.{extension}\"\r\n\
+             Content-Type: {media_type}\r\n\r\n"
+        );
+        let numbers = format!(
+            "\r\n--{boundary}\r\n\
+             Content-Disposition: form-data; name=\"width\"\r\n\r\n\
+             {width}\r\n--{boundary}\r\n\
+             Content-Disposition: form-data; name=\"height\"\r\n\r\n"
+        );
+        let tail = format!("{height}\r\n--{boundary}--\r\n");
+        Self {
+            content_type: format!("multipart/form-data; boundary={boundary}"),
+            length: (head.len() + image.len() + numbers.len() + tail.len()) as u64,
+            parts: [head.into(), image.clone(), numbers.into()],
+            tail: tail.into(),
+        }
+    }
+
+    /// Splits into the body, the word that lets its tail go, and the account of how far it is.
+    pub(super) fn into_body(self) -> (FormBody, Release, Arc<Progress>) {
+        let (release, released) = oneshot::channel();
+        let progress = Arc::new(Progress::default());
+        let body = FormBody {
+            parts: self.parts.into_iter().collect(),
+            tail: self.tail,
+            released,
+            left: self.length,
+            progress: progress.clone(),
+        };
+        (body, Release(release), progress)
+    }
+}
+
+/// Draws until a boundary does not occur in the image: chosen by us and unforeseeable, but a picture
+/// that breaks out of its part would be someone else's order.
+fn boundary_absent_from<E>(
+    image: &[u8],
+    mut draw: impl FnMut() -> Result<[u8; BOUNDARY_RANDOM_BYTES], E>,
+) -> Result<String, E> {
+    loop {
+        let boundary: String = draw()?.iter().map(|byte| format!("{byte:02x}")).collect();
+        if memchr::memmem::find(image, boundary.as_bytes()).is_none() {
+            return Ok(boundary);
+        }
+    }
+}
+
+/// Lets the tail go when [`release`](Self::release)d; dropped, it never goes.
+pub(super) struct Release(oneshot::Sender<()>);
+
+impl Release {
+    pub(super) fn release(self) {
+        // A body that is gone went with its connection, which the caller will hear of.
+        let _ = self.0.send(());
+    }
+}
+
+/// How far a form's body is on its way.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// The connection took everything but the tail, and asked for more.
+    at_tail: AtomicBool,
+    /// After that, it was flushed.
+    held: AtomicBool,
+}
+
+impl Progress {
+    /// Whether all but the tail was handed to the kernel.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+}
+
+/// The form on its way out.
+pub(super) struct FormBody {
+    parts: VecDeque<Bytes>,
+    tail: Bytes,
+    released: oneshot::Receiver<()>,
+    left: u64,
+    progress: Arc<Progress>,
+}
+
+impl Body for FormBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        let next = if let Some(part) = this.parts.front_mut() {
+            let slice = part.split_to(part.len().min(SLICE_BYTES));
+            if part.is_empty() {
+                this.parts.pop_front();
+            }
+            slice
+        } else if this.tail.is_empty() {
+            return Poll::Ready(None);
+        } else {
+            this.progress.at_tail.store(true, Ordering::Release);
+            if ready!(Pin::new(&mut this.released).poll(cx)).is_err() {
+                // The call was dropped: no more bytes, ever, and no end either, since an end would
+                // say that this was all.
+                return Poll::Pending;
+            }
+            std::mem::take(&mut this.tail)
+        };
+        this.left -= next.len() as u64;
+        Poll::Ready(Some(Ok(Frame::data(next))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// A connection that notices when everything before the tail was flushed.
+pub(super) struct Watch<T> {
+    inner: T,
+    progress: Arc<Progress>,
+}
+
+impl<T> Watch<T> {
+    pub(super) fn new(inner: T, progress: Arc<Progress>) -> Self {
+        Self { inner, progress }
+    }
+}
+
+impl<T: Read + Unpin> Read for Watch<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<T: Write + Unpin> Write for Watch<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
+        // hyper flushes its connection only when its own buffer is empty, so whatever the body gave
+        // before it came to its tail is with the kernel now.
+        if self.progress.at_tail.load(Ordering::Acquire) {
+            self.progress.held.store(true, Ordering::Release);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+}
+
+#[cfg(test)]
+mod tests;
