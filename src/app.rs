@@ -1,9 +1,257 @@
-//! Composition root; to come.
+//! The composition root: the only file that names concrete stores, ledgers and upstreams.
 
-/// Serves until it is told to stop.
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::cache::MemoryCache;
+use crate::clock::Clock;
+use crate::config::{Config, StoreKind, UpstreamKind};
+use crate::crash::crash_point;
+use crate::download::http::{DownloadConfig, Downloader};
+use crate::download::{HostRule, ResultSource};
+use crate::fill::{FillConfig, FillParts, Filler};
+use crate::gateway::{Gateway, GatewayParts};
+use crate::ledger::Ledger;
+use crate::ledger::sqlite::SqliteLedger;
+use crate::metrics::Metrics;
+use crate::request::RequestLimits;
+use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
+use crate::server::body::Pace;
+use crate::server::{self, ConnectionLimits};
+use crate::state::StateDir;
+use crate::store::Store;
+use crate::store::local::LocalStore;
+use crate::teams::Team;
+use crate::upstream::Upstream;
+use crate::upstream::ailab::{AilabConfig, AilabUpstream};
+use crate::upstream::builtin::{BuiltinUpstream, InlineResults};
+
+/// Nothing is asked of an upload's pace for this long.
+const UPLOAD_GRACE: Duration = Duration::from_secs(5);
+/// How much longer than its upstream's hard stop a stopping process waits for a paid call.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
+
+/// A running Granary.
+pub struct App {
+    /// Where clients call.
+    pub public_addr: SocketAddr,
+    /// Where operators look.
+    pub admin_addr: SocketAddr,
+    stopping: CancellationToken,
+    closed: CancellationToken,
+    filler: Filler,
+    drain_grace: Duration,
+    longest_call: Duration,
+    listeners: Vec<tokio::task::JoinHandle<()>>,
+    _state: StateDir,
+}
+
+/// Serves until the process is told to stop.
 ///
 /// # Errors
-/// None yet.
-pub async fn serve(_: crate::config::Config) -> anyhow::Result<()> {
+/// Whatever keeps it from starting, in a sentence that says what to do.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    let stop = server::stop_signal().context("cannot listen to signals")?;
+    let app = App::start(config, Clock::system()).await?;
+    stop.await;
+    app.stop().await;
     Ok(())
+}
+
+impl App {
+    /// Builds every part, settles what the last process left open, and starts to listen.
+    ///
+    /// # Errors
+    /// As [`serve`].
+    pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        let state = StateDir::open(&config.state.path)?;
+        let public = bind(config.server.listen, "server.listen").await?;
+        let admin = bind(config.server.admin_listen, "server.admin_listen").await?;
+        let (public_addr, admin_addr) = (public.local_addr()?, admin.local_addr()?);
+        let public_root = config.server.public_origin(public_addr).to_string();
+
+        let teams = config.teams();
+        let team_list: Vec<Arc<Team>> = teams.iter().cloned().collect();
+        let team_names: Arc<[String]> = team_list.iter().map(|team| team.name.clone()).collect();
+        let metrics = Arc::new(Metrics::new(team_names.iter().map(String::as_str), config.cache.memory.0));
+        let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
+        let ledger = open_ledger(&config, &state, clock.clone())?;
+        let store = open_store(&config)?;
+        let (upstream, results) = open_upstream(&config)?;
+
+        let recovery = ledger.recover().await.context("the ledger cannot be read")?;
+        crash_point("CP33");
+        let parts = FillParts {
+            ledger: ledger.clone(),
+            store: store.clone(),
+            upstream,
+            results,
+            cache: cache.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+        };
+        let filler = Filler::new(parts, fill_config(&config), &team_list);
+        filler.resume(recovery);
+
+        let gateway_parts = GatewayParts {
+            cache: cache.clone(),
+            ledger: ledger.clone(),
+            store,
+            filler: filler.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+        };
+        let state_of_routes = PublicState::new(PublicParts {
+            gateway: Gateway::new(gateway_parts, config.upstream.namespace.clone(), public_root.clone()),
+            teams: Arc::new(ArcSwap::from_pointee(teams)),
+            metrics: metrics.clone(),
+            clock,
+            answer_within: config.server.answer_within,
+            pace: Pace {
+                total: config.server.body_timeout,
+                grace: UPLOAD_GRACE,
+                bytes_per_second: config.server.min_upload_rate.0,
+            },
+            limits: RequestLimits::default(),
+            public_root: public_root.clone(),
+            is_builtin: config.upstream.kind == UpstreamKind::Builtin,
+        });
+        let (stopping, closed) = (CancellationToken::new(), CancellationToken::new());
+        let admin_state = AdminState {
+            metrics,
+            cache,
+            ledger,
+            filler: filler.clone(),
+            stopping: stopping.clone(),
+            teams: team_names,
+        };
+        let origins: Vec<String> = config.server.cors_origins.iter().map(ToString::to_string).collect();
+        let public_routes =
+            server::public_service(public_router(state_of_routes.clone(), &origins), state_of_routes);
+        let limits = ConnectionLimits {
+            max_connections: config.server.max_connections,
+            head: config.server.head_timeout,
+            idle: config.server.idle_timeout,
+        };
+        let listeners = vec![
+            tokio::spawn(server::serve(public, public_routes, limits, closed.clone())),
+            tokio::spawn(server::serve(admin, admin_router(admin_state), limits, closed.clone())),
+        ];
+        tracing::info!(
+            public = %public_addr,
+            admin = %admin_addr,
+            url = public_root,
+            upstream = config.upstream.kind.as_str(),
+            namespace = config.upstream.namespace,
+            version = env!("CARGO_PKG_VERSION"),
+            "listening"
+        );
+        Ok(Self {
+            public_addr,
+            admin_addr,
+            stopping,
+            closed,
+            filler,
+            drain_grace: config.server.drain_grace,
+            longest_call: config.upstream.hard_stop + STOP_MARGIN,
+            listeners,
+            _state: state,
+        })
+    }
+
+    /// Stops in good order: not ready at once, full service for a grace, then no new connections
+    /// and no new purchases; every accepted request is answered, every paid call booked.
+    pub async fn stop(self) {
+        self.stopping.cancel();
+        tracing::info!(grace = ?self.drain_grace, "stopping: not ready any more, still serving");
+        tokio::time::sleep(self.drain_grace).await;
+        crash_point("CP35");
+        self.filler.drain();
+        self.closed.cancel();
+        let settled = async {
+            for listener in self.listeners {
+                if let Err(error) = listener.await {
+                    tracing::error!(%error, "a listener panicked");
+                }
+            }
+            self.filler.settled().await;
+        };
+        if tokio::time::timeout(self.longest_call, settled).await.is_err() {
+            tracing::error!("not everything came to rest in time; the ledger has what is open");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+async fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("{field}: cannot listen on {address}; choose another address or stop what is there")
+    })
+}
+
+fn open_ledger(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<Arc<dyn Ledger>> {
+    let ledger = SqliteLedger::open(&state.ledger_file(), clock, config.budget.time_zone.clone())
+        .with_context(|| {
+            format!("state.path: the ledger {} cannot be opened", state.ledger_file().display())
+        })?;
+    Ok(Arc::new(ledger))
+}
+
+fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    match config.store.kind {
+        StoreKind::Local => {
+            let store =
+                LocalStore::open(&config.store.path).context("store.path: the store cannot be opened")?;
+            Ok(Arc::new(store))
+        }
+    }
+}
+
+type Seller = (Arc<dyn Upstream>, Arc<dyn ResultSource>);
+
+fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
+    let settings = &config.upstream;
+    match settings.kind {
+        UpstreamKind::Builtin => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            Ok((Arc::new(BuiltinUpstream::new(cores)), Arc::new(InlineResults)))
+        }
+        UpstreamKind::Ailab => {
+            let key = settings.key().map_err(anyhow::Error::msg)?.context("upstream.api_key is missing")?;
+            let base_url = Url::parse(&settings.base_url.to_string()).context("upstream.base_url")?;
+            let mut ailab = AilabConfig::new(base_url, Arc::new(ArcSwap::from_pointee(key)));
+            ailab.connect_timeout = settings.connect_timeout;
+            ailab.upload_timeout = settings.upload_timeout;
+            ailab.hard_stop = settings.hard_stop;
+            let mut download = DownloadConfig::default();
+            if !settings.result_hosts.is_empty() {
+                let rules = settings.result_hosts.iter().map(|text| {
+                    text.parse::<HostRule>().with_context(|| format!("upstream.result_hosts: {text}"))
+                });
+                download.hosts = rules.collect::<anyhow::Result<_>>()?;
+            }
+            download.max_bytes = usize::try_from(settings.result_max_bytes.0).unwrap_or(usize::MAX);
+            download.total_timeout = settings.result_timeout;
+            Ok((Arc::new(AilabUpstream::new(ailab)?), Arc::new(Downloader::new(download))))
+        }
+    }
+}
+
+fn fill_config(config: &Config) -> FillConfig {
+    FillConfig {
+        namespace: config.upstream.namespace.clone(),
+        credits_per_call: config.upstream.credits_per_call,
+        concurrency: config.upstream.concurrency,
+        queue: config.upstream.queue,
+        result_url_ttl: config.upstream.result_url_ttl,
+        daily_credits: config.budget.daily_credits,
+        monthly_credits: config.budget.monthly_credits,
+    }
 }

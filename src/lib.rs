@@ -1,22 +1,74 @@
-//! Granary.
+//! Granary: a caching reverse proxy in front of the paid AILabTools *AI image cropping* API.
+//!
+//! Teams send it the request they would send the upstream. It pays for each distinct crop once,
+//! keeps the result for ever, and answers every repeat by itself.
+//!
+//! # Life of a request
+//!
+//! | step | where | remember |
+//! |---|---|---|
+//! | accept | [`server`] | a clock on every connection and body |
+//! | route, authenticate | [`routes`], [`teams`] | what the head forbids is refused before the body is read |
+//! | parse | [`request`], [`multipart`] | limits before anything is kept; the picture is hashed as it arrives |
+//! | key | [`key`] | BLAKE3 of picture, width and height, and nothing else |
+//! | look up | [`gateway`], [`cache`], [`ledger`], [`store`] | memory, ledger, store; only what is known to be absent is bought |
+//! | coalesce | [`coalesce`] | many callers, one fill |
+//! | admit | [`fill`], [`slots`], [`ledger`] | only here: hits and followers spend nothing |
+//! | **pay** | [`fill`], [`upstream`] | the only step that costs money, in a task no client can cancel |
+//! | fetch | [`download`] | a client that cannot carry a credential |
+//! | **persist** | [`store`] | object first, then the record, then the ledger's `stored`: from here the URL is permanent |
+//! | rewrite | [`rewrite`] | pure, on the way out, for hits as well |
+//! | respond | [`routes::respond`], [`error`] | ids, envelopes, counting, one log line |
+//!
+//! [`gateway::Gateway::handle`] is that list as code. The paid part is the state machine in
+//! [`fill::machine`], which performs nothing itself; [`fill`] is its hands.
+//!
+//! # Promises
+//!
+//! A paid result is never lost once `answered` is durable; one charge per key while each call gets a
+//! complete answer; a URL once answered serves the same bytes for ever; secrets are printed nowhere
+//! ([`secret`]); budgets are exact ([`ledger::budget`]); memory is bounded; ledger, metrics and the
+//! upstream's count agree; no request byte decides where the key is sent.
+//!
+//! # Who may import whom
+//!
+//! ```text
+//! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
+//!      > error > {ledger, store, upstream, download, request, teams}
+//!      > {net, envelope, code, multipart, metrics, outcome, operation, picture, key, clock, secret, crash}
+//! ```
+//!
+//! [`app`] alone names concrete stores, ledgers and upstreams. A test reads the imports and keeps
+//! this true.
+
+pub mod app;
+pub mod cache;
+pub mod cli;
 pub mod clock;
 pub mod coalesce;
-mod crash;
-pub mod app;
-pub mod cli;
+pub mod code;
 pub mod config;
-mod crash;
+pub(crate) mod crash;
 pub mod download;
 pub mod envelope;
+pub mod error;
+pub mod fill;
+pub mod gateway;
 pub mod key;
 pub mod ledger;
+pub mod metrics;
 pub mod multipart;
 pub mod net;
 pub mod operation;
+pub mod outcome;
 pub mod picture;
 pub mod request;
+pub mod rewrite;
+pub mod routes;
 pub mod secret;
+pub mod server;
 pub mod slots;
+pub mod state;
 pub mod store;
 pub mod teams;
 pub mod upstream;

@@ -50,11 +50,7 @@ fn finish(format: Container, mut decoder: impl ImageDecoder) -> ImageResult<Sour
     let colour_profile = decoder.icc_profile().ok().flatten().filter(is_rgb_profile);
     let mut pixels = DynamicImage::from_decoder(decoder)?;
     pixels.apply_orientation(orientation);
-    Ok(Source {
-        format,
-        pixels: DynamicImage::ImageRgb8(pixels.into_rgb8()),
-        colour_profile,
-    })
+    Ok(Source { format, pixels: DynamicImage::ImageRgb8(pixels.into_rgb8()), colour_profile })
 }
 
 fn limits() -> Limits {

@@ -47,7 +47,9 @@ pub enum CropError {
     /// An alpha channel or a transparent colour. 415 `UNSUPPORTED_FILE_TYPES`.
     ///
     /// Decided by what the file declares, even if every pixel is opaque.
-    #[error("the {format} has transparency, but only RGB with three channels is accepted; flatten it and save it without an alpha channel")]
+    #[error(
+        "the {format} has transparency, but only RGB with three channels is accepted; flatten it and save it without an alpha channel"
+    )]
     Alpha {
         /// Format by name.
         format: &'static str,
@@ -123,21 +125,14 @@ impl fmt::Display for TargetSide {
 
 impl CropError {
     pub(crate) fn undecodable(container: Container, reason: impl fmt::Display) -> Self {
-        CropError::Undecodable {
-            format: container.name(),
-            reason: reason.to_string(),
-        }
+        CropError::Undecodable { format: container.name(), reason: reason.to_string() }
     }
 
     pub(crate) fn truncated(container: Container) -> Self {
-        CropError::Truncated {
-            format: container.name(),
-        }
+        CropError::Truncated { format: container.name() }
     }
 
     pub(crate) fn internal(reason: impl fmt::Display) -> Self {
-        CropError::Internal {
-            reason: reason.to_string(),
-        }
+        CropError::Internal { reason: reason.to_string() }
     }
 }

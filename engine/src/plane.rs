@@ -13,28 +13,18 @@ pub(crate) struct Plane {
 
 impl Plane {
     pub(crate) fn new(width: usize, height: usize, value: f32) -> Self {
-        Plane {
-            width,
-            height,
-            values: vec![value; width * height],
-        }
+        Plane { width, height, values: vec![value; width * height] }
     }
 
     /// Computes a plane of the same shape, value by value.
     pub(crate) fn map(&self, function: impl Fn(f32) -> f32) -> Self {
-        Plane {
-            values: self.values.iter().map(|&value| function(value)).collect(),
-            ..*self
-        }
+        Plane { values: self.values.iter().map(|&value| function(value)).collect(), ..*self }
     }
 
     /// Combines two planes of one shape, value by value.
     pub(crate) fn zip(&self, other: &Plane, function: impl Fn(f32, f32) -> f32) -> Self {
         let pairs = self.values.iter().zip(&other.values);
-        Plane {
-            values: pairs.map(|(&a, &b)| function(a, b)).collect(),
-            ..*self
-        }
+        Plane { values: pairs.map(|(&a, &b)| function(a, b)).collect(), ..*self }
     }
 
     pub(crate) fn mean(&self) -> f32 {
@@ -70,15 +60,25 @@ impl Plane {
         }
         let (width, height) = (self.width, self.height);
         for y in 0..height {
-            slide(width, radius, |x| self.values[y * width + x], |x, mean| {
-                out.values[y * width + x] = mean;
-            });
+            slide(
+                width,
+                radius,
+                |x| self.values[y * width + x],
+                |x, mean| {
+                    out.values[y * width + x] = mean;
+                },
+            );
         }
         let rows = out.clone();
         for x in 0..width {
-            slide(height, radius, |y| rows.values[y * width + x], |y, mean| {
-                out.values[y * width + x] = mean;
-            });
+            slide(
+                height,
+                radius,
+                |y| rows.values[y * width + x],
+                |y, mean| {
+                    out.values[y * width + x] = mean;
+                },
+            );
         }
         out
     }

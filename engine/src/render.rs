@@ -42,13 +42,14 @@ fn scale(
 ) -> Result<DynamicImage, CropError> {
     let (left, window_width) = window(source.width(), placement.width, placement.x, width);
     let (top, window_height) = window(source.height(), placement.height, placement.y, height);
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
-        .crop(left, top, window_width, window_height);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3)).crop(
+        left,
+        top,
+        window_width,
+        window_height,
+    );
     let mut pixels = DynamicImage::new_rgb8(width, height);
-    Resizer::new()
-        .resize(source, &mut pixels, &options)
-        .map_err(CropError::internal)?;
+    Resizer::new().resize(source, &mut pixels, &options).map_err(CropError::internal)?;
     Ok(pixels)
 }
 
@@ -70,17 +71,10 @@ fn encode(
     profile: Option<&[u8]>,
 ) -> Result<(), CropError> {
     if let Some(profile) = profile {
-        encoder
-            .set_icc_profile(profile.to_vec())
-            .map_err(CropError::internal)?;
+        encoder.set_icc_profile(profile.to_vec()).map_err(CropError::internal)?;
     }
     encoder
-        .write_image(
-            pixels.as_bytes(),
-            pixels.width(),
-            pixels.height(),
-            ExtendedColorType::Rgb8,
-        )
+        .write_image(pixels.as_bytes(), pixels.width(), pixels.height(), ExtendedColorType::Rgb8)
         .map_err(CropError::internal)
 }
 

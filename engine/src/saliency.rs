@@ -65,11 +65,8 @@ fn shrink(pixels: &DynamicImage) -> Result<RgbImage, CropError> {
     }
     let side = |length: u32| (length * THUMBNAIL_SIDE).div_ceil(longest);
     let mut thumbnail = DynamicImage::new_rgb8(side(pixels.width()), side(pixels.height()));
-    let options =
-        ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Hamming));
-    Resizer::new()
-        .resize(pixels, &mut thumbnail, &options)
-        .map_err(CropError::internal)?;
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Hamming));
+    Resizer::new().resize(pixels, &mut thumbnail, &options).map_err(CropError::internal)?;
     Ok(thumbnail.into_rgb8())
 }
 
@@ -165,12 +162,24 @@ pub(crate) fn debug(thumbnail: &RgbImage, heat: &dyn Fn(&Plane, &str)) {
     heat(&contrast(&channels.coarse), "contrast");
     heat(&combine(&channels), "map");
     let mut skin = Plane::new(thumbnail.width() as usize, thumbnail.height() as usize, 0.0);
-    for (v, p) in skin.values.iter_mut().zip(thumbnail.pixels()) { *v = colour::skin(*p); }
-    for f in faces::find(thumbnail) { eprintln!("{f:?}");
-        for x in f.left..f.right { skin.values[f.top*skin.width+x]=1.0; skin.values[(f.bottom-1)*skin.width+x]=1.0; }
-        for y in f.top..f.bottom { skin.values[y*skin.width+f.left]=1.0; skin.values[y*skin.width+f.right-1]=1.0; } }
+    for (v, p) in skin.values.iter_mut().zip(thumbnail.pixels()) {
+        *v = colour::skin(*p);
+    }
+    for f in faces::find(thumbnail) {
+        eprintln!("{f:?}");
+        for x in f.left..f.right {
+            skin.values[f.top * skin.width + x] = 1.0;
+            skin.values[(f.bottom - 1) * skin.width + x] = 1.0;
+        }
+        for y in f.top..f.bottom {
+            skin.values[y * skin.width + f.left] = 1.0;
+            skin.values[y * skin.width + f.right - 1] = 1.0;
+        }
+    }
     heat(&skin, "skin");
 }
 #[allow(dead_code)]
-pub(crate) fn debug_shrink(p: &DynamicImage) -> RgbImage { shrink(p).unwrap() }
+pub(crate) fn debug_shrink(p: &DynamicImage) -> RgbImage {
+    shrink(p).unwrap()
+}
 // DEBUG-END

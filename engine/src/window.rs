@@ -10,23 +10,10 @@ use crate::saliency::{self, Attention, Part};
 use crate::{CropError, RetainLocation};
 
 /// Says where the whole source lies in a new picture of `width` x `height`.
-pub(crate) fn place(
-    pixels: &DynamicImage,
-    width: u32,
-    height: u32,
-) -> Result<RetainLocation, CropError> {
+pub(crate) fn place(pixels: &DynamicImage, width: u32, height: u32) -> Result<RetainLocation, CropError> {
     let slide = Slide::new(pixels, width, height);
-    let mut placement = RetainLocation {
-        width,
-        height,
-        x: 0,
-        y: 0,
-    };
-    let start = if slide.slack() == 0 {
-        0
-    } else {
-        slide.best_start(&saliency::attend(pixels)?)
-    };
+    let mut placement = RetainLocation { width, height, x: 0, y: 0 };
+    let start = if slide.slack() == 0 { 0 } else { slide.best_start(&saliency::attend(pixels)?) };
     // At most 2000 times 2000 pixels, so an i32 holds it.
     let offset = -i32::try_from(start).map_err(CropError::internal)?;
     match slide.axis {
@@ -55,8 +42,8 @@ struct Slide {
 impl Slide {
     fn new(pixels: &DynamicImage, width: u32, height: u32) -> Self {
         let (source_width, source_height) = (pixels.width(), pixels.height());
-        let wider_than_target = u64::from(source_width) * u64::from(height)
-            > u64::from(width) * u64::from(source_height);
+        let wider_than_target =
+            u64::from(source_width) * u64::from(height) > u64::from(width) * u64::from(source_height);
         if wider_than_target {
             Slide {
                 axis: Axis::Horizontal,

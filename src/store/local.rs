@@ -132,6 +132,10 @@ impl Store for LocalStore {
         self.reading(move |files| files.object(name)).await
     }
 
+    async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
+        self.blocking(move |files| files.has(&name.path())).await
+    }
+
     async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
         let record = record.clone();
         self.blocking(move |files| files.put_record(record)).await

@@ -35,11 +35,7 @@ fn distance(channel: &Plane) -> Plane {
         .map(|(index, &value)| {
             let (x, y) = (index % width, index / width);
             let at_border = x == 0 || y == 0 || x == width - 1 || y == height - 1;
-            Path {
-                low: value,
-                high: value,
-                barrier: if at_border { 0.0 } else { f32::INFINITY },
-            }
+            Path { low: value, high: value, barrier: if at_border { 0.0 } else { f32::INFINITY } }
         })
         .collect();
     for sweep in 0..SWEEPS {
@@ -58,20 +54,13 @@ fn distance(channel: &Plane) -> Plane {
                     let through = paths[neighbour];
                     let (low, high) = (through.low.min(value), through.high.max(value));
                     if high - low < paths[index].barrier {
-                        paths[index] = Path {
-                            low,
-                            high,
-                            barrier: high - low,
-                        };
+                        paths[index] = Path { low, high, barrier: high - low };
                     }
                 }
             }
         }
     }
-    Plane {
-        values: paths.iter().map(|path| path.barrier).collect(),
-        ..*channel
-    }
+    Plane { values: paths.iter().map(|path| path.barrier).collect(), ..*channel }
 }
 
 #[cfg(test)]
@@ -79,11 +68,7 @@ mod tests {
     use super::*;
 
     fn plane(width: usize, rows: &[f32]) -> Plane {
-        Plane {
-            width,
-            height: rows.len() / width,
-            values: rows.to_vec(),
-        }
+        Plane { width, height: rows.len() / width, values: rows.to_vec() }
     }
 
     #[test]

@@ -55,11 +55,7 @@ static CURVE: [f32; CURVE_STEPS + 1] = {
     let mut step = 0;
     while step <= CURVE_STEPS {
         let light = step as f32 / CURVE_STEPS as f32;
-        table[step] = if light > 0.008_856 {
-            root(light, 3)
-        } else {
-            7.787 * light + 16.0 / 116.0
-        };
+        table[step] = if light > 0.008_856 { root(light, 3) } else { 7.787 * light + 16.0 / 116.0 };
         step += 1;
     }
     table

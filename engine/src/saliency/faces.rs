@@ -34,17 +34,13 @@ pub(crate) fn find(thumbnail: &RgbImage) -> Vec<Face> {
         *value = colour::skin(*pixel);
     }
     let skin = skin.box_blurred(1);
-    let share = skin.values.iter().filter(|&&value| value > 0.5).count() as f32
-        / skin.values.len() as f32;
+    let share = skin.values.iter().filter(|&&value| value > 0.5).count() as f32 / skin.values.len() as f32;
     // From a quarter of the picture on it fades, and at three fifths nothing is left.
     let trust = ((0.6 - share) / 0.35).clamp(0.0, 1.0);
     let lightness = Plane {
         width,
         height,
-        values: thumbnail
-            .pixels()
-            .map(|pixel| pixel.0.map(f32::from).iter().sum::<f32>() / 3.0)
-            .collect(),
+        values: thumbnail.pixels().map(|pixel| pixel.0.map(f32::from).iter().sum::<f32>() / 3.0).collect(),
     };
     let mut faces: Vec<Face> = parts::regions(&skin, 0.5)
         .into_iter()

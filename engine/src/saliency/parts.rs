@@ -34,10 +34,8 @@ pub(super) fn whole(map: &Plane) -> Part {
 
 /// Returns the map's heaviest things.
 pub(super) fn things(map: &Plane) -> Vec<Part> {
-    let mut parts: Vec<Part> = regions(map, otsu(map))
-        .iter()
-        .map(|region| Part::of_pixels(map, &region.pixels))
-        .collect();
+    let mut parts: Vec<Part> =
+        regions(map, otsu(map)).iter().map(|region| Part::of_pixels(map, &region.pixels)).collect();
     parts.sort_by(|a, b| b.weight().total_cmp(&a.weight()));
     parts.truncate(MOST_PARTS);
     parts
@@ -61,10 +59,7 @@ pub(super) fn faces(map: &Plane, faces: &[Face]) -> Vec<Part> {
 
 impl Part {
     fn empty(map: &Plane) -> Self {
-        Part {
-            columns: vec![0.0; map.width],
-            rows: vec![0.0; map.height],
-        }
+        Part { columns: vec![0.0; map.width], rows: vec![0.0; map.height] }
     }
 
     fn of_pixels(map: &Plane, pixels: &[usize]) -> Self {
@@ -119,13 +114,7 @@ pub(super) fn regions(plane: &Plane, threshold: f32) -> Vec<Region> {
                 }
             }
         }
-        regions.push(Region {
-            pixels,
-            left,
-            top,
-            right,
-            bottom,
-        });
+        regions.push(Region { pixels, left, top, right, bottom });
     }
     regions
 }

@@ -63,6 +63,16 @@ impl Files {
         [RESULTS, RECORDS, TMP].map(|folder| self.root.join(folder))
     }
 
+    /// Is there a file at `path`? As with [`read`](Self::read), a missing layout is no absence.
+    pub(super) fn has(&self, path: &str) -> Result<bool, StoreError> {
+        match self.root.join(path).try_exists() {
+            Ok(false) if !self.root.join(RESULTS).is_dir() => Err(StoreError::Unavailable(format!(
+                "cannot look for {path}: the folder {RESULTS} is missing"
+            ))),
+            found => found.map_err(failed("look for", path)),
+        }
+    }
+
     /// The file at `path` below the root; `None` only when `folder`, the part of the layout it lies
     /// in, is there and the file is not: in a volume that is not mounted, everything looks absent.
     pub(super) fn read(&self, folder: &str, path: &str, max: u64) -> Result<Option<Vec<u8>>, StoreError> {

@@ -91,11 +91,7 @@ impl FakeAilab {
     /// Sets what the account holds: credits for cropping, and common ones, which are used when those are gone.
     pub fn set_balance(&self, cropping: i64, common: i64) {
         let mut book = self.ledger.book();
-        (
-            book.cropping_credits,
-            book.common_credits,
-            book.total_credits,
-        ) = (cropping, common, cropping);
+        (book.cropping_credits, book.common_credits, book.total_credits) = (cropping, common, cropping);
     }
 
     /// What is left of the credits for cropping and of the common ones.
@@ -126,11 +122,7 @@ impl FakeAilab {
 
     /// From now on every URL sold so far answers 403, as after its 24 hours.
     pub fn expire_all(&self) {
-        self.ledger
-            .book()
-            .purchases
-            .iter_mut()
-            .for_each(|p| p.expired = true);
+        self.ledger.book().purchases.iter_mut().for_each(|p| p.expired = true);
     }
 
     /// Lets every request go on whose head has arrived and that is, or will be, held. Later ones are held again.
@@ -202,12 +194,7 @@ impl FakeAilab {
 
     /// The random core of every signature sold: secrets to search for.
     pub fn signatures(&self) -> Vec<String> {
-        self.ledger
-            .book()
-            .purchases
-            .iter()
-            .map(|p| p.signature.clone())
-            .collect()
+        self.ledger.book().purchases.iter().map(|p| p.signature.clone()).collect()
     }
 
     /// The newest of [`FakeAilab::signatures`].
@@ -230,41 +217,33 @@ impl FakeAilab {
         let waited = tokio::time::timeout(PATIENCE, stats.wait_for(|s| enough(s))).await;
         match waited {
             Ok(Ok(stats)) => *stats,
-            _ => panic!(
-                "waited {PATIENCE:?} for {what}; the fake has {:?}",
-                self.stats()
-            ),
+            _ => panic!("waited {PATIENCE:?} for {what}; the fake has {:?}", self.stats()),
         }
     }
 
     /// Waits until at least `n` crop requests are in flight.
     pub async fn wait_for_in_flight(&self, n: u64) -> Stats {
-        self.wait_until(&format!("{n} requests in flight"), |s| s.in_flight >= n)
-            .await
+        self.wait_until(&format!("{n} requests in flight"), |s| s.in_flight >= n).await
     }
 
     /// Waits until at least `n` whole requests are being kept waiting: paid, and not answered.
     pub async fn wait_for_held(&self, n: u64) -> Stats {
-        self.wait_until(&format!("{n} requests held"), |s| s.held >= n)
-            .await
+        self.wait_until(&format!("{n} requests held"), |s| s.held >= n).await
     }
 
     /// Waits until at least `n` crop request heads have been seen.
     pub async fn wait_for_attempts(&self, n: u64) -> Stats {
-        self.wait_until(&format!("{n} attempts"), |s| s.attempts >= n)
-            .await
+        self.wait_until(&format!("{n} attempts"), |s| s.attempts >= n).await
     }
 
     /// Waits until the result server has seen at least `n` requests.
     pub async fn wait_for_fetches(&self, n: u64) -> Stats {
-        self.wait_until(&format!("{n} fetches"), |s| s.fetches >= n)
-            .await
+        self.wait_until(&format!("{n} fetches"), |s| s.fetches >= n).await
     }
 
     /// Waits until nothing is in flight.
     pub async fn wait_for_idle(&self) -> Stats {
-        self.wait_until("nothing in flight", |s| s.in_flight == 0)
-            .await
+        self.wait_until("nothing in flight", |s| s.in_flight == 0).await
     }
 
     /// Closes the API's listener and its connections; connecting is refused until [`FakeAilab::come_back`]. Results stay up.

@@ -45,8 +45,7 @@ impl Answer {
     ///
     /// If it is not JSON, with the body.
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|e| panic!("{e}: {} {}", self.status, self.text()))
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {} {}", self.status, self.text()))
     }
 
     /// The body as text.
@@ -69,10 +68,7 @@ impl Answer {
 
     /// `error_detail.code` of a refusal, or nothing.
     pub fn code(&self) -> String {
-        self.json()["error_detail"]["code"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
+        self.json()["error_detail"]["code"].as_str().unwrap_or_default().to_owned()
     }
 }
 
@@ -87,11 +83,7 @@ pub async fn head(url: &str) -> io::Result<Answer> {
 }
 
 /// A crop: `POST` of a form to the endpoint, with a token or without.
-pub async fn post_form(
-    base_url: &str,
-    token: impl Into<Option<&str>>,
-    form: &Form,
-) -> io::Result<Answer> {
+pub async fn post_form(base_url: &str, token: impl Into<Option<&str>>, form: &Form) -> io::Result<Answer> {
     Call::crop(base_url, token, form).send().await
 }
 
@@ -118,23 +110,14 @@ impl Call {
     /// A request for a whole `http://host:port/target` URL, without headers besides `Host`.
     pub fn new(method: &str, url: &str) -> Call {
         let (authority, target) = split(url);
-        Call {
-            method: method.to_owned(),
-            authority,
-            target,
-            headers: Vec::new(),
-            body: None,
-        }
+        Call { method: method.to_owned(), authority, target, headers: Vec::new(), body: None }
     }
 
     /// A crop.
     pub fn crop<'a>(base_url: &str, token: impl Into<Option<&'a str>>, form: &Form) -> Call {
-        let call = Call::new(
-            "POST",
-            &format!("{}{CROP_PATH}", base_url.trim_end_matches('/')),
-        )
-        .header("Content-Type", &form.content_type())
-        .body(form.to_bytes());
+        let call = Call::new("POST", &format!("{}{CROP_PATH}", base_url.trim_end_matches('/')))
+            .header("Content-Type", &form.content_type())
+            .body(form.to_bytes());
         match token.into() {
             Some(token) => call.header("ailabapi-api-key", token),
             None => call,
@@ -178,41 +161,22 @@ impl Call {
         let mut connection = RawConnection::open(&self.authority).await?;
         let length = self.body_len();
         connection
-            .send(&self.head_bytes(&format!(
-                "Expect: 100-continue\r\nContent-Length: {length}\r\n"
-            )))
+            .send(&self.head_bytes(&format!("Expect: 100-continue\r\nContent-Length: {length}\r\n")))
             .await?;
         let first = connection.read_head().await?;
         if first.start[1] == "100" {
-            connection
-                .send(self.body.as_deref().unwrap_or_default())
-                .await?;
-            return Ok(Expected {
-                continued: true,
-                answer: connection.read_answer(false).await?,
-            });
+            connection.send(self.body.as_deref().unwrap_or_default()).await?;
+            return Ok(Expected { continued: true, answer: connection.read_answer(false).await? });
         }
-        Ok(Expected {
-            continued: false,
-            answer: connection.read_rest(first, Vec::new(), false).await?,
-        })
+        Ok(Expected { continued: false, answer: connection.read_rest(first, Vec::new(), false).await? })
     }
 
     /// Sends the body chunked, in chunks of `piece` bytes, without a length.
     pub async fn send_chunked(&self, piece: usize) -> io::Result<Answer> {
         let mut connection = RawConnection::open(&self.authority).await?;
-        connection
-            .send(&self.head_bytes("Transfer-Encoding: chunked\r\n"))
-            .await?;
-        for chunk in self
-            .body
-            .as_deref()
-            .unwrap_or_default()
-            .chunks(piece.max(1))
-        {
-            connection
-                .send(&[format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat())
-                .await?;
+        connection.send(&self.head_bytes("Transfer-Encoding: chunked\r\n")).await?;
+        for chunk in self.body.as_deref().unwrap_or_default().chunks(piece.max(1)) {
+            connection.send(&[format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat()).await?;
         }
         connection.send(b"0\r\n\r\n").await?;
         connection.read_answer(false).await
@@ -222,9 +186,7 @@ impl Call {
     pub async fn send_split(&self, offsets: &[usize]) -> io::Result<Answer> {
         let mut connection = RawConnection::open(&self.authority).await?;
         let body = self.body.as_deref().unwrap_or_default();
-        connection
-            .send(&self.head_bytes(&format!("Content-Length: {}\r\n", body.len())))
-            .await?;
+        connection.send(&self.head_bytes(&format!("Content-Length: {}\r\n", body.len()))).await?;
         let mut from = 0;
         for &to in offsets.iter().chain([&body.len()]) {
             connection.send(&body[from..to]).await?;
@@ -239,9 +201,7 @@ impl Call {
     pub async fn send_part(&self, bytes: usize) -> io::Result<RawConnection> {
         let mut connection = RawConnection::open(&self.authority).await?;
         let body = self.body.as_deref().unwrap_or_default();
-        connection
-            .send(&self.head_bytes(&format!("Content-Length: {}\r\n", body.len())))
-            .await?;
+        connection.send(&self.head_bytes(&format!("Content-Length: {}\r\n", body.len()))).await?;
         connection.send(&body[..bytes]).await?;
         Ok(connection)
     }
@@ -258,11 +218,7 @@ impl Call {
 
     fn head_bytes(&self, framing: &str) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
-        if !self
-            .headers
-            .iter()
-            .any(|(name, _)| name.eq_ignore_ascii_case("host"))
-        {
+        if !self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
             head.push_str(&format!("Host: {}\r\n", self.authority));
         }
         for (name, value) in &self.headers {
@@ -288,10 +244,7 @@ mod tests {
     use super::*;
 
     /// Accepts one connection, reads `read` bytes, sends `answer`, waits for the peer's end, and returns what it had read.
-    async fn serve_once(
-        read: usize,
-        answer: &'static [u8],
-    ) -> (String, tokio::task::JoinHandle<Vec<u8>>) {
+    async fn serve_once(read: usize, answer: &'static [u8]) -> (String, tokio::task::JoinHandle<Vec<u8>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/x", listener.local_addr().unwrap());
         let task = tokio::spawn(async move {
@@ -309,42 +262,23 @@ mod tests {
     async fn check(answer: &'static [u8], expected: Result<(u16, &[u8]), io::ErrorKind>) {
         let (url, _task) = serve_once(1, answer).await;
         let got = get(&url).await;
-        let got = got
-            .as_ref()
-            .map(|a| (a.status, a.body.as_slice()))
-            .map_err(io::Error::kind);
+        let got = got.as_ref().map(|a| (a.status, a.body.as_slice())).map_err(io::Error::kind);
         assert_eq!(got, expected, "{}", String::from_utf8_lossy(answer));
     }
 
     #[tokio::test]
     async fn only_whole_answers_are_answers() {
         use io::ErrorKind::{InvalidData, UnexpectedEof};
+        check(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", Ok((200, b"hi"))).await;
+        check(b"HTTP/1.1 200 OK\r\n\r\nto the end", Ok((200, b"to the end"))).await;
+        check(b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 304 N\r\nContent-Length: 9\r\n\r\n", Ok((304, b""))).await;
         check(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhi\r\n0\r\nT: 1\r\n\r\n",
             Ok((200, b"hi")),
         )
         .await;
-        check(
-            b"HTTP/1.1 200 OK\r\n\r\nto the end",
-            Ok((200, b"to the end")),
-        )
-        .await;
-        check(
-            b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 304 N\r\nContent-Length: 9\r\n\r\n",
-            Ok((304, b"")),
-        )
-        .await;
-        check(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhi\r\n0\r\nT: 1\r\n\r\n", Ok((200, b"hi"))).await;
-        check(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi",
-            Err(UnexpectedEof),
-        )
-        .await;
-        check(
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n",
-            Err(UnexpectedEof),
-        )
-        .await;
+        check(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi", Err(UnexpectedEof)).await;
+        check(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n", Err(UnexpectedEof)).await;
         check(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi!\r\n0\r\n\r\n",
             Err(InvalidData),
@@ -355,11 +289,7 @@ mod tests {
             Err(InvalidData),
         )
         .await;
-        check(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nhi",
-            Err(InvalidData),
-        )
-        .await;
+        check(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nhi", Err(InvalidData)).await;
         check(b"HTTP/1.1 200 OK\r\nContent-", Err(UnexpectedEof)).await;
         check(b"", Err(UnexpectedEof)).await;
     }
@@ -375,17 +305,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_is_written_as_it_was_put_together() {
-        let call = Call::new("PUT", "http://h:1/a?b")
-            .header("X-a", "1")
-            .header("X-A", "2")
-            .body("hi");
-        let expected =
-            "PUT /a?b HTTP/1.1\r\nHost: h:1\r\nX-a: 1\r\nX-A: 2\r\nContent-Length: 2\r\n\r\nhi";
+        let call = Call::new("PUT", "http://h:1/a?b").header("X-a", "1").header("X-A", "2").body("hi");
+        let expected = "PUT /a?b HTTP/1.1\r\nHost: h:1\r\nX-a: 1\r\nX-A: 2\r\nContent-Length: 2\r\n\r\nhi";
         assert_eq!(String::from_utf8(call.to_bytes()).unwrap(), expected);
         let bare = Call::new("GET", "http://h:1").header("host", "other");
-        assert_eq!(
-            String::from_utf8(bare.to_bytes()).unwrap(),
-            "GET / HTTP/1.1\r\nhost: other\r\n\r\n"
-        );
+        assert_eq!(String::from_utf8(bare.to_bytes()).unwrap(), "GET / HTTP/1.1\r\nhost: other\r\n\r\n");
     }
 }

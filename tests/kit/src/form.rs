@@ -57,10 +57,7 @@ pub struct Form {
 impl Form {
     /// `image`, `width`, `height` in this order, the image as `image.bin` without a type, a random boundary.
     pub fn crop(image: impl AsRef<[u8]>, width: impl ToString, height: impl ToString) -> Form {
-        let image = Part {
-            filename: Some("image.bin".to_owned()),
-            ..Part::text("image", image.as_ref())
-        };
+        let image = Part { filename: Some("image.bin".to_owned()), ..Part::text("image", image.as_ref()) };
         Form {
             boundary: format!("granary-kit-{}", Uuid::new_v4().simple()),
             quoted_boundary: false,
@@ -78,10 +75,7 @@ impl Form {
 
     /// What a page's `FormData` sends.
     pub fn browser(image: impl AsRef<[u8]>, width: impl ToString, height: impl ToString) -> Form {
-        let boundary = format!(
-            "----WebKitFormBoundary{}",
-            &Uuid::new_v4().simple().to_string()[..16]
-        );
+        let boundary = format!("----WebKitFormBoundary{}", &Uuid::new_v4().simple().to_string()[..16]);
         let kind = sniff(image.as_ref());
         Form::crop(image, width, height)
             .boundary(&boundary)
@@ -91,15 +85,9 @@ impl Form {
 
     /// What `curl -F image=@x -F width=.. -F height=..` sends.
     pub fn curl(image: impl AsRef<[u8]>, width: impl ToString, height: impl ToString) -> Form {
-        let boundary = format!(
-            "------------------------{}",
-            &Uuid::new_v4().simple().to_string()[..16]
-        );
+        let boundary = format!("------------------------{}", &Uuid::new_v4().simple().to_string()[..16]);
         let kind = sniff(image.as_ref());
-        Form::crop(image, width, height)
-            .boundary(&boundary)
-            .file_name("rocket.jpg")
-            .part_type(Some(kind))
+        Form::crop(image, width, height).boundary(&boundary).file_name("rocket.jpg").part_type(Some(kind))
     }
 
     /// What the vendor's Rust client sends: four hex groups as boundary, `application/octet-stream`.
@@ -114,11 +102,7 @@ impl Form {
     }
 
     /// What the vendor's C# client sends: unquoted names, a type on the text parts too, a quoted boundary.
-    pub fn sdk_csharp(
-        image: impl AsRef<[u8]>,
-        width: impl ToString,
-        height: impl ToString,
-    ) -> Form {
+    pub fn sdk_csharp(image: impl AsRef<[u8]>, width: impl ToString, height: impl ToString) -> Form {
         let kind = sniff(image.as_ref());
         let mut form = Form::crop(image, width, height)
             .boundary(&Uuid::new_v4().to_string())
@@ -155,12 +139,7 @@ impl Form {
     /// Puts the named parts first, in this order; the others follow as they were.
     #[must_use]
     pub fn order(mut self, names: &[&str]) -> Form {
-        self.parts.sort_by_key(|part| {
-            names
-                .iter()
-                .position(|n| *n == part.name)
-                .unwrap_or(names.len())
-        });
+        self.parts.sort_by_key(|part| names.iter().position(|n| *n == part.name).unwrap_or(names.len()));
         self
     }
 
@@ -173,9 +152,7 @@ impl Form {
     /// Sets the image's Content-Type, or removes it.
     #[must_use]
     pub fn part_type(self, content_type: Option<&str>) -> Form {
-        self.edit("image", |part| {
-            part.content_type = content_type.map(str::to_owned)
-        })
+        self.edit("image", |part| part.content_type = content_type.map(str::to_owned))
     }
 
     /// Writes names without quotes, as some clients do.
@@ -210,12 +187,7 @@ impl Form {
     /// Adds a copy of every part of this name at the end.
     #[must_use]
     pub fn duplicate(mut self, name: &str) -> Form {
-        let copies: Vec<_> = self
-            .parts
-            .iter()
-            .filter(|part| part.name == name)
-            .cloned()
-            .collect();
+        let copies: Vec<_> = self.parts.iter().filter(|part| part.name == name).cloned().collect();
         self.parts.extend(copies);
         self
     }
@@ -230,10 +202,7 @@ impl Form {
     /// Changes every part of this name.
     #[must_use]
     pub fn edit(mut self, name: &str, change: impl Fn(&mut Part)) -> Form {
-        self.parts
-            .iter_mut()
-            .filter(|part| part.name == name)
-            .for_each(change);
+        self.parts.iter_mut().filter(|part| part.name == name).for_each(change);
         self
     }
 
@@ -261,10 +230,7 @@ impl Form {
     /// The request's Content-Type.
     pub fn content_type(&self) -> String {
         let quote = if self.quoted_boundary { "\"" } else { "" };
-        format!(
-            "multipart/form-data; boundary={quote}{}{quote}",
-            self.boundary
-        )
+        format!("multipart/form-data; boundary={quote}{}{quote}", self.boundary)
     }
 
     /// The body.
@@ -281,11 +247,7 @@ impl Form {
             );
             if let Some(filename) = &part.filename {
                 // A name with blanks, or an empty one, cannot go without quotes.
-                let quote = if filename.is_empty() || filename.contains(' ') {
-                    "\""
-                } else {
-                    quote
-                };
+                let quote = if filename.is_empty() || filename.contains(' ') { "\"" } else { quote };
                 head.push_str(&format!("; filename={quote}{filename}{quote}"));
             }
             head.push_str("\r\n");
@@ -328,9 +290,7 @@ mod tests {
 
     #[test]
     fn a_form_is_what_it_says_on_the_wire() {
-        let form = Form::crop(b"IMG", 400, 300)
-            .boundary("X")
-            .part_type(Some("image/png"));
+        let form = Form::crop(b"IMG", 400, 300).boundary("X").part_type(Some("image/png"));
         assert_eq!(form.content_type(), "multipart/form-data; boundary=X");
         assert_eq!(
             String::from_utf8(form.into_bytes()).unwrap(),
@@ -348,9 +308,7 @@ mod tests {
             Form::curl(image, 40, 30),
             Form::sdk_rust(image, 40, 30),
             Form::sdk_csharp(image, 40, 30),
-            Form::crop(image, 40, 30)
-                .order(&["height", "image", "width"])
-                .empty_filenames(),
+            Form::crop(image, 40, 30).order(&["height", "image", "width"]).empty_filenames(),
         ];
         for form in presets {
             let parts = parse_multipart(&form.content_type(), &form.to_bytes().into()).unwrap();
@@ -365,13 +323,10 @@ mod tests {
 
     #[test]
     fn broken_forms_are_broken() {
-        let broken =
-            |form: Form| parse_multipart(&form.content_type(), &form.to_bytes().into()).is_err();
+        let broken = |form: Form| parse_multipart(&form.content_type(), &form.to_bytes().into()).is_err();
         assert!(broken(Form::crop(b"x", 1, 2).unclosed()));
         assert!(broken(Form::crop(b"x", 1, 2).epilogue("junk")));
         assert!(broken(Form::crop(b"x", 1, 2).preamble("junk")));
-        assert!(!broken(
-            Form::crop(b"x", 1, 2).duplicate("width").without("height")
-        ));
+        assert!(!broken(Form::crop(b"x", 1, 2).duplicate("width").without("height")));
     }
 }

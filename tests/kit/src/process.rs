@@ -64,10 +64,7 @@ impl GranaryBuilder {
     /// Sets `GRANARY_STATE_PATH`.
     #[must_use]
     pub fn state_dir(self, path: impl AsRef<Path>) -> Self {
-        self.env(
-            "GRANARY_STATE_PATH",
-            path.as_ref().to_str().expect("a test path is UTF-8"),
-        )
+        self.env("GRANARY_STATE_PATH", path.as_ref().to_str().expect("a test path is UTF-8"))
     }
 
     /// The child's home and working directory; it lives as long as a builder or a process of it does.
@@ -84,11 +81,7 @@ impl GranaryBuilder {
         let mut process = self.spawn();
         match process.wait_for_log("listening", START).await {
             Some(line) => {
-                let address = |name: &str| {
-                    field(&line, name)
-                        .and_then(Value::as_str)
-                        .map(str::to_owned)
-                };
+                let address = |name: &str| field(&line, name).and_then(Value::as_str).map(str::to_owned);
                 process.public = address("public").expect("`listening` names `public`");
                 process.admin = address("admin").unwrap_or_default();
                 Ok(process)
@@ -109,10 +102,7 @@ impl GranaryBuilder {
         let mut process = self.spawn();
         if process.wait_exit(patience).await.is_none() {
             process.kill().await;
-            panic!(
-                "still running after {patience:?}: {:#?}",
-                process.finished()
-            );
+            panic!("still running after {patience:?}: {:#?}", process.finished());
         }
         process.finished()
     }
@@ -136,13 +126,8 @@ impl GranaryBuilder {
             std::fs::write(&path, toml).unwrap();
             command.env("GRANARY_CONFIG", path);
         }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|e| panic!("{}: {e}", self.binary.display()));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", self.binary.display()));
         let stdout = Output::follow(child.stdout.take().expect("piped"));
         let stderr = Output::follow(child.stderr.take().expect("piped"));
         let exit = watch_exit(&child);
@@ -197,9 +182,7 @@ impl GranaryProcess {
             config: None,
             home: Arc::new(TempDir::new().unwrap()),
         };
-        builder
-            .env("GRANARY_SERVER_LISTEN", "127.0.0.1:0")
-            .env("GRANARY_SERVER_ADMIN_LISTEN", "127.0.0.1:0")
+        builder.env("GRANARY_SERVER_LISTEN", "127.0.0.1:0").env("GRANARY_SERVER_ADMIN_LISTEN", "127.0.0.1:0")
     }
 
     /// `http://127.0.0.1:PORT` of the public listener.
@@ -239,10 +222,7 @@ impl GranaryProcess {
     /// Waits for the end; `None` if it runs on.
     pub async fn wait_exit(&mut self, patience: Duration) -> Option<ExitStatus> {
         if self.status.is_none() {
-            tokio::time::timeout(patience, self.exit.wait_for(|ended| *ended))
-                .await
-                .ok()?
-                .ok()?;
+            tokio::time::timeout(patience, self.exit.wait_for(|ended| *ended)).await.ok()?.ok()?;
             self.status = Some(self.child.wait().unwrap());
             // The pipes end with the child; what it wrote last must not be missed.
             self.stdout.finish();
@@ -273,26 +253,16 @@ impl GranaryProcess {
 
     /// Every JSON line on stderr so far.
     pub fn log_lines(&self) -> Vec<Value> {
-        self.stderr_text()
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect()
+        self.stderr_text().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// Waits for a log line with this message, one already written too; `None` if the child ends or `patience` does.
     pub async fn wait_for_log(&self, message: &str, patience: Duration) -> Option<Value> {
-        self.wait_for_line(patience, |line| {
-            field(line, "message").is_some_and(|m| m == message)
-        })
-        .await
+        self.wait_for_line(patience, |line| field(line, "message").is_some_and(|m| m == message)).await
     }
 
     /// Waits for a JSON line on stderr that is `wanted`, one already written too; `None` if the child ends or `patience` does.
-    pub async fn wait_for_line(
-        &self,
-        patience: Duration,
-        wanted: impl Fn(&Value) -> bool,
-    ) -> Option<Value> {
+    pub async fn wait_for_line(&self, patience: Duration, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
         let found = self.stderr.find_line(wanted);
         tokio::time::timeout(patience, found).await.ok().flatten()
     }
@@ -337,9 +307,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_is_followed_from_its_addresses_to_its_death() {
-        let builder = shell(&format!(
-            "echo noise; echo noise >&2; {LISTENING} exec sleep 600"
-        ));
+        let builder = shell(&format!("echo noise; echo noise >&2; {LISTENING} exec sleep 600"));
         let mut child = builder.start().await.unwrap();
         assert_eq!(
             (child.public_url().as_str(), child.admin_url().as_str()),
@@ -357,23 +325,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_dies_first_says_why() {
-        let finished = shell("echo 'no such team' >&2; exit 3")
-            .start()
-            .await
-            .unwrap_err();
+        let finished = shell("echo 'no such team' >&2; exit 3").start().await.unwrap_err();
         assert_eq!(finished.status.code(), Some(3));
         assert_eq!(finished.stderr, "no such team\n");
         let finished = shell("echo yes; kill -9 $$").run(START).await;
-        assert_eq!(
-            (finished.status.signal(), finished.stdout.as_str()),
-            (Some(9), "yes\n")
-        );
+        assert_eq!((finished.status.signal(), finished.stdout.as_str()), (Some(9), "yes\n"));
     }
 
     #[tokio::test]
     async fn a_child_can_be_asked_to_stop() {
-        let script =
-            format!("trap 'echo bye >&2; exit 0' TERM; {LISTENING} while :; do sleep 0.02; done");
+        let script = format!("trap 'echo bye >&2; exit 0' TERM; {LISTENING} while :; do sleep 0.02; done");
         let mut child = shell(&script).start().await.unwrap();
         child.terminate();
         assert_eq!(child.wait_exit(START).await.unwrap().code(), Some(0));
@@ -385,51 +346,30 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_of_our_environment_reaches_the_child() {
-        let builder = shell("env; cat \"$GRANARY_CONFIG\"")
-            .env("ONE", "1")
-            .config_text("a = 1\n")
-            .state_dir("/s");
+        let builder =
+            shell("env; cat \"$GRANARY_CONFIG\"").env("ONE", "1").config_text("a = 1\n").state_dir("/s");
         let text = builder.run(START).await.stdout;
-        let mut names: Vec<_> = text
-            .lines()
-            .filter_map(|l| l.split_once('='))
-            .map(|(n, _)| n)
-            .collect();
+        let mut names: Vec<_> = text.lines().filter_map(|l| l.split_once('=')).map(|(n, _)| n).collect();
         names.retain(|n| !["PWD", "SHLVL", "_", "OLDPWD"].contains(n));
         names.sort_unstable();
-        let own = [
-            "GRANARY_CONFIG",
-            "GRANARY_SERVER_ADMIN_LISTEN",
-            "GRANARY_SERVER_LISTEN",
-            "GRANARY_STATE_PATH",
-        ];
+        let own =
+            ["GRANARY_CONFIG", "GRANARY_SERVER_ADMIN_LISTEN", "GRANARY_SERVER_LISTEN", "GRANARY_STATE_PATH"];
         assert_eq!(names, [&own[..], &["HOME", "ONE", "PATH", "a "]].concat());
         assert!(text.contains(&format!("HOME={}", builder.home().display())));
     }
 
     #[tokio::test]
     async fn a_dropped_child_is_dead_and_reaped() {
-        let child = shell(&format!("{LISTENING} exec sleep 600"))
-            .start()
-            .await
-            .unwrap();
+        let child = shell(&format!("{LISTENING} exec sleep 600")).start().await.unwrap();
         let pid = Pid::from_child(&child.child);
         assert!(rustix::process::test_kill_process(pid).is_ok());
         drop(child);
-        assert_eq!(
-            rustix::process::test_kill_process(pid),
-            Err(rustix::io::Errno::SRCH)
-        );
+        assert_eq!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH));
     }
 
     #[tokio::test]
     async fn a_full_pipe_does_not_stop_the_child() {
-        let finished = shell("head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2")
-            .run(START)
-            .await;
-        assert_eq!(
-            (finished.stdout.len(), finished.stderr.len()),
-            (1_000_000, 1_000_000)
-        );
+        let finished = shell("head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2").run(START).await;
+        assert_eq!((finished.stdout.len(), finished.stderr.len()), (1_000_000, 1_000_000));
     }
 }

@@ -31,17 +31,12 @@ impl Head {
 
     /// Every value of a header, in order.
     pub fn all(&self, name: &str) -> Vec<&str> {
-        let named = self
-            .headers
-            .iter()
-            .filter(|(n, _)| n.eq_ignore_ascii_case(name));
+        let named = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
         named.map(|(_, value)| value.as_str()).collect()
     }
 
     pub(crate) fn asks_to_close(&self) -> bool {
-        self.all("connection")
-            .iter()
-            .any(|value| value.eq_ignore_ascii_case("close"))
+        self.all("connection").iter().any(|value| value.eq_ignore_ascii_case("close"))
     }
 }
 
@@ -57,11 +52,7 @@ pub(crate) enum Framing {
 impl Framing {
     pub(crate) fn of_request(head: &Head) -> io::Result<Framing> {
         let framing = Framing::of(head)?;
-        Ok(if matches!(framing, Framing::UntilClose) {
-            Framing::Done
-        } else {
-            framing
-        })
+        Ok(if matches!(framing, Framing::UntilClose) { Framing::Done } else { framing })
     }
 
     pub(crate) fn of_answer(head: &Head, to_head: bool) -> io::Result<Framing> {
@@ -76,16 +67,11 @@ impl Framing {
         match (codings.as_slice(), lengths.as_slice()) {
             ([], []) => Ok(Framing::UntilClose),
             ([], [length]) if !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit()) => {
-                Ok(Framing::Length(
-                    length
-                        .parse()
-                        .map_err(|_| bad("content-length overflows"))?,
-                ))
+                Ok(Framing::Length(length.parse().map_err(|_| bad("content-length overflows"))?))
             }
-            ([coding], []) if coding.eq_ignore_ascii_case("chunked") => Ok(Framing::Chunked {
-                left: 0,
-                first: true,
-            }),
+            ([coding], []) if coding.eq_ignore_ascii_case("chunked") => {
+                Ok(Framing::Chunked { left: 0, first: true })
+            }
             _ => Err(bad("ambiguous framing")),
         }
     }
@@ -102,10 +88,7 @@ impl Wire {
     pub(crate) fn new(stream: TcpStream) -> Wire {
         // Without it the last short segment of an upload waits for an acknowledgement, and every timing in a test is 40 ms off.
         stream.set_nodelay(true).ok();
-        Wire {
-            stream,
-            buffer: BytesMut::with_capacity(16 * 1024),
-        }
+        Wire { stream, buffer: BytesMut::with_capacity(16 * 1024) }
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -139,11 +122,8 @@ impl Wire {
         let mut slots = [httparse::EMPTY_HEADER; 256];
         let mut parsed = httparse::Request::new(&mut slots);
         parsed.parse(&raw).map_err(bad)?;
-        let start = [
-            parsed.method.unwrap_or_default(),
-            parsed.path.unwrap_or_default(),
-            version(parsed.version),
-        ];
+        let start =
+            [parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default(), version(parsed.version)];
         Ok(Some(head(&raw, start, parsed.headers)))
     }
 
@@ -156,11 +136,7 @@ impl Wire {
         let mut parsed = httparse::Response::new(&mut slots);
         parsed.parse(&raw).map_err(bad)?;
         let code = parsed.code.unwrap_or_default().to_string();
-        let start = [
-            version(parsed.version),
-            &code,
-            parsed.reason.unwrap_or_default(),
-        ];
+        let start = [version(parsed.version), &code, parsed.reason.unwrap_or_default()];
         Ok(Some(head(&raw, start, parsed.headers)))
     }
 
@@ -173,21 +149,13 @@ impl Wire {
                 return Err(bad("head too long"));
             }
             if self.fill().await? == 0 {
-                return if self.buffer.is_empty() {
-                    Ok(None)
-                } else {
-                    Err(cut("inside a head"))
-                };
+                return if self.buffer.is_empty() { Ok(None) } else { Err(cut("inside a head")) };
             }
         }
     }
 
     /// The next piece of a body, at most `most` bytes, or `None` when it is complete. An end before that is an error.
-    pub(crate) async fn piece(
-        &mut self,
-        framing: &mut Framing,
-        most: usize,
-    ) -> io::Result<Option<Bytes>> {
+    pub(crate) async fn piece(&mut self, framing: &mut Framing, most: usize) -> io::Result<Option<Bytes>> {
         loop {
             match framing {
                 Framing::Done | Framing::Length(0) => return Ok(None),
@@ -207,20 +175,14 @@ impl Wire {
                         while !self.line().await?.is_empty() {}
                         *framing = Framing::Done;
                     } else {
-                        *framing = Framing::Chunked {
-                            left: size,
-                            first: false,
-                        };
+                        *framing = Framing::Chunked { left: size, first: false };
                     }
                 }
                 Framing::Length(left) | Framing::Chunked { left, .. } => {
                     if self.buffer.is_empty() && self.fill().await? == 0 {
                         return Err(cut("inside a body"));
                     }
-                    let take = usize::try_from(*left)
-                        .unwrap_or(usize::MAX)
-                        .min(self.buffer.len())
-                        .min(most);
+                    let take = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len()).min(most);
                     *left -= take as u64;
                     return Ok(Some(self.buffer.split_to(take).freeze()));
                 }
@@ -253,9 +215,7 @@ impl Wire {
     /// Ends our half and reads the other to its end, so that the peer can read our last answer before a reset destroys it.
     pub(crate) async fn linger(mut self) {
         self.shutdown().await.ok();
-        tokio::time::timeout(Duration::from_secs(5), self.gone())
-            .await
-            .ok();
+        tokio::time::timeout(Duration::from_secs(5), self.gone()).await.ok();
     }
 
     async fn fill(&mut self) -> io::Result<usize> {
@@ -268,20 +228,13 @@ fn head(raw: &Bytes, start: [&str; 3], headers: &[httparse::Header<'_>]) -> Head
     let text = |bytes: &[u8]| bytes.iter().map(|&b| char::from(b)).collect::<String>();
     Head {
         start: start.map(str::to_owned),
-        headers: headers
-            .iter()
-            .map(|h| (h.name.to_owned(), text(h.value)))
-            .collect(),
+        headers: headers.iter().map(|h| (h.name.to_owned(), text(h.value))).collect(),
         raw: raw.clone(),
     }
 }
 
 fn version(minor: Option<u8>) -> &'static str {
-    if minor == Some(0) {
-        "HTTP/1.0"
-    } else {
-        "HTTP/1.1"
-    }
+    if minor == Some(0) { "HTTP/1.0" } else { "HTTP/1.1" }
 }
 
 fn bad(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -289,8 +242,5 @@ fn bad(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
 }
 
 fn cut(place: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::UnexpectedEof,
-        format!("the peer ended {place}"),
-    )
+    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the peer ended {place}"))
 }

@@ -27,10 +27,7 @@ pub(super) async fn paid(
             }
         }
         Behaviour::Hold => {
-            if wait(ledger, wire, released(ledger, generation))
-                .await
-                .is_none()
-            {
+            if wait(ledger, wire, released(ledger, generation)).await.is_none() {
                 return Ok(Next::Drop);
             }
         }
@@ -47,13 +44,7 @@ pub(super) async fn paid(
             return reply(wire, head, 200, &envelope::success_odd(&purchase.url)).await;
         }
         Behaviour::UrlOverride(url) => {
-            return reply(
-                wire,
-                head,
-                200,
-                &envelope::success(&url, purchase.width, purchase.height),
-            )
-            .await;
+            return reply(wire, head, 200, &envelope::success(&url, purchase.width, purchase.height)).await;
         }
         Behaviour::Drip(every) => {
             let _held = Held::begin(ledger);
@@ -94,69 +85,29 @@ pub(super) async fn paid(
 pub(super) async fn unpaid(wire: &mut Wire, head: &Head, behaviour: Behaviour) -> io::Result<Next> {
     match behaviour {
         Behaviour::Refuse { status, code } => {
-            reply(
-                wire,
-                head,
-                status,
-                &envelope::error(status, &code, "scripted"),
-            )
-            .await
+            reply(wire, head, status, &envelope::error(status, &code, "scripted")).await
         }
         Behaviour::NoCredits => {
-            reply(
-                wire,
-                head,
-                429,
-                &envelope::error(429, "ERROR_NOT_ENOUGH_CREDITS", ""),
-            )
-            .await
+            reply(wire, head, 429, &envelope::error(429, "ERROR_NOT_ENOUGH_CREDITS", "")).await
         }
         Behaviour::KeyRefused => {
-            reply(
-                wire,
-                head,
-                401,
-                &envelope::error(401, "ERROR_USER_NOT_EXISTS", ""),
-            )
-            .await
+            reply(wire, head, 401, &envelope::error(401, "ERROR_USER_NOT_EXISTS", "")).await
         }
-        Behaviour::FlowLimit {
-            status,
-            retry_after,
-        } => {
-            let code = if status == 503 {
-                "AI_SERVICE_FLOW_RESTRICTION"
-            } else {
-                "EXCEEDING_LIMITS"
-            };
+        Behaviour::FlowLimit { status, retry_after } => {
+            let code = if status == 503 { "AI_SERVICE_FLOW_RESTRICTION" } else { "EXCEEDING_LIMITS" };
             let seconds = retry_after.map(|s| s.to_string());
             let mut headers = vec![("Content-Type", "application/json")];
             headers.extend(seconds.iter().map(|s| ("Retry-After", s.as_str())));
-            answer(
-                wire,
-                status,
-                &headers,
-                &envelope::error(status, code, ""),
-                false,
-            )
-            .await?;
+            answer(wire, status, &headers, &envelope::error(status, code, ""), false).await?;
             Ok(after(head))
         }
         Behaviour::Redirect(location) => {
             answer(wire, 307, &[("Location", &location)], b"", false).await?;
             Ok(after(head))
         }
-        Behaviour::Raw {
-            status,
-            content_type,
-            body,
-            ..
-        } => {
-            let kind: &[_] = if content_type.is_empty() {
-                &[]
-            } else {
-                &[("Content-Type", content_type.as_str())]
-            };
+        Behaviour::Raw { status, content_type, body, .. } => {
+            let kind: &[_] =
+                if content_type.is_empty() { &[] } else { &[("Content-Type", content_type.as_str())] };
             answer(wire, status, kind, &body, false).await?;
             Ok(after(head))
         }
@@ -182,44 +133,22 @@ async fn released(ledger: &Ledger, generation: u64) {
 }
 
 fn json_answer(status: u16, body: &[u8]) -> Vec<u8> {
-    answer_bytes(
-        status,
-        &[("Content-Type", "application/json")],
-        body,
-        body.len(),
-    )
+    answer_bytes(status, &[("Content-Type", "application/json")], body, body.len())
 }
 
-pub(super) async fn reply(
-    wire: &mut Wire,
-    head: &Head,
-    status: u16,
-    body: &[u8],
-) -> io::Result<Next> {
+pub(super) async fn reply(wire: &mut Wire, head: &Head, status: u16, body: &[u8]) -> io::Result<Next> {
     wire.send(&json_answer(status, body)).await?;
     Ok(after(head))
 }
 
 /// An error after which the connection ends, because the body may not have been read.
-pub(super) async fn refuse(
-    wire: &mut Wire,
-    status: u16,
-    code: &str,
-    detail: &str,
-) -> io::Result<Next> {
+pub(super) async fn refuse(wire: &mut Wire, status: u16, code: &str, detail: &str) -> io::Result<Next> {
     let body = envelope::error(status, code, detail);
-    let headers = [
-        ("Content-Type", "application/json"),
-        ("Connection", "close"),
-    ];
+    let headers = [("Content-Type", "application/json"), ("Connection", "close")];
     answer(wire, status, &headers, &body, false).await?;
     Ok(Next::Close)
 }
 
 fn after(head: &Head) -> Next {
-    if head.asks_to_close() || head.start[2] == "HTTP/1.0" {
-        Next::Close
-    } else {
-        Next::KeepAlive
-    }
+    if head.asks_to_close() || head.start[2] == "HTTP/1.0" { Next::Close } else { Next::KeepAlive }
 }

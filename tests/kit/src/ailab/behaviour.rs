@@ -78,21 +78,13 @@ pub enum Behaviour {
 impl Behaviour {
     /// The error envelope with a code of the vendor's table.
     pub fn refuse(status: u16, code: &str) -> Behaviour {
-        Behaviour::Refuse {
-            status,
-            code: code.to_owned(),
-        }
+        Behaviour::Refuse { status, code: code.to_owned() }
     }
 
     /// Any body with any status; a 2xx is charged, anything else is not.
     pub fn raw(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Behaviour {
         let charged = (200..300).contains(&status);
-        Behaviour::Raw {
-            status,
-            content_type: content_type.to_owned(),
-            body: body.into(),
-            charged,
-        }
+        Behaviour::Raw { status, content_type: content_type.to_owned(), body: body.into(), charged }
     }
 
     /// Whether a whole, valid request is paid for under this entry.

@@ -26,11 +26,7 @@ pub(crate) async fn serve_api(
     head: Head,
     connection: u64,
 ) -> io::Result<Next> {
-    let path = head.start[1]
-        .split('?')
-        .next()
-        .unwrap_or_default()
-        .to_owned();
+    let path = head.start[1].split('?').next().unwrap_or_default().to_owned();
     match (head.start[0].as_str(), path.as_str()) {
         ("POST", CROP) => serve_crop(ledger, wire, head, connection).await,
         ("GET", CREDITS) => serve_credits(ledger, wire, &head).await,
@@ -46,21 +42,12 @@ async fn serve_credits(ledger: &Ledger, wire: &mut Wire, head: &Head) -> io::Res
     ledger.count(|s| s.balance_queries += 1);
     let body = {
         let book = ledger.book();
-        envelope::credits(
-            book.cropping_credits,
-            book.common_credits,
-            book.total_credits,
-        )
+        envelope::credits(book.cropping_credits, book.common_credits, book.total_credits)
     };
     reply(wire, head, 200, &body).await
 }
 
-async fn serve_crop(
-    ledger: &Ledger,
-    wire: &mut Wire,
-    head: Head,
-    connection: u64,
-) -> io::Result<Next> {
+async fn serve_crop(ledger: &Ledger, wire: &mut Wire, head: Head, connection: u64) -> io::Result<Next> {
     // Before anybody is told that this request is in flight, so that a release after that reaches it.
     let generation = *ledger.gate.borrow();
     let (index, behaviour) = {
@@ -86,10 +73,7 @@ async fn serve_crop(
         Some(Behaviour::ResetDuringUpload(bytes)) => bytes,
         _ => usize::MAX,
     };
-    if head
-        .header("expect")
-        .is_some_and(|e| e.eq_ignore_ascii_case("100-continue"))
-    {
+    if head.header("expect").is_some_and(|e| e.eq_ignore_ascii_case("100-continue")) {
         wire.send(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
     }
     let (body, whole) = read_body(ledger, wire, &head, limit).await;
@@ -168,14 +152,9 @@ fn judge(parts: &[SeenPart]) -> Result<(Bytes, (u32, u32), Format), Refusal> {
     let image = field(parts, "image")?;
     let size = (number(parts, "width")?, number(parts, "height")?);
     if image.len() > MAX_IMAGE {
-        return Err((
-            413,
-            "FILE_SIZE_EXCEEDS_LIMIT",
-            "image: over 3.5 MB".to_owned(),
-        ));
+        return Err((413, "FILE_SIZE_EXCEEDS_LIMIT", "image: over 3.5 MB".to_owned()));
     }
-    let format =
-        Format::of_result(&image).ok_or((415, "UNSUPPORTED_FILE_TYPES", "image".to_owned()))?;
+    let format = Format::of_result(&image).ok_or((415, "UNSUPPORTED_FILE_TYPES", "image".to_owned()))?;
     Ok((image, size, format))
 }
 
@@ -185,11 +164,7 @@ fn field(parts: &[SeenPart], name: &str) -> Result<Bytes, Refusal> {
         (Some(one), None) if !one.bytes.is_empty() => Ok(one.bytes.clone()),
         (_, Some(_)) => Err((400, "ERROR_PARAMETERS", format!("{name}: Given twice."))),
         // The code measured for an empty or missing file, not the documented MISSING_PARAMETERS.
-        _ => Err((
-            400,
-            "UNSUPPORTED_PARAMETER_VALUES",
-            format!("{name}: Cannot be empty."),
-        )),
+        _ => Err((400, "UNSUPPORTED_PARAMETER_VALUES", format!("{name}: Cannot be empty."))),
     }
 }
 
@@ -200,11 +175,7 @@ fn number(parts: &[SeenPart], name: &str) -> Result<u32, Refusal> {
         .and_then(|text| text.parse().ok())
         .filter(|number| (10..=2000).contains(number))
         .ok_or_else(|| {
-            (
-                400,
-                "ERROR_INVALID_PARAMETER",
-                format!("{name}: Must be an integer from 10 to 2000."),
-            )
+            (400, "ERROR_INVALID_PARAMETER", format!("{name}: Must be an integer from 10 to 2000."))
         })
 }
 

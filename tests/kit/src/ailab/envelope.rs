@@ -53,11 +53,7 @@ pub(crate) fn success_odd(url: &str) -> Vec<u8> {
 /// The error envelope. `detail` follows the table's text after " - ", as measured; empty leaves the text alone.
 pub(crate) fn error(status: u16, code: &str, detail: &str) -> Vec<u8> {
     let text = code_message(code);
-    let message = if detail.is_empty() {
-        text.clone()
-    } else {
-        format!("{text} - {detail}")
-    };
+    let message = if detail.is_empty() { text.clone() } else { format!("{text} - {detail}") };
     format!(
         r#"{{"error_code":{status},"error_code_str":{c},"error_detail":{{"status_code":{status},"code":{c},"code_message":{t},"message":{m}}},"error_msg":{m},"log_id":"{}","request_id":"{}"}}"#,
         log_id(),
@@ -106,10 +102,9 @@ pub(crate) fn code_message(code: &str) -> String {
         "ERROR_APPLICATIONS_NOT_EXISTS" => ("The application does not exist.", ""),
         "ERROR_USER_LOCKED" => ("The user is locked.", ""),
         "ERROR_ILLEGAL_OPERATION" => ("Illegal operation.", ""),
-        "ERROR_AI_NOT_EXISTS" => (
-            "AI does not exist or has been deactivated, please contact the platform.",
-            "",
-        ),
+        "ERROR_AI_NOT_EXISTS" => {
+            ("AI does not exist or has been deactivated, please contact the platform.", "")
+        }
         "FILE_SIZE_EXCEEDS_LIMIT" => ("File size exceeds limit.", ""),
         "FILE_RESOLUTION_EXCEEDS_LIMITS" => ("File resolution exceeds limits.", ""),
         "ERROR_REQUEST_BODY_TOO_LARGE" => ("Request body size exceeds limit.", ""),

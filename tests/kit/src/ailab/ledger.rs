@@ -113,12 +113,7 @@ pub(crate) struct Ledger {
 impl Ledger {
     pub(crate) fn new(book: Book) -> Ledger {
         let (stats, gate) = (watch::Sender::default(), watch::Sender::default());
-        Ledger {
-            book: Mutex::new(book),
-            stats,
-            gate,
-            permits: Semaphore::new(0),
-        }
+        Ledger { book: Mutex::new(book), stats, gate, permits: Semaphore::new(0) }
     }
 
     pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
@@ -183,10 +178,7 @@ impl Ledger {
 /// The key of spec section 3, written down a second time on purpose.
 fn key(image: &[u8], width: u32, height: u32) -> String {
     let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(image)
-        .update(&width.to_le_bytes())
-        .update(&height.to_le_bytes());
+    hasher.update(image).update(&width.to_le_bytes()).update(&height.to_le_bytes());
     hasher.finalize().to_hex().to_string()
 }
 

@@ -28,11 +28,7 @@ pub(super) enum Next {
 }
 
 /// Serves a listener until the handle is dropped, and every connection with it.
-pub(super) fn listen(
-    listener: TcpListener,
-    ledger: Arc<Ledger>,
-    side: Side,
-) -> AbortOnDropHandle<()> {
+pub(super) fn listen(listener: TcpListener, ledger: Arc<Ledger>, side: Side) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
         // Owned by this task, so that aborting it aborts every connection.
         let mut connections = JoinSet::new();
@@ -79,22 +75,11 @@ pub(super) async fn answer(
     body: &[u8],
     to_head: bool,
 ) -> io::Result<()> {
-    wire.send(&answer_bytes(
-        status,
-        headers,
-        if to_head { &[] } else { body },
-        body.len(),
-    ))
-    .await
+    wire.send(&answer_bytes(status, headers, if to_head { &[] } else { body }, body.len())).await
 }
 
 /// The same as bytes; `length` is what is declared.
-pub(super) fn answer_bytes(
-    status: u16,
-    headers: &[(&str, &str)],
-    body: &[u8],
-    length: usize,
-) -> Vec<u8> {
+pub(super) fn answer_bytes(status: u16, headers: &[(&str, &str)], body: &[u8], length: usize) -> Vec<u8> {
     let mut bytes = format!("HTTP/1.1 {status} Scripted\r\n").into_bytes();
     for (name, value) in headers {
         bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());

@@ -46,31 +46,23 @@ pub fn parse(content_type: &str, body: &Bytes) -> Result<Vec<SeenPart>, String> 
             return Err("the boundary is not followed by a line end".to_owned());
         }
         // The search starts at the line end itself, because a part may have no headers at all.
-        let head_end =
-            memchr::memmem::find(rest, b"\r\n\r\n").ok_or("a part's headers do not end")?;
+        let head_end = memchr::memmem::find(rest, b"\r\n\r\n").ok_or("a part's headers do not end")?;
         let content = at + head_end + 4;
         let length = memchr::memmem::find(&body[content..], separator.as_bytes())
             .ok_or("the closing boundary is missing")?;
-        parts.push(part(
-            &rest[2..head_end.max(2)],
-            body.slice(content..content + length),
-        )?);
+        parts.push(part(&rest[2..head_end.max(2)], body.slice(content..content + length))?);
         at = content + length + separator.len();
     }
 }
 
 fn boundary(content_type: &str) -> Result<&str, String> {
     let mut pieces = content_type.split(';').map(str::trim);
-    if !pieces
-        .next()
-        .is_some_and(|kind| kind.eq_ignore_ascii_case("multipart/form-data"))
-    {
+    if !pieces.next().is_some_and(|kind| kind.eq_ignore_ascii_case("multipart/form-data")) {
         return Err(format!("not a form: {content_type:?}"));
     }
     let mut found = pieces.filter_map(|p| {
         let (name, value) = p.split_once('=')?;
-        name.eq_ignore_ascii_case("boundary")
-            .then(|| value.trim_matches('"'))
+        name.eq_ignore_ascii_case("boundary").then(|| value.trim_matches('"'))
     });
     match (found.next(), found.next()) {
         (Some(one), None) if (1..=70).contains(&one.len()) => Ok(one),
@@ -88,10 +80,7 @@ fn part(head: &[u8], bytes: Bytes) -> Result<SeenPart, String> {
         })
         .collect::<Result<Vec<_>, _>>()?;
     let find = |wanted: &str| {
-        headers
-            .iter()
-            .find(|(n, _)| n.eq_ignore_ascii_case(wanted))
-            .map(|(_, value)| value.clone())
+        headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.clone())
     };
     let disposition = find("content-disposition").ok_or("a part has no Content-Disposition")?;
     Ok(SeenPart {
@@ -106,8 +95,7 @@ fn part(head: &[u8], bytes: Bytes) -> Result<SeenPart, String> {
 fn parameter(disposition: &str, wanted: &str) -> Option<String> {
     disposition.split(';').skip(1).find_map(|piece| {
         let (name, value) = piece.trim().split_once('=')?;
-        name.eq_ignore_ascii_case(wanted)
-            .then(|| value.trim_matches('"').to_owned())
+        name.eq_ignore_ascii_case(wanted).then(|| value.trim_matches('"').to_owned())
     })
 }
 
@@ -121,10 +109,8 @@ mod tests {
         let parsed = parse(FORM, &Bytes::from_static(body.as_bytes()));
         match (&parsed, expected) {
             (Ok(parts), Ok(wanted)) => {
-                let got: Vec<_> = parts
-                    .iter()
-                    .map(|p| (p.name.as_str(), std::str::from_utf8(&p.bytes).unwrap()))
-                    .collect();
+                let got: Vec<_> =
+                    parts.iter().map(|p| (p.name.as_str(), std::str::from_utf8(&p.bytes).unwrap())).collect();
                 assert_eq!(got, wanted, "{body:?}");
             }
             (Err(why), Err(word)) => assert!(why.contains(word), "{body:?}: {why}"),
@@ -138,30 +124,12 @@ mod tests {
             "--b\r\nContent-Disposition: form-data; name=\"width\"\r\n\r\n4\r\n--b--\r\n",
             Ok(vec![("width", "4")]),
         );
-        check(
-            "--b\r\nContent-Disposition: form-data; name=width\r\n\r\n\r\n--b--",
-            Ok(vec![("width", "")]),
-        );
-        check(
-            "--b\r\nContent-Disposition: form-data; name=w\r\n\r\n4\r\n--b",
-            Err("line end"),
-        );
-        check(
-            "--b\r\nContent-Disposition: form-data; name=w\r\n\r\n4\r\n--b-",
-            Err("line end"),
-        );
-        check(
-            "--b\r\nContent-Disposition: form-data; name=w\r\n\r\n4\r\n",
-            Err("closing boundary"),
-        );
-        check(
-            "--b\r\nContent-Disposition: form-data; name=w\r\n\r\n4\r\n--b--x",
-            Err("after"),
-        );
-        check(
-            "--b\r\nContent-Disposition: form-data\r\n\r\n4\r\n--b--",
-            Err("no name"),
-        );
+        check("--b\r\nContent-Disposition: form-data; name=width\r\n\r\n\r\n--b--", Ok(vec![("width", "")]));
+        check("--b\r\nContent-Disposition: form-data; name=w\r\n\r\n4\r\n--b", Err("line end"));
+        check("--b\r\nContent-Disposition: form-data; name=w\r\n\r\n4\r\n--b-", Err("line end"));
+        check("--b\r\nContent-Disposition: form-data; name=w\r\n\r\n4\r\n", Err("closing boundary"));
+        check("--b\r\nContent-Disposition: form-data; name=w\r\n\r\n4\r\n--b--x", Err("after"));
+        check("--b\r\nContent-Disposition: form-data\r\n\r\n4\r\n--b--", Err("no name"));
         check("x--b\r\n", Err("begin"));
         check("", Err("begin"));
     }

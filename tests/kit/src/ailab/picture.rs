@@ -41,10 +41,7 @@ impl Format {
 pub(crate) fn draw(number: u64, width: u32, height: u32, format: Format) -> Vec<u8> {
     let (columns, rows) = (width.div_ceil(8) as usize, height.div_ceil(8) as usize);
     let mut colours = vec![0; columns * rows * 3];
-    blake3::Hasher::new()
-        .update(&number.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut colours);
+    blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut colours);
     let picture = RgbImage::from_fn(width, height, |x, y| {
         let block = ((y / 8) as usize * columns + (x / 8) as usize) * 3;
         Rgb([colours[block], colours[block + 1], colours[block + 2]])
@@ -54,9 +51,7 @@ pub(crate) fn draw(number: u64, width: u32, height: u32, format: Format) -> Vec<
         Format::Jpeg => ImageFormat::Jpeg,
         Format::Png => ImageFormat::Png,
     };
-    picture
-        .write_to(&mut file, kind)
-        .expect("writing to memory does not fail");
+    picture.write_to(&mut file, kind).expect("writing to memory does not fail");
     file.into_inner()
 }
 

@@ -14,15 +14,8 @@ pub(crate) async fn serve_result(ledger: &Ledger, wire: &mut Wire, head: Head) -
     let (purchase, behaviour) = {
         let mut book = ledger.book();
         book.fetched.push(head.clone());
-        let purchase = book
-            .purchases
-            .iter()
-            .find(|p| p.target == head.start[1])
-            .cloned();
-        let behaviour = book
-            .next_result
-            .pop_front()
-            .unwrap_or_else(|| book.always_result.clone());
+        let purchase = book.purchases.iter().find(|p| p.target == head.start[1]).cloned();
+        let behaviour = book.next_result.pop_front().unwrap_or_else(|| book.always_result.clone());
         (purchase, behaviour)
     };
     ledger.count(|s| s.fetches += 1);
@@ -57,14 +50,12 @@ pub(crate) async fn serve_result(ledger: &Ledger, wire: &mut Wire, head: Head) -
         }
         ResultBehaviour::Truncate(sent) => {
             start(wire, &kind, length).await?;
-            wire.send(&picture[..sent.min(picture.len().saturating_sub(1))])
-                .await?;
+            wire.send(&picture[..sent.min(picture.len().saturating_sub(1))]).await?;
             Ok(Next::Close)
         }
         ResultBehaviour::Stall(sent) => {
             start(wire, &kind, length).await?;
-            wire.send(&picture[..sent.min(picture.len().saturating_sub(1))])
-                .await?;
+            wire.send(&picture[..sent.min(picture.len().saturating_sub(1))]).await?;
             wire.gone().await;
             Ok(Next::Drop)
         }
@@ -109,15 +100,8 @@ pub(crate) async fn serve_result(ledger: &Ledger, wire: &mut Wire, head: Head) -
             Ok(Next::Drop)
         }
         ResultBehaviour::Reset => Ok(Next::Reset),
-        ResultBehaviour::Raw {
-            status,
-            headers,
-            body,
-        } => {
-            let headers: Vec<_> = headers
-                .iter()
-                .map(|(n, v)| (n.as_str(), v.as_str()))
-                .collect();
+        ResultBehaviour::Raw { status, headers, body } => {
+            let headers: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
             answer(wire, status, &headers, &body, to_head).await?;
             Ok(Next::Close)
         }
@@ -133,14 +117,9 @@ fn picture(purchase: &Purchase, behaviour: &ResultBehaviour) -> Vec<u8> {
 }
 
 async fn start(wire: &mut Wire, kind: &str, length: u64) -> io::Result<()> {
-    let kind = if kind.is_empty() {
-        String::new()
-    } else {
-        format!("Content-Type: {kind}\r\n")
-    };
+    let kind = if kind.is_empty() { String::new() } else { format!("Content-Type: {kind}\r\n") };
     wire.send(
-        format!("HTTP/1.1 200 OK\r\n{kind}Content-Length: {length}\r\nServer: AliyunOSS\r\n\r\n")
-            .as_bytes(),
+        format!("HTTP/1.1 200 OK\r\n{kind}Content-Length: {length}\r\nServer: AliyunOSS\r\n\r\n").as_bytes(),
     )
     .await
 }
@@ -161,12 +140,7 @@ async fn xml(wire: &mut Wire, status: u16, code: &str, to_head: bool) -> io::Res
 }
 
 /// Sends `bytes` in pieces with pauses between them.
-pub(crate) async fn drip(
-    wire: &mut Wire,
-    bytes: &[u8],
-    piece: usize,
-    every: Duration,
-) -> io::Result<()> {
+pub(crate) async fn drip(wire: &mut Wire, bytes: &[u8], piece: usize, every: Duration) -> io::Result<()> {
     let mut clock = tokio::time::interval(every);
     for piece in bytes.chunks(piece.max(1)) {
         clock.tick().await;

@@ -19,9 +19,7 @@ impl RawConnection {
     /// Connects to a base URL or to `host:port`.
     pub async fn open(base_url: &str) -> io::Result<RawConnection> {
         let (authority, _) = split(base_url);
-        Ok(RawConnection(Wire::new(
-            within(TcpStream::connect(authority)).await?,
-        )))
+        Ok(RawConnection(Wire::new(within(TcpStream::connect(authority)).await?)))
     }
 
     /// Sends a request whole and reads its answer; the connection can be used again if the server keeps it.
@@ -75,10 +73,7 @@ impl RawConnection {
 
     pub(super) async fn read_head(&mut self) -> io::Result<Head> {
         within(self.0.answer_head()).await?.ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the server closed without an answer",
-            )
+            io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed without an answer")
         })
     }
 
@@ -94,17 +89,10 @@ impl RawConnection {
         while let Some(piece) = within(self.0.piece(&mut framing, usize::MAX)).await? {
             body.extend_from_slice(&piece);
         }
-        Ok(Answer {
-            status,
-            head,
-            body,
-            interim,
-        })
+        Ok(Answer { status, head, body, interim })
     }
 }
 
 async fn within<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::time::timeout(PATIENCE, work)
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

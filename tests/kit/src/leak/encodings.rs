@@ -19,48 +19,19 @@ pub(super) fn encodings(bytes: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let mut all = vec![
         ("raw", bytes.to_vec()),
         ("reversed", bytes.iter().rev().copied().collect()),
-        (
-            "hex, lower case",
-            each(&|t, b| put(t, format_args!("{b:02x}"))),
-        ),
-        (
-            "hex, upper case",
-            each(&|t, b| put(t, format_args!("{b:02X}"))),
-        ),
-        (
-            "hex, escaped",
-            each(&|t, b| put(t, format_args!("\\x{b:02x}"))),
-        ),
+        ("hex, lower case", each(&|t, b| put(t, format_args!("{b:02x}")))),
+        ("hex, upper case", each(&|t, b| put(t, format_args!("{b:02X}")))),
+        ("hex, escaped", each(&|t, b| put(t, format_args!("\\x{b:02x}")))),
         (
             "list of numbers",
-            each(&|t, b| {
-                put(
-                    t,
-                    format_args!("{}{b}", if t.is_empty() { "" } else { ", " }),
-                )
-            }),
+            each(&|t, b| put(t, format_args!("{}{b}", if t.is_empty() { "" } else { ", " }))),
         ),
-        (
-            "percent, every byte",
-            each(&|t, b| put(t, format_args!("%{b:02X}"))),
-        ),
-        (
-            "percent, every byte, lower case",
-            each(&|t, b| put(t, format_args!("%{b:02x}"))),
-        ),
+        ("percent, every byte", each(&|t, b| put(t, format_args!("%{b:02X}")))),
+        ("percent, every byte, lower case", each(&|t, b| put(t, format_args!("%{b:02x}")))),
         ("percent, reserved bytes", each(&|t, b| percent(t, b, true))),
-        (
-            "percent, reserved bytes, lower case",
-            each(&|t, b| percent(t, b, false)),
-        ),
-        (
-            "JSON, every byte",
-            each(&|t, b| put(t, format_args!("\\u{b:04x}"))),
-        ),
-        (
-            "JSON, every byte, upper case",
-            each(&|t, b| put(t, format_args!("\\u{b:04X}"))),
-        ),
+        ("percent, reserved bytes, lower case", each(&|t, b| percent(t, b, false))),
+        ("JSON, every byte", each(&|t, b| put(t, format_args!("\\u{b:04x}")))),
+        ("JSON, every byte, upper case", each(&|t, b| put(t, format_args!("\\u{b:04X}")))),
     ];
     let text = String::from_utf8_lossy(bytes);
     let json = serde_json::Value::from(text.as_ref()).to_string();
@@ -85,9 +56,7 @@ fn base64_at(bytes: &[u8], offset: usize, alphabet: &Alphabet) -> Vec<u8> {
 
 fn percent(text: &mut String, byte: u8, upper: bool) {
     let written = match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-            char::from(byte).to_string()
-        }
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
         _ if upper => format!("%{byte:02X}"),
         _ => format!("%{byte:02x}"),
     };

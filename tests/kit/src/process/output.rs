@@ -44,11 +44,7 @@ impl Output {
             }
             tell.send_replace(true);
         });
-        Output {
-            bytes,
-            ended,
-            reader: Some(reader),
-        }
+        Output { bytes, ended, reader: Some(reader) }
     }
 
     pub(super) fn text(&self) -> String {

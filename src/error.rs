@@ -1,0 +1,431 @@
+//! Everything that can go wrong with a request, and what its client is told: one table.
+//!
+//! [`GatewayError::situation`] is the table. Every variant is named there, so that a new one does
+//! not compile before someone has chosen its status. Statuses, codes and texts are the upstream's
+//! own vocabulary, which deployed clients understand already; where that is too coarse, a stable
+//! word of ours goes into `Granary-Reason`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use jiff::Timestamp;
+
+use crate::code::{self, Code};
+use crate::ledger::budget::{self, BudgetRefusal, Scope};
+use crate::request::RequestError;
+use crate::teams::AuthError;
+
+/// Why a request was not answered with a crop. Cheap to clone: coalesced callers share one.
+#[derive(Clone, Debug)]
+pub enum GatewayError {
+    /// The request itself is wrong.
+    Request(Arc<RequestError>),
+    /// The credential is.
+    Auth(AuthError),
+    /// A refresh by a team that may not ask for one.
+    RefreshNotAllowed,
+    /// No such path.
+    NoSuchRoute,
+    /// The path knows other methods.
+    MethodNotAllowed {
+        /// The value of `Allow`.
+        allow: &'static str,
+    },
+    /// An `Expect` other than `100-continue`.
+    UnknownExpectation,
+    /// Hash-first look-up of a key nothing is stored under.
+    KeyNotFound,
+    /// No result has this name.
+    ResultNotFound,
+    /// `only-if-cached`, and nothing is stored.
+    NotCached,
+    /// A budget is used up.
+    OverBudget(BudgetRefusal),
+    /// An operator stopped spending.
+    Frozen(Scope),
+    /// The shared upstream account is empty.
+    UpstreamCredits,
+    /// The team asks for misses faster than it may.
+    RateLimited {
+        /// Until the next miss would be let through.
+        wait: Duration,
+    },
+    /// The order did not reach the upstream whole, or no complete answer came back.
+    UpstreamUnreachable {
+        /// What happened.
+        detail: String,
+    },
+    /// The upstream answered something that is not an answer.
+    UpstreamNonsense {
+        /// What was wrong with it.
+        detail: String,
+    },
+    /// Our own key was refused.
+    UpstreamKeyRefused,
+    /// The upstream is throttling us.
+    UpstreamThrottled {
+        /// What it asked for.
+        wait: Duration,
+    },
+    /// A complete error of the upstream, passed through.
+    Upstream {
+        /// Its status.
+        status: StatusCode,
+        /// Its body.
+        body: Bytes,
+    },
+    /// The caller's time is over and the fill goes on.
+    StillBeingMade,
+    /// Paid for and not fetched yet.
+    ResultNotFetched {
+        /// Was it time that ran out?
+        timed_out: bool,
+    },
+    /// More misses than can be served in time.
+    TooBusy {
+        /// The wait that is to be expected.
+        wait: Duration,
+    },
+    /// The process is stopping.
+    Draining,
+    /// The key rests after an unclear outcome.
+    Resting {
+        /// Until then.
+        until: Timestamp,
+        /// From now.
+        wait: Duration,
+    },
+    /// A new result could not be kept, so none is bought.
+    NoRoom,
+    /// The ledger cannot be asked or written.
+    LedgerUnavailable,
+    /// The store cannot be read.
+    StoreUnavailable,
+    /// Our own bug.
+    Bug,
+}
+
+/// Who has to mend it; prefixes the error class in metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// Whoever sent the request.
+    Caller,
+    /// A rule somebody set: a budget, a rate, a freeze.
+    Policy,
+    /// The upstream or its storage.
+    Upstream,
+    /// Granary, or what it runs on.
+    Gateway,
+}
+
+impl Fault {
+    /// All, for metrics.
+    pub const ALL: [Self; 4] = [Self::Caller, Self::Policy, Self::Upstream, Self::Gateway];
+
+    /// The word in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Caller => "caller",
+            Self::Policy => "policy",
+            Self::Upstream => "upstream",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
+/// One row of the table.
+pub struct Situation {
+    /// HTTP status, `error_code` and `error_detail.status_code`.
+    pub status: StatusCode,
+    /// Code and text of the upstream's vocabulary.
+    pub code: Code,
+    /// Who has to mend it.
+    pub fault: Fault,
+    /// What was wrong with which input, and what to do.
+    pub detail: String,
+    /// `Granary-Reason`.
+    pub reason: Option<&'static str>,
+    /// `Retry-After`, before jitter and cap. Owed on every 429 and 503.
+    pub retry_after: Option<Duration>,
+}
+
+impl Situation {
+    fn new(status: u16, code: Code, fault: Fault, detail: impl Into<String>) -> Self {
+        let status = StatusCode::from_u16(status).expect("statuses in this file are valid");
+        Self { status, code, fault, detail: detail.into(), reason: None, retry_after: None }
+    }
+
+    fn because(mut self, reason: &'static str) -> Self {
+        self.reason = Some(reason);
+        self
+    }
+
+    fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+}
+
+const SOON: Duration = Duration::from_secs(2);
+const LATER: Duration = Duration::from_secs(30);
+
+impl GatewayError {
+    /// What a client is told.
+    pub fn situation(&self) -> Situation {
+        use Fault::{Caller, Gateway, Policy, Upstream};
+        match self {
+            Self::Request(error) => {
+                let (status, code) = request_row(error);
+                Situation::new(status, code, Caller, error.to_string())
+            }
+            Self::Auth(error) => {
+                let (status, code) = auth_row(error);
+                Situation::new(status, code, Caller, error.to_string())
+            }
+            Self::RefreshNotAllowed => Situation::new(
+                403,
+                code::ERROR_ILLEGAL_OPERATION,
+                Policy,
+                "this team may not buy a result anew; leave the Granary-Refresh header out, or ask whoever runs \
+                 this Granary to set may_refresh",
+            )
+            .because("refresh_not_allowed"),
+            Self::NoSuchRoute => Situation::new(
+                404,
+                code::ERROR_AI_NOT_EXISTS,
+                Caller,
+                "Granary serves image cropping only (POST /api/image/editing/image-cropping); other calls need a \
+                 client of their own, with a key of their own, for now",
+            ),
+            Self::MethodNotAllowed { allow } => Situation::new(
+                405,
+                code::ERROR_ILLEGAL_OPERATION,
+                Caller,
+                format!("this path answers {allow} only"),
+            ),
+            Self::UnknownExpectation => Situation::new(
+                417,
+                code::ERROR_PARAMETERS,
+                Caller,
+                "the only expectation Granary can meet is 100-continue; leave the Expect header out",
+            ),
+            Self::KeyNotFound => Situation::new(
+                404,
+                code::ERROR_RESOURCE_NOT_FOUND,
+                Caller,
+                "nothing is stored under this key; send the picture with POST to have it cropped",
+            ),
+            Self::ResultNotFound => Situation::new(
+                404,
+                code::ERROR_FILE_NOT_FOUND,
+                Caller,
+                "no result has this name; copy the URL from data.url of an answer as it is",
+            ),
+            Self::NotCached => Situation::new(
+                504,
+                code::AI_SERVICE_TIMEOUT,
+                Caller,
+                "nothing is stored for this request, and Cache-Control: only-if-cached forbids buying it",
+            )
+            .because("only_if_cached"),
+            Self::OverBudget(refusal) => {
+                let BudgetRefusal { budget, resets_at, resets_in } = refusal;
+                let (whose, reason) = match (&budget.scope, budget.window) {
+                    (Scope::Global, budget::Window::Day) => ("all teams together".to_owned(), "global_daily"),
+                    (Scope::Global, budget::Window::Month) => ("all teams together".to_owned(), "global_monthly"),
+                    (Scope::Team(name), budget::Window::Day) => (format!("the team {name}"), "team_daily"),
+                    (Scope::Team(name), budget::Window::Month) => (format!("the team {name}"), "team_monthly"),
+                };
+                Situation::new(
+                    429,
+                    code::ERROR_NOT_ENOUGH_CREDITS,
+                    Policy,
+                    format!(
+                        "the {} budget of {whose} ({} credits) is used up and resets at {}; stored results are \
+                         still answered",
+                        budget.window.as_str(),
+                        budget.limit,
+                        budget::show(*resets_at),
+                    ),
+                )
+                .because(reason)
+                .retry_after(*resets_in)
+            }
+            Self::Frozen(scope) => {
+                let whose = match scope {
+                    Scope::Global => "all teams".to_owned(),
+                    Scope::Team(name) => format!("the team {name}"),
+                };
+                Situation::new(
+                    429,
+                    code::ERROR_NOT_ENOUGH_CREDITS,
+                    Policy,
+                    format!("an operator has frozen spending for {whose}, until it is thawed; stored results are still answered"),
+                )
+                .because("frozen")
+                .retry_after(Duration::from_secs(300))
+            }
+            Self::UpstreamCredits => Situation::new(
+                429,
+                code::ERROR_NOT_ENOUGH_CREDITS,
+                Upstream,
+                "the shared upstream account has no credits left, until whoever runs this Granary tops it up; \
+                 stored results are still answered",
+            )
+            .because("upstream_credits")
+            .retry_after(Duration::from_secs(300)),
+            Self::RateLimited { wait } => Situation::new(
+                429,
+                code::EXCEEDING_LIMITS,
+                Policy,
+                "this team asks for new crops faster than its misses_per_second allows; slow down",
+            )
+            .because("rate")
+            .retry_after(*wait),
+            Self::UpstreamUnreachable { detail } => Situation::new(
+                502,
+                code::AI_SERVICE_ERROR,
+                Upstream,
+                format!("{detail}; try again in a moment"),
+            ),
+            Self::UpstreamNonsense { detail } => Situation::new(
+                502,
+                code::AI_SERVICE_INTERNAL_ERROR,
+                Upstream,
+                format!("{detail}; nothing was stored"),
+            ),
+            Self::UpstreamKeyRefused => Situation::new(
+                502,
+                code::AI_SERVICE_UNAUTHORIZED,
+                Upstream,
+                "the upstream refused Granary's own key; your token is fine, whoever runs this Granary must mend it",
+            )
+            .because("upstream_key"),
+            Self::UpstreamThrottled { wait } => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Upstream,
+                "the upstream is limiting how fast Granary may call it",
+            )
+            .because("upstream_flow")
+            .retry_after(*wait),
+            Self::Upstream { status, .. } => {
+                // Its own body is what clients see; this row serves log and metrics.
+                Situation::new(502, code::AI_SERVICE_ERROR, Upstream, format!("the upstream answered {status}"))
+            }
+            Self::StillBeingMade => Situation::new(
+                504,
+                code::AI_SERVICE_TIMEOUT,
+                Upstream,
+                "still being made; ask again, it will not be charged twice",
+            )
+            .because("still_being_made")
+            .retry_after(SOON),
+            Self::ResultNotFetched { timed_out } => {
+                let (status, code) = if *timed_out {
+                    (504, code::ERROR_FILE_DOWNLOAD_TIMEOUT)
+                } else {
+                    (502, code::ERROR_FILE_DOWNLOAD_FAILED)
+                };
+                Situation::new(
+                    status,
+                    code,
+                    Upstream,
+                    "the crop is paid for, but its result could not be fetched yet; Granary keeps trying, ask again \
+                     later, it will not be charged twice",
+                )
+                .because("result_not_fetched")
+            }
+            Self::TooBusy { wait } => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Gateway,
+                "more new crops are waiting than can be made in time; nothing was spent",
+            )
+            .because("busy")
+            .retry_after(*wait),
+            Self::Draining => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Gateway,
+                "this Granary is stopping and buys nothing new; ask again, another one will answer",
+            )
+            .because("draining")
+            .retry_after(SOON),
+            Self::Resting { until, wait } => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Upstream,
+                format!(
+                    "an earlier call for this picture had an unclear outcome and may have been charged, so it is not \
+                     bought again before {}",
+                    budget::show(*until)
+                ),
+            )
+            .because("hold")
+            .retry_after(*wait),
+            Self::NoRoom => Situation::new(
+                503,
+                code::ERROR_RESOURCE_UNAVAILABLE,
+                Gateway,
+                "there is no place to keep a new result, so none is bought; stored results are still answered",
+            )
+            .because("no_room")
+            .retry_after(LATER),
+            Self::LedgerUnavailable => Situation::new(
+                503,
+                code::ERROR_RESOURCE_UNAVAILABLE,
+                Gateway,
+                "the ledger cannot be written, so nothing is bought; stored results are still answered",
+            )
+            .because("ledger")
+            .retry_after(LATER),
+            Self::StoreUnavailable => Situation::new(
+                503,
+                code::ERROR_RESOURCE_UNAVAILABLE,
+                Gateway,
+                "the result exists and cannot be read at the moment",
+            )
+            .because("store")
+            .retry_after(SOON),
+            Self::Bug => Situation::new(
+                500,
+                code::SERVICE_INTERNAL_ERROR,
+                Gateway,
+                "Granary made a mistake; its log has the details under this request's id",
+            ),
+        }
+    }
+}
+
+fn auth_row(error: &AuthError) -> (u16, Code) {
+    match error {
+        AuthError::Missing | AuthError::Malformed | AuthError::Unknown | AuthError::Expired => {
+            (401, code::ERROR_APPLICATIONS_NOT_EXISTS)
+        }
+        AuthError::Conflicting => (400, code::ERROR_PARAMETERS),
+        AuthError::Disabled { .. } => (403, code::ERROR_USER_LOCKED),
+    }
+}
+
+fn request_row(error: &RequestError) -> (u16, Code) {
+    match error {
+        RequestError::NotMultipart(_)
+        | RequestError::BrokenMultipart(_)
+        | RequestError::DuplicateField { .. }
+        | RequestError::Body(_) => (400, code::ERROR_PARAMETERS),
+        RequestError::MissingField { .. } => (400, code::MISSING_PARAMETERS),
+        RequestError::EmptyField { .. } => (400, code::PARAMETERS_CANNOT_EMPTY),
+        RequestError::NumberOutOfRange { .. } => (400, code::ERROR_INVALID_PARAMETER),
+        RequestError::ImageTooLarge { .. } | RequestError::DeclaredTooLarge { .. } => {
+            (413, code::FILE_SIZE_EXCEEDS_LIMIT)
+        }
+        RequestError::BodyTooLarge { .. } => (413, code::ERROR_REQUEST_BODY_TOO_LARGE),
+        RequestError::ResolutionTooHigh { .. } => (413, code::FILE_RESOLUTION_EXCEEDS_LIMITS),
+        RequestError::UnsupportedFile => (415, code::UNSUPPORTED_FILE_TYPES),
+        RequestError::UnreadableHeader => (422, code::FILE_DECODING_FAILURE),
+        RequestError::BodyTimeout => (408, code::ERROR_PARAMETERS),
+    }
+}

@@ -1,0 +1,592 @@
+//! The paid act as a pure state machine: an event comes in, the next effect goes out.
+//!
+//! Nothing here waits, spends, or reads a clock: [`fill`](crate::fill) carries the effects out, and
+//! a simulation can do so with fakes. At any time exactly one effect is under way, and its event is
+//! the only one that may come next; so a fill's whole life can be read from [`Machine::step`], top
+//! to bottom.
+//!
+//! ```text
+//! TakeSlot → Admit → CheckRoom → Reserve → LookAgain → Open → MarkSent → Send → Book(answered)
+//!          → Fetch → PutObject → PutRecord → Book(stored) → Finish
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::download::{FetchError, Fetched};
+use crate::envelope::Answer;
+use crate::error::GatewayError;
+use crate::ledger::budget::Scope;
+use crate::ledger::{Booking, CallId, LedgerError, Permit, Reservation, Reserved, UnfinishedCall, Won};
+use crate::secret::Secret;
+use crate::store::{Record, StoreError};
+use crate::upstream::{ErrorReply, NotSent, Refusal, RefusalKind, Reply, UnknownCause};
+
+/// Times an order that never went out whole is sent again.
+const OPEN_TRIES: u32 = 3;
+/// Times a result is fetched while its callers wait; afterwards they are told, and it goes on.
+const FOREGROUND_FETCHES: u32 = 5;
+/// How long a URL may be dead in a row before the result counts as gone.
+const DEAD_FOR: Duration = Duration::from_secs(15 * 60);
+/// How often a key that another process holds is looked at.
+const HELD_POLL: Duration = Duration::from_millis(250);
+
+/// What the shell is to do next; each has its event.
+#[derive(Debug)]
+pub enum Effect {
+    /// Wait for an upstream slot: [`Event::Slot`], or [`Event::Admitted`] when nobody waits any more.
+    TakeSlot,
+    /// Choose who pays among those who wait: [`Event::Admitted`].
+    Admit,
+    /// Ask whether a result could be kept: [`Event::Room`].
+    CheckRoom,
+    /// Take the key in the ledger: [`Event::Reserved`].
+    Reserve,
+    /// Ask the store once more, now that nobody else can buy: [`Event::LookedAgain`].
+    LookAgain,
+    /// Make a record known to the ledger: [`Event::Adopted`].
+    Adopt(Arc<Record>),
+    /// Send all but the tail: [`Event::Opened`].
+    Open,
+    /// Pass the last gate: [`Event::Marked`].
+    MarkSent(CallId),
+    /// Let the tail go: [`Event::Replied`].
+    Send,
+    /// Write down how the call went on, giving up the held tail first, if any: [`Event::Booked`].
+    Book(CallId, Booking),
+    /// Get the result: [`Event::FetchEnded`].
+    Fetch(Secret),
+    /// Make its bytes durable: [`Event::ObjectKept`].
+    PutObject(Fetched),
+    /// Make the answer durable: [`Event::RecordKept`].
+    PutRecord(Arc<Record>),
+    /// Let some time pass; the shell adds jitter: [`Event::Paused`].
+    Pause(Duration),
+    /// As `Pause`, and give the slot back first.
+    StepAside(Duration),
+    /// Answer the payer's team only: [`Event::Told`].
+    RefuseTeam(GatewayError),
+    /// Answer everyone and whoever comes, and go on: [`Event::Told`].
+    Tell(Verdict),
+    /// Answer everyone; the fill is over.
+    Finish(Verdict),
+    /// Nobody waits; the fill is over, and nothing was spent.
+    Stop,
+}
+
+/// What came of an effect.
+#[derive(Debug)]
+pub enum Event {
+    /// The fill begins.
+    Started,
+    /// A slot, or the reason why there is none.
+    Slot(Result<(), GatewayError>),
+    /// Who pays.
+    Admitted(Admission),
+    /// A new result could be kept, or not.
+    Room(Result<(), StoreError>),
+    /// What the ledger decided.
+    Reserved(Result<Reserved, LedgerError>),
+    /// What the store has by now.
+    LookedAgain(Result<Option<Record>, StoreError>),
+    /// The ledger knows the record, or could not be told; it will be told again at a later look-up.
+    Adopted,
+    /// How far the order came.
+    Opened(Result<Open, NotSent>),
+    /// Whether the tail may go.
+    Marked(Result<Permit, LedgerError>),
+    /// The outcome of the paid call.
+    Replied(Reply),
+    /// A booking is durable, or not.
+    Booked(Result<(), LedgerError>),
+    /// The result, or why not, and how long ago the answer was booked.
+    FetchEnded(Result<Fetched, FetchError>, Duration),
+    /// The object is durable, at this instant, or not.
+    ObjectKept(Result<Timestamp, StoreError>),
+    /// The record that stands now.
+    RecordKept(Result<Record, StoreError>),
+    /// Time has passed.
+    Paused,
+    /// They have been told.
+    Told,
+}
+
+/// Who pays, if anyone.
+#[derive(Debug)]
+pub enum Admission {
+    /// Nobody waits any more; the group is dissolved.
+    Nobody,
+    /// The longest-waiting caller's team may not have a miss now.
+    Refused(GatewayError),
+    /// Its team may have one a little later, and the caller can wait for that.
+    TooFast(Duration),
+    /// This team, for this reservation.
+    Payer(Box<Reservation>),
+}
+
+/// How far an order came.
+#[derive(Debug)]
+pub enum Open {
+    /// All but the tail is sent, and the tail is in the shell's hands.
+    Held,
+    /// The upstream answered without having had the whole.
+    Early(Reply),
+}
+
+/// What a fill's callers are told.
+pub type Verdict = Result<Filled, GatewayError>;
+
+/// A result that is permanent.
+#[derive(Clone, Debug)]
+pub struct Filled {
+    /// The record that stands under the key.
+    pub record: Arc<Record>,
+    /// Did this fill buy it?
+    pub source: FillSource,
+}
+
+/// Where a fill found its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillSource {
+    /// It bought it.
+    Bought,
+    /// It was in the ledger by then.
+    Ledger,
+    /// It was in the store by then.
+    Store,
+}
+
+/// One fill. Its fields are what it must remember between two effects.
+pub struct Machine {
+    limits: FillLimits,
+    payer: Option<Reservation>,
+    won: Option<Won>,
+    answer: Option<Answer>,
+    fetched: Option<Fetched>,
+    record: Option<Arc<Record>>,
+    /// The booking under way, and what follows it; kept until it is durable.
+    booking: Option<(Booking, Next)>,
+    /// What follows a pause or a word to the waiters.
+    resume: Option<Next>,
+    open_tries: u32,
+    fetch_tries: u32,
+    book_tries: u32,
+    keep_tries: u32,
+    /// The age of the answer when its URL was first seen dead, if it has been dead since.
+    dead_since: Option<Duration>,
+}
+
+/// What a machine needs to know of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct FillLimits {
+    /// How long a result's URL lives.
+    pub result_url_ttl: Duration,
+}
+
+/// An effect that is to follow, before it can be made.
+#[derive(Debug)]
+enum Next {
+    TakeSlot,
+    Admit,
+    Open,
+    Book,
+    Fetch,
+    PutObject,
+    PutRecord,
+    Adopt(Arc<Record>, FillSource),
+    Finish(Box<Verdict>),
+}
+
+impl Machine {
+    /// A fill for callers who wait.
+    pub fn new(limits: FillLimits) -> Self {
+        Self {
+            limits,
+            payer: None,
+            won: None,
+            answer: None,
+            fetched: None,
+            record: None,
+            booking: None,
+            resume: None,
+            open_tries: 0,
+            fetch_tries: 0,
+            book_tries: 0,
+            keep_tries: 0,
+            dead_since: None,
+        }
+    }
+
+    /// A fill whose owner died after the answer was durable: it goes on with the result.
+    pub fn resume(limits: FillLimits, call: UnfinishedCall, answer: Answer) -> Self {
+        let won = Won { id: call.id, generation: call.generation };
+        Self { payer: Some(call.reservation), won: Some(won), answer: Some(answer), ..Self::new(limits) }
+    }
+
+    /// Who pays; known from [`Event::Admitted`] on.
+    pub fn payer(&self) -> Option<&Reservation> {
+        self.payer.as_ref()
+    }
+
+    /// Takes what came of the last effect, and says what is next.
+    pub fn step(&mut self, event: Event) -> Effect {
+        match event {
+            Event::Started if self.answer.is_some() => self.next(Next::Fetch),
+            Event::Started => Effect::TakeSlot,
+
+            Event::Slot(Ok(())) => Effect::Admit,
+            Event::Slot(Err(error)) => Effect::Finish(Err(error)),
+
+            Event::Admitted(Admission::Nobody) => Effect::Stop,
+            Event::Admitted(Admission::Refused(error)) => self.refuse_team(error),
+            Event::Admitted(Admission::TooFast(wait)) => self.step_aside(wait),
+            Event::Admitted(Admission::Payer(payer)) => {
+                self.payer = Some(*payer);
+                Effect::CheckRoom
+            }
+
+            Event::Room(Ok(())) => Effect::Reserve,
+            Event::Room(Err(error)) => {
+                tracing::warn!(%error, "no new result can be kept, so none is bought");
+                Effect::Finish(Err(GatewayError::NoRoom))
+            }
+
+            Event::Reserved(Ok(reserved)) => self.reserved(reserved),
+            Event::Reserved(Err(_)) => Effect::Finish(Err(GatewayError::LedgerUnavailable)),
+
+            Event::LookedAgain(Ok(Some(record))) if record.generation >= self.generation() => {
+                let next = Next::Adopt(Arc::new(record), FillSource::Store);
+                self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
+            }
+            // When the store cannot be asked, the ledger decides, and it has.
+            Event::LookedAgain(_) => Effect::Open,
+            Event::Adopted => self.after_pause(),
+
+            Event::Opened(opened) => self.opened(opened),
+            Event::Marked(permit) => self.marked(permit),
+            Event::Replied(reply) => self.replied(reply),
+
+            Event::Booked(Ok(())) => self.booked(),
+            Event::Booked(Err(error)) => self.not_booked(&error),
+
+            Event::FetchEnded(Ok(fetched), _) => {
+                self.fetched = Some(fetched);
+                self.next(Next::PutObject)
+            }
+            Event::FetchEnded(Err(error), age) => self.not_fetched(&error, age),
+
+            Event::ObjectKept(Ok(now)) => self.object_kept(now),
+            Event::ObjectKept(Err(error)) => self.not_kept(&error, Next::PutObject),
+            Event::RecordKept(Ok(standing)) => self.record_kept(standing),
+            Event::RecordKept(Err(error)) => self.not_kept(&error, Next::PutRecord),
+
+            Event::Paused | Event::Told => self.after_pause(),
+        }
+    }
+
+    fn reserved(&mut self, reserved: Reserved) -> Effect {
+        match reserved {
+            Reserved::Won(won) => {
+                self.won = Some(won);
+                Effect::LookAgain
+            }
+            Reserved::Held(_) => self.step_aside(HELD_POLL),
+            Reserved::Stored(record) => {
+                let filled = Filled { record: Arc::new(*record), source: FillSource::Ledger };
+                Effect::Finish(Ok(filled))
+            }
+            Reserved::Resting { until, wait } => Effect::Finish(Err(GatewayError::Resting { until, wait })),
+            Reserved::OverBudget(refusal) => self.refuse_team(GatewayError::OverBudget(refusal)),
+            Reserved::Frozen(Scope::Global) => Effect::Finish(Err(GatewayError::Frozen(Scope::Global))),
+            Reserved::Frozen(team) => self.refuse_team(GatewayError::Frozen(team)),
+        }
+    }
+
+    fn opened(&mut self, opened: Result<Open, NotSent>) -> Effect {
+        match opened {
+            Ok(Open::Held) => Effect::MarkSent(self.id()),
+            // Not sent whole, so it cannot have been bought, whatever the answer claims.
+            Ok(Open::Early(Reply::Answered(_) | Reply::Unknown(_))) => self.end(
+                Booking::Released { reason: "answered before it was sent whole".to_owned() },
+                GatewayError::UpstreamNonsense {
+                    detail: "the upstream answered before it had the whole request".to_owned(),
+                },
+            ),
+            Ok(Open::Early(reply)) => self.replied(reply),
+            Err(NotSent::Connect(_) | NotSent::Upload(_)) if self.open_tries + 1 < OPEN_TRIES => {
+                self.open_tries += 1;
+                self.pause(Duration::from_millis(50 << (2 * self.open_tries)), Next::Open)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the order did not reach the upstream");
+                self.end(
+                    Booking::Released { reason: error.to_string() },
+                    GatewayError::UpstreamUnreachable {
+                        detail: "the upstream could not be reached, nothing was charged".to_owned(),
+                    },
+                )
+            }
+        }
+    }
+
+    fn marked(&mut self, permit: Result<Permit, LedgerError>) -> Effect {
+        let released = |reason: &str| Booking::Released { reason: reason.to_owned() };
+        match permit {
+            Ok(Permit::Granted) => Effect::Send,
+            Ok(Permit::Frozen(scope)) => {
+                self.end(released("spending was frozen meanwhile"), GatewayError::Frozen(scope))
+            }
+            // Somebody else settled the row; there is nothing of ours to book.
+            Ok(Permit::Lost) => Effect::Finish(Err(GatewayError::StillBeingMade)),
+            Err(_) => self.end(released("the ledger did not confirm"), GatewayError::LedgerUnavailable),
+        }
+    }
+
+    fn replied(&mut self, reply: Reply) -> Effect {
+        match reply {
+            Reply::Answered(answer) => {
+                let booking = Booking::Answered {
+                    text: answer.text().clone(),
+                    request_id: answer.request_id.clone(),
+                    log_id: answer.log_id.clone(),
+                };
+                self.answer = Some(answer);
+                self.book(booking, Next::Fetch)
+            }
+            Reply::Refused(refusal) => {
+                let reason = describe(&refusal.reply);
+                let error = refused(refusal);
+                self.end(Booking::Refused { reason }, error)
+            }
+            Reply::Failed(reply) => {
+                let reason = describe(&reply);
+                self.end(Booking::Failed { reason }, failed(reply))
+            }
+            Reply::Unknown(cause) => {
+                let detail = cause.to_string();
+                let error = match cause {
+                    UnknownCause::Timeout | UnknownCause::Cut | UnknownCause::Died => {
+                        GatewayError::UpstreamUnreachable { detail: detail.clone() }
+                    }
+                    UnknownCause::Garbage | UnknownCause::NoResult => {
+                        GatewayError::UpstreamNonsense { detail: detail.clone() }
+                    }
+                };
+                self.end(Booking::Unknown { reason: detail }, error)
+            }
+        }
+    }
+
+    fn not_fetched(&mut self, error: &FetchError, age: Duration) -> Effect {
+        let is_dead = matches!(error, FetchError::Dead(_));
+        self.dead_since = if is_dead { self.dead_since.or(Some(age)) } else { None };
+        let gone = self.dead_since.is_some_and(|since| age.saturating_sub(since) >= DEAD_FOR);
+        let timed_out = matches!(error, FetchError::Timeout);
+        if gone || age >= self.limits.result_url_ttl {
+            tracing::error!(%error, call = self.id().0, "a paid result is lost: its URL does not serve it");
+            return self.end(
+                Booking::Unfetchable { reason: error.to_string() },
+                GatewayError::ResultNotFetched { timed_out },
+            );
+        }
+        self.fetch_tries += 1;
+        let pause = backoff(self.fetch_tries);
+        if self.fetch_tries == FOREGROUND_FETCHES {
+            tracing::warn!(%error, call = self.id().0, "a paid result cannot be fetched; trying on in the background");
+            self.resume = Some(Next::Fetch);
+            return Effect::Tell(Err(GatewayError::ResultNotFetched { timed_out }));
+        }
+        self.pause(pause, Next::Fetch)
+    }
+
+    fn object_kept(&mut self, now: Timestamp) -> Effect {
+        let (Some(payer), Some(answer), Some(fetched)) = (&self.payer, &self.answer, &self.fetched) else {
+            return bug();
+        };
+        self.record = Some(Arc::new(Record {
+            version: Record::VERSION,
+            namespace: payer.namespace.clone(),
+            key: payer.key,
+            generation: self.generation(),
+            answer: answer.keep(&fetched.name),
+            digest: fetched.name.digest,
+            extension: fetched.name.format.extension().to_owned(),
+            bytes: fetched.bytes.len() as u64,
+            team: payer.team.clone(),
+            credits: payer.credits,
+            stored_at: now,
+            upstream_request_id: answer.request_id.clone(),
+            upstream_log_id: answer.log_id.clone(),
+            image: payer.image,
+            width: payer.width,
+            height: payer.height,
+        }));
+        self.keep_tries = 0;
+        self.next(Next::PutRecord)
+    }
+
+    /// The record is the commit mark: from here on the result is permanent.
+    fn record_kept(&mut self, standing: Record) -> Effect {
+        let Some(ours) = self.record.take() else { return bug() };
+        let holds_key = *ours == standing;
+        let filled = Filled { record: Arc::new(standing), source: FillSource::Bought };
+        let next = if holds_key {
+            Next::Finish(Box::new(Ok(filled)))
+        } else {
+            // Another result keeps the key; ours is permanent under its own URL, and paid for.
+            Next::Adopt(filled.record, FillSource::Bought)
+        };
+        self.book(Booking::Stored { record: Box::new(Arc::unwrap_or_clone(ours)), holds_key }, next)
+    }
+
+    fn booked(&mut self) -> Effect {
+        self.book_tries = 0;
+        match self.booking.take() {
+            Some((_, next)) => self.next(next),
+            None => bug(),
+        }
+    }
+
+    /// What happened must be written down, however long the ledger is away.
+    fn not_booked(&mut self, error: &LedgerError) -> Effect {
+        if matches!(error, LedgerError::Contradiction { .. }) {
+            tracing::error!(%error, "a booking contradicts the ledger");
+            return self.booked();
+        }
+        self.book_tries += 1;
+        let Some((booking, next)) = &self.booking else { return bug() };
+        if self.book_tries == 1 {
+            // Those who wait need not wait for the book where the outcome no longer depends on it.
+            if let (Booking::Stored { .. }, Next::Finish(verdict)) = (booking, next) {
+                let verdict = (**verdict).clone();
+                self.resume = Some(Next::Book);
+                return Effect::Tell(verdict);
+            }
+        }
+        self.pause(backoff(self.book_tries), Next::Book)
+    }
+
+    fn not_kept(&mut self, error: &StoreError, again: Next) -> Effect {
+        tracing::error!(%error, call = self.id().0, "a paid result could not be kept yet");
+        self.keep_tries += 1;
+        self.pause(backoff(self.keep_tries), again)
+    }
+
+    fn refuse_team(&mut self, error: GatewayError) -> Effect {
+        self.resume = Some(Next::Admit);
+        Effect::RefuseTeam(error)
+    }
+
+    fn end(&mut self, booking: Booking, error: GatewayError) -> Effect {
+        self.book(booking, Next::Finish(Box::new(Err(error))))
+    }
+
+    fn book(&mut self, booking: Booking, next: Next) -> Effect {
+        self.booking = Some((booking, next));
+        self.next(Next::Book)
+    }
+
+    fn pause(&mut self, time: Duration, next: Next) -> Effect {
+        self.resume = Some(next);
+        Effect::Pause(time)
+    }
+
+    fn step_aside(&mut self, time: Duration) -> Effect {
+        self.resume = Some(Next::TakeSlot);
+        Effect::StepAside(time)
+    }
+
+    fn after_pause(&mut self) -> Effect {
+        match self.resume.take() {
+            Some(next) => self.next(next),
+            None => bug(),
+        }
+    }
+
+    fn next(&mut self, next: Next) -> Effect {
+        match next {
+            Next::TakeSlot => Effect::TakeSlot,
+            Next::Admit => Effect::Admit,
+            Next::Open => Effect::Open,
+            Next::Book => match &self.booking {
+                Some((booking, _)) => Effect::Book(self.id(), booking.clone()),
+                None => bug(),
+            },
+            Next::Fetch => match &self.answer {
+                Some(answer) => Effect::Fetch(answer.url().clone()),
+                None => bug(),
+            },
+            Next::PutObject => match &self.fetched {
+                Some(fetched) => Effect::PutObject(fetched.clone()),
+                None => bug(),
+            },
+            Next::PutRecord => match &self.record {
+                Some(record) => Effect::PutRecord(record.clone()),
+                None => bug(),
+            },
+            Next::Adopt(record, source) => {
+                let filled = Filled { record: record.clone(), source };
+                self.resume = Some(Next::Finish(Box::new(Ok(filled))));
+                Effect::Adopt(record)
+            }
+            Next::Finish(verdict) => Effect::Finish(*verdict),
+        }
+    }
+
+    fn id(&self) -> CallId {
+        self.won.map_or(CallId(0), |won| won.id)
+    }
+
+    fn generation(&self) -> u64 {
+        self.won.map_or(0, |won| won.generation)
+    }
+}
+
+/// An effect was asked for before what it needs was there.
+fn bug() -> Effect {
+    tracing::error!("the fill's state machine was stepped out of order");
+    Effect::Finish(Err(GatewayError::Bug))
+}
+
+/// 0.2 s, doubling up to a minute.
+fn backoff(tries: u32) -> Duration {
+    Duration::from_millis(100 << tries.min(10)).min(Duration::from_secs(60))
+}
+
+fn describe(reply: &ErrorReply) -> String {
+    format!("{} {}", reply.status.as_u16(), reply.code)
+}
+
+/// What callers are told of a refusal.
+fn refused(refusal: Refusal) -> GatewayError {
+    let Refusal { kind, reply } = refusal;
+    match kind {
+        RefusalKind::Order | RefusalKind::Other => passed_through(reply),
+        RefusalKind::Key => GatewayError::UpstreamKeyRefused,
+        RefusalKind::Credits => GatewayError::UpstreamCredits,
+        RefusalKind::Flow { retry_after_seconds } => {
+            GatewayError::UpstreamThrottled { wait: Duration::from_secs(retry_after_seconds.unwrap_or(2)) }
+        }
+    }
+}
+
+fn failed(reply: ErrorReply) -> GatewayError {
+    if reply.status.is_success() {
+        return GatewayError::UpstreamNonsense {
+            detail: format!("the upstream answered 200 with the error code {}", reply.code),
+        };
+    }
+    passed_through(reply)
+}
+
+/// A complete error of the upstream, as it is where it speaks the envelope.
+pub fn passed_through(reply: ErrorReply) -> GatewayError {
+    match reply.body {
+        Some(body) => GatewayError::Upstream { status: reply.status, body },
+        None => GatewayError::UpstreamNonsense {
+            detail: format!("something before the upstream answered {}", reply.status.as_u16()),
+        },
+    }
+}

@@ -1,0 +1,303 @@
+//! One crop request, top to bottom: [`Gateway::handle`].
+//!
+//! | step | where |
+//! |---|---|
+//! | parse, key | [`request`](crate::request): the picture is hashed while it arrives |
+//! | look up | here: memory, then ledger, then store; only what is known to be absent is bought |
+//! | coalesce, admit, pay, fetch, persist | [`fill`](crate::fill): one tracked task per key |
+//! | rewrite | [`rewrite`](crate::rewrite) |
+//! | respond | [`routes`](crate::routes) |
+//!
+//! Hits and coalesced callers spend nothing, and work when everything else is down.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::cache::MemoryCache;
+use crate::clock::Clock;
+use crate::crash::crash_point;
+use crate::error::{Fault, GatewayError};
+use crate::fill::{Filler, Seat, Wanted};
+use crate::key::CacheKey;
+use crate::ledger::Ledger;
+use crate::ledger::budget::Used;
+use crate::metrics::Metrics;
+use crate::outcome::CacheStatus;
+use crate::picture::ObjectName;
+use crate::request::{self, CropRequest, FormHead};
+use crate::rewrite;
+use crate::store::{Record, Store};
+use crate::teams::Team;
+
+/// What a gateway works with.
+pub struct GatewayParts {
+    /// Where answers are at hand.
+    pub cache: Arc<MemoryCache>,
+    /// The book.
+    pub ledger: Arc<dyn Ledger>,
+    /// Where results rest.
+    pub store: Arc<dyn Store>,
+    /// Makes what is absent.
+    pub filler: Filler,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The time of day.
+    pub clock: Clock,
+}
+
+/// Answers crop requests, look-ups and results.
+pub struct Gateway {
+    parts: GatewayParts,
+    namespace: String,
+    public_root: String,
+}
+
+/// Who asks, and how.
+pub struct Caller {
+    /// Whose budget a miss is counted against.
+    pub team: Arc<Team>,
+    /// `Granary-Refresh: 1`.
+    pub refresh: bool,
+    /// `Cache-Control: only-if-cached`.
+    pub only_if_cached: bool,
+    /// When the caller is answered in any case.
+    pub deadline: Instant,
+}
+
+/// A crop, as a client gets it.
+pub struct CropReply {
+    /// The rewritten answer.
+    pub body: String,
+    /// What stands under the key.
+    pub record: Arc<Record>,
+    /// Where it came from.
+    pub status: CacheStatus,
+    /// Credits this call cost its team.
+    pub charged: u64,
+    /// Credits it would have cost, had the result not been there or in the making.
+    pub saved: u64,
+    /// Whole seconds since the result was stored.
+    pub age_seconds: u64,
+    /// Form fields that mean nothing here.
+    pub ignored: Vec<String>,
+}
+
+/// A stored answer and the tier it was found in.
+struct Found {
+    record: Arc<Record>,
+    status: CacheStatus,
+}
+
+impl Gateway {
+    /// `public_root` is the scheme and host clients reach us at, without a trailing slash.
+    pub fn new(parts: GatewayParts, namespace: String, public_root: String) -> Self {
+        Self { parts, namespace, public_root }
+    }
+
+    /// The life of a request.
+    ///
+    /// # Errors
+    /// [`GatewayError`]: what the client is told instead. Whatever it says, a fill that has begun
+    /// goes on, and what is paid for is kept.
+    pub async fn handle<B>(&self, caller: &Caller, head: FormHead, body: B) -> Result<CropReply, GatewayError>
+    where
+        B: http_body::Body<Data = Bytes>,
+        B::Error: Into<request::BoxError>,
+    {
+        crash_point("CP1");
+        let request =
+            request::read(head, body).await.map_err(|error| GatewayError::Request(Arc::new(error)))?;
+        crash_point("CP3");
+        let found = self.look_up(request.key).await?;
+        if let Some(found) = found.filter(|_| !caller.refresh) {
+            return self.reply(found.record, found.status, request.ignored);
+        }
+        self.may_be_bought(caller, request.key).await?;
+        let (record, status, ignored) = self.fill(caller, request).await?;
+        self.reply(record, status, ignored)
+    }
+
+    /// The stored answer under a key; never spends a credit.
+    ///
+    /// # Errors
+    /// [`GatewayError::KeyNotFound`], or whatever keeps us from knowing.
+    pub async fn look_up_key(&self, key: CacheKey) -> Result<CropReply, GatewayError> {
+        let found = self.look_up(key).await?.ok_or(GatewayError::KeyNotFound)?;
+        self.reply(found.record, found.status, Vec::new())
+    }
+
+    /// A permanent result's bytes, checked against its name.
+    ///
+    /// # Errors
+    /// [`GatewayError::ResultNotFound`] or [`GatewayError::StoreUnavailable`].
+    pub async fn result(&self, object: ObjectName) -> Result<Bytes, GatewayError> {
+        match self.parts.cache.object(object, &*self.parts.store).await {
+            Ok(Some(bytes)) => Ok(bytes),
+            Ok(None) => Err(GatewayError::ResultNotFound),
+            Err(error) => {
+                tracing::error!(%error, object = %object.path(), "a result cannot be read");
+                Err(GatewayError::StoreUnavailable)
+            }
+        }
+    }
+
+    /// Memory, then ledger, then store. `None` only when the key is known to be absent.
+    async fn look_up(&self, key: CacheKey) -> Result<Option<Found>, GatewayError> {
+        if let Some(record) = self.parts.cache.answer(key).await {
+            return Ok(Some(Found { record, status: CacheStatus::HitMemory }));
+        }
+        let in_ledger = self.parts.ledger.look_up(&self.namespace, key).await;
+        if let Ok(Some(record)) = &in_ledger
+            && self.is_still_there(record).await
+        {
+            return Ok(Some(self.remember(record.clone(), CacheStatus::HitLedger).await));
+        }
+        let in_store = self.parts.store.record(&self.namespace, key).await;
+        match (in_ledger, in_store) {
+            (in_ledger, Ok(Some(record))) => {
+                if in_ledger.is_ok() {
+                    self.adopt(&record).await;
+                }
+                if self.is_still_there(&record).await {
+                    return Ok(Some(self.remember(record, CacheStatus::HitStore).await));
+                }
+                in_ledger.map(|_| None).map_err(|_| GatewayError::LedgerUnavailable)
+            }
+            (Ok(_), Ok(None)) => Ok(None),
+            // The store cannot be asked, so the ledger decides.
+            (Ok(_), Err(error)) => {
+                tracing::warn!(%error, %key, "the store could not be asked for a record");
+                Ok(None)
+            }
+            (Err(error), _) => {
+                tracing::error!(%error, %key, "the ledger could not be asked, and the store has no answer");
+                Err(GatewayError::LedgerUnavailable)
+            }
+        }
+    }
+
+    /// Is a record's object where it should be? When the store says that it is gone, the row is
+    /// `lost` and the key may be bought again; when the store cannot be asked, it counts as there.
+    async fn is_still_there(&self, record: &Record) -> bool {
+        let Some(object) = record.object() else { return false };
+        match self.parts.store.has_object(object).await {
+            Ok(true) => true,
+            Ok(false) => {
+                tracing::error!(key = %record.key, object = %object.path(), "the store has lost a result");
+                if let Err(error) = self.parts.ledger.lose(record).await {
+                    tracing::error!(%error, "the loss could not be booked");
+                    // Without that, buying again would meet the old row: better to wait.
+                    return true;
+                }
+                false
+            }
+            Err(_) => true,
+        }
+    }
+
+    /// A record the ledger does not know becomes a row, so that the next look-up is shorter.
+    async fn adopt(&self, record: &Record) {
+        if let Err(error) = self.parts.ledger.adopt(record).await {
+            tracing::warn!(%error, key = %record.key, "the ledger could not be told of a record");
+        }
+    }
+
+    async fn remember(&self, record: Record, status: CacheStatus) -> Found {
+        let record = Arc::new(record);
+        self.parts.cache.keep_answer(record.clone()).await;
+        Found { record, status }
+    }
+
+    /// What forbids a purchase whoever pays.
+    async fn may_be_bought(&self, caller: &Caller, key: CacheKey) -> Result<(), GatewayError> {
+        if caller.only_if_cached {
+            return Err(GatewayError::NotCached);
+        }
+        if caller.refresh && !caller.team.may_refresh {
+            return Err(GatewayError::RefreshNotAllowed);
+        }
+        if let Some((status, body)) = self.parts.cache.refusal(key).await {
+            return Err(GatewayError::Upstream { status, body });
+        }
+        if self.parts.filler.is_draining() {
+            return Err(GatewayError::Draining);
+        }
+        Ok(())
+    }
+
+    /// Joins the fill of the request's key and waits, at most until the caller's deadline.
+    async fn fill(
+        &self,
+        caller: &Caller,
+        request: CropRequest,
+    ) -> Result<(Arc<Record>, CacheStatus, Vec<String>), GatewayError> {
+        let wanted = Wanted {
+            order: Arc::new(request.order),
+            key: request.key,
+            image: request.image_digest,
+            refresh: caller.refresh,
+        };
+        let seat = Seat { team: caller.team.clone(), deadline: caller.deadline };
+        let ticket = self.parts.filler.join(wanted, seat);
+        let waiter = ticket.id;
+        let outcome = tokio::time::timeout_at(caller.deadline.into(), ticket.outcome())
+            .await
+            .map_err(|_| GatewayError::StillBeingMade)?
+            .ok_or(GatewayError::Bug)?;
+        let filled = outcome.verdict?;
+        let status = match filled.source {
+            crate::fill::machine::FillSource::Ledger => CacheStatus::HitLedger,
+            crate::fill::machine::FillSource::Store => CacheStatus::HitStore,
+            crate::fill::machine::FillSource::Bought if outcome.payer != Some(waiter) => {
+                CacheStatus::Coalesced
+            }
+            crate::fill::machine::FillSource::Bought if caller.refresh => CacheStatus::Refresh,
+            crate::fill::machine::FillSource::Bought => CacheStatus::Miss,
+        };
+        Ok((filled.record, status, request.ignored))
+    }
+
+    fn reply(
+        &self,
+        record: Arc<Record>,
+        status: CacheStatus,
+        ignored: Vec<String>,
+    ) -> Result<CropReply, GatewayError> {
+        let body = rewrite::answer(&record, &self.public_root).ok_or(GatewayError::Bug)?;
+        let (charged, saved) = if status.is_free() { (0, record.credits) } else { (record.credits, 0) };
+        let age = self.parts.clock.now().duration_since(record.stored_at).as_secs();
+        let age_seconds = u64::try_from(age).unwrap_or(0);
+        Ok(CropReply { body, record, status, charged, saved, age_seconds, ignored })
+    }
+
+    /// What limits a team most at the moment; `None` when nothing does.
+    ///
+    /// # Errors
+    /// [`GatewayError::LedgerUnavailable`].
+    pub async fn tightest_budget(&self, team: &Team) -> Result<Option<Used>, GatewayError> {
+        let budgets = self.parts.filler.budgets(team);
+        let used = self.parts.ledger.used(budgets).await.map_err(|error| {
+            tracing::error!(%error, "the ledger could not be asked for a team's budgets");
+            GatewayError::LedgerUnavailable
+        })?;
+        Ok(used.into_iter().filter(|used| used.budget.enforced).min_by_key(Used::left))
+    }
+
+    /// Counts how a crop request of a known team ended.
+    pub fn count(&self, team: &Team, outcome: &Result<CropReply, GatewayError>) {
+        match outcome {
+            Ok(reply) => self.parts.metrics.answered(&team.name, reply.status, reply.saved),
+            Err(error) => {
+                let is_refusal = matches!(error.situation().fault, Fault::Caller | Fault::Policy);
+                self.parts.metrics.not_answered(&team.name, is_refusal);
+            }
+        }
+    }
+
+    /// Counts a hash-first look-up that found its answer.
+    pub fn count_look_up(&self, team: &Team, reply: &CropReply) {
+        self.parts.metrics.looked_up(&team.name, reply.saved);
+    }
+}

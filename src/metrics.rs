@@ -1,0 +1,375 @@
+//! Everything that is counted: every family is a field of [`Metrics`], with its help text.
+//!
+//! Three grains, never mixed: *requests* (what clients sent), *attempts* (calls to the upstream) and
+//! *credits*. Labels come from closed sets and from configured teams only, and every series starts
+//! at zero, so that `rate()` and alerts work from the first event. There are no global registries.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::ledger::CallState;
+use crate::outcome::CacheStatus;
+
+/// Request durations, in seconds.
+const REQUEST_BUCKETS: [f64; 15] =
+    [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0];
+
+/// How an attempt to buy ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptOutcome {
+    /// With a result.
+    Ok,
+    /// Refused for the order's sake.
+    CallerRejected,
+    /// Refused for being too fast.
+    RateLimited,
+    /// Refused for our key's sake.
+    Auth,
+    /// Refused for want of credits.
+    Quota,
+    /// A complete error.
+    ServerError,
+    /// No complete answer in time.
+    Timeout,
+    /// Never sent whole.
+    Connect,
+    /// No complete answer, or one that could not be understood.
+    BadBody,
+}
+
+impl AttemptOutcome {
+    const ALL: [Self; 9] = [
+        Self::Ok,
+        Self::CallerRejected,
+        Self::RateLimited,
+        Self::Auth,
+        Self::Quota,
+        Self::ServerError,
+        Self::Timeout,
+        Self::Connect,
+        Self::BadBody,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::CallerRejected => "caller_rejected",
+            Self::RateLimited => "rate_limited",
+            Self::Auth => "auth",
+            Self::Quota => "quota",
+            Self::ServerError => "server_error",
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::BadBody => "bad_body",
+        }
+    }
+}
+
+/// How a crop request ended, beside the ways of [`CacheStatus`].
+const REFUSED_OUTCOMES: [&str; 2] = ["rejected", "error"];
+
+/// States in which a call's life ends.
+const TERMINAL: [CallState; 6] = [
+    CallState::Released,
+    CallState::Stored,
+    CallState::Refused,
+    CallState::Failed,
+    CallState::Unknown,
+    CallState::Unfetchable,
+];
+
+/// The routes, as labels.
+pub const ROUTES: [&str; 6] = ["crop", "lookup", "result", "credits", "page", "unmatched"];
+
+/// See the module.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_errors: IntCounterVec,
+    request_duration: HistogramVec,
+    http_requests: IntCounterVec,
+    attempts: IntCounterVec,
+    fills: IntCounterVec,
+    credits_spent: IntCounterVec,
+    credits_saved: IntCounterVec,
+    cache_entries: IntGaugeVec,
+    cache_bytes: IntGaugeVec,
+    cache_capacity: IntGaugeVec,
+    fills_in_flight: IntGauge,
+    followers: IntGauge,
+    upstream_in_flight: IntGauge,
+    upstream_queue: IntGauge,
+    ledger_credits: IntGaugeVec,
+    ledger_up: IntGauge,
+}
+
+impl Metrics {
+    /// All families at zero, for these teams.
+    pub fn new<'a>(teams: impl Iterator<Item = &'a str> + Clone, memory_capacity: u64) -> Self {
+        let registry = Registry::new();
+        let families = Families(&registry);
+        let metrics = Self {
+            requests: families.counter(
+                "granary_requests_total",
+                "Crop requests by team and outcome (grain: requests)",
+                &["team", "outcome"],
+            ),
+            request_errors: families.counter(
+                "granary_request_errors_total",
+                "Requests answered with an error, by whose fault it was and error code (grain: requests)",
+                &["class", "code"],
+            ),
+            request_duration: families.histogram(
+                "granary_http_request_duration_seconds",
+                "Time from a request's head to its answer (grain: requests)",
+                &["route", "outcome"],
+                &REQUEST_BUCKETS,
+            ),
+            http_requests: families.counter(
+                "granary_http_requests_total",
+                "HTTP requests on the public listener by route, method and status (grain: requests)",
+                &["route", "method", "code"],
+            ),
+            attempts: families.counter(
+                "granary_upstream_attempts_total",
+                "Attempts to buy a crop, by how they ended (grain: attempts)",
+                &["outcome"],
+            ),
+            fills: families.counter(
+                "granary_fills_total",
+                "Ledger rows that reached a state in which their life ends (grain: attempts)",
+                &["state"],
+            ),
+            credits_spent: families.counter(
+                "granary_credits_spent_total",
+                "Credits of calls whose answer was booked, by the team that paid (grain: credits)",
+                &["team"],
+            ),
+            credits_saved: families.counter(
+                "granary_credits_saved_total",
+                "Credits not spent because the result was there or being made, by team and cause (grain: credits)",
+                &["team", "cause"],
+            ),
+            cache_entries: families.gauge("granary_cache_entries", "Entries in a cache tier", &["tier"]),
+            cache_bytes: families.gauge("granary_cache_bytes", "Bytes in a cache tier", &["tier"]),
+            cache_capacity: families.gauge("granary_cache_capacity_bytes", "Bytes a cache tier may hold", &["tier"]),
+            fills_in_flight: families.plain("granary_coalesce_groups_in_flight", "Keys being made at the moment"),
+            followers: families.plain("granary_coalesce_followers", "Requests waiting for a fill at the moment"),
+            upstream_in_flight: families.plain("granary_upstream_in_flight", "Paid calls under way"),
+            upstream_queue: families.plain("granary_upstream_queue_depth", "Fills waiting for an upstream slot"),
+            ledger_credits: families.gauge(
+                "granary_ledger_credits",
+                "Credits of this ledger's rows by state (grain: credits)",
+                &["state"],
+            ),
+            ledger_up: families.plain("granary_ledger_up", "1 when the ledger answered the last time it was asked"),
+            registry,
+        };
+        metrics.zero(teams, memory_capacity);
+        metrics
+    }
+
+    fn zero<'a>(&self, teams: impl Iterator<Item = &'a str>, memory_capacity: u64) {
+        for team in teams {
+            for outcome in CacheStatus::ALL.map(CacheStatus::as_str).into_iter().chain(REFUSED_OUTCOMES) {
+                self.requests.with_label_values(&[team, outcome]);
+            }
+            self.credits_spent.with_label_values(&[team]);
+            for status in CacheStatus::ALL.into_iter().filter(|status| status.is_free()) {
+                self.credits_saved.with_label_values(&[team, status.as_str()]);
+            }
+            self.credits_saved.with_label_values(&[team, HASH_FIRST]);
+        }
+        for outcome in AttemptOutcome::ALL {
+            self.attempts.with_label_values(&[outcome.as_str()]);
+        }
+        for state in TERMINAL {
+            self.fills.with_label_values(&[state.as_str()]);
+        }
+        for state in CallState::ALL {
+            self.ledger_credits.with_label_values(&[state.as_str()]);
+        }
+        for route in ROUTES {
+            self.request_duration.with_label_values(&[route, "ok"]);
+        }
+        let capacity = i64::try_from(memory_capacity).unwrap_or(i64::MAX);
+        self.cache_capacity.with_label_values(&["memory"]).set(capacity);
+    }
+
+    /// A crop request was answered with a result, which cost its team `charged` credits or saved it
+    /// `saved`.
+    pub fn answered(&self, team: &str, status: CacheStatus, saved: u64) {
+        self.requests.with_label_values(&[team, status.as_str()]).inc();
+        if status.is_free() {
+            self.credits_saved.with_label_values(&[team, status.as_str()]).inc_by(saved);
+        }
+    }
+
+    /// A hash-first look-up found its answer.
+    pub fn looked_up(&self, team: &str, saved: u64) {
+        self.credits_saved.with_label_values(&[team, HASH_FIRST]).inc_by(saved);
+    }
+
+    /// A crop request of a known team was answered with an error; `is_refusal` when by a rule or for
+    /// its own fault.
+    pub fn not_answered(&self, team: &str, is_refusal: bool) {
+        let outcome = if is_refusal { "rejected" } else { "error" };
+        self.requests.with_label_values(&[team, outcome]).inc();
+    }
+
+    /// Any request was answered with an error; `code` is from the vocabulary.
+    pub fn error(&self, class: &'static str, code: &'static str) {
+        self.request_errors.with_label_values(&[class, code]).inc();
+    }
+
+    /// A request on the public listener was answered. `route` is one of [`ROUTES`].
+    pub fn served(
+        &self,
+        route: &'static str,
+        method: &http::Method,
+        status: http::StatusCode,
+        took: Duration,
+    ) {
+        let method = match method.as_str() {
+            known @ ("GET" | "HEAD" | "POST" | "OPTIONS" | "PUT" | "DELETE" | "PATCH") => known,
+            _ => "other",
+        };
+        self.http_requests.with_label_values(&[route, method, status.as_str()]).inc();
+        let outcome = match status.as_u16() {
+            0..=399 => "ok",
+            400..=499 => "client_error",
+            _ => "server_error",
+        };
+        self.request_duration.with_label_values(&[route, outcome]).observe(took.as_secs_f64());
+    }
+
+    /// An attempt to buy ended.
+    pub fn attempt(&self, outcome: AttemptOutcome) {
+        self.attempts.with_label_values(&[outcome.as_str()]).inc();
+    }
+
+    /// A row of the ledger reached a state.
+    pub fn booked(&self, state: CallState, team: &str, credits: u64) {
+        if state == CallState::Answered {
+            self.credits_spent.with_label_values(&[team]).inc_by(credits);
+        }
+        if TERMINAL.contains(&state) {
+            self.fills.with_label_values(&[state.as_str()]).inc();
+        }
+    }
+
+    /// A start settled what a dead process had left open.
+    pub fn fills_recovered(&self, released: u64, unknown: u64) {
+        self.fills.with_label_values(&[CallState::Released.as_str()]).inc_by(released);
+        self.fills.with_label_values(&[CallState::Unknown.as_str()]).inc_by(unknown);
+    }
+
+    /// Sets what is read at scrape time; see [`Snapshot`].
+    pub fn observe(&self, snapshot: &Snapshot) {
+        let set = |gauge: &IntGauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        set(&self.cache_entries.with_label_values(&["memory"]), snapshot.memory_entries);
+        set(&self.cache_bytes.with_label_values(&["memory"]), snapshot.memory_bytes);
+        set(&self.fills_in_flight, snapshot.fills as u64);
+        set(&self.followers, snapshot.waiters as u64);
+        set(&self.upstream_in_flight, snapshot.calls as u64);
+        set(&self.upstream_queue, snapshot.queued as u64);
+        self.ledger_up.set(i64::from(snapshot.ledger.is_some()));
+        for total in snapshot.ledger.iter().flatten() {
+            set(&self.ledger_credits.with_label_values(&[total.state.as_str()]), total.credits);
+        }
+    }
+
+    /// The text exposition.
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "the metrics could not be written");
+        }
+        text
+    }
+}
+
+const HASH_FIRST: &str = "hash_first";
+
+/// Figures that are read, not counted.
+pub struct Snapshot {
+    /// Entries in memory.
+    pub memory_entries: u64,
+    /// Bytes in memory.
+    pub memory_bytes: u64,
+    /// Keys being made.
+    pub fills: usize,
+    /// Requests waiting for them.
+    pub waiters: usize,
+    /// Paid calls under way.
+    pub calls: usize,
+    /// Fills waiting for a slot.
+    pub queued: usize,
+    /// The ledger's sums, if it answered.
+    pub ledger: Option<Vec<crate::ledger::StateTotal>>,
+}
+
+/// Makes families; a name that is taken or malformed is a mistake in this file.
+struct Families<'a>(&'a Registry);
+
+impl Families<'_> {
+    fn add<C: prometheus::core::Collector + Clone + 'static>(&self, family: prometheus::Result<C>) -> C {
+        let family = family.expect("names and labels in this file are well-formed");
+        self.0.register(Box::new(family.clone())).expect("names in this file are unique");
+        family
+    }
+
+    fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn plain(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::new(name, help))
+    }
+
+    fn histogram(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_of_a_closed_set_starts_at_zero() {
+        let metrics = Metrics::new(["local"].into_iter(), 7);
+        let text = String::from_utf8(metrics.render()).expect("the exposition is UTF-8");
+        for line in [
+            r#"granary_requests_total{outcome="hit_memory",team="local"} 0"#,
+            r#"granary_requests_total{outcome="error",team="local"} 0"#,
+            r#"granary_upstream_attempts_total{outcome="bad_body"} 0"#,
+            r#"granary_fills_total{state="unfetchable"} 0"#,
+            r#"granary_credits_spent_total{team="local"} 0"#,
+            r#"granary_credits_saved_total{cause="coalesced",team="local"} 0"#,
+            r#"granary_cache_capacity_bytes{tier="memory"} 7"#,
+        ] {
+            assert!(text.lines().any(|seen| seen == line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_unheard_of_method_makes_no_series_of_its_own() {
+        let metrics = Metrics::new(["local"].into_iter(), 7);
+        for method in ["BREW", "PROPFIND", "X"] {
+            let method = http::Method::from_bytes(method.as_bytes()).expect("a token");
+            metrics.served("unmatched", &method, http::StatusCode::NOT_FOUND, Duration::ZERO);
+        }
+        let text = String::from_utf8(metrics.render()).expect("the exposition is UTF-8");
+        assert!(
+            text.contains(r#"granary_http_requests_total{code="404",method="other",route="unmatched"} 3"#)
+        );
+    }
+}

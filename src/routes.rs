@@ -1,0 +1,138 @@
+//! From path to handler, and from outcome to response.
+//!
+//! Handlers are thin: extract, call [`Gateway`], answer. A handler that fails returns a
+//! [`GatewayError`]; the one place that turns it into the upstream's envelope is [`respond`].
+
+mod admin;
+mod credits;
+mod crop;
+mod page;
+pub mod respond;
+mod results;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::routing::{MethodRouter, get, post};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ORIGIN};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+pub use self::admin::{AdminState, admin_router};
+use crate::clock::Clock;
+use crate::error::GatewayError;
+use crate::gateway::Gateway;
+use crate::metrics::Metrics;
+use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
+use crate::request::RequestLimits;
+use crate::teams::{API_KEY_HEADER, Team, Teams};
+
+/// What the public routes work with. Cheap to clone.
+#[derive(Clone)]
+pub struct PublicState(Arc<PublicParts>);
+
+/// See [`PublicState`].
+pub struct PublicParts {
+    /// Answers.
+    pub gateway: Gateway,
+    /// Who may call; swapped whole on reload.
+    pub teams: Arc<ArcSwap<Teams>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The time of day.
+    pub clock: Clock,
+    /// How long after its head a request is answered at the latest.
+    pub answer_within: Duration,
+    /// How long and how slow a body may be.
+    pub pace: crate::server::body::Pace,
+    /// How large a request may be.
+    pub limits: RequestLimits,
+    /// The scheme and host clients reach us at, without a trailing slash.
+    pub public_root: String,
+    /// Is the upstream our own engine?
+    pub is_builtin: bool,
+}
+
+impl PublicState {
+    /// Shares the parts.
+    pub fn new(parts: PublicParts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// The team whose token the headers carry.
+    fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Team>, GatewayError> {
+        self.0.teams.load().authenticate(headers, self.0.clock.now()).map_err(GatewayError::Auth)
+    }
+}
+
+/// When a request's head had been read; set by the outermost layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival(pub Instant);
+
+/// The public listener's routes. `cors_origins` are exact origins whose pages may call the API;
+/// results may be read from any page.
+pub fn public_router(state: PublicState, cors_origins: &[String]) -> Router {
+    let look_up = format!("{}/{{key}}", IMAGE_CROPPING.path);
+    let api = Router::new()
+        .route(IMAGE_CROPPING.path, only(post(crop::crop), "POST, OPTIONS"))
+        .route(&look_up, only(get(crop::look_up), "GET, HEAD, OPTIONS"))
+        .route(QUERY_CREDITS_PATH, only(get(credits::query), "GET, HEAD, OPTIONS"))
+        .route("/", only(get(page::page), "GET, HEAD, OPTIONS"))
+        .fallback(async || GatewayError::NoSuchRoute)
+        .layer(api_cors(cors_origins));
+    let results =
+        Router::new().route("/results/{name}", only(get(results::result), "GET, HEAD, OPTIONS")).layer(
+            CorsLayer::new()
+                .allow_origin(tower_http::cors::Any)
+                .allow_methods([Method::GET, Method::HEAD])
+                .expose_headers(exposed()),
+        );
+    results.merge(api).with_state(state)
+}
+
+/// Other methods are 405 with `Allow`; `OPTIONS` that is no preflight is told the same politely.
+fn only(routes: MethodRouter<PublicState>, allow: &'static str) -> MethodRouter<PublicState> {
+    routes
+        .options(move || async move { (StatusCode::NO_CONTENT, [(http::header::ALLOW, allow)]) })
+        .fallback(move || async move { GatewayError::MethodNotAllowed { allow } })
+}
+
+fn api_cors(origins: &[String]) -> CorsLayer {
+    let origins: Vec<HeaderValue> =
+        origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
+    if origins.is_empty() {
+        return CorsLayer::new().vary([]);
+    }
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([Method::GET, Method::HEAD, Method::POST])
+        .allow_headers([
+            CONTENT_TYPE,
+            AUTHORIZATION,
+            CACHE_CONTROL,
+            HeaderName::from_static(API_KEY_HEADER),
+            respond::REFRESH,
+        ])
+        .expose_headers(exposed())
+        .max_age(Duration::from_secs(7200))
+        .vary([ORIGIN])
+}
+
+/// What a page's script may read of an answer.
+fn exposed() -> Vec<HeaderName> {
+    use http::header::{AGE, ETAG, RETRY_AFTER};
+    let ours = [
+        respond::CACHE_STATUS,
+        respond::REASON,
+        respond::KEY,
+        respond::CHARGED,
+        respond::SAVED,
+        respond::IGNORED,
+        respond::UPSTREAM,
+        respond::REQUEST_ID,
+        respond::SERVER_TIMING,
+    ];
+    [RETRY_AFTER, AGE, ETAG].into_iter().chain(ours).collect()
+}

@@ -1,0 +1,45 @@
+//! `query-credits`: what this team may still spend, in the upstream's shape.
+//!
+//! Clients use the call as a credential test. It never tells the company's own account.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::HeaderMap;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::PublicState;
+use super::respond::LogFields;
+use crate::error::GatewayError;
+use crate::operation::IMAGE_CROPPING;
+
+/// What is said when nothing limits the team: the largest number every client can read.
+const NO_LIMIT: u64 = i32::MAX as u64;
+
+/// `GET /api/common/query-credits`.
+pub(super) async fn query(
+    State(state): State<PublicState>,
+    headers: HeaderMap,
+) -> Result<Response, GatewayError> {
+    let team = state.authenticate(&headers)?;
+    let tightest = state.0.gateway.tightest_budget(&team).await?;
+    let (balance, total) = tightest.map_or((NO_LIMIT, NO_LIMIT), |used| (used.left(), used.budget.limit));
+    let mut response = Json(json!({
+        "request_id": Uuid::new_v4().to_string().to_uppercase(),
+        "log_id": "0",
+        "error_code": 0,
+        "error_code_str": "",
+        "error_msg": "",
+        "error_detail": {"status_code": 200, "code": "", "code_message": "", "message": ""},
+        "data": [{
+            "unique_sign": IMAGE_CROPPING.credit_pool,
+            "name": IMAGE_CROPPING.title,
+            "balance": balance,
+            "total": total,
+        }],
+    }))
+    .into_response();
+    response.extensions_mut().insert(LogFields { team: Some(team.name.clone()), ..LogFields::default() });
+    Ok(response)
+}

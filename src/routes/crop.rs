@@ -1,0 +1,141 @@
+//! The drop-in endpoint, and its hash-first look-up.
+
+use axum::body::Body;
+use axum::extract::{Extension, Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, EXPECT};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use http_body_util::BodyExt;
+
+use super::respond::{self, LogFields, header};
+use super::{Arrival, PublicState};
+use crate::crash::crash_point;
+use crate::error::GatewayError;
+use crate::gateway::{Caller, CropReply};
+use crate::key::CacheKey;
+use crate::request;
+use crate::server::body::PacedBody;
+use crate::teams::Team;
+
+/// `POST /api/image/editing/image-cropping`.
+///
+/// Whatever can be refused by the head alone is refused before the body is polled, so that a client
+/// that asked with `Expect: 100-continue` never sends it.
+pub(super) async fn crop(
+    State(state): State<PublicState>,
+    Extension(arrival): Extension<Arrival>,
+    request: Request,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    let refusal = |error: GatewayError| error.into_response();
+    if let Err(error) = check_expectation(&parts.headers) {
+        return refusal(error);
+    }
+    let team = match state.authenticate(&parts.headers) {
+        Ok(team) => team,
+        Err(error) => return refusal(error),
+    };
+    let outcome = async {
+        let head = request::check_head(&parts.headers, &state.0.limits)
+            .map_err(|error| GatewayError::Request(error.into()))?;
+        crash_point("CP2");
+        let caller = caller(&state, &team, &parts.headers, arrival);
+        let body = PacedBody::new(body.map_err(axum::Error::into_inner), state.0.pace);
+        let mut reply = state.0.gateway.handle(&caller, head, body).await?;
+        reply.ignored.extend(ignored_query(parts.uri.query()));
+        Ok(reply)
+    }
+    .await;
+    state.0.gateway.count(&team, &outcome);
+    respond_to(&state, &team, outcome)
+}
+
+/// `GET` and `HEAD /api/image/editing/image-cropping/{key}`.
+pub(super) async fn look_up(
+    State(state): State<PublicState>,
+    Path(key): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let team = match state.authenticate(&headers) {
+        Ok(team) => team,
+        Err(error) => return error.into_response(),
+    };
+    let outcome = match key.parse::<CacheKey>() {
+        Ok(key) => state.0.gateway.look_up_key(key).await,
+        Err(_) => Err(GatewayError::KeyNotFound),
+    };
+    if let Ok(reply) = &outcome {
+        state.0.gateway.count_look_up(&team, reply);
+    }
+    respond_to(&state, &team, outcome)
+}
+
+fn check_expectation(headers: &HeaderMap) -> Result<(), GatewayError> {
+    match headers.get(EXPECT) {
+        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
+            Err(GatewayError::UnknownExpectation)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn caller(state: &PublicState, team: &std::sync::Arc<Team>, headers: &HeaderMap, arrival: Arrival) -> Caller {
+    // `no-cache` and `max-age` are ignored: browsers and tools send them unasked, and they must not
+    // cost money.
+    let only_if_cached = headers.get_all(CACHE_CONTROL).iter().any(|value| {
+        value.to_str().is_ok_and(|value| {
+            value.split(',').any(|directive| directive.trim().eq_ignore_ascii_case("only-if-cached"))
+        })
+    });
+    Caller {
+        team: team.clone(),
+        refresh: headers.get(respond::REFRESH).is_some_and(|value| value.as_bytes() == b"1"),
+        only_if_cached,
+        deadline: arrival.0 + state.0.answer_within,
+    }
+}
+
+/// The names in a query string, marked as such; bounded like the names of form fields.
+fn ignored_query(query: Option<&str>) -> Vec<String> {
+    let names = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).take(16);
+    names
+        .map(|pair| {
+            let name = pair.split('=').next().unwrap_or_default();
+            let visible: String = name.chars().filter(char::is_ascii_graphic).take(64).collect();
+            format!("?{visible}")
+        })
+        .collect()
+}
+
+fn respond_to(state: &PublicState, team: &Team, outcome: Result<CropReply, GatewayError>) -> Response {
+    let mut fields = LogFields { team: Some(team.name.clone()), ..LogFields::default() };
+    let mut response = match outcome {
+        Ok(reply) => {
+            fields.cache = Some(reply.status.as_str());
+            fields.key = Some(reply.record.key.to_string());
+            success(state, reply)
+        }
+        Err(error) => error.into_response(),
+    };
+    response.extensions_mut().insert(fields);
+    response
+}
+
+fn success(state: &PublicState, reply: CropReply) -> Response {
+    let key = reply.record.key.to_string();
+    let mut response = (StatusCode::OK, Body::from(reply.body)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(respond::CACHE_STATUS, header(&format!("{}; key=\"{key}\"", reply.status.header())));
+    headers.insert(respond::KEY, header(&key));
+    headers.insert(respond::CHARGED, HeaderValue::from(reply.charged));
+    headers.insert(respond::SAVED, HeaderValue::from(reply.saved));
+    headers.insert(AGE, HeaderValue::from(reply.age_seconds));
+    if state.0.is_builtin {
+        headers.insert(respond::UPSTREAM, HeaderValue::from_static("builtin"));
+    }
+    if !reply.ignored.is_empty() {
+        headers.insert(respond::IGNORED, header(&reply.ignored.join(", ")));
+    }
+    response
+}

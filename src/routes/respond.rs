@@ -1,0 +1,197 @@
+//! The outermost layer of the public listener: ids, errors, counting, and one log line a request.
+
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{Arrival, PublicState};
+use crate::error::GatewayError;
+use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
+
+/// RFC 9211.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// A stable word for why a request was refused.
+pub const REASON: HeaderName = HeaderName::from_static("granary-reason");
+/// The request's key.
+pub const KEY: HeaderName = HeaderName::from_static("granary-key");
+/// What this call cost its team.
+pub const CHARGED: HeaderName = HeaderName::from_static("granary-credits-charged");
+/// What it would have cost.
+pub const SAVED: HeaderName = HeaderName::from_static("granary-credits-saved");
+/// Form fields and query parameters that mean nothing here.
+pub const IGNORED: HeaderName = HeaderName::from_static("granary-ignored");
+/// `builtin` while the engine is ours.
+pub const UPSTREAM: HeaderName = HeaderName::from_static("granary-upstream");
+/// Buys a fresh result.
+pub const REFRESH: HeaderName = HeaderName::from_static("granary-refresh");
+/// Identifies the call, in the answer and in the log.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// How long it took.
+pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// `Retry-After` is never longer: clients sleep it out.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// What a handler tells the log line about a crop request.
+#[derive(Clone, Debug, Default)]
+pub struct LogFields {
+    /// Who called.
+    pub team: Option<String>,
+    /// How it was answered.
+    pub cache: Option<&'static str>,
+    /// What was asked for.
+    pub key: Option<String>,
+}
+
+impl IntoResponse for GatewayError {
+    /// A bare status that carries the error; [`layer`] writes the body, which needs the request's id.
+    fn into_response(self) -> Response {
+        let mut response = self.situation().status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Gives every request an id and every answer its last headers, renders errors, counts, logs.
+pub async fn layer(State(state): State<PublicState>, mut request: Request, next: Next) -> Response {
+    let arrived = Instant::now();
+    let id = Uuid::new_v4().to_string().to_uppercase();
+    let method = request.method().clone();
+    request.extensions_mut().insert(Arrival(arrived));
+    let route = route(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
+    let mut response = next.run(request).await;
+
+    let error = response.extensions_mut().remove::<GatewayError>();
+    if let Some(error) = &error {
+        render(error, &id, &mut response);
+        let situation = error.situation();
+        state.0.metrics.error(situation.fault.as_str(), situation.code.name);
+    }
+    let took = arrived.elapsed();
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, header(&id));
+    headers.insert(SERVER_TIMING, header(&format!("total;dur={:.1}", took.as_secs_f64() * 1000.0)));
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+
+    let status = response.status();
+    state.0.metrics.served(route, &method, status, took);
+    let fields = response.extensions().get::<LogFields>().cloned().unwrap_or_default();
+    tracing::info!(
+        request_id = id,
+        method = method.as_str(),
+        route,
+        status = status.as_u16(),
+        team = fields.team,
+        cache = fields.cache,
+        key = fields.key,
+        code = error.as_ref().map(|error| error.situation().code.name),
+        reason = error.as_ref().and_then(|error| error.situation().reason),
+        duration_ms = took.as_secs_f64() * 1000.0,
+        "request"
+    );
+    response
+}
+
+/// The label of a route; paths themselves never become labels.
+fn route(matched: Option<&str>) -> &'static str {
+    match matched {
+        Some(path) if path == IMAGE_CROPPING.path => "crop",
+        Some(path) if path.starts_with(IMAGE_CROPPING.path) => "lookup",
+        Some(path) if path.starts_with("/results/") => "result",
+        Some(QUERY_CREDITS_PATH) => "credits",
+        Some("/") => "page",
+        Some(_) | None => "unmatched",
+    }
+}
+
+/// Writes an error as the upstream would.
+fn render(error: &GatewayError, request_id: &str, response: &mut Response) {
+    let situation = error.situation();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(reason) = situation.reason {
+        headers.insert(REASON, HeaderValue::from_static(reason));
+    }
+    if let Some(wait) = situation.retry_after {
+        headers
+            .insert(RETRY_AFTER, HeaderValue::from(retry_after_seconds(wait, getrandom::u32().unwrap_or(0))));
+    }
+    if let GatewayError::MethodNotAllowed { allow } = error {
+        headers.insert(ALLOW, HeaderValue::from_static(allow));
+    }
+    if matches!(error, GatewayError::Auth(_)) && situation.status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    let (status, body) = match error {
+        GatewayError::Upstream { status, body } => (*status, body.clone()),
+        _ => {
+            let status = situation.status.as_u16();
+            let message = format!("{} - {}", situation.code.text, situation.detail);
+            let envelope = json!({
+                "request_id": request_id,
+                "log_id": "0",
+                "error_code": status,
+                "error_code_str": situation.code.name,
+                "error_msg": message,
+                "error_detail": {
+                    "status_code": status,
+                    "code": situation.code.name,
+                    "code_message": situation.code.text,
+                    "message": message,
+                },
+            });
+            (situation.status, envelope.to_string().into())
+        }
+    };
+    *response.status_mut() = status;
+    *response.body_mut() = body.into();
+}
+
+/// Whole seconds, at least one and at most an hour, with up to a tenth added so that those who
+/// were refused together do not come back together. What is capped is jittered downwards.
+fn retry_after_seconds(wait: Duration, random: u32) -> u64 {
+    let fraction = f64::from(random) / f64::from(u32::MAX);
+    let wait = wait.max(Duration::from_secs(1)).min(MAX_RETRY_AFTER.mul_f64(1.0 / 1.1));
+    (wait.mul_f64(1.0 + 0.1 * fraction).as_secs_f64().ceil() as u64).min(MAX_RETRY_AFTER.as_secs())
+}
+
+/// A header value of text that we made ourselves; anything else becomes empty.
+pub fn header(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// What a panicking handler is answered with; the log has the rest.
+pub fn caught_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message");
+    tracing::error!(message, "a handler panicked");
+    GatewayError::Bug.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_honest_jittered_and_at_most_an_hour() {
+        for (wait, earliest, latest) in
+            [(0, 1, 2), (1, 1, 2), (30, 30, 33), (3000, 3000, 3300), (3600, 3273, 3600), (90_000, 3273, 3600)]
+        {
+            let wait = Duration::from_secs(wait);
+            assert_eq!(
+                (retry_after_seconds(wait, 0), retry_after_seconds(wait, u32::MAX)),
+                (earliest, latest),
+                "{wait:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The state directory: one process at a time.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Holds the directory until it is dropped, or the process dies.
+pub struct StateDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Why the directory cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StateDirError {
+    /// Another process has it.
+    #[error("{0} is in use by another granary: stop that one, or set state.path to a directory of its own")]
+    InUse(PathBuf),
+    /// It cannot be made or locked.
+    #[error("the state directory {path} cannot be used: {source}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl StateDir {
+    /// Makes the directory, for our user only, and locks it.
+    ///
+    /// # Errors
+    /// [`StateDirError`].
+    pub fn open(path: &Path) -> Result<Self, StateDirError> {
+        let failed = |source| StateDirError::Io { path: path.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join("lock"))
+            .map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(StateDirError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+
+    /// Where the ledger is.
+    pub fn ledger_file(&self) -> PathBuf {
+        self.path.join("ledger.sqlite")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_has_one_owner_at_a_time() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = folder.path().join("state");
+        let first = StateDir::open(&path).expect("nobody has it");
+        assert!(matches!(StateDir::open(&path), Err(StateDirError::InUse(_))));
+        drop(first);
+        assert!(StateDir::open(&path).is_ok());
+    }
+}
