@@ -64,14 +64,22 @@ async fn after_a_death_at_any_point_there_is_a_whole_file_or_none_and_the_work_c
         assert!(String::from_utf8_lossy(&died.stderr).contains(&line), "{point} was not reached");
         assert_eq!(died.status.code(), None, "{point}: not killed");
 
+        let names = |below: &str| {
+            let entries = std::fs::read_dir(folder.path().join(below)).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(names("").len(), 3, "{point}: {:?}", names(""));
+        let strange = names("results").into_iter().find(|file| ObjectName::parse(file) != Some(name));
+        assert_eq!(strange, None, "{point}: a half object could be served");
+
         let store = open(folder.path());
-        assert_eq!(std::fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0, "{point}: orphans");
+        assert_eq!(names("tmp"), [""; 0], "{point}: orphans");
         assert!(store.object(name).await.unwrap() == object.then(|| bytes.clone()), "{point}: object");
         let found = store.record("space", key()).await.unwrap().map(|record| record.generation);
         assert_eq!(found, generation, "{point}: record");
         keep_all(&store).await;
         assert!(store.object(name).await.unwrap().as_ref() == Some(&bytes));
         assert_eq!(store.record("space", key()).await.unwrap().map(|record| record.generation), Some(1));
-        assert_eq!(std::fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+        assert_eq!(names("tmp"), [""; 0]);
     }
 }

@@ -59,8 +59,13 @@ async fn a_static_file_server_could_serve_every_object() {
     store.put_object(name, bytes.clone()).await.unwrap();
     let served = fixture.path(&name.path());
     assert_eq!(fs::read(&served).unwrap(), bytes);
-    let mode = fs::metadata(&served).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777 & !0o044, 0o600, "{mode:o}: nobody writes or executes it but its owner");
+    let record = record("space", CacheKey::of(b"x", 1, 1), 0, "red");
+    store.put_record(&record).await.unwrap();
+    fs::write(fixture.path("any"), b"").unwrap();
+    let mode = |path: &str| fs::metadata(fixture.path(path)).unwrap().permissions().mode() & 0o777;
+    // As far as the umask allows: everyone reads objects, the group reads records, nobody else writes.
+    assert_eq!(mode(&name.path()), mode("any") & 0o644);
+    assert_eq!(mode(&Record::path("space", record.key)), mode("any") & 0o640);
     assert_eq!(fs::metadata(&served).unwrap().nlink(), 1);
     assert_eq!(names(&fixture.path("results")).len(), 1);
 }
@@ -181,13 +186,21 @@ async fn what_cannot_be_read_is_not_absent() {
     let store = fixture.local();
     let (name, _) = picture(ImageFormat::Jpeg, 1, 30);
     let key = CacheKey::of(b"x", 1, 1);
-    for path in [name.path(), Record::path("space", key)] {
-        fs::create_dir_all(fixture.path(&path)).unwrap();
+    // A folder can be opened and not read; a link to itself cannot even be opened.
+    for linked in [false, true] {
+        for path in [name.path(), Record::path("space", key)].map(|path| fixture.path(&path)) {
+            if linked {
+                fs::remove_dir(&path).unwrap();
+                std::os::unix::fs::symlink(&path, &path).unwrap();
+            } else {
+                fs::create_dir_all(&path).unwrap();
+            }
+        }
+        assert!(matches!(store.object(name).await, Err(StoreError::Unavailable(_))));
+        assert!(matches!(store.record("space", key).await, Err(StoreError::Unavailable(_))));
+        let put = store.put_record(&record("space", key, 0, "red")).await;
+        assert!(matches!(put, Err(StoreError::Unavailable(_))));
     }
-    assert!(matches!(store.object(name).await, Err(StoreError::Unavailable(_))));
-    assert!(matches!(store.record("space", key).await, Err(StoreError::Unavailable(_))));
-    let put = store.put_record(&record("space", key, 0, "red")).await;
-    assert!(matches!(put, Err(StoreError::Unavailable(_))));
 }
 
 #[tokio::test]
