@@ -18,6 +18,7 @@ mod storage;
 mod team;
 mod units;
 mod upstream;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -112,15 +113,19 @@ impl Config {
     /// Every problem there is.
     pub fn parse(text: &str, environment: &Environment) -> Result<Loaded, Problems> {
         let mut reading = read::Reading::default();
-        let mut config = reading.file(text)?;
+        let file = reading.file(text);
+        let is_read = file.is_some();
+        let mut config = file.unwrap_or_default();
         reading.variables(&mut config, environment);
-        check::check(&mut config, &mut reading);
+        if is_read {
+            check::check(&mut config, &mut reading);
+        }
         let read::Reading { problems, warnings, .. } = reading;
         if problems.is_empty() { Ok(Loaded { config, warnings, file: None }) } else { Err(problems) }
     }
 
     /// The teams and their tokens.
-    pub fn teams(&self) -> Teams {
+    pub fn to_teams(&self) -> Teams {
         Teams::new(self.teams.iter().map(|team| (team.team(), team.tokens.clone())))
     }
 

@@ -1,6 +1,6 @@
 //! Fills a [`Config`] from the file's text, then from variables, and notes every problem.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use toml::{Table, Value};
 
@@ -26,12 +26,15 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// What the file says.
-    ///
-    /// # Errors
-    /// The text is not TOML: nothing more can be said about it.
-    pub(super) fn file(&mut self, text: &str) -> Result<Config, Problems> {
-        let mut root = parse(text)?;
+    /// What the file says; `None` when it is not TOML, so that nothing follows from it.
+    pub(super) fn file(&mut self, text: &str) -> Option<Config> {
+        let mut root = match parse(text) {
+            Ok(root) => root,
+            Err(problems) => {
+                self.problems = problems;
+                return None;
+            }
+        };
         let mut config = Config::default();
         let teams = root.remove("team");
         config.visit(&mut FromFile { root: &mut root, reading: self });
@@ -51,7 +54,7 @@ impl Reading {
             }
             Some(_) => self.no_team("team".to_owned()),
         }
-        Ok(config)
+        Some(config)
     }
 
     fn team(&mut self, index: usize, value: Value) -> Option<TeamConfig> {
@@ -137,7 +140,7 @@ pub(super) fn team_path(index: usize, name: &str) -> String {
 
 /// A name as it may stand in a message.
 fn shown_name(name: &str) -> String {
-    let plain = name.len() <= 64
+    let plain = name.len() <= 40
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
     if plain && !name.is_empty() { name.to_owned() } else { shown(name) }
 }
@@ -145,19 +148,23 @@ fn shown_name(name: &str) -> String {
 /// The file as a table. The parser's own report would quote the line, which may hold a key.
 fn parse(text: &str) -> Result<Table, Problems> {
     let (_, mut errors) = toml::de::DeTable::parse_recoverable(text);
-    errors.sort_by_key(|error| error.span().map(|span| span.start));
-    let mut problems = Problems::default();
-    let mut add = |error: &toml::de::Error| {
-        let start = error.span().map_or(0, |span| span.start);
-        let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
-        problems.add(format!("line {line}"), format!("is not TOML ({})", error.message()));
-    };
-    errors.iter().for_each(&mut add);
     if errors.is_empty() {
         match text.parse() {
             Ok(table) => return Ok(table),
-            Err(error) => add(&error),
+            Err(error) => errors.push(error),
         }
+    }
+    // Of each line, what the parser stumbled over first; the rest follows from it.
+    let mut lines = BTreeMap::new();
+    errors.sort_by_key(|error| error.span().map(|span| span.start));
+    for error in &errors {
+        let start = error.span().map_or(0, |span| span.start);
+        let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+        lines.entry(line).or_insert(error.message());
+    }
+    let mut problems = Problems::default();
+    for (line, message) in lines {
+        problems.add(format!("line {line}"), format!("is not TOML ({message})"));
     }
     Err(problems)
 }

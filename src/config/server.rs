@@ -16,10 +16,10 @@ section! {
         /// so it must be a loopback address.
         pub admin_listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
         /// Where clients reach this server: the beginning of every permanent URL, without a path,
-        /// such as "https://granary.example.com". Required when listen is not a loopback address,
+        /// such as `https://granary.example.com`. Required when listen is not a loopback address,
         /// and else made of that address.
         pub public_url: Option<Origin> = None,
-        /// Origins whose web pages may call from a browser, such as ["https://app.example.com"].
+        /// Origins whose web pages may call from a browser, such as `["https://app.example.com"]`.
         /// Permanent URLs may be read by any page.
         pub cors_origins: Vec<Origin> = Vec::new(),
         /// Connections of clients that are open at the same time, at most.

@@ -3,12 +3,7 @@
 //! The [`section!`] macro declares a struct once and yields all that is said about its fields: the
 //! doc comments in this source are also the comments `granary config` prints.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
-
 use toml::Value;
-
-use crate::secret::Secret;
 
 /// Something wrong inside a field's value: where below the field (often nowhere), and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,10 +129,13 @@ macro_rules! words {
 }
 pub(super) use words;
 
-/// A value as it may stand in a message: quoted, escaped and short.
+/// A value as it may stand in a message: quoted and escaped. Not a long one: nothing that we read
+/// is long, but for keys and tokens in the wrong place.
 pub(super) fn shown(text: &str) -> String {
-    let short: String = text.chars().take(40).collect();
-    if short.len() < text.len() { format!("{short:?}…") } else { format!("{short:?}") }
+    match text.chars().count() {
+        0..=40 => format!("{text:?}"),
+        count => format!("a text of {count} characters"),
+    }
 }
 
 /// What a value of the wrong kind is, in the words of the file.
@@ -156,170 +154,4 @@ pub(super) fn kind(value: &Value) -> &'static str {
 /// One fault, of the field itself.
 pub(super) fn one(why: String) -> Vec<Fault> {
     vec![why.into()]
-}
-
-/// A text that is printed as it is.
-fn text(text: impl ToString) -> Option<Value> {
-    Some(Value::String(text.to_string()))
-}
-
-impl Setting for String {
-    fn from_text(text: &str) -> Result<Self, String> {
-        Ok(text.to_owned())
-    }
-
-    fn to_toml(&self) -> Option<Value> {
-        text(self)
-    }
-}
-
-impl Setting for PathBuf {
-    fn from_text(text: &str) -> Result<Self, String> {
-        if text.is_empty() || text.contains('\0') {
-            return Err("is not a path; write the name of a file or folder".to_owned());
-        }
-        Ok(Self::from(text))
-    }
-
-    fn to_toml(&self) -> Option<Value> {
-        text(self.display())
-    }
-}
-
-impl Setting for SocketAddr {
-    fn from_text(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| {
-            format!("is {}; write an IP address and a port, such as 127.0.0.1:8080 or [::]:8080", shown(text))
-        })
-    }
-
-    fn to_toml(&self) -> Option<Value> {
-        text(self)
-    }
-}
-
-impl Setting for Secret {
-    fn from_text(text: &str) -> Result<Self, String> {
-        Ok(Self::new(text))
-    }
-
-    fn to_toml(&self) -> Option<Value> {
-        text("***")
-    }
-}
-
-impl Setting for bool {
-    fn from_text(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| format!("is {}; write true or false", shown(text)))
-    }
-
-    fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
-        value
-            .as_bool()
-            .ok_or_else(|| one(format!("is {}; write true or false, without quotes", kind(&value))))
-    }
-
-    fn to_toml(&self) -> Option<Value> {
-        Some(Value::Boolean(*self))
-    }
-}
-
-/// Counts: at most what a signed 64-bit number holds, which is what TOML and databases have.
-impl Setting for u64 {
-    fn from_text(text: &str) -> Result<Self, String> {
-        let number: Option<i64> = text.parse().ok();
-        number
-            .and_then(|number| u64::try_from(number).ok())
-            .ok_or_else(|| format!("is {}; write a whole number, 0 or more", shown(text)))
-    }
-
-    fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
-        match value {
-            Value::Integer(number) => u64::try_from(number)
-                .map_err(|_| one(format!("is {number}; write a whole number, 0 or more"))),
-            other => Err(one(format!("is {}; write a whole number, without quotes", kind(&other)))),
-        }
-    }
-
-    fn to_toml(&self) -> Option<Value> {
-        Some(Value::Integer(i64::try_from(*self).unwrap_or(i64::MAX)))
-    }
-}
-
-impl Setting for usize {
-    fn from_text(text: &str) -> Result<Self, String> {
-        u64::from_text(text)?.try_into().map_err(|_| "is too large for this machine".to_owned())
-    }
-
-    fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
-        u64::from_toml(value)?.try_into().map_err(|_| one("is too large for this machine".to_owned()))
-    }
-
-    fn to_toml(&self) -> Option<Value> {
-        (*self as u64).to_toml()
-    }
-}
-
-/// Rates.
-impl Setting for f64 {
-    fn from_text(text: &str) -> Result<Self, String> {
-        text.parse()
-            .ok()
-            .filter(|number: &f64| number.is_finite())
-            .ok_or_else(|| format!("is {}; write a number such as 2 or 0.5", shown(text)))
-    }
-
-    fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
-        match value {
-            Value::Float(number) if number.is_finite() => Ok(number),
-            Value::Integer(number) => Ok(number as f64),
-            other => Err(one(format!("is {}; write a number such as 2 or 0.5", kind(&other)))),
-        }
-    }
-
-    fn to_toml(&self) -> Option<Value> {
-        Some(Value::Float(*self))
-    }
-}
-
-/// What may be left out.
-impl<T: Setting> Setting for Option<T> {
-    fn from_text(text: &str) -> Result<Self, String> {
-        T::from_text(text).map(Some)
-    }
-
-    fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
-        T::from_toml(value).map(Some)
-    }
-
-    fn to_toml(&self) -> Option<Value> {
-        self.as_ref().and_then(T::to_toml)
-    }
-}
-
-/// Lists: separated by commas in a variable.
-impl<T: Setting> Setting for Vec<T> {
-    fn from_text(text: &str) -> Result<Self, String> {
-        text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(T::from_text).collect()
-    }
-
-    fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
-        let Value::Array(items) = value else {
-            return Err(one(format!("is {}; write a list in square brackets", kind(&value))));
-        };
-        let (mut read, mut faults) = (Vec::new(), Vec::new());
-        for (index, item) in items.into_iter().enumerate() {
-            match T::from_toml(item) {
-                Ok(item) => read.push(item),
-                Err(wrong) => faults.extend(
-                    wrong.into_iter().map(|Fault { at, why }| Fault { at: format!("[{index}]{at}"), why }),
-                ),
-            }
-        }
-        if faults.is_empty() { Ok(read) } else { Err(faults) }
-    }
-
-    fn to_toml(&self) -> Option<Value> {
-        Some(Value::Array(self.iter().filter_map(T::to_toml).collect()))
-    }
 }

@@ -61,7 +61,7 @@ section! {
         /// How long the answer to a paid call is waited for. After that nobody knows whether it
         /// cost credits, and the call is booked as unknown.
         pub hard_stop: Duration = Duration::from_secs(180),
-        /// Where results may be read from: entries [scheme://]host[:port], where a leading "*."
+        /// Where results may be read from: entries `[scheme://]host[:port]`, where a leading "*."
         /// stands for any subdomain. Empty: https from any public host, and http from the vendor's
         /// own. Private addresses are read only when an entry names them.
         pub result_hosts: Vec<String> = Vec::new(),
