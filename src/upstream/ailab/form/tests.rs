@@ -62,6 +62,25 @@ fn a_call_that_is_gone_never_lets_the_tail_go_nor_ends_the_body() {
 }
 
 #[test]
+fn coming_to_the_tail_asks_to_be_polled_once_more() {
+    struct Count(std::sync::atomic::AtomicUsize);
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let count = Arc::new(Count(Default::default()));
+    let waker = Waker::from(count.clone());
+    let mut cx = Context::from_waker(&waker);
+    let (mut body, _release, _) = Form::with_boundary(&order(b"x"), "b").into_body();
+    while Pin::new(&mut body).poll_frame(&mut cx).is_ready() {
+        assert_eq!(count.0.load(Ordering::Relaxed), 0);
+    }
+    assert!(Pin::new(&mut body).poll_frame(&mut cx).is_pending());
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+}
+
+#[test]
 fn a_boundary_that_the_image_contains_is_drawn_again() {
     let hex = |byte: u8| format!("{byte:02x}").repeat(BOUNDARY_RANDOM_BYTES);
     let image = [b"\x89PNG", hex(1).as_bytes(), hex(2).as_bytes()].concat();
