@@ -3,7 +3,7 @@
 //! Shared by the paid API's client and the downloader, which have nothing else in common. A name is
 //! resolved once; the caller's predicate sees every address before any is dialled, and only checked
 //! addresses are dialled, so a name that changes its mind gains nothing. Proxy variables are never
-//! read. There is no pool: each connection serves one exchange ([`exchange`]).
+//! read. There is no pool: each connection serves one exchange (`exchange.rs`).
 
 pub mod address;
 pub(crate) mod exchange;

@@ -137,7 +137,8 @@ impl Downloader {
             return Err(too_large());
         }
         let mut body = head.into_body();
-        let mut bytes = BytesMut::new();
+        // The declared length, so that what is kept has no slack; it is within the cap.
+        let mut bytes = BytesMut::with_capacity(declared);
         while let Some(chunk) = timeout(self.config.gap_timeout, exchange.chunk(&mut body))
             .await
             .map_err(|_| FetchError::Timeout)?

@@ -1,5 +1,6 @@
 //! Which hosts results may be read from: [`HostRule`].
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
@@ -161,6 +162,21 @@ impl FromStr for HostRule {
             },
         };
         Ok(Self { scheme, host, port: port.unwrap_or(scheme.default_port()) })
+    }
+}
+
+/// The entry in full, which reads back as the same rule.
+impl fmt::Display for HostRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        match &self.host {
+            Pattern::Any => write!(f, "{scheme}://*:{}", self.port),
+            Pattern::Below(suffix) => write!(f, "{scheme}://*.{suffix}:{}", self.port),
+            Pattern::Exactly(host) => write!(f, "{scheme}://{host}:{}", self.port),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! never retries, never logs, and never touches the ledger.
 
 mod answer;
+mod call;
 mod credits;
 mod form;
 
@@ -16,27 +17,22 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
-use hyper::body::Incoming;
+use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use url::{Host, Url};
 
+use self::call::{AilabCall, Uploaded};
 pub use self::credits::CreditsError;
-use self::form::{Form, Release, Watch};
-use crate::net::exchange::{Exchange, ExchangeError};
+use self::form::{Form, Watch};
 use crate::net::{Net, NetError, Stream};
 use crate::operation::IMAGE_CROPPING;
 use crate::secret::Secret;
-use crate::upstream::{HeldCall, NotSent, Opened, Order, Reply, UnknownCause, Upstream};
+use crate::upstream::{NotSent, Opened, Order, Upstream};
 
 /// The header the key travels in.
 const API_KEY: HeaderName = HeaderName::from_static("ailabapi-api-key");
-
-/// The largest answer that is read, in bytes. Documented ones have less than 1 KiB.
-const MAX_ANSWER_BYTES: usize = 256 * 1024;
 
 /// Where the paid API is and how long it may take.
 #[derive(Debug, Clone)]
@@ -195,105 +191,19 @@ impl Upstream for AilabUpstream {
         let (content_type, length) = (HeaderValue::try_from(&form.content_type), form.length);
         let (body, release, progress) = form.into_body();
         let mut request = self.request(Method::POST, IMAGE_CROPPING.path, header, body);
-        let headers: &mut HeaderMap = request.headers_mut();
+        let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, content_type.expect("a boundary is of hex digits"));
         headers.insert(CONTENT_LENGTH, length.into());
 
-        let upload = async {
-            let io = Watch::new(TokioIo::new(stream), progress.clone());
-            let mut exchange = Exchange::start(io, request).await.map_err(broken)?;
-            match exchange.head_or(|| progress.is_held().then_some(())).await.map_err(broken)? {
-                Err(()) => Ok(Opened::Held(Box::new(AilabCall {
-                    exchange,
-                    release,
-                    key,
-                    hard_stop: self.config.hard_stop,
-                }))),
-                Ok(head) => early(&mut exchange, head, &key).await,
-            }
-        };
+        let io = Watch::new(TokioIo::new(stream), progress.clone());
+        let upload = call::upload(io, request, &progress, &key);
         match timeout(self.config.upload_timeout, upload).await {
-            Ok(opened) => opened,
             Err(_) => Err(NotSent::Upload("it took too long".to_owned())),
-        }
-    }
-}
-
-fn broken(error: ExchangeError) -> NotSent {
-    NotSent::Upload(error.to_string())
-}
-
-/// Reads an answer that came before the order was complete, so the order cannot have been done.
-///
-/// A complete refusal or error says so itself. A success is nonsense: it may be someone else's, or
-/// be charged all the same, so it is booked as not known. Anything else, such as the page of a
-/// gateway that gave up, is a way of not getting through.
-async fn early(exchange: &mut Exchange, head: Response<Incoming>, key: &Secret) -> Result<Opened, NotSent> {
-    let status = head.status();
-    match read(exchange, head, key).await.map_err(broken)? {
-        reply @ (Reply::Refused(_) | Reply::Failed(_)) => Ok(Opened::Answered(reply)),
-        Reply::Answered(_) | Reply::Unknown(_) if status.is_success() => {
-            Ok(Opened::Answered(Reply::Unknown(UnknownCause::Garbage)))
-        }
-        Reply::Answered(_) | Reply::Unknown(_) => {
-            Err(NotSent::Upload(format!("it was answered early with status {}", status.as_u16())))
-        }
-    }
-}
-
-/// Reads an answer to its end and classifies it.
-async fn read(
-    exchange: &mut Exchange,
-    head: Response<Incoming>,
-    key: &Secret,
-) -> Result<Reply, ExchangeError> {
-    let (parts, body) = exchange.whole(head, MAX_ANSWER_BYTES).await?;
-    let mut reply = answer::classify(parts.status, &parts.headers, &body);
-    if let Reply::Refused(crate::upstream::Refusal { reply: error, .. }) | Reply::Failed(error) = &mut reply
-        && error.body.as_ref().is_some_and(|body| contains(body, key))
-    {
-        // A refusal that quotes the key must not be passed through to a client.
-        error.body = None;
-    }
-    Ok(reply)
-}
-
-fn contains(body: &Bytes, key: &Secret) -> bool {
-    memchr::memmem::find(body, key.expose().as_bytes()).is_some()
-}
-
-/// A call whose tail is held back.
-struct AilabCall {
-    exchange: Exchange,
-    release: Release,
-    key: Arc<Secret>,
-    hard_stop: Duration,
-}
-
-#[async_trait]
-impl HeldCall for AilabCall {
-    async fn send(mut self: Box<Self>) -> Reply {
-        let deadline = Instant::now() + self.hard_stop;
-        let Self { mut exchange, release, key, .. } = *self;
-        let outcome = timeout_at(deadline, async {
-            // The upstream may have refused while the call was held: then the tail stays here.
-            if let Ok(head) = exchange.head_or(|| Some(())).await? {
-                return Ok(match early(&mut exchange, head, &key).await {
-                    Ok(Opened::Answered(reply)) => reply,
-                    Ok(Opened::Held(_)) | Err(_) => Reply::Unknown(UnknownCause::Garbage),
-                });
+            Ok(Err(not_sent)) => Err(not_sent),
+            Ok(Ok(Uploaded::Answered(reply))) => Ok(Opened::Answered(reply)),
+            Ok(Ok(Uploaded::Held(exchange))) => {
+                Ok(Opened::Held(Box::new(AilabCall::new(exchange, release, key, self.config.hard_stop))))
             }
-            release.release();
-            let head = exchange.head().await?;
-            read(&mut exchange, head, &key).await
-        });
-        match outcome.await {
-            Ok(Ok(reply)) => reply,
-            Ok(Err(ExchangeError::Cut(_))) => Reply::Unknown(UnknownCause::Cut),
-            Ok(Err(ExchangeError::NotHttp(_) | ExchangeError::Interim | ExchangeError::TooLarge)) => {
-                Reply::Unknown(UnknownCause::Garbage)
-            }
-            Err(_) => Reply::Unknown(UnknownCause::Timeout),
         }
     }
 }

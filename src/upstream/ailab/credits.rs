@@ -6,7 +6,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{AilabUpstream, MAX_ANSWER_BYTES, key_header};
+use super::call::MAX_ANSWER_BYTES;
+use super::{AilabUpstream, key_header};
 use crate::envelope::Envelope;
 use crate::net::exchange::{Exchange, is_identity};
 use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};

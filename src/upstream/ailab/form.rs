@@ -157,7 +157,10 @@ impl Body for FormBody {
         } else if this.tail.is_empty() {
             return Poll::Ready(None);
         } else {
-            this.progress.at_tail.store(true, Ordering::Release);
+            if !this.progress.at_tail.swap(true, Ordering::AcqRel) {
+                // Once more, so that a flush follows: hyper may have flushed just before it asked.
+                cx.waker().wake_by_ref();
+            }
             if ready!(Pin::new(&mut this.released).poll(cx)).is_err() {
                 // The call was dropped: no more bytes, ever, and no end either, since an end would
                 // say that this was all.

@@ -5,10 +5,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
+use super::call::MAX_ANSWER_BYTES;
 use super::*;
 use crate::net::tests::{FakeWire, listen, tls_server};
 use crate::picture::ImageFormat;
-use crate::upstream::{ErrorReply, Refusal, RefusalKind};
+use crate::upstream::{ErrorReply, HeldCall, Refusal, RefusalKind, Reply, UnknownCause};
 
 const KEY: &str = "c4n4ry-key-5e5ame";
 const SUCCESS: &str =
@@ -184,6 +185,27 @@ async fn opened_early(bytes: Vec<u8>) -> Result<Opened, NotSent> {
 }
 
 #[tokio::test]
+async fn a_reset_during_the_upload_was_not_sent_or_was_refused() {
+    for _ in 0..5 {
+        let (listener, address) = listen().await;
+        let upstream = upstream(address);
+        let (opened, ()) = tokio::join!(upstream.open(order(20_000_000)), async {
+            let mut stream = listener.accept().await.unwrap().0;
+            stream.read_exact(&mut [0; 100]).await.unwrap();
+            stream.write_all(&response("413 X", "", "")).await.unwrap();
+            // Closed with unread bytes, which resets the connection.
+        });
+        match opened {
+            Ok(Opened::Answered(Reply::Refused(Refusal { kind: RefusalKind::Order, .. }))) => {}
+            Err(NotSent::Upload(_)) => {}
+            Ok(Opened::Answered(reply)) => panic!("{reply:?}"),
+            Ok(Opened::Held(_)) => panic!("the server had a hundred bytes of it"),
+            Err(NotSent::Connect(error)) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_early_refusal_is_an_answer_and_early_nonsense_is_not() {
     let error = r#"{"error_code":401,"error_detail":{"status_code":401,"code":"ERROR_USER_NOT_EXISTS"}}"#;
     match opened_early(response("401 Unauthorized", "", error)).await {
@@ -233,6 +255,17 @@ async fn a_refusal_while_held_keeps_the_tail_here() {
         }
         assert_eq!(read_what_is_there(&mut stream).await, (Vec::new(), true));
     }
+}
+
+#[tokio::test]
+async fn a_connection_lost_while_held_is_an_unknown_outcome() {
+    let (listener, address) = listen().await;
+    let upstream = upstream(address);
+    let (opened, accepted) = tokio::join!(upstream.open(order(100)), listener.accept());
+    let call = held(opened);
+    drop(accepted);
+    sleep(Duration::from_millis(20)).await;
+    assert_eq!(unknown(&call.send().await), Some(UnknownCause::Cut));
 }
 
 #[tokio::test]
@@ -342,6 +375,7 @@ async fn a_new_key_is_used_from_the_next_call_on() {
     let config = config(address);
     let key = config.api_key.clone();
     let upstream = AilabUpstream::new(config.clone()).unwrap();
+    assert!(!format!("{config:?} {:?}", key_header(&key.load())).contains(KEY));
     for current in [KEY, "another"] {
         key.store(Arc::new(Secret::new(current)));
         let (opened, accepted) = tokio::join!(upstream.open(order(100)), listener.accept());
@@ -389,6 +423,97 @@ async fn read_and_answer(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     read_request(stream).await;
     stream.write_all(&response("200 OK", "", SUCCESS)).await.unwrap();
     stream.flush().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_balance_is_asked_for_with_the_key_and_without_an_order() {
+    let (listener, address) = listen().await;
+    let upstream = upstream(address);
+    let pools = r#"{"request_id":"r","error_code":0,"data":[{"unique_sign":"image_cropping","balance":12}]}"#;
+    for (bytes, expected) in [
+        (response("200 OK", "", pools), Ok(12)),
+        (response("200 OK", "", "{}"), Err(CreditsError::Format(200))),
+        (response("200 OK", "Content-Encoding: gzip\r\n", pools), Err(CreditsError::Format(200))),
+        (response("302 Found", "Location: http://127.0.0.1:1/\r\n", ""), Err(CreditsError::Format(302))),
+        (response("401 X", "", pools), Err(CreditsError::Key(401))),
+        (response("403 X", "", pools), Err(CreditsError::Key(403))),
+        (response("500 X", "", pools), Err(CreditsError::Format(500))),
+    ] {
+        let (balance, request) = tokio::join!(upstream.query_credits(), async {
+            let mut stream = listener.accept().await.unwrap().0;
+            let (request, _) = read_what_is_there(&mut stream).await;
+            stream.write_all(&bytes).await.unwrap();
+            String::from_utf8(request).unwrap()
+        });
+        assert_eq!(balance, expected);
+        assert_eq!(
+            request,
+            format!(
+                "GET /api/common/query-credits HTTP/1.1\r\nhost: {address}\r\nailabapi-api-key: {KEY}\r\n\
+                 accept: application/json\r\naccept-encoding: identity\r\nuser-agent: granary/{}\r\n\r\n",
+                env!("CARGO_PKG_VERSION")
+            )
+        );
+    }
+    drop(listener);
+    assert!(matches!(upstream.query_credits().await, Err(CreditsError::Unreachable(_))));
+}
+
+/// Everything logged on this thread, at every level, ours and the dependencies'.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn nothing_logs_the_key_or_the_url_or_the_answer() {
+    use tracing_subscriber::util::SubscriberInitExt;
+    let log = Log::default();
+    let writer = log.clone();
+    let logging = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .finish()
+        .set_default();
+
+    let (acceptor, roots) = tls_server(&["api.example"]);
+    let (listener, address) = listen().await;
+    let server = tokio::spawn(async move {
+        for _ in 0..2 {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            read_and_answer(&mut stream).await;
+        }
+    });
+    let wire = FakeWire::default().name("api.example", &["8.8.8.8"]).route("8.8.8.8:443", address);
+    let net = Net::with_wire(wire, roots);
+    let config = AilabConfig { base_url: Url::parse("https://api.example").unwrap(), ..config(address) };
+    let upstream = AilabUpstream::with_net(config, net.clone()).unwrap();
+    let reply = held(upstream.open(order(100)).await).send().await;
+    let url = Secret::new("https://api.example/p4th.png?Signature=s1gn--\r\n");
+    let downloader = crate::download::http::Downloader::with_net(Default::default(), net);
+    let refused = crate::download::ResultSource::fetch(&downloader, &url).await;
+    let url = Secret::new("https://api.example/p4th.png?Signature=s1gn");
+    let missing =
+        timeout(Duration::from_millis(100), crate::download::ResultSource::fetch(&downloader, &url));
+    let missing = missing.await;
+    drop(logging);
+    server.abort();
+
+    let seen = format!("{reply:?} {refused:?} {missing:?}");
+    let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(logged.contains("ClientHello"), "the dependencies' own lines are not there: {logged}");
+    for secret in [KEY, "5e5ame", "p4th", "s1gn", "h.example/a.jpg", "Signature"] {
+        assert!(!logged.contains(secret) && !seen.contains(secret), "{secret} in {seen} {logged}");
+    }
 }
 
 #[test]
@@ -453,6 +578,6 @@ proptest! {
     #[test]
     fn no_answer_makes_a_panic(status in 200u16..600, body in any::<Vec<u8>>()) {
         let status = http::StatusCode::from_u16(status).unwrap();
-        answer::classify(status, &HeaderMap::new(), &body.into());
+        answer::classify(status, &http::HeaderMap::new(), &body.into());
     }
 }

@@ -1,1 +1,107 @@
+use std::task::Waker;
 
+use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
+use super::*;
+use crate::picture::ImageFormat;
+
+fn order(image: &[u8]) -> Order {
+    Order { image: Bytes::copy_from_slice(image), format: ImageFormat::Png, width: 7, height: 65535 }
+}
+
+fn poll(body: &mut FormBody) -> Poll<Option<Bytes>> {
+    let mut cx = Context::from_waker(Waker::noop());
+    Pin::new(body)
+        .poll_frame(&mut cx)
+        .map(|frame| frame.map(|Ok(frame)| frame.into_data().expect("a form is data")))
+}
+
+#[test]
+fn a_form_has_three_parts_in_order() {
+    let form = Form::with_boundary(&order(b"picture"), "b");
+    let text: Vec<u8> = form.parts.iter().chain([&form.tail]).flatten().copied().collect();
+    assert_eq!(
+        String::from_utf8(text).unwrap(),
+        "--b\r\nContent-Disposition: form-data; name=\"image\"; filename=\"image.png\"\r\n\
+         Content-Type: image/png\r\n\r\npicture\r\n\
+         --b\r\nContent-Disposition: form-data; name=\"width\"\r\n\r\n7\r\n\
+         --b\r\nContent-Disposition: form-data; name=\"height\"\r\n\r\n65535\r\n--b--\r\n"
+    );
+    assert_eq!(form.content_type, "multipart/form-data; boundary=b");
+    assert_eq!(form.tail, "65535\r\n--b--\r\n");
+}
+
+#[test]
+fn the_image_goes_out_in_slices_and_uncopied() {
+    let order = order(&[1; 3 * SLICE_BYTES + 5]);
+    let (mut body, release, progress) = Form::with_boundary(&order, "b").into_body();
+    let mut addresses = Vec::new();
+    while let Poll::Ready(slice) = poll(&mut body) {
+        let slice = slice.expect("the tail is still to come");
+        assert!(!slice.is_empty() && slice.len() <= SLICE_BYTES);
+        addresses.push(slice.as_ptr() as usize);
+    }
+    let image = order.image.as_ptr() as usize;
+    assert_eq!(addresses[1..5], [0, 1, 2, 3].map(|index| image + index * SLICE_BYTES));
+    assert!(!progress.is_held(), "nothing was flushed");
+    assert!(poll(&mut body).is_pending() && !body.is_end_stream());
+    release.release();
+    assert_eq!(poll(&mut body), Poll::Ready(Some(Bytes::from("65535\r\n--b--\r\n"))));
+    assert!(body.is_end_stream());
+    assert_eq!(poll(&mut body), Poll::Ready(None));
+}
+
+#[test]
+fn a_call_that_is_gone_never_lets_the_tail_go_nor_ends_the_body() {
+    let (mut body, release, _) = Form::with_boundary(&order(b"x"), "b").into_body();
+    drop(release);
+    while let Poll::Ready(slice) = poll(&mut body) {
+        assert!(!slice.expect("no end").starts_with(b"65535"));
+    }
+    assert!(!body.is_end_stream() && body.size_hint().lower() > 0);
+}
+
+#[test]
+fn coming_to_the_tail_asks_to_be_polled_once_more() {
+    struct Count(std::sync::atomic::AtomicUsize);
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let count = Arc::new(Count(Default::default()));
+    let waker = Waker::from(count.clone());
+    let mut cx = Context::from_waker(&waker);
+    let (mut body, _release, _) = Form::with_boundary(&order(b"x"), "b").into_body();
+    while Pin::new(&mut body).poll_frame(&mut cx).is_ready() {
+        assert_eq!(count.0.load(Ordering::Relaxed), 0);
+    }
+    assert!(Pin::new(&mut body).poll_frame(&mut cx).is_pending());
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_boundary_that_the_image_contains_is_drawn_again() {
+    let hex = |byte: u8| format!("{byte:02x}").repeat(BOUNDARY_RANDOM_BYTES);
+    let image = [b"\x89PNG", hex(1).as_bytes(), hex(2).as_bytes()].concat();
+    let mut draws = 0;
+    let boundary = boundary_absent_from(&image, || {
+        draws += 1;
+        Ok::<_, Infallible>([draws; BOUNDARY_RANDOM_BYTES])
+    });
+    assert_eq!((boundary, draws), (Ok(hex(3)), 3));
+}
+
+proptest! {
+    #[test]
+    fn a_boundary_is_fresh_and_not_in_the_image(image in any::<Vec<u8>>(), width: u16, height: u16) {
+        let order = Order { image: image.into(), format: ImageFormat::Bmp, width: width.into(), height: height.into() };
+        let form = Form::new(&order).unwrap();
+        let boundary = form.content_type.strip_prefix("multipart/form-data; boundary=").unwrap().as_bytes();
+        prop_assert_eq!(boundary.len(), 48);
+        prop_assert!(memchr::memmem::find(&order.image, boundary).is_none());
+        prop_assert!(Form::new(&order).unwrap().content_type != form.content_type);
+        let length: usize = form.parts.iter().chain([&form.tail]).map(Bytes::len).sum();
+        prop_assert_eq!(form.length, length as u64);
+    }
+}

@@ -1,0 +1,131 @@
+//! One paid call under way: [`upload`]ed but for its tail, then [`AilabCall`], then a [`Reply`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::rt::{Read, Write};
+use tokio::time::{Instant, timeout_at};
+
+use super::answer::classify;
+use super::form::{FormBody, Progress, Release};
+use crate::net::exchange::{Exchange, ExchangeError};
+use crate::secret::Secret;
+use crate::upstream::{HeldCall, NotSent, Refusal, Reply, UnknownCause};
+
+/// The largest answer that is read, in bytes. Documented ones have less than 1 KiB.
+pub(super) const MAX_ANSWER_BYTES: usize = 256 * 1024;
+
+/// How far an upload came.
+pub(super) enum Uploaded {
+    /// All but the tail was handed to the kernel.
+    Held(Exchange),
+    /// It was answered before that.
+    Answered(Reply),
+}
+
+/// Sends all of a request but its tail. The caller sets the time limit.
+pub(super) async fn upload<S>(
+    io: S,
+    request: Request<FormBody>,
+    progress: &Progress,
+    key: &Secret,
+) -> Result<Uploaded, NotSent>
+where
+    S: Read + Write + Send + Unpin + 'static,
+{
+    let broken = |error: ExchangeError| NotSent::Upload(error.to_string());
+    let mut exchange = Exchange::start(io, request).await.map_err(broken)?;
+    match exchange.head_or(|| progress.is_held().then_some(())).await.map_err(broken)? {
+        Err(()) => Ok(Uploaded::Held(exchange)),
+        Ok(head) => match read_early(&mut exchange, head, key).await.map_err(broken)? {
+            Ok(reply) => Ok(Uploaded::Answered(reply)),
+            Err(status) => {
+                Err(NotSent::Upload(format!("it was answered early with status {}", status.as_u16())))
+            }
+        },
+    }
+}
+
+/// A call whose tail is held back.
+pub(super) struct AilabCall {
+    exchange: Exchange,
+    release: Release,
+    key: Arc<Secret>,
+    hard_stop: Duration,
+}
+
+impl AilabCall {
+    pub(super) fn new(exchange: Exchange, release: Release, key: Arc<Secret>, hard_stop: Duration) -> Self {
+        Self { exchange, release, key, hard_stop }
+    }
+
+    async fn finish(mut exchange: Exchange, release: Release, key: &Secret) -> Result<Reply, ExchangeError> {
+        // The upstream may have answered while the call was held: then the tail stays here.
+        if let Ok(head) = exchange.head_or(|| Some(())).await? {
+            let reply = read_early(&mut exchange, head, key).await?;
+            return Ok(reply.unwrap_or(Reply::Unknown(UnknownCause::Garbage)));
+        }
+        release.release();
+        let head = exchange.head().await?;
+        read(&mut exchange, head, key).await
+    }
+}
+
+#[async_trait]
+impl HeldCall for AilabCall {
+    async fn send(self: Box<Self>) -> Reply {
+        let Self { exchange, release, key, hard_stop } = *self;
+        let deadline = Instant::now() + hard_stop;
+        match timeout_at(deadline, Self::finish(exchange, release, &key)).await {
+            Ok(Ok(reply)) => reply,
+            // Also when the connection was lost while the call was held, which cost nothing; but by
+            // now the ledger says that the tail may have left, and a word to take that back is not
+            // part of the seam.
+            Ok(Err(ExchangeError::Cut(_))) => Reply::Unknown(UnknownCause::Cut),
+            Ok(Err(ExchangeError::NotHttp(_) | ExchangeError::Interim | ExchangeError::TooLarge)) => {
+                Reply::Unknown(UnknownCause::Garbage)
+            }
+            Err(_) => Reply::Unknown(UnknownCause::Timeout),
+        }
+    }
+}
+
+/// Reads an answer that came before the order was complete, so the order cannot have been done.
+///
+/// A complete refusal or error says so itself. A success is nonsense: it may be someone else's, or
+/// be charged all the same, so its outcome is not known. Anything else, such as the page of a gateway
+/// that gave up, is no answer to the order: its status is returned.
+async fn read_early(
+    exchange: &mut Exchange,
+    head: Response<Incoming>,
+    key: &Secret,
+) -> Result<Result<Reply, StatusCode>, ExchangeError> {
+    let status = head.status();
+    Ok(match read(exchange, head, key).await? {
+        reply @ (Reply::Refused(_) | Reply::Failed(_)) => Ok(reply),
+        Reply::Answered(_) | Reply::Unknown(_) if status.is_success() => {
+            Ok(Reply::Unknown(UnknownCause::Garbage))
+        }
+        Reply::Answered(_) | Reply::Unknown(_) => Err(status),
+    })
+}
+
+/// Reads an answer to its end and classifies it.
+async fn read(
+    exchange: &mut Exchange,
+    head: Response<Incoming>,
+    key: &Secret,
+) -> Result<Reply, ExchangeError> {
+    let (head, body) = exchange.whole(head, MAX_ANSWER_BYTES).await?;
+    let mut reply = classify(head.status, &head.headers, &body);
+    // An error that quotes the key must not be passed through to a client.
+    if memchr::memmem::find(&body, key.expose().as_bytes()).is_some()
+        && let Reply::Refused(Refusal { reply: error, .. }) | Reply::Failed(error) = &mut reply
+    {
+        error.body = None;
+    }
+    Ok(reply)
+}
