@@ -204,28 +204,24 @@ impl Parser {
         }
     }
 
-    /// Looks for a delimiter that begins in what is held, with as many bytes more as that can take.
+    /// Looks for a delimiter that begins where what is held does, with as many bytes more as that
+    /// can take. It cannot begin later: a delimiter has one carriage return, its first byte.
     fn search_held<E: From<Broken>>(&mut self, bytes: &[u8], sink: Sink<'_, E>) -> Result<usize, E> {
         let before = self.held.len();
         let most = self.delimiter.needle().len() + LOOK_AHEAD;
         let taken = bytes.len().min(most - before);
+        self.held.extend_from_slice(&bytes[..taken]);
         let mut held = std::mem::take(&mut self.held);
-        held.extend_from_slice(&bytes[..taken]);
         let read = match self.scan(&held, false) {
-            Scan::Found { at, end, closing } if at < before => {
-                self.pass_on(&held[self.borrowed.min(at)..at], sink)?;
-                self.delimiter_found(closing, sink)?;
-                end - before
-            }
-            Scan::Not { clear } if clear < before => {
-                self.pass_on(&held[self.borrowed.min(clear)..clear], sink)?;
-                self.borrowed = self.borrowed.saturating_sub(clear);
-                held.copy_within(clear.., 0);
-                held.truncate(held.len() - clear);
+            Scan::Not { clear: 0 } => {
                 self.held = held;
                 return Ok(taken);
             }
-            // Nothing begins in what was held; what was added is searched where it lies.
+            Scan::Found { at: 0, end, closing } => {
+                self.delimiter_found(closing, sink)?;
+                end - before
+            }
+            // What was added is searched where it lies.
             Scan::Found { .. } | Scan::Not { .. } => {
                 self.pass_on(&held[self.borrowed..before], sink)?;
                 self.borrowed = 0;
@@ -257,8 +253,8 @@ impl Parser {
                 _ => from = end,
             }
         }
-        // A delimiter has one carriage return, its first byte, so only the last one can be cut.
-        let tail = window.len().saturating_sub(length - 1).max(from);
+        // With one carriage return in a delimiter, only the last one in the window can begin a cut one.
+        let tail = window.len().saturating_sub(length - 1);
         let clear = memchr::memrchr(b'\r', &window[tail..])
             .map(|found| tail + found)
             .filter(|at| self.delimiter.needle().starts_with(&window[*at..]));
