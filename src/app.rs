@@ -77,7 +77,7 @@ impl App {
         let (public_addr, admin_addr) = (public.local_addr()?, admin.local_addr()?);
         let public_root = config.server.public_origin(public_addr).to_string();
 
-        let teams = config.teams();
+        let teams = config.to_teams();
         let team_list: Vec<Arc<Team>> = teams.iter().cloned().collect();
         let team_names: Arc<[String]> = team_list.iter().map(|team| team.name.clone()).collect();
         let metrics = Arc::new(Metrics::new(team_names.iter().map(String::as_str), config.cache.memory.0));

@@ -39,8 +39,6 @@ pub enum Envelope {
     NoResult,
     /// An error.
     Error {
-        /// `error_code`, or `error_detail.status_code`, where it is a number.
-        status: Option<u16>,
         /// `error_detail.code`, or `error_code_str`.
         code: String,
     },
@@ -71,12 +69,8 @@ impl Envelope {
             .filter(|code| !code.is_empty())
             .or_else(|| fields.string("error_code_str"))
             .unwrap_or_default();
-        let number = fields.number("error_code");
-        if number.unwrap_or(0) != 0 || !code.is_empty() {
-            let status = number
-                .or_else(|| detail.as_ref().and_then(|detail| detail.number("status_code")))
-                .and_then(|number| u16::try_from(number).ok());
-            return Ok(Self::Error { status, code });
+        if fields.number("error_code").unwrap_or(0) != 0 || !code.is_empty() {
+            return Ok(Self::Error { code });
         }
         match fields.object("data").and_then(|data| data.string("url")) {
             Some(url) if !url.is_empty() => Ok(Self::Success(Answer {

@@ -512,6 +512,7 @@ fn attempt_outcome(reply: &Reply) -> AttemptOutcome {
             RefusalKind::Flow { .. } => AttemptOutcome::RateLimited,
         },
         Reply::Failed(_) => AttemptOutcome::ServerError,
+        Reply::NotSent(_) => AttemptOutcome::Connect,
         Reply::Unknown(UnknownCause::Timeout) => AttemptOutcome::Timeout,
         Reply::Unknown(_) => AttemptOutcome::BadBody,
     }

@@ -198,7 +198,7 @@ pub enum Booking {
         /// Status and code.
         reason: String,
     },
-    /// From `sent`.
+    /// From `sent`, or from `reserved` when something that is no answer came early.
     Unknown {
         /// What is known of why.
         reason: String,
@@ -238,7 +238,7 @@ impl Booking {
             Self::Refused { .. } | Self::Failed { .. } => {
                 matches!(state, CallState::Reserved | CallState::Sent | CallState::Unknown)
             }
-            Self::Unknown { .. } => matches!(state, CallState::Sent),
+            Self::Unknown { .. } => matches!(state, CallState::Reserved | CallState::Sent),
             Self::Lost => matches!(state, CallState::Stored),
         }
     }

@@ -64,7 +64,7 @@ pub trait HeldCall: Send {
 }
 
 /// Why an order provably never reached the upstream whole.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum NotSent {
     /// Name resolution, TCP or TLS failed, or took too long.
     #[error("the upstream could not be reached: {0}")]
@@ -83,6 +83,8 @@ pub enum Reply {
     Refused(Refusal),
     /// A complete error in the upstream's own envelope: unbilled.
     Failed(ErrorReply),
+    /// The connection was gone before the tail could be handed over: unbilled.
+    NotSent(NotSent),
     /// Sent, and no complete answer that could be understood: may have been billed.
     Unknown(UnknownCause),
 }
@@ -117,7 +119,7 @@ pub enum RefusalKind {
 /// A complete error answer of the upstream.
 #[derive(Debug, Clone)]
 pub struct ErrorReply {
-    /// Its HTTP status (or its `error_code`, where an error came with HTTP 200).
+    /// Its HTTP status; 200 when the error stands in the body only.
     pub status: StatusCode,
     /// Its body, when it is the upstream's envelope and may be passed through; `None` for a bare one.
     pub body: Option<Bytes>,

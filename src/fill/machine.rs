@@ -307,28 +307,24 @@ impl Machine {
     fn opened(&mut self, opened: Result<Open, NotSent>) -> Effect {
         match opened {
             Ok(Open::Held) => Effect::MarkSent(self.id()),
-            // Not sent whole, so it cannot have been bought, whatever the answer claims.
-            Ok(Open::Early(Reply::Answered(_) | Reply::Unknown(_))) => self.end(
-                Booking::Released { reason: "answered before it was sent whole".to_owned() },
-                GatewayError::UpstreamNonsense {
-                    detail: "the upstream answered before it had the whole request".to_owned(),
-                },
-            ),
+            // A success for what was not sent whole makes no sense, and may be charged all the same.
+            Ok(Open::Early(Reply::Answered(_))) => self.replied(Reply::Unknown(UnknownCause::Garbage)),
             Ok(Open::Early(reply)) => self.replied(reply),
             Err(NotSent::Connect(_) | NotSent::Upload(_)) if self.open_tries + 1 < OPEN_TRIES => {
                 self.open_tries += 1;
                 self.pause(Duration::from_millis(50 << (2 * self.open_tries)), Next::Open)
             }
-            Err(error) => {
-                tracing::warn!(%error, "the order did not reach the upstream");
-                self.end(
-                    Booking::Released { reason: error.to_string() },
-                    GatewayError::UpstreamUnreachable {
-                        detail: "the upstream could not be reached, nothing was charged".to_owned(),
-                    },
-                )
-            }
+            Err(error) => self.not_sent(&error),
         }
+    }
+
+    fn not_sent(&mut self, error: &NotSent) -> Effect {
+        tracing::warn!(%error, "the order did not reach the upstream");
+        let detail = "the upstream could not be reached, nothing was charged".to_owned();
+        self.end(
+            Booking::Released { reason: error.to_string() },
+            GatewayError::UpstreamUnreachable { detail },
+        )
     }
 
     fn marked(&mut self, permit: Result<Permit, LedgerError>) -> Effect {
@@ -364,6 +360,7 @@ impl Machine {
                 let reason = describe(&reply);
                 self.end(Booking::Failed { reason }, failed(reply))
             }
+            Reply::NotSent(error) => self.not_sent(&error),
             Reply::Unknown(cause) => {
                 let detail = cause.to_string();
                 let error = match cause {

@@ -1,1 +1,9 @@
-//! x
+//! The integration tests: one binary, a module per promise.
+//!
+//! Most drive a whole Granary in this process over loopback ([`harness`]), in front of a fake AILab
+//! that is itself a ledger; those about restarts and crashes start the real binary.
+
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+mod coalescing;
+mod harness;

@@ -23,13 +23,13 @@ const MAX_CODE_BYTES: usize = 64;
 pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Reply {
     // Compressed against our wish, the body cannot be read; the status still says what it says.
     let envelope = is_identity(headers).then(|| Envelope::read(body).ok()).flatten();
-    let (is_error, code, stated) = match envelope {
+    let (is_error, code) = match envelope {
         Some(Envelope::Success(answer)) if status == StatusCode::OK => return Reply::Answered(answer),
         Some(Envelope::NoResult) if status == StatusCode::OK => {
             return Reply::Unknown(UnknownCause::NoResult);
         }
-        Some(Envelope::Error { status, code }) => (true, plain(code), status),
-        Some(Envelope::Success(_) | Envelope::NoResult) | None => (false, String::new(), None),
+        Some(Envelope::Error { code }) => (true, plain(code)),
+        Some(Envelope::Success(_) | Envelope::NoResult) | None => (false, String::new()),
     };
     let reply = |status, code| ErrorReply { status, body: is_error.then(|| body.clone()), code };
     match status.as_u16() {
@@ -41,8 +41,7 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &Bytes) ->
             let kind = RefusalKind::Flow { retry_after_seconds: retry_after(headers) };
             Reply::Refused(Refusal { kind, reply: reply(status, code) })
         }
-        200 if is_error => Reply::Failed(reply(error_status(stated), code)),
-        500..=599 if is_error => Reply::Failed(reply(status, code)),
+        200 | 500..=599 if is_error => Reply::Failed(reply(status, code)),
         _ => Reply::Unknown(UnknownCause::Garbage),
     }
 }
@@ -61,14 +60,6 @@ fn refusal(status: StatusCode, headers: &HeaderMap, code: &str) -> RefusalKind {
 /// `Retry-After` in seconds; its other form, a date, would need the two clocks to agree.
 fn retry_after(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
-}
-
-/// The status an error claims for itself inside a 200, when it is one of an error.
-fn error_status(stated: Option<u16>) -> StatusCode {
-    stated
-        .filter(|status| (400..600).contains(status))
-        .and_then(|status| StatusCode::from_u16(status).ok())
-        .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 /// A code as the vendor spells them, or nothing: it goes into logs and the ledger.

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::classify;
 use super::form::{FormBody, Progress, Release};
+use crate::crash::crash_point;
 use crate::net::exchange::{Exchange, ExchangeError};
 use crate::secret::Secret;
 use crate::upstream::{HeldCall, NotSent, Refusal, Reply, UnknownCause};
@@ -42,9 +43,7 @@ where
         Err(()) => Ok(Uploaded::Held(exchange)),
         Ok(head) => match read_early(&mut exchange, head, key).await.map_err(broken)? {
             Ok(reply) => Ok(Uploaded::Answered(reply)),
-            Err(status) => {
-                Err(NotSent::Upload(format!("it was answered early with status {}", status.as_u16())))
-            }
+            Err(status) => Err(answered_early(status)),
         },
     }
 }
@@ -62,28 +61,45 @@ impl AilabCall {
         Self { exchange, release, key, hard_stop }
     }
 
-    async fn finish(mut exchange: Exchange, release: Release, key: &Secret) -> Result<Reply, ExchangeError> {
-        // The upstream may have answered while the call was held: then the tail stays here.
-        if let Ok(head) = exchange.head_or(|| Some(())).await? {
-            let reply = read_early(&mut exchange, head, key).await?;
-            return Ok(reply.unwrap_or(Reply::Unknown(UnknownCause::Garbage)));
+    /// What came while the tail was held, if anything: then the tail stays here.
+    async fn early(&mut self) -> Option<Reply> {
+        let lost = |error: ExchangeError| Reply::NotSent(NotSent::Upload(error.to_string()));
+        match self.exchange.head_or(|| Some(())).await {
+            Err(error) => Some(lost(error)),
+            Ok(Err(())) => None,
+            Ok(Ok(head)) => Some(match read_early(&mut self.exchange, head, &self.key).await {
+                Ok(Ok(reply)) => reply,
+                Ok(Err(status)) => Reply::NotSent(answered_early(status)),
+                Err(error) => lost(error),
+            }),
         }
-        release.release();
-        let head = exchange.head().await?;
-        read(&mut exchange, head, key).await
+    }
+
+    async fn finish(mut self: Box<Self>) -> Result<Reply, ExchangeError> {
+        self.release.release();
+        // Drives the connection once, so that the tail is with the kernel.
+        let at_once = self.exchange.head_or(|| Some(())).await?;
+        crash_point("CP8");
+        let head = match at_once {
+            Ok(head) => head,
+            Err(()) => self.exchange.head().await?,
+        };
+        crash_point("CP10");
+        read(&mut self.exchange, head, &self.key).await
     }
 }
 
 #[async_trait]
 impl HeldCall for AilabCall {
-    async fn send(self: Box<Self>) -> Reply {
-        let Self { exchange, release, key, hard_stop } = *self;
-        let deadline = Instant::now() + hard_stop;
-        match timeout_at(deadline, Self::finish(exchange, release, &key)).await {
+    async fn send(mut self: Box<Self>) -> Reply {
+        let deadline = Instant::now() + self.hard_stop;
+        match timeout_at(deadline, self.early()).await {
+            Ok(Some(reply)) => return reply,
+            Ok(None) => {}
+            Err(_) => return Reply::NotSent(NotSent::Upload("an early answer did not end".to_owned())),
+        }
+        match timeout_at(deadline, self.finish()).await {
             Ok(Ok(reply)) => reply,
-            // Also when the connection was lost while the call was held, which cost nothing; but by
-            // now the ledger says that the tail may have left, and a word to take that back is not
-            // part of the seam.
             Ok(Err(ExchangeError::Cut(_))) => Reply::Unknown(UnknownCause::Cut),
             Ok(Err(ExchangeError::NotHttp(_) | ExchangeError::Interim | ExchangeError::TooLarge)) => {
                 Reply::Unknown(UnknownCause::Garbage)
@@ -91,6 +107,10 @@ impl HeldCall for AilabCall {
             Err(_) => Reply::Unknown(UnknownCause::Timeout),
         }
     }
+}
+
+fn answered_early(status: StatusCode) -> NotSent {
+    NotSent::Upload(format!("it was answered early with status {}", status.as_u16()))
 }
 
 /// Reads an answer that came before the order was complete, so the order cannot have been done.
@@ -105,7 +125,7 @@ async fn read_early(
 ) -> Result<Result<Reply, StatusCode>, ExchangeError> {
     let status = head.status();
     Ok(match read(exchange, head, key).await? {
-        reply @ (Reply::Refused(_) | Reply::Failed(_)) => Ok(reply),
+        reply @ (Reply::Refused(_) | Reply::Failed(_) | Reply::NotSent(_)) => Ok(reply),
         Reply::Answered(_) | Reply::Unknown(_) if status.is_success() => {
             Ok(Reply::Unknown(UnknownCause::Garbage))
         }

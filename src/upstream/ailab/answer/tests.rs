@@ -22,6 +22,7 @@ fn summary(reply: &Reply) -> String {
         Reply::Answered(_) => "answered".to_owned(),
         Reply::Refused(refusal) => format!("{:?}: {}", refusal.kind, error(&refusal.reply)),
         Reply::Failed(reply) => format!("failed: {}", error(reply)),
+        Reply::NotSent(error) => format!("not sent: {error}"),
         Reply::Unknown(cause) => format!("unknown: {cause:?}"),
     }
 }
@@ -121,10 +122,10 @@ fn a_200_is_what_its_body_says() {
         (&[(header::CONTENT_ENCODING, "br")], success.to_owned(), "unknown: Garbage"),
         (&[], r#"{"error_code":0,"data":{"url":""}}"#.to_owned(), "unknown: NoResult"),
         (&[], r#"{"request_id":"r","data":null}"#.to_owned(), "unknown: NoResult"),
-        (&[], envelope(422, "ERROR_X"), "failed: 422 \"ERROR_X\" its body"),
-        (&[], envelope(200, "ERROR_X"), "failed: 500 \"ERROR_X\" its body"),
-        (&[], envelope(9999, "ERROR_X"), "failed: 500 \"ERROR_X\" its body"),
-        (&[], r#"{"error_code":-1}"#.to_owned(), "failed: 500 \"\" its body"),
+        (&[], envelope(422, "ERROR_X"), "failed: 200 \"ERROR_X\" its body"),
+        (&[], envelope(200, "ERROR_X"), "failed: 200 \"ERROR_X\" its body"),
+        (&[], envelope(9999, "ERROR_X"), "failed: 200 \"ERROR_X\" its body"),
+        (&[], r#"{"error_code":-1}"#.to_owned(), "failed: 200 \"\" its body"),
         (&[], "{}".to_owned(), "unknown: Garbage"),
         (&[], "<html>".to_owned(), "unknown: Garbage"),
         (&[], success[..success.len() - 1].to_owned(), "unknown: Garbage"),
