@@ -5,5 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+mod canonical;
 mod coalescing;
+mod drop_in;
 mod harness;
