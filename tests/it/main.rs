@@ -9,3 +9,4 @@ mod canonical;
 mod coalescing;
 mod drop_in;
 mod harness;
+mod restart;
