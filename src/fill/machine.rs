@@ -427,7 +427,10 @@ impl Machine {
     /// The record is the commit mark: from here on the result is permanent.
     fn record_kept(&mut self, standing: Record) -> Effect {
         let Some(ours) = self.record.take() else { return bug() };
-        let holds_key = *ours == standing;
+        // One that differs in its time alone is this very purchase's, put by a process that died before
+        // it could book that.
+        let ours = Record { stored_at: standing.stored_at, ..Arc::unwrap_or_clone(ours) };
+        let holds_key = ours == standing;
         let filled = Filled { record: Arc::new(standing), source: FillSource::Bought };
         let next = if holds_key {
             Next::Finish(Box::new(Ok(filled)))
@@ -435,7 +438,7 @@ impl Machine {
             // Another result keeps the key; ours is permanent under its own URL, and paid for.
             Next::Adopt(filled.record, FillSource::Bought)
         };
-        self.book(Booking::Stored { record: Box::new(Arc::unwrap_or_clone(ours)), holds_key }, next)
+        self.book(Booking::Stored { record: Box::new(ours), holds_key }, next)
     }
 
     fn booked(&mut self) -> Effect {

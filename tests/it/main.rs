@@ -7,6 +7,8 @@
 
 mod canonical;
 mod coalescing;
+#[cfg(feature = "crash-points")]
+mod crash;
 mod drop_in;
 mod harness;
 mod restart;

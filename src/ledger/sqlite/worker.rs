@@ -3,6 +3,7 @@
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::crash::crash_point;
 use crate::ledger::LedgerError;
 
 /// How many changes may wait for the thread; whoever comes later waits to get in.
@@ -117,7 +118,10 @@ fn run_group(connection: &Connection, begin: &str, first: Job, jobs: &mut mpsc::
 
 /// Moves the log into the file and truncates it; `false` when a reader was in the way.
 fn scrub_log(connection: &Connection) -> bool {
-    connection
+    crash_point("CP31");
+    let is_scrubbed = connection
         .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
-        .is_ok_and(|busy| busy == 0)
+        .is_ok_and(|busy| busy == 0);
+    crash_point("CP32");
+    is_scrubbed
 }
