@@ -51,6 +51,7 @@ macro_rules! ledger_contract {
             credits_given_back_after_midnight_go_to_the_day_they_were_taken_from,
             a_late_answer_leaves_the_key_to_whoever_took_it,
             a_late_answer_takes_the_key_back_when_nobody_has_it,
+            a_result_that_came_second_to_the_store_leaves_the_key_to_the_first,
             an_adopted_record_is_found_and_costs_nothing,
             adopting_never_displaces_a_call,
             a_lost_result_is_bought_again_as_the_next_generation,
@@ -830,6 +831,21 @@ fn foreign(n: u32, generation: u64, stored_at: Timestamp) -> Record {
 
 async fn adopt(bench: &Bench, record: &Record) {
     bench.ledger.adopt(record).await.expect("the ledger can be asked");
+}
+
+pub(super) async fn a_result_that_came_second_to_the_store_leaves_the_key_to_the_first(bench: &Bench) {
+    let ours = bench.answered(picture(1)).await;
+    let second = Box::new(record(&picture(1), ours, bench.clock.now()));
+    bench.book(ours.id, Booking::Stored { record: second, holds_key: false }).await;
+    assert_eq!(bench.calls(CallState::Stored).await, 1);
+    assert_eq!(bench.look_up(&picture(1)).await, None);
+    let next = bench.win(picture(1)).await;
+    assert_eq!(next.generation, 0, "the ledger knows of no result to be newer than");
+    bench.book(next.id, released()).await;
+
+    let first = foreign(1, 0, bench.clock.now());
+    adopt(bench, &first).await;
+    assert_eq!(bench.look_up(&picture(1)).await, Some(first));
 }
 
 pub(super) async fn an_adopted_record_is_found_and_costs_nothing(bench: &Bench) {

@@ -56,7 +56,7 @@ CREATE TABLE calls (
     answered_at  TEXT,
     ended_at     TEXT,
     reason       TEXT,
-    answer       TEXT,                        -- while `answered`: padding, and a signed URL
+    answer       TEXT,                        -- `answered`: padding, then a signed URL; `stored`: the record's
     request_id   TEXT,
     log_id       TEXT,
     digest       BLOB,
