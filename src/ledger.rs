@@ -7,6 +7,8 @@
 //! Implementation: [`sqlite`]. This module knows no store, no upstream and no HTTP.
 
 pub mod budget;
+#[cfg(test)]
+mod contract;
 pub mod sqlite;
 
 use std::time::Duration;
@@ -123,7 +125,7 @@ pub struct Reservation {
 }
 
 /// What [`Ledger::reserve`] decided, in one transaction.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reserved {
     /// The key is ours to buy.
     Won(Won),
@@ -188,12 +190,12 @@ pub enum Booking {
         /// Does this row keep the key? Not when another result got there first.
         holds_key: bool,
     },
-    /// From `sent`, or from `reserved` when the refusal came early.
+    /// From `sent`, from `reserved` when the refusal came early, or from `unknown` when it came late.
     Refused {
         /// Status and code.
         reason: String,
     },
-    /// From `sent`, or from `reserved` when the error came early.
+    /// From `sent`, from `reserved` when the error came early, or from `unknown` when it came late.
     Failed {
         /// Status and code.
         reason: String,

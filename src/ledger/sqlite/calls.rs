@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
+use super::PAGE_SIZE;
 use crate::crash::crash_point;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
@@ -79,7 +80,7 @@ pub(super) fn reserve(
     }
     for limit in wanted.budgets.iter().filter(|budget| budget.enforced) {
         let (period, resets_at) = windows.of(limit.window);
-        if spent(db, &limit.scope, period)? + wanted.credits > limit.limit {
+        if spent(db, &limit.scope, period)?.saturating_add(wanted.credits) > limit.limit {
             return Ok(Reserved::OverBudget(BudgetRefusal {
                 budget: limit.clone(),
                 resets_at,
@@ -264,9 +265,9 @@ pub(super) fn book(
             let late = held_by_another(db, id, &row)?;
             db.prepare_cached(
                 "UPDATE calls SET state = 'answered', answered_at = ?2, ended_at = NULL, reason = NULL, \
-                 late = ?3, answer = ?4, request_id = ?5, log_id = ?6 WHERE id = ?1",
+                 late = ?3, answer = printf('%*s', ?7, '') || ?4, request_id = ?5, log_id = ?6 WHERE id = ?1",
             )?
-            .execute(params![id.0, now, late, text.expose(), request_id, log_id])?;
+            .execute(params![id.0, now, late, text.expose(), request_id, log_id, PAGE_SIZE])?;
             crash_point("CP13");
         }
         Booking::Stored { record, holds_key } => {
@@ -376,10 +377,10 @@ pub(super) fn recover(db: &Connection, now: Timestamp) -> Result<Recovery, Ledge
         book(db, id, &Booking::Unknown { reason: died.to_owned() }, now)?;
     }
     let mut statement = db.prepare_cached(
-        "SELECT id, namespace, key, generation, team, credits, image, width, height, answer, answered_at \
-         FROM calls WHERE state = 'answered' ORDER BY id",
+        "SELECT id, namespace, key, generation, team, credits, image, width, height, answered_at, \
+         substr(answer, ?1 + 1) AS answer FROM calls WHERE state = 'answered' ORDER BY id",
     )?;
-    let unfinished = statement.query_map([], |row| {
+    let unfinished = statement.query_map([PAGE_SIZE], |row| {
         Ok(UnfinishedCall {
             id: CallId(row.get("id")?),
             reservation: Reservation {
