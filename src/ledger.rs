@@ -313,7 +313,8 @@ pub trait Ledger: Send + Sync {
     /// [`LedgerError`]: not booked, as far as is known.
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError>;
 
-    /// Makes a record that the store has and the ledger does not known to the ledger, unpaid.
+    /// Makes a record that the store has and the ledger does not known to the ledger, unpaid. A
+    /// result that was booked as lost is not taken in again.
     ///
     /// # Errors
     /// [`LedgerError`]: not known to it yet.

@@ -51,10 +51,12 @@ macro_rules! ledger_contract {
             credits_given_back_after_midnight_go_to_the_day_they_were_taken_from,
             a_late_answer_leaves_the_key_to_whoever_took_it,
             a_late_answer_takes_the_key_back_when_nobody_has_it,
+            a_late_result_takes_the_key_back_when_its_rival_let_go,
             a_result_that_came_second_to_the_store_leaves_the_key_to_the_first,
             an_adopted_record_is_found_and_costs_nothing,
             adopting_never_displaces_a_call,
             a_lost_result_is_bought_again_as_the_next_generation,
+            a_lost_result_is_not_adopted_again,
             losing_a_record_that_is_not_the_stored_one_changes_nothing,
             recovery_settles_what_dead_owners_left_open,
             recovering_twice_is_the_same_as_once,
@@ -403,7 +405,7 @@ pub(super) async fn a_stored_result_is_found_whole_by_look_up_and_by_reserve(ben
 fn table(from: CallState) -> &'static [CallState] {
     use CallState::*;
     match from {
-        Reserved => &[Released, Refused, Failed],
+        Reserved => &[Released, Refused, Failed, Unknown],
         Sent => &[Released, Answered, Refused, Failed, Unknown],
         Answered => &[Stored, Unfetchable],
         Stored => &[Lost],
@@ -822,6 +824,25 @@ pub(super) async fn a_late_answer_takes_the_key_back_when_nobody_has_it(bench: &
     let kept = record(&picture(2), late, bench.clock.now());
     bench.book(late.id, stored(&kept)).await;
     assert_eq!(bench.reserve(picture(2)).await, Reserved::Stored(Box::new(kept)));
+}
+
+pub(super) async fn a_late_result_takes_the_key_back_when_its_rival_let_go(bench: &Bench) {
+    let late = bench.bring(1, CallState::Unknown).await;
+    bench.clock.turn(60);
+    let rival = bench.win(picture(1)).await;
+    bench.book(late.id, answer(late.id)).await;
+    bench.book(rival.id, released()).await;
+    let kept = record(&picture(1), late, bench.clock.now());
+    bench.book(late.id, stored(&kept)).await;
+    assert_eq!(bench.look_up(&picture(1)).await, Some(kept));
+}
+
+pub(super) async fn a_lost_result_is_not_adopted_again(bench: &Bench) {
+    let kept = bench.store(picture(1)).await;
+    bench.ledger.lose(&kept).await.expect("the ledger can be asked");
+    adopt(bench, &kept).await;
+    assert_eq!(bench.look_up(&picture(1)).await, None, "its record outlived it in the store");
+    assert_eq!(bench.win(picture(1)).await.generation, 1);
 }
 
 /// A record of another ledger.

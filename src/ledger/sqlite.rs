@@ -67,6 +67,7 @@ CREATE UNIQUE INDEX calls_holding_a_key ON calls (namespace, key, generation)
     WHERE late = 0 AND state IN ('reserved', 'sent', 'answered', 'stored');
 CREATE INDEX calls_by_key ON calls (namespace, key, state);
 CREATE INDEX calls_open ON calls (state) WHERE state IN ('reserved', 'sent', 'answered');
+CREATE INDEX calls_totals ON calls (state, credits) WHERE adopted = 0;
 CREATE TABLE spent (
     scope   TEXT NOT NULL,
     period  TEXT NOT NULL,

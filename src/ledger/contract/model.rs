@@ -382,7 +382,7 @@ impl Model {
         match to {
             CallState::Answered => row.late = taken,
             CallState::Stored => {
-                row.late |= !claims_key;
+                row.late = !claims_key || taken;
                 row.record = Some(kept);
             }
             CallState::Lost => return,

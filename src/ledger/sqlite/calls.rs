@@ -271,14 +271,16 @@ pub(super) fn book(
             crash_point("CP13");
         }
         Booking::Stored { record, holds_key } => {
+            // A late row gets its key back when whoever had taken it has let it go.
+            let late = !holds_key || held_by_another(db, id, &row)?;
             db.prepare_cached(
-                "UPDATE calls SET state = 'stored', ended_at = :ended_at, late = late OR NOT :holds_key, \
+                "UPDATE calls SET state = 'stored', ended_at = :ended_at, late = :late, \
                  answer = :answer, digest = :digest, extension = :extension, bytes = :bytes WHERE id = :id",
             )?
             .execute(named_params! {
                 ":id": id.0,
                 ":ended_at": record.stored_at.to_string(),
-                ":holds_key": holds_key,
+                ":late": late,
                 ":answer": record.answer,
                 ":digest": record.digest.as_bytes(),
                 ":extension": record.extension,
@@ -336,8 +338,10 @@ pub(super) fn adopt(db: &Connection, record: &Record, windows: &Windows) -> Resu
     db.prepare_cached(
         "INSERT INTO calls (namespace, key, generation, state, adopted, team, credits, day, month, image, width, \
          height, reserved_at, ended_at, answer, request_id, log_id, digest, extension, bytes) \
-         VALUES (:namespace, :key, :generation, 'stored', 1, :team, :credits, :day, :month, :image, :width, \
-         :height, :at, :at, :answer, :request_id, :log_id, :digest, :extension, :bytes) ON CONFLICT DO NOTHING",
+         SELECT :namespace, :key, :generation, 'stored', 1, :team, :credits, :day, :month, :image, :width, \
+         :height, :at, :at, :answer, :request_id, :log_id, :digest, :extension, :bytes \
+         WHERE NOT EXISTS (SELECT 1 FROM calls WHERE namespace = :namespace AND key = :key \
+         AND generation = :generation AND digest = :digest AND state = 'lost') ON CONFLICT DO NOTHING",
     )?
     .execute(named_params! {
         ":namespace": record.namespace,
@@ -407,14 +411,15 @@ pub(super) fn recover(db: &Connection, now: Timestamp) -> Result<Recovery, Ledge
 }
 
 pub(super) fn totals(db: &Connection) -> Result<Vec<StateTotal>, LedgerError> {
-    let mut statement = db.prepare_cached(
-        "SELECT count(*), coalesce(sum(credits), 0) FROM calls WHERE state = ?1 AND adopted = 0",
-    )?;
-    let mut totals = Vec::new();
-    for state in CallState::ALL {
-        totals.push(statement.query_row(params![state.as_str()], |row| {
-            Ok(StateTotal { state, calls: row.get(0)?, credits: row.get(1)? })
-        })?);
+    let mut totals = CallState::ALL.map(|state| StateTotal { state, calls: 0, credits: 0 });
+    let mut statement = db
+        .prepare_cached("SELECT state, count(*), sum(credits) FROM calls WHERE adopted = 0 GROUP BY state")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let word: String = row.get(0)?;
+        if let Some(total) = totals.iter_mut().find(|total| total.state.as_str() == word) {
+            (total.calls, total.credits) = (row.get(1)?, row.get(2)?);
+        }
     }
-    Ok(totals)
+    Ok(totals.to_vec())
 }
