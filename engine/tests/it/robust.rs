@@ -7,6 +7,9 @@ use proptest::prelude::*;
 
 use crate::scene;
 
+const PROGRESSIVE: &[u8] = include_bytes!("../../../tests/images/rocket-progressive.jpg");
+const LOSSY: &[u8] = include_bytes!("../../../tests/images/rocket-lossy.webp");
+
 fn sources() -> Vec<Vec<u8>> {
     let picture = RgbImage::from_fn(48, 32, |x, y| {
         Rgb([(x * 5) as u8, (y * 7) as u8, ((x * y) % 251) as u8])
@@ -25,7 +28,7 @@ fn sources() -> Vec<Vec<u8>> {
     ]
     .map(|format| scene::encoded(&picture, format))
     .into_iter()
-    .chain([palette])
+    .chain([palette, PROGRESSIVE.to_vec(), LOSSY.to_vec()])
     .collect()
 }
 
@@ -106,7 +109,7 @@ fn check(file: &[u8], width: u32, height: u32) {
 proptest! {
     #[test]
     fn damaged_files_never_make_it_panic(
-        which in 0_usize..5,
+        which in 0_usize..7,
         damages in vec(Damage::strategy(), 1..6),
         width in 10_u32..40,
         height in 10_u32..40,

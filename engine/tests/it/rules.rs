@@ -135,14 +135,19 @@ fn sixteen_bits_per_channel_are_accepted() {
 
 #[test]
 fn a_cmyk_jpeg_is_refused() {
-    let mut source = rgb(ImageFormat::Jpeg);
-    let frame = source
-        .windows(2)
-        .position(|pair| pair == [0xFF, 0xC0])
-        .unwrap();
-    assert_eq!(source[frame + 9], 3);
-    source[frame + 9] = 4;
-    check(&source, Err(CropError::Cmyk));
+    let source = include_bytes!("../../../tests/images/rocket-cmyk.jpg");
+    check(source, Err(CropError::Cmyk));
+}
+
+#[test]
+fn a_progressive_jpeg_and_a_lossy_webp_are_accepted_and_noticed_when_cut() {
+    let jpeg = include_bytes!("../../../tests/images/rocket-progressive.jpg").as_slice();
+    let webp = include_bytes!("../../../tests/images/rocket-lossy.webp").as_slice();
+    for (source, format) in [(jpeg, "JPEG"), (webp, "WebP")] {
+        check(source, Ok(()));
+        let half = &source[..source.len() / 2];
+        check(half, Err(CropError::Truncated { format }));
+    }
 }
 
 #[test]
