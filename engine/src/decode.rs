@@ -7,7 +7,7 @@ use image::codecs::jpeg::JpegDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageResult, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageResult, Limits, RgbImage};
 
 use crate::sniff::{self, Container};
 use crate::{CropError, MAX_SIDE};
@@ -18,8 +18,8 @@ const MAX_ALLOCATION: u64 = 64 << 20;
 /// A decoded picture.
 pub(crate) struct Source {
     pub(crate) format: Container,
-    /// Always `ImageRgb8`, upright, no side zero or over [`MAX_SIDE`].
-    pub(crate) pixels: DynamicImage,
+    /// Upright, no side zero or over [`MAX_SIDE`].
+    pub(crate) pixels: RgbImage,
     /// The ICC profile, if it is one for RGB.
     pub(crate) colour_profile: Option<Vec<u8>>,
 }
@@ -56,7 +56,7 @@ fn finish(format: Container, mut decoder: impl ImageDecoder) -> ImageResult<Sour
     pixels.apply_orientation(orientation);
     Ok(Source {
         format,
-        pixels: DynamicImage::ImageRgb8(pixels.into_rgb8()),
+        pixels: pixels.into_rgb8(),
         colour_profile,
     })
 }

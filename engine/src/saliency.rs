@@ -25,11 +25,11 @@ mod colour;
 mod faces;
 mod parts;
 
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-use image::{DynamicImage, RgbImage};
+use image::RgbImage;
 
 use crate::CropError;
 use crate::plane::Plane;
+use crate::resize::{self, FilterType, Window};
 
 pub(crate) use parts::Part;
 
@@ -46,7 +46,7 @@ pub(crate) struct Attention {
 }
 
 /// Looks at a picture.
-pub(crate) fn attend(pixels: &DynamicImage) -> Result<Attention, CropError> {
+pub(crate) fn attend(pixels: &RgbImage) -> Result<Attention, CropError> {
     let thumbnail = shrink(pixels)?;
     let channels = Channels::of(&thumbnail);
     let map = combine(&channels);
@@ -58,18 +58,20 @@ pub(crate) fn attend(pixels: &DynamicImage) -> Result<Attention, CropError> {
 }
 
 /// Scales down to the thumbnail's size; a picture smaller than that stays as it is.
-fn shrink(pixels: &DynamicImage) -> Result<RgbImage, CropError> {
+fn shrink(pixels: &RgbImage) -> Result<RgbImage, CropError> {
     let longest = pixels.width().max(pixels.height());
     if longest <= THUMBNAIL_SIDE {
-        return Ok(pixels.to_rgb8());
+        return Ok(pixels.clone());
     }
     let side = |length: u32| (length * THUMBNAIL_SIDE).div_ceil(longest);
-    let mut thumbnail = DynamicImage::new_rgb8(side(pixels.width()), side(pixels.height()));
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Hamming));
-    Resizer::new()
-        .resize(pixels, &mut thumbnail, &options)
-        .map_err(CropError::internal)?;
-    Ok(thumbnail.into_rgb8())
+    let (width, height) = (side(pixels.width()), side(pixels.height()));
+    resize::resize(
+        pixels,
+        Window::all(pixels),
+        width,
+        height,
+        FilterType::Hamming,
+    )
 }
 
 /// What the cues look at.

@@ -4,14 +4,14 @@
 //! direction and slides in the other. It slides to where it keeps most of what matters, with what
 //! it keeps near its middle, and without cutting through anything that could stay whole.
 
-use image::DynamicImage;
+use image::RgbImage;
 
 use crate::saliency::{self, Attention, Part};
 use crate::{CropError, RetainLocation};
 
 /// Says where the whole source lies in a new picture of `width` x `height`.
 pub(crate) fn place(
-    pixels: &DynamicImage,
+    pixels: &RgbImage,
     width: u32,
     height: u32,
 ) -> Result<RetainLocation, CropError> {
@@ -53,7 +53,7 @@ struct Slide {
 }
 
 impl Slide {
-    fn new(pixels: &DynamicImage, width: u32, height: u32) -> Self {
+    fn new(pixels: &RgbImage, width: u32, height: u32) -> Self {
         let (source_width, source_height) = (pixels.width(), pixels.height());
         let wider_than_target = u64::from(source_width) * u64::from(height)
             > u64::from(width) * u64::from(source_height);
@@ -209,11 +209,7 @@ mod tests {
     #[test]
     fn the_axis_and_the_scaled_length_follow_from_the_shapes() {
         let check = |source: (u32, u32), target: (u32, u32), axis, scaled| {
-            let slide = Slide::new(
-                &DynamicImage::new_rgb8(source.0, source.1),
-                target.0,
-                target.1,
-            );
+            let slide = Slide::new(&RgbImage::new(source.0, source.1), target.0, target.1);
             assert_eq!(
                 (slide.axis, slide.scaled),
                 (axis, scaled),
@@ -252,11 +248,19 @@ mod tests {
     }
 
     #[test]
-    fn a_thing_that_fits_is_kept_whole_or_left_out() {
-        let main = [0., 3., 3., 3., 0., 0., 0., 0., 0., 0.];
-        let other = [0., 0., 0., 0., 2., 2., 0., 0., 0., 0.];
-        let whole = [0., 3., 3., 3., 2., 2., 0., 0., 0., 0.];
-        let start = best_start(&attention(&whole, &[&main, &other]));
-        assert!(start <= 10, "{start}");
+    fn a_thing_that_does_not_fit_beside_the_main_one_is_left_out_rather_than_cut() {
+        let main = [0., 2., 2., 0., 0., 0., 0., 0., 0., 0.];
+        let other = [0., 0., 0., 0., 3., 1., 1., 1., 1., 1.];
+        let whole = [0., 2., 2., 0., 3., 1., 1., 1., 1., 1.];
+        assert_eq!(best_start(&attention(&whole, &[&main, &other])), 0);
+    }
+
+    #[test]
+    fn the_main_thing_is_nearer_the_middle_than_its_weight_alone_would_have_it() {
+        let main = [0., 0., 0., 5., 0., 0., 0., 0., 0., 0.];
+        let whole = [0., 0., 0., 5., 0., 4., 0., 0., 0., 0.];
+        let start = best_start(&attention(&whole, &[&main]));
+        // Weight alone puts the middle of the window at 44, and so its start at 24.
+        assert!((15..=22).contains(&start), "{start}");
     }
 }
