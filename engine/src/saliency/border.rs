@@ -138,4 +138,16 @@ mod tests {
         assert!(foreign.values[20 * 40 + 5] > 3.0);
         assert!(foreign.values[20 * 40 + 30] < 0.5);
     }
+
+    #[test]
+    fn a_subject_along_a_whole_edge_does_not_make_the_background_foreign() {
+        let flat = Plane::new(40, 40, 0.0);
+        let mut red = flat.clone();
+        for row in red.values.chunks_exact_mut(40) {
+            row[..6].fill(60.0);
+        }
+        let foreign = foreignness(&[flat.clone(), red, flat.clone()], &flat);
+        assert!(foreign.values[20 * 40 + 3] > 1.5);
+        assert!(foreign.values[20 * 40 + 30] < 0.5);
+    }
 }

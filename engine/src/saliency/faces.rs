@@ -180,4 +180,16 @@ mod tests {
         assert_eq!(find(&oval(5.0, 6.0, true)), []);
         assert_eq!(find(&RgbImage::from_pixel(120, 100, SKIN)), []);
     }
+
+    #[test]
+    fn where_everything_has_the_colour_of_skin_it_says_nothing() {
+        let mut beach = oval(30.0, 40.0, true);
+        assert_eq!(find(&beach).len(), 1);
+        for (x, y, pixel) in beach.enumerate_pixels_mut() {
+            if x.abs_diff(60) > 19 || y.abs_diff(50) > 24 {
+                *pixel = SKIN;
+            }
+        }
+        assert_eq!(find(&beach), []);
+    }
 }
