@@ -24,6 +24,7 @@ mod decode;
 mod error;
 mod plane;
 mod render;
+mod resize;
 mod saliency;
 mod sniff;
 mod window;
@@ -117,5 +118,9 @@ pub fn crop(image: &[u8], width: u32, height: u32) -> Result<Crop, CropError> {
     let source = decode::decode(image)?;
     let placement = window::place(&source.pixels, width, height)?;
     let bytes = render::render(&source, placement, width, height)?;
-    Ok(Crop { bytes, format: source.format.output(), retain_location: placement })
+    Ok(Crop {
+        bytes,
+        format: source.format.output(),
+        retain_location: placement,
+    })
 }

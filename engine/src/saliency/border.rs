@@ -28,14 +28,19 @@ pub(super) fn foreignness(lab: &[Plane; 3], texture: &Plane) -> Plane {
         (width - across..width, 0..height),
     ];
     let strips = strips.map(|(columns, rows)| {
-        let indices: Vec<usize> = rows.flat_map(|y| columns.clone().map(move |x| y * width + x)).collect();
+        let indices: Vec<usize> = rows
+            .flat_map(|y| columns.clone().map(move |x| y * width + x))
+            .collect();
         Strip::learn(lab, texture, &indices)
     });
     let mut out = Plane::new(width, height, 0.0);
     for (index, value) in out.values.iter_mut().enumerate() {
         let colour = [0, 1, 2].map(|channel| lab[channel].values[index]);
-        let distances =
-            strips.each_ref().map(|strip| strip.distance(colour, texture.values[index]).min(SATURATION));
+        let distances = strips.each_ref().map(|strip| {
+            strip
+                .distance(colour, texture.values[index])
+                .min(SATURATION)
+        });
         let largest = distances.iter().fold(0.0, |most: f32, &d| most.max(d));
         *value = (distances.iter().sum::<f32>() - largest) / 3.0;
     }
@@ -61,8 +66,9 @@ impl Strip {
         let mean = [0, 1, 2].map(|channel| mean_of(&|index| at(channel, index)));
         let covariance = [0, 1, 2].map(|row| {
             [0, 1, 2].map(|column| {
-                let together =
-                    mean_of(&|index| (at(row, index) - mean[row]) * (at(column, index) - mean[column]));
+                let together = mean_of(&|index| {
+                    (at(row, index) - mean[row]) * (at(column, index) - mean[column])
+                });
                 together + if row == column { LEAST_VARIANCE } else { 0.0 }
             })
         });
@@ -86,7 +92,9 @@ impl Strip {
             }
         }
         let texture = texture - self.texture_mean;
-        (square + texture * texture / self.texture_variance).max(0.0).sqrt()
+        (square + texture * texture / self.texture_variance)
+            .max(0.0)
+            .sqrt()
     }
 }
 
@@ -109,11 +117,12 @@ mod tests {
     fn a_matrix_times_its_inverse_is_one() {
         let m = [[4.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 5.0]];
         let inverse = inverse(m);
-        for row in 0..3 {
+        for (row, values) in m.iter().enumerate() {
             for column in 0..3 {
-                let product: f64 = (0..3).map(|k| m[row][k] * f64::from(inverse[k][column])).sum();
+                let products = values.iter().zip(&inverse);
+                let sum: f64 = products.map(|(a, b)| a * f64::from(b[column])).sum();
                 let expected = f64::from(u8::from(row == column));
-                assert!((product - expected).abs() < 1e-6);
+                assert!((sum - expected).abs() < 1e-6);
             }
         }
     }
@@ -127,6 +136,18 @@ mod tests {
         }
         let foreign = foreignness(&[flat.clone(), red, flat.clone()], &flat);
         assert!(foreign.values[20 * 40 + 5] > 3.0);
+        assert!(foreign.values[20 * 40 + 30] < 0.5);
+    }
+
+    #[test]
+    fn a_subject_along_a_whole_edge_does_not_make_the_background_foreign() {
+        let flat = Plane::new(40, 40, 0.0);
+        let mut red = flat.clone();
+        for row in red.values.chunks_exact_mut(40) {
+            row[..6].fill(60.0);
+        }
+        let foreign = foreignness(&[flat.clone(), red, flat.clone()], &flat);
+        assert!(foreign.values[20 * 40 + 3] > 1.5);
         assert!(foreign.values[20 * 40 + 30] < 0.5);
     }
 }

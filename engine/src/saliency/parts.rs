@@ -1,5 +1,7 @@
 //! Takes a map apart into things that hang together.
 
+use std::ops::Range;
+
 use super::faces::Face;
 use crate::plane::Plane;
 
@@ -34,32 +36,47 @@ pub(super) fn whole(map: &Plane) -> Part {
 
 /// Returns the map's heaviest things.
 pub(super) fn things(map: &Plane) -> Vec<Part> {
-    let mut parts: Vec<Part> =
-        regions(map, otsu(map)).iter().map(|region| Part::of_pixels(map, &region.pixels)).collect();
+    let mut parts: Vec<Part> = regions(map, otsu(map))
+        .iter()
+        .map(|region| Part::of_pixels(map, &region.pixels))
+        .collect();
     parts.sort_by(|a, b| b.weight().total_cmp(&a.weight()));
     parts.truncate(MOST_PARTS);
     parts
 }
 
-/// Returns faces as parts, heavy enough to be kept before other things.
+/// Returns faces as parts, heavy enough to be kept before other things, with some room around
+/// them and more above, for hair.
 pub(super) fn faces(map: &Plane, faces: &[Face]) -> Vec<Part> {
     let total: f64 = map.values.iter().map(|&value| f64::from(value)).sum();
     faces
         .iter()
         .map(|face| {
-            let (width, height) = (face.right - face.left, face.bottom - face.top);
             let weight = FACE_WEIGHT * f64::from(face.likeness) * total.max(1.0);
+            let (width, height) = (face.right - face.left, face.bottom - face.top);
+            let columns = face.left.saturating_sub(width / 8)..face.right + width / 8;
+            let rows = face.top.saturating_sub(height / 4)..face.bottom + height / 8;
             let mut part = Part::empty(map);
-            part.columns[face.left..face.right].fill(weight / width as f64);
-            part.rows[face.top..face.bottom].fill(weight / height as f64);
+            spread(&mut part.columns, columns, weight);
+            spread(&mut part.rows, rows, weight);
             part
         })
         .collect()
 }
 
+/// Spreads a weight evenly over the places of a range that exist.
+fn spread(profile: &mut [f64], range: Range<usize>, weight: f64) {
+    let range = range.start..range.end.min(profile.len());
+    let share = weight / range.len().max(1) as f64;
+    profile[range].fill(share);
+}
+
 impl Part {
     fn empty(map: &Plane) -> Self {
-        Part { columns: vec![0.0; map.width], rows: vec![0.0; map.height] }
+        Part {
+            columns: vec![0.0; map.width],
+            rows: vec![0.0; map.height],
+        }
     }
 
     fn of_pixels(map: &Plane, pixels: &[usize]) -> Self {
@@ -88,7 +105,11 @@ impl Part {
 /// Returns the regions of values over the threshold that touch by sides, in reading order.
 pub(super) fn regions(plane: &Plane, threshold: f32) -> Vec<Region> {
     let (width, height) = (plane.width, plane.height);
-    let mut open: Vec<bool> = plane.values.iter().map(|&value| value > threshold).collect();
+    let mut open: Vec<bool> = plane
+        .values
+        .iter()
+        .map(|&value| value > threshold)
+        .collect();
     let mut regions = Vec::new();
     for start in 0..open.len() {
         if !std::mem::take(&mut open[start]) {
@@ -114,7 +135,13 @@ pub(super) fn regions(plane: &Plane, threshold: f32) -> Vec<Region> {
                 }
             }
         }
-        regions.push(Region { pixels, left, top, right, bottom });
+        regions.push(Region {
+            pixels,
+            left,
+            top,
+            right,
+            bottom,
+        });
     }
     regions
 }
@@ -123,13 +150,18 @@ pub(super) fn regions(plane: &Plane, threshold: f32) -> Vec<Region> {
 /// gray-level histograms", IEEE Trans. SMC 9(1), 1979.
 fn otsu(map: &Plane) -> f32 {
     const BINS: usize = 128;
-    let top = map.values.iter().fold(0.0, |most: f32, &value| most.max(value));
+    let top = map
+        .values
+        .iter()
+        .fold(0.0, |most: f32, &value| most.max(value));
     let mut histogram = [0_u32; BINS];
     for &value in &map.values {
         histogram[((value / top.max(f32::MIN_POSITIVE)) * (BINS - 1) as f32) as usize] += 1;
     }
     let total = map.values.len() as f64;
-    let sum: f64 = (0..BINS).map(|bin| bin as f64 * f64::from(histogram[bin])).sum();
+    let sum: f64 = (0..BINS)
+        .map(|bin| bin as f64 * f64::from(histogram[bin]))
+        .sum();
     let (mut best, mut best_spread) = (0, 0.0);
     let (mut below, mut sum_below) = (0.0, 0.0);
     for (bin, &count) in histogram.iter().enumerate() {
@@ -161,7 +193,10 @@ mod tests {
         assert_eq!(regions.len(), 2);
         assert_eq!(regions[0].pixels, [0, 1]);
         let second = &regions[1];
-        assert_eq!((second.left, second.top, second.right, second.bottom), (2, 1, 4, 3));
+        assert_eq!(
+            (second.left, second.top, second.right, second.bottom),
+            (2, 1, 4, 3)
+        );
     }
 
     #[test]
