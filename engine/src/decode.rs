@@ -47,18 +47,10 @@ fn finish(format: Container, mut decoder: impl ImageDecoder) -> ImageResult<Sour
     room.reserve(decoder.total_bytes())?;
     // Damaged metadata is no reason to refuse a picture that can be shown.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let colour_profile = decoder
-        .icc_profile()
-        .ok()
-        .flatten()
-        .filter(|profile| is_rgb_profile(profile));
+    let colour_profile = decoder.icc_profile().ok().flatten().filter(|profile| is_rgb_profile(profile));
     let mut pixels = DynamicImage::from_decoder(decoder)?;
     pixels.apply_orientation(orientation);
-    Ok(Source {
-        format,
-        pixels: pixels.into_rgb8(),
-        colour_profile,
-    })
+    Ok(Source { format, pixels: pixels.into_rgb8(), colour_profile })
 }
 
 fn limits() -> Limits {

@@ -29,9 +29,7 @@ pub enum CropError {
     UnknownFormat,
 
     /// One of the four formats, but a rare kind of it. 415 `UNSUPPORTED_FILE_TYPES`.
-    #[error(
-        "this kind of {format} is not accepted ({kind}); save it as an ordinary 8-bit RGB {format}"
-    )]
+    #[error("this kind of {format} is not accepted ({kind}); save it as an ordinary 8-bit RGB {format}")]
     UnsupportedKind {
         /// Format by name, such as `JPEG`.
         format: &'static str,
@@ -74,9 +72,7 @@ pub enum CropError {
     },
 
     /// A side over [`MAX_SIDE`]. 413 `FILE_RESOLUTION_EXCEEDS_LIMITS`.
-    #[error(
-        "the picture is {width}x{height}, but no side may exceed {MAX_SIDE} pixels; scale it down first"
-    )]
+    #[error("the picture is {width}x{height}, but no side may exceed {MAX_SIDE} pixels; scale it down first")]
     TooLarge {
         /// Width the file declares, in pixels.
         width: u32,
@@ -130,21 +126,14 @@ impl fmt::Display for TargetSide {
 
 impl CropError {
     pub(crate) fn undecodable(container: Container, reason: impl fmt::Display) -> Self {
-        CropError::Undecodable {
-            format: container.name(),
-            reason: reason.to_string(),
-        }
+        CropError::Undecodable { format: container.name(), reason: reason.to_string() }
     }
 
     pub(crate) fn truncated(container: Container) -> Self {
-        CropError::Truncated {
-            format: container.name(),
-        }
+        CropError::Truncated { format: container.name() }
     }
 
     pub(crate) fn internal(reason: impl fmt::Display) -> Self {
-        CropError::Internal {
-            reason: reason.to_string(),
-        }
+        CropError::Internal { reason: reason.to_string() }
     }
 }

@@ -118,9 +118,5 @@ pub fn crop(image: &[u8], width: u32, height: u32) -> Result<Crop, CropError> {
     let source = decode::decode(image)?;
     let placement = window::place(&source.pixels, width, height)?;
     let bytes = render::render(&source, placement, width, height)?;
-    Ok(Crop {
-        bytes,
-        format: source.format.output(),
-        retain_location: placement,
-    })
+    Ok(Crop { bytes, format: source.format.output(), retain_location: placement })
 }

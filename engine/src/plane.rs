@@ -13,28 +13,18 @@ pub(crate) struct Plane {
 
 impl Plane {
     pub(crate) fn new(width: usize, height: usize, value: f32) -> Self {
-        Plane {
-            width,
-            height,
-            values: vec![value; width * height],
-        }
+        Plane { width, height, values: vec![value; width * height] }
     }
 
     /// Computes a plane of the same shape, value by value.
     pub(crate) fn map(&self, function: impl Fn(f32) -> f32) -> Self {
-        Plane {
-            values: self.values.iter().map(|&value| function(value)).collect(),
-            ..*self
-        }
+        Plane { values: self.values.iter().map(|&value| function(value)).collect(), ..*self }
     }
 
     /// Combines two planes of one shape, value by value.
     pub(crate) fn zip(&self, other: &Plane, function: impl Fn(f32, f32) -> f32) -> Self {
         let pairs = self.values.iter().zip(&other.values);
-        Plane {
-            values: pairs.map(|(&a, &b)| function(a, b)).collect(),
-            ..*self
-        }
+        Plane { values: pairs.map(|(&a, &b)| function(a, b)).collect(), ..*self }
     }
 
     pub(crate) fn mean(&self) -> f32 {
@@ -95,12 +85,7 @@ impl Plane {
 }
 
 /// Hands the mean of every stretch of `2 * radius + 1` values to `put`.
-fn slide(
-    length: usize,
-    radius: usize,
-    get: impl Fn(usize) -> f32,
-    mut put: impl FnMut(usize, f32),
-) {
+fn slide(length: usize, radius: usize, get: impl Fn(usize) -> f32, mut put: impl FnMut(usize, f32)) {
     let at = |index: usize| f64::from(get(index.saturating_sub(radius).min(length - 1)));
     let count = (2 * radius + 1) as f64;
     let mut sum: f64 = (0..2 * radius + 1).map(at).sum();

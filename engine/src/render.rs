@@ -42,12 +42,7 @@ fn scale(
 ) -> Result<RgbImage, CropError> {
     let (left, window_width) = span(source.width(), placement.width, placement.x, width);
     let (top, window_height) = span(source.height(), placement.height, placement.y, height);
-    let window = Window {
-        left,
-        top,
-        width: window_width,
-        height: window_height,
-    };
+    let window = Window { left, top, width: window_width, height: window_height };
     resize::resize(source, window, width, height, FilterType::Lanczos3)
 }
 
@@ -69,17 +64,10 @@ fn encode(
     profile: Option<&[u8]>,
 ) -> Result<(), CropError> {
     if let Some(profile) = profile {
-        encoder
-            .set_icc_profile(profile.to_vec())
-            .map_err(CropError::internal)?;
+        encoder.set_icc_profile(profile.to_vec()).map_err(CropError::internal)?;
     }
     encoder
-        .write_image(
-            pixels,
-            pixels.width(),
-            pixels.height(),
-            ExtendedColorType::Rgb8,
-        )
+        .write_image(pixels, pixels.width(), pixels.height(), ExtendedColorType::Rgb8)
         .map_err(CropError::internal)
 }
 
@@ -96,10 +84,7 @@ mod tests {
                         let offset = offset.max(target as i32 - scaled as i32);
                         let (start, length) = span(source, scaled, offset, target);
                         assert!(start >= 0.0 && length > 0.0);
-                        assert!(
-                            start + length <= source.into(),
-                            "{source} {scaled} {offset}"
-                        );
+                        assert!(start + length <= source.into(), "{source} {scaled} {offset}");
                     }
                 }
             }

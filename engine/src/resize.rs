@@ -32,25 +32,20 @@ pub(crate) fn resize(
     let mut scaled = RgbImage::new(width, height);
     let from = TypedImageRef::<U8x3>::from_buffer(source.width(), source.height(), source)
         .map_err(CropError::internal)?;
-    let mut to =
-        TypedImage::<U8x3>::from_buffer(width, height, &mut scaled).map_err(CropError::internal)?;
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(filter))
-        .crop(window.left, window.top, window.width, window.height);
-    Resizer::new()
-        .resize_typed(&from, &mut to, &options)
-        .map_err(CropError::internal)?;
+    let mut to = TypedImage::<U8x3>::from_buffer(width, height, &mut scaled).map_err(CropError::internal)?;
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).crop(
+        window.left,
+        window.top,
+        window.width,
+        window.height,
+    );
+    Resizer::new().resize_typed(&from, &mut to, &options).map_err(CropError::internal)?;
     Ok(scaled)
 }
 
 impl Window {
     /// The whole of a picture.
     pub(crate) fn all(source: &RgbImage) -> Self {
-        Window {
-            left: 0.0,
-            top: 0.0,
-            width: source.width().into(),
-            height: source.height().into(),
-        }
+        Window { left: 0.0, top: 0.0, width: source.width().into(), height: source.height().into() }
     }
 }

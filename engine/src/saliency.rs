@@ -65,13 +65,7 @@ fn shrink(pixels: &RgbImage) -> Result<RgbImage, CropError> {
     }
     let side = |length: u32| (length * THUMBNAIL_SIDE).div_ceil(longest);
     let (width, height) = (side(pixels.width()), side(pixels.height()));
-    resize::resize(
-        pixels,
-        Window::all(pixels),
-        width,
-        height,
-        FilterType::Hamming,
-    )
+    resize::resize(pixels, Window::all(pixels), width, height, FilterType::Hamming)
 }
 
 /// What the cues look at.
@@ -110,11 +104,7 @@ fn combine(channels: &Channels) -> Plane {
     let barrier = barriers(channels, &barrier::seeds(&foreign));
     let contrast = contrast(&channels.coarse);
     let mut map = Plane::new(foreign.width, foreign.height, 0.0);
-    for (weight, cue, least) in [
-        (0.45, barrier, 30.0),
-        (0.35, foreign, 3.0),
-        (0.2, contrast, 10.0),
-    ] {
+    for (weight, cue, least) in [(0.45, barrier, 30.0), (0.35, foreign, 3.0), (0.2, contrast, 10.0)] {
         let cue = promoted(&cue.normalised(least));
         map = map.zip(&cue, |sum, value| sum + weight * value);
     }

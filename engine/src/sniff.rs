@@ -78,10 +78,7 @@ pub(crate) fn sniff(data: &[u8]) -> Result<Container, CropError> {
         Container::Webp => webp::walk(data),
     }?;
     if header.width > MAX_SIDE || header.height > MAX_SIDE {
-        return Err(CropError::TooLarge {
-            width: header.width,
-            height: header.height,
-        });
+        return Err(CropError::TooLarge { width: header.width, height: header.height });
     }
     if !header.complete {
         return Err(CropError::truncated(container));

@@ -10,23 +10,10 @@ use crate::saliency::{self, Attention, Part};
 use crate::{CropError, RetainLocation};
 
 /// Says where the whole source lies in a new picture of `width` x `height`.
-pub(crate) fn place(
-    pixels: &RgbImage,
-    width: u32,
-    height: u32,
-) -> Result<RetainLocation, CropError> {
+pub(crate) fn place(pixels: &RgbImage, width: u32, height: u32) -> Result<RetainLocation, CropError> {
     let slide = Slide::new(pixels, width, height);
-    let mut placement = RetainLocation {
-        width,
-        height,
-        x: 0,
-        y: 0,
-    };
-    let start = if slide.slack() == 0 {
-        0
-    } else {
-        slide.best_start(&saliency::attend(pixels)?)
-    };
+    let mut placement = RetainLocation { width, height, x: 0, y: 0 };
+    let start = if slide.slack() == 0 { 0 } else { slide.best_start(&saliency::attend(pixels)?) };
     // At most 2000 times 2000 pixels, so an i32 holds it.
     let offset = -i32::try_from(start).map_err(CropError::internal)?;
     match slide.axis {
@@ -55,8 +42,8 @@ struct Slide {
 impl Slide {
     fn new(pixels: &RgbImage, width: u32, height: u32) -> Self {
         let (source_width, source_height) = (pixels.width(), pixels.height());
-        let wider_than_target = u64::from(source_width) * u64::from(height)
-            > u64::from(width) * u64::from(source_height);
+        let wider_than_target =
+            u64::from(source_width) * u64::from(height) > u64::from(width) * u64::from(source_height);
         if wider_than_target {
             Slide {
                 axis: Axis::Horizontal,
@@ -81,9 +68,7 @@ impl Slide {
         let profile = Profile::new(attention, self.axis);
         let length = profile.whole.len() as f64;
         let window = length * f64::from(self.target) / f64::from(self.scaled);
-        let steps = self
-            .slack()
-            .min(STEPS_PER_PIXEL * profile.whole.len() as u32);
+        let steps = self.slack().min(STEPS_PER_PIXEL * profile.whole.len() as u32);
         // From the middle outwards, so that of equal places the most central wins.
         let mut order: Vec<u32> = (0..=steps).collect();
         order.sort_by_key(|&step| (2 * step).abs_diff(steps));
@@ -166,9 +151,7 @@ impl Profile {
 fn middle_of(profile: &[f64]) -> Option<f64> {
     let weight: f64 = profile.iter().sum();
     let moments = profile.iter().enumerate();
-    let moment: f64 = moments
-        .map(|(index, weight)| (index as f64 + 0.5) * weight)
-        .sum();
+    let moment: f64 = moments.map(|(index, weight)| (index as f64 + 0.5) * weight).sum();
     (weight > 0.0).then(|| moment / weight)
 }
 
@@ -196,25 +179,15 @@ mod tests {
     use super::*;
 
     fn attention(columns: &[f64], parts: &[&[f64]]) -> Attention {
-        let part = |columns: &[f64]| Part {
-            columns: columns.to_vec(),
-            rows: vec![1.0],
-        };
-        Attention {
-            whole: part(columns),
-            parts: parts.iter().map(|columns| part(columns)).collect(),
-        }
+        let part = |columns: &[f64]| Part { columns: columns.to_vec(), rows: vec![1.0] };
+        Attention { whole: part(columns), parts: parts.iter().map(|columns| part(columns)).collect() }
     }
 
     #[test]
     fn the_axis_and_the_scaled_length_follow_from_the_shapes() {
         let check = |source: (u32, u32), target: (u32, u32), axis, scaled| {
             let slide = Slide::new(&RgbImage::new(source.0, source.1), target.0, target.1);
-            assert_eq!(
-                (slide.axis, slide.scaled),
-                (axis, scaled),
-                "{source:?} {target:?}"
-            );
+            assert_eq!((slide.axis, slide.scaled), (axis, scaled), "{source:?} {target:?}");
         };
         check((1600, 900), (400, 400), Axis::Horizontal, 711);
         check((900, 1600), (400, 400), Axis::Vertical, 711);
@@ -228,11 +201,7 @@ mod tests {
 
     /// Ten pixels of thumbnail for a hundred of the scaled source, and a window of forty.
     fn best_start(attention: &Attention) -> u32 {
-        let slide = Slide {
-            axis: Axis::Horizontal,
-            scaled: 100,
-            target: 40,
-        };
+        let slide = Slide { axis: Axis::Horizontal, scaled: 100, target: 40 };
         slide.best_start(attention)
     }
 

@@ -39,9 +39,7 @@ pub(super) fn seeds(foreignness: &Plane) -> Vec<bool> {
             .collect(),
     };
     let most = (border.quantile(0.5) * USUAL_TIMES_MEDIAN).max(USUAL_SPREADS);
-    (0..width * height)
-        .map(|index| at_border(index) && foreignness.values[index] <= most)
-        .collect()
+    (0..width * height).map(|index| at_border(index) && foreignness.values[index] <= most).collect()
 }
 
 /// The best path found so far from a pixel to a seed.
@@ -85,10 +83,7 @@ fn distance(channel: &Plane, seeds: &[bool]) -> Plane {
             }
         }
     }
-    Plane {
-        values: paths.iter().map(|path| path.barrier).collect(),
-        ..*channel
-    }
+    Plane { values: paths.iter().map(|path| path.barrier).collect(), ..*channel }
 }
 
 /// Takes a neighbour's path, if it leads on with a lower barrier than the one known.
@@ -110,21 +105,14 @@ mod tests {
     use super::*;
 
     fn plane(width: usize, rows: &[f32]) -> Plane {
-        Plane {
-            width,
-            height: rows.len() / width,
-            values: rows.to_vec(),
-        }
+        Plane { width, height: rows.len() / width, values: rows.to_vec() }
     }
 
     #[test]
     fn an_island_is_as_far_as_it_is_high_and_a_ramp_is_near() {
         let island = plane(4, &[1., 1., 1., 1., 1., 9., 9., 1., 1., 1., 1., 1.]);
         let border = |plane: &Plane| seeds(&Plane::new(plane.width, plane.height, 0.0));
-        assert_eq!(
-            distance(&island, &border(&island)).values[4..8],
-            [0.0, 8.0, 8.0, 0.0]
-        );
+        assert_eq!(distance(&island, &border(&island)).values[4..8], [0.0, 8.0, 8.0, 0.0]);
         let ramp = plane(4, &[1., 3., 5., 7., 1., 3., 5., 7., 1., 3., 5., 7.]);
         assert_eq!(distance(&ramp, &border(&ramp)).values, [0.0; 12]);
     }
@@ -146,10 +134,7 @@ mod tests {
     #[test]
     fn a_picture_of_one_row_is_all_border() {
         let row = plane(3, &[1., 9., 1.]);
-        assert_eq!(
-            distance(&row, &seeds(&Plane::new(3, 1, 0.0))).values,
-            [0.0; 3]
-        );
+        assert_eq!(distance(&row, &seeds(&Plane::new(3, 1, 0.0))).values, [0.0; 3]);
     }
 
     #[test]

@@ -28,19 +28,14 @@ pub(super) fn foreignness(lab: &[Plane; 3], texture: &Plane) -> Plane {
         (width - across..width, 0..height),
     ];
     let strips = strips.map(|(columns, rows)| {
-        let indices: Vec<usize> = rows
-            .flat_map(|y| columns.clone().map(move |x| y * width + x))
-            .collect();
+        let indices: Vec<usize> = rows.flat_map(|y| columns.clone().map(move |x| y * width + x)).collect();
         Strip::learn(lab, texture, &indices)
     });
     let mut out = Plane::new(width, height, 0.0);
     for (index, value) in out.values.iter_mut().enumerate() {
         let colour = [0, 1, 2].map(|channel| lab[channel].values[index]);
-        let distances = strips.each_ref().map(|strip| {
-            strip
-                .distance(colour, texture.values[index])
-                .min(SATURATION)
-        });
+        let distances =
+            strips.each_ref().map(|strip| strip.distance(colour, texture.values[index]).min(SATURATION));
         let largest = distances.iter().fold(0.0, |most: f32, &d| most.max(d));
         *value = (distances.iter().sum::<f32>() - largest) / 3.0;
     }
@@ -66,9 +61,8 @@ impl Strip {
         let mean = [0, 1, 2].map(|channel| mean_of(&|index| at(channel, index)));
         let covariance = [0, 1, 2].map(|row| {
             [0, 1, 2].map(|column| {
-                let together = mean_of(&|index| {
-                    (at(row, index) - mean[row]) * (at(column, index) - mean[column])
-                });
+                let together =
+                    mean_of(&|index| (at(row, index) - mean[row]) * (at(column, index) - mean[column]));
                 together + if row == column { LEAST_VARIANCE } else { 0.0 }
             })
         });
@@ -92,9 +86,7 @@ impl Strip {
             }
         }
         let texture = texture - self.texture_mean;
-        (square + texture * texture / self.texture_variance)
-            .max(0.0)
-            .sqrt()
+        (square + texture * texture / self.texture_variance).max(0.0).sqrt()
     }
 }
 

@@ -55,11 +55,7 @@ static CURVE: [f32; CURVE_STEPS + 1] = {
     let mut step = 0;
     while step <= CURVE_STEPS {
         let light = step as f32 / CURVE_STEPS as f32;
-        table[step] = if light > 0.008_856 {
-            root(light, 3)
-        } else {
-            7.787 * light + 16.0 / 116.0
-        };
+        table[step] = if light > 0.008_856 { root(light, 3) } else { 7.787 * light + 16.0 / 116.0 };
         step += 1;
     }
     table
@@ -115,10 +111,7 @@ mod tests {
     fn lab_matches_known_colours() {
         let check = |rgb, expected: [f32; 3]| {
             for (value, expected) in lab_of(Rgb(rgb)).into_iter().zip(expected) {
-                assert!(
-                    (value - expected).abs() < 0.6,
-                    "{rgb:?}: {value} {expected}"
-                );
+                assert!((value - expected).abs() < 0.6, "{rgb:?}: {value} {expected}");
             }
         };
         check([0, 0, 0], [0.0, 0.0, 0.0]);
@@ -131,22 +124,10 @@ mod tests {
 
     #[test]
     fn skin_of_all_tones_is_told_from_other_things() {
-        for tone in [
-            [255, 219, 172],
-            [224, 172, 105],
-            [198, 134, 66],
-            [141, 85, 36],
-            [96, 60, 40],
-        ] {
+        for tone in [[255, 219, 172], [224, 172, 105], [198, 134, 66], [141, 85, 36], [96, 60, 40]] {
             assert!(skin(Rgb(tone)) > 0.5, "{tone:?}: {}", skin(Rgb(tone)));
         }
-        for other in [
-            [90, 140, 220],
-            [60, 130, 50],
-            [128, 128, 128],
-            [240, 90, 30],
-            [20, 10, 8],
-        ] {
+        for other in [[90, 140, 220], [60, 130, 50], [128, 128, 128], [240, 90, 30], [20, 10, 8]] {
             assert!(skin(Rgb(other)) < 0.4, "{other:?}: {}", skin(Rgb(other)));
         }
     }

@@ -34,17 +34,13 @@ pub(crate) fn find(thumbnail: &RgbImage) -> Vec<Face> {
         *value = colour::skin(*pixel);
     }
     let skin = skin.box_blurred(1);
-    let share =
-        skin.values.iter().filter(|&&value| value > 0.5).count() as f32 / skin.values.len() as f32;
+    let share = skin.values.iter().filter(|&&value| value > 0.5).count() as f32 / skin.values.len() as f32;
     // From a quarter of the picture on it fades, and at three fifths nothing is left.
     let trust = ((0.6 - share) / 0.35).clamp(0.0, 1.0);
     let lightness = Plane {
         width,
         height,
-        values: thumbnail
-            .pixels()
-            .map(|pixel| pixel.0.map(f32::from).iter().sum::<f32>() / 3.0)
-            .collect(),
+        values: thumbnail.pixels().map(|pixel| pixel.0.map(f32::from).iter().sum::<f32>() / 3.0).collect(),
     };
     let mut faces: Vec<Face> = parts::regions(&skin, 0.5)
         .into_iter()
@@ -98,8 +94,7 @@ impl Inside {
         let mut members = region.pixels.clone();
         members.sort_unstable();
         let (width, height) = (region.right - region.left, region.bottom - region.top);
-        let from_middle =
-            |place: usize, length: usize| (2 * place + 1) as f32 / length as f32 - 1.0;
+        let from_middle = |place: usize, length: usize| (2 * place + 1) as f32 / length as f32 - 1.0;
         let (mut all, mut patch, mut upper, mut dark, mut glaring) = (0, 0, 0, 0, 0);
         for y in 0..height {
             for x in 0..width {
@@ -119,11 +114,7 @@ impl Inside {
             }
         }
         let share = |count: u32, all: u32| count as f32 / all.max(1) as f32;
-        Inside {
-            patch: share(patch, all),
-            dark: share(dark, upper),
-            glaring: share(glaring, all),
-        }
+        Inside { patch: share(patch, all), dark: share(dark, upper), glaring: share(glaring, all) }
     }
 }
 
@@ -168,10 +159,7 @@ mod tests {
     #[test]
     fn an_oval_without_eyes_is_less_of_a_face() {
         let without = find(&oval(30.0, 40.0, false));
-        assert!(
-            without.iter().all(|face| face.likeness < 0.5),
-            "{without:?}"
-        );
+        assert!(without.iter().all(|face| face.likeness < 0.5), "{without:?}");
     }
 
     #[test]

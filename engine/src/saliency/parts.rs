@@ -36,10 +36,8 @@ pub(super) fn whole(map: &Plane) -> Part {
 
 /// Returns the map's heaviest things.
 pub(super) fn things(map: &Plane) -> Vec<Part> {
-    let mut parts: Vec<Part> = regions(map, otsu(map))
-        .iter()
-        .map(|region| Part::of_pixels(map, &region.pixels))
-        .collect();
+    let mut parts: Vec<Part> =
+        regions(map, otsu(map)).iter().map(|region| Part::of_pixels(map, &region.pixels)).collect();
     parts.sort_by(|a, b| b.weight().total_cmp(&a.weight()));
     parts.truncate(MOST_PARTS);
     parts
@@ -73,10 +71,7 @@ fn spread(profile: &mut [f64], range: Range<usize>, weight: f64) {
 
 impl Part {
     fn empty(map: &Plane) -> Self {
-        Part {
-            columns: vec![0.0; map.width],
-            rows: vec![0.0; map.height],
-        }
+        Part { columns: vec![0.0; map.width], rows: vec![0.0; map.height] }
     }
 
     fn of_pixels(map: &Plane, pixels: &[usize]) -> Self {
@@ -105,11 +100,7 @@ impl Part {
 /// Returns the regions of values over the threshold that touch by sides, in reading order.
 pub(super) fn regions(plane: &Plane, threshold: f32) -> Vec<Region> {
     let (width, height) = (plane.width, plane.height);
-    let mut open: Vec<bool> = plane
-        .values
-        .iter()
-        .map(|&value| value > threshold)
-        .collect();
+    let mut open: Vec<bool> = plane.values.iter().map(|&value| value > threshold).collect();
     let mut regions = Vec::new();
     for start in 0..open.len() {
         if !std::mem::take(&mut open[start]) {
@@ -135,13 +126,7 @@ pub(super) fn regions(plane: &Plane, threshold: f32) -> Vec<Region> {
                 }
             }
         }
-        regions.push(Region {
-            pixels,
-            left,
-            top,
-            right,
-            bottom,
-        });
+        regions.push(Region { pixels, left, top, right, bottom });
     }
     regions
 }
@@ -150,18 +135,13 @@ pub(super) fn regions(plane: &Plane, threshold: f32) -> Vec<Region> {
 /// gray-level histograms", IEEE Trans. SMC 9(1), 1979.
 fn otsu(map: &Plane) -> f32 {
     const BINS: usize = 128;
-    let top = map
-        .values
-        .iter()
-        .fold(0.0, |most: f32, &value| most.max(value));
+    let top = map.values.iter().fold(0.0, |most: f32, &value| most.max(value));
     let mut histogram = [0_u32; BINS];
     for &value in &map.values {
         histogram[((value / top.max(f32::MIN_POSITIVE)) * (BINS - 1) as f32) as usize] += 1;
     }
     let total = map.values.len() as f64;
-    let sum: f64 = (0..BINS)
-        .map(|bin| bin as f64 * f64::from(histogram[bin]))
-        .sum();
+    let sum: f64 = (0..BINS).map(|bin| bin as f64 * f64::from(histogram[bin])).sum();
     let (mut best, mut best_spread) = (0, 0.0);
     let (mut below, mut sum_below) = (0.0, 0.0);
     for (bin, &count) in histogram.iter().enumerate() {
@@ -193,10 +173,7 @@ mod tests {
         assert_eq!(regions.len(), 2);
         assert_eq!(regions[0].pixels, [0, 1]);
         let second = &regions[1];
-        assert_eq!(
-            (second.left, second.top, second.right, second.bottom),
-            (2, 1, 4, 3)
-        );
+        assert_eq!((second.left, second.top, second.right, second.bottom), (2, 1, 4, 3));
     }
 
     #[test]

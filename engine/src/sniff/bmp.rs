@@ -48,11 +48,7 @@ pub(super) fn walk(data: &[u8]) -> Result<Header, CropError> {
         4 | 5 => return unsupported("another format inside"),
         _ => return unsupported("an unknown compression"),
     };
-    Ok(Header {
-        width: layout.width,
-        height: layout.height,
-        complete,
-    })
+    Ok(Header { width: layout.width, height: layout.height, complete })
 }
 
 /// Reads both kinds of header; `None` if the file ends inside it.
@@ -92,19 +88,14 @@ fn has_grey_palette(bytes: Bytes<'_>, header_length: usize, layout: &Layout) -> 
     };
     let at = FILE_HEADER.saturating_add(header_length);
     bytes.slice(at, count * entry).is_some_and(|palette| {
-        palette
-            .chunks_exact(entry)
-            .all(|colour| colour[0] == colour[1] && colour[1] == colour[2])
+        palette.chunks_exact(entry).all(|colour| colour[0] == colour[1] && colour[1] == colour[2])
     })
 }
 
 /// Says whether the file is long enough for rows of whole four-byte words.
 fn has_all_rows(bytes: Bytes<'_>, layout: &Layout) -> bool {
     let row_bits = u64::from(layout.width) * u64::from(layout.depth);
-    let needed = row_bits
-        .div_ceil(32)
-        .saturating_mul(4)
-        .saturating_mul(layout.height.into());
+    let needed = row_bits.div_ceil(32).saturating_mul(4).saturating_mul(layout.height.into());
     (layout.pixels_at as u64).saturating_add(needed) <= bytes.len() as u64
 }
 
@@ -181,10 +172,7 @@ mod tests {
         for compression in [4, 5] {
             let kind = "another format inside";
             let format = "BMP";
-            check(
-                &file(24, compression, &[], &[0; 32]),
-                Err(CropError::UnsupportedKind { format, kind }),
-            );
+            check(&file(24, compression, &[], &[0; 32]), Err(CropError::UnsupportedKind { format, kind }));
         }
     }
 

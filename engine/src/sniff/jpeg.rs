@@ -59,11 +59,7 @@ pub(super) fn walk(data: &[u8]) -> Result<Header, CropError> {
     };
     match frame {
         Some(_) if complete && scans == 0 => Err(undecodable("it has no picture data")),
-        Some((width, height)) => Ok(Header {
-            width,
-            height,
-            complete,
-        }),
+        Some((width, height)) => Ok(Header { width, height, complete }),
         None if complete => Err(undecodable("it has no frame header")),
         None => Err(CropError::truncated(Container::Jpeg)),
     }
@@ -102,25 +98,15 @@ fn is_frame(marker: u8) -> bool {
 
 /// Reads a frame header at `at`: its width and height, `None` if the file ends inside it.
 fn read_frame(bytes: Bytes<'_>, marker: u8, at: usize) -> Result<Option<(u32, u32)>, CropError> {
-    let (Some(precision), Some(height), Some(width), Some(components)) = (
-        bytes.u8(at + 2),
-        bytes.u16_be(at + 3),
-        bytes.u16_be(at + 5),
-        bytes.u8(at + 7),
-    ) else {
+    let (Some(precision), Some(height), Some(width), Some(components)) =
+        (bytes.u8(at + 2), bytes.u16_be(at + 3), bytes.u16_be(at + 5), bytes.u8(at + 7))
+    else {
         return Ok(None);
     };
-    let unsupported = |kind| {
-        Err(CropError::UnsupportedKind {
-            format: Container::Jpeg.name(),
-            kind,
-        })
-    };
+    let unsupported = |kind| Err(CropError::UnsupportedKind { format: Container::Jpeg.name(), kind });
     match components {
         1 => {
-            return Err(CropError::Greyscale {
-                format: Container::Jpeg.name(),
-            });
+            return Err(CropError::Greyscale { format: Container::Jpeg.name() });
         }
         3 => {}
         4 => return Err(CropError::Cmyk),
@@ -171,11 +157,7 @@ mod tests {
     #[test]
     fn a_whole_file_is_complete_with_restarts_fill_bytes_and_a_tail() {
         let data = file(&[&[0xFF, 0xFF], &frame(0xC0, 3), &scan(), END, b"tail"]);
-        let expected = Header {
-            width: 30,
-            height: 20,
-            complete: true,
-        };
+        let expected = Header { width: 30, height: 20, complete: true };
         assert_eq!(walk(&data), Ok(expected));
     }
 
@@ -207,13 +189,7 @@ mod tests {
         check(1, CropError::Greyscale { format: "JPEG" });
         check(4, CropError::Cmyk);
         let kind = "neither one, three nor four components";
-        check(
-            2,
-            CropError::UnsupportedKind {
-                format: "JPEG",
-                kind,
-            },
-        );
+        check(2, CropError::UnsupportedKind { format: "JPEG", kind });
     }
 
     #[test]
@@ -221,10 +197,7 @@ mod tests {
         for marker in [0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF] {
             let data = file(&[&frame(marker, 3), &scan(), END]);
             let error = walk(&data).unwrap_err();
-            assert!(
-                matches!(error, CropError::UnsupportedKind { .. }),
-                "{marker:x}: {error}"
-            );
+            assert!(matches!(error, CropError::UnsupportedKind { .. }), "{marker:x}: {error}");
         }
     }
 

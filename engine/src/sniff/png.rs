@@ -20,10 +20,7 @@ pub(super) fn walk(data: &[u8]) -> Result<Header, CropError> {
     if bytes.array(at + 4) != Some(*b"IHDR") || bytes.u32_be(at) != Some(13) {
         return Err(undecodable("its header chunk is missing"));
     }
-    let (width, height) = (
-        bytes.u32_be(at + 8).unwrap_or(0),
-        bytes.u32_be(at + 12).unwrap_or(0),
-    );
+    let (width, height) = (bytes.u32_be(at + 8).unwrap_or(0), bytes.u32_be(at + 12).unwrap_or(0));
     let format = Container::Png.name();
     match bytes.u8(at + 17) {
         Some(0 | 4) => return Err(CropError::Greyscale { format }),
@@ -57,11 +54,7 @@ pub(super) fn walk(data: &[u8]) -> Result<Header, CropError> {
     if complete && !has_data {
         return Err(undecodable("it has no picture data"));
     }
-    Ok(Header {
-        width,
-        height,
-        complete,
-    })
+    Ok(Header { width, height, complete })
 }
 
 fn undecodable(reason: &str) -> CropError {
@@ -108,21 +101,9 @@ mod tests {
         let format = "PNG";
         let transparent = (b"tRNS", &[0_u8, 1, 0, 1, 0, 1][..]);
         let animated = (b"acTL", &[0_u8; 8][..]);
-        check(
-            2,
-            &[transparent, IDAT, IEND],
-            Err(CropError::Alpha { format }),
-        );
-        check(
-            3,
-            &[transparent, IDAT, IEND],
-            Err(CropError::Alpha { format }),
-        );
-        check(
-            2,
-            &[animated, IDAT, IEND],
-            Err(CropError::Animated { format }),
-        );
+        check(2, &[transparent, IDAT, IEND], Err(CropError::Alpha { format }));
+        check(3, &[transparent, IDAT, IEND], Err(CropError::Alpha { format }));
+        check(2, &[animated, IDAT, IEND], Err(CropError::Animated { format }));
     }
 
     #[test]

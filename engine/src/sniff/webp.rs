@@ -67,16 +67,9 @@ pub(super) fn walk(data: &[u8]) -> Result<Header, CropError> {
         at = next + length as usize % 2;
     };
     if whole && !has_picture {
-        return Err(CropError::undecodable(
-            Container::Webp,
-            "it has no picture data",
-        ));
+        return Err(CropError::undecodable(Container::Webp, "it has no picture data"));
     }
-    Ok(Header {
-        width,
-        height,
-        complete: whole,
-    })
+    Ok(Header { width, height, complete: whole })
 }
 
 /// Reads the extended header's canvas: 24-bit sizes, less one.
@@ -141,10 +134,7 @@ mod tests {
         check(&[(b"VP8 ", LOSSY)], (30, 20, true));
         check(&[(b"VP8L", &lossless(30, 20, 0))], (30, 20, true));
         check(&[(b"VP8X", &extended(0)), (b"VP8 ", LOSSY)], (30, 20, true));
-        check(
-            &[(b"VP8X", &extended(0)), (b"VP8L", &lossless(9000, 20, 0))],
-            (9000, 20, true),
-        );
+        check(&[(b"VP8X", &extended(0)), (b"VP8L", &lossless(9000, 20, 0))], (9000, 20, true));
     }
 
     #[test]

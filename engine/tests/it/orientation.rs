@@ -12,11 +12,7 @@ use crate::scene;
 /// No two of its corners are alike, and it is wider than high.
 fn upright() -> RgbImage {
     RgbImage::from_fn(72, 48, |x, y| {
-        Rgb([
-            (3 * x) as u8,
-            (5 * y) as u8,
-            if x < 24 && y < 24 { 250 } else { 40 },
-        ])
+        Rgb([(3 * x) as u8, (5 * y) as u8, if x < 24 && y < 24 { 250 } else { 40 }])
     })
 }
 
@@ -63,9 +59,7 @@ fn jpeg(picture: &RgbImage, orientation: u16) -> Vec<u8> {
 fn with_exif(mut encoder: impl ImageEncoder, picture: &RgbImage, orientation: u16) {
     encoder.set_exif_metadata(exif(orientation)).unwrap();
     let (width, height) = picture.dimensions();
-    encoder
-        .write_image(picture, width, height, ExtendedColorType::Rgb8)
-        .unwrap();
+    encoder.write_image(picture, width, height, ExtendedColorType::Rgb8).unwrap();
 }
 
 fn cropped(source: &[u8], target: (u32, u32)) -> RgbImage {
@@ -81,11 +75,7 @@ fn a_jpeg_of_any_orientation_looks_like_the_upright_one() {
         let source = jpeg(&stored(&upright, orientation), orientation);
         let answer = cropped(&source, (60, 40));
         // JPEG loses a little, and not the same in every direction.
-        let apart: u64 = answer
-            .iter()
-            .zip(expected.iter())
-            .map(|(a, b)| u64::from(a.abs_diff(*b)))
-            .sum();
+        let apart: u64 = answer.iter().zip(expected.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
         let mean = apart as f64 / expected.len() as f64;
         assert!(mean < 4.0, "orientation {orientation}: {mean}");
     }
@@ -100,18 +90,10 @@ fn png_and_webp_of_any_orientation_give_the_same_answer_as_the_upright_one() {
             let picture = stored(&upright, orientation);
             let mut png = Cursor::new(Vec::new());
             with_exif(PngEncoder::new(&mut png), &picture, orientation);
-            assert_eq!(
-                cropped(png.get_ref(), target),
-                expected,
-                "PNG {orientation}"
-            );
+            assert_eq!(cropped(png.get_ref(), target), expected, "PNG {orientation}");
             let mut webp = Cursor::new(Vec::new());
             with_exif(WebPEncoder::new_lossless(&mut webp), &picture, orientation);
-            assert_eq!(
-                cropped(webp.get_ref(), target),
-                expected,
-                "WebP {orientation}"
-            );
+            assert_eq!(cropped(webp.get_ref(), target), expected, "WebP {orientation}");
         }
     }
 }

@@ -6,9 +6,7 @@ use image::{GenericImageView, ImageFormat, Rgb, RgbImage};
 use crate::scene::{self, Background, Spot, Subject};
 
 fn picture(width: u32, height: u32) -> RgbImage {
-    RgbImage::from_fn(width, height, |x, y| {
-        Rgb([(x * 7) as u8, (y * 5) as u8, 90])
-    })
+    RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, 90]))
 }
 
 /// Decodes what came back and checks it against what was asked.
@@ -34,26 +32,13 @@ fn check_location(at: RetainLocation, source: (u32, u32), target: (u32, u32)) {
     assert!(at.width == target.0 || at.height == target.1, "{at:?}");
     assert!(at.x + at.width as i32 >= target.0 as i32, "{at:?}");
     assert!(at.y + at.height as i32 >= target.1 as i32, "{at:?}");
-    let scale = f64::max(
-        f64::from(target.0) / f64::from(source.0),
-        f64::from(target.1) / f64::from(source.1),
-    );
-    assert!(
-        (f64::from(at.width) - f64::from(source.0) * scale).abs() <= 0.5,
-        "{at:?}"
-    );
-    assert!(
-        (f64::from(at.height) - f64::from(source.1) * scale).abs() <= 0.5,
-        "{at:?}"
-    );
+    let scale =
+        f64::max(f64::from(target.0) / f64::from(source.0), f64::from(target.1) / f64::from(source.1));
+    assert!((f64::from(at.width) - f64::from(source.0) * scale).abs() <= 0.5, "{at:?}");
+    assert!((f64::from(at.height) - f64::from(source.1) * scale).abs() <= 0.5, "{at:?}");
 }
 
-const FORMATS: [ImageFormat; 4] = [
-    ImageFormat::Jpeg,
-    ImageFormat::Png,
-    ImageFormat::Bmp,
-    ImageFormat::WebP,
-];
+const FORMATS: [ImageFormat; 4] = [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::Bmp, ImageFormat::WebP];
 
 #[test]
 fn every_format_comes_out_at_exactly_the_asked_size() {
@@ -83,11 +68,7 @@ fn the_largest_source_is_accepted() {
 
 #[test]
 fn the_same_bytes_in_give_the_same_bytes_out() {
-    let at = Spot {
-        x: 130,
-        y: 60,
-        size: 50,
-    };
+    let at = Spot { x: 130, y: 60, size: 50 };
     let drawn = scene::draw(200, 120, Background::Noise, Subject::StripedDisc, at);
     let drawn = image::load_from_memory(&drawn).unwrap().to_rgb8();
     for format in FORMATS {
@@ -98,11 +79,7 @@ fn the_same_bytes_in_give_the_same_bytes_out() {
 
 #[test]
 fn the_location_of_a_wide_source_in_a_square_is_as_documented() {
-    let at = Spot {
-        x: 700,
-        y: 350,
-        size: 200,
-    };
+    let at = Spot { x: 700, y: 350, size: 200 };
     let source = scene::draw(1600, 900, Background::Gradient, Subject::RedDisc, at);
     let at = crop(&source, 400, 400).unwrap().retain_location;
     assert_eq!((at.width, at.height, at.y), (711, 400, 0));
@@ -112,22 +89,13 @@ fn the_location_of_a_wide_source_in_a_square_is_as_documented() {
 #[test]
 fn a_target_of_the_sources_shape_keeps_everything() {
     let at = check(&picture(300, 200), ImageFormat::Png, (150, 100)).retain_location;
-    let whole = RetainLocation {
-        width: 150,
-        height: 100,
-        x: 0,
-        y: 0,
-    };
+    let whole = RetainLocation { width: 150, height: 100, x: 0, y: 0 };
     assert_eq!(at, whole);
 }
 
 #[test]
 fn the_location_says_where_the_pixels_came_from() {
-    let at = Spot {
-        x: 140,
-        y: 20,
-        size: 60,
-    };
+    let at = Spot { x: 140, y: 20, size: 60 };
     let source = scene::draw(300, 100, Background::Clouds, Subject::GreenCross, at);
     let crop = crop(&source, 100, 100).unwrap();
     let start = -crop.retain_location.x;

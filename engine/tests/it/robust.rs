@@ -11,48 +11,32 @@ const PROGRESSIVE: &[u8] = include_bytes!("../../../tests/images/rocket-progress
 const LOSSY: &[u8] = include_bytes!("../../../tests/images/rocket-lossy.webp");
 
 fn sources() -> Vec<Vec<u8>> {
-    let picture = RgbImage::from_fn(48, 32, |x, y| {
-        Rgb([(x * 5) as u8, (y * 7) as u8, ((x * y) % 251) as u8])
-    });
+    let picture =
+        RgbImage::from_fn(48, 32, |x, y| Rgb([(x * 5) as u8, (y * 7) as u8, ((x * y) % 251) as u8]));
     let mut palette = std::io::Cursor::new(Vec::new());
     let grey = image::DynamicImage::ImageRgb8(picture.clone()).to_luma8();
     grey.write_to(&mut palette, ImageFormat::Bmp).unwrap();
     let mut palette = palette.into_inner();
     // One colour that is no grey makes it acceptable.
     palette[60] ^= 0x40;
-    [
-        ImageFormat::Jpeg,
-        ImageFormat::Png,
-        ImageFormat::Bmp,
-        ImageFormat::WebP,
-    ]
-    .map(|format| scene::encoded(&picture, format))
-    .into_iter()
-    .chain([palette, PROGRESSIVE.to_vec(), LOSSY.to_vec()])
-    .collect()
+    [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::Bmp, ImageFormat::WebP]
+        .map(|format| scene::encoded(&picture, format))
+        .into_iter()
+        .chain([palette, PROGRESSIVE.to_vec(), LOSSY.to_vec()])
+        .collect()
 }
 
 /// A way to damage a file.
 #[derive(Debug, Clone)]
 enum Damage {
     /// Replaces one byte, near the start where headers are if `early`.
-    Byte {
-        at: prop::sample::Index,
-        value: u8,
-        early: bool,
-    },
+    Byte { at: prop::sample::Index, value: u8, early: bool },
     /// Flips one bit.
     Bit { at: prop::sample::Index, bit: u8 },
     /// Takes bytes out.
-    Remove {
-        at: prop::sample::Index,
-        count: usize,
-    },
+    Remove { at: prop::sample::Index, count: usize },
     /// Puts bytes in.
-    Insert {
-        at: prop::sample::Index,
-        bytes: Vec<u8>,
-    },
+    Insert { at: prop::sample::Index, bytes: Vec<u8> },
     /// Drops everything from here on.
     Cut { at: prop::sample::Index },
 }

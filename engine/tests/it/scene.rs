@@ -19,13 +19,8 @@ pub(crate) enum Background {
     Chequered,
 }
 
-pub(crate) const BACKGROUNDS: [Background; 5] = [
-    Background::Gradient,
-    Background::Noise,
-    Background::Clouds,
-    Background::Stripes,
-    Background::Chequered,
-];
+pub(crate) const BACKGROUNDS: [Background; 5] =
+    [Background::Gradient, Background::Noise, Background::Clouds, Background::Stripes, Background::Chequered];
 
 /// What there is to find.
 #[derive(Debug, Clone, Copy)]
@@ -57,13 +52,7 @@ pub(crate) struct Spot {
 }
 
 /// Draws a picture and encodes it as PNG.
-pub(crate) fn draw(
-    width: u32,
-    height: u32,
-    background: Background,
-    subject: Subject,
-    at: Spot,
-) -> Vec<u8> {
+pub(crate) fn draw(width: u32, height: u32, background: Background, subject: Subject, at: Spot) -> Vec<u8> {
     let mut noise = Noise(0x9E37_79B9);
     let picture = RgbImage::from_fn(width, height, |x, y| {
         let ground = ground(background, x, y, width, height, &mut noise);
@@ -97,14 +86,7 @@ impl Noise {
     }
 }
 
-fn ground(
-    background: Background,
-    x: u32,
-    y: u32,
-    width: u32,
-    height: u32,
-    noise: &mut Noise,
-) -> [u8; 3] {
+fn ground(background: Background, x: u32, y: u32, width: u32, height: u32, noise: &mut Noise) -> [u8; 3] {
     match background {
         Background::Gradient => {
             let across = (140 * x / width) as u8;
@@ -134,9 +116,7 @@ fn figure(subject: Subject, x: u32, y: u32, size: u32) -> Option<[u8; 3]> {
         Subject::DarkSquare => Some([35, 30, 45]),
         Subject::PaleRing => (0.55..1.0).contains(&radius).then_some([245, 240, 225]),
         Subject::BlueTriangle => (across.abs() < (down + 1.0) / 2.0).then_some([40, 60, 200]),
-        Subject::StripedDisc if radius < 1.0 => {
-            Some([if (x / 4).is_multiple_of(2) { 15 } else { 235 }; 3])
-        }
+        Subject::StripedDisc if radius < 1.0 => Some([if (x / 4).is_multiple_of(2) { 15 } else { 235 }; 3]),
         Subject::StripedDisc => None,
         Subject::GreenCross => (across.abs() < 0.35 || down.abs() < 0.35).then_some([30, 150, 50]),
     }

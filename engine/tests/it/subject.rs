@@ -38,10 +38,7 @@ fn kept(placement: RetainLocation, size: (u32, u32), target: (u32, u32)) -> Area
 fn centre_kept(size: (u32, u32), target: (u32, u32)) -> Area {
     let (width, height) = (f64::from(size.0), f64::from(size.1));
     let scale = (f64::from(target.0) / width).max(f64::from(target.1) / height);
-    let (half_width, half_height) = (
-        f64::from(target.0) / scale / 2.0,
-        f64::from(target.1) / scale / 2.0,
-    );
+    let (half_width, half_height) = (f64::from(target.0) / scale / 2.0, f64::from(target.1) / scale / 2.0);
     Area {
         left: width / 2.0 - half_width,
         top: height / 2.0 - half_height,
@@ -50,17 +47,7 @@ fn centre_kept(size: (u32, u32), target: (u32, u32)) -> Area {
     }
 }
 
-const PLACES: [(u32, u32); 9] = [
-    (0, 0),
-    (1, 0),
-    (2, 0),
-    (0, 1),
-    (1, 1),
-    (2, 1),
-    (0, 2),
-    (1, 2),
-    (2, 2),
-];
+const PLACES: [(u32, u32); 9] = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (2, 2)];
 
 /// Crops every subject on every background in nine places; each has to be kept whole.
 fn check_nine_places(size: (u32, u32), target: (u32, u32), subject_size: u32) {
@@ -69,10 +56,8 @@ fn check_nine_places(size: (u32, u32), target: (u32, u32), subject_size: u32) {
         y: size.1 * (2 * row + 1) / 6 - subject_size / 2,
         size: subject_size,
     };
-    let lost_by_centre_crop = PLACES
-        .iter()
-        .filter(|&&place| !centre_kept(size, target).holds(spot(place).into()))
-        .count();
+    let lost_by_centre_crop =
+        PLACES.iter().filter(|&&place| !centre_kept(size, target).holds(spot(place).into())).count();
     assert!(lost_by_centre_crop >= 6, "too easy: {lost_by_centre_crop}");
     let mut lost = Vec::new();
     for background in BACKGROUNDS {
@@ -121,29 +106,12 @@ const ROCKET: &[u8] = include_bytes!("../../../tests/images/rocket.jpg");
 const ASTRONAUT: &[u8] = include_bytes!("../../../tests/images/astronaut.png");
 
 /// The rocket from its tip to the top of its launch mount.
-const ROCKET_AREA: Area = Area {
-    left: 298.0,
-    top: 130.0,
-    right: 352.0,
-    bottom: 415.0,
-};
+const ROCKET_AREA: Area = Area { left: 298.0, top: 130.0, right: 352.0, bottom: 415.0 };
 
 /// The head from hair to chin.
-const HEAD_AREA: Area = Area {
-    left: 150.0,
-    top: 12.0,
-    right: 302.0,
-    bottom: 195.0,
-};
+const HEAD_AREA: Area = Area { left: 150.0, top: 12.0, right: 302.0, bottom: 195.0 };
 
-const SHAPES: [(u32, u32); 6] = [
-    (300, 300),
-    (400, 200),
-    (200, 400),
-    (160, 90),
-    (90, 120),
-    (1200, 628),
-];
+const SHAPES: [(u32, u32); 6] = [(300, 300), (400, 200), (200, 400), (160, 90), (90, 120), (1200, 628)];
 
 #[test]
 fn the_rocket_is_kept_at_square_wide_and_tall_targets() {
@@ -166,15 +134,8 @@ fn the_astronauts_head_is_kept_at_square_wide_and_tall_targets() {
 #[test]
 fn the_astronauts_head_is_kept_when_the_picture_is_mirrored_or_darker() {
     let picture = image::load_from_memory(ASTRONAUT).unwrap();
-    let mirrored = Area {
-        left: 512.0 - HEAD_AREA.right,
-        right: 512.0 - HEAD_AREA.left,
-        ..HEAD_AREA
-    };
-    for (picture, head) in [
-        (picture.fliph(), mirrored),
-        (picture.brighten(-60), HEAD_AREA),
-    ] {
+    let mirrored = Area { left: 512.0 - HEAD_AREA.right, right: 512.0 - HEAD_AREA.left, ..HEAD_AREA };
+    for (picture, head) in [(picture.fliph(), mirrored), (picture.brighten(-60), HEAD_AREA)] {
         let picture = scene::png(&picture.to_rgb8());
         for target in SHAPES {
             let crop = crop(&picture, target.0, target.1).unwrap();
