@@ -10,6 +10,9 @@
 //!          → Fetch → PutObject → PutRecord → Book(stored) → Finish
 //! ```
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
