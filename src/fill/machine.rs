@@ -263,6 +263,11 @@ impl Machine {
                 let next = Next::Adopt(Arc::new(record), FillSource::Store);
                 self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
             }
+            // A record that cannot be read is there, and nothing could be kept in its place.
+            Event::LookedAgain(Err(error @ StoreError::Corrupt(_))) => {
+                tracing::error!(%error, "a record is damaged, so its key is not bought");
+                self.end(Booking::Released { reason: error.to_string() }, GatewayError::StoreUnavailable)
+            }
             // When the store cannot be asked, the ledger decides, and it has.
             Event::LookedAgain(_) => Effect::Open,
             Event::Adopted => self.after_pause(),

@@ -297,6 +297,15 @@ fn a_result_that_is_in_the_store_by_then_is_adopted_and_nothing_bought() {
 }
 
 #[test]
+fn a_key_whose_record_is_damaged_is_not_bought() {
+    let damaged = StoreError::Corrupt("planted".to_owned());
+    check(
+        vec![("LookAgain", Event::LookedAgain(Err(damaged)))],
+        "LookAgain Book(released) Finish(StoreUnavailable)",
+    );
+}
+
+#[test]
 fn an_order_that_never_went_out_whole_is_tried_three_times_and_released() {
     let failed = |error: NotSent| ("Open", Event::Opened(Err(error)));
     let connect = || failed(NotSent::Connect("planted".to_owned()));
