@@ -434,16 +434,17 @@ impl Machine {
 
     /// The record is the commit mark: from here on the result is permanent.
     fn record_kept(&mut self, standing: Record) -> Effect {
-        let Some(ours) = self.record.take() else { return bug() };
-        let holds_key = *ours == standing;
-        let filled = Filled { record: Arc::new(standing), source: FillSource::Bought };
-        let next = if holds_key {
-            Next::Finish(Box::new(Ok(filled)))
-        } else {
-            // Another result keeps the key; ours is permanent under its own URL, and paid for.
-            Next::Adopt(filled.record, FillSource::Bought)
-        };
-        self.book(Booking::Stored { record: Box::new(Arc::unwrap_or_clone(ours)), holds_key }, next)
+        let Some(ours) = self.record.take().map(Arc::unwrap_or_clone) else { return bug() };
+        // A record of this very purchase may stand since before a crash; only its time differs then.
+        let ours_then = Record { stored_at: standing.stored_at, ..ours.clone() };
+        if ours_then == standing {
+            let filled = Filled { record: Arc::new(standing), source: FillSource::Bought };
+            let booking = Booking::Stored { record: Box::new(ours_then), holds_key: true };
+            return self.book(booking, Next::Finish(Box::new(Ok(filled))));
+        }
+        // Another result keeps the key; ours is permanent under its own URL, and paid for.
+        let booking = Booking::Stored { record: Box::new(ours), holds_key: false };
+        self.book(booking, Next::Adopt(Arc::new(standing), FillSource::Bought))
     }
 
     fn booked(&mut self) -> Effect {

@@ -520,6 +520,17 @@ fn a_result_that_comes_second_is_booked_on_its_own_row_and_the_first_is_adopted(
     assert_eq!((&**adopted, &*filled.record), (&other_record(0), &other_record(0)));
 }
 
+#[test]
+fn a_record_written_before_a_crash_is_recognised_as_our_own() {
+    let earlier = Record { stored_at: "2026-11-22T09:00:00Z".parse().unwrap(), ..bought_record() };
+    let life = live(resumed(), vec![("PutRecord", Event::RecordKept(Ok(earlier.clone())))]);
+    let [.., Effect::Book(_, booking), Effect::Finish(Ok(filled))] = &life[..] else {
+        panic!("{}", show_life(&life))
+    };
+    let Booking::Stored { record, holds_key } = booking else { panic!("{booking:?}") };
+    assert_eq!((&**record, *holds_key, &*filled.record), (&earlier, true, &earlier));
+}
+
 /// What is left to do for an answer that a dead process booked.
 fn resumed() -> Machine {
     let call = UnfinishedCall {
