@@ -202,6 +202,18 @@ enum Next {
     Finish(Box<Verdict>),
 }
 
+impl Next {
+    /// What callers are going to be told, where that is settled.
+    fn verdict(&self) -> Option<Verdict> {
+        match self {
+            Self::Finish(verdict) => Some((**verdict).clone()),
+            Self::Adopt(record, source) => Some(Ok(Filled { record: record.clone(), source: *source })),
+            Self::TakeSlot | Self::Admit | Self::Open | Self::Book => None,
+            Self::Fetch | Self::PutObject | Self::PutRecord => None,
+        }
+    }
+}
+
 impl Machine {
     /// A fill for callers who wait.
     pub fn new(limits: FillLimits) -> Self {
@@ -465,8 +477,7 @@ impl Machine {
         let Some((booking, next)) = &self.booking else { return bug() };
         if self.book_tries == 1 {
             // Those who wait need not wait for the book where the outcome no longer depends on it.
-            if let (Booking::Stored { .. }, Next::Finish(verdict)) = (booking, next) {
-                let verdict = (**verdict).clone();
+            if let (Booking::Stored { .. }, Some(verdict)) = (booking, next.verdict()) {
                 self.resume = Some(Next::Book);
                 return Effect::Tell(verdict);
             }

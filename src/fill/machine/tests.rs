@@ -412,6 +412,12 @@ fn who_waits_for_a_kept_result_does_not_wait_for_the_ledger() {
         script().collect(),
         "Book(stored) Tell(Ok Bought) Book(stored) Pause Book(stored) Pause Book(stored) Finish(Ok Bought)",
     );
+    let other = ("PutRecord", Event::RecordKept(Ok(other_record(0))));
+    check(
+        std::iter::once(other).chain(script()).collect(),
+        "PutRecord Book(stored) Tell(Ok Bought) Book(stored) Pause Book(stored) Pause Book(stored) \
+         Adopt Finish(Ok Bought)",
+    );
 }
 
 #[test]
