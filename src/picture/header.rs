@@ -13,9 +13,9 @@ const MAX_JPEG_STEPS: usize = 1 << 16;
 
 /// Walks the markers to the frame header (ITU-T T.81, annex B), jumping over segments unread.
 ///
-/// As libjpeg does: bytes between segments are passed over, be they fill bytes (`FF`) or none of
-/// the file's, and a length too small for itself counts as that of an empty segment. A height of 0,
-/// to be told after the first scan, is not looked for: hardly a decoder knows it.
+/// As libjpeg does, bytes between segments are passed over: fill bytes (`FF`), a length too small
+/// to count itself, or what does not belong there. A height of 0, to be told after the first scan,
+/// is not looked for: hardly a decoder knows it.
 pub(super) fn jpeg(file: &[u8]) -> Option<(u32, u32)> {
     let mut at = 2;
     let mut after_prefix = false;
@@ -44,7 +44,7 @@ pub(super) fn jpeg(file: &[u8]) -> Option<(u32, u32)> {
 
 /// The length of the segment whose length field is at `at`; it counts itself.
 fn segment(file: &[u8], at: usize) -> Option<usize> {
-    be16(file, at).map(|length| length.max(2) as usize)
+    be16(file, at).map(|length| length as usize)
 }
 
 /// The header chunk comes first (W3C PNG, 5.6).
