@@ -10,6 +10,9 @@
 //!
 //! Hits and coalesced callers spend nothing, and work when everything else is down.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Instant;
 
