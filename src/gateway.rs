@@ -31,7 +31,7 @@ use crate::outcome::CacheStatus;
 use crate::picture::ObjectName;
 use crate::request::{self, CropRequest, FormHead};
 use crate::rewrite;
-use crate::store::{Record, Store};
+use crate::store::{Record, Store, StoreError};
 use crate::teams::Team;
 
 /// What a gateway works with.
@@ -169,6 +169,11 @@ impl Gateway {
                 in_ledger.map(|_| None).map_err(|_| GatewayError::LedgerUnavailable)
             }
             (Ok(_), Ok(None)) => Ok(None),
+            // Something is there: it was paid for, and nothing could be kept in its place.
+            (Ok(_), Err(error @ StoreError::Corrupt(_))) => {
+                tracing::error!(%error, %key, "a record is damaged, so its key is not bought");
+                Err(GatewayError::StoreUnavailable)
+            }
             // The store cannot be asked, so the ledger decides.
             (Ok(_), Err(error)) => {
                 tracing::warn!(%error, %key, "the store could not be asked for a record");

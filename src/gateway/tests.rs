@@ -166,6 +166,21 @@ async fn a_store_that_cannot_be_read_leaves_the_decision_to_the_ledger() {
 }
 
 #[tokio::test]
+async fn a_key_whose_record_is_damaged_is_not_bought() {
+    let world = World::new();
+    world.ask(1).await.unwrap();
+    let elsewhere = world.with_a_fresh_ledger();
+    elsewhere.store.switch.fail(&["damaged"]);
+    let bought = elsewhere.upstream.paid();
+    assert_eq!(ended(&elsewhere.ask(1).await), "StoreUnavailable");
+    assert_eq!(elsewhere.upstream.paid(), bought);
+    // The ledger's own knowledge is enough for a hit.
+    let here = world.restarted();
+    here.store.switch.fail(&["damaged"]);
+    assert_eq!(ended(&here.ask(1).await), "hit_ledger");
+}
+
+#[tokio::test]
 async fn a_record_that_turns_up_after_the_look_up_is_adopted_and_not_bought() {
     let world = World::new();
     world.ask(1).await.unwrap();
