@@ -209,6 +209,19 @@ async fn a_result_the_store_has_lost_is_bought_again_and_replaces_its_record() {
 }
 
 #[tokio::test]
+async fn a_loss_that_cannot_be_booked_is_no_hit_and_no_purchase() {
+    let before = World::new();
+    before.ask(1).await.unwrap();
+    let world = before.restarted();
+    world.store.objects.lock().unwrap().clear();
+    for failing in [&["lose"][..], &["all"]] {
+        world.ledger.switch.fail(failing);
+        assert_eq!(ended(&world.ask(1).await), "LedgerUnavailable", "{failing:?}");
+    }
+    assert_eq!(world.upstream.paid(), 1);
+}
+
+#[tokio::test]
 async fn an_object_that_cannot_be_looked_for_counts_as_there() {
     let before = World::new();
     before.ask(1).await.unwrap();
