@@ -839,6 +839,7 @@ async fn other_complete_errors_of_the_upstream_pass_through_with_status_and_body
         (422, "FILE_CONTENT_NON_COMPLIANCE"),
         (500, "PROCESSING_FAILURE"),
         (502, "ERROR_FILE_UPLOAD_FAILED"),
+        (503, "ERROR_INSUFFICIENT_RESOURCES"),
         (504, "AI_SERVICE_TIMEOUT"),
     ] {
         let world = World::open().await;
