@@ -80,6 +80,11 @@ impl Granary {
         self.folder
     }
 
+    /// Starts on the directories that another one left, in front of the same fake AILab.
+    pub(crate) async fn start_again(folder: Folder, upstream: &FakeAilab) -> Self {
+        Self::start_in(folder, upstream_section(upstream, ""), TurnedClock::default()).await
+    }
+
     /// Where clients call: the base URL.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.app.public_addr)

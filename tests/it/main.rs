@@ -8,3 +8,4 @@
 mod coalescing;
 mod error_table;
 mod harness;
+mod http;
