@@ -553,6 +553,46 @@ async fn time_to_close(mut connection: RawConnection, since: Instant) -> (Vec<u8
 }
 
 #[tokio::test]
+async fn a_head_has_seconds_and_an_idle_connection_has_longer() {
+    let (head, idle) = (Duration::from_millis(300), Duration::from_millis(1500));
+    let granary = Granary::builtin("[server]\nhead_timeout = \"300ms\"\nidle_timeout = \"1500ms\"").await;
+    for part in ["", "G", "GET / HTTP/1.1\r\nHost: x\r\nX-Slow"] {
+        let mut connection = RawConnection::open(&granary.url()).await.unwrap();
+        let opened = Instant::now();
+        connection.send(part.as_bytes()).await.unwrap();
+        let (_, took) = time_to_close(connection, opened).await;
+        assert!(took >= head - Duration::from_millis(20) && took < idle, "{part:?}: {took:?}");
+    }
+    // Bytes one by one do not buy more time.
+    let mut connection = RawConnection::open(&granary.url()).await.unwrap();
+    let opened = Instant::now();
+    let mut bytes = "GET / HTTP/1.1\r\nX-Long: ".bytes().chain(std::iter::repeat(b'x'));
+    while connection.send(&[bytes.next().unwrap()]).await.is_ok() {
+        assert!(opened.elapsed() < idle, "a head drips on and on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    let mut connection = RawConnection::open(&granary.url()).await.unwrap();
+    let call = Call::new("GET", &granary.url());
+    for _ in 0..2 {
+        assert_eq!(connection.call(&call).await.unwrap().status, 200);
+        // Idle for longer than a head may take: what is tested is that time.
+        tokio::time::sleep(2 * head).await;
+    }
+    assert_eq!(connection.call(&call).await.unwrap().status, 200);
+    let (rest, took) = time_to_close(connection, Instant::now()).await;
+    assert_eq!(rest, b"");
+    assert!(took >= idle - Duration::from_millis(50) && took < 4 * idle, "{took:?}");
+
+    // A further head that stays incomplete has the head's time, not the idle one's.
+    let mut connection = RawConnection::open(&granary.url()).await.unwrap();
+    assert_eq!(connection.call(&call).await.unwrap().status, 200);
+    connection.send(b"GET / HT").await.unwrap();
+    let (_, took) = time_to_close(connection, Instant::now()).await;
+    assert!(took >= head - Duration::from_millis(20) && took < idle, "{took:?}");
+}
+
+#[tokio::test]
 async fn a_request_that_takes_its_time_is_not_cut_by_the_clocks_of_heads_and_idleness() {
     let upstream = FakeAilab::start().await;
     upstream.always(Behaviour::Delay(Duration::from_millis(700)));
