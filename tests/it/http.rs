@@ -231,6 +231,45 @@ async fn a_preflight_is_allowed_what_clients_send_and_needs_no_token() {
     }
 }
 
+#[tokio::test]
+async fn results_may_be_read_by_any_page() {
+    let granary = Granary::builtin("").await;
+    let url = buy(&granary, None).await.result_url();
+    let missing = format!("{}/results/none.png", granary.url());
+    for (url, status) in [(&url, 200), (&missing, 404)] {
+        for origin in ["https://evil.example.net", "null"] {
+            let answer = Call::new("GET", url).header("Origin", origin).send().await.unwrap();
+            assert_eq!((answer.status, cors(&answer).0), (status, vec!["*"]));
+            // For every origin the same, so that caches keep one copy.
+            assert_eq!(answer.headers("vary"), [""; 0]);
+        }
+        let answer = preflight(url, "GET", "range,if-none-match").header("Origin", APP).send().await.unwrap();
+        assert_eq!(cors(&answer).0, ["*"], "{answer:?}");
+        let allowed = answer.headers("access-control-allow-headers").join(",").to_ascii_lowercase();
+        assert!(allowed.contains("range") && allowed.contains("if-none-match"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn options_of_its_own_says_what_a_path_allows() {
+    for config in ["", "[server]\ncors_origins = [\"https://app.example.com\"]"] {
+        let granary = Granary::builtin(config).await;
+        for (path, allow) in [
+            (CROP_PATH, "POST, OPTIONS"),
+            (&format!("{CROP_PATH}/none"), "GET, HEAD, OPTIONS"),
+            (CREDITS_PATH, "GET, HEAD, OPTIONS"),
+            ("/results/none.png", "GET, HEAD, OPTIONS"),
+            ("/", "GET, HEAD, OPTIONS"),
+        ] {
+            let answer = Call::new("OPTIONS", &format!("{}{path}", granary.url())).send().await.unwrap();
+            assert_eq!((answer.status, answer.headers("allow")), (204, vec![allow]), "{path}");
+            assert_eq!(answer.headers("content-length"), [""; 0], "a 204 has no content: {answer:?}");
+        }
+        let answer = Call::new("OPTIONS", &format!("{}/elsewhere", granary.url())).send().await.unwrap();
+        assert_eq!((answer.status, answer.code().as_str()), (404, "ERROR_AI_NOT_EXISTS"));
+    }
+}
+
 // Expectations and early refusals.
 
 /// A request in the body of another, and after it.
