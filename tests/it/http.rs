@@ -105,6 +105,111 @@ async fn a_result_says_what_it_is_and_may_be_kept_for_ever() {
     }
 }
 
+#[tokio::test]
+async fn who_has_a_result_already_is_told_so() {
+    let granary = Granary::builtin("").await;
+    let url = buy(&granary, None).await.result_url();
+    let whole = client::get(&url).await.unwrap();
+    let tag = whole.header("etag").unwrap();
+    let [weak, listed] = [format!("W/{tag}"), format!("\"a\", {tag} , W/\"b\"")];
+    for (value, status) in [
+        (tag, 304),
+        (&weak, 304),
+        (&listed, 304),
+        ("*", 304),
+        ("\"other\"", 200),
+        ("W/\"other\"", 200),
+        (&tag.replace('"', ""), 200),
+        ("", 200),
+    ] {
+        for method in ["GET", "HEAD"] {
+            let call = Call::new(method, &url).header("If-None-Match", value);
+            // The condition is looked at before the range is.
+            for call in [call.clone(), call.header("Range", "bytes=0-0")] {
+                let answer = call.send().await.unwrap();
+                if status == 304 {
+                    assert_eq!((answer.status, answer.body.len()), (304, 0), "{method} {value}");
+                    assert_eq!(answer.header("etag"), Some(tag));
+                    assert_eq!(answer.header("cache-control"), whole.header("cache-control"));
+                    // Of the result, if any: caches update what they have by it.
+                    let length = answer.header("content-length");
+                    assert!(length.is_none() || length == whole.header("content-length"), "{answer:?}");
+                } else {
+                    assert!(matches!(answer.status, 200 | 206), "{method} {value}: {answer:?}");
+                }
+            }
+        }
+    }
+    // Two lines are one list.
+    let two = Call::new("GET", &url).header("If-None-Match", "\"a\"").header("If-None-Match", tag);
+    assert_eq!(two.send().await.unwrap().status, 304);
+}
+
+#[tokio::test]
+async fn one_range_of_a_result_is_cut_out_and_anything_else_is_the_whole() {
+    let granary = Granary::builtin("").await;
+    let url = buy(&granary, None).await.result_url();
+    let whole = client::get(&url).await.unwrap();
+    let all = whole.body.as_slice();
+    let (length, last) = (all.len(), all.len() - 1);
+    let tag = whole.header("etag").unwrap();
+    let ask = async |method: &str, range: &str, if_range: Option<&str>| {
+        let call = Call::new(method, &url).header("Range", range);
+        let call = if_range.into_iter().fold(call, |call, value| call.header("If-Range", value));
+        call.send().await.unwrap()
+    };
+    for (range, from, to) in [
+        ("bytes=0-0", 0, 0),
+        ("bytes=0-99", 0, 99),
+        ("bytes=100-199", 100, 199),
+        ("bytes=5-", 5, last),
+        ("bytes=-7", length - 7, last),
+        ("bytes=0-99999999", 0, last),
+        (&format!("bytes={last}-{last}"), last, last),
+        (&format!("bytes=-{}", length + 1000), 0, last),
+        ("Bytes=1-2", 1, 2),
+    ] {
+        let answer = ask("GET", range, None).await;
+        assert_eq!((answer.status, answer.body.as_slice()), (206, &all[from..=to]), "{range}");
+        assert_eq!(answer.header("content-range"), Some(format!("bytes {from}-{to}/{length}").as_str()));
+        assert_eq!(answer.header("content-length"), Some((to - from + 1).to_string().as_str()));
+        for name in ["etag", "content-type", "cache-control", "x-content-type-options"] {
+            assert_eq!(answer.header(name), whole.header(name), "{name}");
+        }
+    }
+    for range in [format!("bytes={length}-"), format!("bytes={length}-{}", length + 5), "bytes=-0".to_owned()]
+    {
+        let answer = ask("GET", &range, None).await;
+        assert_eq!((answer.status, answer.body.len()), (416, 0), "{range}");
+        assert_eq!(answer.header("content-range"), Some(format!("bytes */{length}").as_str()));
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "an error is not kept: {answer:?}");
+        assert_eq!(answer.header("content-type"), None, "there is no content: {answer:?}");
+    }
+    for range in [
+        "bytes=0-1,5-9",
+        "bytes=0-1, 3-3, 5-9",
+        "bytes=9-2",
+        "bytes=a-b",
+        "bytes=",
+        "bytes=0x0-0x5",
+        "bytes 0-5",
+        "pages=0-5",
+        "bytes=0-99999999999999999999999999999999999",
+        &format!("bytes={}", "0-0,".repeat(2000)),
+    ] {
+        let answer = ask("GET", range, None).await;
+        assert_eq!((answer.status, answer.body.as_slice()), (200, all), "{range}");
+        assert_eq!(answer.header("content-range"), None, "{range}");
+    }
+    assert_eq!(ask("GET", "bytes=0-4", Some(tag)).await.status, 206);
+    for if_range in ["\"other\"", &format!("W/{tag}"), "Sun, 22 Nov 2026 00:00:00 GMT", "*", ""] {
+        assert_eq!(ask("GET", "bytes=0-4", Some(if_range)).await.status, 200, "{if_range}");
+    }
+    // Ranges are defined for GET alone.
+    let head = ask("HEAD", "bytes=0-4", None).await;
+    assert_eq!((head.status, headers(&head)), (200, headers(&whole)));
+}
+
 // CORS.
 
 /// The origins that may read an answer, and what of it.
