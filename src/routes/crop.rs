@@ -1,6 +1,7 @@
 //! The drop-in endpoint, and its hash-first look-up.
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, EXPECT};
@@ -53,16 +54,17 @@ pub(super) async fn crop(
 /// `GET` and `HEAD /api/image/editing/image-cropping/{key}`.
 pub(super) async fn look_up(
     State(state): State<PublicState>,
-    Path(key): Path<String>,
+    key: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Response {
     let team = match state.authenticate(&headers) {
         Ok(team) => team,
         Err(error) => return error.into_response(),
     };
-    let outcome = match key.parse::<CacheKey>() {
-        Ok(key) => state.0.gateway.look_up_key(key).await,
-        Err(_) => Err(GatewayError::KeyNotFound),
+    // What is no text is no key either.
+    let outcome = match key.ok().and_then(|Path(key)| key.parse::<CacheKey>().ok()) {
+        Some(key) => state.0.gateway.look_up_key(key).await,
+        None => Err(GatewayError::KeyNotFound),
     };
     if let Ok(reply) = &outcome {
         state.0.gateway.count_look_up(&team, reply);

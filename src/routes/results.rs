@@ -1,6 +1,7 @@
 //! Permanent URLs: a result's bytes, for ever the same.
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -18,10 +19,12 @@ use crate::picture::ObjectName;
 /// `GET` and `HEAD /results/{digest}.{ext}`; needs no credential, since the name is one.
 pub(super) async fn result(
     State(state): State<PublicState>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, GatewayError> {
+    // What is no text is no name either.
+    let Ok(Path(name)) = name else { return Err(GatewayError::ResultNotFound) };
     let object = ObjectName::parse(&name).ok_or(GatewayError::ResultNotFound)?;
     let bytes = state.0.gateway.result(object).await?;
     let etag = format!("\"{}\"", object.digest);

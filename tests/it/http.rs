@@ -210,6 +210,52 @@ async fn one_range_of_a_result_is_cut_out_and_anything_else_is_the_whole() {
     assert_eq!((head.status, headers(&head)), (200, headers(&whole)));
 }
 
+#[tokio::test]
+async fn a_name_of_another_grammar_reaches_no_store() {
+    let granary = Granary::builtin("").await;
+    // Whatever is asked of store or ledger from here on fails.
+    for folder in ["results", "records"] {
+        std::fs::remove_dir_all(granary.store_path().join(folder)).unwrap();
+    }
+    granary.ledger_file().execute_batch("ALTER TABLE calls RENAME TO hidden").unwrap();
+    let digest = "0123456789abcdef".repeat(4);
+    let get = async |path: String| client::get(&format!("{}{path}", granary.url())).await.unwrap();
+    assert_eq!(get(format!("/results/{digest}.png")).await.status, 503, "the control");
+    assert_eq!(get(format!("{CROP_PATH}/{digest}")).await.status, 503, "the control");
+    let upper = digest.to_uppercase();
+    for wrong in [
+        &digest[1..],
+        &format!("{digest}0"),
+        &upper,
+        &digest.replace('0', "g"),
+        &digest.replace('0', "%ff"),
+        "%00",
+        "%ff",
+        "..",
+        "..%2f..%2fstate%2fledger.sqlite",
+        "%2e%2e%2frecords",
+        &"a".repeat(1500),
+        "*",
+        "%F0%9F%98%80",
+    ] {
+        for path in
+            [format!("/results/{wrong}.png"), format!("/results/{wrong}"), format!("{CROP_PATH}/{wrong}")]
+        {
+            let answer = get(path.clone()).await;
+            let expected = if path.starts_with("/results") {
+                "ERROR_FILE_NOT_FOUND"
+            } else {
+                "ERROR_RESOURCE_NOT_FOUND"
+            };
+            assert_eq!((answer.status, answer.code().as_str()), (404, expected), "{path}: {}", answer.text());
+        }
+    }
+    for extension in ["jpeg", "PNG", "gif", "svg", "png.html", "", "png%00", "png%20", "bmp.png"] {
+        let answer = get(format!("/results/{digest}.{extension}")).await;
+        assert_eq!((answer.status, answer.code().as_str()), (404, "ERROR_FILE_NOT_FOUND"), "{extension}");
+    }
+}
+
 // CORS.
 
 /// The origins that may read an answer, and what of it.
