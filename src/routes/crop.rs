@@ -29,9 +29,10 @@ pub(super) async fn crop(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let refusal = |error: GatewayError| error.into_response();
-    if let Err(error) = check_expectation(&parts.headers) {
-        return refusal(error);
-    }
+    let asks_first = match asks_before_its_body(&parts.headers) {
+        Ok(asks) => asks,
+        Err(error) => return refusal(error),
+    };
     let team = match state.authenticate(&parts.headers) {
         Ok(team) => team,
         Err(error) => return refusal(error),
@@ -39,6 +40,11 @@ pub(super) async fn crop(
     let outcome = async {
         let head = request::check_head(&parts.headers, &state.0.limits)
             .map_err(|error| GatewayError::Request(error.into()))?;
+        // A body already under way may be a hit, and is read; one that is still to be sent had better
+        // go where a miss is served too.
+        if asks_first && state.0.gateway.is_draining() {
+            return Err(GatewayError::Draining);
+        }
         crash_point("CP2");
         let caller = caller(&state, &team, &parts.headers, arrival);
         let body = PacedBody::new(body.map_err(axum::Error::into_inner), state.0.pace);
@@ -72,13 +78,12 @@ pub(super) async fn look_up(
     respond_to(&state, &team, outcome)
 }
 
-fn check_expectation(headers: &HeaderMap) -> Result<(), GatewayError> {
-    match headers.get(EXPECT) {
-        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
-            Err(GatewayError::UnknownExpectation)
-        }
-        _ => Ok(()),
-    }
+/// Does the client wait to be told before it sends its body? It may expect nothing else.
+fn asks_before_its_body(headers: &HeaderMap) -> Result<bool, GatewayError> {
+    let mut expectations = headers.get_all(EXPECT).iter().peekable();
+    let asks = expectations.peek().is_some();
+    let all_known = expectations.all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if all_known { Ok(asks) } else { Err(GatewayError::UnknownExpectation) }
 }
 
 fn caller(state: &PublicState, team: &std::sync::Arc<Team>, headers: &HeaderMap, arrival: Arrival) -> Caller {

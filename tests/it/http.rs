@@ -423,6 +423,78 @@ async fn options_of_its_own_says_what_a_path_allows() {
 
 // Expectations and early refusals.
 
+#[tokio::test]
+async fn what_the_head_forbids_is_refused_before_a_byte_of_the_body_is_asked_for() {
+    let (web, token) = team("web", "");
+    let (shut, shut_token) = team("shut", "disabled = true");
+    let upstream = FakeAilab::start().await;
+    let granary = Granary::ailab(&upstream, &format!("{web}\n{shut}")).await;
+    let url = granary.url();
+    let as_text = Call::new("POST", &format!("{url}{CROP_PATH}"))
+        .header("ailabapi-api-key", &token)
+        .header("Content-Type", "text/plain")
+        .body(form().to_bytes());
+    let too_large = Form::curl(images::padded(images::photo_jpeg(), 5_000_000), 10, 10);
+    for (status, call) in [
+        (401, Call::crop(&url, "not-a-token", &form())),
+        (401, Call::crop(&url, None, &form())),
+        (400, Call::crop(&url, Some(token.as_str()), &form()).header("Authorization", "Bearer other")),
+        (403, Call::crop(&url, Some(shut_token.as_str()), &form())),
+        (400, as_text),
+        (413, Call::crop(&url, Some(token.as_str()), &too_large)),
+        (404, Call::new("POST", &format!("{url}/api/image/editing/other")).body(form().to_bytes())),
+        (405, Call::new("PUT", &format!("{url}{CROP_PATH}")).body(form().to_bytes())),
+    ] {
+        let expected = call.send_expecting_continue().await.unwrap();
+        assert_eq!((expected.answer.status, expected.continued), (status, false), "{call:?}");
+    }
+    for value in ["a-miracle", "100-continue, a-miracle", "200-ok", ""] {
+        let call = Call::crop(&url, Some(token.as_str()), &form()).header("Expect", value);
+        let answer = call.send_until_answered().await.unwrap();
+        assert_eq!((answer.status, answer.interim), (417, vec![]), "{value:?}");
+    }
+    let two = Call::crop(&url, Some(token.as_str()), &form()).header("Expect", "100-continue");
+    let two = two.header("Expect", "a-miracle").send_until_answered().await.unwrap();
+    assert_eq!((two.status, two.interim), (417, vec![]));
+    assert_eq!(upstream.attempts(), 0);
+
+    let good = Call::crop(&url, Some(token.as_str()), &form()).send_expecting_continue().await.unwrap();
+    assert_eq!((good.answer.status, good.continued), (200, true));
+    // A client that does not wait for the 100 is served all the same.
+    let hasty = Call::crop(&url, Some(token.as_str()), &form()).header("Expect", "100-Continue");
+    assert_eq!(hasty.send().await.unwrap().status, 200);
+    assert_eq!(upstream.charges(), 1);
+}
+
+/// One thread, on which the server's tasks run in the order in which they were woken.
+#[tokio::test]
+async fn a_head_that_arrives_while_granary_stops_is_refused_before_its_body_is_asked_for() {
+    let granary = Granary::builtin("").await;
+    let url = granary.url();
+    let call = Call::crop(&url, None, &form()).header("Expect", "100-continue").to_bytes();
+    let (first, rest) = call.split_at(40);
+    let mut connection = RawConnection::open(&url).await.unwrap();
+    connection.send(first).await.unwrap();
+    // Answered only after the half head has been read, because it was sent before.
+    for _ in 0..3 {
+        assert_eq!(client::get(&url).await.unwrap().status, 200);
+    }
+    let stopping = tokio::spawn(granary.stop());
+    within("the listener to close", async {
+        while RawConnection::open(&url).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let head_end = rest.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    connection.send(&rest[..head_end]).await.unwrap();
+    let answer = connection.read_answer(false).await.unwrap();
+    assert_eq!((answer.status, answer.interim.as_slice()), (503, &[][..]), "{}", answer.text());
+    assert_eq!(answer.header("granary-reason"), Some("draining"));
+    drop(connection);
+    within("the end", stopping).await.unwrap();
+}
+
 /// A request in the body of another, and after it.
 const CANARY: &str = "GET /canary HTTP/1.1\r\nHost: canary\r\n\r\n";
 
