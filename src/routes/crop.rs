@@ -18,6 +18,9 @@ use crate::request;
 use crate::server::body::PacedBody;
 use crate::teams::Team;
 
+/// How much of an unknown query parameter's name is shown.
+const MAX_NAME_SHOWN: usize = 40;
+
 /// `POST /api/image/editing/image-cropping`.
 ///
 /// Whatever can be refused by the head alone is refused before the body is polled, so that a client
@@ -102,16 +105,21 @@ fn caller(state: &PublicState, team: &std::sync::Arc<Team>, headers: &HeaderMap,
     }
 }
 
-/// The names in a query string, marked as such; bounded like the names of form fields.
+/// The names in a query string, each once and marked as such; bounded like the names of form fields,
+/// so that a credential in the wrong place is not repeated whole.
 fn ignored_query(query: Option<&str>) -> Vec<String> {
-    let names = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).take(16);
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).take(16);
+    let mut names = Vec::new();
+    for pair in pairs {
+        let name = pair.split('=').next().unwrap_or_default();
+        // The names become a list, with commas between them.
+        let visible = |letter: char| if letter.is_ascii_graphic() && letter != ',' { letter } else { '?' };
+        let shown = format!("?{}", name.chars().take(MAX_NAME_SHOWN).map(visible).collect::<String>());
+        if !names.contains(&shown) {
+            names.push(shown);
+        }
+    }
     names
-        .map(|pair| {
-            let name = pair.split('=').next().unwrap_or_default();
-            let visible: String = name.chars().filter(char::is_ascii_graphic).take(64).collect();
-            format!("?{visible}")
-        })
-        .collect()
 }
 
 fn respond_to(state: &PublicState, team: &Team, outcome: Result<CropReply, GatewayError>) -> Response {

@@ -692,6 +692,44 @@ async fn a_look_up_by_key_never_spends_and_anyone_can_compute_the_key() {
 }
 
 #[tokio::test]
+async fn what_means_nothing_here_is_named_and_not_forwarded() {
+    let upstream = FakeAilab::start().await;
+    let granary = Granary::ailab(&upstream, "").await;
+    let form = form().field("mode", "x").field("a,b", "y").field("mode", "z").field("größe", "1");
+    let url = format!("{}{CROP_PATH}?width=9&debug&a%2Cb=1&x,y=2&debug=1", granary.url());
+    let call = Call::new("POST", &url)
+        .header("Content-Type", &form.content_type())
+        .header("X-Secret", "s")
+        .header("Cookie", "c=1")
+        .header("User-Agent", "client/1")
+        .body(form.to_bytes());
+    let answer = call.send().await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let names: Vec<_> = answer.header("granary-ignored").unwrap().split(", ").collect();
+    assert_eq!(names, ["mode", "a?b", "gr??e", "?width", "?debug", "?a%2Cb", "?x?y"]);
+
+    let seen = &upstream.seen()[0];
+    assert_eq!(seen.head.start[1], CROP_PATH);
+    let parts: Vec<_> = seen.parts.iter().map(|part| part.name.as_str()).collect();
+    assert_eq!(parts, ["image", "width", "height"]);
+    let sent: Vec<_> = seen.head.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    for name in ["x-secret", "cookie"] {
+        assert!(!sent.iter().any(|sent| sent == name), "{sent:?}");
+    }
+    assert_ne!(seen.head.header("user-agent"), Some("client/1"));
+
+    let plain = buy(&granary, None).await;
+    assert_eq!(plain.header("granary-ignored"), None);
+    assert_eq!(cache_status(&plain), "granary; hit; detail=memory", "they are not in the key");
+    // A long name is cut, lest a credential in the wrong place is repeated.
+    let long = format!("{}{CROP_PATH}?{}", granary.url(), "q".repeat(90));
+    let call = Call::new("POST", &long).header("Content-Type", &form.content_type()).body(form.to_bytes());
+    let answer = call.send().await.unwrap();
+    let longest = answer.header("granary-ignored").unwrap().split(", ").map(str::len).max();
+    assert!(longest <= Some(41), "{answer:?}");
+}
+
+#[tokio::test]
 async fn query_credits_tells_what_the_team_may_still_spend() {
     let (web, web_token) = team("web", "daily_credits = 20\nmonthly_credits = 10");
     let (app, app_token) = team("app", "");
