@@ -146,6 +146,11 @@ impl Gateway {
         }
     }
 
+    /// Is nothing new bought any more, because the process is stopping?
+    pub fn is_draining(&self) -> bool {
+        self.parts.filler.is_draining()
+    }
+
     /// Memory, then ledger, then store. `None` only when the key is known to be absent.
     async fn look_up(&self, key: CacheKey) -> Result<Option<Found>, GatewayError> {
         if let Some(record) = self.parts.cache.answer(key).await {
@@ -228,7 +233,7 @@ impl Gateway {
         if let Some((status, body)) = self.parts.cache.refusal(key).await {
             return Err(GatewayError::Upstream { status, body });
         }
-        if self.parts.filler.is_draining() {
+        if self.is_draining() {
             return Err(GatewayError::Draining);
         }
         Ok(())
