@@ -7,3 +7,5 @@
 
 mod coalescing;
 mod harness;
+mod readme;
+mod soak;
