@@ -9,3 +9,5 @@ mod coalescing;
 mod error_table;
 mod harness;
 mod http;
+mod readme;
+mod soak;
