@@ -53,13 +53,14 @@ pub struct App {
     _state: StateDir,
 }
 
-/// Serves until the process is told to stop.
+/// Serves until the process is told to stop; `started` is shown the running program once.
 ///
 /// # Errors
 /// Whatever keeps it from starting, in a sentence that says what to do.
-pub async fn serve(config: Config) -> anyhow::Result<()> {
+pub async fn serve(config: Config, started: impl FnOnce(&App)) -> anyhow::Result<()> {
     let stop = server::stop_signal().context("cannot listen to signals")?;
     let app = App::start(config, Clock::system()).await?;
+    started(&app);
     stop.await;
     app.stop().await;
     Ok(())

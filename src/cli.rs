@@ -6,18 +6,20 @@
 mod key;
 pub mod logging;
 mod token;
+mod welcome;
 
 #[cfg(test)]
 mod tests;
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+use crate::app::App;
 use crate::config::{Config, Environment, Loaded, Problems};
 
 /// A caching reverse proxy in front of the paid AILabTools image cropping API.
@@ -91,7 +93,7 @@ pub fn run(
         }
     };
     let done = match arguments.verb.unwrap_or(Verb::Serve) {
-        Verb::Serve => load(arguments.config, environment).and_then(serve),
+        Verb::Serve => load(arguments.config, environment).and_then(|loaded| serve(loaded, console)),
         Verb::Check => load(arguments.config, environment).and_then(|loaded| check(&loaded, console)),
         Verb::Config => load(arguments.config, environment).and_then(|loaded| {
             write!(console.stdout, "{}", loaded.config.to_commented_toml()).context(CANNOT_WRITE)?;
@@ -129,7 +131,7 @@ fn check(loaded: &Loaded, console: &mut Console<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn serve(loaded: Loaded) -> Result<(), Failure> {
+fn serve(loaded: Loaded, console: &mut Console<'_>) -> Result<(), Failure> {
     logging::start(&loaded.config.log)?;
     if let Some(file) = &loaded.file {
         tracing::info!(file = %file.display(), "configuration read");
@@ -141,6 +143,13 @@ fn serve(loaded: Loaded) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot start the threads that serve; allow this process more threads")?;
-    runtime.block_on(crate::app::serve(loaded.config))?;
+    let is_trial = welcome::is_trial(&loaded.config);
+    let welcome = |app: &App| {
+        if is_trial {
+            // Nobody has to read it: a closed standard output keeps nothing from being served.
+            let _ = welcome::write(app.public_addr, Path::new(welcome::SAMPLE), console.stdout);
+        }
+    };
+    runtime.block_on(crate::app::serve(loaded.config, welcome))?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use granary::app::App;
 use granary::clock::Clock;
@@ -84,6 +84,11 @@ impl Granary {
         self.folder
     }
 
+    /// Starts on the directories that another one left, in front of the same fake AILab.
+    pub(crate) async fn start_again(folder: Folder, upstream: &FakeAilab) -> Self {
+        Self::start_in(folder, upstream_section(upstream, ""), TurnedClock::default()).await
+    }
+
     /// Where clients call: the base URL.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.app.public_addr)
@@ -123,6 +128,39 @@ impl Granary {
     pub(crate) async fn metric(&self, series: &str) -> f64 {
         metric(&self.admin(), series).await
     }
+
+    /// The sum of all series of a family; panics when there is none.
+    pub(crate) async fn metric_sum(&self, family: &str) -> f64 {
+        let text = self.metrics().await;
+        let series = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(family)?;
+            rest.starts_with(['{', ' ']).then(|| rest.rsplit_once(' ').unwrap().1)
+        });
+        let values: Vec<f64> = series.map(|value| value.parse().unwrap()).collect();
+        assert!(!values.is_empty(), "no series of {family} in\n{text}");
+        values.iter().sum()
+    }
+
+    /// Waits, for at most 20 seconds, until a series has a value.
+    pub(crate) async fn wait_for_metric(&self, series: &str, value: f64) {
+        within(&format!("{series} to be {value}"), async {
+            while self.metric(series).await != value {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    /// The ledger's file, opened beside the server that is using it.
+    pub(crate) fn ledger_file(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.state_path().join("ledger.sqlite")).unwrap()
+    }
+}
+
+/// Waits for something that must happen; panics, saying what, when it has not in 20 seconds.
+pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let patience = Duration::from_secs(20);
+    tokio::time::timeout(patience, work).await.unwrap_or_else(|_| panic!("waited {patience:?} for {what}"))
 }
 
 async fn metrics(admin: &str) -> String {
@@ -136,16 +174,14 @@ pub(crate) async fn metric(admin: &str, series: &str) -> f64 {
     line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).parse().unwrap()
 }
 
-/// Asks again and again until the answer is yes.
-///
-/// # Panics
-/// After 20 seconds.
+/// Asks again and again, for at most 20 seconds, until the answer is yes.
 pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
-    let patience = Instant::now() + Duration::from_secs(20);
-    while !is_so().await {
-        assert!(Instant::now() < patience, "waited 20 s for {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    within(what, async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 /// The real binary without any configuration but its addresses.

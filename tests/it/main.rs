@@ -10,5 +10,9 @@ mod coalescing;
 #[cfg(feature = "crash-points")]
 mod crash;
 mod drop_in;
+mod error_table;
 mod harness;
+mod http;
+mod readme;
 mod restart;
+mod soak;

@@ -1,0 +1,70 @@
+# `make run` and `make test` are all there is to set up, on a fresh machine that has Rust.
+#
+# What else they need they install: Debian packages by name, when a command is missing, and
+# cargo-nextest. Everything is built for the whole workspace at once, because cargo resolves features
+# per selection: asking for one package and then for another would compile most dependencies twice.
+
+CARGO ?= cargo
+# The version the tests are known to run under; a newer one may ask for a newer Rust.
+NEXTEST_VERSION := 0.9.143
+# The crash tests need the points at which a test build kills itself. No other build has them.
+TEST_FEATURES := --features granary/crash-points
+# How long `make soak` runs, and its dice; print the seed of a failure and give it again.
+SECONDS ?= 60
+SEED ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench soak compiler curl nextest components
+
+help: ## What can be made
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
+
+# The dev profile: it builds much faster than release, and the crates that touch pixels and
+# hashes are optimised in it all the same (Cargo.toml). For service, build with --release.
+run: compiler curl ## Start Granary with no configuration: built-in engine, files, SQLite, loopback
+	$(CARGO) build --locked --workspace --bin granary
+	@exec "$$($(CARGO) metadata --locked --no-deps --format-version 1 \
+		| sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/debug/granary"
+
+test: compiler curl nextest ## Run every test
+	$(CARGO) nextest run --locked --workspace $(TEST_FEATURES)
+	$(CARGO) test --locked --workspace $(TEST_FEATURES) --doc
+
+lint: compiler components ## Formatting, clippy with and without crash points, documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets $(TEST_FEATURES) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run; fi
+
+bench: compiler ## Measure what a hit and the journal cost; wants a quiet machine
+	$(CARGO) bench --locked --workspace --bench cost
+
+soak: compiler nextest ## Hits, misses, hang-ups and restarts for SECONDS=60, counted to the credit
+	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(CARGO) nextest run --locked --workspace $(TEST_FEATURES) \
+		--run-ignored only --profile soak -E 'test(=soak::everything_adds_up_after_a_long_time)'
+
+# install COMMAND, PACKAGES: makes sure of a command by Debian packages.
+define install
+	@command -v $(1) >/dev/null || { \
+		command -v apt-get >/dev/null || { echo "$(1) is missing: install it" >&2; exit 1; }; \
+		if [ "$$(id -u)" = 0 ]; then root=; else root=sudo; fi; \
+		$$root apt-get update -q && $$root apt-get install -qy --no-install-recommends $(2); }
+endef
+
+# For linking, for SQLite, and for the assembly in ring and blake3.
+compiler:
+	$(call install,cc,gcc libc6-dev)
+	@$(CARGO) --version >/dev/null || { echo "Rust is missing: install it from https://rustup.rs" >&2; exit 1; }
+
+# For the line that `make run` prints, and for the tests that run this project's documentation.
+curl:
+	$(call install,curl,curl)
+
+nextest: compiler
+	@$(CARGO) nextest --version >/dev/null 2>&1 || \
+		$(CARGO) install --locked cargo-nextest --version $(NEXTEST_VERSION)
+
+components:
+	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || \
+		rustup component add rustfmt clippy
