@@ -245,7 +245,8 @@ impl Case {
             }
             Left::Answered => {
                 // Nobody has asked, and nobody needs to.
-                until("the fill to be finished", async || fills("stored").await == 1.0).await;
+                let what = format!("{}: the fill to be finished", self.name);
+                until(&what, async || fills("stored").await == 1.0).await;
                 self.assert_rows(&["stored"]);
                 (0.0, 0.0)
             }
@@ -466,7 +467,7 @@ async fn check_refresh(point: &'static str) {
         _ => (&["stored", "stored"], true),
     };
     let finished = async || case.rows().iter().all(|(state, ..)| state != "answered");
-    until("the fill to be finished", finished).await;
+    until(&format!("{}: the fill to be finished", case.name), finished).await;
     case.assert_rows(states);
     let now = ask(&granary.public_url()).await;
     assert_eq!(now.header("granary-credits-charged"), Some("0"), "{}: {}", case.name, now.text());
