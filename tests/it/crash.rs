@@ -187,16 +187,24 @@ impl Case {
         assert_eq!(self.rows(), expected, "{}", self.name);
     }
 
-    /// What must hold at any time, whatever has happened.
-    async fn assert_invariants(&self, public: &str, admin: &str) {
-        let results = self.folder.path().join("store/results");
-        for entry in std::fs::read_dir(&results).unwrap() {
+    /// Names and bytes of the objects, each of which must be whole, running or not: any static server
+    /// could be serving them.
+    fn objects(&self) -> Vec<(String, Vec<u8>)> {
+        let entries = std::fs::read_dir(self.folder.path().join("store/results")).unwrap();
+        let objects = entries.map(|entry| {
             let path = entry.unwrap().path();
             let bytes = std::fs::read(&path).unwrap();
             let digest = blake3::hash(&bytes).to_hex();
             assert_eq!(path.file_stem().unwrap().to_str(), Some(digest.as_str()), "{}", self.name);
-            let url = format!("{public}/results/{}", path.file_name().unwrap().to_str().unwrap());
-            assert!(bytes_of(&url).await == bytes, "{}: {url}", self.name);
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), bytes)
+        });
+        objects.collect()
+    }
+
+    /// What must hold at any time, whatever has happened.
+    async fn assert_invariants(&self, public: &str, admin: &str) {
+        for (name, bytes) in self.objects() {
+            assert!(bytes_of(&format!("{public}/results/{name}")).await == bytes, "{}: {name}", self.name);
         }
         let tmp = files_below(&self.folder.path().join("store/tmp"));
         assert_eq!(tmp, 0, "{}: temporary files remain", self.name);
@@ -224,6 +232,7 @@ impl Case {
 
     /// What the next process must do, before it is asked and after; and then for ever.
     async fn assert_recovers(self, left: Left) {
+        self.objects();
         let before = self.upstream.wait_for_idle().await;
         let mut granary = self.builder.start().await.unwrap();
         let (public, admin) = (granary.public_url(), granary.admin_url());
