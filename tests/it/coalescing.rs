@@ -173,7 +173,13 @@ async fn a_caller_that_hangs_up_while_uploading_buys_nothing() {
     let mut uploading = Vec::new();
     for sent in [0, 1, body / 2, body - 1] {
         uploading.push(call.send_part(sent).await.unwrap());
+        // One that says so politely: the body ends before its declared length.
+        let mut half_closed = call.send_part(sent).await.unwrap();
+        half_closed.shutdown_write().await.unwrap();
+        let answer = half_closed.read_answer(false).await;
+        assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status == 400), "{sent} of {body} bytes");
     }
+    assert_eq!(upstream.attempts(), 0);
     let whole = call.send().await.unwrap();
     assert_eq!(cache_status(&whole), "granary; fwd=uri-miss; fwd-status=200; stored");
     uploading.into_iter().for_each(RawConnection::reset);
