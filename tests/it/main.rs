@@ -9,3 +9,4 @@ mod coalescing;
 mod error_table;
 mod harness;
 mod http;
+mod secrets;
