@@ -11,3 +11,4 @@ mod harness;
 mod http;
 mod readme;
 mod soak;
+mod secrets;
