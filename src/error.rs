@@ -313,7 +313,11 @@ impl GatewayError {
             .retry_after(*wait),
             Self::Upstream { status, .. } => {
                 // Its own body is what clients see; this row serves log and metrics.
-                Situation::new(502, code::AI_SERVICE_ERROR, Upstream, format!("the upstream answered {status}"))
+                let detail = format!("the upstream answered {status}");
+                let situation = Situation::new(502, code::AI_SERVICE_ERROR, Upstream, detail);
+                let asks_to_wait =
+                    matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+                if asks_to_wait { situation.retry_after(SOON) } else { situation }
             }
             Self::StillBeingMade => Situation::new(
                 504,

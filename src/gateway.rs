@@ -10,6 +10,9 @@
 //!
 //! Hits and coalesced callers spend nothing, and work when everything else is down.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,7 +31,7 @@ use crate::outcome::CacheStatus;
 use crate::picture::ObjectName;
 use crate::request::{self, CropRequest, FormHead};
 use crate::rewrite;
-use crate::store::{Record, Store};
+use crate::store::{Record, Store, StoreError};
 use crate::teams::Team;
 
 /// What a gateway works with.
@@ -143,6 +146,11 @@ impl Gateway {
         }
     }
 
+    /// Is nothing new bought any more, because the process is stopping?
+    pub fn is_draining(&self) -> bool {
+        self.parts.filler.is_draining()
+    }
+
     /// Memory, then ledger, then store. `None` only when the key is known to be absent.
     async fn look_up(&self, key: CacheKey) -> Result<Option<Found>, GatewayError> {
         if let Some(record) = self.parts.cache.answer(key).await {
@@ -150,7 +158,7 @@ impl Gateway {
         }
         let in_ledger = self.parts.ledger.look_up(&self.namespace, key).await;
         if let Ok(Some(record)) = &in_ledger
-            && self.is_still_there(record).await
+            && self.is_still_there(record).await?
         {
             return Ok(Some(self.remember(record.clone(), CacheStatus::HitLedger).await));
         }
@@ -160,12 +168,17 @@ impl Gateway {
                 if in_ledger.is_ok() {
                     self.adopt(&record).await;
                 }
-                if self.is_still_there(&record).await {
+                if self.is_still_there(&record).await? {
                     return Ok(Some(self.remember(record, CacheStatus::HitStore).await));
                 }
                 in_ledger.map(|_| None).map_err(|_| GatewayError::LedgerUnavailable)
             }
             (Ok(_), Ok(None)) => Ok(None),
+            // Something is there: it was paid for, and nothing could be kept in its place.
+            (Ok(_), Err(error @ StoreError::Corrupt(_))) => {
+                tracing::error!(%error, %key, "a record is damaged, so its key is not bought");
+                Err(GatewayError::StoreUnavailable)
+            }
             // The store cannot be asked, so the ledger decides.
             (Ok(_), Err(error)) => {
                 tracing::warn!(%error, %key, "the store could not be asked for a record");
@@ -180,20 +193,19 @@ impl Gateway {
 
     /// Is a record's object where it should be? When the store says that it is gone, the row is
     /// `lost` and the key may be bought again; when the store cannot be asked, it counts as there.
-    async fn is_still_there(&self, record: &Record) -> bool {
-        let Some(object) = record.object() else { return false };
+    async fn is_still_there(&self, record: &Record) -> Result<bool, GatewayError> {
+        let Some(object) = record.object() else { return Ok(false) };
         match self.parts.store.has_object(object).await {
-            Ok(true) => true,
+            Ok(true) | Err(_) => Ok(true),
             Ok(false) => {
                 tracing::error!(key = %record.key, object = %object.path(), "the store has lost a result");
-                if let Err(error) = self.parts.ledger.lose(record).await {
+                // Without the booking, buying again would meet the old row; and its URL is dead.
+                self.parts.ledger.lose(record).await.map_err(|error| {
                     tracing::error!(%error, "the loss could not be booked");
-                    // Without that, buying again would meet the old row: better to wait.
-                    return true;
-                }
-                false
+                    GatewayError::LedgerUnavailable
+                })?;
+                Ok(false)
             }
-            Err(_) => true,
         }
     }
 
@@ -221,7 +233,7 @@ impl Gateway {
         if let Some((status, body)) = self.parts.cache.refusal(key).await {
             return Err(GatewayError::Upstream { status, body });
         }
-        if self.parts.filler.is_draining() {
+        if self.is_draining() {
             return Err(GatewayError::Draining);
         }
         Ok(())

@@ -7,6 +7,8 @@
 //! Implementation: [`sqlite`]. This module knows no store, no upstream and no HTTP.
 
 pub mod budget;
+#[cfg(test)]
+mod contract;
 pub mod sqlite;
 
 use std::time::Duration;
@@ -123,7 +125,7 @@ pub struct Reservation {
 }
 
 /// What [`Ledger::reserve`] decided, in one transaction.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reserved {
     /// The key is ours to buy.
     Won(Won),
@@ -188,12 +190,12 @@ pub enum Booking {
         /// Does this row keep the key? Not when another result got there first.
         holds_key: bool,
     },
-    /// From `sent`, or from `reserved` when the refusal came early.
+    /// From `sent`, from `reserved` when the refusal came early, or from `unknown` when it came late.
     Refused {
         /// Status and code.
         reason: String,
     },
-    /// From `sent`, or from `reserved` when the error came early.
+    /// From `sent`, from `reserved` when the error came early, or from `unknown` when it came late.
     Failed {
         /// Status and code.
         reason: String,
@@ -311,7 +313,8 @@ pub trait Ledger: Send + Sync {
     /// [`LedgerError`]: not booked, as far as is known.
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError>;
 
-    /// Makes a record that the store has and the ledger does not known to the ledger, unpaid.
+    /// Makes a record that the store has and the ledger does not known to the ledger, unpaid. A
+    /// result that was booked as lost is not taken in again.
     ///
     /// # Errors
     /// [`LedgerError`]: not known to it yet.

@@ -3,6 +3,10 @@
 //! Formats are decided by the bytes, never by a file name or a declared type. This module never
 //! decodes pixels and never performs I/O; the crop engine does the former.
 
+mod header;
+#[cfg(test)]
+mod tests;
+
 use crate::key::Digest;
 
 /// A picture format the upstream accepts and results may have.
@@ -59,9 +63,18 @@ impl ImageFormat {
     }
 }
 
-/// Reads width and height in pixels from the header; `None` when it cannot be read.
+/// Reads width and height in pixels from the header, before any EXIF orientation; neither is 0.
+///
+/// `None` when they cannot be read, which no decoder could make a picture of either. Takes
+/// microseconds, and a fraction of a millisecond for a file made to be slow.
 pub fn dimensions(bytes: &[u8]) -> Option<(usize, usize)> {
-    imagesize::blob_size(bytes).ok().map(|size| (size.width, size.height))
+    let (width, height) = match ImageFormat::sniff(bytes)? {
+        ImageFormat::Jpeg => header::jpeg(bytes),
+        ImageFormat::Png => header::png(bytes),
+        ImageFormat::Webp => header::webp(bytes),
+        ImageFormat::Bmp => header::bmp(bytes),
+    }?;
+    (width > 0 && height > 0).then_some((width as usize, height as usize))
 }
 
 /// The name of one result's bytes for ever: `{digest}.{ext}`.
@@ -91,45 +104,5 @@ impl ObjectName {
     pub fn parse(file_name: &str) -> Option<Self> {
         let (digest, extension) = file_name.split_once('.')?;
         Some(Self { digest: digest.parse().ok()?, format: ImageFormat::from_extension(extension)? })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_format_is_decided_by_the_first_bytes() {
-        for (bytes, format) in [
-            (&b"\xFF\xD8\xFF\xE0"[..], Some(ImageFormat::Jpeg)),
-            (b"\x89PNG\r\n\x1a\n", Some(ImageFormat::Png)),
-            (b"RIFF\0\0\0\0WEBPVP8 ", Some(ImageFormat::Webp)),
-            (b"BM", Some(ImageFormat::Bmp)),
-            (b"GIF89a", None),
-            (b"<svg xmlns=", None),
-            (b"%PDF-1.7", None),
-            (b"RIFF\0\0\0\0WAVE", None),
-            (b"", None),
-        ] {
-            assert_eq!(ImageFormat::sniff(bytes), format);
-        }
-    }
-
-    #[test]
-    fn an_object_name_has_one_spelling() {
-        let name = ObjectName::of(b"\xFF\xD8\xFF").expect("a JPEG by its first bytes");
-        let path = name.path();
-        let file_name = path.strip_prefix("results/").expect("results live in one folder");
-        assert_eq!(ObjectName::parse(file_name), Some(name));
-        for wrong in [
-            file_name.to_uppercase(),
-            file_name.replace(".jpg", ".jpeg"),
-            file_name.replace(".jpg", ".jpg.jpg"),
-            format!("../{file_name}"),
-            format!("{file_name}%00"),
-            String::new(),
-        ] {
-            assert_eq!(ObjectName::parse(&wrong), None, "{wrong}");
-        }
     }
 }

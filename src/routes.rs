@@ -4,6 +4,7 @@
 //! [`GatewayError`]; the one place that turns it into the upstream's envelope is [`respond`].
 
 mod admin;
+mod cors;
 mod credits;
 mod crop;
 mod page;
@@ -15,12 +16,13 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ORIGIN};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 pub use self::admin::{AdminState, admin_router};
+use self::cors::Cors;
 use crate::clock::Clock;
 use crate::error::GatewayError;
 use crate::gateway::Gateway;
@@ -81,14 +83,11 @@ pub fn public_router(state: PublicState, cors_origins: &[String]) -> Router {
         .route(QUERY_CREDITS_PATH, only(get(credits::query), "GET, HEAD, OPTIONS"))
         .route("/", only(get(page::page), "GET, HEAD, OPTIONS"))
         .fallback(async || GatewayError::NoSuchRoute)
-        .layer(api_cors(cors_origins));
-    let results =
-        Router::new().route("/results/{name}", only(get(results::result), "GET, HEAD, OPTIONS")).layer(
-            CorsLayer::new()
-                .allow_origin(tower_http::cors::Any)
-                .allow_methods([Method::GET, Method::HEAD])
-                .expose_headers(exposed()),
-        );
+        .layer(from_fn_with_state(api_cors(cors_origins), cors::layer));
+    let any_page = Cors::any("GET, HEAD", &[RANGE, IF_RANGE, IF_NONE_MATCH], &exposed());
+    let results = Router::new()
+        .route("/results/{name}", only(get(results::result), "GET, HEAD, OPTIONS"))
+        .layer(from_fn_with_state(any_page, cors::layer));
     results.merge(api).with_state(state)
 }
 
@@ -99,25 +98,10 @@ fn only(routes: MethodRouter<PublicState>, allow: &'static str) -> MethodRouter<
         .fallback(move || async move { GatewayError::MethodNotAllowed { allow } })
 }
 
-fn api_cors(origins: &[String]) -> CorsLayer {
-    let origins: Vec<HeaderValue> =
-        origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
-    if origins.is_empty() {
-        return CorsLayer::new().vary([]);
-    }
-    CorsLayer::new()
-        .allow_origin(AllowOrigin::list(origins))
-        .allow_methods([Method::GET, Method::HEAD, Method::POST])
-        .allow_headers([
-            CONTENT_TYPE,
-            AUTHORIZATION,
-            CACHE_CONTROL,
-            HeaderName::from_static(API_KEY_HEADER),
-            respond::REFRESH,
-        ])
-        .expose_headers(exposed())
-        .max_age(Duration::from_secs(7200))
-        .vary([ORIGIN])
+fn api_cors(origins: &[String]) -> Cors {
+    let api_key = HeaderName::from_static(API_KEY_HEADER);
+    let headers = [CONTENT_TYPE, AUTHORIZATION, CACHE_CONTROL, api_key, respond::REFRESH];
+    Cors::of(origins, "GET, HEAD, POST", &headers, &exposed())
 }
 
 /// What a page's script may read of an answer.

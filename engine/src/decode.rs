@@ -7,7 +7,7 @@ use image::codecs::jpeg::JpegDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageResult, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageResult, Limits, RgbImage};
 
 use crate::sniff::{self, Container};
 use crate::{CropError, MAX_SIDE};
@@ -18,8 +18,8 @@ const MAX_ALLOCATION: u64 = 64 << 20;
 /// A decoded picture.
 pub(crate) struct Source {
     pub(crate) format: Container,
-    /// Always `ImageRgb8`, upright, no side zero or over [`MAX_SIDE`].
-    pub(crate) pixels: DynamicImage,
+    /// Upright, no side zero or over [`MAX_SIDE`].
+    pub(crate) pixels: RgbImage,
     /// The ICC profile, if it is one for RGB.
     pub(crate) colour_profile: Option<Vec<u8>>,
 }
@@ -47,10 +47,10 @@ fn finish(format: Container, mut decoder: impl ImageDecoder) -> ImageResult<Sour
     room.reserve(decoder.total_bytes())?;
     // Damaged metadata is no reason to refuse a picture that can be shown.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let colour_profile = decoder.icc_profile().ok().flatten().filter(is_rgb_profile);
+    let colour_profile = decoder.icc_profile().ok().flatten().filter(|profile| is_rgb_profile(profile));
     let mut pixels = DynamicImage::from_decoder(decoder)?;
     pixels.apply_orientation(orientation);
-    Ok(Source { format, pixels: DynamicImage::ImageRgb8(pixels.into_rgb8()), colour_profile })
+    Ok(Source { format, pixels: pixels.into_rgb8(), colour_profile })
 }
 
 fn limits() -> Limits {
@@ -62,7 +62,7 @@ fn limits() -> Limits {
 }
 
 /// Says whether a profile's header (ICC.1:2022, 7.2) names RGB as its colour space.
-fn is_rgb_profile(profile: &Vec<u8>) -> bool {
+fn is_rgb_profile(profile: &[u8]) -> bool {
     profile.get(16..20) == Some(b"RGB ")
 }
 

@@ -46,9 +46,10 @@ pub enum CropError {
 
     /// An alpha channel or a transparent colour. 415 `UNSUPPORTED_FILE_TYPES`.
     ///
-    /// Decided by what the file declares, even if every pixel is opaque.
+    /// Decided by what the file declares, even if every pixel is opaque. A BMP of 32 bits per
+    /// pixel declares four channels.
     #[error(
-        "the {format} has transparency, but only RGB with three channels is accepted; flatten it and save it without an alpha channel"
+        "the {format} has an alpha channel or a transparent colour, but only RGB with three channels is accepted; flatten it and save it without"
     )]
     Alpha {
         /// Format by name.

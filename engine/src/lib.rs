@@ -24,6 +24,7 @@ mod decode;
 mod error;
 mod plane;
 mod render;
+mod resize;
 mod saliency;
 mod sniff;
 mod window;

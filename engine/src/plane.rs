@@ -39,10 +39,10 @@ impl Plane {
         sorted[(share * (sorted.len() - 1) as f32) as usize]
     }
 
-    /// Scales so that the brightest hundredth lies at one, and cuts off above; a plane that is
+    /// Scales so that the brightest few lies at one, and cuts off above; a plane that is
     /// zero (nearly) everywhere stays as it is, rather than have its noise blown up.
     pub(crate) fn normalised(&self, least: f32) -> Self {
-        let top = self.quantile(0.99).max(least);
+        let top = self.quantile(0.997).max(least);
         self.map(|value| (value / top).clamp(0.0, 1.0))
     }
 

@@ -1,12 +1,12 @@
 //! Scales the chosen window to the target and encodes it.
 
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::codecs::webp::WebPEncoder;
-use image::{DynamicImage, ExtendedColorType, ImageEncoder};
+use image::{ExtendedColorType, ImageEncoder, RgbImage};
 
 use crate::decode::Source;
+use crate::resize::{self, FilterType, Window};
 use crate::{CropError, Format, RetainLocation};
 
 /// High enough that a picture already compressed once shows no new damage.
@@ -35,26 +35,19 @@ pub(crate) fn render(
 
 /// Cuts and scales in one step, with a Lanczos filter of three lobes.
 fn scale(
-    source: &DynamicImage,
+    source: &RgbImage,
     placement: RetainLocation,
     width: u32,
     height: u32,
-) -> Result<DynamicImage, CropError> {
-    let (left, window_width) = window(source.width(), placement.width, placement.x, width);
-    let (top, window_height) = window(source.height(), placement.height, placement.y, height);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3)).crop(
-        left,
-        top,
-        window_width,
-        window_height,
-    );
-    let mut pixels = DynamicImage::new_rgb8(width, height);
-    Resizer::new().resize(source, &mut pixels, &options).map_err(CropError::internal)?;
-    Ok(pixels)
+) -> Result<RgbImage, CropError> {
+    let (left, window_width) = span(source.width(), placement.width, placement.x, width);
+    let (top, window_height) = span(source.height(), placement.height, placement.y, height);
+    let window = Window { left, top, width: window_width, height: window_height };
+    resize::resize(source, window, width, height, FilterType::Lanczos3)
 }
 
 /// Returns start and length of the window along one axis, in source pixels.
-fn window(source: u32, scaled: u32, offset: i32, target: u32) -> (f64, f64) {
+fn span(source: u32, scaled: u32, offset: i32, target: u32) -> (f64, f64) {
     let ratio = f64::from(source) / f64::from(scaled);
     let length = (f64::from(target) * ratio).min(source.into());
     let mut start = (-f64::from(offset) * ratio).clamp(0.0, f64::from(source) - length);
@@ -67,14 +60,14 @@ fn window(source: u32, scaled: u32, offset: i32, target: u32) -> (f64, f64) {
 
 fn encode(
     mut encoder: impl ImageEncoder,
-    pixels: &DynamicImage,
+    pixels: &RgbImage,
     profile: Option<&[u8]>,
 ) -> Result<(), CropError> {
     if let Some(profile) = profile {
         encoder.set_icc_profile(profile.to_vec()).map_err(CropError::internal)?;
     }
     encoder
-        .write_image(pixels.as_bytes(), pixels.width(), pixels.height(), ExtendedColorType::Rgb8)
+        .write_image(pixels, pixels.width(), pixels.height(), ExtendedColorType::Rgb8)
         .map_err(CropError::internal)
 }
 
@@ -89,7 +82,7 @@ mod tests {
                 for scaled in [target, target + 1, target * 3 + 1, 400_000] {
                     for offset in [0, -1, -7, target as i32 - scaled as i32] {
                         let offset = offset.max(target as i32 - scaled as i32);
-                        let (start, length) = window(source, scaled, offset, target);
+                        let (start, length) = span(source, scaled, offset, target);
                         assert!(start >= 0.0 && length > 0.0);
                         assert!(start + length <= source.into(), "{source} {scaled} {offset}");
                     }

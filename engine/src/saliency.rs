@@ -25,11 +25,11 @@ mod colour;
 mod faces;
 mod parts;
 
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-use image::{DynamicImage, RgbImage};
+use image::RgbImage;
 
 use crate::CropError;
 use crate::plane::Plane;
+use crate::resize::{self, FilterType, Window};
 
 pub(crate) use parts::Part;
 
@@ -40,34 +40,32 @@ const THUMBNAIL_SIDE: u32 = 192;
 pub(crate) struct Attention {
     /// Everything together.
     pub(crate) whole: Part,
-    /// Things that should not be cut through.
+    /// Things that should not be cut through. The first is the main one: the likeliest face, or
+    /// else the heaviest thing; there may be none at all.
     pub(crate) parts: Vec<Part>,
 }
 
 /// Looks at a picture.
-pub(crate) fn attend(pixels: &DynamicImage) -> Result<Attention, CropError> {
+pub(crate) fn attend(pixels: &RgbImage) -> Result<Attention, CropError> {
     let thumbnail = shrink(pixels)?;
     let channels = Channels::of(&thumbnail);
     let map = combine(&channels);
     let faces = parts::faces(&map, &faces::find(&thumbnail));
     let mut whole = parts::whole(&map);
     faces.iter().for_each(|face| whole.add(face));
-    let mut parts = parts::things(&map);
-    parts.extend(faces);
+    let parts = faces.into_iter().chain(parts::things(&map)).collect();
     Ok(Attention { whole, parts })
 }
 
 /// Scales down to the thumbnail's size; a picture smaller than that stays as it is.
-fn shrink(pixels: &DynamicImage) -> Result<RgbImage, CropError> {
+fn shrink(pixels: &RgbImage) -> Result<RgbImage, CropError> {
     let longest = pixels.width().max(pixels.height());
     if longest <= THUMBNAIL_SIDE {
-        return Ok(pixels.to_rgb8());
+        return Ok(pixels.clone());
     }
     let side = |length: u32| (length * THUMBNAIL_SIDE).div_ceil(longest);
-    let mut thumbnail = DynamicImage::new_rgb8(side(pixels.width()), side(pixels.height()));
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Hamming));
-    Resizer::new().resize(pixels, &mut thumbnail, &options).map_err(CropError::internal)?;
-    Ok(thumbnail.into_rgb8())
+    let (width, height) = (side(pixels.width()), side(pixels.height()));
+    resize::resize(pixels, Window::all(pixels), width, height, FilterType::Hamming)
 }
 
 /// What the cues look at.
@@ -102,25 +100,34 @@ fn texture(lightness: &Plane) -> Plane {
 
 /// Adds up the cues other than faces.
 fn combine(channels: &Channels) -> Plane {
-    let barrier = {
-        let [l, a, b] = &channels.fine;
-        let fine = barrier::sum(&[l, a, b]);
-        let [l, a, b] = &channels.coarse;
-        let coarse = barrier::sum(&[l, a, b, &channels.texture]);
-        fine.zip(&coarse, |fine, coarse| fine + 2.0 * coarse)
-    };
     let foreign = border::foreignness(&channels.coarse, &channels.texture);
+    let barrier = barriers(channels, &barrier::seeds(&foreign));
     let contrast = contrast(&channels.coarse);
-    let mut map = Plane::new(barrier.width, barrier.height, 0.0);
-    let cues = [(0.45, barrier, 30.0), (0.35, foreign, 3.0), (0.2, contrast, 10.0)];
-    for (weight, cue, least) in cues {
-        let cue = cue.normalised(least);
+    let mut map = Plane::new(foreign.width, foreign.height, 0.0);
+    for (weight, cue, least) in [(0.45, barrier, 30.0), (0.35, foreign, 3.0), (0.2, contrast, 10.0)] {
+        let cue = promoted(&cue.normalised(least));
         map = map.zip(&cue, |sum, value| sum + weight * value);
     }
     let floor = map.quantile(0.4);
     let map = map.map(|value| (value - floor).max(0.0));
     let map = centred(&map);
     map.map(|value| value * value)
+}
+
+/// Adds up barriers on two scales; the coarser counts double, being blind to texture.
+fn barriers(channels: &Channels, seeds: &[bool]) -> Plane {
+    let [l, a, b] = &channels.fine;
+    let fine = barrier::sum(&[l, a, b], seeds);
+    let [l, a, b] = &channels.coarse;
+    let coarse = barrier::sum(&[l, a, b, &channels.texture], seeds);
+    fine.zip(&coarse, |fine, coarse| fine + 2.0 * coarse)
+}
+
+/// Weakens a cue in proportion to how much of the picture it calls special: L. Itti, C. Koch,
+/// E. Niebur, "A model of saliency-based visual attention", IEEE Trans. PAMI 20(11), 1998.
+fn promoted(cue: &Plane) -> Plane {
+    let rest = 1.0 - cue.mean();
+    cue.map(|value| value * rest * rest)
 }
 
 /// Measures each place's distance from the mean colour.
@@ -148,38 +155,3 @@ fn centred(map: &Plane) -> Plane {
     }
     out
 }
-
-// DEBUG-START
-#[allow(dead_code)]
-pub(crate) fn debug(thumbnail: &RgbImage, heat: &dyn Fn(&Plane, &str)) {
-    let channels = Channels::of(thumbnail);
-    let [l, a, b] = &channels.fine;
-    let fine = barrier::sum(&[l, a, b]);
-    let [l, a, b] = &channels.coarse;
-    let coarse = barrier::sum(&[l, a, b, &channels.texture]);
-    heat(&fine.zip(&coarse, |f, c| f + 2.0 * c), "barrier");
-    heat(&border::foreignness(&channels.coarse, &channels.texture), "foreign");
-    heat(&contrast(&channels.coarse), "contrast");
-    heat(&combine(&channels), "map");
-    let mut skin = Plane::new(thumbnail.width() as usize, thumbnail.height() as usize, 0.0);
-    for (v, p) in skin.values.iter_mut().zip(thumbnail.pixels()) {
-        *v = colour::skin(*p);
-    }
-    for f in faces::find(thumbnail) {
-        eprintln!("{f:?}");
-        for x in f.left..f.right {
-            skin.values[f.top * skin.width + x] = 1.0;
-            skin.values[(f.bottom - 1) * skin.width + x] = 1.0;
-        }
-        for y in f.top..f.bottom {
-            skin.values[y * skin.width + f.left] = 1.0;
-            skin.values[y * skin.width + f.right - 1] = 1.0;
-        }
-    }
-    heat(&skin, "skin");
-}
-#[allow(dead_code)]
-pub(crate) fn debug_shrink(p: &DynamicImage) -> RgbImage {
-    shrink(p).unwrap()
-}
-// DEBUG-END

@@ -10,6 +10,9 @@
 //!          → Fetch → PutObject → PutRecord → Book(stored) → Finish
 //! ```
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -199,6 +202,18 @@ enum Next {
     Finish(Box<Verdict>),
 }
 
+impl Next {
+    /// What callers are going to be told, where that is settled.
+    fn verdict(&self) -> Option<Verdict> {
+        match self {
+            Self::Finish(verdict) => Some((**verdict).clone()),
+            Self::Adopt(record, source) => Some(Ok(Filled { record: record.clone(), source: *source })),
+            Self::TakeSlot | Self::Admit | Self::Open | Self::Book => None,
+            Self::Fetch | Self::PutObject | Self::PutRecord => None,
+        }
+    }
+}
+
 impl Machine {
     /// A fill for callers who wait.
     pub fn new(limits: FillLimits) -> Self {
@@ -259,6 +274,11 @@ impl Machine {
             Event::LookedAgain(Ok(Some(record))) if record.generation >= self.generation() => {
                 let next = Next::Adopt(Arc::new(record), FillSource::Store);
                 self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
+            }
+            // A record that cannot be read is there, and nothing could be kept in its place.
+            Event::LookedAgain(Err(error @ StoreError::Corrupt(_))) => {
+                tracing::error!(%error, "a record is damaged, so its key is not bought");
+                self.end(Booking::Released { reason: error.to_string() }, GatewayError::StoreUnavailable)
             }
             // When the store cannot be asked, the ledger decides, and it has.
             Event::LookedAgain(_) => Effect::Open,
@@ -426,16 +446,17 @@ impl Machine {
 
     /// The record is the commit mark: from here on the result is permanent.
     fn record_kept(&mut self, standing: Record) -> Effect {
-        let Some(ours) = self.record.take() else { return bug() };
-        let holds_key = *ours == standing;
-        let filled = Filled { record: Arc::new(standing), source: FillSource::Bought };
-        let next = if holds_key {
-            Next::Finish(Box::new(Ok(filled)))
-        } else {
-            // Another result keeps the key; ours is permanent under its own URL, and paid for.
-            Next::Adopt(filled.record, FillSource::Bought)
-        };
-        self.book(Booking::Stored { record: Box::new(Arc::unwrap_or_clone(ours)), holds_key }, next)
+        let Some(ours) = self.record.take().map(Arc::unwrap_or_clone) else { return bug() };
+        // A record of this very purchase may stand since before a crash; only its time differs then.
+        let ours_then = Record { stored_at: standing.stored_at, ..ours.clone() };
+        if ours_then == standing {
+            let filled = Filled { record: Arc::new(standing), source: FillSource::Bought };
+            let booking = Booking::Stored { record: Box::new(ours_then), holds_key: true };
+            return self.book(booking, Next::Finish(Box::new(Ok(filled))));
+        }
+        // Another result keeps the key; ours is permanent under its own URL, and paid for.
+        let booking = Booking::Stored { record: Box::new(ours), holds_key: false };
+        self.book(booking, Next::Adopt(Arc::new(standing), FillSource::Bought))
     }
 
     fn booked(&mut self) -> Effect {
@@ -456,8 +477,7 @@ impl Machine {
         let Some((booking, next)) = &self.booking else { return bug() };
         if self.book_tries == 1 {
             // Those who wait need not wait for the book where the outcome no longer depends on it.
-            if let (Booking::Stored { .. }, Next::Finish(verdict)) = (booking, next) {
-                let verdict = (**verdict).clone();
+            if let (Booking::Stored { .. }, Some(verdict)) = (booking, next.verdict()) {
                 self.resume = Some(Next::Book);
                 return Effect::Tell(verdict);
             }

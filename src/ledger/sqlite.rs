@@ -6,9 +6,13 @@
 //!
 //! Signed result URLs rest in `answered` rows only. When such a row ends, its text is overwritten
 //! (`secure_delete`) and the write-ahead log, which still has the old page, is truncated as soon as
-//! the thread is idle.
+//! the thread is idle, and at every start. `secure_delete` does not reach the copies that SQLite
+//! leaves behind when it moves rows from page to page; so the text begins a whole page into its row,
+//! where it lies on pages of its own, which are never moved, and wiped when they are given up.
 
 mod calls;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::path::Path;
@@ -16,6 +20,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use jiff::tz::TimeZone;
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 use self::worker::Worker;
 use super::budget::{Budget, Scope, Used, Windows};
@@ -26,6 +31,9 @@ use crate::store::Record;
 
 /// The layout of the file; a file with a higher one is refused untouched.
 const SCHEMA_VERSION: i64 = 1;
+
+/// Bytes of a page of the file, and of the padding before the text of an answer.
+const PAGE_SIZE: u32 = 4096;
 
 const SCHEMA: &str = "
 CREATE TABLE calls (
@@ -48,7 +56,7 @@ CREATE TABLE calls (
     answered_at  TEXT,
     ended_at     TEXT,
     reason       TEXT,
-    answer       TEXT,                        -- holds a signed URL while `answered`, and only then
+    answer       TEXT,                        -- `answered`: padding, then a signed URL; `stored`: the record's
     request_id   TEXT,
     log_id       TEXT,
     digest       BLOB,
@@ -59,6 +67,7 @@ CREATE UNIQUE INDEX calls_holding_a_key ON calls (namespace, key, generation)
     WHERE late = 0 AND state IN ('reserved', 'sent', 'answered', 'stored');
 CREATE INDEX calls_by_key ON calls (namespace, key, state);
 CREATE INDEX calls_open ON calls (state) WHERE state IN ('reserved', 'sent', 'answered');
+CREATE INDEX calls_totals ON calls (state, credits) WHERE adopted = 0;
 CREATE TABLE spent (
     scope   TEXT NOT NULL,
     period  TEXT NOT NULL,
@@ -86,11 +95,13 @@ impl SqliteLedger {
     pub fn open(file: &Path, clock: Clock, zone: TimeZone) -> Result<Self, LedgerError> {
         let writable = connect(file)?;
         migrate(&writable)?;
+        // After a kill the log may still have the page of an answer that has ended since.
+        worker::scrub_log(&writable);
         let readable = connect(file)?;
         readable.pragma_update(None, "query_only", true)?;
         Ok(Self {
-            writer: Worker::spawn("ledger-write", writable, "BEGIN IMMEDIATE"),
-            reader: Worker::spawn("ledger-read", readable, "BEGIN"),
+            writer: Worker::spawn("ledger-write", writable, "BEGIN IMMEDIATE", worker::GROUP),
+            reader: Worker::spawn("ledger-read", readable, "BEGIN", 1),
             clock,
             zone,
         })
@@ -114,26 +125,37 @@ impl SqliteLedger {
 fn connect(file: &Path) -> Result<Connection, LedgerError> {
     let connection = Connection::open(file)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    refuse_newer(&connection)?;
+    connection.pragma_update(None, "page_size", PAGE_SIZE)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "secure_delete", true)?;
     Ok(connection)
 }
 
-fn migrate(connection: &Connection) -> Result<(), LedgerError> {
-    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    match version {
-        0 => {
-            connection.execute_batch(&format!(
-                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            ))?;
-            Ok(())
-        }
-        SCHEMA_VERSION => Ok(()),
-        newer => Err(LedgerError::Unavailable(format!(
-            "the file has layout {newer}, and this program knows {SCHEMA_VERSION}: run the newer program"
-        ))),
+fn version(connection: &Connection) -> Result<i64, LedgerError> {
+    Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
+}
+
+/// Comes before anything that may write, as a change of the journal's mode or closing the log does.
+fn refuse_newer(connection: &Connection) -> Result<(), LedgerError> {
+    let version = version(connection)?;
+    if version <= SCHEMA_VERSION {
+        return Ok(());
     }
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Err(LedgerError::Unavailable(format!(
+        "the file has layout {version}, and this program knows {SCHEMA_VERSION}: run the newer program"
+    )))
+}
+
+fn migrate(connection: &Connection) -> Result<(), LedgerError> {
+    if version(connection)? < SCHEMA_VERSION {
+        connection.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        ))?;
+    }
+    Ok(())
 }
 
 impl From<rusqlite::Error> for LedgerError {

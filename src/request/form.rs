@@ -108,9 +108,6 @@ impl Form {
 fn check_image(bytes: &[u8]) -> Result<ImageFormat, RequestError> {
     let format = ImageFormat::sniff(bytes).ok_or(RequestError::UnsupportedFile)?;
     let (width, height) = picture::dimensions(bytes).ok_or(RequestError::UnreadableHeader)?;
-    if width == 0 || height == 0 {
-        return Err(RequestError::UnreadableHeader);
-    }
     if width.max(height) > MAX_SIDE_PIXELS {
         return Err(RequestError::ResolutionTooHigh { width, height });
     }

@@ -1,6 +1,7 @@
 //! The drop-in endpoint, and its hash-first look-up.
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, EXPECT};
@@ -17,6 +18,9 @@ use crate::request;
 use crate::server::body::PacedBody;
 use crate::teams::Team;
 
+/// How much of an unknown query parameter's name is shown.
+const MAX_NAME_SHOWN: usize = 40;
+
 /// `POST /api/image/editing/image-cropping`.
 ///
 /// Whatever can be refused by the head alone is refused before the body is polled, so that a client
@@ -28,9 +32,10 @@ pub(super) async fn crop(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let refusal = |error: GatewayError| error.into_response();
-    if let Err(error) = check_expectation(&parts.headers) {
-        return refusal(error);
-    }
+    let asks_first = match asks_before_its_body(&parts.headers) {
+        Ok(asks) => asks,
+        Err(error) => return refusal(error),
+    };
     let team = match state.authenticate(&parts.headers) {
         Ok(team) => team,
         Err(error) => return refusal(error),
@@ -38,6 +43,11 @@ pub(super) async fn crop(
     let outcome = async {
         let head = request::check_head(&parts.headers, &state.0.limits)
             .map_err(|error| GatewayError::Request(error.into()))?;
+        // A body already under way may be a hit, and is read; one that is still to be sent had better
+        // go where a miss is served too.
+        if asks_first && state.0.gateway.is_draining() {
+            return Err(GatewayError::Draining);
+        }
         crash_point("CP2");
         let caller = caller(&state, &team, &parts.headers, arrival);
         let body = PacedBody::new(body.map_err(axum::Error::into_inner), state.0.pace);
@@ -53,16 +63,17 @@ pub(super) async fn crop(
 /// `GET` and `HEAD /api/image/editing/image-cropping/{key}`.
 pub(super) async fn look_up(
     State(state): State<PublicState>,
-    Path(key): Path<String>,
+    key: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Response {
     let team = match state.authenticate(&headers) {
         Ok(team) => team,
         Err(error) => return error.into_response(),
     };
-    let outcome = match key.parse::<CacheKey>() {
-        Ok(key) => state.0.gateway.look_up_key(key).await,
-        Err(_) => Err(GatewayError::KeyNotFound),
+    // What is no text is no key either.
+    let outcome = match key.ok().and_then(|Path(key)| key.parse::<CacheKey>().ok()) {
+        Some(key) => state.0.gateway.look_up_key(key).await,
+        None => Err(GatewayError::KeyNotFound),
     };
     if let Ok(reply) = &outcome {
         state.0.gateway.count_look_up(&team, reply);
@@ -70,13 +81,12 @@ pub(super) async fn look_up(
     respond_to(&state, &team, outcome)
 }
 
-fn check_expectation(headers: &HeaderMap) -> Result<(), GatewayError> {
-    match headers.get(EXPECT) {
-        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
-            Err(GatewayError::UnknownExpectation)
-        }
-        _ => Ok(()),
-    }
+/// Does the client wait to be told before it sends its body? It may expect nothing else.
+fn asks_before_its_body(headers: &HeaderMap) -> Result<bool, GatewayError> {
+    let mut expectations = headers.get_all(EXPECT).iter().peekable();
+    let asks = expectations.peek().is_some();
+    let all_known = expectations.all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if all_known { Ok(asks) } else { Err(GatewayError::UnknownExpectation) }
 }
 
 fn caller(state: &PublicState, team: &std::sync::Arc<Team>, headers: &HeaderMap, arrival: Arrival) -> Caller {
@@ -95,16 +105,21 @@ fn caller(state: &PublicState, team: &std::sync::Arc<Team>, headers: &HeaderMap,
     }
 }
 
-/// The names in a query string, marked as such; bounded like the names of form fields.
+/// The names in a query string, each once and marked as such; bounded like the names of form fields,
+/// so that a credential in the wrong place is not repeated whole.
 fn ignored_query(query: Option<&str>) -> Vec<String> {
-    let names = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).take(16);
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).take(16);
+    let mut names = Vec::new();
+    for pair in pairs {
+        let name = pair.split('=').next().unwrap_or_default();
+        // The names become a list, with commas between them.
+        let visible = |letter: char| if letter.is_ascii_graphic() && letter != ',' { letter } else { '?' };
+        let shown = format!("?{}", name.chars().take(MAX_NAME_SHOWN).map(visible).collect::<String>());
+        if !names.contains(&shown) {
+            names.push(shown);
+        }
+    }
     names
-        .map(|pair| {
-            let name = pair.split('=').next().unwrap_or_default();
-            let visible: String = name.chars().filter(char::is_ascii_graphic).take(64).collect();
-            format!("?{visible}")
-        })
-        .collect()
 }
 
 fn respond_to(state: &PublicState, team: &Team, outcome: Result<CropReply, GatewayError>) -> Response {

@@ -1,14 +1,15 @@
 //! Permanent URLs: a result's bytes, for ever the same.
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
-    ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::PublicState;
 use super::respond::header;
@@ -18,21 +19,30 @@ use crate::picture::ObjectName;
 /// `GET` and `HEAD /results/{digest}.{ext}`; needs no credential, since the name is one.
 pub(super) async fn result(
     State(state): State<PublicState>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
+    method: Method,
     headers: HeaderMap,
 ) -> Result<Response, GatewayError> {
+    // What is no text is no name either.
+    let Ok(Path(name)) = name else { return Err(GatewayError::ResultNotFound) };
     let object = ObjectName::parse(&name).ok_or(GatewayError::ResultNotFound)?;
     let bytes = state.0.gateway.result(object).await?;
     let etag = format!("\"{}\"", object.digest);
     let mut response = if matches_any(&headers, &etag) {
-        StatusCode::NOT_MODIFIED.into_response()
+        // The length of what is not sent again: caches update what they have by a 304's headers.
+        (StatusCode::NOT_MODIFIED, [(CONTENT_LENGTH, HeaderValue::from(bytes.len()))]).into_response()
     } else {
-        // A range of another version would be worse than the whole.
+        // A range of another version would be worse than the whole, and ranges are defined for GET alone.
         let may_cut = headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag.as_bytes());
-        body(bytes, headers.get(RANGE).filter(|_| may_cut))
+        body(bytes, headers.get(RANGE).filter(|_| may_cut && method == Method::GET))
     };
+    let is_refusal = response.status() == StatusCode::RANGE_NOT_SATISFIABLE;
     let out = response.headers_mut();
     out.insert(ETAG, header(&etag));
+    if is_refusal {
+        // Nothing of it is the result, and nothing of it may be kept for ever.
+        return Ok(response);
+    }
     out.insert(CONTENT_TYPE, HeaderValue::from_static(object.format.content_type()));
     out.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
     out.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));

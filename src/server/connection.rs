@@ -6,8 +6,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,7 +25,13 @@ const LINGER_BYTES: usize = 8 << 20;
 pub(super) struct Phases {
     head: Duration,
     idle: Duration,
-    now: Arc<Mutex<Phase>>,
+    now: Arc<Mutex<Now>>,
+}
+
+struct Now {
+    phase: Phase,
+    /// Whoever reads while no limit applies: it sleeps without a timer, and must be woken when one does.
+    reader: Option<Waker>,
 }
 
 #[derive(Clone, Copy)]
@@ -45,7 +51,8 @@ impl Phases {
     /// A connection just accepted: its head is due.
     pub(super) fn new(head: Duration, idle: Duration) -> Self {
         let since = Instant::now();
-        Self { head, idle, now: Arc::new(Mutex::new(Phase::Head { since })) }
+        let now = Now { phase: Phase::Head { since }, reader: None };
+        Self { head, idle, now: Arc::new(Mutex::new(now)) }
     }
 
     /// A head is complete.
@@ -54,25 +61,37 @@ impl Phases {
         InRequest(self.clone())
     }
 
-    fn get(&self) -> Phase {
-        *self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, phase: Phase) {
-        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = phase;
-    }
-
-    fn bytes_came(&self) {
-        if let Phase::Idle { .. } = self.get() {
-            self.set(Phase::Head { since: Instant::now() });
+        let mut now = self.lock();
+        now.phase = phase;
+        let reader = now.reader.take();
+        drop(now);
+        if let Some(reader) = reader {
+            reader.wake();
         }
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        match self.get() {
+    fn bytes_came(&self) {
+        let mut now = self.lock();
+        if let Phase::Idle { .. } = now.phase {
+            now.phase = Phase::Head { since: Instant::now() };
+        }
+    }
+
+    /// When a read that has nothing to read must end; without a limit its task is woken once there is one.
+    fn deadline(&self, cx: &Context<'_>) -> Option<Instant> {
+        let mut now = self.lock();
+        match now.phase {
             Phase::Head { since } => Some(since + self.head),
             Phase::Idle { since } => Some(since + self.idle),
-            Phase::Request => None,
+            Phase::Request => {
+                now.reader = Some(cx.waker().clone());
+                None
+            }
         }
     }
 }
@@ -122,7 +141,7 @@ impl AsyncRead for TimedStream {
             self.phases.bytes_came();
         }
         if read.is_pending()
-            && let Some(deadline) = self.phases.deadline()
+            && let Some(deadline) = self.phases.deadline(cx)
         {
             ready!(self.poll_until(deadline, cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

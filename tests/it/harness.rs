@@ -80,6 +80,11 @@ impl Granary {
         self.folder
     }
 
+    /// Starts on the directories that another one left, in front of the same fake AILab.
+    pub(crate) async fn start_again(folder: Folder, upstream: &FakeAilab) -> Self {
+        Self::start_in(folder, upstream_section(upstream, ""), TurnedClock::default()).await
+    }
+
     /// Where clients call: the base URL.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.app.public_addr)
@@ -122,6 +127,39 @@ impl Granary {
             text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).map(str::to_owned);
         line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).parse().unwrap()
     }
+
+    /// The sum of all series of a family; panics when there is none.
+    pub(crate) async fn metric_sum(&self, family: &str) -> f64 {
+        let text = self.metrics().await;
+        let series = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(family)?;
+            rest.starts_with(['{', ' ']).then(|| rest.rsplit_once(' ').unwrap().1)
+        });
+        let values: Vec<f64> = series.map(|value| value.parse().unwrap()).collect();
+        assert!(!values.is_empty(), "no series of {family} in\n{text}");
+        values.iter().sum()
+    }
+
+    /// Waits, for at most 20 seconds, until a series has a value.
+    pub(crate) async fn wait_for_metric(&self, series: &str, value: f64) {
+        within(&format!("{series} to be {value}"), async {
+            while self.metric(series).await != value {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    /// The ledger's file, opened beside the server that is using it.
+    pub(crate) fn ledger_file(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.state_path().join("ledger.sqlite")).unwrap()
+    }
+}
+
+/// Waits for something that must happen; panics, saying what, when it has not in 20 seconds.
+pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let patience = std::time::Duration::from_secs(20);
+    tokio::time::timeout(patience, work).await.unwrap_or_else(|_| panic!("waited {patience:?} for {what}"))
 }
 
 /// `[upstream]` for a fake AILab; `more` are lines that go into the section.

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod coalescing;
+mod error_table;
 mod harness;
+mod http;
 mod readme;
 mod soak;

@@ -109,11 +109,12 @@ mod tests {
     fn a_matrix_times_its_inverse_is_one() {
         let m = [[4.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 5.0]];
         let inverse = inverse(m);
-        for row in 0..3 {
+        for (row, values) in m.iter().enumerate() {
             for column in 0..3 {
-                let product: f64 = (0..3).map(|k| m[row][k] * f64::from(inverse[k][column])).sum();
+                let products = values.iter().zip(&inverse);
+                let sum: f64 = products.map(|(a, b)| a * f64::from(b[column])).sum();
                 let expected = f64::from(u8::from(row == column));
-                assert!((product - expected).abs() < 1e-6);
+                assert!((sum - expected).abs() < 1e-6);
             }
         }
     }
@@ -127,6 +128,18 @@ mod tests {
         }
         let foreign = foreignness(&[flat.clone(), red, flat.clone()], &flat);
         assert!(foreign.values[20 * 40 + 5] > 3.0);
+        assert!(foreign.values[20 * 40 + 30] < 0.5);
+    }
+
+    #[test]
+    fn a_subject_along_a_whole_edge_does_not_make_the_background_foreign() {
+        let flat = Plane::new(40, 40, 0.0);
+        let mut red = flat.clone();
+        for row in red.values.chunks_exact_mut(40) {
+            row[..6].fill(60.0);
+        }
+        let foreign = foreignness(&[flat.clone(), red, flat.clone()], &flat);
+        assert!(foreign.values[20 * 40 + 3] > 1.5);
         assert!(foreign.values[20 * 40 + 30] < 0.5);
     }
 }

@@ -98,7 +98,7 @@ pub(super) fn skin(Rgb([r, g, b]): Rgb<u8>) -> f32 {
     }
     let cb = 128.0 + 0.564 * (b - luma);
     let cr = 128.0 + 0.713 * (r - luma);
-    let (from_cb, from_cr) = ((cb - 104.0) / 24.0, (cr - 153.0) / 18.0);
+    let (from_cb, from_cr) = ((cb - 102.0) / 27.0, (cr - 153.0) / 20.0);
     let square = from_cb * from_cb + from_cr * from_cr;
     1.0 / (1.0 + square * square)
 }

@@ -1,5 +1,7 @@
 //! Takes a map apart into things that hang together.
 
+use std::ops::Range;
+
 use super::faces::Face;
 use crate::plane::Plane;
 
@@ -41,20 +43,30 @@ pub(super) fn things(map: &Plane) -> Vec<Part> {
     parts
 }
 
-/// Returns faces as parts, heavy enough to be kept before other things.
+/// Returns faces as parts, heavy enough to be kept before other things, with some room around
+/// them and more above, for hair.
 pub(super) fn faces(map: &Plane, faces: &[Face]) -> Vec<Part> {
     let total: f64 = map.values.iter().map(|&value| f64::from(value)).sum();
     faces
         .iter()
         .map(|face| {
-            let (width, height) = (face.right - face.left, face.bottom - face.top);
             let weight = FACE_WEIGHT * f64::from(face.likeness) * total.max(1.0);
+            let (width, height) = (face.right - face.left, face.bottom - face.top);
+            let columns = face.left.saturating_sub(width / 8)..face.right + width / 8;
+            let rows = face.top.saturating_sub(height / 4)..face.bottom + height / 8;
             let mut part = Part::empty(map);
-            part.columns[face.left..face.right].fill(weight / width as f64);
-            part.rows[face.top..face.bottom].fill(weight / height as f64);
+            spread(&mut part.columns, columns, weight);
+            spread(&mut part.rows, rows, weight);
             part
         })
         .collect()
+}
+
+/// Spreads a weight evenly over the places of a range that exist.
+fn spread(profile: &mut [f64], range: Range<usize>, weight: f64) {
+    let range = range.start..range.end.min(profile.len());
+    let share = weight / range.len().max(1) as f64;
+    profile[range].fill(share);
 }
 
 impl Part {

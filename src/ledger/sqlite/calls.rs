@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
+use super::PAGE_SIZE;
 use crate::crash::crash_point;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
@@ -79,7 +80,7 @@ pub(super) fn reserve(
     }
     for limit in wanted.budgets.iter().filter(|budget| budget.enforced) {
         let (period, resets_at) = windows.of(limit.window);
-        if spent(db, &limit.scope, period)? + wanted.credits > limit.limit {
+        if spent(db, &limit.scope, period)?.saturating_add(wanted.credits) > limit.limit {
             return Ok(Reserved::OverBudget(BudgetRefusal {
                 budget: limit.clone(),
                 resets_at,
@@ -264,20 +265,22 @@ pub(super) fn book(
             let late = held_by_another(db, id, &row)?;
             db.prepare_cached(
                 "UPDATE calls SET state = 'answered', answered_at = ?2, ended_at = NULL, reason = NULL, \
-                 late = ?3, answer = ?4, request_id = ?5, log_id = ?6 WHERE id = ?1",
+                 late = ?3, answer = printf('%*s', ?7, '') || ?4, request_id = ?5, log_id = ?6 WHERE id = ?1",
             )?
-            .execute(params![id.0, now, late, text.expose(), request_id, log_id])?;
+            .execute(params![id.0, now, late, text.expose(), request_id, log_id, PAGE_SIZE])?;
             crash_point("CP13");
         }
         Booking::Stored { record, holds_key } => {
+            // A late row gets its key back when whoever had taken it has let it go.
+            let late = !holds_key || held_by_another(db, id, &row)?;
             db.prepare_cached(
-                "UPDATE calls SET state = 'stored', ended_at = :ended_at, late = late OR NOT :holds_key, \
+                "UPDATE calls SET state = 'stored', ended_at = :ended_at, late = :late, \
                  answer = :answer, digest = :digest, extension = :extension, bytes = :bytes WHERE id = :id",
             )?
             .execute(named_params! {
                 ":id": id.0,
                 ":ended_at": record.stored_at.to_string(),
-                ":holds_key": holds_key,
+                ":late": late,
                 ":answer": record.answer,
                 ":digest": record.digest.as_bytes(),
                 ":extension": record.extension,
@@ -335,8 +338,10 @@ pub(super) fn adopt(db: &Connection, record: &Record, windows: &Windows) -> Resu
     db.prepare_cached(
         "INSERT INTO calls (namespace, key, generation, state, adopted, team, credits, day, month, image, width, \
          height, reserved_at, ended_at, answer, request_id, log_id, digest, extension, bytes) \
-         VALUES (:namespace, :key, :generation, 'stored', 1, :team, :credits, :day, :month, :image, :width, \
-         :height, :at, :at, :answer, :request_id, :log_id, :digest, :extension, :bytes) ON CONFLICT DO NOTHING",
+         SELECT :namespace, :key, :generation, 'stored', 1, :team, :credits, :day, :month, :image, :width, \
+         :height, :at, :at, :answer, :request_id, :log_id, :digest, :extension, :bytes \
+         WHERE NOT EXISTS (SELECT 1 FROM calls WHERE namespace = :namespace AND key = :key \
+         AND generation = :generation AND digest = :digest AND state = 'lost') ON CONFLICT DO NOTHING",
     )?
     .execute(named_params! {
         ":namespace": record.namespace,
@@ -376,10 +381,10 @@ pub(super) fn recover(db: &Connection, now: Timestamp) -> Result<Recovery, Ledge
         book(db, id, &Booking::Unknown { reason: died.to_owned() }, now)?;
     }
     let mut statement = db.prepare_cached(
-        "SELECT id, namespace, key, generation, team, credits, image, width, height, answer, answered_at \
-         FROM calls WHERE state = 'answered' ORDER BY id",
+        "SELECT id, namespace, key, generation, team, credits, image, width, height, answered_at, \
+         substr(answer, ?1 + 1) AS answer FROM calls WHERE state = 'answered' ORDER BY id",
     )?;
-    let unfinished = statement.query_map([], |row| {
+    let unfinished = statement.query_map([PAGE_SIZE], |row| {
         Ok(UnfinishedCall {
             id: CallId(row.get("id")?),
             reservation: Reservation {
@@ -406,14 +411,15 @@ pub(super) fn recover(db: &Connection, now: Timestamp) -> Result<Recovery, Ledge
 }
 
 pub(super) fn totals(db: &Connection) -> Result<Vec<StateTotal>, LedgerError> {
-    let mut statement = db.prepare_cached(
-        "SELECT count(*), coalesce(sum(credits), 0) FROM calls WHERE state = ?1 AND adopted = 0",
-    )?;
-    let mut totals = Vec::new();
-    for state in CallState::ALL {
-        totals.push(statement.query_row(params![state.as_str()], |row| {
-            Ok(StateTotal { state, calls: row.get(0)?, credits: row.get(1)? })
-        })?);
+    let mut totals = CallState::ALL.map(|state| StateTotal { state, calls: 0, credits: 0 });
+    let mut statement = db
+        .prepare_cached("SELECT state, count(*), sum(credits) FROM calls WHERE adopted = 0 GROUP BY state")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let word: String = row.get(0)?;
+        if let Some(total) = totals.iter_mut().find(|total| total.state.as_str() == word) {
+            (total.calls, total.credits) = (row.get(1)?, row.get(2)?);
+        }
     }
-    Ok(totals)
+    Ok(totals.to_vec())
 }

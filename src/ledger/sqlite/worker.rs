@@ -8,7 +8,7 @@ use crate::ledger::LedgerError;
 /// How many changes may wait for the thread; whoever comes later waits to get in.
 const QUEUE: usize = 1024;
 /// How many changes share one commit at most.
-const GROUP: usize = 64;
+pub(super) const GROUP: usize = 64;
 
 /// One queued change.
 struct Job {
@@ -28,12 +28,14 @@ type Completion = Box<dyn FnOnce(Option<&LedgerError>) + Send>;
 pub(super) struct Worker(mpsc::Sender<Job>);
 
 impl Worker {
-    /// `begin` starts each group's transaction: `BEGIN IMMEDIATE` to write, `BEGIN` to read.
-    pub(super) fn spawn(name: &str, connection: Connection, begin: &'static str) -> Self {
+    /// `begin` starts each transaction: `BEGIN IMMEDIATE` to write, `BEGIN` to read. At most `group`
+    /// changes share one. A read needs its own: it must see what was acknowledged before it was
+    /// asked, and a transaction that has begun sees nothing new.
+    pub(super) fn spawn(name: &str, connection: Connection, begin: &'static str, group: usize) -> Self {
         let (sender, jobs) = mpsc::channel(QUEUE);
         std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || serve(&connection, begin, jobs))
+            .spawn(move || serve(&connection, begin, group, jobs))
             .expect("a thread can be started when the program starts");
         Self(sender)
     }
@@ -51,7 +53,7 @@ impl Worker {
             let completion: Completion = Box::new(move |failed| {
                 // Nobody may be waiting any more; the change stands all the same.
                 let _ = sender.send(match failed {
-                    Some(error) => Err(error.clone()),
+                    Some(error) => result.and_then(|_| Err(error.clone())),
                     None => result,
                 });
             });
@@ -69,12 +71,15 @@ fn in_savepoint<T>(
 ) -> Result<T, LedgerError> {
     connection.execute_batch("SAVEPOINT change")?;
     let result = change(connection);
-    let end = if result.is_ok() { "RELEASE change" } else { "ROLLBACK TO change; RELEASE change" };
-    connection.execute_batch(end)?;
+    if result.is_ok() {
+        connection.execute_batch("RELEASE change")?;
+    } else if !connection.is_autocommit() {
+        connection.execute_batch("ROLLBACK TO change; RELEASE change")?;
+    }
     result
 }
 
-fn serve(connection: &Connection, begin: &str, mut jobs: mpsc::Receiver<Job>) {
+fn serve(connection: &Connection, begin: &str, group: usize, mut jobs: mpsc::Receiver<Job>) {
     let mut log_has_secrets = false;
     loop {
         let first = match jobs.try_recv() {
@@ -85,17 +90,26 @@ fn serve(connection: &Connection, begin: &str, mut jobs: mpsc::Receiver<Job>) {
                 job
             }
         };
-        log_has_secrets |= run_group(connection, begin, first, &mut jobs);
+        log_has_secrets |= run_group(connection, begin, group, first, &mut jobs);
     }
 }
 
 /// Runs a group and answers it; says whether something secret was erased.
-fn run_group(connection: &Connection, begin: &str, first: Job, jobs: &mut mpsc::Receiver<Job>) -> bool {
+fn run_group(
+    connection: &Connection,
+    begin: &str,
+    group: usize,
+    first: Job,
+    jobs: &mut mpsc::Receiver<Job>,
+) -> bool {
     let begun = connection.execute_batch(begin).map_err(LedgerError::from);
     let mut erased = first.erases;
     let mut completions = vec![(first.run)(begun.clone().map(|()| connection))];
+    // A full disk may end the whole transaction, not only the change that met it. A change made then
+    // would be committed by itself, and reported as failed with the others.
     while begun.is_ok()
-        && completions.len() < GROUP
+        && !connection.is_autocommit()
+        && completions.len() < group
         && let Ok(job) = jobs.try_recv()
     {
         erased |= job.erases;
@@ -116,7 +130,7 @@ fn run_group(connection: &Connection, begin: &str, first: Job, jobs: &mut mpsc::
 }
 
 /// Moves the log into the file and truncates it; `false` when a reader was in the way.
-fn scrub_log(connection: &Connection) -> bool {
+pub(super) fn scrub_log(connection: &Connection) -> bool {
     connection
         .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
         .is_ok_and(|busy| busy == 0)

@@ -62,6 +62,14 @@ impl RawConnection {
         }
     }
 
+    /// Waits for one interim answer and returns its status; a final answer here is an error.
+    pub async fn read_interim(&mut self) -> io::Result<u16> {
+        let head = self.read_head().await?;
+        let status = head.start[1].parse().unwrap_or(0);
+        let is_interim = (100..200).contains(&status);
+        is_interim.then_some(status).ok_or_else(|| io::Error::other(format!("{status} is final")))
+    }
+
     /// Waits for the server to close, and says how many bytes it sent before.
     pub async fn read_to_close(&mut self) -> io::Result<Vec<u8>> {
         let mut all = Vec::new();

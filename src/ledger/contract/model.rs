@@ -1,0 +1,455 @@
+//! A ledger's random life, told twice: to the ledger, and to a naive model of the specification
+//! that keeps all rows in a vector. After every step both must say the same.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::time::Duration;
+
+use jiff::civil::Date;
+use jiff::{Timestamp, ToSpan};
+use proptest::prelude::*;
+
+use super::{
+    Bench, TurnableClock, answer, picture, record, released, signed_answer, stored, team, unfetchable,
+    unknown, zone,
+};
+use crate::ledger::budget::{Budget, BudgetRefusal, Scope, Window};
+use crate::ledger::{
+    Booking, CallId, CallState, Ledger, LedgerError, Permit, Reservation, Reserved, StateTotal, Won,
+};
+use crate::store::Record;
+
+const TEAMS: [&str; 2] = ["press", "print"];
+
+/// What happens next. Calls are named by how many were reserved after them.
+#[derive(Clone, Debug)]
+pub(in crate::ledger) enum Step {
+    Reserve { key: u32, team: usize, credits: u64, refresh: bool },
+    MarkSent { back: usize },
+    Book { back: usize, to: CallState, claims_key: bool },
+    Lose { key: u32 },
+    Adopt { key: u32, generation: u64 },
+    Freeze { scope: usize, frozen: bool },
+    Turn { seconds: i64 },
+    Crash,
+}
+
+/// A life: the limits of the budgets, and its steps.
+pub(in crate::ledger) fn lives() -> impl Strategy<Value = ([u64; 4], Vec<Step>)> {
+    let reserve = (0..3_u32, 0..2_usize, 1..5_u64, prop::bool::weighted(0.3))
+        .prop_map(|(key, team, credits, refresh)| Step::Reserve { key, team, credits, refresh });
+    let outcomes = prop::sample::select(vec![
+        CallState::Released,
+        CallState::Answered,
+        CallState::Answered,
+        CallState::Answered,
+        CallState::Stored,
+        CallState::Stored,
+        CallState::Stored,
+        CallState::Refused,
+        CallState::Failed,
+        CallState::Unknown,
+        CallState::Unknown,
+        CallState::Unfetchable,
+        CallState::Lost,
+    ]);
+    let book = (0..5_usize, outcomes, prop::bool::weighted(0.8))
+        .prop_map(|(back, to, claims_key)| Step::Book { back, to, claims_key });
+    let turns = prop::sample::select(vec![1, 59, 60, 599, 600, 3600, 40_000, 86_400, 86_400 * 15]);
+    let step = prop_oneof![
+        8 => reserve,
+        6 => (0..3_usize).prop_map(|back| Step::MarkSent { back }),
+        14 => book,
+        1 => (0..3_u32).prop_map(|key| Step::Lose { key }),
+        1 => (0..3_u32, 0..4_u64).prop_map(|(key, generation)| Step::Adopt { key, generation }),
+        1 => (0..3_usize, prop::bool::weighted(0.3)).prop_map(|(scope, frozen)| Step::Freeze { scope, frozen }),
+        4 => turns.prop_map(|seconds| Step::Turn { seconds }),
+        1 => Just(Step::Crash),
+    ];
+    // Single steps seldom lead as far as a result, or as an answer that comes when another call has
+    // the key.
+    let chapter = prop_oneof![
+        20 => step.prop_map(|step| vec![step]),
+        1 => (0..3_u32, any::<bool>()).prop_map(|(key, refresh)| bought(key, refresh).to_vec()),
+        2 => (0..3_u32, any::<bool>()).prop_map(|(key, refresh)| rivals(key, refresh).to_vec()),
+    ];
+    let chapters = prop::collection::vec(chapter, 1..50);
+    (prop::array::uniform4(3..40_u64), chapters.prop_map(|chapters| chapters.concat()))
+}
+
+fn bought(key: u32, refresh: bool) -> [Step; 4] {
+    let book = |to| Step::Book { back: 0, to, claims_key: true };
+    [
+        Step::Reserve { key, team: 0, credits: 1, refresh },
+        Step::MarkSent { back: 0 },
+        book(CallState::Answered),
+        book(CallState::Stored),
+    ]
+}
+
+/// The answer to a call that was thought unknown comes while a second call is under way.
+fn rivals(key: u32, refresh: bool) -> [Step; 6] {
+    let book = |back, to| Step::Book { back, to, claims_key: true };
+    let reserve = Step::Reserve { key, team: 0, credits: 1, refresh };
+    [
+        reserve.clone(),
+        Step::MarkSent { back: 0 },
+        book(0, CallState::Unknown),
+        Step::Turn { seconds: 600 },
+        reserve,
+        book(1, CallState::Answered),
+    ]
+}
+
+/// Lives a life on the ledgers that `open` gives: each is the same book, after a crash of the one
+/// before.
+pub(in crate::ledger) async fn live<L: Ledger + 'static, F: Future<Output = L>>(
+    (limits, steps): ([u64; 4], Vec<Step>),
+    clock: TurnableClock,
+    open: impl Fn() -> F,
+) {
+    let [day, month, team_day, team_month] = limits;
+    let limit = |scope, window, limit, enforced| Budget { scope, window, limit, enforced };
+    let mut model = Model {
+        rows: Vec::new(),
+        frozen: HashSet::new(),
+        budgets: vec![
+            limit(team(TEAMS[0]), Window::Day, team_day, true),
+            limit(team(TEAMS[1]), Window::Month, team_month, true),
+            limit(Scope::Global, Window::Day, day, true),
+            limit(Scope::Global, Window::Month, month * 3, true),
+            limit(team(TEAMS[1]), Window::Day, 1, false),
+        ],
+    };
+    let mut bench = Bench { ledger: std::sync::Arc::new(open().await), clock };
+    for step in steps {
+        if matches!(step, Step::Crash) {
+            drop(bench.ledger);
+            bench.ledger = std::sync::Arc::new(open().await);
+        }
+        model.take(&bench, &step).await;
+        model.compare(&bench, &step).await;
+    }
+}
+
+struct Row {
+    id: CallId,
+    bought: Reservation,
+    generation: u64,
+    state: CallState,
+    late: bool,
+    adopted: bool,
+    reserved_on: Date,
+    ended_at: Timestamp,
+    record: Option<Record>,
+}
+
+impl Row {
+    fn is_open(&self) -> bool {
+        matches!(self.state, CallState::Reserved | CallState::Sent | CallState::Answered)
+    }
+
+    fn holds(&self, key: &Reservation) -> bool {
+        !self.late && self.bought.key == key.key && (self.is_open() || self.state == CallState::Stored)
+    }
+
+    fn costs(&self) -> u64 {
+        let free = [CallState::Released, CallState::Refused, CallState::Failed].contains(&self.state);
+        if free || self.adopted { 0 } else { self.bought.credits }
+    }
+}
+
+struct Model {
+    rows: Vec<Row>,
+    frozen: HashSet<Scope>,
+    budgets: Vec<Budget>,
+}
+
+impl Model {
+    /// Takes one step, and asserts that the ledger answers it as it must.
+    async fn take(&mut self, bench: &Bench, step: &Step) {
+        let now = bench.clock.now();
+        match *step {
+            Step::Reserve { key, team: payer, credits, refresh } => {
+                let wanted = Reservation {
+                    refresh,
+                    team: TEAMS[payer].to_owned(),
+                    credits,
+                    budgets: self.budgets_of(TEAMS[payer]),
+                    ..picture(key)
+                };
+                self.reserve(bench, wanted, now).await;
+            }
+            Step::MarkSent { back } => self.mark_sent(bench, back).await,
+            Step::Book { back, to, claims_key } => self.book(bench, back, to, claims_key).await,
+            Step::Lose { key } => {
+                let Some(row) = self.newest(&picture(key)) else { return };
+                let record = self.rows[row].record.clone().expect("a stored row has a record");
+                bench.ledger.lose(&record).await.expect("the ledger can be asked");
+                self.rows[row].state = CallState::Lost;
+            }
+            Step::Adopt { key, generation } => {
+                let bought = picture(key);
+                let id = CallId(1_000_000 + self.rows.len() as i64);
+                let record = record(&bought, Won { id, generation }, now);
+                bench.ledger.adopt(&record).await.expect("the ledger can be asked");
+                if !self.rows.iter().any(|row| row.holds(&bought) && row.generation == generation) {
+                    self.rows.push(Row {
+                        id,
+                        bought,
+                        generation,
+                        state: CallState::Stored,
+                        late: false,
+                        adopted: true,
+                        reserved_on: date(now),
+                        ended_at: now,
+                        record: Some(record),
+                    });
+                }
+            }
+            Step::Freeze { scope, frozen } => {
+                let scope = [Scope::Global, team(TEAMS[0]), team(TEAMS[1])][scope].clone();
+                bench.ledger.set_frozen(scope.clone(), frozen).await.expect("the ledger can be asked");
+                if frozen {
+                    self.frozen.insert(scope)
+                } else {
+                    self.frozen.remove(&scope)
+                };
+            }
+            Step::Turn { seconds } => bench.clock.turn(seconds),
+            Step::Crash => self.recover(bench, now).await,
+        }
+    }
+
+    fn budgets_of(&self, payer: &str) -> Vec<Budget> {
+        let concerns = |budget: &&Budget| budget.scope == Scope::Global || budget.scope == team(payer);
+        self.budgets.iter().filter(concerns).cloned().collect()
+    }
+
+    /// The row whose result is found under a key.
+    fn newest(&self, key: &Reservation) -> Option<usize> {
+        let stored = (0..self.rows.len()).filter(|&n| {
+            let row = &self.rows[n];
+            row.holds(key) && row.state == CallState::Stored
+        });
+        stored.max_by_key(|&n| self.rows[n].generation)
+    }
+
+    fn used(&self, budget: &Budget, now: Timestamp) -> u64 {
+        let today = date(now);
+        let counted = self.rows.iter().filter(|row| {
+            let on = row.reserved_on;
+            let in_window = match budget.window {
+                Window::Day => on == today,
+                Window::Month => (on.year(), on.month()) == (today.year(), today.month()),
+            };
+            in_window && (budget.scope == Scope::Global || budget.scope == team(&row.bought.team))
+        });
+        counted.map(Row::costs).sum()
+    }
+
+    async fn reserve(&mut self, bench: &Bench, wanted: Reservation, now: Timestamp) {
+        let got = bench.reserve(wanted.clone()).await;
+        let open: Vec<CallId> =
+            self.rows.iter().filter(|row| row.holds(&wanted) && row.is_open()).map(|row| row.id).collect();
+        if !open.is_empty() {
+            assert!(matches!(got, Reserved::Held(id) if open.contains(&id)), "{got:?}, open: {open:?}");
+            return;
+        }
+        if !wanted.refresh
+            && let Some(row) = self.newest(&wanted)
+        {
+            let record = self.rows[row].record.clone().expect("a stored row has a record");
+            assert_eq!(got, Reserved::Stored(Box::new(record)));
+            return;
+        }
+        if let Some(wait) = self.rest(&wanted, now) {
+            assert_eq!(got, Reserved::Resting { until: now + wait, wait });
+            return;
+        }
+        for scope in [Scope::Global, team(&wanted.team)] {
+            if self.frozen.contains(&scope) {
+                assert_eq!(got, Reserved::Frozen(scope));
+                return;
+            }
+        }
+        for budget in wanted.budgets.iter().filter(|budget| budget.enforced) {
+            if self.used(budget, now) + wanted.credits > budget.limit {
+                let resets_at = next(budget.window, now);
+                let resets_in = Duration::try_from(resets_at.duration_since(now)).expect("it is to come");
+                let budget = budget.clone();
+                assert_eq!(got, Reserved::OverBudget(BudgetRefusal { budget, resets_at, resets_in }));
+                return;
+            }
+        }
+        let Reserved::Won(won) = got else { panic!("free, but {got:?}") };
+        let was_stored = |row: &&Row| {
+            let kept = [CallState::Stored, CallState::Lost].contains(&row.state);
+            row.bought.key == wanted.key && kept && !row.late
+        };
+        let last = self.rows.iter().filter(was_stored).map(|row| row.generation).max();
+        assert_eq!(won.generation, last.map_or(0, |last| last + 1));
+        self.rows.push(Row {
+            id: won.id,
+            bought: wanted,
+            generation: won.generation,
+            state: CallState::Reserved,
+            late: false,
+            adopted: false,
+            reserved_on: date(now),
+            ended_at: now,
+            record: None,
+        });
+    }
+
+    fn rest(&self, wanted: &Reservation, now: Timestamp) -> Option<Duration> {
+        let day = 86_400;
+        let mut ages: Vec<i64> = self
+            .rows
+            .iter()
+            .filter(|row| row.bought.key == wanted.key)
+            .filter(|row| [CallState::Unknown, CallState::Unfetchable].contains(&row.state))
+            .map(|row| now.duration_since(row.ended_at).as_secs())
+            .filter(|&age| age < day)
+            .collect();
+        ages.sort_unstable();
+        let left = match ages[..] {
+            [] => 0,
+            [last] => 60 - last,
+            [last, _] => 600 - last,
+            [_, _, third, ..] => day - third,
+        };
+        u64::try_from(left).ok().filter(|&left| left > 0).map(Duration::from_secs)
+    }
+
+    fn call(&mut self, back: usize) -> Option<&mut Row> {
+        self.rows.iter_mut().rev().filter(|row| !row.adopted).nth(back)
+    }
+
+    async fn mark_sent(&mut self, bench: &Bench, back: usize) {
+        let frozen = self.frozen.clone();
+        let Some(row) = self.call(back) else { return };
+        let scopes = [Scope::Global, team(&row.bought.team)];
+        let expected = match scopes.into_iter().find(|scope| frozen.contains(scope)) {
+            _ if row.state != CallState::Reserved => Permit::Lost,
+            Some(scope) => Permit::Frozen(scope),
+            None => Permit::Granted,
+        };
+        assert_eq!(bench.mark_sent(row.id).await, expected);
+        if expected == Permit::Granted {
+            row.state = CallState::Sent;
+        }
+    }
+
+    async fn book(&mut self, bench: &Bench, back: usize, to: CallState, claims_key: bool) {
+        let now = bench.clock.now();
+        let Some(row) = self.call(back) else { return };
+        let (id, from, key, generation) = (row.id, row.state, row.bought.clone(), row.generation);
+        let kept = record(&key, Won { id, generation }, now);
+        let booking = match to {
+            CallState::Released => released(),
+            CallState::Answered => answer(id),
+            CallState::Stored => {
+                let Booking::Stored { record, .. } = stored(&kept) else { unreachable!("it is") };
+                Booking::Stored { record, holds_key: claims_key }
+            }
+            CallState::Refused => super::refused(),
+            CallState::Failed => super::failed(),
+            CallState::Unknown => unknown(),
+            CallState::Unfetchable => unfetchable(),
+            CallState::Lost => Booking::Lost,
+            CallState::Reserved | CallState::Sent => unreachable!("no booking leads there"),
+        };
+        let booked = bench.ledger.book(id, booking).await;
+        if from == to {
+            assert!(booked.is_ok(), "{booked:?}");
+            return;
+        }
+        if !super::table(from).contains(&to) {
+            assert!(
+                matches!(booked, Err(LedgerError::Contradiction { .. })),
+                "{from:?} to {to:?}: {booked:?}"
+            );
+            return;
+        }
+        assert!(booked.is_ok(), "{from:?} to {to:?}: {booked:?}");
+        let taken = self
+            .rows
+            .iter()
+            .any(|other| other.id != id && other.holds(&key) && other.generation == generation);
+        let row = self.call(back).expect("it was there");
+        row.state = to;
+        match to {
+            CallState::Answered => row.late = taken,
+            CallState::Stored => {
+                row.late = !claims_key || taken;
+                row.record = Some(kept);
+            }
+            CallState::Lost => return,
+            _ => {}
+        }
+        row.ended_at = now;
+    }
+
+    async fn recover(&mut self, bench: &Bench, now: Timestamp) {
+        let found = bench.recover().await;
+        let (mut released, mut unknown, mut unfinished) = (0, 0, Vec::new());
+        for row in &mut self.rows {
+            match row.state {
+                CallState::Reserved => {
+                    released += 1;
+                    (row.state, row.ended_at) = (CallState::Released, now);
+                }
+                CallState::Sent => {
+                    unknown += 1;
+                    (row.state, row.ended_at) = (CallState::Unknown, now);
+                }
+                CallState::Answered => unfinished.push((row.id, row.generation, signed_answer(row.id.0))),
+                _ => {}
+            }
+        }
+        assert_eq!((found.released, found.unknown), (released, unknown));
+        let told = found.unfinished.iter();
+        let told: Vec<_> =
+            told.map(|call| (call.id, call.generation, call.text.expose().to_owned())).collect();
+        assert_eq!(told, unfinished);
+    }
+
+    /// Asserts that the ledger's book is the model's, and that no budget is overspent.
+    async fn compare(&self, bench: &Bench, step: &Step) {
+        let now = bench.clock.now();
+        for key in (0..3).map(picture) {
+            let expected = self.newest(&key).and_then(|row| self.rows[row].record.clone());
+            assert_eq!(bench.look_up(&key).await, expected, "after {step:?}");
+        }
+        let totals = CallState::ALL.map(|state| {
+            let rows = self.rows.iter().filter(|row| row.state == state && !row.adopted);
+            let (calls, credits) =
+                rows.fold((0, 0), |(calls, credits), row| (calls + 1, credits + row.bought.credits));
+            StateTotal { state, calls, credits }
+        });
+        assert_eq!(bench.totals().await, totals, "after {step:?}");
+        for used in bench.ledger.used(self.budgets.clone()).await.expect("the ledger can be asked") {
+            assert_eq!(used.used, self.used(&used.budget, now), "after {step:?}: {:?}", used.budget);
+            assert!(!used.budget.enforced || used.used <= used.budget.limit, "overspent: {used:?}");
+        }
+        for (n, row) in self.rows.iter().enumerate().filter(|(_, row)| row.holds(&row.bought)) {
+            let rival = self.rows[n + 1..]
+                .iter()
+                .any(|other| other.holds(&row.bought) && other.generation == row.generation);
+            assert!(!rival, "two calls hold generation {} of a key", row.generation);
+        }
+    }
+}
+
+fn date(now: Timestamp) -> Date {
+    now.to_zoned(zone()).date()
+}
+
+fn next(window: Window, now: Timestamp) -> Timestamp {
+    let first = match window {
+        Window::Day => date(now) + 1.day(),
+        Window::Month => date(now).first_of_month() + 1.month(),
+    };
+    first.to_zoned(zone()).expect("a day that begins").timestamp()
+}

@@ -1,0 +1,107 @@
+//! Width and height as a picture file's header declares them: one reader per format.
+//!
+//! A reader tells what a correct decoder would make of the file, and nothing about whether the
+//! pixels behind the header are there. Whatever arrives, it never panics, allocates nothing and
+//! looks at a bounded number of bytes. A side of 0 is no size: [`dimensions`](super::dimensions)
+//! says so for all four.
+
+/// Bytes of a JPEG that are looked at outside its segments before it is given up.
+///
+/// Markers cost two each, so a file may have some 32,000 segments before its frame header, and ten
+/// to a hundred are usual. Without a bound, 3.5 MB of empty segments would cost milliseconds.
+const MAX_JPEG_STEPS: usize = 1 << 16;
+
+/// Walks the markers to the frame header (ITU-T T.81, annex B), jumping over segments unread.
+///
+/// As libjpeg does, bytes between segments are passed over: fill bytes (`FF`), a length too small
+/// to count itself, or what does not belong there. A height of 0, to be told after the first scan,
+/// is not looked for: hardly a decoder knows it.
+pub(super) fn jpeg(file: &[u8]) -> Option<(u32, u32)> {
+    let mut at = 2;
+    let mut after_prefix = false;
+    for _ in 0..MAX_JPEG_STEPS {
+        let byte = *file.get(at)?;
+        at += 1;
+        let is_marker = after_prefix && !matches!(byte, 0x00 | 0xFF);
+        after_prefix = byte == 0xFF;
+        if !is_marker {
+            continue;
+        }
+        match byte {
+            // TEM and RST stand alone.
+            0x01 | 0xD0..=0xD7 => {}
+            // A second start, an end or a scan, and no frame header yet.
+            0xD8..=0xDA => return None,
+            // Huffman tables, arithmetic conditioning, and one that is reserved.
+            0xC4 | 0xC8 | 0xCC => at += segment(file, at)?,
+            // A frame, or the whole of a hierarchy of frames (DHP), which comes before them.
+            0xC0..=0xCF | 0xDE => return Some((be16(file, at + 5)?, be16(file, at + 3)?)),
+            _ => at += segment(file, at)?,
+        }
+    }
+    None
+}
+
+/// The length of the segment whose length field is at `at`; it counts itself.
+fn segment(file: &[u8], at: usize) -> Option<usize> {
+    be16(file, at).map(|length| length as usize)
+}
+
+/// The header chunk comes first (W3C PNG, 5.6).
+pub(super) fn png(file: &[u8]) -> Option<(u32, u32)> {
+    let is_header = array(file, 8)? == 13_u32.to_be_bytes() && array(file, 12)? == *b"IHDR";
+    if !is_header {
+        return None;
+    }
+    Some((u32::from_be_bytes(array(file, 16)?), u32::from_be_bytes(array(file, 20)?)))
+}
+
+/// Core headers (OS/2 1.x) have sides of 16 bits, all others of 32; a negative height says that the
+/// rows are stored from the top.
+pub(super) fn bmp(file: &[u8]) -> Option<(u32, u32)> {
+    match u32::from_le_bytes(array(file, 14)?) {
+        12 => Some((le16(file, 18)?, le16(file, 20)?)),
+        // From OS/2 2.x, which may leave out all but the sizes, to Windows' version 5.
+        16.. => {
+            let width = i32::from_le_bytes(array(file, 18)?);
+            let height = i32::from_le_bytes(array(file, 22)?);
+            Some((u32::try_from(width).ok()?, height.unsigned_abs()))
+        }
+        _ => None,
+    }
+}
+
+/// The first chunk decides (RFC 9649): one lossy or lossless frame, or the canvas of an extended file.
+pub(super) fn webp(file: &[u8]) -> Option<(u32, u32)> {
+    match &array(file, 12)? {
+        b"VP8 " => {
+            // RFC 6386, 9.1: a key frame has bit 0 clear; the two high bits of a side are for scaling.
+            let is_key_frame = file.get(20)? & 1 == 0 && array(file, 23)? == [0x9D, 0x01, 0x2A];
+            let side = |at| le16(file, at).map(|bits| bits & 0x3FFF);
+            if is_key_frame { Some((side(26)?, side(28)?)) } else { None }
+        }
+        b"VP8L" => {
+            let bits = u32::from_le_bytes(array(file, 21)?);
+            let version = bits >> 29;
+            let is_lossless = *file.get(20)? == 0x2F && version == 0;
+            is_lossless.then_some(((bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1))
+        }
+        b"VP8X" => {
+            let side = |at| array(file, at).map(|[a, b, c]| u32::from_le_bytes([a, b, c, 0]) + 1);
+            Some((side(24)?, side(27)?))
+        }
+        _ => None,
+    }
+}
+
+fn be16(file: &[u8], at: usize) -> Option<u32> {
+    array(file, at).map(|bytes| u16::from_be_bytes(bytes).into())
+}
+
+fn le16(file: &[u8], at: usize) -> Option<u32> {
+    array(file, at).map(|bytes| u16::from_le_bytes(bytes).into())
+}
+
+fn array<const N: usize>(file: &[u8], at: usize) -> Option<[u8; N]> {
+    file.get(at..)?.first_chunk().copied()
+}

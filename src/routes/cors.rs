@@ -1,0 +1,104 @@
+//! CORS: which pages' scripts may call, and what of an answer they may read.
+//!
+//! An origin is allowed when it is configured, or when every one is; no other is ever repeated. There
+//! is no credentials mode: a token travels in a header that the script sets itself. Around the routes,
+//! so that errors carry the headers too.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+
+use super::respond::header;
+
+/// How long a browser may remember what a preflight was told, in seconds: as long as any does.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
+
+/// What some routes allow. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Cors(Arc<Rules>);
+
+struct Rules {
+    /// `None` allows every origin.
+    origins: Option<Vec<HeaderValue>>,
+    methods: &'static str,
+    headers: HeaderValue,
+    exposed: HeaderValue,
+}
+
+impl Cors {
+    /// Exact origins, as browsers write them.
+    pub(super) fn of(
+        origins: &[String],
+        methods: &'static str,
+        headers: &[HeaderName],
+        exposed: &[HeaderName],
+    ) -> Self {
+        let origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
+        Self::new(Some(origins), methods, headers, exposed)
+    }
+
+    /// Every origin.
+    pub(super) fn any(methods: &'static str, headers: &[HeaderName], exposed: &[HeaderName]) -> Self {
+        Self::new(None, methods, headers, exposed)
+    }
+
+    fn new(
+        origins: Option<Vec<HeaderValue>>,
+        methods: &'static str,
+        headers: &[HeaderName],
+        exposed: &[HeaderName],
+    ) -> Self {
+        let list = |names: &[HeaderName]| {
+            let names: Vec<_> = names.iter().map(HeaderName::as_str).collect();
+            header(&names.join(", "))
+        };
+        Self(Arc::new(Rules { origins, methods, headers: list(headers), exposed: list(exposed) }))
+    }
+
+    /// The value of `Access-Control-Allow-Origin`, for a page that may read the answer.
+    fn allowed(&self, request: &HeaderMap) -> Option<HeaderValue> {
+        match &self.0.origins {
+            None => Some(HeaderValue::from_static("*")),
+            Some(origins) => request.get(ORIGIN).filter(|origin| origins.contains(origin)).cloned(),
+        }
+    }
+
+    /// Does the answer depend on who asks?
+    fn varies(&self) -> bool {
+        self.0.origins.as_ref().is_some_and(|origins| !origins.is_empty())
+    }
+}
+
+/// Answers preflights on any path, so that a page can read the 404 of the call that follows, and gives
+/// every other answer its headers. An `OPTIONS` that is no preflight is the route's business.
+pub(super) async fn layer(State(cors): State<Cors>, request: Request, next: Next) -> Response {
+    let asked = request.headers();
+    let allowed = cors.allowed(asked);
+    let is_preflight = request.method() == Method::OPTIONS
+        && asked.contains_key(ORIGIN)
+        && asked.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+    let mut response =
+        if is_preflight { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
+
+    let headers = response.headers_mut();
+    if cors.varies() {
+        headers.append(VARY, HeaderValue::from_name(ORIGIN));
+    }
+    let Some(allowed) = allowed else { return response };
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+    if is_preflight {
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(cors.0.methods));
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, cors.0.headers.clone());
+        headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+    } else {
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, cors.0.exposed.clone());
+    }
+    response
+}
