@@ -120,10 +120,11 @@ impl<K: Eq + Hash + Copy, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
         answer(group.map(|group| group.waiters).unwrap_or_default(), verdict);
     }
 
-    /// Groups there are, and callers waiting in them.
+    /// Groups there are, and callers waiting in them; whoever has hung up waits no more.
     pub fn sizes(&self) -> (usize, usize) {
         let groups = self.lock();
-        (groups.len(), groups.values().map(|group| group.waiters.len()).sum())
+        let waiters = groups.values().flat_map(|group| &group.waiters);
+        (groups.len(), waiters.filter(|waiter| !waiter.sender.is_closed()).count())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Group<T, V>>> {
@@ -230,6 +231,17 @@ mod tests {
         assert_eq!((before.outcome().await, after.outcome().await), (Some(Err("later")), Some(Err("later"))));
         groups.finish(1, &Ok(7));
         assert!(groups.join(1, "c").first);
+    }
+
+    #[test]
+    fn whoever_has_hung_up_is_not_counted_as_waiting() {
+        let groups = Groups::new();
+        let (stays, leaves) = (groups.join(1, "a"), groups.join(1, "b"));
+        assert_eq!(groups.sizes(), (1, 2));
+        drop(leaves);
+        assert_eq!(groups.sizes(), (1, 1));
+        drop(stays);
+        assert_eq!(groups.sizes(), (1, 0), "the fill goes on");
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use granary::app::App;
 use granary::clock::Clock;
@@ -10,7 +11,9 @@ use granary::config::{Config, Environment};
 use granary_kit::ailab::FakeAilab;
 use granary_kit::client::{self, Answer};
 use granary_kit::form::Form;
+use granary_kit::process::{GranaryBuilder, GranaryProcess};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 /// A running Granary; stops when dropped, its directories go with it.
 pub(crate) struct Granary {
@@ -21,7 +24,7 @@ pub(crate) struct Granary {
 }
 
 /// Directories that outlive a restart.
-type Folder = Arc<TempDir>;
+pub(crate) type Folder = Arc<TempDir>;
 
 /// A clock that runs, ahead of the machine's by as much as a test says.
 #[derive(Clone, Default)]
@@ -52,7 +55,8 @@ impl Granary {
         Self::builtin(&format!("{}\n{config}", upstream_section(upstream, ""))).await
     }
 
-    async fn start_in(folder: Folder, config: String, clock: TurnedClock) -> Self {
+    /// On directories that may have been another's, `store` and `state` below `folder`.
+    pub(crate) async fn start_in(folder: Folder, config: String, clock: TurnedClock) -> Self {
         let variables = [
             ("GRANARY_SERVER_LISTEN", "127.0.0.1:0".to_owned()),
             ("GRANARY_SERVER_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
@@ -117,15 +121,12 @@ impl Granary {
 
     /// The text of `/metrics`.
     pub(crate) async fn metrics(&self) -> String {
-        client::get(&format!("{}/metrics", self.admin())).await.unwrap().text()
+        metrics(&self.admin()).await
     }
 
     /// The value of one series, spelled as in the exposition; panics when there is none.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
-        let text = self.metrics().await;
-        let line =
-            text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).map(str::to_owned);
-        line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).parse().unwrap()
+        metric(&self.admin(), series).await
     }
 
     /// The sum of all series of a family; panics when there is none.
@@ -158,8 +159,44 @@ impl Granary {
 
 /// Waits for something that must happen; panics, saying what, when it has not in 20 seconds.
 pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
-    let patience = std::time::Duration::from_secs(20);
+    let patience = Duration::from_secs(20);
     tokio::time::timeout(patience, work).await.unwrap_or_else(|_| panic!("waited {patience:?} for {what}"))
+}
+
+async fn metrics(admin: &str) -> String {
+    client::get(&format!("{admin}/metrics")).await.unwrap().text()
+}
+
+/// The value of one series of the exposition at an admin URL; panics when there is none.
+pub(crate) async fn metric(admin: &str, series: &str) -> f64 {
+    let text = metrics(admin).await;
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).map(str::to_owned);
+    line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).parse().unwrap()
+}
+
+/// Asks again and again, for at most 20 seconds, until the answer is yes.
+pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    within(what, async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// The real binary without any configuration but its addresses.
+///
+/// The public one is a loopback address nobody else has, so that a process started again can be
+/// given the same port, and so the same URLs, without taking anybody's.
+pub(crate) fn real() -> GranaryBuilder {
+    let [.., a, b, c] = Uuid::new_v4().into_bytes();
+    let address = format!("127.{}.{b}.{}:8080", a % 254 + 1, c % 254 + 1);
+    GranaryProcess::builder(env!("CARGO_BIN_EXE_granary")).env("GRANARY_SERVER_LISTEN", address)
+}
+
+/// The real binary in front of a fake AILab; it stops without a grace.
+pub(crate) fn real_ailab(upstream: &FakeAilab) -> GranaryBuilder {
+    real().config_text(upstream_section(upstream, "")).env("GRANARY_SERVER_DRAIN_GRACE", "0s")
 }
 
 /// `[upstream]` for a fake AILab; `more` are lines that go into the section.
@@ -188,6 +225,13 @@ pub(crate) fn team(name: &str, more: &str) -> (String, String) {
 pub(crate) fn cache_status(answer: &Answer) -> String {
     let header = answer.header("cache-status").unwrap_or_else(|| panic!("no Cache-Status in {answer:?}"));
     header.split("; key=").next().unwrap().to_owned()
+}
+
+/// The bytes behind a URL, which must serve.
+pub(crate) async fn bytes_of(url: &str) -> Vec<u8> {
+    let answer = client::get(url).await.unwrap();
+    assert_eq!(answer.status, 200, "{url}: {}", answer.text());
+    answer.body
 }
 
 /// How many files there are below a directory.

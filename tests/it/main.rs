@@ -6,10 +6,15 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod architecture;
+mod canonical;
 mod coalescing;
+#[cfg(feature = "crash-points")]
+mod crash;
+mod drop_in;
 mod error_table;
 mod harness;
 mod http;
 mod readme;
+mod restart;
 mod soak;
 mod secrets;

@@ -403,6 +403,7 @@ pub(super) fn recover(db: &Connection, now: Timestamp) -> Result<Recovery, Ledge
             answered_at: instant(row, "answered_at")?,
         })
     })?;
+    crash_point("CP34");
     Ok(Recovery {
         released: reserved.len() as u64,
         unknown: sent.len() as u64,

@@ -3,6 +3,7 @@
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::crash::crash_point;
 use crate::ledger::LedgerError;
 
 /// How many changes may wait for the thread; whoever comes later waits to get in.
@@ -85,7 +86,11 @@ fn serve(connection: &Connection, begin: &str, group: usize, mut jobs: mpsc::Rec
         let first = match jobs.try_recv() {
             Ok(job) => job,
             Err(_) => {
-                log_has_secrets = log_has_secrets && !scrub_log(connection);
+                if log_has_secrets {
+                    crash_point("CP31");
+                    log_has_secrets = !scrub_log(connection);
+                    crash_point("CP32");
+                }
                 let Some(job) = jobs.blocking_recv() else { return };
                 job
             }
