@@ -16,5 +16,5 @@ mod harness;
 mod http;
 mod readme;
 mod restart;
-mod soak;
 mod secrets;
+mod soak;
