@@ -14,7 +14,7 @@
 mod tests;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -22,6 +22,7 @@ use crate::cache::MemoryCache;
 use crate::clock::Clock;
 use crate::crash::crash_point;
 use crate::error::{Fault, GatewayError};
+use crate::fill::machine::FillSource;
 use crate::fill::{Filler, Seat, Wanted};
 use crate::key::CacheKey;
 use crate::ledger::Ledger;
@@ -33,6 +34,9 @@ use crate::request::{self, CropRequest, FormHead};
 use crate::rewrite;
 use crate::store::{Record, Store, StoreError};
 use crate::teams::Team;
+
+/// How long a caller waits whose body took longer than its deadline to arrive.
+const LATE_BODY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a gateway works with.
 pub struct GatewayParts {
@@ -251,22 +255,24 @@ impl Gateway {
             image: request.image_digest,
             refresh: caller.refresh,
         };
-        let seat = Seat { team: caller.team.clone(), deadline: caller.deadline };
+        // A body that came in after the deadline belongs to a patient client, who could never buy if
+        // nobody counted as waiting.
+        let now = Instant::now();
+        let deadline = if caller.deadline > now { caller.deadline } else { now + LATE_BODY_PATIENCE };
+        let seat = Seat { team: caller.team.clone(), deadline };
         let ticket = self.parts.filler.join(wanted, seat);
         let waiter = ticket.id;
-        let outcome = tokio::time::timeout_at(caller.deadline.into(), ticket.outcome())
+        let outcome = tokio::time::timeout_at(deadline.into(), ticket.outcome())
             .await
             .map_err(|_| GatewayError::StillBeingMade)?
             .ok_or(GatewayError::Bug)?;
         let filled = outcome.verdict?;
         let status = match filled.source {
-            crate::fill::machine::FillSource::Ledger => CacheStatus::HitLedger,
-            crate::fill::machine::FillSource::Store => CacheStatus::HitStore,
-            crate::fill::machine::FillSource::Bought if outcome.payer != Some(waiter) => {
-                CacheStatus::Coalesced
-            }
-            crate::fill::machine::FillSource::Bought if caller.refresh => CacheStatus::Refresh,
-            crate::fill::machine::FillSource::Bought => CacheStatus::Miss,
+            FillSource::Ledger => CacheStatus::HitLedger,
+            FillSource::Store => CacheStatus::HitStore,
+            FillSource::Bought if outcome.payer != Some(waiter) => CacheStatus::Coalesced,
+            FillSource::Bought if caller.refresh => CacheStatus::Refresh,
+            FillSource::Bought => CacheStatus::Miss,
         };
         Ok((filled.record, status, request.ignored))
     }

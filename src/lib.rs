@@ -7,8 +7,8 @@
 //!
 //! | step | where | remember |
 //! |---|---|---|
-//! | accept | [`server`] | a clock on every connection and body |
-//! | route, authenticate | [`routes`], [`teams`] | what the head forbids is refused before the body is read |
+//! | accept | [`server`] | a clock on every connection |
+//! | route, authenticate | [`routes`], [`teams`] | what the head forbids is refused before the body is read; a clock on every body |
 //! | parse | [`request`], [`multipart`] | limits before anything is kept; the picture is hashed as it arrives |
 //! | key | [`key`] | BLAKE3 of picture, width and height, and nothing else |
 //! | look up | [`gateway`], [`cache`], [`ledger`], [`store`] | memory, ledger, store; only what is known to be absent is bought |
@@ -34,12 +34,12 @@
 //!
 //! ```text
 //! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
-//!      > error > {ledger, store, upstream, download, request, teams}
-//!      > {net, envelope, code, multipart, metrics, outcome, operation, picture, key, clock, secret, crash}
+//!      > {error, metrics} > {ledger, store, upstream, download, request, teams}
+//!      > {net, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash, state}
 //! ```
 //!
-//! [`app`] alone names concrete stores, ledgers and upstreams. A test reads the imports and keeps
-//! this true.
+//! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,
+//! ledgers and upstreams. A test reads this map and the imports, and keeps both true.
 
 pub mod app;
 pub mod cache;

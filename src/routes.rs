@@ -4,6 +4,7 @@
 //! [`GatewayError`]; the one place that turns it into the upstream's envelope is [`respond`].
 
 mod admin;
+pub mod body;
 mod cors;
 mod credits;
 mod crop;
@@ -22,6 +23,7 @@ use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_NONE_MATCH, IF
 use http::{HeaderMap, HeaderName, StatusCode};
 
 pub use self::admin::{AdminState, admin_router};
+use self::body::Pace;
 use self::cors::Cors;
 use crate::clock::Clock;
 use crate::error::GatewayError;
@@ -48,7 +50,7 @@ pub struct PublicParts {
     /// How long after its head a request is answered at the latest.
     pub answer_within: Duration,
     /// How long and how slow a body may be.
-    pub pace: crate::server::body::Pace,
+    pub pace: Pace,
     /// How large a request may be.
     pub limits: RequestLimits,
     /// The scheme and host clients reach us at, without a trailing slash.

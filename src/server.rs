@@ -3,7 +3,6 @@
 //! hyper's HTTP/1 builder is driven directly, so that we keep control of time: hyper by itself holds
 //! silent and slow connections for ever, or cuts idle ones as soon as slow ones.
 
-pub mod body;
 mod connection;
 
 use std::future::Future;

@@ -10,6 +10,7 @@
 //!          → Fetch → PutObject → PutRecord → Book(stored) → Finish
 //! ```
 
+mod effect;
 #[cfg(test)]
 mod tests;
 
@@ -18,12 +19,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+pub use self::effect::{Admission, Effect, Event, FillSource, Filled, Open, Verdict};
+
 use crate::download::{FetchError, Fetched};
 use crate::envelope::Answer;
 use crate::error::GatewayError;
 use crate::ledger::budget::Scope;
 use crate::ledger::{Booking, CallId, LedgerError, Permit, Reservation, Reserved, UnfinishedCall, Won};
-use crate::secret::Secret;
 use crate::store::{Record, StoreError};
 use crate::upstream::{ErrorReply, NotSent, Refusal, RefusalKind, Reply, UnknownCause};
 
@@ -35,131 +37,6 @@ const FOREGROUND_FETCHES: u32 = 5;
 const DEAD_FOR: Duration = Duration::from_secs(15 * 60);
 /// How often a key that another process holds is looked at.
 const HELD_POLL: Duration = Duration::from_millis(250);
-
-/// What the shell is to do next; each has its event.
-#[derive(Debug)]
-pub enum Effect {
-    /// Wait for an upstream slot: [`Event::Slot`], or [`Event::Admitted`] when nobody waits any more.
-    TakeSlot,
-    /// Choose who pays among those who wait: [`Event::Admitted`].
-    Admit,
-    /// Ask whether a result could be kept: [`Event::Room`].
-    CheckRoom,
-    /// Take the key in the ledger: [`Event::Reserved`].
-    Reserve,
-    /// Ask the store once more, now that nobody else can buy: [`Event::LookedAgain`].
-    LookAgain,
-    /// Make a record known to the ledger: [`Event::Adopted`].
-    Adopt(Arc<Record>),
-    /// Send all but the tail: [`Event::Opened`].
-    Open,
-    /// Pass the last gate: [`Event::Marked`].
-    MarkSent(CallId),
-    /// Let the tail go: [`Event::Replied`].
-    Send,
-    /// Write down how the call went on, giving up the held tail first, if any: [`Event::Booked`].
-    Book(CallId, Booking),
-    /// Get the result: [`Event::FetchEnded`].
-    Fetch(Secret),
-    /// Make its bytes durable: [`Event::ObjectKept`].
-    PutObject(Fetched),
-    /// Make the answer durable: [`Event::RecordKept`].
-    PutRecord(Arc<Record>),
-    /// Let some time pass; the shell adds jitter: [`Event::Paused`].
-    Pause(Duration),
-    /// As `Pause`, and give the slot back first.
-    StepAside(Duration),
-    /// Answer the payer's team only: [`Event::Told`].
-    RefuseTeam(GatewayError),
-    /// Answer everyone and whoever comes, and go on: [`Event::Told`].
-    Tell(Verdict),
-    /// Answer everyone; the fill is over.
-    Finish(Verdict),
-    /// Nobody waits; the fill is over, and nothing was spent.
-    Stop,
-}
-
-/// What came of an effect.
-#[derive(Debug)]
-pub enum Event {
-    /// The fill begins.
-    Started,
-    /// A slot, or the reason why there is none.
-    Slot(Result<(), GatewayError>),
-    /// Who pays.
-    Admitted(Admission),
-    /// A new result could be kept, or not.
-    Room(Result<(), StoreError>),
-    /// What the ledger decided.
-    Reserved(Result<Reserved, LedgerError>),
-    /// What the store has by now.
-    LookedAgain(Result<Option<Record>, StoreError>),
-    /// The ledger knows the record, or could not be told; it will be told again at a later look-up.
-    Adopted,
-    /// How far the order came.
-    Opened(Result<Open, NotSent>),
-    /// Whether the tail may go.
-    Marked(Result<Permit, LedgerError>),
-    /// The outcome of the paid call.
-    Replied(Reply),
-    /// A booking is durable, or not.
-    Booked(Result<(), LedgerError>),
-    /// The result, or why not, and how long ago the answer was booked.
-    FetchEnded(Result<Fetched, FetchError>, Duration),
-    /// The object is durable, at this instant, or not.
-    ObjectKept(Result<Timestamp, StoreError>),
-    /// The record that stands now.
-    RecordKept(Result<Record, StoreError>),
-    /// Time has passed.
-    Paused,
-    /// They have been told.
-    Told,
-}
-
-/// Who pays, if anyone.
-#[derive(Debug)]
-pub enum Admission {
-    /// Nobody waits any more; the group is dissolved.
-    Nobody,
-    /// The longest-waiting caller's team may not have a miss now.
-    Refused(GatewayError),
-    /// Its team may have one a little later, and the caller can wait for that.
-    TooFast(Duration),
-    /// This team, for this reservation.
-    Payer(Box<Reservation>),
-}
-
-/// How far an order came.
-#[derive(Debug)]
-pub enum Open {
-    /// All but the tail is sent, and the tail is in the shell's hands.
-    Held,
-    /// The upstream answered without having had the whole.
-    Early(Reply),
-}
-
-/// What a fill's callers are told.
-pub type Verdict = Result<Filled, GatewayError>;
-
-/// A result that is permanent.
-#[derive(Clone, Debug)]
-pub struct Filled {
-    /// The record that stands under the key.
-    pub record: Arc<Record>,
-    /// Did this fill buy it?
-    pub source: FillSource,
-}
-
-/// Where a fill found its result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FillSource {
-    /// It bought it.
-    Bought,
-    /// It was in the ledger by then.
-    Ledger,
-    /// It was in the store by then.
-    Store,
-}
 
 /// One fill. Its fields are what it must remember between two effects.
 pub struct Machine {

@@ -8,6 +8,7 @@ use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, EXPECT};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 
+use super::body::PacedBody;
 use super::respond::{self, LogFields, header};
 use super::{Arrival, PublicState};
 use crate::crash::crash_point;
@@ -15,7 +16,6 @@ use crate::error::GatewayError;
 use crate::gateway::{Caller, CropReply};
 use crate::key::CacheKey;
 use crate::request;
-use crate::server::body::PacedBody;
 use crate::teams::Team;
 
 /// How much of an unknown query parameter's name is shown.

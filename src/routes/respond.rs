@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{Arrival, PublicState};
 use crate::error::GatewayError;
+use crate::metrics::method_label;
 use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
 
 /// RFC 9211.
@@ -84,7 +85,7 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     let fields = response.extensions().get::<LogFields>().cloned().unwrap_or_default();
     tracing::info!(
         request_id = id,
-        method = method.as_str(),
+        method = method_label(&method),
         route,
         status = status.as_u16(),
         team = fields.team,

@@ -901,6 +901,22 @@ async fn a_request_that_takes_its_time_is_not_cut_by_the_clocks_of_heads_and_idl
     assert_eq!(buy(&granary, None).await.status, 200);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_takes_longer_than_the_deadline_can_still_be_bought() {
+    let upstream = FakeAilab::start().await;
+    let granary = Granary::ailab(&upstream, "[server]\nanswer_within = \"200ms\"").await;
+    let call = Call::crop(&granary.url(), None, &Form::curl(images::photo_jpeg(), 320, 200));
+    let bytes = call.to_bytes();
+    let mut connection = RawConnection::open(&granary.url()).await.unwrap();
+    let (first, rest) = bytes.split_at(bytes.len() / 2);
+    connection.send(first).await.unwrap();
+    // The time itself is what is tested: the deadline passes while the body is on its way.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    connection.send(rest).await.unwrap();
+    let answer = connection.read_answer(false).await.unwrap();
+    assert_eq!((answer.status, upstream.charges()), (200, 1), "{}", answer.text());
+}
+
 #[tokio::test]
 async fn a_body_that_does_not_come_is_answered_408_and_the_connection_closed() {
     let granary = Granary::builtin("[server]\nbody_timeout = \"400ms\"").await;

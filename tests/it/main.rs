@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+mod architecture;
 mod canonical;
 mod coalescing;
 #[cfg(feature = "crash-points")]
@@ -15,4 +16,5 @@ mod harness;
 mod http;
 mod readme;
 mod restart;
+mod secrets;
 mod soak;

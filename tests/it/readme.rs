@@ -64,7 +64,9 @@ fn every_setting_has_its_row_with_default_and_meaning() {
     let (mut section, mut doc, mut rows) = (String::new(), Vec::new(), Vec::new());
     for line in Config::default().to_commented_toml().lines() {
         let bare = line.strip_prefix('#').unwrap_or(line);
-        if let Some(text) = bare.strip_prefix(' ') {
+        if line.is_empty() {
+            doc.clear();
+        } else if let Some(text) = bare.strip_prefix(' ') {
             doc.push(text.to_owned());
         } else if bare.starts_with('[') {
             section = bare.trim_matches(['[', ']']).to_owned();

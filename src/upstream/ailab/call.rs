@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::rt::{Read, Write};
@@ -14,7 +15,7 @@ use super::form::{FormBody, Progress, Release};
 use crate::crash::crash_point;
 use crate::net::exchange::{Exchange, ExchangeError};
 use crate::secret::Secret;
-use crate::upstream::{HeldCall, NotSent, Refusal, Reply, UnknownCause};
+use crate::upstream::{HeldCall, NotSent, Reply, UnknownCause};
 
 /// The largest answer that is read, in bytes. Documented ones have less than 1 KiB.
 pub(super) const MAX_ANSWER_BYTES: usize = 256 * 1024;
@@ -140,12 +141,18 @@ async fn read(
     key: &Secret,
 ) -> Result<Reply, ExchangeError> {
     let (head, body) = exchange.whole(head, MAX_ANSWER_BYTES).await?;
-    let mut reply = classify(head.status, &head.headers, &body);
-    // An error that quotes the key must not be passed through to a client.
-    if memchr::memmem::find(&body, key.expose().as_bytes()).is_some()
-        && let Reply::Refused(Refusal { reply: error, .. }) | Reply::Failed(error) = &mut reply
-    {
-        error.body = None;
+    Ok(classify(head.status, &head.headers, &without(key, body)))
+}
+
+/// Stars in place of our key, should an answer quote it: answers are kept and passed on.
+fn without(key: &Secret, body: Bytes) -> Bytes {
+    let key = key.expose().as_bytes();
+    if key.is_empty() || memchr::memmem::find(&body, key).is_none() {
+        return body;
     }
-    Ok(reply)
+    let mut body = body.to_vec();
+    while let Some(at) = memchr::memmem::find(&body, key) {
+        body[at..at + key.len()].fill(b'*');
+    }
+    body.into()
 }

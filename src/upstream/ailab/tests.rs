@@ -390,10 +390,16 @@ async fn a_new_key_is_used_from_the_next_call_on() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_quotes_the_key_is_not_passed_on() {
-    let quoting = format!(r#"{{"error_code":400,"error_msg":"no key {KEY}"}}"#);
+async fn an_answer_that_quotes_the_key_is_kept_without_it() {
+    let quoting = format!(r#"{{"error_code":400,"error_msg":"no key {KEY}, {KEY}"}}"#);
+    let clean = quoting.replace(KEY, &"*".repeat(KEY.len()));
     match reply_to(response("400 X", "", &quoting)).await {
-        Reply::Refused(refusal) => assert_eq!(refusal.reply.body, None),
+        Reply::Refused(refusal) => assert_eq!(refusal.reply.body.unwrap(), clean),
+        other => panic!("{other:?}"),
+    }
+    let quoting = format!(r#"{{"error_code":0,"data":{{"url":"https://h.example/a.png"}},"debug":"{KEY}"}}"#);
+    match reply_to(response("200 OK", "", &quoting)).await {
+        Reply::Answered(answer) => assert!(!answer.text().expose().contains(KEY)),
         other => panic!("{other:?}"),
     }
 }

@@ -1,0 +1,292 @@
+//! One fill under way: the [`machine`](super::machine)'s hands.
+//!
+//! A task carries out one effect at a time and reports what came of it. It decides nothing about
+//! money; what it adds is whom a fill is for: who waits, whose rate allows a miss, who is told.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Verdict};
+use super::{FillOutcome, Inner, Seat, Wanted};
+use crate::coalesce::{GroupGuard, WaiterId};
+use crate::crash::crash_point;
+use crate::error::GatewayError;
+use crate::key::CacheKey;
+use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation};
+use crate::metrics::AttemptOutcome;
+use crate::slots::Slot;
+use crate::store::{Record, StoreError};
+use crate::upstream::{HeldCall, Opened, RefusalKind, Reply, UnknownCause};
+
+/// See the module.
+pub(super) struct Task {
+    shared: Arc<Inner>,
+    key: CacheKey,
+    /// `None` for a resumed fill, which has nothing left to buy.
+    wanted: Option<Wanted>,
+    /// Whom the last admission was about.
+    payer: Option<(WaiterId, Seat)>,
+    slot: Option<Slot>,
+    held: Option<Box<dyn HeldCall>>,
+    /// How old the answer was at an instant.
+    pub(super) answered: Option<(Duration, Instant)>,
+}
+
+impl Task {
+    pub(super) fn new(shared: Arc<Inner>, key: CacheKey, wanted: Option<Wanted>) -> Self {
+        Self { shared, key, wanted, payer: None, slot: None, held: None, answered: None }
+    }
+
+    /// Carries out effects until the machine is done. If this panics, its callers are told.
+    pub(super) async fn run(mut self, mut machine: Machine) {
+        let bug = FillOutcome { verdict: Err(GatewayError::Bug), payer: None };
+        let guard = GroupGuard::new(self.shared.groups.clone(), self.key, bug);
+        let mut event = Event::Started;
+        loop {
+            event = match machine.step(event) {
+                Effect::Finish(verdict) => break self.finish(verdict).await,
+                Effect::Stop => break,
+                Effect::Pause(time) if self.must_leave() => {
+                    tracing::info!(?time, "leaving a paid result to the next process: it is in the ledger");
+                    break self.finish(Err(GatewayError::StillBeingMade)).await;
+                }
+                effect => self.perform(effect, &machine).await,
+            };
+        }
+        guard.disarm();
+    }
+
+    async fn perform(&mut self, effect: Effect, machine: &Machine) -> Event {
+        let shared = self.shared.clone();
+        let parts = &shared.parts;
+        match effect {
+            Effect::TakeSlot => self.take_slot().await,
+            Effect::Admit => Event::Admitted(self.admit()),
+            Effect::CheckRoom => Event::Room(parts.store.check_room().await),
+            Effect::Reserve => {
+                crash_point("CP4");
+                let Some(payer) = machine.payer() else { return no_payer() };
+                let reserved = parts.ledger.reserve(payer.clone()).await;
+                crash_point("CP5");
+                Event::Reserved(reserved)
+            }
+            Effect::LookAgain => Event::LookedAgain(self.look_again().await),
+            Effect::Adopt(record) => {
+                if let Err(error) = parts.ledger.adopt(&record).await {
+                    tracing::warn!(%error, key = %self.key, "the ledger could not be told of a record");
+                }
+                Event::Adopted
+            }
+            Effect::Open => self.open().await,
+            Effect::MarkSent(id) => {
+                let permit = parts.ledger.mark_sent(id).await;
+                if matches!(permit, Ok(Permit::Granted)) {
+                    crash_point("CP7");
+                }
+                Event::Marked(permit)
+            }
+            Effect::Send => self.send().await,
+            Effect::Book(id, booking) => {
+                self.held = None;
+                Event::Booked(self.book(id, booking, machine).await)
+            }
+            Effect::Fetch(url) => {
+                crash_point("CP15");
+                let fetched = parts.results.fetch(&url).await;
+                Event::FetchEnded(fetched, self.answer_age())
+            }
+            Effect::PutObject(fetched) => {
+                crash_point("CP22");
+                let kept = parts.store.put_object(fetched.name, fetched.bytes).await;
+                crash_point("CP24");
+                Event::ObjectKept(kept.map(|()| parts.clock.now()))
+            }
+            Effect::PutRecord(record) => Event::RecordKept(parts.store.put_record(&record).await),
+            Effect::Pause(time) => self.pause(time).await,
+            Effect::StepAside(time) => {
+                self.slot = None;
+                self.pause(time).await
+            }
+            Effect::RefuseTeam(error) => {
+                if let Some((_, seat)) = self.payer.take() {
+                    let outcome = FillOutcome { verdict: Err(error), payer: None };
+                    self.shared.groups.refuse(self.key, &seat, &outcome);
+                }
+                Event::Told
+            }
+            Effect::Tell(verdict) => {
+                let outcome = self.outcome(verdict).await;
+                self.shared.groups.stall(self.key, &outcome);
+                Event::Told
+            }
+            Effect::Finish(_) | Effect::Stop => Event::Told,
+        }
+    }
+
+    async fn take_slot(&mut self) -> Event {
+        self.slot = None;
+        let Some((_, seat)) = self.shared.groups.candidate(self.key) else {
+            return Event::Admitted(Admission::Nobody);
+        };
+        let patience = seat.deadline.saturating_duration_since(Instant::now());
+        match self.shared.slots.take(patience).await {
+            Ok(slot) => {
+                self.slot = Some(slot);
+                Event::Slot(Ok(()))
+            }
+            Err(busy) => Event::Slot(Err(GatewayError::TooBusy { wait: busy.wait })),
+        }
+    }
+
+    /// The longest-waiting caller's team pays, if it may.
+    fn admit(&mut self) -> Admission {
+        let Some((waiter, seat)) = self.shared.groups.candidate(self.key) else { return Admission::Nobody };
+        let Some(wanted) = &self.wanted else { return Admission::Nobody };
+        self.payer = Some((waiter, seat.clone()));
+        if self.shared.draining.is_cancelled() {
+            return Admission::Refused(GatewayError::Draining);
+        }
+        if let Err(wait) = self.shared.check_rate(&seat.team) {
+            let can_wait = Instant::now() + wait < seat.deadline;
+            return if can_wait {
+                Admission::TooFast(wait)
+            } else {
+                Admission::Refused(GatewayError::RateLimited { wait })
+            };
+        }
+        Admission::Payer(Box::new(Reservation {
+            namespace: self.shared.config.namespace.clone(),
+            key: wanted.key,
+            refresh: wanted.refresh,
+            team: seat.team.name.clone(),
+            credits: self.shared.config.credits_per_call,
+            budgets: self.shared.config.budgets(&seat.team),
+            image: wanted.image,
+            width: wanted.order.width,
+            height: wanted.order.height,
+        }))
+    }
+
+    /// A record without its object is no result: it does not stop a purchase.
+    async fn look_again(&mut self) -> Result<Option<Record>, StoreError> {
+        let shared = self.shared.clone();
+        let store = &shared.parts.store;
+        let Some(record) = store.record(&shared.config.namespace, self.key).await? else {
+            return Ok(None);
+        };
+        match record.object() {
+            Some(object) if store.has_object(object).await? => Ok(Some(record)),
+            _ => Ok(None),
+        }
+    }
+
+    async fn open(&mut self) -> Event {
+        let Some(wanted) = &self.wanted else { return no_payer() };
+        let metrics = &self.shared.parts.metrics;
+        Event::Opened(match self.shared.parts.upstream.open(wanted.order.clone()).await {
+            Ok(Opened::Held(call)) => {
+                self.held = Some(call);
+                Ok(Open::Held)
+            }
+            Ok(Opened::Answered(reply)) => {
+                metrics.attempt(attempt_outcome(&reply));
+                Ok(Open::Early(reply))
+            }
+            Err(error) => {
+                metrics.attempt(AttemptOutcome::Connect);
+                Err(error)
+            }
+        })
+    }
+
+    async fn send(&mut self) -> Event {
+        let Some(call) = self.held.take() else { return no_payer() };
+        let reply = call.send().await;
+        crash_point("CP12");
+        self.slot = None;
+        self.shared.parts.metrics.attempt(attempt_outcome(&reply));
+        Event::Replied(reply)
+    }
+
+    async fn book(&mut self, id: CallId, booking: Booking, machine: &Machine) -> Result<(), LedgerError> {
+        let state = booking.state();
+        self.shared.parts.ledger.book(id, booking).await?;
+        if let Some(payer) = machine.payer() {
+            self.shared.parts.metrics.booked(state, &payer.team, payer.credits);
+        }
+        if state == CallState::Answered {
+            self.answered = Some((Duration::ZERO, Instant::now()));
+            crash_point("CP14");
+        }
+        if state == CallState::Stored {
+            crash_point("CP28");
+        }
+        Ok(())
+    }
+
+    /// Waits between tries; a drain ends the wait early.
+    async fn pause(&mut self, time: Duration) -> Event {
+        tokio::select! {
+            () = tokio::time::sleep(jittered(time)) => {}
+            () = self.shared.draining.cancelled(), if self.answered.is_some() => {}
+        }
+        Event::Paused
+    }
+
+    /// Is the process ending while only free work is left, which the ledger remembers?
+    fn must_leave(&self) -> bool {
+        self.shared.draining.is_cancelled() && self.answered.is_some()
+    }
+
+    fn answer_age(&self) -> Duration {
+        self.answered.map_or(Duration::ZERO, |(base, since)| base + since.elapsed())
+    }
+
+    async fn finish(&mut self, verdict: Verdict) {
+        let outcome = self.outcome(verdict).await;
+        self.shared.groups.finish(self.key, &outcome);
+    }
+
+    /// Puts a result into memory before anyone is told of it, so that whoever comes next finds it.
+    async fn outcome(&mut self, verdict: Verdict) -> FillOutcome {
+        let shared = self.shared.clone();
+        let cache = &shared.parts.cache;
+        match &verdict {
+            Ok(filled) => cache.keep_answer(filled.record.clone()).await,
+            Err(GatewayError::Upstream { status, body })
+                if matches!(status.as_u16(), 400 | 413 | 415 | 422) =>
+            {
+                cache.keep_refusal(self.key, *status, body.clone()).await;
+            }
+            Err(_) => {}
+        }
+        let bought = verdict.as_ref().is_ok_and(|filled| filled.source == FillSource::Bought);
+        FillOutcome { verdict, payer: self.payer.as_ref().filter(|_| bought).map(|(waiter, _)| *waiter) }
+    }
+}
+
+fn attempt_outcome(reply: &Reply) -> AttemptOutcome {
+    match reply {
+        Reply::Answered(_) => AttemptOutcome::Ok,
+        Reply::Refused(refusal) => match refusal.kind {
+            RefusalKind::Order | RefusalKind::Other => AttemptOutcome::CallerRejected,
+            RefusalKind::Key => AttemptOutcome::Auth,
+            RefusalKind::Credits => AttemptOutcome::Quota,
+            RefusalKind::Flow { .. } => AttemptOutcome::RateLimited,
+        },
+        Reply::Failed(_) => AttemptOutcome::ServerError,
+        Reply::NotSent(_) => AttemptOutcome::Connect,
+        Reply::Unknown(UnknownCause::Timeout) => AttemptOutcome::Timeout,
+        Reply::Unknown(_) => AttemptOutcome::BadBody,
+    }
+}
+
+/// Between the half and the whole of a time, so that what failed together does not retry together.
+fn jittered(time: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or(u32::MAX);
+    time.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+}
+
+fn no_payer() -> Event {
+    Event::Slot(Err(GatewayError::Bug))
+}

@@ -1,0 +1,265 @@
+//! The shape of the source: `src/lib.rs` draws who may import whom, and the files keep to it.
+//!
+//! Tests may name whatever they test, so what is compiled for tests only does not count here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Lines of a file, without its tests: beyond that a second idea has moved in.
+const MAX_LINES: usize = 500;
+/// What has implementations that only the composition root may name.
+const SEAMS: [&str; 4] = ["Ledger", "Store", "Upstream", "ResultSource"];
+
+/// A file of the program.
+struct Source {
+    /// Below `src`, as `store/local.rs`.
+    path: String,
+    /// All of it.
+    text: String,
+    /// What is compiled into the program: no tests, no comments.
+    code: String,
+}
+
+impl Source {
+    /// The module it belongs to that the map knows: `store` for `store/local.rs`.
+    fn top(&self) -> &str {
+        let first = self.path.split('/').next().unwrap();
+        first.strip_suffix(".rs").unwrap_or(first)
+    }
+
+    /// Its own module: `store::local` for `store/local.rs`.
+    fn module(&self) -> String {
+        self.path.strip_suffix(".rs").unwrap().replace('/', "::")
+    }
+}
+
+/// All files of the program that are not tests.
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = rust_files(&root);
+    let tests: Vec<String> = files.iter().flat_map(|(path, text)| test_modules(path, text)).collect();
+    let is_test = |path: &str| {
+        tests.iter().any(|module| {
+            path.strip_prefix(module.as_str()).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+        })
+    };
+    let sources: Vec<_> = files
+        .into_iter()
+        .filter(|(path, _)| !is_test(path))
+        .map(|(path, text)| Source { code: code_of(&text), path, text })
+        .collect();
+    assert!(sources.len() > 50, "only {} files were found", sources.len());
+    sources
+}
+
+/// Path below the folder, and text, of every Rust file.
+fn rust_files(folder: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let below = path.strip_prefix(folder).unwrap().to_str().unwrap().to_owned();
+                found.push((below, std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The modules a file declares for tests only, as paths without `.rs`.
+fn test_modules(path: &str, text: &str) -> Vec<String> {
+    let parent = match path {
+        "lib.rs" | "main.rs" => String::new(),
+        path => format!("{}/", path.strip_suffix(".rs").unwrap()),
+    };
+    let mut modules = Vec::new();
+    let mut for_tests = false;
+    for line in text.lines().map(str::trim) {
+        for_tests |= line == "#[cfg(test)]";
+        if line.starts_with("#[") {
+            continue;
+        }
+        if let Some((_, name)) = line.split_once("mod ").filter(|_| for_tests)
+            && let Some(name) = name.strip_suffix(';')
+        {
+            modules.push(format!("{parent}{name}"));
+        }
+        for_tests = false;
+    }
+    modules
+}
+
+/// A file without the tests at its foot and without comments.
+fn code_of(text: &str) -> String {
+    let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
+    let lines = text[..end].lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The modules that code names as `crate::module`, or `granary::module` from the binary.
+fn imports(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for root in ["crate::", "granary::"] {
+        for (at, _) in code.match_indices(root) {
+            let is_inside_a_word =
+                code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_');
+            let rest = &code[at + root.len()..];
+            assert!(!rest.starts_with('{'), "one `use` for each module, so that imports can be read");
+            let name: String = rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            if !is_inside_a_word && !name.is_empty() {
+                found.insert(name);
+            }
+        }
+    }
+    found
+}
+
+/// The map of `src/lib.rs`: the level of each module, the importers first.
+fn map() -> BTreeMap<String, usize> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let (_, after) = text.split_once("# Who may import whom").expect("lib.rs has the map");
+    let block = after.split("```").nth(1).expect("the map stands in a block");
+    let words = block.replace("text\n", "").replace("//!", " ").replace(['{', '}', ','], " ");
+    let levels = words.split('>').enumerate();
+    let names = levels.flat_map(|(level, names)| names.split_whitespace().map(move |name| (name, level)));
+    names.map(|(name, level)| (name.to_owned(), level)).collect()
+}
+
+/// Whom each module imports.
+fn graph(sources: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
+    let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for source in sources.iter().filter(|source| source.path != "lib.rs") {
+        let mut imports = imports(&source.code);
+        imports.remove(source.top());
+        graph.entry(source.top().to_owned()).or_default().extend(imports);
+    }
+    graph
+}
+
+/// Imports that point up the map.
+fn upward(graph: &BTreeMap<String, BTreeSet<String>>, map: &BTreeMap<String, usize>) -> Vec<String> {
+    let edges = graph.iter().flat_map(|(from, imports)| imports.iter().map(move |to| (from, to)));
+    edges
+        .filter(|(from, to)| map[*from] > map[*to])
+        .map(|(from, to)| format!("{from} imports {to}"))
+        .collect()
+}
+
+/// The modules of circles of imports, and those that lead into one. What imports nothing that is
+/// left is taken away, until nothing is left, or only what cannot be.
+fn circular(graph: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
+    let mut left = graph.clone();
+    loop {
+        let free: Vec<String> = left
+            .iter()
+            .filter(|(_, imports)| !imports.iter().any(|import| left.contains_key(import)))
+            .map(|(module, _)| module.clone())
+            .collect();
+        if free.is_empty() {
+            return left.into_keys().collect();
+        }
+        left.retain(|module, _| !free.contains(module));
+    }
+}
+
+#[test]
+fn the_map_names_every_module_and_no_other() {
+    let modules: BTreeSet<String> = graph(&sources()).into_keys().collect();
+    let mapped: BTreeSet<String> = map().into_keys().collect();
+    assert_eq!(modules, mapped, "left: the files of src; right: the map in src/lib.rs");
+}
+
+#[test]
+fn imports_point_one_way() {
+    let graph = graph(&sources());
+    assert_eq!(upward(&graph, &map()), Vec::<String>::new());
+    assert_eq!(circular(&graph), BTreeSet::new());
+    // The reader of imports reads them.
+    for (from, to) in [("main", "cli"), ("app", "routes"), ("routes", "gateway"), ("fill", "ledger")] {
+        assert!(graph[from].contains(to), "{from} imports {to}");
+    }
+}
+
+#[test]
+fn an_import_up_the_map_and_a_circle_are_found() {
+    let graph = |edges: &[(&str, &str)]| {
+        let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (from, to) in edges {
+            graph.entry((*from).to_owned()).or_default().insert((*to).to_owned());
+            graph.entry((*to).to_owned()).or_default();
+        }
+        graph
+    };
+    let found = upward(&graph(&[("routes", "gateway"), ("store", "error")]), &map());
+    assert_eq!(found, ["store imports error"]);
+    assert!(circular(&graph(&[("fill", "slots"), ("fill", "cache"), ("slots", "cache")])).is_empty());
+    let circle = circular(&graph(&[("fill", "slots"), ("slots", "cache"), ("cache", "slots")]));
+    assert!(circle.contains("slots") && circle.contains("cache"));
+    let code = "use crate::store::Record;\nlet x = my_crate::not_this;\nf(crate::fill::Wanted::new())";
+    assert_eq!(imports(code), ["fill", "store"].map(str::to_owned).into());
+}
+
+#[test]
+fn stores_ledgers_and_upstreams_do_not_know_what_clients_are_told() {
+    let graph = graph(&sources());
+    for seam in ["store", "ledger", "upstream", "download"] {
+        for above in ["error", "gateway", "routes", "fill"] {
+            assert!(!graph[seam].contains(above), "{seam} imports {above}");
+        }
+    }
+}
+
+#[test]
+fn only_the_composition_root_names_implementations() {
+    let sources = sources();
+    let implements =
+        |source: &&Source| SEAMS.iter().any(|seam| source.code.contains(&format!("impl {seam} for ")));
+    let implementations: Vec<&Source> = sources.iter().filter(implements).collect();
+    let modules: Vec<String> = implementations.iter().map(|source| source.module()).collect();
+    for known in ["ledger::sqlite", "store::local", "upstream::ailab", "upstream::builtin", "download::http"]
+    {
+        assert!(modules.iter().any(|module| module == known), "{known} is not among {modules:?}");
+    }
+    for source in sources.iter().filter(|source| source.top() != "app") {
+        for implementation in &implementations {
+            let name = format!("crate::{}", implementation.module());
+            let is_own = source.top() == implementation.top();
+            assert!(is_own || !source.code.contains(&name), "{} names {name}", source.path);
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is_about() {
+    for source in sources() {
+        assert!(source.text.starts_with("//!"), "{} has no module documentation", source.path);
+    }
+}
+
+#[test]
+fn no_file_is_longer_than_can_be_read_at_once() {
+    for source in sources() {
+        let end = source.text.find("#[cfg(test)]\nmod tests {").unwrap_or(source.text.len());
+        let lines = source.text[..end].lines().count();
+        assert!(lines <= MAX_LINES, "{} has {lines} lines: which second idea has moved in?", source.path);
+    }
+}
+
+#[test]
+fn no_test_is_ignored_but_those_that_something_else_runs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut ignored = Vec::new();
+    for folder in ["src", "tests", "engine/src", "engine/tests"] {
+        for (path, text) in rust_files(&root.join(folder)) {
+            let tests = text.lines().filter(|line| line.trim_start().starts_with("#[ignore"));
+            ignored.extend(tests.map(|_| format!("{folder}/{path}")));
+        }
+    }
+    // The child process of the test below it, and what `make soak` runs.
+    assert_eq!(ignored, ["src/store/local/crash_tests.rs", "tests/it/soak.rs"]);
+}
