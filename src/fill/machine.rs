@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-pub use self::effect::{Admission, Effect, Event, FillSource, Filled, Open, Verdict};
+pub use self::effect::{Admission, Effect, Event, FillSource, Filled, Open, Standing, Verdict};
 
 use crate::download::{FetchError, Fetched};
 use crate::envelope::Answer;
@@ -148,17 +148,7 @@ impl Machine {
             Event::Reserved(Ok(reserved)) => self.reserved(reserved),
             Event::Reserved(Err(_)) => Effect::Finish(Err(GatewayError::LedgerUnavailable)),
 
-            Event::LookedAgain(Ok(Some(record))) if record.generation >= self.generation() => {
-                let next = Next::Adopt(Arc::new(record), FillSource::Store);
-                self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
-            }
-            // A record that cannot be read is there, and nothing could be kept in its place.
-            Event::LookedAgain(Err(error @ StoreError::Corrupt(_))) => {
-                tracing::error!(%error, "a record is damaged, so its key is not bought");
-                self.end(Booking::Released { reason: error.to_string() }, GatewayError::StoreUnavailable)
-            }
-            // When the store cannot be asked, the ledger decides, and it has.
-            Event::LookedAgain(_) => Effect::Open,
+            Event::LookedAgain(standing) => self.looked_again(standing),
             Event::Adopted => self.after_pause(),
 
             Event::Opened(opened) => self.opened(opened),
@@ -199,6 +189,28 @@ impl Machine {
             Reserved::Frozen(Scope::Global) => Effect::Finish(Err(GatewayError::Frozen(Scope::Global))),
             Reserved::Frozen(team) => self.refuse_team(GatewayError::Frozen(team)),
         }
+    }
+
+    fn looked_again(&mut self, standing: Result<Standing, StoreError>) -> Effect {
+        match standing {
+            Ok(Standing::Result(record)) if record.generation >= self.generation() => {
+                let next = Next::Adopt(Arc::new(*record), FillSource::Store);
+                self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
+            }
+            // Ours could not take its place; the next look-up books the loss first.
+            Ok(Standing::Remains(record)) if record.generation >= self.generation() => {
+                self.unkeepable("the store has a record whose object is gone")
+            }
+            // Nor the place of one that cannot be read.
+            Err(StoreError::Corrupt(reason)) => self.unkeepable(&reason),
+            // When the store cannot be asked, the ledger decides, and it has.
+            Ok(_) | Err(StoreError::Unavailable(_) | StoreError::Full(_)) => Effect::Open,
+        }
+    }
+
+    fn unkeepable(&mut self, reason: &str) -> Effect {
+        tracing::error!(reason, "a result could not be kept under its key, so none is bought");
+        self.end(Booking::Released { reason: reason.to_owned() }, GatewayError::StoreUnavailable)
     }
 
     fn opened(&mut self, opened: Result<Open, NotSent>) -> Effect {

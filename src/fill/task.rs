@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Verdict};
+use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
 use super::{FillOutcome, Inner, Seat, Wanted};
 use crate::coalesce::{GroupGuard, WaiterId};
 use crate::crash::crash_point;
@@ -15,7 +15,7 @@ use crate::key::CacheKey;
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation};
 use crate::metrics::AttemptOutcome;
 use crate::slots::Slot;
-use crate::store::{Record, StoreError};
+use crate::store::StoreError;
 use crate::upstream::{HeldCall, Opened, RefusalKind, Reply, UnknownCause};
 
 /// See the module.
@@ -167,17 +167,18 @@ impl Task {
         }))
     }
 
-    /// A record without its object is no result: it does not stop a purchase.
-    async fn look_again(&mut self) -> Result<Option<Record>, StoreError> {
-        let shared = self.shared.clone();
-        let store = &shared.parts.store;
-        let Some(record) = store.record(&shared.config.namespace, self.key).await? else {
-            return Ok(None);
+    /// As at a look-up, an object that cannot be looked for counts as there.
+    async fn look_again(&mut self) -> Result<Standing, StoreError> {
+        let store = &self.shared.parts.store;
+        let Some(record) = store.record(&self.shared.config.namespace, self.key).await? else {
+            return Ok(Standing::Nothing);
         };
-        match record.object() {
-            Some(object) if store.has_object(object).await? => Ok(Some(record)),
-            _ => Ok(None),
-        }
+        let is_gone = match record.object() {
+            Some(object) => matches!(store.has_object(object).await, Ok(false)),
+            None => true,
+        };
+        let record = Box::new(record);
+        Ok(if is_gone { Standing::Remains(record) } else { Standing::Result(record) })
     }
 
     async fn open(&mut self) -> Event {

@@ -181,6 +181,14 @@ async fn a_key_whose_record_is_damaged_is_not_bought() {
 }
 
 #[tokio::test]
+async fn a_ledger_that_cannot_be_read_forbids_buying() {
+    let world = World::new();
+    world.ledger.switch.fail(&["look_up"]);
+    assert_eq!(ended(&world.ask(1).await), "LedgerUnavailable");
+    assert_eq!(world.upstream.switch.count("open"), 0);
+}
+
+#[tokio::test]
 async fn a_record_that_turns_up_after_the_look_up_is_adopted_and_not_bought() {
     let world = World::new();
     world.ask(1).await.unwrap();
@@ -189,6 +197,31 @@ async fn a_record_that_turns_up_after_the_look_up_is_adopted_and_not_bought() {
     elsewhere.store.switch.fail_once("record");
     assert_eq!(ended(&elsewhere.ask(1).await), "hit_store");
     assert_eq!(elsewhere.ledger.states(), [CallState::Released, CallState::Stored]);
+    assert_eq!(elsewhere.upstream.paid(), 1);
+}
+
+#[tokio::test]
+async fn a_dead_record_that_turns_up_after_the_look_up_is_not_bought_over() {
+    let world = World::new();
+    world.ask(1).await.unwrap();
+    let elsewhere = world.with_a_fresh_ledger();
+    elsewhere.store.objects.lock().unwrap().clear();
+    elsewhere.store.switch.fail_once("record");
+    assert_eq!(ended(&elsewhere.ask(1).await), "StoreUnavailable");
+    assert_eq!(elsewhere.upstream.paid(), 1);
+    // The next look-up books the loss, so that the record can be replaced.
+    let again = elsewhere.ask(1).await.unwrap();
+    assert_eq!((again.status, again.record.digest), (CacheStatus::Miss, Digest::of(&result_bytes(2))));
+}
+
+#[tokio::test]
+async fn a_record_that_turns_up_counts_as_a_result_while_its_object_cannot_be_looked_for() {
+    let world = World::new();
+    world.ask(1).await.unwrap();
+    let elsewhere = world.with_a_fresh_ledger();
+    elsewhere.store.switch.fail_once("record");
+    elsewhere.store.switch.fail(&["has_object"]);
+    assert_eq!(ended(&elsewhere.ask(1).await), "hit_store");
     assert_eq!(elsewhere.upstream.paid(), 1);
 }
 
@@ -412,6 +445,20 @@ async fn nothing_is_paid_for_that_the_ledger_did_not_take_down() {
     world.store.switch.fail(&["check_room"]);
     assert_eq!(ended(&world.ask(1).await), "NoRoom");
     assert_eq!(world.ledger.switch.count("reserve"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_may_not_be_sent_is_hung_up_before_it_is_booked() {
+    let world = World::new();
+    *world.ledger.permit.lock().unwrap() = Some(Permit::Frozen(Scope::Global));
+    world.ledger.switch.fail(&["book"]);
+    let asking = world.ask_meanwhile(1);
+    while world.ledger.switch.count("book") == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.upstream.held(), 0);
+    world.ledger.switch.fail(&[]);
+    assert_eq!(ended(&asking.await.unwrap()), "Frozen");
 }
 
 #[tokio::test(start_paused = true)]

@@ -69,7 +69,7 @@ pub enum Event {
     /// What the ledger decided.
     Reserved(Result<Reserved, LedgerError>),
     /// What the store has by now.
-    LookedAgain(Result<Option<Record>, StoreError>),
+    LookedAgain(Result<Standing, StoreError>),
     /// The ledger knows the record, or could not be told; it will be told again at a later look-up.
     Adopted,
     /// How far the order came.
@@ -103,6 +103,17 @@ pub enum Admission {
     TooFast(Duration),
     /// This team, for this reservation.
     Payer(Box<Reservation>),
+}
+
+/// What stands under a key in the store.
+#[derive(Debug)]
+pub enum Standing {
+    /// No record.
+    Nothing,
+    /// A result: its record, and for all that is known its object.
+    Result(Box<Record>),
+    /// A record whose object is gone.
+    Remains(Box<Record>),
 }
 
 /// How far an order came.

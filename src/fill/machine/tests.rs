@@ -131,7 +131,7 @@ fn success(effect: &Effect) -> Event {
         Effect::Admit => Event::Admitted(Admission::Payer(Box::new(reservation()))),
         Effect::CheckRoom => Event::Room(Ok(())),
         Effect::Reserve => Event::Reserved(Ok(Reserved::Won(WON))),
-        Effect::LookAgain => Event::LookedAgain(Ok(None)),
+        Effect::LookAgain => Event::LookedAgain(Ok(Standing::Nothing)),
         Effect::Adopt(_) => Event::Adopted,
         Effect::Open => Event::Opened(Ok(Open::Held)),
         Effect::MarkSent(_) => Event::Marked(Ok(Permit::Granted)),
@@ -279,30 +279,39 @@ fn every_answer_of_the_ledger_to_a_reservation_is_followed() {
 
 #[test]
 fn a_result_that_is_in_the_store_by_then_is_adopted_and_nothing_bought() {
-    let there = |generation| ("LookAgain", Event::LookedAgain(Ok(Some(other_record(generation)))));
+    let there = |generation| looked_again(Ok(Standing::Result(Box::new(other_record(generation)))));
     check(vec![there(0)], "LookAgain Book(released) Adopt Finish(Ok Store)");
     check(
         vec![there(0), ("Book", Event::Booked(away()))],
         "LookAgain Book(released) Pause Book(released) Adopt Finish(Ok Store)",
     );
     // What a refresh is to replace does not stop it.
-    let refreshed = Won { id: CallId(7), generation: 1 };
-    check(
-        vec![("Reserve", Event::Reserved(Ok(Reserved::Won(refreshed)))), there(0)],
-        "LookAgain Open MarkSent Send Book(answered) Fetch PutObject PutRecord Book(stored) Finish(Ok Bought)",
-    );
+    let life = live(Machine::new(LIMITS), vec![won(1), there(0)]);
+    assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}"));
     // Nor does a store that cannot be asked: the ledger has decided.
-    let life = live(Machine::new(LIMITS), vec![("LookAgain", Event::LookedAgain(store_away()))]);
+    let life = live(Machine::new(LIMITS), vec![looked_again(store_away())]);
     assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}"));
 }
 
 #[test]
-fn a_key_whose_record_is_damaged_is_not_bought() {
-    let damaged = StoreError::Corrupt("planted".to_owned());
-    check(
-        vec![("LookAgain", Event::LookedAgain(Err(damaged)))],
-        "LookAgain Book(released) Finish(StoreUnavailable)",
-    );
+fn nothing_is_bought_that_could_not_be_kept_under_its_key() {
+    let damaged = looked_again(Err(StoreError::Corrupt("planted".to_owned())));
+    check(vec![damaged], "LookAgain Book(released) Finish(StoreUnavailable)");
+    let remains = |generation| looked_again(Ok(Standing::Remains(Box::new(other_record(generation)))));
+    check(vec![remains(0)], "LookAgain Book(released) Finish(StoreUnavailable)");
+    // Once the loss is booked, the generation is a higher one.
+    let life = live(Machine::new(LIMITS), vec![won(1), remains(0)]);
+    assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}"));
+}
+
+/// What the second look at the store came to.
+fn looked_again(standing: Result<Standing, StoreError>) -> (&'static str, Event) {
+    ("LookAgain", Event::LookedAgain(standing))
+}
+
+/// A row of this generation.
+fn won(generation: u64) -> (&'static str, Event) {
+    ("Reserve", Event::Reserved(Ok(Reserved::Won(Won { id: WON.id, generation }))))
 }
 
 #[test]

@@ -244,6 +244,7 @@ pub(super) struct FakeUpstream {
     /// What is answered instead of a result.
     pub(super) reply: Mutex<Option<MakeReply>>,
     sent: Arc<AtomicUsize>,
+    held: Arc<()>,
 }
 
 pub(super) type MakeReply = Arc<dyn Fn() -> Reply + Send + Sync>;
@@ -258,6 +259,7 @@ impl Default for FakeUpstream {
             gate: Arc::new(Semaphore::new(WIDE_OPEN)),
             reply: Mutex::default(),
             sent: Arc::default(),
+            held: Arc::default(),
         }
     }
 }
@@ -277,6 +279,11 @@ impl FakeUpstream {
         *self.reply.lock().unwrap() = Some(Arc::new(reply));
     }
 
+    /// Calls whose tail is held back or whose answer is awaited.
+    pub(super) fn held(&self) -> usize {
+        Arc::strong_count(&self.held) - 1
+    }
+
     /// Tails that went out: each may have cost credits.
     pub(super) fn paid(&self) -> usize {
         self.sent.load(Ordering::SeqCst)
@@ -287,6 +294,7 @@ struct FakeCall {
     gate: Arc<Semaphore>,
     reply: Option<MakeReply>,
     sent: Arc<AtomicUsize>,
+    _held: Arc<()>,
 }
 
 /// An answer that names the result of this number.
@@ -309,7 +317,7 @@ impl Upstream for FakeUpstream {
         }
         let reply = self.reply.lock().unwrap().clone();
         let (gate, sent) = (self.gate.clone(), self.sent.clone());
-        Ok(Opened::Held(Box::new(FakeCall { gate, reply, sent })))
+        Ok(Opened::Held(Box::new(FakeCall { gate, reply, sent, _held: self.held.clone() })))
     }
 }
 

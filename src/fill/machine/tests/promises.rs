@@ -160,8 +160,9 @@ impl World {
                 5 => Ok(Reserved::Frozen(Scope::Team("web".to_owned()))),
                 _ => away(),
             }),
-            Effect::LookAgain => Event::LookedAgain(match pick(3) {
-                0 => Ok(Some(other_record(0))),
+            Effect::LookAgain => Event::LookedAgain(match pick(4) {
+                0 => Ok(Standing::Result(Box::new(other_record(0)))),
+                2 => Ok(Standing::Remains(Box::new(other_record(0)))),
                 1 => Err(StoreError::Corrupt("planted".to_owned())),
                 _ => store_away(),
             }),
@@ -204,7 +205,7 @@ impl World {
             Event::Admitted(admission) => self.deserted = matches!(admission, Admission::Nobody),
             Event::Reserved(Ok(Reserved::Won(_))) => self.row = Some(CallState::Reserved),
             Event::Reserved(Ok(Reserved::Stored(_))) => self.found = Some(FillSource::Ledger),
-            Event::LookedAgain(Ok(Some(_))) => self.found = Some(FillSource::Store),
+            Event::LookedAgain(Ok(Standing::Result(_))) => self.found = Some(FillSource::Store),
             Event::Marked(Ok(Permit::Granted)) => {
                 self.permit = true;
                 self.row = Some(CallState::Sent);
