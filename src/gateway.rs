@@ -2,10 +2,10 @@
 //!
 //! | step | where |
 //! |---|---|
-//! | parse, key | [`request`](crate::request): the picture is hashed while it arrives |
+//! | parse, key | [`request`]: the picture is hashed while it arrives |
 //! | look up | here: memory, then ledger, then store; only what is known to be absent is bought |
 //! | coalesce, admit, pay, fetch, persist | [`fill`](crate::fill): one tracked task per key |
-//! | rewrite | [`rewrite`](crate::rewrite) |
+//! | rewrite | [`rewrite`] |
 //! | respond | [`routes`](crate::routes) |
 //!
 //! Hits and coalesced callers spend nothing, and work when everything else is down.
