@@ -141,3 +141,16 @@ impl MemoryCache {
         (self.entries.entry_count(), self.entries.weighted_size())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_believed_for_ten_minutes_and_their_number_is_bounded() {
+        let policy = MemoryCache::new(1 << 20).refusals.policy();
+        assert_eq!(policy.time_to_live(), Some(Duration::from_secs(600)));
+        assert_eq!(policy.time_to_idle(), None, "asking does not prolong it");
+        assert_eq!(policy.max_capacity(), Some(MAX_REFUSALS));
+    }
+}

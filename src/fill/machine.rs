@@ -13,6 +13,7 @@
 mod effect;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::error::GatewayError;
 use crate::ledger::budget::Scope;
 use crate::ledger::{Booking, CallId, LedgerError, Permit, Reservation, Reserved, UnfinishedCall, Won};
 use crate::store::{Record, StoreError};
-use crate::upstream::{ErrorReply, NotSent, Refusal, RefusalKind, Reply, UnknownCause};
+use crate::upstream::{NotSent, Reply, UnknownCause};
 
 /// Times an order that never went out whole is sent again.
 const OPEN_TRIES: u32 = 3;
@@ -194,7 +195,7 @@ impl Machine {
     fn looked_again(&mut self, standing: Result<Standing, StoreError>) -> Effect {
         match standing {
             Ok(Standing::Result(record)) if record.generation >= self.generation() => {
-                let next = Next::Adopt(Arc::new(*record), FillSource::Store);
+                let next = Next::Adopt(Arc::new(record), FillSource::Store);
                 self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
             }
             // Ours could not take its place; the next look-up books the loss first.
@@ -261,25 +262,17 @@ impl Machine {
                 self.book(booking, Next::Fetch)
             }
             Reply::Refused(refusal) => {
-                let reason = describe(&refusal.reply);
-                let error = refused(refusal);
+                let reason = told::describe(&refusal.reply);
+                let error = told::refused(refusal);
                 self.end(Booking::Refused { reason }, error)
             }
             Reply::Failed(reply) => {
-                let reason = describe(&reply);
-                self.end(Booking::Failed { reason }, failed(reply))
+                let reason = told::describe(&reply);
+                self.end(Booking::Failed { reason }, told::failed(reply))
             }
             Reply::NotSent(error) => self.not_sent(&error),
             Reply::Unknown(cause) => {
-                let detail = cause.to_string();
-                let error = match cause {
-                    UnknownCause::Timeout | UnknownCause::Cut | UnknownCause::Died => {
-                        GatewayError::UpstreamUnreachable { detail: detail.clone() }
-                    }
-                    UnknownCause::Garbage | UnknownCause::NoResult => {
-                        GatewayError::UpstreamNonsense { detail: detail.clone() }
-                    }
-                };
+                let (detail, error) = (cause.to_string(), told::unknown(cause));
                 self.end(Booking::Unknown { reason: detail }, error)
             }
         }
@@ -459,40 +452,4 @@ fn bug() -> Effect {
 /// 0.2 s, doubling up to a minute.
 fn backoff(tries: u32) -> Duration {
     Duration::from_millis(100 << tries.min(10)).min(Duration::from_secs(60))
-}
-
-fn describe(reply: &ErrorReply) -> String {
-    format!("{} {}", reply.status.as_u16(), reply.code)
-}
-
-/// What callers are told of a refusal.
-fn refused(refusal: Refusal) -> GatewayError {
-    let Refusal { kind, reply } = refusal;
-    match kind {
-        RefusalKind::Order | RefusalKind::Other => passed_through(reply),
-        RefusalKind::Key => GatewayError::UpstreamKeyRefused,
-        RefusalKind::Credits => GatewayError::UpstreamCredits,
-        RefusalKind::Flow { retry_after_seconds } => {
-            GatewayError::UpstreamThrottled { wait: Duration::from_secs(retry_after_seconds.unwrap_or(2)) }
-        }
-    }
-}
-
-fn failed(reply: ErrorReply) -> GatewayError {
-    if reply.status.is_success() {
-        return GatewayError::UpstreamNonsense {
-            detail: format!("the upstream answered 200 with the error code {}", reply.code),
-        };
-    }
-    passed_through(reply)
-}
-
-/// A complete error of the upstream, as it is where it speaks the envelope.
-pub fn passed_through(reply: ErrorReply) -> GatewayError {
-    match reply.body {
-        Some(body) => GatewayError::Upstream { status: reply.status, body },
-        None => GatewayError::UpstreamNonsense {
-            detail: format!("something before the upstream answered {}", reply.status.as_u16()),
-        },
-    }
 }

@@ -177,7 +177,6 @@ impl Task {
             Some(object) => matches!(store.has_object(object).await, Ok(false)),
             None => true,
         };
-        let record = Box::new(record);
         Ok(if is_gone { Standing::Remains(record) } else { Standing::Result(record) })
     }
 

@@ -111,9 +111,9 @@ pub enum Standing {
     /// No record.
     Nothing,
     /// A result: its record, and for all that is known its object.
-    Result(Box<Record>),
+    Result(Record),
     /// A record whose object is gone.
-    Remains(Box<Record>),
+    Remains(Record),
 }
 
 /// How far an order came.

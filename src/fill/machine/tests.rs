@@ -14,6 +14,7 @@ use super::*;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{Budget, BudgetRefusal, Window};
 use crate::picture::ObjectName;
+use crate::upstream::{ErrorReply, Refusal, RefusalKind};
 
 const LIMITS: FillLimits = FillLimits { result_url_ttl: Duration::from_secs(84_600) };
 const WON: Won = Won { id: CallId(7), generation: 0 };
@@ -279,7 +280,7 @@ fn every_answer_of_the_ledger_to_a_reservation_is_followed() {
 
 #[test]
 fn a_result_that_is_in_the_store_by_then_is_adopted_and_nothing_bought() {
-    let there = |generation| looked_again(Ok(Standing::Result(Box::new(other_record(generation)))));
+    let there = |generation| looked_again(Ok(Standing::Result(other_record(generation))));
     check(vec![there(0)], "LookAgain Book(released) Adopt Finish(Ok Store)");
     check(
         vec![there(0), ("Book", Event::Booked(away()))],
@@ -297,7 +298,7 @@ fn a_result_that_is_in_the_store_by_then_is_adopted_and_nothing_bought() {
 fn nothing_is_bought_that_could_not_be_kept_under_its_key() {
     let damaged = looked_again(Err(StoreError::Corrupt("planted".to_owned())));
     check(vec![damaged], "LookAgain Book(released) Finish(StoreUnavailable)");
-    let remains = |generation| looked_again(Ok(Standing::Remains(Box::new(other_record(generation)))));
+    let remains = |generation| looked_again(Ok(Standing::Remains(other_record(generation))));
     check(vec![remains(0)], "LookAgain Book(released) Finish(StoreUnavailable)");
     // Once the loss is booked, the generation is a higher one.
     let life = live(Machine::new(LIMITS), vec![won(1), remains(0)]);

@@ -161,8 +161,8 @@ impl World {
                 _ => away(),
             }),
             Effect::LookAgain => Event::LookedAgain(match pick(4) {
-                0 => Ok(Standing::Result(Box::new(other_record(0)))),
-                2 => Ok(Standing::Remains(Box::new(other_record(0)))),
+                0 => Ok(Standing::Result(other_record(0))),
+                2 => Ok(Standing::Remains(other_record(0))),
                 1 => Err(StoreError::Corrupt("planted".to_owned())),
                 _ => store_away(),
             }),
