@@ -122,23 +122,29 @@ impl Answer {
 /// A text that is not a JSON object is returned as it is.
 pub fn complete(text: &str) -> String {
     let Ok(mut fields) = Fields::read(text) else { return text.to_owned() };
-    if fields.number("error_code") != Some(0) || fields.raw("error_code") != Some("0") {
-        fields.set("error_code", "0".to_owned());
+    let mut missing = Vec::new();
+    if fields.raw("error_code") != Some("0") {
+        missing.push(("error_code", "0".to_owned()));
     }
     if fields.string("error_msg").is_none() {
-        fields.set("error_msg", r#""""#.to_owned());
+        missing.push(("error_msg", r#""""#.to_owned()));
     }
     match fields.object("error_detail") {
-        None => fields.set(
+        None => missing.push((
             "error_detail",
             r#"{"status_code":200,"code":"","code_message":"","message":""}"#.to_owned(),
-        ),
+        )),
         Some(detail) if detail.has("status_code") => {}
         Some(mut detail) => {
             detail.0.insert(0, ("status_code".to_owned(), "200".to_owned()));
-            let detail = detail.write();
-            fields.set("error_detail", detail);
+            missing.push(("error_detail", detail.write()));
         }
+    }
+    if missing.is_empty() {
+        return text.to_owned();
+    }
+    for (name, raw) in missing {
+        fields.set(name, raw);
     }
     fields.write()
 }

@@ -46,6 +46,9 @@ fn completing_adds_only_what_is_missing() {
         complete(NEWER),
         r#"{"request_id":"R","log_id":"L","error_detail":{"status_code":200,"code":"","code_message":"","message":""},"data":{"url":"https://h.example/a.png"},"error_code":0,"error_msg":""}"#
     );
+    let complete_already =
+        "{ \"error_code\" : 0,\n\"error_msg\":\"\", \"error_detail\":{\"status_code\":200} }\n";
+    assert_eq!(complete(complete_already), complete_already, "blanks and all");
     for (odd, fixed) in [(r#""0""#, "0"), ("null", "0"), ("0", "0")] {
         let text = format!(r#"{{"error_code":{odd},"error_msg":"","error_detail":{{"status_code":200}}}}"#);
         assert_eq!(complete(&text), text.replace(odd, fixed));

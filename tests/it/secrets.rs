@@ -165,7 +165,7 @@ async fn secrets_are_in_no_answer_log_line_metric_or_file() {
     };
     let upstream_key = upstream.api_key();
     for (width, status, expected) in
-        [(101, 400, 502), (102, 401, 502), (103, 403, 502), (104, 422, 502), (105, 429, 503), (106, 500, 502)]
+        [(101, 400, 400), (102, 401, 502), (103, 403, 502), (104, 422, 422), (105, 429, 503), (106, 500, 500)]
     {
         upstream.on_next(quoting(status, &format!("bad key {upstream_key}!")));
         keep(&format!("a {status} that quotes the key"), expected, crop(width).send().await.unwrap());
