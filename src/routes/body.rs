@@ -17,14 +17,17 @@ pub struct Pace {
     pub total: Duration,
     /// Nothing is asked of the pace for this long.
     pub grace: Duration,
-    /// Bytes per second afterwards, on average since the first poll.
+    /// Bytes per second afterwards, on average since the first poll; 0 for no minimum.
     pub bytes_per_second: u64,
 }
 
 impl Pace {
     /// How long after its first poll a body may still be at `bytes` bytes.
     fn allowance(&self, bytes: u64) -> Duration {
-        let at_pace = Duration::from_millis(bytes.saturating_mul(1000) / self.bytes_per_second.max(1));
+        if self.bytes_per_second == 0 {
+            return self.total;
+        }
+        let at_pace = Duration::from_millis(bytes.saturating_mul(1000) / self.bytes_per_second);
         self.total.min(self.grace.saturating_add(at_pace))
     }
 }
@@ -101,10 +104,10 @@ mod tests {
         Pace { total: Duration::from_secs(60), grace: Duration::from_secs(5), bytes_per_second: 100 };
 
     /// A body of `piece` bytes every second, for ever.
-    async fn ends_after(piece: usize) -> Duration {
+    async fn ends_after(piece: usize, pace: Pace) -> Duration {
         let ticks = IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
         let frames = ticks.map(move |_| Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![0; piece]))));
-        let mut body = PacedBody::new(StreamBody::new(frames), PACE);
+        let mut body = PacedBody::new(StreamBody::new(frames), pace);
         let start = Instant::now();
         loop {
             match body.frame().await.expect("the body never ends") {
@@ -119,10 +122,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_below_the_pace_ends_and_none_lasts_for_ever() {
-        assert_eq!(ends_after(0).await, Duration::from_secs(5));
+        assert_eq!(ends_after(0, PACE).await, Duration::from_secs(5));
         // 60 bytes a second for some 12 seconds fall behind 100 a second by the five of grace.
-        let slow = ends_after(60).await;
+        let slow = ends_after(60, PACE).await;
         assert!(slow > Duration::from_secs(10) && slow < Duration::from_secs(15), "{slow:?}");
-        assert_eq!(ends_after(200).await, Duration::from_secs(60));
+        assert_eq!(ends_after(200, PACE).await, Duration::from_secs(60));
+        let no_minimum = Pace { bytes_per_second: 0, ..PACE };
+        assert_eq!(ends_after(0, no_minimum).await, Duration::from_secs(60));
     }
 }

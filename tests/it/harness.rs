@@ -141,14 +141,9 @@ impl Granary {
         values.iter().sum()
     }
 
-    /// Waits, for at most 20 seconds, until a series has a value.
+    /// Waits until a series has a value; see [`within`].
     pub(crate) async fn wait_for_metric(&self, series: &str, value: f64) {
-        within(&format!("{series} to be {value}"), async {
-            while self.metric(series).await != value {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        until(&format!("{series} to be {value}"), async || self.metric(series).await == value).await;
     }
 
     /// The ledger's file, opened beside the server that is using it.
@@ -157,9 +152,9 @@ impl Granary {
     }
 }
 
-/// Waits for something that must happen; panics, saying what, when it has not in 20 seconds.
+/// Waits for something that must happen; panics, saying what, when it has not in a minute.
 pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
-    let patience = Duration::from_secs(20);
+    let patience = Duration::from_secs(60);
     tokio::time::timeout(patience, work).await.unwrap_or_else(|_| panic!("waited {patience:?} for {what}"))
 }
 
