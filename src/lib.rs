@@ -35,13 +35,15 @@
 //! ```text
 //! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
 //!      > error > {ledger, store, upstream, download, request, teams}
-//!      > {net, envelope, code, multipart, metrics, outcome, operation, picture, key, clock, secret, crash}
+//!      > {net, breaker, envelope, code, multipart, metrics, outcome, operation, picture, key, clock, secret,
+//!         crash}
 //! ```
 //!
 //! [`app`] alone names concrete stores, ledgers and upstreams. A test reads the imports and keeps
 //! this true.
 
 pub mod app;
+pub mod breaker;
 pub mod cache;
 pub mod cli;
 pub mod clock;
