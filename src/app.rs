@@ -1,5 +1,6 @@
 //! The composition root: it and its children alone name concrete stores, ledgers and upstreams.
 
+pub mod live;
 mod store;
 
 use std::net::SocketAddr;
