@@ -177,6 +177,27 @@ async fn a_bucket_that_overwrites_is_refused_at_the_start() {
     start(&upstream, &bucket, &folder).await.unwrap().stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_are_found_where_the_tools_of_aws_look() {
+    let (bucket, folder) = (S3Server::start().await, TempDir::new().unwrap());
+    let file = folder.path().join("aws");
+    bucket.write_credentials(&file).unwrap();
+    let check = |variables: &[(&str, &str)]| {
+        let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_granary"));
+        check.args(["check", "--live"]).current_dir(folder.path()).env_clear();
+        check.env("AWS_EC2_METADATA_DISABLED", "true").env("HOME", folder.path());
+        check.env("GRANARY_STORE_KIND", "s3").env("GRANARY_STORE_BUCKET", bucket.bucket());
+        check.env("GRANARY_STORE_ENDPOINT", bucket.endpoint()).envs(variables.iter().copied());
+        let output = check.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let keys = [("AWS_ACCESS_KEY_ID", bucket.access_key()), ("AWS_SECRET_ACCESS_KEY", bucket.secret_key())];
+    assert_eq!(check(&keys), (Some(0), String::new()));
+    assert_eq!(check(&[("AWS_SHARED_CREDENTIALS_FILE", file.to_str().unwrap())]), (Some(0), String::new()));
+    let (code, said) = check(&[]);
+    assert!(code == Some(1) && said.contains("put credentials into AWS_ACCESS_KEY_ID"), "{said}");
+}
+
 async fn start(upstream: &FakeAilab, bucket: &S3Server, folder: &TempDir) -> anyhow::Result<App> {
     let config = format!("{}\n{}", upstream_section(upstream, ""), store_section(bucket, folder));
     let state = folder.path().join("state").display().to_string();

@@ -47,14 +47,14 @@ pub(super) async fn put(bucket: &Bucket, record: &Record) -> Result<Record, Stor
                 crash_point("CP26");
                 return Ok(record.clone());
             }
-            Written::Conflict => pause(tried).await,
-            Written::Refused => {}
+            Written::Refused | Written::Conflict => {}
         }
         tag = match read(bucket, &record.namespace, record.key).await? {
             Some((standing, _)) if standing.generation >= record.generation => return Ok(standing),
             Some((_, tag)) => Some(tag),
             None => None,
         };
+        // The first refusal is ordinary: it is how a refresh finds what it replaces.
         if tried > 0 {
             pause(tried).await;
         }

@@ -118,6 +118,16 @@ async fn every_write_carries_a_checksum_and_nothing_is_ever_listed() {
 }
 
 #[tokio::test]
+async fn bytes_that_do_not_fit_their_checksum_are_refused() {
+    let fixture = S3Fixture::start().await;
+    let client = client::connect(&fixture.config()).await;
+    let put = || client.put_object().bucket(fixture.server.bucket()).key("x").body(b"bytes".to_vec().into());
+    assert!(put().checksum_crc32("AAAAAA==").send().await.is_err());
+    assert_eq!(fixture.server.names(), [""; 0]);
+    put().send().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_damaged_object_is_reported_and_never_overwritten() {
     let fixture = S3Fixture::start().await;
     let store = fixture.s3().await;

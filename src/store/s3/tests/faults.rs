@@ -185,6 +185,17 @@ async fn a_missing_bucket_is_away_and_nothing_in_it_absent() {
 }
 
 #[tokio::test]
+async fn a_server_that_cannot_do_tls_is_away() {
+    let fixture = S3Fixture::start().await;
+    let endpoint = Some(fixture.server.endpoint().replace("http://", "https://"));
+    let store = S3Store::open(S3StoreConfig { endpoint, ..fixture.config() }).await;
+    let Err(StoreError::Unavailable(text)) = store.record("space", key(6)).await else {
+        panic!("without TLS?")
+    };
+    assert!(text.contains("the connection failed: "), "{text}");
+}
+
+#[tokio::test]
 async fn a_full_bucket_has_no_room_until_a_write_succeeds() {
     let fixture = S3Fixture::start().await;
     let store = fixture.s3().await;
