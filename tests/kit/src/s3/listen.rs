@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -54,11 +54,12 @@ pub(super) async fn serve(
     request: Request<Incoming>,
 ) -> io::Result<Answer> {
     let fault = script.request(Operation::of(request.method()));
+    let refused = |status, code| Ok(refusal(status, code, &request));
     match fault {
-        Some(Fault::SlowDown) => return Ok(refusal(503, "SlowDown")),
-        Some(Fault::Forbidden) => return Ok(refusal(403, "AccessDenied")),
-        Some(Fault::Conflict) => return Ok(refusal(409, "ConditionalRequestConflict")),
-        Some(Fault::Full) => return Ok(refusal(507, "XMinioStorageFull")),
+        Some(Fault::SlowDown) => return refused(503, "SlowDown"),
+        Some(Fault::Forbidden) => return refused(403, "AccessDenied"),
+        Some(Fault::Conflict) => return refused(409, "ConditionalRequestConflict"),
+        Some(Fault::Full) => return refused(507, "XMinioStorageFull"),
         Some(Fault::NotFoundPage) => return Ok(page(404, "text/html", "<h1>Not Found</h1>".into())),
         Some(Fault::Hang) => std::future::pending().await,
         Some(Fault::DropAnswer | Fault::CutBody | Fault::StallBody) | None => {}
@@ -73,16 +74,20 @@ pub(super) async fn serve(
         Some(Fault::CutBody | Fault::StallBody) => {
             let whole = body.collect().await.map_err(io::Error::other)?.to_bytes();
             let first = Some(whole.slice(..whole.len() / 2)).filter(|first| !first.is_empty());
-            HalfBody { first, stalls: fault == Some(Fault::StallBody) }.boxed_unsync()
+            HalfBody { first, stalls: fault == Some(Fault::StallBody), sent: false }.boxed_unsync()
         }
         _ => body.map_err(io::Error::other).boxed_unsync(),
     };
     Ok(Response::from_parts(head, body))
 }
 
-fn refusal(status: u16, code: &str) -> Answer {
+/// As S3 says it. Some stores repeat the signature or what was signed; so does this one.
+fn refusal(status: u16, code: &str, request: &Request<Incoming>) -> Answer {
+    let signed =
+        request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or("nobody");
     let xml = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>as the script says</Message></Error>"
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <Error><Code>{code}</Code><Message>as the script says, {signed}</Message></Error>"
     );
     page(status, "application/xml", xml.into())
 }
@@ -97,16 +102,23 @@ pub(super) fn page(status: u16, content_type: &str, body: Bytes) -> Answer {
 struct HalfBody {
     first: Option<Bytes>,
     stalls: bool,
+    /// Has the first half had time to leave? Else the end of the connection would overtake it.
+    sent: bool,
 }
 
 impl Body for HalfBody {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match self.first.take() {
             Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
             None if self.stalls => Poll::Pending,
+            None if !self.sent => {
+                self.sent = true;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             None => Poll::Ready(Some(Err(io::Error::other("cut as the script says")))),
         }
     }
