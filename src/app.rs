@@ -1,4 +1,7 @@
-//! The composition root: the only file that names concrete stores, ledgers and upstreams.
+//! The composition root: it and its children alone name concrete stores, ledgers and upstreams.
+
+pub mod live;
+mod store;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +15,7 @@ use url::Url;
 
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
-use crate::config::{Config, StoreKind, UpstreamKind};
+use crate::config::{Config, StoreKind, UpstreamConfig, UpstreamKind};
 use crate::crash::crash_point;
 use crate::download::http::{DownloadConfig, Downloader};
 use crate::download::{HostRule, ResultSource};
@@ -26,8 +29,6 @@ use crate::routes::body::Pace;
 use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::server::{self, ConnectionLimits};
 use crate::state::StateDir;
-use crate::store::Store;
-use crate::store::local::LocalStore;
 use crate::teams::Team;
 use crate::upstream::Upstream;
 use crate::upstream::ailab::{AilabConfig, AilabUpstream};
@@ -84,7 +85,11 @@ impl App {
         let metrics = Arc::new(Metrics::new(team_names.iter().map(String::as_str), config.cache.memory.0));
         let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
         let ledger = open_ledger(&config, &state, clock.clone())?;
-        let store = open_store(&config)?;
+        let store = store::open(&config.store).await?;
+        let (stopping, closed) = (CancellationToken::new(), CancellationToken::new());
+        if config.store.kind == StoreKind::S3 {
+            store::prove_bucket(store.clone(), stopping.clone()).await?;
+        }
         let (upstream, results) = open_upstream(&config)?;
 
         let recovery = ledger.recover().await.context("the ledger cannot be read")?;
@@ -124,7 +129,6 @@ impl App {
             public_root: public_root.clone(),
             is_builtin: config.upstream.kind == UpstreamKind::Builtin,
         });
-        let (stopping, closed) = (CancellationToken::new(), CancellationToken::new());
         let admin_state = AdminState {
             metrics,
             cache,
@@ -205,16 +209,6 @@ fn open_ledger(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Resul
     Ok(Arc::new(ledger))
 }
 
-fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
-    match config.store.kind {
-        StoreKind::Local => {
-            let store =
-                LocalStore::open(&config.store.path).context("store.path: the store cannot be opened")?;
-            Ok(Arc::new(store))
-        }
-    }
-}
-
 type Seller = (Arc<dyn Upstream>, Arc<dyn ResultSource>);
 
 fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
@@ -225,12 +219,6 @@ fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
             Ok((Arc::new(BuiltinUpstream::new(cores)), Arc::new(InlineResults)))
         }
         UpstreamKind::Ailab => {
-            let key = settings.key().map_err(anyhow::Error::msg)?.context("upstream.api_key is missing")?;
-            let base_url = Url::parse(&settings.base_url.to_string()).context("upstream.base_url")?;
-            let mut ailab = AilabConfig::new(base_url, Arc::new(ArcSwap::from_pointee(key)));
-            ailab.connect_timeout = settings.connect_timeout;
-            ailab.upload_timeout = settings.upload_timeout;
-            ailab.hard_stop = settings.hard_stop;
             let mut download = DownloadConfig::default();
             if !settings.result_hosts.is_empty() {
                 let rules = settings.result_hosts.iter().map(|text| {
@@ -240,9 +228,19 @@ fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
             }
             download.max_bytes = usize::try_from(settings.result_max_bytes.0).unwrap_or(usize::MAX);
             download.total_timeout = settings.result_timeout;
-            Ok((Arc::new(AilabUpstream::new(ailab)?), Arc::new(Downloader::new(download))))
+            Ok((Arc::new(open_ailab(settings)?), Arc::new(Downloader::new(download))))
         }
     }
+}
+
+fn open_ailab(settings: &UpstreamConfig) -> anyhow::Result<AilabUpstream> {
+    let key = settings.key().map_err(anyhow::Error::msg)?.context("upstream.api_key is missing")?;
+    let base_url = Url::parse(&settings.base_url.to_string()).context("upstream.base_url")?;
+    let mut ailab = AilabConfig::new(base_url, Arc::new(ArcSwap::from_pointee(key)));
+    ailab.connect_timeout = settings.connect_timeout;
+    ailab.upload_timeout = settings.upload_timeout;
+    ailab.hard_stop = settings.hard_stop;
+    Ok(AilabUpstream::new(ailab)?)
 }
 
 fn fill_config(config: &Config) -> FillConfig {

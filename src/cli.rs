@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0, 1 when
 //! something failed at work, 2 for wrong usage, 3 for a configuration that is not valid.
 
+mod check;
 mod key;
 pub mod logging;
 mod token;
@@ -38,7 +39,7 @@ enum Verb {
     /// Serve until told to stop; what happens without a verb
     Serve,
     /// Check the configuration and print every problem, one per line
-    Check,
+    Check(check::CheckArguments),
     /// Print the effective configuration with the meaning of every field, secrets as stars
     Config,
     /// Print the key of a picture at a size: what GET …/image-cropping/KEY looks up
@@ -94,7 +95,8 @@ pub fn run(
     };
     let done = match arguments.verb.unwrap_or(Verb::Serve) {
         Verb::Serve => load(arguments.config, environment).and_then(|loaded| serve(loaded, console)),
-        Verb::Check => load(arguments.config, environment).and_then(|loaded| check(&loaded, console)),
+        Verb::Check(arguments_of_check) => load(arguments.config, environment)
+            .and_then(|loaded| check::run(&arguments_of_check, &loaded, console)),
         Verb::Config => load(arguments.config, environment).and_then(|loaded| {
             write!(console.stdout, "{}", loaded.config.to_commented_toml()).context(CANNOT_WRITE)?;
             Ok(())
@@ -117,18 +119,6 @@ const CANNOT_WRITE: &str = "cannot write to standard output";
 
 fn load(file: Option<PathBuf>, environment: &Environment) -> Result<Loaded, Failure> {
     Config::load(file.as_deref(), environment).map_err(Failure::Configuration)
-}
-
-fn check(loaded: &Loaded, console: &mut Console<'_>) -> Result<(), Failure> {
-    for warning in &loaded.warnings {
-        writeln!(console.stderr, "warning: {warning}")?;
-    }
-    let source = match &loaded.file {
-        Some(file) => file.display().to_string(),
-        None => "no file, only defaults and variables".to_owned(),
-    };
-    writeln!(console.stdout, "the configuration is valid ({source})").context(CANNOT_WRITE)?;
-    Ok(())
 }
 
 fn serve(loaded: Loaded, console: &mut Console<'_>) -> Result<(), Failure> {

@@ -36,12 +36,16 @@
 //! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
 //!      > {error, metrics} > {ledger, store, upstream, download, request, teams}
 //!      > {net, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash, state}
+//!      > error > {ledger, store, upstream, download, request, teams}
+//!      > {net, breaker, envelope, code, multipart, metrics, outcome, operation, picture, key, clock, secret,
+//!         crash}
 //! ```
 //!
 //! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,
 //! ledgers and upstreams. A test reads this map and the imports, and keeps both true.
 
 pub mod app;
+pub mod breaker;
 pub mod cache;
 pub mod cli;
 pub mod clock;

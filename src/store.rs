@@ -5,11 +5,12 @@
 //! record is the commit mark of its object. Nothing is ever overwritten: an object never, a record
 //! only by a higher generation.
 //!
-//! Implementation: [`local`], files. This module knows no ledger and no HTTP.
+//! Implementations: [`local`], files, and [`s3`], a bucket. This module knows no ledger and no HTTP.
 
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod local;
+pub mod s3;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -58,6 +59,39 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError`]: why not.
     async fn check_room(&self) -> Result<(), StoreError>;
+
+    /// Proves by a trial beside results and records that the store does all that is relied upon:
+    /// what is created can be read back, and a second creation is refused. Leaves nothing behind
+    /// that matters; may be repeated, also by several processes at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Unfit`], in a sentence, for what it cannot do; any other when it cannot be
+    /// asked at the moment.
+    async fn prove(&self) -> Result<(), StoreError>;
+}
+
+/// The longest object kept or read: twice the default limit of a result download. One that has
+/// grown beyond it is damaged, and must not cost its length in memory to find out.
+pub const MAX_OBJECT_BYTES: u64 = 64 << 20;
+
+/// The longest record; they have a few kilobytes.
+const MAX_RECORD_BYTES: u64 = 4 << 20;
+
+/// Are these the bytes that are named so?
+fn is_object(name: ObjectName, bytes: &[u8]) -> bool {
+    Digest::of(bytes) == name.digest
+}
+
+/// Refuses what could not be read again under `name`.
+fn check_object(name: ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
+    let path = name.path();
+    if bytes.len() as u64 > MAX_OBJECT_BYTES {
+        return Err(StoreError::Full(format!("{path} is longer than {MAX_OBJECT_BYTES} bytes")));
+    }
+    if !is_object(name, bytes) {
+        return Err(StoreError::Corrupt(format!("what was to be kept as {path} has another digest")));
+    }
+    Ok(())
 }
 
 /// The answer kept under a key: self-describing, and free of host, bucket and prefix, so that an
@@ -114,6 +148,45 @@ impl Record {
         let key = key.to_string();
         format!("records/{namespace}/{}/{key}.json", &key[..2])
     }
+
+    /// As [`path`](Self::path), for a namespace that may be anything: one that is more than a plain
+    /// word could lead elsewhere.
+    fn checked_path(namespace: &str, key: CacheKey) -> Result<String, StoreError> {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(plain) {
+            return Err(StoreError::Unavailable(format!(
+                "namespace {namespace:?} is not 1 to 64 lower-case letters, digits and hyphens"
+            )));
+        }
+        Ok(Self::path(namespace, key))
+    }
+
+    /// What is kept at `path`. What could not be read again is refused now.
+    fn to_json(&self, path: &str) -> Result<Bytes, StoreError> {
+        let bytes = serde_json::to_vec(self)
+            .map_err(|error| StoreError::Unavailable(format!("cannot write {path} as JSON: {error}")))?;
+        Self::from_json(path, &bytes, &self.namespace, self.key)?;
+        Ok(bytes.into())
+    }
+
+    /// Reads a record. No store keeps half a one, so an empty or torn one is damage like any other.
+    /// What is wrong is said by its place alone: the text itself may be anything.
+    fn from_json(path: &str, bytes: &[u8], namespace: &str, key: CacheKey) -> Result<Self, StoreError> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            StoreError::Corrupt(format!(
+                "{path} is no record of layout {} (line {line}, column {column})",
+                Self::VERSION
+            ))
+        })?;
+        if record.version != Self::VERSION {
+            return Err(StoreError::Corrupt(format!("{path} has layout {}", record.version)));
+        }
+        if record.namespace != namespace || record.key != key || record.object().is_none() {
+            return Err(StoreError::Corrupt(format!("{path} is not about its own name")));
+        }
+        Ok(record)
+    }
 }
 
 /// Why the store could not do what it was asked. The texts name what failed and are safe to log.
@@ -128,4 +201,7 @@ pub enum StoreError {
     /// What was read is not what was kept.
     #[error("the store returned damaged data: {0}")]
     Corrupt(String),
+    /// It lacks something without which nothing may be kept in it.
+    #[error("the store is not fit for results: {0}")]
+    Unfit(String),
 }

@@ -1,9 +1,12 @@
 //! Verbs as a person meets them: arguments in; text and an exit code out.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use granary_kit::ailab::FakeAilab;
+use granary_kit::s3::S3Server;
 use tempfile::TempDir;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -139,6 +142,63 @@ fn check_and_config_say_what_is_effective() {
     let Outcome { code, stdout, .. } = granary_in(directory.path(), &["config"], b"");
     assert_eq!(code, 0);
     assert!(stdout.contains("listen = \"127.0.0.1:4567\""), "{stdout}");
+}
+
+#[test]
+fn check_live_tries_the_folder_and_the_ledger_of_the_embedded_mode() {
+    let directory = TempDir::new().unwrap();
+    let folder = directory.path().display();
+    let config = format!("[store]\npath = \"{folder}/store\"\n[state]\npath = \"{folder}/state\"\n");
+    fs::write(directory.path().join("granary.toml"), config).unwrap();
+    let Outcome { code, stdout, stderr } = granary_in(directory.path(), &["check", "--live"], b"");
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    let lines: Vec<&str> = stdout.lines().skip(1).collect();
+    assert!(lines[0].starts_with("store: the folder ") && lines[1].starts_with("ledger: "), "{stdout}");
+    assert!(lines[1].ends_with("has 0 calls") && lines.len() == 2, "{stdout}");
+
+    // Beside a running one.
+    let _running = crate::state::StateDir::open(&directory.path().join("state")).unwrap();
+    let Outcome { code, stdout, .. } = granary_in(directory.path(), &["check", "--live"], b"");
+    assert!(code == 0 && stdout.contains("in use by a running granary, and was left alone"), "{stdout}");
+}
+
+#[test]
+fn check_live_says_of_each_part_what_does_not_work() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (bucket, upstream) = runtime.block_on(async { (S3Server::start().await, FakeAilab::start().await) });
+    let directory = TempDir::new().unwrap();
+    let folder = directory.path().display();
+    bucket.write_credentials(&directory.path().join("credentials")).unwrap();
+    let write = |key: &str| {
+        let config = format!(
+            "[upstream]\nkind = \"ailab\"\nbase_url = \"{}\"\napi_key = \"{key}\"\n[state]\npath = \"{folder}/state\"\n\
+             [store]\nkind = \"s3\"\nbucket = \"{}\"\nendpoint = \"{}\"\ncredentials_file = \"{folder}/credentials\"\n",
+            upstream.base_url(),
+            bucket.bucket(),
+            bucket.endpoint(),
+        );
+        let file = directory.path().join("granary.toml");
+        fs::write(&file, config).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    write(&upstream.api_key());
+    let Outcome { code, stdout, stderr } = granary_in(directory.path(), &["check", "--live"], b"");
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert!(stdout.contains("store: the bucket granary-test keeps what is written"), "{stdout}");
+    assert!(stdout.contains("upstream: ") && stdout.contains("; 1000000 credits are left\n"), "{stdout}");
+    assert_eq!((upstream.charges(), upstream.attempts()), (0, 0));
+
+    bucket.ignore_conditions(true, false);
+    write("another");
+    let Outcome { code, stdout, stderr } = granary_in(directory.path(), &["check", "--live"], b"");
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert_eq!((code, lines.len()), (1, 2), "{stderr}");
+    assert!(
+        lines[0].starts_with("granary: store: ") && lines[0].contains("ignores If-None-Match"),
+        "{stderr}"
+    );
+    assert!(lines[1].starts_with("granary: upstream: ") && lines[1].contains("refused the key"), "{stderr}");
+    assert!(stdout.contains("ledger: "), "{stdout}");
 }
 
 #[test]

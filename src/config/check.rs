@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use url::Url;
+
 use super::read::{Reading, team_path};
-use super::{Config, UpstreamKind};
+use super::{Config, StoreConfig, StoreKind, UpstreamKind};
 use crate::teams::{LOCAL_TEAM, is_team_name};
 
 /// Notes all problems of `config`, and fills in what follows from other fields.
@@ -12,12 +14,7 @@ pub(super) fn check(config: &mut Config, reading: &mut Reading) {
     listeners(config, reading);
     limits(config, reading);
     upstream(config, reading);
-    if config.store.path == config.state.path {
-        reading.problem(
-            &["state.path", "store.path"],
-            "is the same folder as store.path; give results and ledger a folder each",
-        );
-    }
+    store(config, reading);
     teams(config, reading);
 }
 
@@ -150,6 +147,70 @@ fn key(config: &mut Config, reading: &mut Reading) {
             Ok(_) => {}
             Err(why) => reading.problem(&[field, "upstream.kind"], why),
         },
+    }
+}
+
+fn store(config: &Config, reading: &mut Reading) {
+    let store = &config.store;
+    match store.kind {
+        StoreKind::Local => {
+            if store.path == config.state.path {
+                reading.problem(
+                    &["state.path", "store.path"],
+                    "is the same folder as store.path; give results and ledger a folder each",
+                );
+            }
+            if store.bucket.is_some() {
+                reading.problem(
+                    &["store.bucket", "store.kind"],
+                    "is set, but results are kept in files; write kind = \"s3\", or remove it",
+                );
+            }
+        }
+        StoreKind::S3 => bucket(store, reading),
+    }
+}
+
+fn bucket(store: &StoreConfig, reading: &mut Reading) {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    match store.bucket.as_deref() {
+        None | Some("") => reading.problem(
+            &["store.bucket", "store.kind"],
+            "is missing; write the name of an existing bucket, or kind = \"local\"",
+        ),
+        Some(name) if name.len() > 255 || !name.bytes().all(is_plain) => {
+            reading.problem(
+                &["store.bucket"],
+                "is not a bucket's name; write it without s3:// and without a path",
+            );
+        }
+        Some(_) => {}
+    }
+    let prefix = store.prefix.trim_matches('/');
+    let is_part = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(is_plain);
+    if prefix.len() > 512 || !(prefix.is_empty() || prefix.split('/').all(is_part)) {
+        reading.problem(
+            &["store.prefix"],
+            "is not of a-z, A-Z, 0-9, -, _ and . with single slashes between; write such as granary/prod",
+        );
+    }
+    let is_endpoint = |text: &String| {
+        Url::parse(text).is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.has_host()
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        })
+    };
+    if store.endpoint.as_ref().is_some_and(|endpoint| !is_endpoint(endpoint)) {
+        // Not repeated in the message: a URL may hold a password.
+        reading.problem(
+            &["store.endpoint"],
+            "is not the address of a service; write http:// or https://, a host and perhaps a port, such as \
+             https://minio.example.com:9000, and put credentials into store.credentials_file",
+        );
     }
 }
 

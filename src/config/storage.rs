@@ -10,18 +10,37 @@ use super::units::ByteSize;
 pub enum StoreKind {
     /// Files below a folder.
     Local,
+    /// A bucket.
+    S3,
 }
 
-words!(StoreKind { "local" => Local });
+words!(StoreKind { "local" => Local, "s3" => S3 });
 
 section! {
     /// Where results rest for ever.
     pub struct StoreConfig {
-        /// local: files below a folder.
+        /// local: files below a folder. s3: a bucket of any service that speaks S3 and honours
+        /// conditional writes (If-None-Match, If-Match).
         pub kind: StoreKind = StoreKind::Local,
-        /// The folder of the results; made when missing. Never delete anything in it. A relative
-        /// path starts at the working directory.
+        /// local: the folder of the results; made when missing. Never delete anything in it. A
+        /// relative path starts at the working directory.
         pub path: PathBuf = PathBuf::from("granary-data/store"),
+        /// s3: the bucket; it must exist. Never delete anything in it, and let no lifecycle rule do.
+        pub bucket: Option<String> = None,
+        /// s3: what the names of everything in the bucket begin with, such as granary/prod.
+        pub prefix: String = String::new(),
+        /// s3: the bucket's region. Left out: what AWS_REGION or the AWS profile says, else us-east-1
+        /// with an endpoint and what the machine's metadata say without.
+        pub region: Option<String> = None,
+        /// s3: where the service is, such as https://minio.example.com:9000. Left out: AWS.
+        pub endpoint: Option<String> = None,
+        /// s3: whether the bucket is part of the path and not of the host. Left out: true with an
+        /// endpoint, false without.
+        pub path_style: Option<bool> = None,
+        /// s3: a file with aws_access_key_id and aws_secret_access_key below [default], as AWS's tools
+        /// write it; a change is noticed within a minute. Left out: AWS's variables
+        /// (AWS_ACCESS_KEY_ID, …), files, web identity, container or machine, in this order.
+        pub credentials_file: Option<PathBuf> = None,
     }
 }
 

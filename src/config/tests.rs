@@ -345,7 +345,7 @@ fn values_that_cannot_be_read_are_named() {
     );
     check("[cache]\nmemory = true", &[], &["cache.memory: is true or false; write a size such as"]);
     check("[upstream]\nkind = \"aws\"", &[], &["upstream.kind: is \"aws\"; write one of builtin, ailab"]);
-    check("[store]\nkind = \"s3\"", &[], &["store.kind: is \"s3\"; write one of local"]);
+    check("[store]\nkind = \"gcs\"", &[], &["store.kind: is \"gcs\"; write one of local, s3"]);
     check("[store]\npath = \"\"", &[], &["store.path: is not a path; write the name of a file or folder"]);
     check(
         "[budget]\ntime_zone = \"Mars/Base\"",
@@ -484,6 +484,40 @@ fn limits_have_limits() {
         &[],
         &["state.path: is the same folder as store.path"],
     );
+}
+
+#[test]
+fn a_bucket_is_named_and_its_service_has_an_address() {
+    let s3 = |rest: &str| format!("[store]\nkind = \"s3\"\n{rest}");
+    let bucket = |rest: &str| s3(&format!("bucket = \"b\"\n{rest}"));
+    check(&s3(""), &[], &["store.bucket: is missing; write the name of an existing bucket"]);
+    check(&s3(""), &[("GRANARY_STORE_BUCKET", "b")], &[]);
+    check(
+        &s3("bucket = \"s3://b/c\""),
+        &[],
+        &["store.bucket: is not a bucket's name; write it without s3://"],
+    );
+    check("[store]\nbucket = \"b\"", &[], &["store.bucket: is set, but results are kept in files"]);
+    for right in ["", "/", "a", "/a/b-1_2.x/"] {
+        check(&bucket(&format!("prefix = \"{right}\"")), &[], &[]);
+    }
+    for wrong in ["a//b", "..", "a/../b", "./a", "a b", "é", "a?b"] {
+        check(&bucket(&format!("prefix = \"{wrong}\"")), &[], &["store.prefix: is not of a-z, A-Z, 0-9"]);
+    }
+    for right in ["http://127.0.0.1:9000", "https://minio.example.com", "https://x.example.com/storage/s3"] {
+        check(&bucket(&format!("endpoint = \"{right}\"")), &[], &[]);
+    }
+    for wrong in
+        ["minio.example.com:9000", "ftp://x", "https://id:word@x", "https://x?y", "https://x#y", "https://"]
+    {
+        check(
+            &bucket(&format!("endpoint = \"{wrong}\"")),
+            &[],
+            &["store.endpoint: is not the address of a service"],
+        );
+    }
+    // Only what is used must make sense.
+    check(&format!("{}\n[state]\npath = \"same\"", bucket("path = \"same\"")), &[], &[]);
 }
 
 #[test]

@@ -46,6 +46,7 @@ macro_rules! store_contract {
             a_garbled_record_is_corrupt_and_not_absent
             a_record_that_is_not_about_its_name_is_corrupt
             a_healthy_store_has_room
+            a_fit_store_proves_it_and_keeps_what_it_has
         }
     };
     ($fixture:expr; $($clause:ident)*) => {
@@ -311,4 +312,17 @@ pub(crate) async fn a_healthy_store_has_room(fixture: &impl StoreFixture) {
     for _ in 0..3 {
         store.check_room().await.unwrap();
     }
+}
+
+pub(crate) async fn a_fit_store_proves_it_and_keeps_what_it_has(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let (name, bytes) = picture(ImageFormat::Png, 11, 700);
+    let put = record("space", key(12), 3, "red");
+    store.put_object(name, bytes.clone()).await.unwrap();
+    store.put_record(&put).await.unwrap();
+    for _ in 0..2 {
+        store.prove().await.unwrap();
+    }
+    assert_eq!(store.object(name).await.unwrap(), Some(bytes));
+    assert_eq!(store.record("space", key(12)).await.unwrap(), Some(put));
 }

@@ -39,8 +39,6 @@ use crate::key::CacheKey;
 use crate::picture::ObjectName;
 use crate::store::{Record, Store, StoreError};
 
-pub use self::objects::MAX_OBJECT_BYTES;
-
 /// Where and how files are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalStoreConfig {
@@ -50,7 +48,8 @@ pub struct LocalStoreConfig {
     /// that could not be kept. Default 1 GiB; at least 33 MiB for each paid call that may be under
     /// way at once.
     pub min_free_bytes: u64,
-    /// How many files are read at once; each may take [`MAX_OBJECT_BYTES`] of memory. Default 4.
+    /// How many files are read at once; each may take
+    /// [`MAX_OBJECT_BYTES`](crate::store::MAX_OBJECT_BYTES) of memory. Default 4.
     pub concurrent_reads: usize,
 }
 
@@ -149,5 +148,9 @@ impl Store for LocalStore {
     async fn check_room(&self) -> Result<(), StoreError> {
         let room = Arc::clone(&self.room);
         self.blocking(move |files| room.check(files)).await
+    }
+
+    async fn prove(&self) -> Result<(), StoreError> {
+        self.blocking(room::prove).await
     }
 }

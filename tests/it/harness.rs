@@ -78,6 +78,14 @@ impl Granary {
         Self::start_in(folder, config, clock).await
     }
 
+    /// As [`restart`](Self::restart), on an empty state directory: a new ledger, as on a new machine.
+    pub(crate) async fn restart_without_state(self) -> Self {
+        let Self { app, folder, clock, config } = self;
+        app.stop().await;
+        std::fs::remove_dir_all(folder.path().join("state")).unwrap();
+        Self::start_in(folder, config, clock).await
+    }
+
     /// Stops in good order; the directories remain as long as the returned handle.
     pub(crate) async fn stop(self) -> Folder {
         self.app.stop().await;

@@ -7,6 +7,7 @@
 
 mod architecture;
 mod canonical;
+mod bucket;
 mod coalescing;
 #[cfg(feature = "crash-points")]
 mod crash;

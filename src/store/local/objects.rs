@@ -11,11 +11,7 @@ use super::files::{Files, RESULTS};
 use crate::crash::crash_point;
 use crate::key::Digest;
 use crate::picture::ObjectName;
-use crate::store::StoreError;
-
-/// The longest object kept or read: twice the default limit of a result download. A file that has
-/// grown beyond it is damaged, and must not cost its length in memory to find out.
-pub const MAX_OBJECT_BYTES: u64 = 64 << 20;
+use crate::store::{MAX_OBJECT_BYTES, StoreError, check_object, is_object};
 
 /// Objects are public, and a static file server may run as someone else.
 const MODE: u32 = 0o644;
@@ -23,12 +19,7 @@ const MODE: u32 = 0o644;
 impl Files {
     pub(super) fn put_object(&self, name: ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         let path = name.path();
-        if bytes.len() as u64 > MAX_OBJECT_BYTES {
-            return Err(StoreError::Full(format!("{path} is longer than {MAX_OBJECT_BYTES} bytes")));
-        }
-        if Digest::of(bytes) != name.digest {
-            return Err(StoreError::Corrupt(format!("what was to be kept as {path} has another digest")));
-        }
+        check_object(name, bytes)?;
         let write = failed("write", &path);
         let mut temp = TempFile::create(self.tmp(), MODE).map_err(&write)?;
         temp.write(bytes).map_err(&write)?;
@@ -58,7 +49,7 @@ impl Files {
     pub(super) fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
         let path = name.path();
         let Some(bytes) = self.read(RESULTS, &path, MAX_OBJECT_BYTES)? else { return Ok(None) };
-        if Digest::of(&bytes) != name.digest {
+        if !is_object(name, &bytes) {
             return Err(StoreError::Corrupt(format!("{path} does not have the digest in its name")));
         }
         Ok(Some(bytes.into()))

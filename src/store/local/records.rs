@@ -13,10 +13,7 @@ use super::disk::{self, TempFile, failed};
 use super::files::{Files, RECORDS};
 use crate::crash::crash_point;
 use crate::key::CacheKey;
-use crate::store::{Record, StoreError};
-
-/// The longest record; they have a few kilobytes.
-const MAX_BYTES: u64 = 4 << 20;
+use crate::store::{MAX_RECORD_BYTES, Record, StoreError};
 
 /// Records name teams, so only the owner and the group read them.
 const MODE: u32 = 0o640;
@@ -49,13 +46,10 @@ impl RecordLocks {
 
 impl Files {
     pub(super) fn put_record(&self, record: Record) -> Result<Record, StoreError> {
-        let path = record_path(&record.namespace, record.key)?;
+        let path = Record::checked_path(&record.namespace, record.key)?;
         let target = self.root().join(&path);
         let folder = target.parent().expect("a record's path has folders");
-        let bytes = serde_json::to_vec(&record)
-            .map_err(|error| StoreError::Unavailable(format!("cannot write {path} as JSON: {error}")))?;
-        // What could not be read again is refused now.
-        read_back(&path, &bytes, &record.namespace, record.key)?;
+        let bytes = record.to_json(&path)?;
 
         let _one_at_a_time = self.locks.of(record.key);
         let standing = self.record(&record.namespace, record.key)?;
@@ -93,9 +87,9 @@ impl Files {
     }
 
     pub(super) fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
-        let path = record_path(namespace, key)?;
-        let Some(bytes) = self.read(RECORDS, &path, MAX_BYTES)? else { return Ok(None) };
-        read_back(&path, &bytes, namespace, key).map(Some)
+        let path = Record::checked_path(namespace, key)?;
+        let Some(bytes) = self.read(RECORDS, &path, MAX_RECORD_BYTES)? else { return Ok(None) };
+        Record::from_json(&path, &bytes, namespace, key).map(Some)
     }
 
     fn sync_record(&self, target: &Path, folder: &Path) -> io::Result<()> {
@@ -114,35 +108,4 @@ impl Files {
         }
         Ok(())
     }
-}
-
-/// The record's path; a namespace that is more than a plain word could lead out of the folder.
-fn record_path(namespace: &str, key: CacheKey) -> Result<String, StoreError> {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(plain) {
-        return Err(StoreError::Unavailable(format!(
-            "namespace {namespace:?} is not 1 to 64 lower-case letters, digits and hyphens"
-        )));
-    }
-    Ok(Record::path(namespace, key))
-}
-
-/// Reads a record. Half a record cannot be there by our doing, since names are given to whole files
-/// only; so an empty or torn one is damage like any other. What is wrong is said by its place alone:
-/// the text itself may be anything.
-fn read_back(path: &str, bytes: &[u8], namespace: &str, key: CacheKey) -> Result<Record, StoreError> {
-    let record: Record = serde_json::from_slice(bytes).map_err(|error| {
-        let (line, column) = (error.line(), error.column());
-        StoreError::Corrupt(format!(
-            "{path} is no record of layout {} (line {line}, column {column})",
-            Record::VERSION
-        ))
-    })?;
-    if record.version != Record::VERSION {
-        return Err(StoreError::Corrupt(format!("{path} has layout {}", record.version)));
-    }
-    if record.namespace != namespace || record.key != key || record.object().is_none() {
-        return Err(StoreError::Corrupt(format!("{path} is not about its own name")));
-    }
-    Ok(record)
 }

@@ -4,6 +4,7 @@
 //! besides: does writing work. Permission bits and flags do not tell of a failing disk, of a quota,
 //! or of a filesystem without hard links, but a file does.
 
+use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,7 @@ impl Room {
         let mut proved = self.proved.lock().unwrap_or_else(PoisonError::into_inner);
         if proved.is_none_or(|when| when.elapsed() > self.proof_holds) {
             *proved = None;
-            prove(files).map_err(failed("write", "a file for a trial"))?;
+            prove(files)?;
             *proved = Some(Instant::now());
         }
         Ok(())
@@ -69,15 +70,29 @@ fn judge(space: &StatVfs, min_free_bytes: u64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Does what keeping a result does, below `tmp/`.
-fn prove(files: &Files) -> std::io::Result<()> {
-    let mut file = TempFile::create(files.tmp(), 0o600)?;
-    file.write(b"room?")?;
-    file.sync()?;
+/// Does what keeping a result does, below `tmp/`, and reads it back. The names are new each time:
+/// a server and a check may share the folder.
+pub(super) fn prove(files: &Files) -> Result<(), StoreError> {
+    const TRIAL: &[u8] = b"room?";
     let link = files.tmp().join(format!("link-{}", uuid::Uuid::new_v4().simple()));
-    file.link(&link)?;
-    std::fs::remove_file(&link)?;
-    disk::sync_folder(files.tmp())
+    let keep = || {
+        let mut file = TempFile::create(files.tmp(), 0o600)?;
+        file.write(TRIAL)?;
+        file.sync()?;
+        file.link(&link)?;
+        let is_refused = file.link(&link).is_err_and(|error| error.kind() == ErrorKind::AlreadyExists);
+        let is_read_back = disk::read(&link, TRIAL.len() as u64)?.is_some_and(|bytes| bytes == TRIAL);
+        std::fs::remove_file(&link)?;
+        disk::sync_folder(files.tmp())?;
+        Ok((is_read_back, is_refused))
+    };
+    match keep().map_err(failed("write", "a file for a trial"))? {
+        (true, true) => Ok(()),
+        (false, _) => Err(StoreError::Unfit("a file was not read back as it was written".into())),
+        (_, false) => {
+            Err(StoreError::Unfit("a name could be given twice, and a result be overwritten".into()))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::key::Digest;
 use crate::picture::ImageFormat;
+use crate::store::MAX_OBJECT_BYTES;
 use crate::store::contract::{StoreFixture, picture, record, store_contract};
 
 /// A store in a temporary folder.

@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`ailab`] | a fake AILab on loopback that is also a ledger: it knows what it would have charged, and what it was sent |
+//! | [`s3`] | a bucket in memory: signatures, checksums, conditional writes, faults, and a static site over it |
 //! | [`form`] | multipart bodies as real clients build them, and as hostile ones do |
 //! | [`client`] | a small HTTP/1.1 client that can stop half way, wait for a 100, or send any bytes |
 //! | [`process`] | the real binary as a child process: its log, its addresses, its death |
@@ -22,4 +23,5 @@ pub mod form;
 pub mod images;
 pub mod leak;
 pub mod process;
+pub mod s3;
 mod wire;

@@ -1,0 +1,60 @@
+//! `granary check --live`: do store, ledger and upstream work as configured? Spends nothing.
+
+use anyhow::Context;
+
+use super::{open_ailab, open_ledger, store};
+use crate::clock::Clock;
+use crate::config::{Config, StoreKind, UpstreamKind};
+use crate::state::{StateDir, StateDirError};
+
+/// What was found out about one part.
+#[derive(Debug)]
+pub struct Finding {
+    /// `store`, `ledger` or `upstream`.
+    pub part: &'static str,
+    /// What works; or what does not and what to do.
+    pub result: anyhow::Result<String>,
+}
+
+/// Tries every part that has something outside of this process.
+pub async fn check(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![
+        Finding { part: "store", result: check_store(config).await },
+        Finding { part: "ledger", result: check_ledger(config).await },
+    ];
+    if config.upstream.kind == UpstreamKind::Ailab {
+        findings.push(Finding { part: "upstream", result: check_ailab(config).await });
+    }
+    findings
+}
+
+async fn check_store(config: &Config) -> anyhow::Result<String> {
+    let store = store::open(&config.store).await?;
+    store.prove().await?;
+    store.check_room().await?;
+    let settings = &config.store;
+    let place = match settings.kind {
+        StoreKind::Local => format!("folder {}", settings.path.display()),
+        StoreKind::S3 => format!("bucket {}", settings.bucket.as_deref().unwrap_or_default()),
+    };
+    Ok(format!("the {place} keeps what is written, and refuses to have it overwritten"))
+}
+
+async fn check_ledger(config: &Config) -> anyhow::Result<String> {
+    let state = match StateDir::open(&config.state.path) {
+        Ok(state) => state,
+        Err(StateDirError::InUse(path)) => {
+            return Ok(format!("{} is in use by a running granary, and was left alone", path.display()));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let ledger = open_ledger(config, &state, Clock::system())?;
+    let totals = ledger.totals().await.context("the ledger cannot be read")?;
+    let calls: u64 = totals.iter().map(|total| total.calls).sum();
+    Ok(format!("{} can be used, and has {calls} calls", state.ledger_file().display()))
+}
+
+async fn check_ailab(config: &Config) -> anyhow::Result<String> {
+    let credits = open_ailab(&config.upstream)?.query_credits().await?;
+    Ok(format!("{} knows the key; {credits} credits are left", config.upstream.base_url))
+}

@@ -1,0 +1,73 @@
+//! Which store it is, and what is asked of a bucket at the start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{StoreConfig, StoreKind};
+use crate::store::local::LocalStore;
+use crate::store::s3::{S3Store, S3StoreConfig};
+use crate::store::{Store, StoreError};
+
+/// How long a start waits for the bucket.
+const START_PATIENCE: Duration = Duration::from_secs(8);
+/// A bucket that was away at the start is asked for at least this often.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Opens the configured store; a bucket is asked nothing yet.
+///
+/// # Errors
+/// In a sentence, what keeps it from opening.
+pub(super) async fn open(settings: &StoreConfig) -> anyhow::Result<Arc<dyn Store>> {
+    match settings.kind {
+        StoreKind::Local => {
+            let store = LocalStore::open(&settings.path).context("store.path: the store cannot be opened")?;
+            Ok(Arc::new(store))
+        }
+        StoreKind::S3 => {
+            let bucket = settings.bucket.clone().context("store.bucket is missing")?;
+            let store = S3Store::open(S3StoreConfig {
+                prefix: settings.prefix.clone(),
+                region: settings.region.clone(),
+                endpoint: settings.endpoint.clone(),
+                path_style: settings.path_style.unwrap_or(settings.endpoint.is_some()),
+                credentials_file: settings.credentials_file.clone(),
+                ..S3StoreConfig::new(bucket)
+            });
+            Ok(Arc::new(store.await))
+        }
+    }
+}
+
+/// Proves the bucket before anything is bought for it. One that cannot be asked now is asked again
+/// until `stopping`: hits are served meanwhile, and nothing is bought, because the store has no room
+/// before it is proved.
+///
+/// # Errors
+/// It was asked, and lacks what nothing can be kept without.
+pub(super) async fn prove_bucket(store: Arc<dyn Store>, stopping: CancellationToken) -> anyhow::Result<()> {
+    let error = match tokio::time::timeout(START_PATIENCE, store.prove()).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error @ StoreError::Unfit(_))) => return Err(error).context("store.bucket"),
+        Ok(Err(error)) => error,
+        Err(_) => StoreError::Unavailable(format!("the bucket did not answer within {START_PATIENCE:?}")),
+    };
+    tracing::warn!(%error, "starting without the bucket: hits are served from memory and ledger, nothing is bought");
+    tokio::spawn(stopping.run_until_cancelled_owned(async move {
+        let mut pause = Duration::from_secs(1);
+        loop {
+            tokio::time::sleep(pause).await;
+            match store.prove().await {
+                Ok(()) => break tracing::info!("the bucket is there, and proved"),
+                Err(error @ StoreError::Unfit(_)) => {
+                    tracing::error!(%error, "nothing is bought for this bucket; use another and restart");
+                }
+                Err(error) => tracing::warn!(%error, "the bucket cannot be proved yet"),
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }));
+    Ok(())
+}

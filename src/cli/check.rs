@@ -1,0 +1,47 @@
+//! `granary check`: is the configuration valid, and with `--live`, does what it names work?
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+
+use super::{CANNOT_WRITE, Console, Failure};
+use crate::app::live;
+use crate::config::Loaded;
+
+#[derive(Args)]
+pub(super) struct CheckArguments {
+    /// Also try the store, the ledger and the upstream; spends no credit
+    #[arg(long)]
+    live: bool,
+}
+
+pub(super) fn run(
+    arguments: &CheckArguments,
+    loaded: &Loaded,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    for warning in &loaded.warnings {
+        writeln!(console.stderr, "warning: {warning}")?;
+    }
+    let source = match &loaded.file {
+        Some(file) => file.display().to_string(),
+        None => "no file, only defaults and variables".to_owned(),
+    };
+    writeln!(console.stdout, "the configuration is valid ({source})").context(CANNOT_WRITE)?;
+    if arguments.live { try_everything(loaded, console) } else { Ok(()) }
+}
+
+/// What works goes to standard output, a line each; what does not is the failure.
+fn try_everything(loaded: &Loaded, console: &mut Console<'_>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start what is needed to connect")?;
+    let mut failed = Vec::new();
+    for live::Finding { part, result } in runtime.block_on(live::check(&loaded.config)) {
+        match result {
+            Ok(text) => writeln!(console.stdout, "{part}: {text}").context(CANNOT_WRITE)?,
+            Err(error) => failed.push(format!("{part}: {error:#}")),
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(anyhow!(failed.join("\ngranary: ")).into()) }
+}

@@ -1,0 +1,162 @@
+//! The durable store in a bucket: any service that speaks S3 and honours conditional writes.
+//!
+//! ```text
+//! {prefix}results/{digest}.{ext}                objects; a plain static server on the bucket serves every URL
+//! {prefix}records/{namespace}/{kk}/{key}.json   records; {kk} is the key's first two digits
+//! {prefix}trial                                 by which the bucket proves what it can do
+//! ```
+//!
+//! Objects are created and never replaced (`If-None-Match: *`); a record is replaced only in the
+//! state in which it was read (`If-Match`), so that several processes may write. A write whose answer
+//! was lost is refused when it is repeated, and then what is there is looked at. Objects are read
+//! whole and checked against their digest before the first byte leaves.
+//!
+//! Something is absent only when the bucket says `NoSuchKey`; any other answer says nothing. Every
+//! call ends within [`S3Limits::whole`], and a bucket that has failed several times in a row is left
+//! alone for a while, which costs no time. Nothing is ever listed, and nothing deleted but the trial.
+
+mod bucket;
+mod client;
+mod failure;
+mod objects;
+mod proof;
+mod records;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use self::bucket::Bucket;
+use self::proof::Room;
+use self::records::RecordTurns;
+use crate::key::CacheKey;
+use crate::picture::ObjectName;
+use crate::store::{Record, Store, StoreError};
+
+/// Which bucket, and how to reach it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3StoreConfig {
+    /// The bucket; it must exist.
+    pub bucket: String,
+    /// What all names begin with, such as `granary/prod`; slashes at its ends make no difference.
+    /// Default empty.
+    pub prefix: String,
+    /// The region; else AWS's variables, profile or metadata say.
+    pub region: Option<String>,
+    /// `http://` or `https://`, host and perhaps port and path; AWS itself when there is none.
+    pub endpoint: Option<String>,
+    /// Is the bucket part of the path, and not of the host?
+    pub path_style: bool,
+    /// A credentials file as AWS's tools write it, whose `[default]` is used. Without it, credentials
+    /// come from AWS's variables, files, web identity, container or machine, in this order.
+    pub credentials_file: Option<PathBuf>,
+    /// How many objects are read at once; each may take
+    /// [`MAX_OBJECT_BYTES`](crate::store::MAX_OBJECT_BYTES) of memory. Default 8.
+    pub concurrent_reads: usize,
+    /// How long is waited for what.
+    pub limits: S3Limits,
+}
+
+/// How long a bucket is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct S3Limits {
+    /// For a connection. Default 3 s.
+    pub connect: Duration,
+    /// For the answer to one attempt; as long may a body stand still. Default 5 s.
+    pub attempt: Duration,
+    /// For a call with all its attempts. Default 12 s.
+    pub whole: Duration,
+    /// Attempts in a call. Default 3.
+    pub attempts: u32,
+    /// The pause before the second attempt, at most; the next is twice as long. Default 200 ms.
+    pub backoff: Duration,
+}
+
+impl Default for S3Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(3),
+            attempt: Duration::from_secs(5),
+            whole: Duration::from_secs(12),
+            attempts: 3,
+            backoff: Duration::from_millis(200),
+        }
+    }
+}
+
+impl S3StoreConfig {
+    /// The defaults, for `bucket` at AWS.
+    pub fn new(bucket: impl Into<String>) -> Self {
+        Self {
+            bucket: bucket.into(),
+            prefix: String::new(),
+            region: None,
+            endpoint: None,
+            path_style: false,
+            credentials_file: None,
+            concurrent_reads: 8,
+            limits: S3Limits::default(),
+        }
+    }
+}
+
+/// A [`Store`] in a bucket.
+///
+/// A caller that stops waiting may leave a write half sent; the bucket then has the whole of it or
+/// nothing.
+#[derive(Debug)]
+pub struct S3Store {
+    bucket: Bucket,
+    room: Room,
+    turns: RecordTurns,
+}
+
+impl S3Store {
+    /// Makes ready to use the bucket, without asking it anything: see [`Store::prove`].
+    pub async fn open(config: S3StoreConfig) -> Self {
+        let client = client::connect(&config).await;
+        Self {
+            bucket: Bucket::new(client, &config),
+            room: Room::new(config.limits.attempt),
+            turns: RecordTurns::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for S3Store {
+    async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
+        let put = objects::put(&self.bucket, name, bytes).await;
+        self.room.learn(&put);
+        put
+    }
+
+    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+        objects::read(&self.bucket, name).await
+    }
+
+    async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
+        self.bucket.has(&name.path()).await
+    }
+
+    async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
+        let _turn = self.turns.of(record.key).await;
+        records::put(&self.bucket, record).await
+    }
+
+    async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
+        Ok(records::read(&self.bucket, namespace, key).await?.map(|(record, _)| record))
+    }
+
+    async fn check_room(&self) -> Result<(), StoreError> {
+        self.room.check(&self.bucket).await
+    }
+
+    async fn prove(&self) -> Result<(), StoreError> {
+        self.room.prove(&self.bucket).await
+    }
+}

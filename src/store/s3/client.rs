@@ -1,0 +1,146 @@
+//! The SDK's client as we want it: TLS by rustls on ring alone, a limit on every wait, checksums
+//! only where we ask for them, and credentials that are looked up anew.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::imds::region::ImdsRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
+use aws_config::provider_config::ProviderConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region};
+use aws_credential_types::provider::{self, ProvideCredentials, future};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryPartition;
+use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient};
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+
+use super::S3StoreConfig;
+
+/// Credentials without an end of their own are looked up anew after this time, so that a rotated
+/// file is noticed.
+const CREDENTIALS_LIVE: Duration = Duration::from_secs(60);
+
+/// Where compatible stores are, when nobody says: most of them do not care.
+const USUAL_REGION: &str = "us-east-1";
+
+/// Makes the client. Asks nobody, but for AWS's own region when none is configured.
+pub(super) async fn connect(config: &S3StoreConfig) -> Client {
+    let http = http_client();
+    let limits = &config.limits;
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(limits.connect)
+        .read_timeout(limits.attempt)
+        .operation_attempt_timeout(limits.attempt)
+        .operation_timeout(limits.whole)
+        .build();
+    let retries = RetryConfig::standard()
+        .with_max_attempts(limits.attempts)
+        .with_initial_backoff(limits.backoff)
+        .with_max_backoff(limits.attempt);
+    let region = region(config, &providers(&http)).region().await;
+    let credentials =
+        Credentials { file: config.credentials_file.clone(), region: region.clone(), http: http.clone() };
+    let shared = aws_config::defaults(BehaviorVersion::v2026_01_12())
+        .http_client(http.clone())
+        .region(region)
+        .credentials_provider(credentials)
+        .timeout_config(timeouts)
+        .retry_config(retries)
+        .stalled_stream_protection(
+            StalledStreamProtectionConfig::enabled().grace_period(limits.attempt).build(),
+        )
+        // Trailers, the SDK's default for what is streamed, are unknown to many compatible stores.
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .load()
+        .await;
+    let mut builder = aws_sdk_s3::config::Builder::from(&shared)
+        .http_client(http)
+        .force_path_style(config.path_style)
+        // Of its own: the SDK's, shared over the process, would let one bucket use up another's retries.
+        .retry_partition(
+            RetryPartition::custom(format!("{}/{}", config.bucket, uuid::Uuid::new_v4())).build(),
+        );
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.endpoint_url(endpoint);
+    }
+    Client::from_conf(builder.build())
+}
+
+/// The defaults of the SDK would bring a second library for TLS.
+fn http_client() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https()
+}
+
+/// What providers of regions and credentials work with; without a client of ours they panic.
+fn providers(http: &SharedHttpClient) -> ProviderConfig {
+    ProviderConfig::without_region().with_http_client(http.clone())
+}
+
+/// The configured region, else what AWS's variables and profile say, else a usual one for a
+/// configured endpoint, and what the machine's metadata say for AWS itself.
+fn region(config: &S3StoreConfig, providers: &ProviderConfig) -> RegionProviderChain {
+    let chain = RegionProviderChain::first_try(config.region.clone().map(Region::new))
+        .or_else(EnvironmentVariableRegionProvider::new())
+        .or_else(ProfileFileRegionProvider::builder().configure(providers).build());
+    match &config.endpoint {
+        Some(_) => chain.or_else(Region::new(USUAL_REGION)),
+        None => chain.or_else(ImdsRegionProvider::builder().configure(providers).build()),
+    }
+}
+
+/// Looks for credentials in the configured file, else where AWS's tools look.
+#[derive(Debug)]
+struct Credentials {
+    file: Option<PathBuf>,
+    region: Option<Region>,
+    http: SharedHttpClient,
+}
+
+impl Credentials {
+    async fn look_up(&self) -> provider::Result {
+        // Made anew each time: a provider that has read its file does not read it again.
+        let providers = providers(&self.http).with_region(self.region.clone());
+        let mut found = match &self.file {
+            Some(file) => of_file(file, &providers).provide_credentials().await?,
+            None => {
+                let chain =
+                    DefaultCredentialsChain::builder().configure(providers).region(self.region.clone());
+                chain.build().await.provide_credentials().await?
+            }
+        };
+        found.expiry_mut().get_or_insert_with(|| SystemTime::now() + CREDENTIALS_LIVE);
+        Ok(found)
+    }
+}
+
+impl ProvideCredentials for Credentials {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(self.look_up())
+    }
+}
+
+/// What a client would sign with now.
+#[cfg(test)]
+pub(super) async fn credentials(config: &S3StoreConfig) -> provider::Result {
+    let file = config.credentials_file.clone();
+    Credentials { file, region: None, http: http_client() }.look_up().await
+}
+
+#[expect(deprecated, reason = "the named replacements are in a crate we have no other use for")]
+fn of_file(file: &Path, providers: &ProviderConfig) -> ProfileFileCredentialsProvider {
+    use aws_config::profile::profile_file::{ProfileFileKind, ProfileFiles};
+    let files = ProfileFiles::builder().with_file(ProfileFileKind::Credentials, file).build();
+    let builder = ProfileFileCredentialsProvider::builder().configure(providers);
+    builder.profile_files(files).profile_name("default").build()
+}

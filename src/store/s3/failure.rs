@@ -1,0 +1,127 @@
+//! What a failed call of the SDK means for us, in words that are safe to show.
+//!
+//! Texts are made of the status, the store's error code and, when no connection came about, the
+//! system's reason. Never of a message or a body: some stores put the signature, or what was signed,
+//! into them.
+
+use std::error::Error;
+
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+
+use crate::store::StoreError;
+
+/// A failed call.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// The status of a complete answer.
+    pub(super) status: Option<u16>,
+    /// The code in its body.
+    pub(super) code: String,
+    /// What is wrong and what to do; without the operation and the name, which the caller adds.
+    text: String,
+}
+
+impl Failure {
+    pub(super) fn new<E>(error: &SdkError<E, HttpResponse>) -> Self
+    where
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        let status = error.raw_response().map(|response| response.status().as_u16());
+        let code = match error {
+            SdkError::ServiceError(error) => plain(error.err().code().unwrap_or_default()),
+            _ => String::new(),
+        };
+        let text = match error {
+            SdkError::TimeoutError(_) => "it did not answer in time".to_owned(),
+            SdkError::DispatchFailure(failure) if failure.is_timeout() => {
+                "it could not be reached in time".to_owned()
+            }
+            SdkError::DispatchFailure(failure) if failure.is_io() => {
+                format!("the connection failed: {}", reason(error))
+            }
+            SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => NO_CREDENTIALS.to_owned(),
+            SdkError::ServiceError(_) => explain(status.unwrap_or_default(), &code),
+            _ => match status {
+                Some(status) => format!("it answered {status}, and not as S3 does; look at store.endpoint"),
+                None => "its answer was cut off".to_owned(),
+            },
+        };
+        Self { status, code, text }
+    }
+
+    /// The body of an answer could not be read to its end.
+    pub(super) fn cut_off() -> Self {
+        Self { status: None, code: String::new(), text: "its answer was cut off".to_owned() }
+    }
+
+    /// Is there somebody who answers, whatever it says? The rest, and a store that is overwhelmed,
+    /// cost time; refusals do not.
+    pub(super) fn is_outage(&self) -> bool {
+        !self.is_full() && self.status.is_none_or(|status| status >= 500 || status == 429)
+    }
+
+    /// `NoSuchKey`: the one way for something to be absent. Without that code, a 404 may be another
+    /// server's, or say that there is no such bucket.
+    pub(super) fn is_absence(&self) -> bool {
+        self.status == Some(404) && self.code == "NoSuchKey"
+    }
+
+    fn is_full(&self) -> bool {
+        self.status == Some(507) || self.code.contains("StorageFull") || self.code.contains("QuotaExceeded")
+    }
+
+    /// In the store's terms: `doing` is a verb, as in "cannot read".
+    pub(super) fn of(self, doing: &str, name: &str) -> StoreError {
+        let text = format!("cannot {doing} {name} in the bucket: {}", self.text);
+        match self.code.as_str() {
+            _ if self.is_full() => StoreError::Full(text),
+            "NotImplemented" => StoreError::Unfit(text),
+            _ => StoreError::Unavailable(text),
+        }
+    }
+}
+
+const NO_CREDENTIALS: &str = "the request could not be signed or sent; put credentials into \
+    AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or into the file of store.credentials_file, and look at \
+    store.endpoint";
+
+/// What is known of a complete answer.
+fn explain(status: u16, code: &str) -> String {
+    let hint = match (status, code) {
+        (_, "NoSuchBucket") => "; make the bucket, or correct store.bucket",
+        (_, "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException") => {
+            "; it is in another region: correct store.region"
+        }
+        (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken") => {
+            "; correct the credentials"
+        }
+        (_, "RequestTimeTooSkewed") => "; set this machine's clock",
+        (_, "NotImplemented") => {
+            "; it does not know conditional writes, and without them a result could be lost"
+        }
+        (403, _) => {
+            "; allow s3:GetObject, s3:PutObject and s3:DeleteObject below the prefix and s3:ListBucket on \
+             the bucket, without which an absent name is answered like a forbidden one"
+        }
+        (429 | 503, _) => "; it is overwhelmed",
+        (404, _) => "; this is no S3 bucket: look at store.endpoint and store.path_style",
+        _ => "",
+    };
+    let code = if code.is_empty() { "without a code" } else { code };
+    format!("it answered {status} {code}{hint}")
+}
+
+/// A code as S3 has them; anything else is cut to what may be shown.
+fn plain(code: &str) -> String {
+    code.chars().filter(char::is_ascii_alphanumeric).take(64).collect()
+}
+
+/// The system's word on a connection: the innermost of nested errors.
+fn reason(error: &(dyn Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string().chars().filter(|char| !char.is_control()).take(200).collect()
+}

@@ -1,0 +1,54 @@
+//! Objects in a bucket: created, never replaced, and checked whenever they are read.
+
+use bytes::Bytes;
+
+use super::bucket::{Bucket, Condition, Headers, Written};
+use super::records::pause;
+use crate::crash::crash_point;
+use crate::picture::ObjectName;
+use crate::store::{MAX_OBJECT_BYTES, StoreError, check_object, is_object};
+
+/// How often a write is tried that meets another one.
+const TRIES: u32 = 5;
+
+/// What a static server in front of the bucket answers with; as our own routes do.
+const CACHE_CONTROL: &str = "public, max-age=31536000, immutable";
+
+pub(super) async fn put(bucket: &Bucket, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
+    check_object(name, &bytes)?;
+    let path = name.path();
+    let headers = Headers { content_type: name.format.content_type(), cache_control: CACHE_CONTROL };
+    for tried in 0..TRIES {
+        crash_point("CP23");
+        match bucket.put(&path, bytes.clone(), headers, Condition::Absent).await? {
+            Written::Done => return Ok(()),
+            // Another's copy, or our own with its answer lost. When it is gone again, it is written anew.
+            Written::Refused => match bucket.get(&path, MAX_OBJECT_BYTES).await {
+                Ok(Some(found)) if is_object(name, &found.bytes) => return Ok(()),
+                Ok(None) => {}
+                Ok(Some(_)) | Err(StoreError::Corrupt(_)) => return Err(damaged(&path)),
+                Err(error) => return Err(error),
+            },
+            Written::Conflict => {}
+        }
+        pause(tried).await;
+    }
+    Err(StoreError::Unavailable(format!("cannot write {path}: the bucket called it busy {TRIES} times")))
+}
+
+pub(super) async fn read(bucket: &Bucket, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+    let path = name.path();
+    let Some(found) = bucket.get(&path, MAX_OBJECT_BYTES).await? else { return Ok(None) };
+    if !is_object(name, &found.bytes) {
+        return Err(StoreError::Corrupt(format!("{path} does not have the digest in its name")));
+    }
+    Ok(Some(found.bytes))
+}
+
+/// Replacing it would heal it, but then a bucket in which objects change would never be noticed.
+fn damaged(path: &str) -> StoreError {
+    StoreError::Corrupt(format!(
+        "{path} does not have the digest in its name, and objects are never replaced; find out who wrote \
+         it, restore or delete it, and the good copy is written by itself"
+    ))
+}

@@ -1,0 +1,177 @@
+//! What a bucket must be able to do, proved by doing it to one small name of our own; and whether
+//! it could keep a new result now.
+//!
+//! Other processes may prove the same bucket at the same time, with the same name. Whatever they
+//! could have spoilt is tried again; a refusal that was seen once is proof enough.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout};
+
+use super::bucket::{Bucket, Condition, Headers, Written};
+use super::records::pause;
+use crate::store::StoreError;
+
+/// Outside of `results/` and `records/`, and always the same, so that it can be named in a policy.
+pub(super) const TRIAL: &str = "trial";
+
+const HEADERS: Headers = Headers { content_type: "text/plain", cache_control: "no-store" };
+
+/// Where nothing ever is.
+const ABSENT: &str = "trial-absent";
+
+/// The tag of no bytes at all.
+const NO_STATE: &str = "\"00000000000000000000000000000000\"";
+
+/// Far more than the trial has.
+const MAX_BYTES: u64 = 1 << 10;
+
+/// How often something is tried that another process may have spoilt.
+const TRIES: u32 = 5;
+
+/// How long one write proves that the next is possible. A miss takes longer than that, so asking
+/// more often would prove nothing more.
+const PROOF_HOLDS: Duration = Duration::from_secs(5);
+
+/// How long a bucket that said it is full is believed, unless a write succeeds before.
+const FULL_HOLDS: Duration = Duration::from_secs(30);
+
+/// Whether a new result could be kept.
+#[derive(Debug)]
+pub(super) struct Room {
+    patience: Duration,
+    /// Held while asking: whoever asks meanwhile waits for the same answer.
+    asking: tokio::sync::Mutex<Known>,
+    last_write: Mutex<Option<(Instant, Result<(), StoreError>)>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// It has shown once in this process that it can do all we need.
+    is_fit: bool,
+    failed: Option<(Instant, StoreError)>,
+}
+
+impl Room {
+    /// `patience` is how long one trial may take.
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { patience, asking: tokio::sync::Mutex::default(), last_write: Mutex::new(None) }
+    }
+
+    /// Takes note of what a write of a result came to.
+    pub(super) fn learn(&self, written: &Result<(), StoreError>) {
+        // Damage and outages say nothing of room; the breaker knows of the latter.
+        if matches!(written, Ok(()) | Err(StoreError::Full(_))) {
+            *self.last_write.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some((Instant::now(), written.clone()));
+        }
+    }
+
+    pub(super) async fn check(&self, bucket: &Bucket) -> Result<(), StoreError> {
+        if let Some(wait) = bucket.left_alone_for() {
+            return Err(StoreError::Unavailable(format!(
+                "the bucket has not answered lately, and is asked again in {wait:.1?}"
+            )));
+        }
+        let came = Instant::now();
+        let mut known = self.asking.lock().await;
+        if let Some((_, error)) = known.failed.as_ref().filter(|(when, _)| *when >= came) {
+            return Err(error.clone());
+        }
+        let asked = if !known.is_fit {
+            prove(bucket).await
+        } else if let Some(believed) = self.believed() {
+            return believed;
+        } else {
+            try_to_write(bucket, self.patience).await
+        };
+        known.is_fit |= asked.is_ok();
+        known.failed = asked.clone().err().map(|error| (Instant::now(), error));
+        self.learn(&asked);
+        asked
+    }
+
+    /// What the last write proves now.
+    pub(super) fn believed(&self) -> Option<Result<(), StoreError>> {
+        let last = self.last_write.lock().unwrap_or_else(PoisonError::into_inner);
+        let (when, written) = last.as_ref()?;
+        let holds = if written.is_ok() { PROOF_HOLDS } else { FULL_HOLDS };
+        (when.elapsed() < holds).then(|| written.clone())
+    }
+
+    pub(super) async fn prove(&self, bucket: &Bucket) -> Result<(), StoreError> {
+        let proved = prove(bucket).await;
+        self.asking.lock().await.is_fit |= proved.is_ok();
+        self.learn(&proved);
+        proved
+    }
+}
+
+/// Asks to create the trial. That it is there already is as good: the permission to write is
+/// asked before that is found.
+async fn try_to_write(bucket: &Bucket, patience: Duration) -> Result<(), StoreError> {
+    match timeout(patience, bucket.put(TRIAL, token(), HEADERS, Condition::Absent)).await {
+        Ok(written) => written.map(|_| ()),
+        Err(_) => Err(StoreError::Unavailable(format!("the bucket took no trial within {patience:?}"))),
+    }
+}
+
+/// Everything we rely on: writing, reading back, refusing a second creation and the replacement of
+/// another state, telling absence.
+async fn prove(bucket: &Bucket) -> Result<(), StoreError> {
+    reads_back(bucket).await?;
+    refuses_to_create_again(bucket).await?;
+    if bucket.put(TRIAL, token(), HEADERS, Condition::Matches(NO_STATE)).await? == Written::Done {
+        return Err(StoreError::Unfit(
+            "the bucket ignores If-Match, so of two records written at once the newer could be lost; use a \
+             store that honours conditional writes"
+                .into(),
+        ));
+    }
+    // Without the permission to list, this is where a forbidden answer says so.
+    bucket.has(ABSENT).await?;
+    if !bucket.delete(TRIAL).await? {
+        tracing::info!(name = TRIAL, "the trial stays in the bucket: it may not be deleted");
+    }
+    Ok(())
+}
+
+async fn reads_back(bucket: &Bucket) -> Result<(), StoreError> {
+    for tried in 0..TRIES {
+        let standing = bucket.get(TRIAL, MAX_BYTES).await?;
+        let condition = standing.as_ref().map_or(Condition::Absent, |got| Condition::Matches(&got.tag));
+        let ours = token();
+        if bucket.put(TRIAL, ours.clone(), HEADERS, condition).await? == Written::Done
+            && bucket.get(TRIAL, MAX_BYTES).await?.is_some_and(|got| got.bytes == ours)
+        {
+            return Ok(());
+        }
+        pause(tried).await;
+    }
+    Err(StoreError::Unavailable(format!(
+        "what was written as {TRIAL} was not read back, {TRIES} times; the bucket's reads are stale, or \
+         others use that name all the time"
+    )))
+}
+
+async fn refuses_to_create_again(bucket: &Bucket) -> Result<(), StoreError> {
+    for tried in 0..TRIES {
+        if bucket.put(TRIAL, token(), HEADERS, Condition::Absent).await? != Written::Done {
+            return Ok(());
+        }
+        // Or another process deleted it just then.
+        pause(tried).await;
+    }
+    Err(StoreError::Unfit(
+        "the bucket ignores If-None-Match, so a result could be overwritten; use a store that honours \
+         conditional writes"
+            .into(),
+    ))
+}
+
+/// Bytes nobody else writes.
+fn token() -> Bytes {
+    uuid::Uuid::new_v4().to_string().into()
+}

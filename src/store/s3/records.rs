@@ -1,0 +1,83 @@
+//! Records in a bucket: created once, and replaced by a higher generation in the state in which
+//! they were read. Several processes may do so at once; they agree on one record.
+
+use std::time::Duration;
+
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::bucket::{Bucket, Condition, Headers, Written};
+use crate::crash::crash_point;
+use crate::key::CacheKey;
+use crate::store::{MAX_RECORD_BYTES, Record, StoreError};
+
+/// How often a write is tried that loses against others. Of this process there are none.
+const TRIES: u32 = 5;
+
+/// They name teams, and change with the generation.
+const HEADERS: Headers = Headers { content_type: "application/json", cache_control: "private, no-cache" };
+
+/// Lets the writers of one key in this process go one by one: in a refresh of many they would only
+/// make each other read again.
+#[derive(Debug)]
+pub(super) struct RecordTurns([Mutex<()>; 64]);
+
+impl Default for RecordTurns {
+    fn default() -> Self {
+        Self([const { Mutex::const_new(()) }; 64])
+    }
+}
+
+impl RecordTurns {
+    pub(super) async fn of(&self, key: CacheKey) -> MutexGuard<'_, ()> {
+        self.0[usize::from(key.as_bytes()[0]) % self.0.len()].lock().await
+    }
+}
+
+/// Keeps `record` unless one of its generation or a higher one stands; returns the one that stands.
+pub(super) async fn put(bucket: &Bucket, record: &Record) -> Result<Record, StoreError> {
+    let path = Record::checked_path(&record.namespace, record.key)?;
+    let bytes = record.to_json(&path)?;
+    crash_point("CP25");
+    // Most records are the first under their key, so creating it is tried before looking.
+    let mut tag = None;
+    for tried in 0..TRIES {
+        let condition = tag.as_deref().map_or(Condition::Absent, Condition::Matches);
+        match bucket.put(&path, bytes.clone(), HEADERS, condition).await? {
+            Written::Done => {
+                crash_point("CP26");
+                return Ok(record.clone());
+            }
+            Written::Refused | Written::Conflict => {}
+        }
+        tag = match read(bucket, &record.namespace, record.key).await? {
+            Some((standing, _)) if standing.generation >= record.generation => return Ok(standing),
+            Some((_, tag)) => Some(tag),
+            None => None,
+        };
+        // The first refusal is ordinary: it is how a refresh finds what it replaces.
+        if tried > 0 {
+            pause(tried).await;
+        }
+    }
+    Err(StoreError::Unavailable(format!("cannot write {path}: others changed it {TRIES} times meanwhile")))
+}
+
+/// The record under a key, and the tag of its state.
+pub(super) async fn read(
+    bucket: &Bucket,
+    namespace: &str,
+    key: CacheKey,
+) -> Result<Option<(Record, String)>, StoreError> {
+    let path = Record::checked_path(namespace, key)?;
+    let Some(found) = bucket.get(&path, MAX_RECORD_BYTES).await? else { return Ok(None) };
+    let record = Record::from_json(&path, &found.bytes, namespace, key)?;
+    Ok(Some((record, found.tag)))
+}
+
+/// Waits before the next try: up to 50 ms at first, and twice as long each time, by chance, so that
+/// those who met do not meet again.
+pub(super) async fn pause(tried: u32) {
+    let most = 50_u64 << tried.min(6);
+    let chance = getrandom::u64().unwrap_or(0) % (most + 1);
+    tokio::time::sleep(Duration::from_millis(chance)).await;
+}
