@@ -203,7 +203,7 @@ impl Machine {
                 self.unkeepable("the store has a record whose object is gone")
             }
             // Nor the place of one that cannot be read.
-            Err(StoreError::Corrupt(reason)) => self.unkeepable(&reason),
+            Err(StoreError::Corrupt(reason) | StoreError::Unfit(reason)) => self.unkeepable(&reason),
             // When the store cannot be asked, the ledger decides, and it has.
             Ok(_) | Err(StoreError::Unavailable(_) | StoreError::Full(_)) => Effect::Open,
         }

@@ -6,8 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod architecture;
-mod canonical;
 mod bucket;
+mod canonical;
 mod coalescing;
 #[cfg(feature = "crash-points")]
 mod crash;

@@ -231,6 +231,10 @@ impl Store for FakeStore {
         Ok(self.records.lock().unwrap().get(&key).cloned())
     }
 
+    async fn prove(&self) -> Result<(), StoreError> {
+        self.check_room().await
+    }
+
     async fn check_room(&self) -> Result<(), StoreError> {
         self.check("check_room")
     }
