@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Holds the directory until it is dropped, or the process dies.
 pub struct StateDir {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// Why the directory cannot be had.
@@ -42,7 +42,7 @@ impl StateDir {
             .open(path.join("lock"))
             .map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => Err(StateDirError::InUse(path.to_owned())),
             Err(TryLockError::Error(source)) => Err(failed(source)),
         }
@@ -51,6 +51,14 @@ impl StateDir {
     /// Where the ledger is.
     pub fn ledger_file(&self) -> PathBuf {
         self.path.join("ledger.sqlite")
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that is being started has a copy of the file for a moment,
+        // and the lock with it. Death still unlocks.
+        let _ = self.lock.unlock();
     }
 }
 
