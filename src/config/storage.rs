@@ -32,12 +32,12 @@ section! {
         /// s3: the bucket's region. Left out: what AWS_REGION or the AWS profile says, else us-east-1
         /// with an endpoint and what the machine's metadata say without.
         pub region: Option<String> = None,
-        /// s3: where the service is, such as https://minio.example.com:9000. Left out: AWS.
+        /// s3: where the service is, such as "https://minio.example.com:9000". Left out: AWS.
         pub endpoint: Option<String> = None,
         /// s3: whether the bucket is part of the path and not of the host. Left out: true with an
         /// endpoint, false without.
         pub path_style: Option<bool> = None,
-        /// s3: a file with aws_access_key_id and aws_secret_access_key below [default], as AWS's tools
+        /// s3: a file with aws_access_key_id and aws_secret_access_key in its section default, as AWS's tools
         /// write it; a change is noticed within a minute. Left out: AWS's variables
         /// (AWS_ACCESS_KEY_ID, …), files, web identity, container or machine, in this order.
         pub credentials_file: Option<PathBuf> = None,
