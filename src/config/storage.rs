@@ -32,7 +32,7 @@ section! {
         /// s3: the bucket's region. Left out: what AWS_REGION or the AWS profile says, else us-east-1
         /// with an endpoint and what the machine's metadata say without.
         pub region: Option<String> = None,
-        /// s3: where the service is, such as "https://minio.example.com:9000". Left out: AWS.
+        /// s3: where the service is, such as `https://minio.example.com:9000`. Left out: AWS.
         pub endpoint: Option<String> = None,
         /// s3: whether the bucket is part of the path and not of the host. Left out: true with an
         /// endpoint, false without.
