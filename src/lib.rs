@@ -35,10 +35,8 @@
 //! ```text
 //! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
 //!      > {error, metrics} > {ledger, store, upstream, download, request, teams}
-//!      > {net, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash, state}
-//!      > error > {ledger, store, upstream, download, request, teams}
-//!      > {net, breaker, envelope, code, multipart, metrics, outcome, operation, picture, key, clock, secret,
-//!         crash}
+//!      > {net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
+//!         state}
 //! ```
 //!
 //! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,
