@@ -4,6 +4,7 @@
 //! silent and slow connections for ever, or cuts idle ones as soon as slow ones.
 
 mod connection;
+mod unread;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::connection::{Phases, TimedStream};
+use self::unread::Unread;
 use crate::routes::{PublicState, respond};
 
 /// hyper's read buffer per connection, in bytes: small enough for many uploads at once, large enough
@@ -97,7 +99,9 @@ async fn serve_connection(
         let routes = routes.clone();
         let in_request = phases.begin_request();
         async move {
-            let response = routes.oneshot(request.map(Body::new)).await?;
+            let (request, unread) = Unread::watch(request);
+            let mut response = routes.oneshot(request.map(Body::new)).await?;
+            unread.announce(&mut response);
             Ok::<_, std::convert::Infallible>(until_sent(response, in_request))
         }
     });
