@@ -213,7 +213,7 @@ async fn hits() {
 
 /// Reading a form from memory, in pieces as a connection delivers them.
 async fn reading() {
-    println!("\nReading a request in memory, CPU us, medians of 201\n");
+    println!("\nReading a request in memory, us, medians of 201\n");
     println!("| body | read and hash | BLAKE3 of the picture alone |");
     println!("|---|---|---|");
     for (side, _) in SIZES {
@@ -232,14 +232,14 @@ async fn reading() {
                 .collect();
             let body = StreamBody::new(tokio_stream::iter(pieces));
 
-            let before = thread_cpu_time();
+            let begun = Instant::now();
             let head = request::check_head(&headers, &RequestLimits::default()).unwrap();
             let request = request::read(head, body).await.unwrap();
-            read.push((thread_cpu_time() - before).as_secs_f64() * 1e6);
+            read.push(begun.elapsed().as_secs_f64() * 1e6);
 
-            let before = thread_cpu_time();
+            let begun = Instant::now();
             let key = CacheKey::of(&picture, 400, 400);
-            alone.push((thread_cpu_time() - before).as_secs_f64() * 1e6);
+            alone.push(begun.elapsed().as_secs_f64() * 1e6);
             assert_eq!(request.key, key);
         }
         println!("| {} KB | {:.0} | {:.0} |", picture.len() / 1000, median(read), median(alone));
@@ -333,10 +333,6 @@ fn noise(side: u32) -> Vec<u8> {
 fn cpu_time(pid: u32) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process that runs, on Linux");
     tasks.map(|task| scheduled(&task.unwrap().path())).sum()
-}
-
-fn thread_cpu_time() -> Duration {
-    scheduled(Path::new("/proc/thread-self"))
 }
 
 /// The first figure of `schedstat`: nanoseconds on a CPU.
