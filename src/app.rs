@@ -1,5 +1,6 @@
 //! The composition root: it and its children alone name concrete stores, ledgers and upstreams.
 
+pub mod adopt;
 pub mod live;
 mod store;
 
@@ -21,6 +22,7 @@ use crate::download::http::{DownloadConfig, Downloader};
 use crate::download::{HostRule, ResultSource};
 use crate::fill::{FillConfig, FillParts, Filler};
 use crate::gateway::{Gateway, GatewayParts};
+use crate::guard::ArchiveGuard;
 use crate::ledger::Ledger;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::metrics::Metrics;
@@ -38,6 +40,11 @@ use crate::upstream::builtin::{BuiltinUpstream, InlineResults};
 const UPLOAD_GRACE: Duration = Duration::from_secs(5);
 /// How much longer than its upstream's hard stop a stopping process waits for a paid call.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
+
+/// How long a start waits for the archive's markers.
+const START_PATIENCE: Duration = Duration::from_secs(8);
+/// How often the archive's markers are compared.
+const GUARD_PERIOD: Duration = Duration::from_secs(30);
 
 /// A running Granary.
 pub struct App {
@@ -90,6 +97,15 @@ impl App {
         if config.store.kind == StoreKind::S3 {
             store::prove_bucket(store.clone(), stopping.clone()).await?;
         }
+        let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
+        // A dependency that hangs must not keep hits from being served.
+        if tokio::time::timeout(START_PATIENCE, guard.look()).await.is_err() {
+            tracing::warn!("the archive's markers could not be compared yet; nothing is bought");
+        }
+        let watched = guard.clone();
+        tokio::spawn(
+            stopping.clone().run_until_cancelled_owned(async move { watched.watch(GUARD_PERIOD).await }),
+        );
         let (upstream, results) = open_upstream(&config)?;
 
         let recovery = ledger.recover().await.context("the ledger cannot be read")?;
@@ -101,6 +117,7 @@ impl App {
             results,
             cache: cache.clone(),
             metrics: metrics.clone(),
+            guard: guard.clone(),
             clock: clock.clone(),
         };
         let filler = Filler::new(parts, fill_config(&config), &team_list);
@@ -112,6 +129,7 @@ impl App {
             store,
             filler: filler.clone(),
             metrics: metrics.clone(),
+            guard: guard.clone(),
             clock: clock.clone(),
         };
         let state_of_routes = PublicState::new(PublicParts {
@@ -133,6 +151,7 @@ impl App {
             metrics,
             cache,
             ledger,
+            guard,
             filler: filler.clone(),
             stopping: stopping.clone(),
             teams: team_names,

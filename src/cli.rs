@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0, 1 when
 //! something failed at work, 2 for wrong usage, 3 for a configuration that is not valid.
 
+mod adopt;
 mod check;
 mod key;
 pub mod logging;
@@ -44,6 +45,8 @@ enum Verb {
     Config,
     /// Print the key of a picture at a size: what GET …/image-cropping/KEY looks up
     Key(key::KeyArguments),
+    /// Say that this ledger and this store belong together, after the archive guard stopped buying
+    Adopt,
     /// Tokens, with which teams call
     #[command(subcommand)]
     Token(token::TokenVerb),
@@ -101,6 +104,7 @@ pub fn run(
             write!(console.stdout, "{}", loaded.config.to_commented_toml()).context(CANNOT_WRITE)?;
             Ok(())
         }),
+        Verb::Adopt => load(arguments.config, environment).and_then(|loaded| adopt::run(&loaded, console)),
         Verb::Key(arguments) => key::run(&arguments, console),
         Verb::Token(verb) => token::run(verb, console),
     };

@@ -99,6 +99,8 @@ pub enum GatewayError {
     },
     /// A new result could not be kept, so none is bought.
     NoRoom,
+    /// Ledger and store do not belong together, or are not known to.
+    ArchiveGuard,
     /// The ledger cannot be asked or written.
     LedgerUnavailable,
     /// The store cannot be read.
@@ -377,6 +379,15 @@ impl GatewayError {
                 "there is no place to keep a new result, so none is bought; stored results are still answered",
             )
             .because("no_room")
+            .retry_after(LATER),
+            Self::ArchiveGuard => Situation::new(
+                503,
+                code::ERROR_RESOURCE_UNAVAILABLE,
+                Gateway,
+                "what was bought before may be missing, so nothing is bought until the operator has looked; results \
+                 that are there are still answered",
+            )
+            .because("archive_guard")
             .retry_after(LATER),
             Self::LedgerUnavailable => Situation::new(
                 503,

@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::coalesce::{Coalescer, Ticket, WaiterId};
 use crate::download::ResultSource;
 use crate::envelope::Answer;
+use crate::guard::ArchiveGuard;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{Budget, Scope, Window};
 use crate::ledger::{Ledger, Recovery, UnfinishedCall};
@@ -46,6 +47,8 @@ pub struct FillParts {
     pub cache: Arc<MemoryCache>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Says whether anything may be bought.
+    pub guard: Arc<ArchiveGuard>,
     /// The time of day.
     pub clock: Clock,
 }

@@ -24,6 +24,7 @@ use crate::crash::crash_point;
 use crate::error::{Fault, GatewayError};
 use crate::fill::machine::FillSource;
 use crate::fill::{Filler, Seat, Wanted};
+use crate::guard::{ArchiveGuard, Standing};
 use crate::key::CacheKey;
 use crate::ledger::Ledger;
 use crate::ledger::budget::Used;
@@ -50,6 +51,8 @@ pub struct GatewayParts {
     pub filler: Filler,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Says whether what is missing was ever here.
+    pub guard: Arc<ArchiveGuard>,
     /// The time of day.
     pub clock: Clock,
 }
@@ -138,10 +141,13 @@ impl Gateway {
     /// A permanent result's bytes, checked against its name.
     ///
     /// # Errors
-    /// [`GatewayError::ResultNotFound`] or [`GatewayError::StoreUnavailable`].
+    /// [`GatewayError::ResultNotFound`], [`GatewayError::ArchiveGuard`] or
+    /// [`GatewayError::StoreUnavailable`].
     pub async fn result(&self, object: ObjectName) -> Result<Bytes, GatewayError> {
         match self.parts.cache.object(object, &*self.parts.store).await {
             Ok(Some(bytes)) => Ok(bytes),
+            // In another bucket than ours nothing is known to be absent.
+            Ok(None) if self.is_in_another_archive().await => Err(GatewayError::ArchiveGuard),
             Ok(None) => Err(GatewayError::ResultNotFound),
             Err(error) => {
                 tracing::error!(%error, object = %object.path(), "a result cannot be read");
@@ -201,6 +207,7 @@ impl Gateway {
         let Some(object) = record.object() else { return Ok(false) };
         match self.parts.store.has_object(object).await {
             Ok(true) | Err(_) => Ok(true),
+            Ok(false) if self.is_in_another_archive().await => Err(GatewayError::ArchiveGuard),
             Ok(false) => {
                 tracing::error!(key = %record.key, object = %object.path(), "the store has lost a result");
                 // Without the booking, buying again would meet the old row; and its URL is dead.
@@ -211,6 +218,11 @@ impl Gateway {
                 Ok(false)
             }
         }
+    }
+
+    /// Something is missing: is that because this store is not the ledger's?
+    async fn is_in_another_archive(&self) -> bool {
+        matches!(self.parts.guard.look_again().await, Standing::Closed(_))
     }
 
     /// A record the ledger does not know becomes a row, so that the next look-up is shorter.

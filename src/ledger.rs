@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use self::budget::{Budget, BudgetRefusal, Scope, Used};
+use crate::archive::{ArchiveId, Membership};
 use crate::key::{CacheKey, Digest};
 use crate::secret::Secret;
 use crate::store::Record;
@@ -350,6 +351,24 @@ pub trait Ledger: Send + Sync {
     /// # Errors
     /// [`LedgerError`].
     async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError>;
+
+    /// The archive this ledger belongs to; `None` for one that has never met its store.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn archive(&self) -> Result<Option<Membership>, LedgerError>;
+
+    /// Takes `archive` as its own, not settled yet, unless it has one; returns what stands.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError>;
+
+    /// From now on it belongs to `archive`, whatever it belonged to, and the store is known to too.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError>;
 }
 
 /// Why the ledger could not do what it was asked; safe to log.

@@ -34,8 +34,8 @@
 //!
 //! ```text
 //! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
-//!      > {error, metrics} > {ledger, store, upstream, download, request, teams}
-//!      > {net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
+//!      > {error, guard, metrics} > {ledger, store, upstream, download, request, teams}
+//!      > {archive, net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
 //!         state}
 //! ```
 //!
@@ -43,6 +43,7 @@
 //! ledgers and upstreams. A test reads this map and the imports, and keeps both true.
 
 pub mod app;
+pub mod archive;
 pub mod breaker;
 pub mod cache;
 pub mod cli;
@@ -56,6 +57,7 @@ pub mod envelope;
 pub mod error;
 pub mod fill;
 pub mod gateway;
+pub mod guard;
 pub mod key;
 pub mod ledger;
 pub mod metrics;

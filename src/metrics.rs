@@ -110,6 +110,7 @@ pub struct Metrics {
     upstream_queue: IntGauge,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
+    archive_guard: IntGauge,
 }
 
 impl Metrics {
@@ -172,6 +173,10 @@ impl Metrics {
                 &["state"],
             ),
             ledger_up: families.plain("granary_ledger_up", "1 when the ledger answered the last time it was asked"),
+            archive_guard: families.plain(
+                "granary_archive_guard_ok",
+                "1 when ledger and store are known to belong together; else nothing is bought",
+            ),
             registry,
         };
         metrics.zero(teams, memory_capacity);
@@ -279,6 +284,7 @@ impl Metrics {
         set(&self.upstream_in_flight, snapshot.calls as u64);
         set(&self.upstream_queue, snapshot.queued as u64);
         self.ledger_up.set(i64::from(snapshot.ledger.is_some()));
+        self.archive_guard.set(i64::from(snapshot.is_archive_known));
         for total in snapshot.ledger.iter().flatten() {
             set(&self.ledger_credits.with_label_values(&[total.state.as_str()]), total.credits);
         }
@@ -310,6 +316,8 @@ pub struct Snapshot {
     pub calls: usize,
     /// Fills waiting for a slot.
     pub queued: usize,
+    /// Are ledger and store known to belong together?
+    pub is_archive_known: bool,
     /// The ledger's sums, if it answered.
     pub ledger: Option<Vec<crate::ledger::StateTotal>>,
 }

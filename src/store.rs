@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::archive::ArchiveId;
 use crate::key::{CacheKey, Digest};
 use crate::picture::ObjectName;
 
@@ -68,6 +69,19 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Unfit`], in a sentence, for what it cannot do; any other when it cannot be
     /// asked at the moment.
     async fn prove(&self) -> Result<(), StoreError>;
+
+    /// The archive this store is; `None` only when it is known to carry no marker.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it cannot be said; [`StoreError::Corrupt`] for a marker that cannot be read.
+    async fn archive(&self) -> Result<Option<ArchiveId>, StoreError>;
+
+    /// Marks the store as `archive`, unless it is marked; returns the id that stands. Durable once
+    /// it returns; may be repeated, also by several processes at once.
+    ///
+    /// # Errors
+    /// [`StoreError`]: as far as is known, nothing stands.
+    async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError>;
 }
 
 /// The longest object kept or read: twice the default limit of a result download. One that has
@@ -76,6 +90,17 @@ pub const MAX_OBJECT_BYTES: u64 = 64 << 20;
 
 /// The longest record; they have a few kilobytes.
 const MAX_RECORD_BYTES: u64 = 4 << 20;
+
+/// The name of the marker in every store.
+const MARKER: &str = "archive";
+/// The longest marker.
+const MAX_MARKER_BYTES: u64 = 1024;
+
+/// Reads what is under [`MARKER`].
+fn archive_of(marker: &[u8]) -> Result<ArchiveId, StoreError> {
+    ArchiveId::from_marker(marker)
+        .map_err(|error| StoreError::Corrupt(format!("the marker {MARKER}: {error}")))
+}
 
 /// Are these the bytes that are named so?
 fn is_object(name: ObjectName, bytes: &[u8]) -> bool {

@@ -1,10 +1,11 @@
 //! `granary check --live`: do store, ledger and upstream work as configured? Spends nothing.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::{open_ailab, open_ledger, store};
 use crate::clock::Clock;
 use crate::config::{Config, StoreKind, UpstreamKind};
+use crate::guard;
 use crate::state::{StateDir, StateDirError};
 
 /// What was found out about one part.
@@ -21,6 +22,7 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = vec![
         Finding { part: "store", result: check_store(config).await },
         Finding { part: "ledger", result: check_ledger(config).await },
+        Finding { part: "archive", result: check_archive(config).await },
     ];
     if config.upstream.kind == UpstreamKind::Ailab {
         findings.push(Finding { part: "upstream", result: check_ailab(config).await });
@@ -52,6 +54,23 @@ async fn check_ledger(config: &Config) -> anyhow::Result<String> {
     let totals = ledger.totals().await.context("the ledger cannot be read")?;
     let calls: u64 = totals.iter().map(|total| total.calls).sum();
     Ok(format!("{} can be used, and has {calls} calls", state.ledger_file().display()))
+}
+
+/// Changes nothing: what is new on both sides is paired by the first start.
+async fn check_archive(config: &Config) -> anyhow::Result<String> {
+    let state = match StateDir::open(&config.state.path) {
+        Ok(state) => state,
+        Err(StateDirError::InUse(_)) => {
+            return Ok("ledger and store are compared by the running granary: see its /readyz".to_owned());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let ledger = open_ledger(config, &state, Clock::system())?;
+    let store = store::open(&config.store).await?;
+    match guard::compare(&*ledger, &*store).await? {
+        None => Ok("ledger and store belong together".to_owned()),
+        Some(mismatch) => bail!("{mismatch}; correct that, or run `granary adopt` if it is meant so"),
+    }
 }
 
 async fn check_ailab(config: &Config) -> anyhow::Result<String> {

@@ -154,7 +154,10 @@ fn check_live_tries_the_folder_and_the_ledger_of_the_embedded_mode() {
     assert_eq!((code, stderr.as_str()), (0, ""));
     let lines: Vec<&str> = stdout.lines().skip(1).collect();
     assert!(lines[0].starts_with("store: the folder ") && lines[1].starts_with("ledger: "), "{stdout}");
-    assert!(lines[1].ends_with("has 0 calls") && lines.len() == 2, "{stdout}");
+    assert!(
+        lines[1].ends_with("has 0 calls") && lines[2].starts_with("archive: ") && lines.len() == 3,
+        "{stdout}"
+    );
 
     // Beside a running one.
     let _running = crate::state::StateDir::open(&directory.path().join("state")).unwrap();

@@ -146,6 +146,9 @@ impl Task {
         if self.shared.draining.is_cancelled() {
             return Admission::Refused(GatewayError::Draining);
         }
+        if !self.shared.parts.guard.is_open() {
+            return Admission::Refused(GatewayError::ArchiveGuard);
+        }
         if let Err(wait) = self.shared.check_rate(&seat.team) {
             let can_wait = Instant::now() + wait < seat.deadline;
             return if can_wait {

@@ -18,6 +18,7 @@ use super::budget::{Budget, BudgetRefusal, Scope, Used, Window};
 use super::{
     Booking, CallId, CallState, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal, Won,
 };
+use crate::archive::{ArchiveId, Membership};
 use crate::clock::Clock;
 use crate::key::{CacheKey, Digest};
 use crate::secret::Secret;
@@ -61,6 +62,7 @@ macro_rules! ledger_contract {
             recovery_settles_what_dead_owners_left_open,
             recovering_twice_is_the_same_as_once,
             totals_name_every_state_once,
+            a_ledger_belongs_to_one_archive,
         }
     };
     (@each $open:path: $($check:ident),* $(,)?) => { $(
@@ -1002,4 +1004,19 @@ pub(super) async fn totals_name_every_state_once(bench: &Bench) {
         _ => StateTotal { state, calls: 1, credits: 3 },
     });
     assert_eq!(bench.totals().await, expected);
+}
+
+pub(super) async fn a_ledger_belongs_to_one_archive(bench: &Bench) {
+    let (ours, other) = (ArchiveId::random(), ArchiveId::random());
+    assert_eq!(bench.ledger.archive().await.unwrap(), None);
+    let begun = Membership { archive: ours, is_settled: false };
+    assert_eq!(bench.ledger.begin_archive(ours).await.unwrap(), begun);
+    assert_eq!(bench.ledger.begin_archive(other).await.unwrap(), begun, "the first one stands");
+    assert_eq!(bench.ledger.archive().await.unwrap(), Some(begun));
+    bench.ledger.settle_archive(ours).await.unwrap();
+    let settled = Membership { archive: ours, is_settled: true };
+    assert_eq!(bench.ledger.begin_archive(other).await.unwrap(), settled);
+    bench.ledger.settle_archive(other).await.unwrap();
+    let moved = Membership { archive: other, is_settled: true };
+    assert_eq!(bench.ledger.archive().await.unwrap(), Some(moved), "an adoption");
 }

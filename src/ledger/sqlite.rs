@@ -11,6 +11,7 @@
 //! where it lies on pages of its own, which are never moved, and wiped when they are given up.
 
 mod calls;
+mod membership;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -25,17 +26,21 @@ use rusqlite::config::DbConfig;
 use self::worker::Worker;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::{Booking, CallId, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal};
+use crate::archive::{ArchiveId, Membership};
 use crate::clock::Clock;
 use crate::key::CacheKey;
 use crate::store::Record;
 
 /// The layout of the file; a file with a higher one is refused untouched.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// What makes each layout of the one before it.
+const MIGRATIONS: [&str; 2] = [CALLS, ARCHIVE];
 
 /// Bytes of a page of the file, and of the padding before the text of an answer.
 const PAGE_SIZE: u32 = 4096;
 
-const SCHEMA: &str = "
+const CALLS: &str = "
 CREATE TABLE calls (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
     namespace    TEXT    NOT NULL,
@@ -75,6 +80,15 @@ CREATE TABLE spent (
     PRIMARY KEY (scope, period)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE frozen (scope TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+";
+
+/// The archive this ledger belongs to: one row, or none.
+const ARCHIVE: &str = "
+CREATE TABLE archive (
+    one     INTEGER PRIMARY KEY CHECK (one = 1),
+    id      TEXT    NOT NULL,
+    settled INTEGER NOT NULL                  -- 1: the store has been seen to carry the same id
+) STRICT;
 ";
 
 /// See the module.
@@ -150,10 +164,13 @@ fn refuse_newer(connection: &Connection) -> Result<(), LedgerError> {
 }
 
 fn migrate(connection: &Connection) -> Result<(), LedgerError> {
-    if version(connection)? < SCHEMA_VERSION {
-        connection.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-        ))?;
+    for (known, step) in (0..).zip(MIGRATIONS) {
+        if version(connection)? == known {
+            connection.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {step} PRAGMA user_version = {}; COMMIT;",
+                known + 1
+            ))?;
+        }
     }
     Ok(())
 }
@@ -220,5 +237,17 @@ impl Ledger for SqliteLedger {
 
     async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
         self.write(move |db| calls::set_frozen(db, &scope, frozen)).await
+    }
+
+    async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
+        self.read(membership::read).await
+    }
+
+    async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError> {
+        self.write(move |db| membership::begin(db, archive)).await
+    }
+
+    async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
+        self.write(move |db| membership::settle(db, archive)).await
     }
 }

@@ -1,4 +1,4 @@
-//! The admin listener: health, metrics, and the emergency brake. Never on the public listener.
+//! The admin listener: health, metrics, the emergency brake and adoption. Never on the public listener.
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::MemoryCache;
 use crate::fill::Filler;
+use crate::guard::{ArchiveGuard, Standing};
 use crate::ledger::Ledger;
 use crate::ledger::budget::Scope;
 use crate::metrics::{Metrics, Snapshot};
@@ -27,6 +28,8 @@ pub struct AdminState {
     pub cache: Arc<MemoryCache>,
     /// For its sums, and for freezing.
     pub ledger: Arc<dyn Ledger>,
+    /// For its standing, and for adopting.
+    pub guard: Arc<ArchiveGuard>,
     /// For what is under way.
     pub filler: Filler,
     /// Cancelled as soon as the process was told to stop.
@@ -34,6 +37,9 @@ pub struct AdminState {
     /// The configured teams' names.
     pub teams: Arc<[String]>,
 }
+
+/// Where a running process is told to adopt.
+pub const ADOPT_PATH: &str = "/admin/v1/adopt";
 
 /// The admin listener's routes.
 pub fn admin_router(state: AdminState) -> Router {
@@ -43,6 +49,7 @@ pub fn admin_router(state: AdminState) -> Router {
         .route("/metrics", get(metrics))
         .route("/admin/v1/freeze", post(freeze))
         .route("/admin/v1/thaw", post(thaw))
+        .route(ADOPT_PATH, post(adopt))
         .with_state(state)
 }
 
@@ -52,15 +59,31 @@ async fn ready(State(state): State<AdminState>) -> Response {
     let ledger = if state.ledger.totals().await.is_ok() { "up" } else { "down" };
     let is_ready = !state.stopping.is_cancelled();
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let buys = is_ready && ledger == "up" && !state.filler.is_draining();
-    (status, Json(json!({"ready": is_ready, "paying": buys, "ledger": ledger}))).into_response()
+    let buys = is_ready && ledger == "up" && state.guard.is_open() && !state.filler.is_draining();
+    let archive = match state.guard.standing() {
+        Standing::Open(_) => "ok".to_owned(),
+        Standing::Unknown => "unknown".to_owned(),
+        Standing::Closed(mismatch) => mismatch.to_string(),
+    };
+    let detail = json!({"ready": is_ready, "paying": buys, "ledger": ledger, "archive": archive});
+    (status, Json(detail)).into_response()
 }
 
 async fn metrics(State(state): State<AdminState>) -> Response {
     let (memory_entries, memory_bytes) = state.cache.size().await;
     let (fills, waiters, calls, queued) = state.filler.load();
     let ledger = state.ledger.totals().await.ok();
-    state.metrics.observe(&Snapshot { memory_entries, memory_bytes, fills, waiters, calls, queued, ledger });
+    let is_archive_known = state.guard.is_open();
+    state.metrics.observe(&Snapshot {
+        memory_entries,
+        memory_bytes,
+        fills,
+        waiters,
+        calls,
+        queued,
+        is_archive_known,
+        ledger,
+    });
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
 }
 
@@ -95,6 +118,21 @@ async fn set_frozen(state: &AdminState, whose: Whose, frozen: bool) -> Response 
         }
         Err(error) => {
             tracing::error!(%error, %scope, frozen, "spending could not be frozen or thawed");
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": error.to_string()}))).into_response()
+        }
+    }
+}
+
+/// Makes ledger and store one archive, and says what they were.
+async fn adopt(State(state): State<AdminState>) -> Response {
+    match state.guard.adopt().await {
+        Ok(adoption) => {
+            tracing::warn!(archive = %adoption.archive, found = %adoption, "ledger and store were made one archive");
+            let detail = json!({"archive": adoption.archive.to_string(), "found": adoption.to_string()});
+            Json(detail).into_response()
+        }
+        Err(error) => {
+            tracing::error!(%error, "ledger and store could not be made one archive");
             (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": error.to_string()}))).into_response()
         }
     }

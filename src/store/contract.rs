@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::archive::ArchiveId;
 use crate::key::{CacheKey, Digest};
 use crate::picture::{ImageFormat, ObjectName};
 use crate::store::{Record, Store, StoreError};
@@ -47,6 +48,8 @@ macro_rules! store_contract {
             a_record_that_is_not_about_its_name_is_corrupt
             a_healthy_store_has_room
             a_fit_store_proves_it_and_keeps_what_it_has
+            a_store_is_marked_once
+            a_garbled_marker_is_corrupt_and_not_absent
         }
     };
     ($fixture:expr; $($clause:ident)*) => {
@@ -325,4 +328,31 @@ pub(crate) async fn a_fit_store_proves_it_and_keeps_what_it_has(fixture: &impl S
     }
     assert_eq!(store.object(name).await.unwrap(), Some(bytes));
     assert_eq!(store.record("space", key(12)).await.unwrap(), Some(put));
+}
+
+pub(crate) async fn a_store_is_marked_once(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    assert_eq!(store.archive().await.unwrap(), None);
+    let ids: Vec<ArchiveId> = (0..8).map(|_| ArchiveId::random()).collect();
+    let marks = ids.iter().map(|id| {
+        let (store, id) = (store.clone(), *id);
+        tokio::spawn(async move { store.mark_archive(id).await.unwrap() })
+    });
+    let mut standing = HashSet::new();
+    for mark in marks.collect::<Vec<_>>() {
+        standing.insert(mark.await.unwrap());
+    }
+    assert_eq!(standing.len(), 1, "all were told of the same one");
+    let winner = standing.into_iter().next();
+    assert!(winner.is_some_and(|winner| ids.contains(&winner)));
+    assert_eq!(store.archive().await.unwrap(), winner);
+    assert_eq!(Some(fixture.open().await.mark_archive(ids[0]).await.unwrap()), winner);
+}
+
+pub(crate) async fn a_garbled_marker_is_corrupt_and_not_absent(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    fixture.overwrite("archive", b"granary archive").await;
+    assert!(matches!(store.archive().await, Err(StoreError::Corrupt(_))));
+    let marked = store.mark_archive(ArchiveId::random()).await;
+    assert!(matches!(marked, Err(StoreError::Corrupt(_))), "{marked:?}");
 }

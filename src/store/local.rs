@@ -3,6 +3,7 @@
 //! ```text
 //! results/{digest}.{ext}                objects; a plain static file server on the folder serves every URL
 //! records/{namespace}/{kk}/{key}.json   records; {kk} is the key's first two digits
+//! archive                               the marker that says which archive this is
 //! tmp/                                  what is being written; swept when the store is opened
 //! ```
 //!
@@ -16,6 +17,7 @@
 
 mod disk;
 mod files;
+mod marker;
 mod objects;
 mod records;
 mod room;
@@ -35,6 +37,7 @@ use tokio::sync::Semaphore;
 
 use self::files::Files;
 use self::room::Room;
+use crate::archive::ArchiveId;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
 use crate::store::{Record, Store, StoreError};
@@ -152,5 +155,13 @@ impl Store for LocalStore {
 
     async fn prove(&self) -> Result<(), StoreError> {
         self.blocking(room::prove).await
+    }
+
+    async fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
+        self.blocking(Files::archive).await
+    }
+
+    async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
+        self.blocking(move |files| files.mark_archive(archive)).await
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! {prefix}results/{digest}.{ext}                objects; a plain static server on the bucket serves every URL
 //! {prefix}records/{namespace}/{kk}/{key}.json   records; {kk} is the key's first two digits
+//! {prefix}archive                               the marker that says which archive this is
 //! {prefix}trial                                 by which the bucket proves what it can do
 //! ```
 //!
@@ -18,6 +19,7 @@
 mod bucket;
 mod client;
 mod failure;
+mod marker;
 mod objects;
 mod proof;
 mod records;
@@ -33,6 +35,7 @@ use bytes::Bytes;
 use self::bucket::Bucket;
 use self::proof::Room;
 use self::records::RecordTurns;
+use crate::archive::ArchiveId;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
 use crate::store::{Record, Store, StoreError};
@@ -158,5 +161,13 @@ impl Store for S3Store {
 
     async fn prove(&self) -> Result<(), StoreError> {
         self.room.prove(&self.bucket).await
+    }
+
+    async fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
+        marker::read(&self.bucket).await
+    }
+
+    async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
+        marker::mark(&self.bucket, archive).await
     }
 }

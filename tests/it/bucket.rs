@@ -13,7 +13,9 @@ use granary_kit::images;
 use granary_kit::s3::{Fault, S3Server};
 use tempfile::TempDir;
 
-use crate::harness::{Granary, cache_status, upstream_section};
+use crate::harness::{Granary, bucket_section, cache_status, upstream_section};
+
+const PREFIX: &str = "granary/test";
 
 /// A Granary with the parts it needs.
 struct Fleet {
@@ -27,22 +29,9 @@ impl Fleet {
     async fn start() -> Self {
         let (upstream, bucket, folder) =
             (FakeAilab::start().await, S3Server::start().await, TempDir::new().unwrap());
-        let granary = Granary::ailab(&upstream, &store_section(&bucket, &folder)).await;
+        let granary = Granary::ailab(&upstream, &bucket_section(&bucket, &folder, PREFIX)).await;
         Self { granary, upstream, bucket, _folder: folder }
     }
-}
-
-/// `[store]` for a bucket, with credentials in `folder`.
-fn store_section(bucket: &S3Server, folder: &TempDir) -> String {
-    let file = folder.path().join("credentials");
-    bucket.write_credentials(&file).unwrap();
-    format!(
-        "[store]\nkind = \"s3\"\nbucket = \"{}\"\nprefix = \"granary/test\"\nendpoint = \"{}\"\n\
-         credentials_file = \"{}\"\n",
-        bucket.bucket(),
-        bucket.endpoint(),
-        file.display(),
-    )
 }
 
 fn path_of(url: &str) -> &str {
@@ -199,7 +188,7 @@ async fn credentials_are_found_where_the_tools_of_aws_look() {
 }
 
 async fn start(upstream: &FakeAilab, bucket: &S3Server, folder: &TempDir) -> anyhow::Result<App> {
-    let config = format!("{}\n{}", upstream_section(upstream, ""), store_section(bucket, folder));
+    let config = format!("{}\n{}", upstream_section(upstream, ""), bucket_section(bucket, folder, PREFIX));
     let state = folder.path().join("state").display().to_string();
     let variables = [
         ("GRANARY_SERVER_LISTEN", "127.0.0.1:0"),

@@ -2,7 +2,7 @@
 //! says, in the upstream's envelope, and for nothing.
 //!
 //! Not here because this version does not have them yet: an erased result (410), an open circuit,
-//! the archive guard, and the spool, which would take a result the bucket does not.
+//! the spool, which would take a result the bucket does not.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -12,6 +12,7 @@ use granary_kit::ailab::FakeAilab;
 use granary_kit::client::{self, Answer};
 use granary_kit::form::Form;
 use granary_kit::process::{GranaryBuilder, GranaryProcess};
+use granary_kit::s3::S3Server;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -209,6 +210,19 @@ pub(crate) fn upstream_section(upstream: &FakeAilab, more: &str) -> String {
         upstream.base_url(),
         upstream.api_key(),
         upstream.result_host(),
+    )
+}
+
+/// `[store]` for a bucket, with credentials in `folder`.
+pub(crate) fn bucket_section(bucket: &S3Server, folder: &TempDir, prefix: &str) -> String {
+    let file = folder.path().join("credentials");
+    bucket.write_credentials(&file).unwrap();
+    format!(
+        "[store]\nkind = \"s3\"\nbucket = \"{}\"\nprefix = \"{prefix}\"\nendpoint = \"{}\"\n\
+         credentials_file = \"{}\"\n",
+        bucket.bucket(),
+        bucket.endpoint(),
+        file.display(),
     )
 }
 

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod architecture;
+mod archive;
 mod bucket;
 mod canonical;
 mod coalescing;

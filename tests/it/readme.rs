@@ -179,6 +179,7 @@ fn errors() -> Vec<GatewayError> {
         GatewayError::Draining,
         GatewayError::Resting { until: Timestamp::UNIX_EPOCH, wait },
         GatewayError::NoRoom,
+        GatewayError::ArchiveGuard,
         GatewayError::LedgerUnavailable,
         GatewayError::StoreUnavailable,
         GatewayError::Bug,
@@ -195,7 +196,8 @@ fn is_listed(error: &GatewayError) -> bool {
         E::Frozen(_) | E::UpstreamCredits | E::RateLimited { .. } | E::UpstreamUnreachable { .. } => true,
         E::UpstreamNonsense { .. } | E::UpstreamKeyRefused | E::UpstreamThrottled { .. } => true,
         E::StillBeingMade | E::ResultNotFetched { .. } | E::TooBusy { .. } | E::Draining => true,
-        E::Resting { .. } | E::NoRoom | E::LedgerUnavailable | E::StoreUnavailable | E::Bug => true,
+        E::Resting { .. } | E::NoRoom | E::ArchiveGuard | E::LedgerUnavailable => true,
+        E::StoreUnavailable | E::Bug => true,
         // Clients see the upstream's own status and code.
         E::Upstream { .. } => false,
     }
@@ -412,6 +414,7 @@ impl Shell {
             .env_clear()
             .env("PATH", path)
             .env("TOKEN", &self.token)
+            .envs(self.admin.strip_prefix("http://").map(|at| ("GRANARY_SERVER_ADMIN_LISTEN", at)))
             .current_dir(self.home())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::archive::{ArchiveId, Membership};
 use crate::download::{FetchError, Fetched, ResultSource};
 use crate::envelope::Answer;
 use crate::fill::{FillConfig, FillParts};
@@ -72,6 +74,7 @@ pub(super) struct FakeLedger {
     pub(super) rows: Mutex<Vec<FakeRow>>,
     /// What the gate says; `None` for yes.
     pub(super) permit: Mutex<Option<Permit>>,
+    pub(super) membership: Mutex<Option<Membership>>,
 }
 
 impl FakeLedger {
@@ -179,6 +182,20 @@ impl Ledger for FakeLedger {
     async fn set_frozen(&self, _: Scope, _: bool) -> Result<(), LedgerError> {
         Ok(())
     }
+
+    async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
+        Ok(*self.membership.lock().unwrap())
+    }
+
+    async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError> {
+        let begun = Membership { archive, is_settled: false };
+        Ok(*self.membership.lock().unwrap().get_or_insert(begun))
+    }
+
+    async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
+        *self.membership.lock().unwrap() = Some(Membership { archive, is_settled: true });
+        Ok(())
+    }
 }
 
 #[derive(Default)]
@@ -186,6 +203,7 @@ pub(super) struct FakeStore {
     pub(super) switch: Switch,
     pub(super) objects: Mutex<HashMap<ObjectName, Bytes>>,
     pub(super) records: Mutex<HashMap<CacheKey, Record>>,
+    pub(super) marker: Mutex<Option<ArchiveId>>,
 }
 
 impl FakeStore {
@@ -237,6 +255,16 @@ impl Store for FakeStore {
 
     async fn check_room(&self) -> Result<(), StoreError> {
         self.check("check_room")
+    }
+
+    async fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
+        self.check("archive")?;
+        Ok(*self.marker.lock().unwrap())
+    }
+
+    async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
+        self.check("mark_archive")?;
+        Ok(*self.marker.lock().unwrap().get_or_insert(archive))
     }
 }
 
@@ -400,6 +428,9 @@ impl World {
         let cache = Arc::new(MemoryCache::new(1 << 20));
         let metrics = Arc::new(Metrics::new(["local"].into_iter(), 1 << 20));
         let clock = Clock::system();
+        let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
+        // Where ledger and store do not know each other, the operator has looked.
+        guard.adopt().now_or_never().expect("nothing here waits").expect("both can be asked");
         let parts = FillParts {
             ledger: ledger.clone(),
             store: store.clone(),
@@ -407,6 +438,7 @@ impl World {
             results: results.clone(),
             cache: cache.clone(),
             metrics: metrics.clone(),
+            guard: guard.clone(),
             clock: clock.clone(),
         };
         let config = FillConfig {
@@ -425,6 +457,7 @@ impl World {
             store: store.clone(),
             filler: filler.clone(),
             metrics,
+            guard,
             clock,
         };
         let gateway = Gateway::new(parts, NAMESPACE.to_owned(), "https://granary.example".to_owned());

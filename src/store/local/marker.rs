@@ -1,0 +1,31 @@
+//! The archive's marker as a file; create-only. Blocks on the disk.
+
+use std::io::ErrorKind;
+
+use super::disk::{self, TempFile, failed};
+use super::files::{Files, RECORDS};
+use crate::archive::ArchiveId;
+use crate::store::{MARKER, MAX_MARKER_BYTES, StoreError, archive_of};
+
+/// It is no secret, and a backup should have it.
+const MODE: u32 = 0o644;
+
+impl Files {
+    pub(super) fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
+        // Without records this is not our folder, and says nothing of what it lacks.
+        self.read(RECORDS, MARKER, MAX_MARKER_BYTES)?.map(|marker| archive_of(&marker)).transpose()
+    }
+
+    pub(super) fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
+        let write = failed("write", MARKER);
+        let mut temp = TempFile::create(self.tmp(), MODE).map_err(&write)?;
+        temp.write(archive.to_marker().as_bytes()).map_err(&write)?;
+        temp.sync().map_err(failed("sync", MARKER))?;
+        match temp.link(&self.root().join(MARKER)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(write(error)),
+            Ok(()) | Err(_) => {}
+        }
+        disk::sync_folder(self.root()).map_err(failed("sync the folder of", MARKER))?;
+        Ok(self.archive()?.unwrap_or(archive))
+    }
+}

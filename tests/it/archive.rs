@@ -1,0 +1,186 @@
+//! The archive guard on the real program: what belongs to another world is never bought anew, until
+//! a person has looked and said so.
+
+use std::time::Duration;
+
+use granary_kit::ailab::FakeAilab;
+use granary_kit::client::{self, Answer};
+use granary_kit::form::Form;
+use granary_kit::images;
+use granary_kit::process::{GranaryBuilder, GranaryProcess};
+use granary_kit::s3::S3Server;
+use tempfile::TempDir;
+
+use crate::harness::{bucket_section, cache_status, metric, real, until, upstream_section};
+
+const PREFIX: &str = "granary/test";
+const GUARD: &str = "granary_archive_guard_ok";
+
+/// The real program in front of a fake AILab and a bucket, each of which outlives it.
+struct World {
+    upstream: FakeAilab,
+    bucket: S3Server,
+    folder: TempDir,
+    builder: GranaryBuilder,
+}
+
+impl World {
+    async fn new() -> Self {
+        let (upstream, bucket) = (FakeAilab::start().await, S3Server::start().await);
+        let (folder, builder) = (TempDir::new().unwrap(), real());
+        let world = Self { upstream, bucket, folder, builder };
+        Self { builder: world.with_prefix(PREFIX), ..world }
+    }
+
+    /// The same program, configured to look elsewhere in the bucket.
+    fn with_prefix(&self, prefix: &str) -> GranaryBuilder {
+        let config =
+            upstream_section(&self.upstream, "") + &bucket_section(&self.bucket, &self.folder, prefix);
+        self.builder.clone().config_text(config).env("GRANARY_SERVER_DRAIN_GRACE", "0s")
+    }
+
+    async fn start(&self) -> GranaryProcess {
+        self.builder.start().await.unwrap()
+    }
+
+    fn charges(&self) -> u64 {
+        self.upstream.charges()
+    }
+
+    /// `granary adopt` beside a running process, or alone; what it printed.
+    async fn adopt(&self, running: Option<&GranaryProcess>) -> String {
+        let builder = self.builder.clone().args(["adopt"]);
+        let builder = match running {
+            Some(process) => {
+                let address = process.admin_url().replace("http://", "");
+                builder.env("GRANARY_SERVER_ADMIN_LISTEN", address)
+            }
+            None => builder,
+        };
+        let finished = builder.run(Duration::from_secs(60)).await;
+        assert!(finished.status.success(), "{finished:?}");
+        finished.stdout
+    }
+}
+
+async fn crop(process: &GranaryProcess, side: u32) -> Answer {
+    client::post_form(&process.public_url(), None, &Form::curl(images::photo_jpeg(), side, side))
+        .await
+        .unwrap()
+}
+
+async fn is_refused(process: &GranaryProcess, side: u32) {
+    let refused = crop(process, side).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "ERROR_RESOURCE_UNAVAILABLE"));
+    assert_eq!(refused.header("granary-reason"), Some("archive_guard"));
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(metric(&process.admin_url(), GUARD).await, 0.0);
+    let ready = client::get(&format!("{}/readyz", process.admin_url())).await.unwrap();
+    assert_eq!(ready.status, 200, "hits are served");
+    assert!(ready.text().contains("\"paying\":false"), "{}", ready.text());
+    let alarm = |line: &serde_json::Value| line.to_string().contains("\"archive_guard\"");
+    assert!(process.wait_for_line(Duration::from_secs(20), alarm).await.is_some(), "an alarm in the log");
+}
+
+/// Buys `side` now that this is allowed again, and nothing else.
+async fn buys(world: &World, process: &GranaryProcess, side: u32) {
+    let before = world.charges();
+    let bought = crop(process, side).await;
+    assert_eq!(cache_status(&bought), "granary; fwd=uri-miss; fwd-status=200; stored", "{}", bought.text());
+    assert_eq!(world.charges(), before + 1);
+    assert_eq!(metric(&process.admin_url(), GUARD).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_an_emptied_bucket_nothing_is_bought_until_it_is_adopted() {
+    let world = World::new().await;
+    let mut process = world.start().await;
+    let url = crop(&process, 100).await.result_url();
+    assert_eq!(client::get(&url).await.unwrap().status, 200);
+    let second = crop(&process, 101).await.result_url();
+    world.bucket.empty();
+
+    // At a restart it is noticed at once. What only the bucket had is not known to be absent.
+    process.kill().await;
+    let process = world.start().await;
+    is_refused(&process, 100).await;
+    is_refused(&process, 200).await;
+    assert_eq!(client::get(&second).await.unwrap().status, 503, "never 404: nothing is known to be absent");
+    assert_eq!(world.charges(), 2);
+
+    let said = world.adopt(Some(&process)).await;
+    assert!(said.contains("the store has no marker") && said.contains("bought again"), "{said}");
+    // Now the operator has said that it is gone.
+    buys(&world, &process, 100).await;
+    buys(&world, &process, 200).await;
+    assert_eq!(client::get(&second).await.unwrap().status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_is_emptied_under_a_running_process_is_noticed_by_what_is_missing() {
+    let world = World::new().await;
+    let process = world.start().await;
+    let url = crop(&process, 100).await.result_url();
+    world.bucket.empty();
+    // Within the moment in which it has just been looked, absence is still believed.
+    until("the guard to close", async || {
+        let _ = client::get(&url).await.unwrap();
+        metric(&process.admin_url(), GUARD).await == 0.0
+    })
+    .await;
+    is_refused(&process, 200).await;
+    assert_eq!(client::get(&url).await.unwrap().status, 503);
+    let hit = crop(&process, 100).await;
+    assert_eq!(cache_status(&hit), "granary; hit; detail=memory", "an answer that is at hand");
+    assert_eq!(world.charges(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_mistyped_prefix_nothing_is_bought_and_corrected_it_goes_on() {
+    let world = World::new().await;
+    let mut process = world.start().await;
+    let url = crop(&process, 100).await.result_url();
+    process.kill().await;
+
+    let mut process = world.with_prefix("granary/tset").start().await.unwrap();
+    is_refused(&process, 100).await;
+    is_refused(&process, 200).await;
+    assert_eq!(client::get(&url).await.unwrap().status, 503);
+    assert_eq!(world.charges(), 1);
+    let check = world.with_prefix("granary/tset").args(["check", "--live"]);
+    process.kill().await;
+    let checked = check.run(Duration::from_secs(60)).await;
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(checked.stderr.contains("store.prefix or store.path is mistyped"), "{}", checked.stderr);
+
+    let process = world.start().await;
+    assert_eq!(client::get(&url).await.unwrap().status, 200);
+    assert_eq!(cache_status(&crop(&process, 100).await), "granary; hit; detail=ledger");
+    buys(&world, &process, 200).await;
+    assert!(world.adopt(Some(&process)).await.contains("found: ledger and store belong together"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_replaced_ledger_hits_go_on_and_misses_wait_for_the_adoption() {
+    let world = World::new().await;
+    let mut process = world.start().await;
+    let url = crop(&process, 100).await.result_url();
+    process.kill().await;
+    let state = world.folder.path().join("other state");
+    let builder = world.builder.clone().state_dir(&state);
+    let world = World { builder, ..world };
+
+    let mut process = world.start().await;
+    assert_eq!(cache_status(&crop(&process, 100).await), "granary; hit; detail=store");
+    assert_eq!(client::get(&url).await.unwrap().status, 200);
+    is_refused(&process, 200).await;
+    process.kill().await;
+
+    // With nobody running, the verb does it by itself; and once is enough.
+    assert!(world.adopt(None).await.contains("the ledger is a new one"));
+    assert!(world.adopt(None).await.contains("ledger and store belong together"));
+    let process = world.start().await;
+    buys(&world, &process, 200).await;
+    assert_eq!(cache_status(&crop(&process, 100).await), "granary; hit; detail=ledger", "it was taken in");
+    assert_eq!(world.charges(), 2);
+}
