@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -41,6 +41,8 @@ const UPLOAD_GRACE: Duration = Duration::from_secs(5);
 /// How much longer than its upstream's hard stop a stopping process waits for a paid call.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 
+/// Connections that wait to be accepted; the system may allow fewer.
+const ACCEPT_QUEUE: u32 = 8192;
 /// How long a start waits for the archive's markers.
 const START_PATIENCE: Duration = Duration::from_secs(8);
 /// How often the archive's markers are compared.
@@ -81,8 +83,8 @@ impl App {
     /// As [`serve`].
     pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
         let state = StateDir::open(&config.state.path)?;
-        let public = bind(config.server.listen, "server.listen").await?;
-        let admin = bind(config.server.admin_listen, "server.admin_listen").await?;
+        let public = bind(config.server.listen, "server.listen")?;
+        let admin = bind(config.server.admin_listen, "server.admin_listen")?;
         let (public_addr, admin_addr) = (public.local_addr()?, admin.local_addr()?);
         let public_root = config.server.public_origin(public_addr).to_string();
 
@@ -214,8 +216,17 @@ impl App {
     }
 }
 
-async fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+/// With as long a queue as the system allows: when it overflows, clients that came together wait a
+/// second for their next try, or are reset.
+fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // What a restart finds in TIME_WAIT is no reason not to listen.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(ACCEPT_QUEUE)
+    };
+    listen().with_context(|| {
         format!("{field}: cannot listen on {address}; choose another address or stop what is there")
     })
 }
@@ -271,5 +282,29 @@ fn fill_config(config: &Config) -> FillConfig {
         result_url_ttl: config.upstream.result_url_ttl,
         daily_credits: config.budget.daily_credits,
         monthly_credits: config.budget.monthly_credits,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thousand_clients_may_wait_to_be_accepted() {
+        let allowed = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("this is Linux");
+        let clients = allowed.trim().parse::<usize>().expect("a number").min(1000);
+        let listener =
+            bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), "server.listen").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        // Who finds the queue full is not told, and tries again after a second.
+        let patience = Duration::from_millis(900);
+        let connect = |n| {
+            TcpStream::connect_timeout(&address, patience)
+                .unwrap_or_else(|error| panic!("client {n}: {error}"))
+        };
+        let waiting: Vec<TcpStream> = (0..clients).map(connect).collect();
+        assert_eq!(waiting.len(), clients);
     }
 }
