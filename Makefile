@@ -12,9 +12,13 @@ TEST_FEATURES := --features granary/crash-points
 # How long `make soak` runs, and its dice; print the seed of a failure and give it again.
 SECONDS ?= 60
 SEED ?=
+# How often `make crash` kills, and the round it goes on from.
+KILLS ?= 25
+MOMENTS ?= 2000
+FROM ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak compiler curl nextest components
+.PHONY: help run test lint bench soak crash compiler curl nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -43,6 +47,11 @@ bench: compiler ## Measure what a hit and the journal cost; wants a quiet machin
 soak: compiler nextest ## Hits, misses, hang-ups and restarts for SECONDS=60, counted to the credit
 	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(CARGO) nextest run --locked --workspace $(TEST_FEATURES) \
 		--run-ignored only --profile soak -E 'test(=soak::everything_adds_up_after_a_long_time)'
+
+crash: compiler nextest ## Kill it KILLS=25 times at every crash point and MOMENTS=2000 times at any moment
+	CRASH_KILLS=$(KILLS) CRASH_MOMENTS=$(MOMENTS) CRASH_SEED=$(SEED) CRASH_FROM=$(FROM) \
+		$(CARGO) nextest run --locked --workspace $(TEST_FEATURES) \
+		--run-ignored only --profile soak -E 'test(=campaign::the_long_campaign)'
 
 # install COMMAND, PACKAGES: makes sure of a command by Debian packages.
 define install

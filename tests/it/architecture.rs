@@ -261,5 +261,5 @@ fn no_test_is_ignored_but_those_that_something_else_runs() {
         }
     }
     // The child process of the test below it, and what `make soak` runs.
-    assert_eq!(ignored, ["src/store/local/crash_tests.rs", "tests/it/soak.rs"]);
+    assert_eq!(ignored, ["src/store/local/crash_tests.rs", "tests/it/campaign.rs", "tests/it/soak.rs"]);
 }

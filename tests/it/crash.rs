@@ -46,7 +46,7 @@ const AT_ONCE: usize = 3;
 
 /// What the next process finds, and what it makes of it before any client asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
+pub(crate) enum Left {
     /// No row.
     Nothing,
     /// A row that was `reserved`: the key is free.
@@ -60,7 +60,7 @@ enum Left {
 }
 
 /// The points in the program, in the order in which a fill passes them.
-const POINTS: [(&str, Left); 31] = [
+pub(crate) const POINTS: [(&str, Left); 31] = [
     ("CP2", Left::Nothing),
     ("CP1", Left::Nothing),
     ("CP3", Left::Nothing),
@@ -98,7 +98,7 @@ const POINTS: [(&str, Left); 31] = [
 
 /// Waits for somebody else, during which the process is killed from outside.
 #[derive(Clone, Copy, Debug)]
-enum Wait {
+pub(crate) enum Wait {
     HalfAnUpload,
     UpstreamWorks,
     HalfAnAnswer,
@@ -107,7 +107,7 @@ enum Wait {
     ClientReads,
 }
 
-const WAITS: [(Wait, Left); 6] = [
+pub(crate) const WAITS: [(Wait, Left); 6] = [
     (Wait::HalfAnUpload, Left::Nothing),
     (Wait::UpstreamWorks, Left::Sent { charges: 1 }),
     (Wait::HalfAnAnswer, Left::Sent { charges: 1 }),
@@ -335,7 +335,7 @@ fn first_words(answer: &Answer) -> String {
 }
 
 /// Runs cases a few at a time, each on a thread and a runtime of its own.
-fn all<T: Copy + Send + Sync, C: Future<Output = ()>>(cases: &[T], check: impl Fn(T) -> C + Sync) {
+pub(crate) fn all<T: Copy + Send + Sync, C: Future<Output = ()>>(cases: &[T], check: impl Fn(T) -> C + Sync) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
@@ -349,7 +349,7 @@ fn all<T: Copy + Send + Sync, C: Future<Output = ()>>(cases: &[T], check: impl F
     });
 }
 
-async fn check_point(point: &'static str, left: Left) {
+pub(crate) async fn check_point(point: &'static str, left: Left) {
     let case = Case::new(format!("{point} {left:?}")).await;
     match (point, left) {
         ("CP33" | "CP34", _) => {
@@ -380,7 +380,7 @@ async fn check_point(point: &'static str, left: Left) {
     case.assert_recovers(left).await;
 }
 
-async fn check_wait(wait: Wait, left: Left) {
+pub(crate) async fn check_wait(wait: Wait, left: Left) {
     let case = Case::new(format!("{wait:?}")).await;
     let (upstream, mut granary) = (&case.upstream, case.builder.start().await.unwrap());
     let call = Call::crop(&granary.public_url(), None, &case.form);

@@ -8,6 +8,8 @@
 mod architecture;
 mod archive;
 mod bucket;
+#[cfg(feature = "crash-points")]
+mod campaign;
 mod canonical;
 mod coalescing;
 #[cfg(feature = "crash-points")]
