@@ -11,6 +11,8 @@ mod canonical;
 mod coalescing;
 #[cfg(feature = "crash-points")]
 mod crash;
+mod disconnects;
+mod downloads;
 mod drop_in;
 mod error_table;
 mod harness;
@@ -19,3 +21,4 @@ mod readme;
 mod restart;
 mod secrets;
 mod soak;
+mod uploads;
