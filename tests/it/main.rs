@@ -12,6 +12,7 @@ mod coalescing;
 #[cfg(feature = "crash-points")]
 mod crash;
 mod disconnects;
+mod disk;
 mod downloads;
 mod drop_in;
 mod error_table;

@@ -8,6 +8,7 @@
 //! | [`form`] | multipart bodies as real clients build them, and as hostile ones do |
 //! | [`client`] | a small HTTP/1.1 client that can stop half way, wait for a 100, or send any bytes |
 //! | [`process`] | the real binary as a child process: its log, its addresses, its death |
+//! | [`disk`] | a disk that fails under a running process, call by call (strace) |
 //! | [`leak`] | looks for secrets in bytes, files and directories, in every encoding they might wear |
 //! | [`images`] | pictures in memory: photographs, tiny ones, bombs |
 //!
@@ -20,6 +21,7 @@
 
 pub mod ailab;
 pub mod client;
+pub mod disk;
 pub mod form;
 pub mod images;
 pub mod leak;
