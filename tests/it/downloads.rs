@@ -222,6 +222,19 @@ async fn bytes_beyond_the_declared_length_are_not_the_result() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_of_another_size_was_paid_for_and_is_kept() {
+    let world = World::start("").await;
+    world.upstream.on_next_result(ResultBehaviour::WrongSize(64, 48));
+    let answer = world.granary.crop(None, images::photo_png(), 320, 240).await;
+    assert_eq!((answer.status, world.upstream.fetches()), (200, 1), "{}", answer.text());
+    let kept = image::load_from_memory(&bytes_of(&answer.result_url()).await).unwrap();
+    assert_eq!((kept.width(), kept.height()), (64, 48));
+    let again = world.granary.crop(None, images::photo_png(), 320, 240).await;
+    assert_eq!((cache_status(&again).as_str(), again.text()), ("granary; hit; detail=memory", answer.text()));
+    assert_eq!(world.upstream.charges(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_result_not_had_while_its_url_lives_is_unfetchable_and_said_aloud() {
     let upstream = FakeAilab::start().await;
     upstream.always_results(ResultBehaviour::NotFound);

@@ -163,6 +163,20 @@ async fn an_order_that_never_gets_through_is_tried_three_times_and_free() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_order_has_a_connection_of_its_own() {
+    let mut world = World::start("").await;
+    for _ in 0..5 {
+        let picture = world.picture();
+        assert_eq!(world.granary.crop(None, &picture, 100, 100).await.status, 200);
+    }
+    // The fake would have kept each open for the next.
+    assert_eq!((world.proxy.connections(), world.upstream.attempts()), (5, 5));
+    world.proxy.wait_for_idle().await;
+    let connections: BTreeSet<u64> = world.upstream.seen().iter().map(|seen| seen.connection).collect();
+    assert_eq!(connections.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_cut_at_any_offset_is_unknown_and_never_bought_again_by_itself() {
     let mut world = World::start("").await;
     let (tail, whole) = lengths(&mut world).await;

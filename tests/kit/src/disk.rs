@@ -42,12 +42,25 @@ impl DiskFault {
     ///
     /// When strace is missing or may not attach, with what to do.
     pub async fn under(pid: u32, failing: Failing<'_>) -> DiskFault {
-        let folder = TempDir::new().unwrap();
         let Failing { calls, error, when, only } = failing;
+        DiskFault::attach(pid, calls, &format!("error={error}:when={when}"), only).await
+    }
+
+    /// Attaches likewise; nothing fails, but every one of these calls takes so much longer.
+    ///
+    /// # Panics
+    ///
+    /// As [`under`](Self::under).
+    pub async fn slow(pid: u32, calls: &str, by: Duration) -> DiskFault {
+        DiskFault::attach(pid, calls, &format!("delay_enter={}", by.as_micros()), &[]).await
+    }
+
+    async fn attach(pid: u32, calls: &str, what: &str, only: &[&Path]) -> DiskFault {
+        let folder = TempDir::new().unwrap();
         let mut command = Command::new("strace");
         command.args(["-f", "-o"]).arg(folder.path().join("calls"));
         command.arg("-e").arg(format!("trace={calls}"));
-        command.arg("-e").arg(format!("inject={calls}:error={error}:when={when}"));
+        command.arg("-e").arg(format!("inject={calls}:{what}"));
         for path in only {
             command.arg("-P").arg(path);
         }
