@@ -18,7 +18,7 @@ MOMENTS ?= 2000
 FROM ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak crash compiler curl nextest components
+.PHONY: help run test lint bench soak crash compiler curl strace nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ run: compiler curl ## Start Granary with no configuration: built-in engine, file
 	@exec "$$($(CARGO) metadata --locked --no-deps --format-version 1 \
 		| sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/debug/granary"
 
-test: compiler curl nextest ## Run every test
+test: compiler curl strace nextest ## Run every test
 	$(CARGO) nextest run --locked --workspace $(TEST_FEATURES)
 	$(CARGO) test --locked --workspace $(TEST_FEATURES) --doc
 
@@ -69,6 +69,10 @@ compiler:
 # For the line that `make run` prints, and for the tests that run this project's documentation.
 curl:
 	$(call install,curl,curl)
+
+# For the tests in which a disk fails: it makes chosen system calls return errors.
+strace:
+	$(call install,strace,strace)
 
 nextest: compiler
 	@$(CARGO) nextest --version >/dev/null 2>&1 || \

@@ -205,11 +205,19 @@ pub(crate) fn real_ailab(upstream: &FakeAilab) -> GranaryBuilder {
 
 /// `[upstream]` for a fake AILab; `more` are lines that go into the section.
 pub(crate) fn upstream_section(upstream: &FakeAilab, more: &str) -> String {
+    upstream_section_at(&upstream.base_url(), upstream, &[&upstream.result_host()], more)
+}
+
+/// The same for one that is reached at another address, with the hosts that results may be read from.
+pub(crate) fn upstream_section_at(
+    base_url: &str,
+    upstream: &FakeAilab,
+    result_hosts: &[&str],
+    more: &str,
+) -> String {
     format!(
-        "[upstream]\nkind = \"ailab\"\nbase_url = \"{}\"\napi_key = \"{}\"\nresult_hosts = [\"{}\"]\n{more}\n",
-        upstream.base_url(),
+        "[upstream]\nkind = \"ailab\"\nbase_url = \"{base_url}\"\napi_key = \"{}\"\nresult_hosts = {result_hosts:?}\n{more}\n",
         upstream.api_key(),
-        upstream.result_host(),
     )
 }
 
@@ -249,6 +257,30 @@ pub(crate) async fn bytes_of(url: &str) -> Vec<u8> {
     let answer = client::get(url).await.unwrap();
     assert_eq!(answer.status, 200, "{url}: {}", answer.text());
     answer.body
+}
+
+/// Small numbers that look random and come again with the same seed.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// From 0 up to and without `limit`.
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        // SplitMix64.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+}
+
+/// A number that somebody who runs a test may set in the environment.
+pub(crate) fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number, and not {text:?}")))
 }
 
 /// How many files there are below a directory.

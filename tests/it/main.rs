@@ -14,11 +14,17 @@ mod canonical;
 mod coalescing;
 #[cfg(feature = "crash-points")]
 mod crash;
+mod disconnects;
+mod disk;
+mod downloads;
 mod drop_in;
 mod error_table;
+mod faults;
 mod harness;
 mod http;
+mod race;
 mod readme;
 mod restart;
 mod secrets;
 mod soak;
+mod uploads;

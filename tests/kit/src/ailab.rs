@@ -76,6 +76,11 @@ impl FakeAilab {
         format!("http://{}", self.results)
     }
 
+    /// From now on result URLs name this host, `http://host:port`, which must lead to [`FakeAilab::result_host`].
+    pub fn sell_results_at(&self, host: &str) {
+        self.ledger.book().result_host = host.trim_end_matches('/').to_owned();
+    }
+
     /// The only key that is accepted; random for each fake, so that it can be searched for.
     pub fn api_key(&self) -> String {
         self.ledger.book().api_key.clone()

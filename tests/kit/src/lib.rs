@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`ailab`] | a fake AILab on loopback that is also a ledger: it knows what it would have charged, and what it was sent |
 //! | [`s3`] | a bucket in memory: signatures, checksums, conditional writes, faults, and a static site over it |
+//! | [`proxy`] | a TCP proxy that delays, cuts, resets, stalls or damages at exact bytes, and counts them |
 //! | [`form`] | multipart bodies as real clients build them, and as hostile ones do |
 //! | [`client`] | a small HTTP/1.1 client that can stop half way, wait for a 100, or send any bytes |
 //! | [`process`] | the real binary as a child process: its log, its addresses, its death |
+//! | [`disk`] | a disk that fails under a running process, call by call (strace) |
 //! | [`leak`] | looks for secrets in bytes, files and directories, in every encoding they might wear |
 //! | [`images`] | pictures in memory: photographs, tiny ones, bombs |
 //! | [`model`] | what must be true of any Granary, whatever happens to it |
@@ -22,10 +24,12 @@
 pub mod ailab;
 pub mod client;
 pub mod dice;
+pub mod disk;
 pub mod form;
 pub mod images;
 pub mod leak;
 pub mod model;
 pub mod process;
+pub mod proxy;
 pub mod s3;
 mod wire;

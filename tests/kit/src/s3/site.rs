@@ -1,9 +1,10 @@
-//! What a plain static file server on the bucket would answer: bytes, type and caching as they were stored, and 404.
+//! What the plainest static file server on the bucket would answer: an object's bytes and the type they were stored
+//! with, or 404.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::CONTENT_TYPE;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -41,9 +42,6 @@ fn find(objects: &Objects, name: &str) -> Answer {
     let mut answer = listen::page(200, "application/octet-stream", object.bytes);
     if let Some(content_type) = object.content_type {
         answer.headers_mut().insert(CONTENT_TYPE, content_type.parse().unwrap());
-    }
-    if let Some(cache_control) = object.cache_control {
-        answer.headers_mut().insert(CACHE_CONTROL, cache_control.parse().unwrap());
     }
     answer
 }
