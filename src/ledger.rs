@@ -6,11 +6,12 @@
 //!
 //! Results that wait for the store rest in the book too, in its [`spool`].
 //!
-//! Implementation: [`sqlite`]. This module knows no store, no upstream and no HTTP.
+//! Implementation: [`sqlite`], and around it [`spill`]. This module knows no store, no upstream and no HTTP.
 
 pub mod budget;
 #[cfg(test)]
 mod contract;
+pub mod spill;
 pub mod spool;
 pub mod sqlite;
 

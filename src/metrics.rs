@@ -11,6 +11,7 @@ use prometheus::{
 };
 
 use crate::ledger::CallState;
+use crate::ledger::spool::SpoolUsage;
 use crate::outcome::CacheStatus;
 
 /// Request durations, in seconds.
@@ -110,6 +111,11 @@ pub struct Metrics {
     upstream_queue: IntGauge,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
+    spool_objects: IntGauge,
+    spool_bytes: IntGauge,
+    spool_oldest_age: IntGauge,
+    unstored_results: IntGauge,
+    unstored_oldest_age: IntGauge,
 }
 
 impl Metrics {
@@ -172,6 +178,20 @@ impl Metrics {
                 &["state"],
             ),
             ledger_up: families.plain("granary_ledger_up", "1 when the ledger answered the last time it was asked"),
+            spool_objects: families.plain("granary_spool_objects", "Results that wait in the ledger for the store"),
+            spool_bytes: families.plain("granary_spool_bytes", "Bytes of the results that wait in the ledger for the store"),
+            spool_oldest_age: families.plain(
+                "granary_spool_oldest_age_seconds",
+                "How long the oldest result has waited for the store; 0 when none does",
+            ),
+            unstored_results: families.plain(
+                "granary_unstored_results",
+                "Results that are paid for and not kept anywhere yet (grain: attempts)",
+            ),
+            unstored_oldest_age: families.plain(
+                "granary_unstored_results_oldest_age_seconds",
+                "How long ago the oldest result that is not kept yet was paid for; its URL lives a day",
+            ),
             registry,
         };
         metrics.zero(teams, memory_capacity);
@@ -279,6 +299,13 @@ impl Metrics {
         set(&self.upstream_in_flight, snapshot.calls as u64);
         set(&self.upstream_queue, snapshot.queued as u64);
         self.ledger_up.set(i64::from(snapshot.ledger.is_some()));
+        if let Some(spool) = &snapshot.spool {
+            set(&self.spool_objects, spool.objects);
+            set(&self.spool_bytes, spool.bytes);
+            set(&self.spool_oldest_age, spool.oldest_age.unwrap_or_default().as_secs());
+            set(&self.unstored_results, spool.answered_calls);
+            set(&self.unstored_oldest_age, spool.oldest_answer_age.unwrap_or_default().as_secs());
+        }
         for total in snapshot.ledger.iter().flatten() {
             set(&self.ledger_credits.with_label_values(&[total.state.as_str()]), total.credits);
         }
@@ -312,6 +339,8 @@ pub struct Snapshot {
     pub queued: usize,
     /// The ledger's sums, if it answered.
     pub ledger: Option<Vec<crate::ledger::StateTotal>>,
+    /// What waits for the store, if the ledger answered.
+    pub spool: Option<SpoolUsage>,
 }
 
 /// Makes families; a name that is taken or malformed is a mistake in this file.

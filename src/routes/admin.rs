@@ -60,7 +60,17 @@ async fn metrics(State(state): State<AdminState>) -> Response {
     let (memory_entries, memory_bytes) = state.cache.size().await;
     let (fills, waiters, calls, queued) = state.filler.load();
     let ledger = state.ledger.totals().await.ok();
-    state.metrics.observe(&Snapshot { memory_entries, memory_bytes, fills, waiters, calls, queued, ledger });
+    let spool = state.ledger.spool_usage().await.ok();
+    state.metrics.observe(&Snapshot {
+        memory_entries,
+        memory_bytes,
+        fills,
+        waiters,
+        calls,
+        queued,
+        ledger,
+        spool,
+    });
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
 }
 
