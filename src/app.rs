@@ -24,13 +24,16 @@ use crate::fill::{FillConfig, FillParts, Filler};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::ArchiveGuard;
 use crate::ledger::Ledger;
+use crate::ledger::spill::SpillLedger;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::metrics::Metrics;
 use crate::request::RequestLimits;
 use crate::routes::body::Pace;
 use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::server::{self, ConnectionLimits};
+use crate::spool::{Copier, Spool, SpoolConfig};
 use crate::state::StateDir;
+use crate::store::Store;
 use crate::teams::Team;
 use crate::upstream::Upstream;
 use crate::upstream::ailab::{AilabConfig, AilabUpstream};
@@ -57,6 +60,7 @@ pub struct App {
     stopping: CancellationToken,
     closed: CancellationToken,
     filler: Filler,
+    copier: Copier,
     drain_grace: Duration,
     longest_call: Duration,
     listeners: Vec<tokio::task::JoinHandle<()>>,
@@ -94,12 +98,19 @@ impl App {
         let metrics = Arc::new(Metrics::new(team_names.iter().map(String::as_str), config.cache.memory.0));
         let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
         let ledger = open_ledger(&config, &state, clock.clone())?;
-        let store = store::open(&config.store).await?;
+        let ledger: Arc<dyn Ledger> = Arc::new(SpillLedger::new(ledger, state.spill_folder()));
+        let bare = store::open(&config.store).await?;
+        let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
+        let is_ours = {
+            let guard = guard.clone();
+            move || guard.is_open()
+        };
+        let spool = Spool::new(bare, ledger.clone(), is_ours, spool_config(&config, &state));
+        let store: Arc<dyn Store> = spool.clone();
         let (stopping, closed) = (CancellationToken::new(), CancellationToken::new());
         if config.store.kind == StoreKind::S3 {
             store::prove_bucket(store.clone(), stopping.clone()).await?;
         }
-        let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
         // A dependency that hangs must not keep hits from being served.
         if tokio::time::timeout(START_PATIENCE, guard.look()).await.is_err() {
             tracing::warn!("the archive's markers could not be compared yet; nothing is bought");
@@ -124,6 +135,7 @@ impl App {
         };
         let filler = Filler::new(parts, fill_config(&config), &team_list);
         filler.resume(recovery);
+        let copier = Copier::start(spool);
 
         let gateway_parts = GatewayParts {
             cache: cache.clone(),
@@ -185,6 +197,7 @@ impl App {
             stopping,
             closed,
             filler,
+            copier,
             drain_grace: config.server.drain_grace,
             longest_call: config.upstream.hard_stop + STOP_MARGIN,
             listeners,
@@ -212,6 +225,7 @@ impl App {
         if tokio::time::timeout(self.longest_call, settled).await.is_err() {
             tracing::error!("not everything came to rest in time; the ledger has what is open");
         }
+        self.copier.stop().await;
         tracing::info!("stopped");
     }
 }
@@ -236,7 +250,16 @@ fn open_ledger(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Resul
         .with_context(|| {
             format!("state.path: the ledger {} cannot be opened", state.ledger_file().display())
         })?;
-    Ok(Arc::new(ledger))
+    Ok(Arc::new(ledger.with_spool_max(config.state.spool_max.0)))
+}
+
+fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {
+    SpoolConfig {
+        disk: state.path().to_owned(),
+        max_bytes: config.state.spool_max.0,
+        result_max_bytes: config.upstream.result_max_bytes.0,
+        buys_without_store: config.store.kind == StoreKind::S3,
+    }
 }
 
 type Seller = (Arc<dyn Upstream>, Arc<dyn ResultSource>);

@@ -175,7 +175,8 @@ impl Gateway {
         let in_store = self.parts.store.record(&self.namespace, key).await;
         match (in_ledger, in_store) {
             (in_ledger, Ok(Some(record))) => {
-                if in_ledger.is_ok() {
+                // Another archive's records serve, but are not taken for ours.
+                if in_ledger.is_ok() && self.parts.guard.is_open() {
                     self.adopt(&record).await;
                 }
                 if self.is_still_there(&record).await? {

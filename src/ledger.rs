@@ -4,21 +4,28 @@
 //! and the index of what is stored. A state changes only along [`Booking`]s, each of which is one
 //! durable transaction: when a method has returned `Ok`, the change survives a crash.
 //!
-//! Implementation: [`sqlite`]. This module knows no store, no upstream and no HTTP.
+//! Results that wait for the store rest in the book too, in its [`spool`].
+//!
+//! Implementation: [`sqlite`], and around it [`spill`]. This module knows no store, no upstream and no HTTP.
 
 pub mod budget;
 #[cfg(test)]
 mod contract;
+pub mod spill;
+pub mod spool;
 pub mod sqlite;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use self::budget::{Budget, BudgetRefusal, Scope, Used};
+use self::spool::{SpoolUsage, Spooled};
 use crate::archive::{ArchiveId, Membership};
 use crate::key::{CacheKey, Digest};
+use crate::picture::ObjectName;
 use crate::secret::Secret;
 use crate::store::Record;
 
@@ -99,7 +106,7 @@ impl CallState {
 }
 
 /// The number of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallId(pub i64);
 
 /// What is asked of [`Ledger::reserve`].
@@ -191,6 +198,14 @@ pub enum Booking {
         /// Does this row keep the key? Not when another result got there first.
         holds_key: bool,
     },
+    /// From `answered`: the store does not take the result now, so the ledger keeps its bytes. The
+    /// state is `stored`, because the result is permanent from here on.
+    Spooled {
+        /// What is kept.
+        record: Box<Record>,
+        /// The object the record names.
+        bytes: Bytes,
+    },
     /// From `sent`, from `reserved` when the refusal came early, or from `unknown` when it came late.
     Refused {
         /// Status and code.
@@ -221,7 +236,7 @@ impl Booking {
         match self {
             Self::Released { .. } => CallState::Released,
             Self::Answered { .. } => CallState::Answered,
-            Self::Stored { .. } => CallState::Stored,
+            Self::Stored { .. } | Self::Spooled { .. } => CallState::Stored,
             Self::Refused { .. } => CallState::Refused,
             Self::Failed { .. } => CallState::Failed,
             Self::Unknown { .. } => CallState::Unknown,
@@ -237,7 +252,9 @@ impl Booking {
             // the tail is still in our hands, and whoever holds it knows.
             Self::Released { .. } => matches!(state, CallState::Reserved | CallState::Sent),
             Self::Answered { .. } => matches!(state, CallState::Sent | CallState::Unknown),
-            Self::Stored { .. } | Self::Unfetchable { .. } => matches!(state, CallState::Answered),
+            Self::Stored { .. } | Self::Spooled { .. } | Self::Unfetchable { .. } => {
+                matches!(state, CallState::Answered)
+            }
             Self::Refused { .. } | Self::Failed { .. } => {
                 matches!(state, CallState::Reserved | CallState::Sent | CallState::Unknown)
             }
@@ -271,6 +288,19 @@ pub struct Recovery {
     pub unknown: u64,
     /// Rows that are `answered` and wait for their result.
     pub unfinished: Vec<UnfinishedCall>,
+}
+
+/// What a row is about and how far it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallFacts {
+    /// Which upstream and operation.
+    pub namespace: String,
+    /// The request.
+    pub key: CacheKey,
+    /// Its generation.
+    pub generation: u64,
+    /// How far it is.
+    pub state: CallState,
 }
 
 /// The number of rows in a state, and the sum of their credits. Adopted rows are not in it: they
@@ -311,7 +341,7 @@ pub trait Ledger: Send + Sync {
     /// whose outcome was lost can be repeated.
     ///
     /// # Errors
-    /// [`LedgerError`]: not booked, as far as is known.
+    /// [`LedgerError`]: not booked, as far as is known. [`LedgerError::SpoolFull`]: certainly not.
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError>;
 
     /// Makes a record that the store has and the ledger does not known to the ledger, unpaid. A
@@ -369,6 +399,45 @@ pub trait Ledger: Send + Sync {
     /// # Errors
     /// [`LedgerError`].
     async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError>;
+
+    /// A row; `None` when there is none of this number.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError>;
+
+    /// The bytes of an object that waits in the spool, as they were given; `None` when it does not.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: whether it waits there cannot be said.
+    async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError>;
+
+    /// Does an object of this name wait in the spool?
+    ///
+    /// # Errors
+    /// [`LedgerError`]: it cannot be said.
+    async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError>;
+
+    /// What waits in the spool behind a position, oldest first, at most `limit`; from 0 on, all do.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError>;
+
+    /// Takes a call's result out of the spool. Only for one whose object and record the store has
+    /// confirmed. `standing` is the record that now stands there under the key: one of another
+    /// purchase takes the key, and this row leaves it. Nothing happens when the result is not in
+    /// the spool (any more).
+    ///
+    /// # Errors
+    /// [`LedgerError`]: it is still there, as far as is known.
+    async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError>;
+
+    /// What is in the spool, and what may still come.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError>;
 }
 
 /// Why the ledger could not do what it was asked; safe to log.
@@ -377,6 +446,16 @@ pub enum LedgerError {
     /// It cannot be asked or written at the moment.
     #[error("the ledger is unavailable: {0}")]
     Unavailable(String),
+    /// The spool has no room for a result; nothing was changed.
+    #[error("the spool is full: a result of {wanted} bytes does not fit beside {used} of {max}")]
+    SpoolFull {
+        /// Bytes of the result.
+        wanted: u64,
+        /// Bytes that wait already.
+        used: u64,
+        /// Bytes that may wait.
+        max: u64,
+    },
     /// The booking contradicts the row: a bug, or a hand in the ledger.
     #[error("call {id} is {state} and cannot become {wanted}")]
     Contradiction {

@@ -16,7 +16,7 @@
 //! | admit | [`fill`], [`slots`], [`ledger`] | only here: hits and followers spend nothing |
 //! | **pay** | [`fill`], [`upstream`] | the only step that costs money, in a task no client can cancel |
 //! | fetch | [`download`] | a client that cannot carry a credential |
-//! | **persist** | [`store`] | object first, then the record, then the ledger's `stored`: from here the URL is permanent |
+//! | **persist** | [`store`], [`spool`] | object first, then the record, then the ledger's `stored`: from here the URL is permanent; without the store, all of it in the ledger |
 //! | rewrite | [`rewrite`] | pure, on the way out, for hits as well |
 //! | respond | [`routes::respond`], [`error`] | ids, envelopes, counting, one log line |
 //!
@@ -34,9 +34,9 @@
 //!
 //! ```text
 //! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
-//!      > {error, guard, metrics} > {ledger, store, upstream, download, request, teams}
+//!      > {error, guard, metrics} > spool > {ledger, store, upstream, download, request, teams}
 //!      > {archive, net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
-//!         state}
+//!         disk, state}
 //! ```
 //!
 //! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,
@@ -52,6 +52,7 @@ pub mod coalesce;
 pub mod code;
 pub mod config;
 pub(crate) mod crash;
+pub(crate) mod disk;
 pub mod download;
 pub mod envelope;
 pub mod error;
@@ -72,6 +73,7 @@ pub mod routes;
 pub mod secret;
 pub mod server;
 pub mod slots;
+pub mod spool;
 pub mod state;
 pub mod store;
 pub mod teams;

@@ -11,6 +11,7 @@ use prometheus::{
 };
 
 use crate::ledger::CallState;
+use crate::ledger::spool::SpoolUsage;
 use crate::outcome::CacheStatus;
 
 /// Request durations, in seconds.
@@ -111,6 +112,11 @@ pub struct Metrics {
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
     archive_guard: IntGauge,
+    spool_objects: IntGauge,
+    spool_bytes: IntGauge,
+    spool_oldest_age: IntGauge,
+    unstored_results: IntGauge,
+    unstored_oldest_age: IntGauge,
 }
 
 impl Metrics {
@@ -176,6 +182,20 @@ impl Metrics {
             archive_guard: families.plain(
                 "granary_archive_guard_ok",
                 "1 when ledger and store are known to belong together; else nothing is bought",
+            ),
+            spool_objects: families.plain("granary_spool_objects", "Results that wait in the ledger for the store"),
+            spool_bytes: families.plain("granary_spool_bytes", "Bytes of the results that wait in the ledger for the store"),
+            spool_oldest_age: families.plain(
+                "granary_spool_oldest_age_seconds",
+                "How long the oldest result has waited for the store; 0 when none does",
+            ),
+            unstored_results: families.plain(
+                "granary_unstored_results",
+                "Results that are paid for and not kept anywhere yet (grain: attempts)",
+            ),
+            unstored_oldest_age: families.plain(
+                "granary_unstored_results_oldest_age_seconds",
+                "How long ago the oldest result that is not kept yet was paid for; its URL lives a day",
             ),
             registry,
         };
@@ -285,6 +305,13 @@ impl Metrics {
         set(&self.upstream_queue, snapshot.queued as u64);
         self.ledger_up.set(i64::from(snapshot.ledger.is_some()));
         self.archive_guard.set(i64::from(snapshot.is_archive_known));
+        if let Some(spool) = &snapshot.spool {
+            set(&self.spool_objects, spool.objects);
+            set(&self.spool_bytes, spool.bytes);
+            set(&self.spool_oldest_age, spool.oldest_age.unwrap_or_default().as_secs());
+            set(&self.unstored_results, spool.answered_calls);
+            set(&self.unstored_oldest_age, spool.oldest_answer_age.unwrap_or_default().as_secs());
+        }
         for total in snapshot.ledger.iter().flatten() {
             set(&self.ledger_credits.with_label_values(&[total.state.as_str()]), total.credits);
         }
@@ -320,6 +347,8 @@ pub struct Snapshot {
     pub is_archive_known: bool,
     /// The ledger's sums, if it answered.
     pub ledger: Option<Vec<crate::ledger::StateTotal>>,
+    /// What waits for the store, if the ledger answered.
+    pub spool: Option<SpoolUsage>,
 }
 
 /// Makes families; a name that is taken or malformed is a mistake in this file.

@@ -52,6 +52,16 @@ impl StateDir {
     pub fn ledger_file(&self) -> PathBuf {
         self.path.join("ledger.sqlite")
     }
+
+    /// The folder for what cannot be booked because the ledger is away.
+    pub fn spill_folder(&self) -> PathBuf {
+        self.path.join("spill")
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl Drop for StateDir {

@@ -50,6 +50,9 @@ section! {
         /// The folder of the ledger; made when missing, and locked by the process that uses it. On
         /// a local disk. A relative path starts at the working directory.
         pub path: PathBuf = PathBuf::from("granary-data/state"),
+        /// Results that may wait in the ledger for a store that is away, in bytes. When no more fit,
+        /// nothing is bought until the store is back. 0: none may wait.
+        pub spool_max: ByteSize = ByteSize::mib(2048),
     }
 }
 

@@ -8,7 +8,11 @@
 //! ```text
 //! TakeSlot → Admit → CheckRoom → Reserve → LookAgain → Open → MarkSent → Send → Book(answered)
 //!          → Fetch → PutObject → PutRecord → Book(stored) → Finish
+//!                                         ↘ Book(spooled) ↗
 //! ```
+//!
+//! A store that does not take object or record is given up for the ledger's spool; when that does
+//! not take it either, both are tried again, in turns, for ever.
 
 mod effect;
 #[cfg(test)]
@@ -49,6 +53,8 @@ pub struct Machine {
     record: Option<Arc<Record>>,
     /// The booking under way, and what follows it; kept until it is durable.
     booking: Option<(Booking, Next)>,
+    /// The step of keeping that failed in the store, while the ledger is asked to spool the result.
+    unkept: Option<Next>,
     /// What follows a pause or a word to the waiters.
     resume: Option<Next>,
     open_tries: u32,
@@ -103,6 +109,7 @@ impl Machine {
             fetched: None,
             record: None,
             booking: None,
+            unkept: None,
             resume: None,
             open_tries: 0,
             fetch_tries: 0,
@@ -165,8 +172,7 @@ impl Machine {
             }
             Event::FetchEnded(Err(error), age) => self.not_fetched(&error, age),
 
-            Event::ObjectKept(Ok(now)) => self.object_kept(now),
-            Event::ObjectKept(Err(error)) => self.not_kept(&error, Next::PutObject),
+            Event::ObjectKept(kept, now) => self.object_kept(kept, now),
             Event::RecordKept(Ok(standing)) => self.record_kept(standing),
             Event::RecordKept(Err(error)) => self.not_kept(&error, Next::PutRecord),
 
@@ -300,7 +306,7 @@ impl Machine {
         self.pause(pause, Next::Fetch)
     }
 
-    fn object_kept(&mut self, now: Timestamp) -> Effect {
+    fn object_kept(&mut self, kept: Result<(), StoreError>, now: Timestamp) -> Effect {
         let (Some(payer), Some(answer), Some(fetched)) = (&self.payer, &self.answer, &self.fetched) else {
             return bug();
         };
@@ -322,8 +328,13 @@ impl Machine {
             width: payer.width,
             height: payer.height,
         }));
-        self.keep_tries = 0;
-        self.next(Next::PutRecord)
+        match kept {
+            Ok(()) => {
+                self.keep_tries = 0;
+                self.next(Next::PutRecord)
+            }
+            Err(error) => self.not_kept(&error, Next::PutObject),
+        }
     }
 
     /// The record is the commit mark: from here on the result is permanent.
@@ -343,6 +354,7 @@ impl Machine {
 
     fn booked(&mut self) -> Effect {
         self.book_tries = 0;
+        self.unkept = None;
         match self.booking.take() {
             Some((_, next)) => self.next(next),
             None => bug(),
@@ -354,6 +366,9 @@ impl Machine {
         if matches!(error, LedgerError::Contradiction { .. }) {
             tracing::error!(%error, "a booking contradicts the ledger");
             return self.booked();
+        }
+        if let Some(again) = self.unkept.take() {
+            return self.not_spooled(error, again);
         }
         self.book_tries += 1;
         let Some((booking, next)) = &self.booking else { return bug() };
@@ -367,8 +382,20 @@ impl Machine {
         self.pause(backoff(self.book_tries), Next::Book)
     }
 
+    /// The store did not take it, so the ledger is to keep it until it does.
     fn not_kept(&mut self, error: &StoreError, again: Next) -> Effect {
+        tracing::warn!(%error, call = self.id().0, "the store did not take a paid result; it goes to the spool");
+        let (Some(record), Some(fetched)) = (&self.record, &self.fetched) else { return bug() };
+        let booking = Booking::Spooled { record: Box::new((**record).clone()), bytes: fetched.bytes.clone() };
+        let filled = Filled { record: record.clone(), source: FillSource::Bought };
+        self.unkept = Some(again);
+        self.book(booking, Next::Finish(Box::new(Ok(filled))))
+    }
+
+    /// Neither did the ledger. Whichever is back first gets it.
+    fn not_spooled(&mut self, error: &LedgerError, again: Next) -> Effect {
         tracing::error!(%error, call = self.id().0, "a paid result could not be kept yet");
+        self.booking = None;
         self.keep_tries += 1;
         self.pause(backoff(self.keep_tries), again)
     }

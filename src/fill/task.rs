@@ -99,7 +99,7 @@ impl Task {
                 crash_point("CP22");
                 let kept = parts.store.put_object(fetched.name, fetched.bytes).await;
                 crash_point("CP24");
-                Event::ObjectKept(kept.map(|()| parts.clock.now()))
+                Event::ObjectKept(kept, parts.clock.now())
             }
             Effect::PutRecord(record) => Event::RecordKept(parts.store.put_record(&record).await),
             Effect::Pause(time) => self.pause(time).await,

@@ -5,6 +5,9 @@
 //! what the trait tells, and time passes only when a check turns the clock.
 
 pub(super) mod model;
+mod spool;
+
+pub(super) use self::spool::*;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex};
@@ -24,8 +27,12 @@ use crate::key::{CacheKey, Digest};
 use crate::secret::Secret;
 use crate::store::Record;
 
+/// Bytes that may wait in the spool of every ledger on the bench.
+pub(super) const SPOOL_MAX: u64 = 4096;
+
 /// Makes one test of each check. `$open` is an async function that takes a clock and the zone of
-/// its days, and returns an empty ledger and whatever must live as long.
+/// its days, and returns an empty ledger, whose spool takes [`SPOOL_MAX`] bytes, and whatever must
+/// live as long.
 macro_rules! ledger_contract {
     ($open:path) => {
         $crate::ledger::contract::ledger_contract! { @each $open:
@@ -63,6 +70,14 @@ macro_rules! ledger_contract {
             recovering_twice_is_the_same_as_once,
             totals_name_every_state_once,
             a_ledger_belongs_to_one_archive,
+            a_call_is_told_by_its_number,
+            a_spooled_result_is_stored_and_its_bytes_are_found_by_name,
+            what_waits_is_listed_oldest_first_in_pieces,
+            a_result_that_does_not_fit_is_refused_and_its_row_stays_answered,
+            equal_results_of_two_calls_leave_the_spool_one_by_one,
+            a_spooled_result_whose_record_stands_elsewhere_leaves_the_key_to_it,
+            spooling_and_taking_out_may_be_repeated,
+            usage_tells_what_waits_and_what_may_still_come,
         }
     };
     (@each $open:path: $($check:ident),* $(,)?) => { $(
@@ -419,7 +434,7 @@ fn table(from: CallState) -> &'static [CallState] {
 pub(super) async fn a_call_changes_its_state_along_the_table_and_in_no_other_way(bench: &Bench) {
     let mut n = 0;
     for from in CallState::ALL {
-        for kind in 0..8 {
+        for kind in 0..9 {
             n += 1;
             let wanted = picture(n);
             let won = bench.bring(n, from).await;
@@ -431,6 +446,7 @@ pub(super) async fn a_call_changes_its_state_along_the_table_and_in_no_other_way
                 4 => failed(),
                 5 => unknown(),
                 6 => unfetchable(),
+                7 => spooled(&record(&wanted, won, bench.clock.now())),
                 _ => Booking::Lost,
             };
             let to = booking.state();

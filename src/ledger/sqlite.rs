@@ -9,9 +9,12 @@
 //! the thread is idle, and at every start. `secure_delete` does not reach the copies that SQLite
 //! leaves behind when it moves rows from page to page; so the text begins a whole page into its row,
 //! where it lies on pages of its own, which are never moved, and wiped when they are given up.
+//!
+//! The file does not shrink: what the spool has taken is used again by it and by everything else.
 
 mod calls;
 mod membership;
+mod spool;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -19,28 +22,37 @@ mod worker;
 use std::path::Path;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use jiff::tz::TimeZone;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
 use self::worker::Worker;
 use super::budget::{Budget, Scope, Used, Windows};
-use super::{Booking, CallId, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal};
+use super::spool::{SpoolUsage, Spooled};
+use super::{
+    Booking, CallFacts, CallId, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
+};
 use crate::archive::{ArchiveId, Membership};
 use crate::clock::Clock;
 use crate::key::CacheKey;
+use crate::picture::ObjectName;
 use crate::store::Record;
 
-/// The layout of the file; a file with a higher one is refused untouched.
+/// The layout of the file: how many of [`MIGRATIONS`] it has had. A file with a higher one is refused
+/// untouched.
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
-/// What makes each layout of the one before it.
-const MIGRATIONS: [&str; 2] = [CALLS, ARCHIVE];
+/// What leads from each layout to the next; it only ever adds.
+const MIGRATIONS: [&str; 3] = [SCHEMA, spool::SCHEMA, membership::SCHEMA];
+
+/// Bytes that may wait in the spool, unless [`SqliteLedger::with_spool_max`] says otherwise.
+const SPOOL_MAX: u64 = 2 << 30;
 
 /// Bytes of a page of the file, and of the padding before the text of an answer.
 const PAGE_SIZE: u32 = 4096;
 
-const CALLS: &str = "
+const SCHEMA: &str = "
 CREATE TABLE calls (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
     namespace    TEXT    NOT NULL,
@@ -82,21 +94,13 @@ CREATE TABLE spent (
 CREATE TABLE frozen (scope TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ";
 
-/// The archive this ledger belongs to: one row, or none.
-const ARCHIVE: &str = "
-CREATE TABLE archive (
-    one     INTEGER PRIMARY KEY CHECK (one = 1),
-    id      TEXT    NOT NULL,
-    settled INTEGER NOT NULL                  -- 1: the store has been seen to carry the same id
-) STRICT;
-";
-
 /// See the module.
 pub struct SqliteLedger {
     writer: Worker,
     reader: Worker,
     clock: Clock,
     zone: TimeZone,
+    spool_max: u64,
 }
 
 impl SqliteLedger {
@@ -118,7 +122,14 @@ impl SqliteLedger {
             reader: Worker::spawn("ledger-read", readable, "BEGIN", 1),
             clock,
             zone,
+            spool_max: SPOOL_MAX,
         })
+    }
+
+    /// Lets at most so many bytes of results wait in the spool; the default is 2 GiB.
+    #[must_use]
+    pub fn with_spool_max(self, bytes: u64) -> Self {
+        Self { spool_max: bytes, ..self }
     }
 
     async fn write<T: Send + 'static>(
@@ -164,13 +175,11 @@ fn refuse_newer(connection: &Connection) -> Result<(), LedgerError> {
 }
 
 fn migrate(connection: &Connection) -> Result<(), LedgerError> {
-    for (known, step) in (0..).zip(MIGRATIONS) {
-        if version(connection)? == known {
-            connection.execute_batch(&format!(
-                "BEGIN IMMEDIATE; {step} PRAGMA user_version = {}; COMMIT;",
-                known + 1
-            ))?;
-        }
+    let done = usize::try_from(version(connection)?).unwrap_or(0);
+    for (migration, layout) in MIGRATIONS.iter().zip(1..).skip(done) {
+        connection.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {migration} PRAGMA user_version = {layout}; COMMIT;"
+        ))?;
     }
     Ok(())
 }
@@ -201,8 +210,15 @@ impl Ledger for SqliteLedger {
 
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
         let now = self.clock.now();
-        let erases = matches!(booking, Booking::Stored { .. } | Booking::Unfetchable { .. });
-        self.writer.run(erases, move |db| calls::book(db, id, &booking, now)).await
+        let erases =
+            matches!(booking, Booking::Stored { .. } | Booking::Spooled { .. } | Booking::Unfetchable { .. });
+        let max = self.spool_max;
+        self.writer
+            .run(erases, move |db| {
+                spool::check_fits(db, id, &booking, max)?;
+                calls::book(db, id, &booking, now)
+            })
+            .await
     }
 
     async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
@@ -249,5 +265,32 @@ impl Ledger for SqliteLedger {
 
     async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
         self.write(move |db| membership::settle(db, archive)).await
+    }
+
+    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
+        self.read(move |db| calls::facts(db, id)).await
+    }
+
+    async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
+        self.read(move |db| spool::object(db, name)).await
+    }
+
+    async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
+        self.read(move |db| spool::has(db, name)).await
+    }
+
+    async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError> {
+        self.read(move |db| spool::list(db, after, limit)).await
+    }
+
+    async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError> {
+        let standing = standing.clone();
+        let windows = Windows::at(standing.stored_at, &self.zone);
+        self.write(move |db| spool::remove(db, id, &standing, &windows)).await
+    }
+
+    async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
+        let now = self.clock.now();
+        self.read(move |db| spool::usage(db, now)).await
     }
 }

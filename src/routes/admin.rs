@@ -74,6 +74,7 @@ async fn metrics(State(state): State<AdminState>) -> Response {
     let (fills, waiters, calls, queued) = state.filler.load();
     let ledger = state.ledger.totals().await.ok();
     let is_archive_known = state.guard.is_open();
+    let spool = state.ledger.spool_usage().await.ok();
     state.metrics.observe(&Snapshot {
         memory_entries,
         memory_bytes,
@@ -83,6 +84,7 @@ async fn metrics(State(state): State<AdminState>) -> Response {
         queued,
         is_archive_known,
         ledger,
+        spool,
     });
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
 }

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use granary_kit::ailab::FakeAilab;
-use granary_kit::client::{self, Answer};
+use granary_kit::ailab::{FakeAilab, ResultBehaviour};
+use granary_kit::client::{self, Answer, Call};
 use granary_kit::form::Form;
 use granary_kit::images;
 use granary_kit::process::{GranaryBuilder, GranaryProcess};
@@ -181,6 +181,39 @@ async fn with_a_replaced_ledger_hits_go_on_and_misses_wait_for_the_adoption() {
     assert!(world.adopt(None).await.contains("ledger and store belong together"));
     let process = world.start().await;
     buys(&world, &process, 200).await;
-    assert_eq!(cache_status(&crop(&process, 100).await), "granary; hit; detail=ledger", "it was taken in");
+    assert_eq!(cache_status(&crop(&process, 100).await), "granary; hit; detail=store", "not taken in before");
+    let rows = metric(&process.admin_url(), "granary_ledger_credits{state=\"stored\"}").await;
+    assert_eq!(rows, 3.0, "what was adopted was paid through another ledger");
     assert_eq!(world.charges(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_paid_for_is_not_put_where_it_would_never_be_found() {
+    let world = World::new().await;
+    let mut process = world.start().await;
+    world.upstream.on_next_result(ResultBehaviour::Hang);
+    let call = Call::crop(&process.public_url(), None, &Form::curl(images::photo_jpeg(), 100, 100));
+    let _asked = call.send_part(call.body_len()).await.unwrap();
+    world.upstream.wait_for_fetches(1).await;
+    process.kill().await;
+
+    // The answer is in the ledger; the result is fetched now, and the bucket is another's.
+    let mut process = world.with_prefix("granary/tset").start().await.unwrap();
+    until("the result to wait in the ledger", async || {
+        metric(&process.admin_url(), "granary_spool_objects").await == 1.0
+    })
+    .await;
+    let url = crop(&process, 100).await.result_url();
+    assert_eq!(client::get(&url).await.unwrap().status, 200, "it is served from there");
+    process.kill().await;
+    assert!(!world.bucket.names().iter().any(|name| name.contains("tset/results")));
+
+    let process = world.start().await;
+    until("the result to come where it belongs", async || {
+        metric(&process.admin_url(), "granary_spool_objects").await == 0.0
+    })
+    .await;
+    assert_eq!(client::get(&url).await.unwrap().status, 200);
+    assert!(world.bucket.names().iter().any(|name| name.starts_with("granary/test/results/")));
+    assert_eq!(world.charges(), 1);
 }

@@ -9,7 +9,7 @@ use granary::app::App;
 use granary::clock::Clock;
 use granary::config::{Config, Environment};
 use granary_kit::ailab::FakeAilab;
-use granary_kit::client::{self, Answer};
+use granary_kit::client::{self, Answer, Call};
 use granary_kit::form::Form;
 use granary_kit::process::{GranaryBuilder, GranaryProcess};
 use granary_kit::s3::S3Server;
@@ -108,6 +108,11 @@ impl Granary {
         format!("http://{}", self.app.admin_addr)
     }
 
+    /// Says, as an operator, that ledger and store belong together.
+    pub(crate) async fn adopt(&self) {
+        adopt(&self.admin()).await;
+    }
+
     /// Its clock, which a test may turn.
     pub(crate) fn clock(&self) -> &TurnedClock {
         &self.clock
@@ -165,6 +170,12 @@ impl Granary {
 pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     let patience = Duration::from_secs(60);
     tokio::time::timeout(patience, work).await.unwrap_or_else(|_| panic!("waited {patience:?} for {what}"))
+}
+
+/// `granary adopt`, for the process with this admin URL.
+pub(crate) async fn adopt(admin: &str) {
+    let answer = Call::new("POST", &format!("{admin}/admin/v1/adopt")).send().await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
 }
 
 async fn metrics(admin: &str) -> String {

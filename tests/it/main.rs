@@ -27,4 +27,5 @@ mod readme;
 mod restart;
 mod secrets;
 mod soak;
+mod spool;
 mod uploads;

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::bucket::store_section;
-use crate::harness::{cache_status, real, team, upstream_section};
+use crate::harness::{adopt, cache_status, real, team, upstream_section};
 
 /// Keys asked for by both at the same moments.
 const KEYS: u64 = 40;
@@ -134,6 +134,8 @@ async fn two_processes_on_one_bucket_agree_and_never_overwrite() {
     let builders: [GranaryBuilder; 2] =
         [real().config_text(config.clone()), real().config_text(config.clone())];
     let (mut one, mut other) = (builders[0].start().await.unwrap(), builders[1].start().await.unwrap());
+    // The second ledger comes to a store that is not its own yet.
+    adopt(&other.admin_url()).await;
     let mut seen = Seen::default();
 
     let mut urls = race([&one, &other], &token, &bucket, &mut seen, false).await;

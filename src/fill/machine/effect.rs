@@ -82,8 +82,8 @@ pub enum Event {
     Booked(Result<(), LedgerError>),
     /// The result, or why not, and how long ago the answer was booked.
     FetchEnded(Result<Fetched, FetchError>, Duration),
-    /// The object is durable, at this instant, or not.
-    ObjectKept(Result<Timestamp, StoreError>),
+    /// The object is durable, or not, at this instant.
+    ObjectKept(Result<(), StoreError>, Timestamp),
     /// The record that stands now.
     RecordKept(Result<Record, StoreError>),
     /// Time has passed.

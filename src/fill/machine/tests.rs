@@ -79,6 +79,10 @@ fn store_away<T>() -> Result<T, StoreError> {
     Err(StoreError::Unavailable("planted".to_owned()))
 }
 
+fn spool_full<T>() -> Result<T, LedgerError> {
+    Err(LedgerError::SpoolFull { wanted: 3, used: 2, max: 4 })
+}
+
 fn contradiction() -> LedgerError {
     LedgerError::Contradiction { id: 7, state: "stored".to_owned(), wanted: "answered" }
 }
@@ -117,6 +121,7 @@ fn show_verdict(verdict: &Verdict) -> String {
 /// An effect as it stands in a life; `Pause` leaves its time out, which has a test of its own.
 fn show(effect: &Effect) -> String {
     match effect {
+        Effect::Book(_, Booking::Spooled { .. }) => "Book(spooled)".to_owned(),
         Effect::Book(_, booking) => format!("Book({})", booking.state().as_str()),
         Effect::Finish(verdict) => format!("Finish({})", show_verdict(verdict)),
         Effect::Tell(verdict) => format!("Tell({})", show_verdict(verdict)),
@@ -139,7 +144,7 @@ fn success(effect: &Effect) -> Event {
         Effect::Send => Event::Replied(Reply::Answered(answer())),
         Effect::Book(..) => Event::Booked(Ok(())),
         Effect::Fetch(_) => Event::FetchEnded(Ok(fetched()), Duration::from_secs(1)),
-        Effect::PutObject(_) => Event::ObjectKept(Ok(now())),
+        Effect::PutObject(_) => Event::ObjectKept(Ok(()), now()),
         Effect::PutRecord(record) => Event::RecordKept(Ok(Record::clone(record))),
         Effect::Pause(_) | Effect::StepAside(_) => Event::Paused,
         Effect::RefuseTeam(_) | Effect::Tell(_) => Event::Told,
@@ -511,17 +516,55 @@ fn a_result_that_is_not_had_while_its_url_may_live_is_given_up() {
     );
 }
 
+/// What the store does not take.
+fn object_fails() -> (&'static str, Event) {
+    ("PutObject", Event::ObjectKept(store_away(), now()))
+}
+
+fn record_fails() -> (&'static str, Event) {
+    ("PutRecord", Event::RecordKept(store_away()))
+}
+
 #[test]
-fn a_store_that_fails_is_asked_again_for_ever() {
-    let object = || ("PutObject", Event::ObjectKept(store_away()));
-    let record = || ("PutRecord", Event::RecordKept(store_away()));
-    let script = (0..50).map(|_| object()).chain((0..50).map(|_| record())).collect();
+fn what_the_store_does_not_take_is_spooled_and_told_at_once() {
+    const SPOOLED: &str = "Book(spooled) Finish(Ok Bought)";
+    check(vec![object_fails()], &format!("PutObject {SPOOLED}"));
+    check(vec![record_fails()], &format!("PutRecord {SPOOLED}"));
+    for failure in [object_fails(), record_fails()] {
+        let life = live(Machine::new(LIMITS), vec![failure]);
+        let [.., Effect::Book(id, Booking::Spooled { record, bytes }), Effect::Finish(Ok(filled))] =
+            &life[..]
+        else {
+            panic!("{}", show_life(&life))
+        };
+        assert_eq!((*id, &**record, bytes), (WON.id, &bought_record(), &fetched().bytes));
+        assert_eq!(*filled.record, bought_record());
+    }
+    check(
+        vec![object_fails(), ("Book(spooled)", Event::Booked(Err(contradiction())))],
+        "PutObject Book(spooled) Finish(Ok Bought)",
+    );
+    let life = live(resumed(), vec![object_fails()]);
+    assert_eq!(show_life(&life), format!("Fetch PutObject {SPOOLED}"));
+}
+
+#[test]
+fn store_and_spool_are_asked_again_in_turns_for_ever() {
+    let full = || ("Book(spooled)", Event::Booked(spool_full()));
+    let is_away = || ("Book(spooled)", Event::Booked(away()));
+    let script = (0..30).flat_map(|n| [object_fails(), if n % 2 == 0 { full() } else { is_away() }]);
+    let script = script.chain((0..30).flat_map(|_| [record_fails(), full()])).collect();
     let expected = format!(
         "{}PutObject {}PutRecord {KEPT}",
-        "PutObject Pause ".repeat(50),
-        "PutRecord Pause ".repeat(50)
+        "PutObject Book(spooled) Pause ".repeat(30),
+        "PutRecord Book(spooled) Pause ".repeat(30)
     );
     check(script, &expected);
+    // Or the spool has room before the store is back.
+    check(
+        vec![object_fails(), full(), object_fails()],
+        "PutObject Book(spooled) Pause PutObject Book(spooled) Finish(Ok Bought)",
+    );
 }
 
 #[test]
@@ -581,7 +624,8 @@ fn pauses_double_up_to_a_minute_and_a_held_key_is_looked_at_four_times_a_second(
         life.iter().filter_map(millis).collect()
     };
     let doubling = [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 51_200, 60_000, 60_000];
-    assert_eq!(pauses((0..11).map(|_| ("PutObject", Event::ObjectKept(store_away()))).collect()), doubling);
+    let nowhere = (0..11).flat_map(|_| [object_fails(), ("Book(spooled)", Event::Booked(spool_full()))]);
+    assert_eq!(pauses(nowhere.collect()), doubling);
     assert_eq!(pauses((0..11).map(|_| ("Book", Event::Booked(away()))).collect()), doubling);
     let unsent = || ("Open", Event::Opened(Err(NotSent::Connect("planted".to_owned()))));
     assert_eq!(pauses(vec![unsent(), unsent()]), [200, 800]);
@@ -595,7 +639,7 @@ fn an_event_out_of_order_is_a_bug_and_buys_nothing() {
     for event in [
         Event::Booked(Ok(())),
         Event::Booked(away()),
-        Event::ObjectKept(Ok(now())),
+        Event::ObjectKept(Ok(()), now()),
         Event::RecordKept(Ok(other_record(0))),
         Event::Paused,
         Event::Told,

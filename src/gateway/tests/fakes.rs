@@ -16,8 +16,10 @@ use crate::download::{FetchError, Fetched, ResultSource};
 use crate::envelope::Answer;
 use crate::fill::{FillConfig, FillParts};
 use crate::ledger::budget::{Budget, Scope};
+use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal, Won,
+    Booking, CallFacts, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
+    Won,
 };
 use crate::secret::Secret;
 use crate::store::StoreError;
@@ -72,6 +74,8 @@ pub(super) struct FakeRow {
 pub(super) struct FakeLedger {
     pub(super) switch: Switch,
     pub(super) rows: Mutex<Vec<FakeRow>>,
+    /// Results that wait for the store. Nobody takes them out: there is no copier here.
+    pub(super) spool: Mutex<HashMap<CallId, (ObjectName, Bytes)>>,
     /// What the gate says; `None` for yes.
     pub(super) permit: Mutex<Option<Permit>>,
     pub(super) membership: Mutex<Option<Membership>>,
@@ -133,9 +137,17 @@ impl Ledger for FakeLedger {
         let row = &mut self.rows.lock().unwrap()[id.0 as usize];
         assert!(booking.may_follow(row.state), "{booking:?} after {:?}", row.state);
         row.state = booking.state();
-        if let Booking::Stored { record, holds_key } = booking {
-            row.record = Some(*record);
-            row.is_late = !holds_key;
+        match booking {
+            Booking::Stored { record, holds_key } => {
+                row.record = Some(*record);
+                row.is_late = !holds_key;
+            }
+            Booking::Spooled { record, bytes } => {
+                let name = record.object().unwrap();
+                row.record = Some(*record);
+                self.spool.lock().unwrap().insert(id, (name, bytes));
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -195,6 +207,32 @@ impl Ledger for FakeLedger {
     async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
         *self.membership.lock().unwrap() = Some(Membership { archive, is_settled: true });
         Ok(())
+    }
+
+    async fn call(&self, _: CallId) -> Result<Option<CallFacts>, LedgerError> {
+        Ok(None)
+    }
+
+    async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
+        let spool = self.spool.lock().unwrap();
+        Ok(spool.values().find(|(spooled, _)| *spooled == name).map(|(_, bytes)| bytes.clone()))
+    }
+
+    async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
+        Ok(self.spooled_object(name).await?.is_some())
+    }
+
+    async fn spooled(&self, _: u64, _: usize) -> Result<Vec<Spooled>, LedgerError> {
+        Ok(Vec::new())
+    }
+
+    async fn unspool(&self, id: CallId, _: &Record) -> Result<(), LedgerError> {
+        self.spool.lock().unwrap().remove(&id);
+        Ok(())
+    }
+
+    async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
+        Ok(SpoolUsage::default())
     }
 }
 

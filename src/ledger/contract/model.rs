@@ -5,14 +5,16 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::civil::Date;
 use jiff::{Timestamp, ToSpan};
 use proptest::prelude::*;
 
 use super::{
-    Bench, TurnableClock, answer, picture, record, released, signed_answer, stored, team, unfetchable,
-    unknown, zone,
+    Bench, SPOOL_MAX, TurnableClock, answer, picture, record, released, signed_answer, stored, team,
+    unfetchable, unknown, zone,
 };
+use crate::key::Digest;
 use crate::ledger::budget::{Budget, BudgetRefusal, Scope, Window};
 use crate::ledger::{
     Booking, CallId, CallState, Ledger, LedgerError, Permit, Reservation, Reserved, StateTotal, Won,
@@ -27,6 +29,8 @@ pub(in crate::ledger) enum Step {
     Reserve { key: u32, team: usize, credits: u64, refresh: bool },
     MarkSent { back: usize },
     Book { back: usize, to: CallState, claims_key: bool },
+    Spool { back: usize, bytes: usize },
+    Unspool { nth: usize, by_another: bool },
     Lose { key: u32 },
     Adopt { key: u32, generation: u64 },
     Freeze { scope: usize, frozen: bool },
@@ -60,6 +64,9 @@ pub(in crate::ledger) fn lives() -> impl Strategy<Value = ([u64; 4], Vec<Step>)>
         8 => reserve,
         6 => (0..3_usize).prop_map(|back| Step::MarkSent { back }),
         14 => book,
+        4 => (0..5_usize, 1..900_usize).prop_map(|(back, bytes)| Step::Spool { back, bytes }),
+        3 => (0..3_usize, prop::bool::weighted(0.3))
+            .prop_map(|(nth, by_another)| Step::Unspool { nth, by_another }),
         1 => (0..3_u32).prop_map(|key| Step::Lose { key }),
         1 => (0..3_u32, 0..4_u64).prop_map(|(key, generation)| Step::Adopt { key, generation }),
         1 => (0..3_usize, prop::bool::weighted(0.3)).prop_map(|(scope, frozen)| Step::Freeze { scope, frozen }),
@@ -72,6 +79,11 @@ pub(in crate::ledger) fn lives() -> impl Strategy<Value = ([u64; 4], Vec<Step>)>
         20 => step.prop_map(|step| vec![step]),
         1 => (0..3_u32, any::<bool>()).prop_map(|(key, refresh)| bought(key, refresh).to_vec()),
         2 => (0..3_u32, any::<bool>()).prop_map(|(key, refresh)| rivals(key, refresh).to_vec()),
+        2 => (0..3_u32, 1..900_usize).prop_map(|(key, bytes)| {
+            let mut steps = bought(key, true).to_vec();
+            steps[3] = Step::Spool { back: 0, bytes };
+            steps
+        }),
     ];
     let chapters = prop::collection::vec(chapter, 1..50);
     (prop::array::uniform4(3..40_u64), chapters.prop_map(|chapters| chapters.concat()))
@@ -112,6 +124,7 @@ pub(in crate::ledger) async fn live<L: Ledger + 'static, F: Future<Output = L>>(
     let limit = |scope, window, limit, enforced| Budget { scope, window, limit, enforced };
     let mut model = Model {
         rows: Vec::new(),
+        spool: Vec::new(),
         frozen: HashSet::new(),
         budgets: vec![
             limit(team(TEAMS[0]), Window::Day, team_day, true),
@@ -161,6 +174,8 @@ impl Row {
 
 struct Model {
     rows: Vec<Row>,
+    /// What waits for the store, oldest first.
+    spool: Vec<(CallId, Bytes)>,
     frozen: HashSet<Scope>,
     budgets: Vec<Budget>,
 }
@@ -182,6 +197,8 @@ impl Model {
             }
             Step::MarkSent { back } => self.mark_sent(bench, back).await,
             Step::Book { back, to, claims_key } => self.book(bench, back, to, claims_key).await,
+            Step::Spool { back, bytes } => self.spool(bench, back, bytes).await,
+            Step::Unspool { nth, by_another } => self.unspool(bench, nth, by_another, now).await,
             Step::Lose { key } => {
                 let Some(row) = self.newest(&picture(key)) else { return };
                 let record = self.rows[row].record.clone().expect("a stored row has a record");
@@ -190,22 +207,9 @@ impl Model {
             }
             Step::Adopt { key, generation } => {
                 let bought = picture(key);
-                let id = CallId(1_000_000 + self.rows.len() as i64);
-                let record = record(&bought, Won { id, generation }, now);
+                let record = self.foreign(&bought, generation, now);
                 bench.ledger.adopt(&record).await.expect("the ledger can be asked");
-                if !self.rows.iter().any(|row| row.holds(&bought) && row.generation == generation) {
-                    self.rows.push(Row {
-                        id,
-                        bought,
-                        generation,
-                        state: CallState::Stored,
-                        late: false,
-                        adopted: true,
-                        reserved_on: date(now),
-                        ended_at: now,
-                        record: Some(record),
-                    });
-                }
+                self.adopt(bought, record, now);
             }
             Step::Freeze { scope, frozen } => {
                 let scope = [Scope::Global, team(TEAMS[0]), team(TEAMS[1])][scope].clone();
@@ -219,6 +223,78 @@ impl Model {
             Step::Turn { seconds } => bench.clock.turn(seconds),
             Step::Crash => self.recover(bench, now).await,
         }
+    }
+
+    /// A record that no call of this ledger made.
+    fn foreign(&self, bought: &Reservation, generation: u64, now: Timestamp) -> Record {
+        let id = CallId(1_000_000 + self.rows.len() as i64);
+        record(bought, Won { id, generation }, now)
+    }
+
+    fn adopt(&mut self, bought: Reservation, record: Record, now: Timestamp) {
+        let generation = record.generation;
+        if !self.rows.iter().any(|row| row.holds(&bought) && row.generation == generation) {
+            self.rows.push(Row {
+                id: CallId(1_000_000 + self.rows.len() as i64),
+                bought,
+                generation,
+                state: CallState::Stored,
+                late: false,
+                adopted: true,
+                reserved_on: date(now),
+                ended_at: now,
+                record: Some(record),
+            });
+        }
+    }
+
+    async fn spool(&mut self, bench: &Bench, back: usize, length: usize) {
+        let now = bench.clock.now();
+        let used: usize = self.spool.iter().map(|(_, bytes)| bytes.len()).sum();
+        let Some(row) = self.call(back) else { return };
+        let (id, from, key, generation) = (row.id, row.state, row.bought.clone(), row.generation);
+        let bytes = Bytes::from(vec![id.0 as u8; length]);
+        let made = record(&key, Won { id, generation }, now);
+        let kept = Record { digest: Digest::of(&bytes), bytes: length as u64, ..made };
+        let booking = Booking::Spooled { record: Box::new(kept.clone()), bytes: bytes.clone() };
+        let booked = bench.ledger.book(id, booking).await;
+        if from != CallState::Answered {
+            let repeats = from == CallState::Stored;
+            assert_eq!(booked.is_ok(), repeats, "{from:?}: {booked:?}");
+            return;
+        }
+        if (used + length) as u64 > SPOOL_MAX {
+            assert!(matches!(booked, Err(LedgerError::SpoolFull { .. })), "{used} and {length}: {booked:?}");
+            return;
+        }
+        assert!(booked.is_ok(), "{booked:?}");
+        let taken = self.is_taken(id, &key, generation);
+        let row = self.call(back).expect("it was there");
+        (row.state, row.late, row.ended_at, row.record) = (CallState::Stored, taken, now, Some(kept));
+        self.spool.push((id, bytes));
+    }
+
+    async fn unspool(&mut self, bench: &Bench, nth: usize, by_another: bool, now: Timestamp) {
+        if nth >= self.spool.len() {
+            return;
+        }
+        let (id, _) = self.spool.remove(nth);
+        let at = self.rows.iter().position(|row| row.id == id).expect("its row is there for ever");
+        let row = &mut self.rows[at];
+        let (bought, generation) = (row.bought.clone(), row.generation);
+        let ours = row.record.clone().expect("a stored row has a record");
+        if !by_another {
+            bench.unspool(id, &ours).await;
+            return;
+        }
+        row.late = true;
+        let theirs = self.foreign(&bought, generation, now);
+        bench.unspool(id, &theirs).await;
+        self.adopt(bought, theirs, now);
+    }
+
+    fn is_taken(&self, id: CallId, key: &Reservation, generation: u64) -> bool {
+        self.rows.iter().any(|other| other.id != id && other.holds(key) && other.generation == generation)
     }
 
     fn budgets_of(&self, payer: &str) -> Vec<Budget> {
@@ -373,10 +449,7 @@ impl Model {
             return;
         }
         assert!(booked.is_ok(), "{from:?} to {to:?}: {booked:?}");
-        let taken = self
-            .rows
-            .iter()
-            .any(|other| other.id != id && other.holds(&key) && other.generation == generation);
+        let taken = self.is_taken(id, &key, generation);
         let row = self.call(back).expect("it was there");
         row.state = to;
         match to {
@@ -433,6 +506,17 @@ impl Model {
             assert_eq!(used.used, self.used(&used.budget, now), "after {step:?}: {:?}", used.budget);
             assert!(!used.budget.enforced || used.used <= used.budget.limit, "overspent: {used:?}");
         }
+        let waiting = bench.waiting().await;
+        let told: Vec<_> = waiting.iter().map(|spooled| spooled.id).collect();
+        assert_eq!(told, self.spool.iter().map(|(id, _)| *id).collect::<Vec<_>>(), "after {step:?}");
+        for (spooled, (_, bytes)) in waiting.iter().zip(&self.spool) {
+            assert_eq!(bench.object(&spooled.record).await.as_ref(), Some(bytes), "after {step:?}");
+        }
+        let usage = bench.usage().await;
+        let bytes: usize = self.spool.iter().map(|(_, bytes)| bytes.len()).sum();
+        assert_eq!((usage.objects, usage.bytes), (self.spool.len() as u64, bytes as u64), "after {step:?}");
+        let open = self.rows.iter().filter(|row| row.is_open()).count();
+        assert_eq!(usage.open_calls, open as u64, "after {step:?}");
         for (n, row) in self.rows.iter().enumerate().filter(|(_, row)| row.holds(&row.bought)) {
             let rival = self.rows[n + 1..]
                 .iter()

@@ -3,19 +3,19 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
-use super::PAGE_SIZE;
+use super::{PAGE_SIZE, spool};
 use crate::crash::crash_point;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
 use crate::ledger::{
-    Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
+    Booking, CallFacts, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
     UnfinishedCall, Won,
 };
 use crate::secret::Secret;
 use crate::store::Record;
 
 /// The columns [`record`] reads.
-const RECORD: &str = "namespace, key, generation, answer, digest, extension, bytes, team, credits, \
+pub(super) const RECORD: &str = "namespace, key, generation, answer, digest, extension, bytes, team, credits, \
                       ended_at, request_id, log_id, image, width, height";
 
 /// The newest stored result of a key.
@@ -28,7 +28,7 @@ pub(super) fn stored(db: &Connection, namespace: &str, key: CacheKey) -> Result<
     Ok(found)
 }
 
-fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     Ok(Record {
         version: Record::VERSION,
         namespace: row.get("namespace")?,
@@ -49,7 +49,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     })
 }
 
-fn instant(row: &Row<'_>, column: &str) -> rusqlite::Result<Timestamp> {
+pub(super) fn instant(row: &Row<'_>, column: &str) -> rusqlite::Result<Timestamp> {
     row.get::<_, String>(column)?.parse().map_err(|error: jiff::Error| {
         rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
     })
@@ -185,18 +185,27 @@ fn count(db: &Connection, team: &str, day: &str, month: &str, credits: i64) -> R
 }
 
 /// What a booking needs to know of its row.
-struct CallRow {
+pub(super) struct CallRow {
     namespace: String,
     key: [u8; 32],
     generation: u64,
-    state: CallState,
+    pub(super) state: CallState,
     team: String,
     credits: i64,
     day: String,
     month: String,
 }
 
-fn call(db: &Connection, id: CallId) -> Result<CallRow, LedgerError> {
+/// What a row is about and how far it is, if there is one.
+pub(super) fn facts(db: &Connection, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
+    if !db.prepare_cached("SELECT 1 FROM calls WHERE id = ?1")?.exists([id.0])? {
+        return Ok(None);
+    }
+    let CallRow { namespace, key, generation, state, .. } = call(db, id)?;
+    Ok(Some(CallFacts { namespace, key: CacheKey::from_bytes(key), generation, state }))
+}
+
+pub(super) fn call(db: &Connection, id: CallId) -> Result<CallRow, LedgerError> {
     let row = db
         .prepare_cached(
             "SELECT namespace, key, generation, state, team, credits, day, month FROM calls WHERE id = ?1",
@@ -273,20 +282,12 @@ pub(super) fn book(
         Booking::Stored { record, holds_key } => {
             // A late row gets its key back when whoever had taken it has let it go.
             let late = !holds_key || held_by_another(db, id, &row)?;
-            db.prepare_cached(
-                "UPDATE calls SET state = 'stored', ended_at = :ended_at, late = :late, \
-                 answer = :answer, digest = :digest, extension = :extension, bytes = :bytes WHERE id = :id",
-            )?
-            .execute(named_params! {
-                ":id": id.0,
-                ":ended_at": record.stored_at.to_string(),
-                ":late": late,
-                ":answer": record.answer,
-                ":digest": record.digest.as_bytes(),
-                ":extension": record.extension,
-                ":bytes": record.bytes,
-            })?;
-            crash_point("CP27");
+            keep(db, id, record, late)?;
+        }
+        Booking::Spooled { record, bytes } => {
+            spool::insert(db, id, record, bytes, &now)?;
+            let late = held_by_another(db, id, &row)?;
+            keep(db, id, record, late)?;
         }
         Booking::Released { reason }
         | Booking::Refused { reason }
@@ -303,6 +304,25 @@ pub(super) fn book(
                 .execute(params![id.0, format!("found missing at {now}")])?;
         }
     }
+    Ok(())
+}
+
+/// The row's result is permanent.
+fn keep(db: &Connection, id: CallId, record: &Record, late: bool) -> Result<(), LedgerError> {
+    db.prepare_cached(
+        "UPDATE calls SET state = 'stored', ended_at = :ended_at, late = :late, \
+         answer = :answer, digest = :digest, extension = :extension, bytes = :bytes WHERE id = :id",
+    )?
+    .execute(named_params! {
+        ":id": id.0,
+        ":ended_at": record.stored_at.to_string(),
+        ":late": late,
+        ":answer": record.answer,
+        ":digest": record.digest.as_bytes(),
+        ":extension": record.extension,
+        ":bytes": record.bytes,
+    })?;
+    crash_point("CP27");
     Ok(())
 }
 

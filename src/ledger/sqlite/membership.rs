@@ -5,6 +5,15 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::archive::{ArchiveId, Membership, NoArchiveId};
 use crate::ledger::LedgerError;
 
+/// One row, or none.
+pub(super) const SCHEMA: &str = "
+CREATE TABLE archive (
+    one     INTEGER PRIMARY KEY CHECK (one = 1),
+    id      TEXT    NOT NULL,
+    settled INTEGER NOT NULL                  -- 1: the store has been seen to carry the same id
+) STRICT;
+";
+
 pub(super) fn read(db: &Connection) -> Result<Option<Membership>, LedgerError> {
     let found = db
         .prepare_cached("SELECT id, settled FROM archive")?

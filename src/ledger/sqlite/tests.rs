@@ -23,7 +23,7 @@ use super::{SqliteLedger, calls, connect, migrate};
 use crate::clock::Clock;
 use crate::ledger::budget::{Budget, Scope, Window, Windows};
 use crate::ledger::contract::{
-    Bench, TurnableClock, answer, ledger_contract, model, picture, record, released, stored, team,
+    Bench, SPOOL_MAX, TurnableClock, answer, ledger_contract, model, picture, record, released, stored, team,
     unfetchable, unknown, zone,
 };
 use crate::ledger::{
@@ -33,7 +33,8 @@ use crate::secret::Secret;
 
 async fn open(clock: Clock, zone: TimeZone) -> (SqliteLedger, TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    (SqliteLedger::open(&directory.path().join("ledger.db"), clock, zone).unwrap(), directory)
+    let ledger = SqliteLedger::open(&directory.path().join("ledger.db"), clock, zone).unwrap();
+    (ledger.with_spool_max(SPOOL_MAX), directory)
 }
 
 ledger_contract!(open);
@@ -553,4 +554,41 @@ fn a_file_of_a_newer_program_is_refused_untouched() {
         assert!(why.contains("layout 99"), "{why}");
         assert!(contents() == before, "{mode}: changed");
     }
+}
+
+#[test]
+fn a_file_of_the_first_layout_gets_a_spool_and_keeps_its_book() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = connect(&directory.path().join("ledger.db")).unwrap();
+    db.execute_batch(&format!("{} PRAGMA user_version = 1;", super::SCHEMA)).unwrap();
+    let won = bare_send(&db, &picture(1));
+    calls::book(&db, won.id, &answer(won.id), Timestamp::UNIX_EPOCH).unwrap();
+    drop(db);
+    let clock = TurnableClock::at("2026-11-22T09:00:00Z");
+    for _ in 0..2 {
+        let ledger = reopen(directory.path(), &clock);
+        assert_eq!(wait(ledger.recover()).unwrap().unfinished.len(), 1);
+        assert_eq!(wait(ledger.spool_usage()).unwrap().objects, 0);
+    }
+    let ledger = reopen(directory.path(), &clock);
+    let kept = record(&picture(1), won, clock.now());
+    let bytes = bytes::Bytes::from_static(b"a result");
+    wait(ledger.book(won.id, Booking::Spooled { record: Box::new(kept), bytes })).unwrap();
+    assert_eq!(wait(ledger.spool_usage()).unwrap().bytes, 8);
+}
+
+#[test]
+fn a_spooled_result_erases_the_signed_url_and_survives_a_kill() {
+    let rig = Rig::new();
+    let won = wait(rig.bench().send(picture(1)));
+    wait(rig.bench().book(won.id, signed(1, 700)));
+    assert_eq!(signatures(rig.directory.path()), BTreeSet::from([1]), "control: it is to be found");
+    let kept = record(&picture(1), won, rig.clock.now());
+    let bytes = bytes::Bytes::from(vec![7; 100_000]);
+    wait(rig.ledger.book(won.id, Booking::Spooled { record: Box::new(kept.clone()), bytes: bytes.clone() }))
+        .unwrap();
+    eventually("it is erased", || signatures(rig.directory.path()).is_empty());
+    let copy = killed(rig.directory.path());
+    let survivor = reopen(copy.path(), &rig.clock);
+    assert_eq!(wait(survivor.spooled_object(kept.object().unwrap())).unwrap(), Some(bytes));
 }

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Access, StatVfs, StatVfsMountFlags};
+use rustix::fs::Access;
 
 use super::disk::{self, TempFile, failed};
 use super::files::Files;
@@ -17,9 +17,6 @@ use crate::store::StoreError;
 /// How long one written file proves that the next can be written. A miss takes longer than that,
 /// so asking more often would prove nothing more.
 const PROOF_HOLDS: Duration = Duration::from_secs(5);
-
-/// A result takes a file, a record and up to two folders; for sixteen paid calls at once.
-const MIN_FREE_INODES: u64 = 64;
 
 #[derive(Debug)]
 pub(super) struct Room {
@@ -35,9 +32,7 @@ impl Room {
     }
 
     pub(super) fn check(&self, files: &Files) -> Result<(), StoreError> {
-        let space = rustix::fs::statvfs(files.root())
-            .map_err(|errno| failed("look at", "the folder")(errno.into()))?;
-        judge(&space, self.min_free_bytes)?;
+        disk::check_space(files.root(), self.min_free_bytes).map_err(failed("write to", "the folder"))?;
         for folder in files.layout() {
             let name = folder.file_name().unwrap_or_default().to_string_lossy();
             rustix::fs::access(&folder, Access::WRITE_OK | Access::EXEC_OK)
@@ -52,22 +47,6 @@ impl Room {
         }
         Ok(())
     }
-}
-
-/// Decides by what the filesystem says of itself.
-fn judge(space: &StatVfs, min_free_bytes: u64) -> Result<(), StoreError> {
-    if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
-        return Err(StoreError::Unavailable("the filesystem is mounted read-only".into()));
-    }
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
-    if free < min_free_bytes {
-        return Err(StoreError::Full(format!("{free} bytes are free, {min_free_bytes} are wanted")));
-    }
-    // Some filesystems have no fixed number of inodes, and say 0 of 0.
-    if space.f_files > 0 && space.f_favail < MIN_FREE_INODES {
-        return Err(StoreError::Full(format!("{} inodes are free", space.f_favail)));
-    }
-    Ok(())
 }
 
 /// Does what keeping a result does, below `tmp/`, and reads it back. The names are new each time:
@@ -98,30 +77,6 @@ pub(super) fn prove(files: &Files) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A real answer of the system, with what a test wants changed.
-    fn space(change: impl FnOnce(&mut StatVfs)) -> StatVfs {
-        let mut space = rustix::fs::statvfs(std::env::temp_dir()).expect("the system has a temporary folder");
-        space.f_flag.remove(StatVfsMountFlags::RDONLY);
-        (space.f_frsize, space.f_bavail) = (4096, 1000);
-        (space.f_files, space.f_favail) = (100_000, 90_000);
-        change(&mut space);
-        space
-    }
-
-    #[test]
-    fn room_is_space_and_inodes_on_a_writable_filesystem() {
-        let wanted = 1000 * 4096;
-        judge(&space(|_| {}), wanted).expect("exactly what is wanted");
-        judge(&space(|space| (space.f_files, space.f_favail) = (0, 0)), wanted)
-            .expect("no fixed number of inodes");
-        judge(&space(|space| space.f_bavail = u64::MAX), u64::MAX).expect("more than can be counted");
-
-        assert!(matches!(judge(&space(|_| {}), wanted + 1), Err(StoreError::Full(_))));
-        assert!(matches!(judge(&space(|space| space.f_favail = 63), wanted), Err(StoreError::Full(_))));
-        let read_only = space(|space| space.f_flag.insert(StatVfsMountFlags::RDONLY));
-        assert!(matches!(judge(&read_only, wanted), Err(StoreError::Unavailable(_))));
-    }
 
     #[test]
     fn one_written_file_proves_room_for_a_while() {

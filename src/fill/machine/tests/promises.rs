@@ -29,6 +29,10 @@ struct World {
     answer_settled: bool,
     object_kept: bool,
     record_kept: bool,
+    /// The store did not take the last thing it was given.
+    is_refused: bool,
+    /// The ledger has the bytes.
+    is_spooled: bool,
     /// A result of somebody else's turned up in the ledger, or in the store.
     found: Option<FillSource>,
     /// Nobody waits.
@@ -75,13 +79,18 @@ impl World {
             Effect::Book(id, booking) => {
                 let row = self.row.ok_or_else(|| format!("{}: there is no row", show(effect)))?;
                 demand(*id == WON.id && booking.may_follow(row), "a booking follows from its row")?;
-                let (is_stored, is_kept) = match booking {
-                    Booking::Answered { .. } | Booking::Unfetchable { .. } => (false, true),
-                    Booking::Stored { .. } => (true, true),
-                    _ => (false, false),
+                let (is_backed, is_kept) = match booking {
+                    Booking::Answered { .. } | Booking::Unfetchable { .. } => (true, true),
+                    Booking::Stored { .. } => (self.record_kept, true),
+                    Booking::Spooled { record, bytes } => (
+                        self.is_refused
+                            && (record.digest, bytes) == (fetched().name.digest, &fetched().bytes),
+                        true,
+                    ),
+                    _ => (true, false),
                 };
                 demand(!self.paid || is_kept, "what is paid for is not booked as if it were not")?;
-                demand(!is_stored || self.record_kept, "stored means kept")
+                demand(is_backed, "stored means kept, by the store or by the ledger when the store fails")
             }
             Effect::Fetch(_) | Effect::PutObject(_) => {
                 demand(self.answer_booked, "the answer is durable first")
@@ -107,11 +116,11 @@ impl World {
     fn may_tell(&self, effect: &Effect, verdict: &Verdict) -> Result<(), String> {
         let (holds, promise) = match verdict {
             Ok(filled) if filled.source == FillSource::Bought => {
-                (self.record_kept, "a result is told once it is permanent")
+                (self.record_kept || self.is_spooled, "a result is told once it is permanent")
             }
             Ok(filled) => (self.found == Some(filled.source), "a result is told where it was found"),
             Err(GatewayError::Bug) => (false, "no order of events is a bug"),
-            Err(_) => (!self.record_kept, "a permanent result is told"),
+            Err(_) => (!self.record_kept && !self.is_spooled, "a permanent result is told"),
         };
         if holds { Ok(()) } else { Err(format!("{}: {promise}", show(effect))) }
     }
@@ -178,6 +187,7 @@ impl World {
                 _ => away(),
             }),
             Effect::Send => Event::Replied(failed_reply(choice)),
+            Effect::Book(_, Booking::Spooled { .. }) if pick(2) == 0 => Event::Booked(spool_full()),
             Effect::Book(..) => Event::Booked(match pick(8) {
                 0 => Err(contradiction()),
                 _ => away(),
@@ -191,7 +201,7 @@ impl World {
                 };
                 Event::FetchEnded(Err(error), Duration::from_secs(self.age))
             }
-            Effect::PutObject(_) => Event::ObjectKept(store_away()),
+            Effect::PutObject(_) => Event::ObjectKept(store_away(), now()),
             Effect::PutRecord(_) => Event::RecordKept(match pick(2) {
                 0 => Ok(other_record(0)),
                 _ => store_away(),
@@ -221,6 +231,15 @@ impl World {
             Event::Booked(outcome) => {
                 let Effect::Book(_, booking) = effect else { return };
                 let state = booking.state();
+                let is_spooling = matches!(booking, Booking::Spooled { .. });
+                // The store may take it after all, and then it is booked as stored.
+                if is_spooling
+                    && outcome.is_err()
+                    && !matches!(outcome, Err(LedgerError::Contradiction { .. }))
+                {
+                    return;
+                }
+                self.is_spooled |= is_spooling;
                 if matches!(outcome, Err(LedgerError::Unavailable(_))) {
                     self.unconfirmed = Some(state);
                     return;
@@ -230,8 +249,9 @@ impl World {
                 self.answer_settled |= matches!(state, CallState::Stored | CallState::Unfetchable);
                 self.row = Some(state).filter(|state| state.is_open());
             }
-            Event::ObjectKept(Ok(_)) => self.object_kept = true,
+            Event::ObjectKept(Ok(()), _) => self.object_kept = true,
             Event::RecordKept(Ok(_)) => self.record_kept = true,
+            Event::ObjectKept(Err(_), _) | Event::RecordKept(Err(_)) => self.is_refused = true,
             _ => {}
         }
     }
@@ -355,12 +375,21 @@ fn planted_mistakes_are_found() {
         _ => None,
     });
     is_found("object first, then record", |machine, event, _| {
-        let is_unkept = matches!(event, Event::ObjectKept(Err(_)));
-        is_unkept.then(|| machine.step(Event::ObjectKept(Ok(now()))))
+        let is_unkept = matches!(event, Event::ObjectKept(Err(_), _));
+        is_unkept.then(|| machine.step(Event::ObjectKept(Ok(()), now())))
     });
     is_found("a result is told once it is permanent", |_, event, _| {
         let filled = Filled { record: Arc::new(bought_record()), source: FillSource::Bought };
-        matches!(event, Event::ObjectKept(Ok(_))).then_some(Effect::Tell(Ok(filled)))
+        matches!(event, Event::ObjectKept(Ok(()), _)).then_some(Effect::Tell(Ok(filled)))
+    });
+    is_found("a result is told once it is permanent", |_, event, booking| {
+        let is_refused = matches!(event, Event::Booked(Err(LedgerError::SpoolFull { .. })));
+        let filled = Filled { record: Arc::new(bought_record()), source: FillSource::Bought };
+        (is_refused && booking == Some(CallState::Stored)).then_some(Effect::Tell(Ok(filled)))
+    });
+    is_found("by the store or by the ledger when the store fails", |_, event, _| {
+        let booking = Booking::Spooled { record: Box::new(bought_record()), bytes: fetched().bytes };
+        matches!(event, Event::FetchEnded(Ok(_), _)).then_some(Effect::Book(WON.id, booking))
     });
     is_found("not booked as if it were not", |machine, event, _| {
         let not_sent = Reply::NotSent(NotSent::Upload("planted".to_owned()));

@@ -1,0 +1,160 @@
+//! What is done to a disk, in the order that makes it durable, and whether it has room.
+//!
+//! This module knows paths and bytes, not what is kept in them. It blocks.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{StatVfs, StatVfsMountFlags};
+
+/// A file nobody can see yet. Dropped, it is gone.
+#[derive(Debug)]
+pub(crate) struct TempFile {
+    path: PathBuf,
+    file: File,
+    renamed: bool,
+}
+
+impl TempFile {
+    /// Makes an empty one below `folder`, with the permission bits `mode`.
+    pub(crate) fn create(folder: &Path, mode: u32) -> io::Result<Self> {
+        let path = folder.join(uuid::Uuid::new_v4().simple().to_string());
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
+        Ok(Self { path, file, renamed: false })
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    /// Makes the bytes durable. After an error they must be written anew, to another file: the
+    /// kernel may have dropped them, and a second sync of this one would not say so.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    /// Publishes under `target` unless that name is taken: [`ErrorKind::AlreadyExists`].
+    pub(crate) fn link(&self, target: &Path) -> io::Result<()> {
+        fs::hard_link(&self.path, target)
+    }
+
+    /// Publishes under `target`, in place of what is there.
+    pub(crate) fn replace(mut self, target: &Path) -> io::Result<()> {
+        fs::rename(&self.path, target)?;
+        self.renamed = true;
+        Ok(())
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // What cannot be removed now is swept at the next start.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Makes one folder durably; one that is there already may be the work of a process that died before
+/// it could sync, and is synced all the same.
+pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
+        other => other?,
+    }
+    match folder.parent() {
+        Some(parent) => sync_folder(parent),
+        None => Ok(()),
+    }
+}
+
+/// Makes a folder and the missing ones above it durably.
+pub(crate) fn create_folders(folder: &Path) -> io::Result<()> {
+    if let Some(parent) = folder.parent().filter(|parent| !parent.is_dir()) {
+        create_folders(parent)?;
+    }
+    match create_folder(folder) {
+        // We may own a folder below one that we may pass through but not read; it was there before us.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied && folder.is_dir() => Ok(()),
+        other => other,
+    }
+}
+
+/// The whole file, or `None` when there is none. A file longer than `max` bytes is not one of ours,
+/// and is not read into memory: [`ErrorKind::FileTooLarge`].
+pub(crate) fn read(path: &Path, max: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata()?.len();
+    let mut bytes = Vec::with_capacity(usize::try_from(length.min(max)).unwrap_or(0));
+    file.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max { Err(ErrorKind::FileTooLarge.into()) } else { Ok(Some(bytes)) }
+}
+
+/// A result takes a file, a record and up to two folders; for sixteen paid calls at once.
+const MIN_FREE_INODES: u64 = 64;
+
+/// Decides by what the filesystem of `folder` says of itself whether so much may be written to it.
+///
+/// # Errors
+/// Why not: [`ErrorKind::StorageFull`], or whatever else forbids it.
+pub(crate) fn check_space(folder: &Path, min_free_bytes: u64) -> io::Result<()> {
+    judge(&rustix::fs::statvfs(folder)?, min_free_bytes)
+}
+
+fn judge(space: &StatVfs, min_free_bytes: u64) -> io::Result<()> {
+    if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        let text = "the filesystem is mounted read-only";
+        return Err(io::Error::new(ErrorKind::ReadOnlyFilesystem, text));
+    }
+    let full = |text: String| Err(io::Error::new(ErrorKind::StorageFull, text));
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if free < min_free_bytes {
+        return full(format!("{free} bytes are free, {min_free_bytes} are wanted"));
+    }
+    // Some filesystems have no fixed number of inodes, and say 0 of 0.
+    if space.f_files > 0 && space.f_favail < MIN_FREE_INODES {
+        return full(format!("{} inodes are free", space.f_favail));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A real answer of the system, with what a test wants changed.
+    fn space(change: impl FnOnce(&mut StatVfs)) -> StatVfs {
+        let mut space = rustix::fs::statvfs(std::env::temp_dir()).expect("the system has a temporary folder");
+        space.f_flag.remove(StatVfsMountFlags::RDONLY);
+        (space.f_frsize, space.f_bavail) = (4096, 1000);
+        (space.f_files, space.f_favail) = (100_000, 90_000);
+        change(&mut space);
+        space
+    }
+
+    #[test]
+    fn room_is_space_and_inodes_on_a_writable_filesystem() {
+        let wanted = 1000 * 4096;
+        judge(&space(|_| {}), wanted).expect("exactly what is wanted");
+        judge(&space(|space| (space.f_files, space.f_favail) = (0, 0)), wanted)
+            .expect("no fixed number of inodes");
+        judge(&space(|space| space.f_bavail = u64::MAX), u64::MAX).expect("more than can be counted");
+
+        let refused = |space: StatVfs, wanted| judge(&space, wanted).expect_err("there is no room").kind();
+        assert_eq!(refused(space(|_| {}), wanted + 1), ErrorKind::StorageFull);
+        assert_eq!(refused(space(|space| space.f_favail = 63), wanted), ErrorKind::StorageFull);
+        let read_only = space(|space| space.f_flag.insert(StatVfsMountFlags::RDONLY));
+        assert_eq!(refused(read_only, wanted), ErrorKind::ReadOnlyFilesystem);
+    }
+}

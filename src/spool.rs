@@ -1,0 +1,204 @@
+//! Results while the store is away: the ledger keeps them, everyone reads them there, and they are
+//! copied until the store has them.
+//!
+//! [`Spool`] is a [`Store`] around another one. Whoever reads is answered from the ledger's spool or
+//! from the store; whoever writes is told that the store is away, and books the result spooled
+//! ([`Booking::Spooled`](crate::ledger::Booking::Spooled)). The [`Copier`] brings what waits to the
+//! store. A result leaves the spool only when the store has confirmed object and record, so it is in
+//! one of the two at any time, and a reader who asks the spool first misses nothing.
+
+mod copier;
+mod room;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+pub use self::copier::Copier;
+use self::room::Room;
+use crate::archive::ArchiveId;
+use crate::key::{CacheKey, Digest};
+use crate::ledger::{Ledger, LedgerError};
+use crate::picture::ObjectName;
+use crate::store::{Record, Store, StoreError};
+
+/// How long a reader waits for the ledger before the store is asked without it.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How much may wait, and where it is kept meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpoolConfig {
+    /// A folder on the disk the ledger writes to.
+    pub disk: PathBuf,
+    /// Bytes that may wait; the ledger refuses more.
+    pub max_bytes: u64,
+    /// Bytes a result that is still to come is counted with.
+    pub result_max_bytes: u64,
+    /// May results be bought that only the spool can keep for now? For a store that is away and comes
+    /// back by itself, once it was proved.
+    pub buys_without_store: bool,
+}
+
+/// See the module.
+pub struct Spool {
+    store: Arc<dyn Store>,
+    ledger: Arc<dyn Ledger>,
+    room: Room,
+    /// The copier could not bring the store what waits, and is at it.
+    is_away: AtomicBool,
+    /// A write failed, so that something will wait soon.
+    refused: Notify,
+    is_ours: Box<IsOurs>,
+}
+
+/// Is this store known to be the one that the ledger belongs to?
+type IsOurs = dyn Fn() -> bool + Send + Sync;
+
+impl Spool {
+    /// Around `store`, with what waits in `ledger`. Nothing is written to the store unless `is_ours`
+    /// says that it is the ledger's: in another one, what was paid for would be lost.
+    pub fn new(
+        store: Arc<dyn Store>,
+        ledger: Arc<dyn Ledger>,
+        is_ours: impl Fn() -> bool + Send + Sync + 'static,
+        config: SpoolConfig,
+    ) -> Arc<Self> {
+        let (is_away, refused) = (AtomicBool::new(false), Notify::new());
+        Arc::new(Self {
+            store,
+            ledger,
+            room: Room::new(config),
+            is_away,
+            refused,
+            is_ours: Box::new(is_ours),
+        })
+    }
+
+    /// Refuses to write where what is written might never be found again.
+    fn check_ours(&self) -> Result<(), StoreError> {
+        if (self.is_ours)() {
+            return Ok(());
+        }
+        Err(StoreError::Unavailable("it is not known to be the store that the ledger belongs to".into()))
+    }
+
+    /// Lets nobody wait for a store while the copier is trying it for all of them.
+    fn check_not_away(&self) -> Result<(), StoreError> {
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(StoreError::Unavailable(
+                "it did not take what waits in the spool, and is tried again in the background".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes note of what a write came to.
+    fn learn<T>(&self, written: Result<T, StoreError>) -> Result<T, StoreError> {
+        if written.is_err() {
+            self.refused.notify_one();
+        }
+        written
+    }
+}
+
+/// Asks the ledger, for a time.
+async fn ask<T>(question: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
+    match tokio::time::timeout(LEDGER_PATIENCE, question).await {
+        Ok(answer) => answer,
+        Err(_) => Err(LedgerError::Unavailable(format!("it did not answer within {LEDGER_PATIENCE:?}"))),
+    }
+}
+
+/// What the store does not have is absent only when the spool does not have it either.
+fn not_said(error: &LedgerError) -> StoreError {
+    StoreError::Unavailable(format!(
+        "it is not there, and whether it waits in the spool is not known: {error}"
+    ))
+}
+
+#[async_trait]
+impl Store for Spool {
+    async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
+        self.check_ours()?;
+        self.check_not_away()?;
+        self.learn(self.store.put_object(name, bytes).await)
+    }
+
+    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+        let spooled = ask(self.ledger.spooled_object(name)).await;
+        if let Ok(Some(bytes)) = &spooled {
+            if Digest::of(bytes) == name.digest {
+                return Ok(Some(bytes.clone()));
+            }
+            tracing::error!(object = %name.path(), "a result in the spool is damaged");
+        }
+        match (self.store.object(name).await?, spooled) {
+            (Some(bytes), _) => Ok(Some(bytes)),
+            (None, Ok(None)) => Ok(None),
+            (None, Ok(Some(_))) => Err(StoreError::Corrupt(format!("{} in the spool", name.path()))),
+            (None, Err(error)) => Err(not_said(&error)),
+        }
+    }
+
+    async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
+        let spooled = ask(self.ledger.is_spooled(name)).await;
+        if matches!(spooled, Ok(true)) || self.store.has_object(name).await? {
+            return Ok(true);
+        }
+        spooled.map_err(|error| not_said(&error))
+    }
+
+    async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
+        self.check_ours()?;
+        self.check_not_away()?;
+        self.learn(self.store.put_record(record).await)
+    }
+
+    async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
+        self.store.record(namespace, key).await
+    }
+
+    /// Room in the spool is enough, and is asked first: it costs no time, whatever ails the store.
+    async fn check_room(&self) -> Result<(), StoreError> {
+        let in_spool = self.room.check(&*self.ledger).await;
+        if in_spool.is_ok() {
+            return Ok(());
+        }
+        let in_store = match self.check_not_away() {
+            Ok(()) => self.store.check_room().await,
+            away => away,
+        };
+        match (in_store, in_spool) {
+            (Ok(()), _) => {
+                self.room.store_is_proved();
+                Ok(())
+            }
+            (Err(StoreError::Unavailable(store)), Err(StoreError::Full(spool))) => {
+                Err(StoreError::Full(format!("{store}; and {spool}")))
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    async fn prove(&self) -> Result<(), StoreError> {
+        self.store.prove().await?;
+        self.room.store_is_proved();
+        Ok(())
+    }
+
+    async fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
+        self.store.archive().await
+    }
+
+    async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
+        self.store.mark_archive(archive).await
+    }
+}
