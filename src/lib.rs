@@ -36,7 +36,7 @@
 //! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
 //!      > {error, metrics} > spool > {ledger, store, upstream, download, request, teams}
 //!      > {net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
-//!         state}
+//!         disk, state}
 //! ```
 //!
 //! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,
