@@ -4,8 +4,6 @@
 //!
 //! `GRANARY_OUTAGE_SECONDS` makes the outage under load longer.
 
-#![expect(clippy::print_stdout, reason = "the figures of an outage are worth reading")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
