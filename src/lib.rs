@@ -36,6 +36,8 @@
 //! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
 //!      > {error, guard, metrics} > spool > {ledger, store, upstream, download, request, teams}
 //!      > {archive, net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
+//!      > {error, metrics} > spool > {ledger, store, upstream, download, request, teams}
+//!      > {net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
 //!         disk, state}
 //! ```
 //!

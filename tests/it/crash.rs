@@ -17,7 +17,7 @@
 //! | 29 | an answer is one write; half of one is the client's loss alone, as in 30 |
 //! | 36 | the configuration is not reloaded |
 //! | 37 to 39 | one process owns the ledger: it locks the directory, there are no leases |
-//! | 40 | there is no spool |
+//! | 40, and 22 to 26 while a bucket is copied to | are in the tests of the spool |
 
 #![expect(clippy::print_stdout, reason = "what was found at each point is worth reading when one fails")]
 
@@ -38,6 +38,7 @@ use crate::harness::{
     Folder, Granary, TurnedClock, bytes_of, cache_status, files_below, metric, real_ailab, until,
     upstream_section,
 };
+use crate::spool::COPY_POINTS;
 
 /// Longer than any of these processes has a reason to take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -573,6 +574,7 @@ fn every_point_in_the_program_is_in_the_table() {
     }
     let mut found = BTreeSet::new();
     points_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
-    let tested: BTreeSet<_> = POINTS.iter().map(|(point, _)| (*point).to_owned()).collect();
+    let copying = COPY_POINTS.iter().map(|point| point.split(':').next().unwrap());
+    let tested = POINTS.iter().map(|(point, _)| *point).chain(copying).map(str::to_owned).collect();
     assert_eq!(found, tested);
 }

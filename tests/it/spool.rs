@@ -4,8 +4,6 @@
 //!
 //! `GRANARY_OUTAGE_SECONDS` makes the outage under load longer.
 
-#![expect(clippy::print_stdout, reason = "the figures of an outage are worth reading")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -342,10 +340,15 @@ async fn a_kill_with_a_full_spool_loses_nothing() {
     world.assert_no_signature_is_left().await;
 }
 
+/// The steps of copying, some of them at a later passage.
+#[cfg(feature = "crash-points")]
+pub(crate) const COPY_POINTS: [&str; 8] =
+    ["CP22", "CP23", "CP24:2", "CP25", "CP26:2", "CP40", "CP40:2", "CP40:5"];
+
 #[cfg(feature = "crash-points")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_death_at_any_step_of_copying_is_made_good_by_the_next_process() {
-    for point in ["CP22", "CP23", "CP24:2", "CP25", "CP26:2", "CP40", "CP40:2", "CP40:5"] {
+    for point in COPY_POINTS {
         let mut world = World::new().await;
         let process = world.process();
         let mut granary = process.start().await.unwrap();

@@ -51,7 +51,7 @@ struct Head<S> {
 #[serde(tag = "booking", rename_all = "snake_case")]
 enum What<S> {
     Answered { text: S, request_id: String, log_id: String },
-    Spooled { record: Record },
+    Spooled { record: Box<Record> },
 }
 
 /// Where the files are.
@@ -159,7 +159,7 @@ fn encode(spilled: &Spilled) -> io::Result<(Vec<u8>, &[u8])> {
             let (request_id, log_id) = (request_id.clone(), log_id.clone());
             (What::Answered { text: text.expose(), request_id, log_id }, &[])
         }
-        Booking::Spooled { record, bytes } => (What::Spooled { record: (**record).clone() }, bytes),
+        Booking::Spooled { record, bytes } => (What::Spooled { record: record.clone() }, bytes),
         _ => return Err(io::Error::new(ErrorKind::InvalidInput, "no money is in this booking")),
     };
     let CallFacts { namespace, key, generation, .. } = facts.clone();
@@ -181,7 +181,7 @@ fn decode(mut file: Vec<u8>) -> Option<Spilled> {
             let text: Secret = text;
             Booking::Answered { text, request_id, log_id }
         }
-        What::Spooled { record } => Booking::Spooled { record: Box::new(record), bytes },
+        What::Spooled { record } => Booking::Spooled { record, bytes },
     };
     let facts = CallFacts { namespace, key, generation, state: booking.state() };
     Some(Spilled { id: CallId(call), facts, booking })

@@ -19,11 +19,12 @@ use super::failure::Failure;
 use crate::breaker::{Breaker, BreakerConfig};
 use crate::store::StoreError;
 
-/// Three calls in vain, each with its own attempts.
+/// Three calls in vain, each with its own attempts. A trial is one call, so even a bucket that is gone
+/// for hours costs little; and what waits in the spool begins to flow soon after it is back.
 const BREAKER: BreakerConfig = BreakerConfig {
     failures: 3,
     shortest_wait: Duration::from_secs(1),
-    longest_wait: Duration::from_secs(30),
+    longest_wait: Duration::from_secs(10),
 };
 
 /// How often a body that breaks off is asked for.
