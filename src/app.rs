@@ -258,7 +258,7 @@ fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {
         disk: state.path().to_owned(),
         max_bytes: config.state.spool_max.0,
         result_max_bytes: config.upstream.result_max_bytes.0,
-        buys_without_store: config.store.kind == StoreKind::S3,
+        is_remote: config.store.kind == StoreKind::S3,
     }
 }
 

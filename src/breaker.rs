@@ -108,6 +108,17 @@ impl Pass<'_> {
         *self.breaker.state() = State::Closed { failures: 0 };
     }
 
+    /// It did not answer at all in all the time it was given: reason enough to open at once, or each
+    /// of the next callers would wait as long.
+    pub fn timed_out(mut self) {
+        let closed = matches!(*self.breaker.state(), State::Closed { .. });
+        if self.trial.is_some() || !closed {
+            return self.failed();
+        }
+        self.told = true;
+        *self.breaker.state() = self.breaker.open(self.breaker.config.shortest_wait);
+    }
+
     /// It did not.
     pub fn failed(mut self) {
         self.told = true;
@@ -190,6 +201,19 @@ mod tests {
         tokio::time::advance(SECOND).await;
         drop(breaker.enter().unwrap());
         assert!(breaker.enter().unwrap().is_trial());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_opens_it_at_once() {
+        let breaker = breaker();
+        let other = breaker.enter().unwrap();
+        breaker.enter().unwrap().timed_out();
+        assert_eq!(breaker.open_for(), Some(SECOND));
+        other.timed_out();
+        assert_eq!(breaker.open_for(), Some(SECOND), "it began before");
+        tokio::time::advance(SECOND).await;
+        breaker.enter().unwrap().timed_out();
+        assert_eq!(breaker.open_for(), Some(2 * SECOND), "a trial like any other");
     }
 
     #[tokio::test(start_paused = true)]

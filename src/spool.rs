@@ -42,9 +42,9 @@ pub struct SpoolConfig {
     pub max_bytes: u64,
     /// Bytes a result that is still to come is counted with.
     pub result_max_bytes: u64,
-    /// May results be bought that only the spool can keep for now? For a store that is away and comes
-    /// back by itself, once it was proved.
-    pub buys_without_store: bool,
+    /// The store is a service, which is away at times and comes back by itself. Once it was proved,
+    /// results are bought that only the spool can keep for now; before, nothing is brought to it.
+    pub is_remote: bool,
 }
 
 /// See the module.

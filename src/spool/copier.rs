@@ -89,6 +89,7 @@ async fn copy_for_ever(spool: Arc<Spool>) {
                 }
             }
             Err(error) => {
+                spool.is_away.store(matches!(error, CopyError::Store(_)), Ordering::Relaxed);
                 tracing::warn!(%error, "results wait in the spool: they cannot be brought to the store yet");
                 let since = *failing_since.get_or_insert_with(Instant::now);
                 let pause = (since.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
@@ -105,6 +106,9 @@ async fn copy_all(spool: &Arc<Spool>) -> Result<u64, CopyError> {
     loop {
         let waiting = spool.ledger.spooled(after, AT_ONCE).await?;
         let Some(last) = waiting.last() else { break };
+        if !spool.room.is_store_proved() {
+            return Err(CopyError::Store(StoreError::Unavailable("it was not seen since the start".into())));
+        }
         after = last.position;
         let mut copies: JoinSet<_> =
             waiting.into_iter().map(|spooled| copy(Arc::clone(spool), spooled)).collect();
@@ -115,10 +119,7 @@ async fn copy_all(spool: &Arc<Spool>) -> Result<u64, CopyError> {
                     spool.is_away.store(false, Ordering::Relaxed);
                 }
                 Ok(Err(error @ CopyError::Result(_))) => left = Some(error),
-                Ok(Err(error)) => {
-                    spool.is_away.store(matches!(error, CopyError::Store(_)), Ordering::Relaxed);
-                    return Err(error);
-                }
+                Ok(Err(error)) => return Err(error),
                 Err(error) => {
                     left = Some(CopyError::Result(StoreError::Unavailable(format!(
                         "copying broke off: {error}"
@@ -127,14 +128,7 @@ async fn copy_all(spool: &Arc<Spool>) -> Result<u64, CopyError> {
             }
         }
     }
-    match left {
-        Some(error) => {
-            // The store was asked, and took or could have taken the others.
-            spool.is_away.store(false, Ordering::Relaxed);
-            Err(error)
-        }
-        None => Ok(copied),
-    }
+    left.map_or(Ok(copied), Err)
 }
 
 /// Object first, then the record, as for any result; and only what the store has confirmed goes.

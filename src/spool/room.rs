@@ -45,8 +45,13 @@ impl Room {
         self.is_proved.store(true, Ordering::Relaxed);
     }
 
+    /// Files need no proof beyond their use.
+    pub(super) fn is_store_proved(&self) -> bool {
+        !self.config.is_remote || self.is_proved.load(Ordering::Relaxed)
+    }
+
     pub(super) async fn check(&self, ledger: &dyn Ledger) -> Result<(), StoreError> {
-        if !self.config.buys_without_store || !self.is_proved.load(Ordering::Relaxed) {
+        if !self.config.is_remote || !self.is_store_proved() {
             return Err(StoreError::Unavailable(
                 "nothing is bought for the spool before the store is proved".into(),
             ));

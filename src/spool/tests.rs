@@ -114,7 +114,7 @@ impl<S: Store + 'static> Rig<S> {
             disk: folder.path().to_owned(),
             max_bytes: 10 * MIB,
             result_max_bytes: MIB,
-            buys_without_store: true,
+            is_remote: true,
         };
         Self::with(store, folder, config)
     }
@@ -262,6 +262,7 @@ async fn what_waits_at_the_start_and_what_comes_is_brought_to_the_store() {
     for n in 0..10 {
         rig.spooled(n).await;
     }
+    rig.spool.prove().await.unwrap();
     let copier = Copier::start(rig.spool.clone());
     rig.until_empty().await;
     // Somebody is refused, and spools.
@@ -292,6 +293,7 @@ async fn only_what_the_store_has_confirmed_leaves_the_spool() {
         for n in 0..6 {
             ids.push(rig.spooled(n).await.0);
         }
+        rig.spool.prove().await.unwrap();
         rig.store.refuse(refuses);
         let copier = Copier::start(rig.spool.clone());
         eventually("it has been tried", async || is_away(rig.spool.check_not_away())).await;
@@ -318,6 +320,7 @@ async fn a_result_that_cannot_be_kept_waits_and_keeps_no_other_from_it() {
     let path = rig.folder.path().join("store").join(Record::path("ailab-v1", picture(0).key));
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, b"no record").unwrap();
+    rig.spool.prove().await.unwrap();
     let copier = Copier::start(rig.spool.clone());
     eventually("the others are kept", async || rig.waiting().await == [stuck]).await;
     // The store is not away for that.
@@ -338,6 +341,7 @@ async fn a_result_that_comes_second_is_kept_and_leaves_the_key_to_the_first() {
     rig.store.put_object(name(9), result(9)).await.unwrap();
     rig.store.put_record(&theirs).await.unwrap();
     rig.spooled(1).await;
+    rig.spool.prove().await.unwrap();
     let copier = Copier::start(rig.spool.clone());
     rig.until_empty().await;
     copier.stop().await;
@@ -345,6 +349,19 @@ async fn a_result_that_comes_second_is_kept_and_leaves_the_key_to_the_first() {
         assert_eq!(rig.spool.object(name(n)).await.unwrap(), Some(result(n)), "both URLs serve");
     }
     assert_eq!(rig.ledger.look_up("ailab-v1", picture(1).key).await.unwrap(), Some(theirs));
+}
+
+#[tokio::test]
+async fn nothing_is_brought_to_a_store_that_is_not_proved() {
+    let rig = Rig::new();
+    let (id, _) = rig.spooled(1).await;
+    let copier = Copier::start(rig.spool.clone());
+    eventually("it has been found", async || is_away(rig.spool.check_not_away())).await;
+    assert_eq!(rig.waiting().await, [id]);
+    assert_eq!(rig.store.object(name(1)).await.unwrap(), None);
+    rig.spool.prove().await.unwrap();
+    rig.until_empty().await;
+    copier.stop().await;
 }
 
 #[tokio::test]
@@ -372,7 +389,7 @@ async fn files_are_bought_for_only_while_they_can_be_written() {
         disk: folder.path().to_owned(),
         max_bytes: 10 * MIB,
         result_max_bytes: 1,
-        buys_without_store: false,
+        is_remote: false,
     };
     let rig = Rig::with(store, folder, config);
     rig.spool.prove().await.unwrap();
@@ -431,7 +448,7 @@ async fn a_disk_that_cannot_take_it_is_no_room() {
         disk: folder.path().to_owned(),
         max_bytes: u64::MAX,
         result_max_bytes: u64::MAX / 8,
-        buys_without_store: true,
+        is_remote: true,
     };
     let rig = Rig::with(store, folder, config);
     rig.spool.prove().await.unwrap();

@@ -19,7 +19,7 @@ use super::failure::Failure;
 use crate::breaker::{Breaker, BreakerConfig};
 use crate::store::StoreError;
 
-/// Three calls in vain, each with its own attempts. A trial is one call, so even a bucket that is gone
+/// Three calls in vain, each with its own attempts, or one that was never answered. A trial is one call, so even a bucket that is gone
 /// for hours costs little; and what waits in the spool begins to flow soon after it is back.
 const BREAKER: BreakerConfig = BreakerConfig {
     failures: 3,
@@ -231,7 +231,7 @@ impl Bucket {
                 Err(failure.of(doing, name))
             }
             Err(_) => {
-                pass.failed();
+                pass.timed_out();
                 Err(StoreError::Unavailable(format!(
                     "cannot {doing} {name} in the bucket: it did not answer within {limit:?}"
                 )))
