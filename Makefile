@@ -14,7 +14,7 @@ SECONDS ?= 60
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak compiler curl strace nextest components
+.PHONY: help run test lint bench soak faults compiler curl strace nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ bench: compiler ## Measure what a hit and the journal cost; wants a quiet machin
 soak: compiler nextest ## Hits, misses, hang-ups and restarts for SECONDS=60, counted to the credit
 	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(CARGO) nextest run --locked --workspace $(TEST_FEATURES) \
 		--run-ignored only --profile soak -E 'test(=soak::everything_adds_up_after_a_long_time)'
+
+faults: compiler strace nextest ## Faults in their long form: ten thousand hang-ups, cuts everywhere, every call to the disk
+	DISCONNECTS=10000 CUT_UPLOADS=100 CUT_FILES=20 DISK_FAULTS=1 \
+		$(CARGO) nextest run --locked --workspace $(TEST_FEATURES) --profile soak --no-fail-fast \
+		-E 'test(/^(disconnects|downloads|uploads|disk|race)::/)'
 
 # install COMMAND, PACKAGES: makes sure of a command by Debian packages.
 define install
