@@ -420,7 +420,7 @@ async fn whatever_a_url_is_called_files_have_the_names_of_their_bytes() {
         "/results/../state/ledger.sqlite",
         "/x;rm%20-rf.png",
         "/é.png",
-        "/tmp/x.jpg%00.php",
+        "/var/x.jpg%00.php",
         &long,
     ];
     for (format, extension) in [
