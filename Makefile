@@ -18,7 +18,7 @@ MOMENTS ?= 2000
 FROM ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak crash compiler curl strace nextest components
+.PHONY: help run test lint bench soak crash faults compiler curl strace nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -52,6 +52,11 @@ crash: compiler nextest ## Kill it KILLS=25 times at every crash point and MOMEN
 	CRASH_KILLS=$(KILLS) CRASH_MOMENTS=$(MOMENTS) CRASH_SEED=$(SEED) CRASH_FROM=$(FROM) \
 		$(CARGO) nextest run --locked --workspace $(TEST_FEATURES) \
 		--run-ignored only --profile soak -E 'test(=campaign::the_long_campaign)'
+
+faults: compiler strace nextest ## Faults in their long form: ten thousand hang-ups, cuts everywhere, every call to the disk
+	DISCONNECTS=10000 CUT_UPLOADS=100 CUT_FILES=20 DISK_FAULTS=1 \
+		$(CARGO) nextest run --locked --workspace $(TEST_FEATURES) --profile soak --no-fail-fast \
+		-E 'test(/^(disconnects|downloads|uploads|disk|race)::/)'
 
 # install COMMAND, PACKAGES: makes sure of a command by Debian packages.
 define install

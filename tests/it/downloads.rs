@@ -55,8 +55,8 @@ impl World {
 
 /// A picture of its own for each number, in a format.
 fn picture(format: ImageFormat, seed: u64) -> Vec<u8> {
-    let [a, b, c, ..] = seed.to_le_bytes();
-    images::solid(format, 16, 16, [a.wrapping_mul(37), b, c])
+    // The number stands after the picture's end, where it changes nothing but the key.
+    [images::solid(format, 16, 16, [180, 90, 30]), seed.to_le_bytes().to_vec()].concat()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -183,9 +183,9 @@ async fn fetched_in_the_end(bad: Bad) {
     let world = World::start(settings).await;
     world.upstream.always_results(behaviour);
     let told = world.granary.crop(None, images::photo_png(), 320, 240).await;
-    // So many while the client waited; the first in the background may have begun by now.
+    // So many while the client waited; one or two more may have begun in the background by now.
     let fetches = world.upstream.fetches();
-    assert!((FOREGROUND..=FOREGROUND + 1).contains(&fetches), "{what}: {fetches}");
+    assert!((FOREGROUND..=FOREGROUND + 2).contains(&fetches), "{what}: {fetches}");
     let status = if code.ends_with("TIMEOUT") { 504 } else { 502 };
     assert_eq!((told.status, told.code().as_str()), (status, code), "{what}: {}", told.text());
     assert_eq!(world.results(), 0, "{what}");
@@ -238,8 +238,8 @@ async fn a_result_of_another_size_was_paid_for_and_is_kept() {
 async fn a_result_not_had_while_its_url_lives_is_unfetchable_and_said_aloud() {
     let upstream = FakeAilab::start().await;
     upstream.always_results(ResultBehaviour::NotFound);
-    // The fetches of the foreground take three seconds at the most, the next two less than eleven more.
-    let builder = real().config_text(upstream_section(&upstream, "result_url_ttl = \"6s\""));
+    // The pauses of the foreground add up to three seconds at the most.
+    let builder = real().config_text(upstream_section(&upstream, "result_url_ttl = \"8s\""));
     let granary = builder.start().await.unwrap();
     let ask = async || {
         let form = Form::curl(images::photo_jpeg(), 100, 100);
@@ -247,7 +247,7 @@ async fn a_result_not_had_while_its_url_lives_is_unfetchable_and_said_aloud() {
     };
     let told = ask().await;
     assert_eq!((told.status, told.code().as_str()), (502, "ERROR_FILE_DOWNLOAD_FAILED"), "{}", told.text());
-    assert!((FOREGROUND..=FOREGROUND + 1).contains(&upstream.fetches()), "{}", upstream.fetches());
+    assert!((FOREGROUND..=FOREGROUND + 2).contains(&upstream.fetches()), "{}", upstream.fetches());
     let warned = granary.wait_for_line(PATIENCE, |line| is_said(line, "WARN", "trying on in the background"));
     assert!(warned.await.is_some(), "{}", granary.stderr_text());
     // Whoever asks meanwhile is told at once, and buys nothing.
@@ -267,7 +267,7 @@ async fn a_result_not_had_while_its_url_lives_is_unfetchable_and_said_aloud() {
         assert_eq!(metric(&admin, series).await, value, "{series}");
     }
     let fetches = upstream.fetches();
-    assert!((FOREGROUND + 1..=FOREGROUND + 3).contains(&fetches), "{fetches}");
+    assert!((FOREGROUND + 1..=FOREGROUND + 5).contains(&fetches), "{fetches}");
     // It is over, and the key rests before anybody may buy it again.
     let resting = ask().await;
     assert_eq!((resting.status, resting.header("granary-reason")), (503, Some("hold")), "{}", resting.text());
@@ -420,7 +420,7 @@ async fn whatever_a_url_is_called_files_have_the_names_of_their_bytes() {
         "/results/../state/ledger.sqlite",
         "/x;rm%20-rf.png",
         "/é.png",
-        "/tmp/x.jpg%00.php",
+        "/var/x.jpg%00.php",
         &long,
     ];
     for (format, extension) in [
