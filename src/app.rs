@@ -28,6 +28,7 @@ use crate::request::RequestLimits;
 use crate::routes::body::Pace;
 use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::server::{self, ConnectionLimits};
+use crate::slots::SlotsConfig;
 use crate::state::StateDir;
 use crate::teams::Team;
 use crate::upstream::Upstream;
@@ -247,8 +248,11 @@ fn fill_config(config: &Config) -> FillConfig {
     FillConfig {
         namespace: config.upstream.namespace.clone(),
         credits_per_call: config.upstream.credits_per_call,
-        concurrency: config.upstream.concurrency,
-        queue: config.upstream.queue,
+        slots: SlotsConfig {
+            concurrency: config.upstream.concurrency,
+            max_concurrency: config.upstream.max_concurrency,
+            queue: config.upstream.queue,
+        },
         result_url_ttl: config.upstream.result_url_ttl,
         daily_credits: config.budget.daily_credits,
         monthly_credits: config.budget.monthly_credits,

@@ -13,7 +13,7 @@
 //! | key | [`key`] | BLAKE3 of picture, width and height, and nothing else |
 //! | look up | [`gateway`], [`cache`], [`ledger`], [`store`] | memory, ledger, store; only what is known to be absent is bought |
 //! | coalesce | [`coalesce`] | many callers, one fill |
-//! | admit | [`fill`], [`slots`], [`ledger`] | only here: hits and followers spend nothing |
+//! | admit | [`fill`], [`slots`], [`circuit`], [`ledger`] | only here: hits and followers spend nothing |
 //! | **pay** | [`fill`], [`upstream`] | the only step that costs money, in a task no client can cancel |
 //! | fetch | [`download`] | a client that cannot carry a credential |
 //! | **persist** | [`store`] | object first, then the record, then the ledger's `stored`: from here the URL is permanent |
@@ -33,7 +33,7 @@
 //! # Who may import whom
 //!
 //! ```text
-//! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
+//! main > cli > app > {config, server} > routes > gateway > {cache, circuit, coalesce, fill, slots, rewrite}
 //!      > {error, metrics} > {ledger, store, upstream, download, request, teams}
 //!      > {net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
 //!         state}
@@ -45,6 +45,7 @@
 pub mod app;
 pub mod breaker;
 pub mod cache;
+pub mod circuit;
 pub mod cli;
 pub mod clock;
 pub mod coalesce;

@@ -58,9 +58,20 @@ async fn ready(State(state): State<AdminState>) -> Response {
 
 async fn metrics(State(state): State<AdminState>) -> Response {
     let (memory_entries, memory_bytes) = state.cache.size().await;
-    let (fills, waiters, calls, queued) = state.filler.load();
+    let (fills, waiters, calls, _) = state.filler.load();
+    let slots = state.filler.slots();
+    let (limit, queued) = (slots.limit, slots.queued);
     let ledger = state.ledger.totals().await.ok();
-    state.metrics.observe(&Snapshot { memory_entries, memory_bytes, fills, waiters, calls, queued, ledger });
+    state.metrics.observe(&Snapshot {
+        memory_entries,
+        memory_bytes,
+        fills,
+        waiters,
+        calls,
+        limit,
+        queued,
+        ledger,
+    });
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
 }
 

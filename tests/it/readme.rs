@@ -172,6 +172,8 @@ fn errors() -> Vec<GatewayError> {
         GatewayError::UpstreamNonsense { detail: String::new() },
         GatewayError::UpstreamKeyRefused,
         GatewayError::UpstreamThrottled { wait },
+        GatewayError::CircuitOpen { wait },
+        GatewayError::PurchaseStopped { wait },
         GatewayError::StillBeingMade,
         GatewayError::ResultNotFetched { timed_out: false },
         GatewayError::ResultNotFetched { timed_out: true },
@@ -194,6 +196,7 @@ fn is_listed(error: &GatewayError) -> bool {
         E::UnknownExpectation | E::KeyNotFound | E::ResultNotFound | E::NotCached | E::OverBudget(_) => true,
         E::Frozen(_) | E::UpstreamCredits | E::RateLimited { .. } | E::UpstreamUnreachable { .. } => true,
         E::UpstreamNonsense { .. } | E::UpstreamKeyRefused | E::UpstreamThrottled { .. } => true,
+        E::CircuitOpen { .. } | E::PurchaseStopped { .. } => true,
         E::StillBeingMade | E::ResultNotFetched { .. } | E::TooBusy { .. } | E::Draining => true,
         E::Resting { .. } | E::NoRoom | E::LedgerUnavailable | E::StoreUnavailable | E::Bug => true,
         // Clients see the upstream's own status and code.
