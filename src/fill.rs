@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::machine::{FillLimits, Machine, Verdict};
-use self::retry::RetryBudget;
+use self::retry::{RetryBudget, ToldToWait};
 use self::task::Task;
 use crate::cache::MemoryCache;
 use crate::circuit::Circuit;
@@ -85,6 +85,7 @@ struct Inner {
     slots: Arc<Slots>,
     circuit: Arc<Circuit>,
     retries: RetryBudget,
+    told_to_wait: ToldToWait,
     rates: HashMap<String, DefaultDirectRateLimiter>,
     draining: CancellationToken,
     tasks: TaskTracker,
@@ -140,6 +141,7 @@ impl Filler {
             slots,
             circuit,
             retries: RetryBudget::default(),
+            told_to_wait: ToldToWait::default(),
             rates: rate_limiters(teams),
             draining: CancellationToken::new(),
             tasks: TaskTracker::new(),

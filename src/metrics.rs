@@ -85,11 +85,19 @@ pub enum ShedReason {
     Draining,
     /// Nobody waited for it any more.
     Deserted,
+    /// The upstream is throttling, and its callers had been told to come back later than this.
+    ToldToWait,
 }
 
 impl ShedReason {
-    const ALL: [Self; 5] =
-        [Self::QueueFull, Self::WaitTimeout, Self::BreakerOpen, Self::Draining, Self::Deserted];
+    const ALL: [Self; 6] = [
+        Self::QueueFull,
+        Self::WaitTimeout,
+        Self::BreakerOpen,
+        Self::Draining,
+        Self::Deserted,
+        Self::ToldToWait,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -98,6 +106,7 @@ impl ShedReason {
             Self::BreakerOpen => "breaker_open",
             Self::Draining => "draining",
             Self::Deserted => "deserted",
+            Self::ToldToWait => "told_to_wait",
         }
     }
 }

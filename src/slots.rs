@@ -140,6 +140,11 @@ impl Slots {
         turn.await.unwrap_or(Err(TooBusy { wait: Duration::ZERO, cause: BusyCause::QueueFull }))
     }
 
+    /// Does the upstream throttle even single calls at the moment?
+    pub fn are_spaced_out(&self) -> bool {
+        self.state().limit.is_spaced_out()
+    }
+
     /// What there is at the moment.
     pub fn load(&self) -> SlotsLoad {
         let state = self.state();

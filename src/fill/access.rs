@@ -23,6 +23,15 @@ impl Task {
         let shared = self.shared.clone();
         let metrics = &shared.parts.metrics;
         let asked = Instant::now();
+        // No failure is remembered for its own sake; but an upstream that throttles even single calls
+        // is not called for clients that do not wait as they were told.
+        if !self.is_retry
+            && shared.slots.are_spaced_out()
+            && let Some(wait) = shared.told_to_wait.remaining(self.key)
+        {
+            metrics.shed(ShedReason::ToldToWait);
+            return Event::Slot(Err(GatewayError::UpstreamThrottled { wait }));
+        }
         loop {
             let Some((_, seat)) = shared.groups.candidate(self.key) else {
                 return Event::Admitted(Admission::Nobody);

@@ -4,8 +4,13 @@
 //! flow control refused is tried again only for every tenth purchase, since retries of all that is
 //! refused would keep an overloaded upstream overloaded.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::key::CacheKey;
 
 /// What one purchase adds to the budget, of what one retry costs.
 const SHARE: u32 = 10;
@@ -35,6 +40,28 @@ impl RetryBudget {
         let left = saved.checked_sub(SHARE);
         *saved = left.unwrap_or(*saved);
         left.is_some()
+    }
+}
+
+/// Keys whose callers were told to come back later, until then: a client that comes back at once, as
+/// many do, is told the same again, and the upstream is not called for it.
+#[derive(Debug, Default)]
+pub(super) struct ToldToWait(Mutex<HashMap<CacheKey, Instant>>);
+
+impl ToldToWait {
+    /// The callers of a key were told to wait.
+    pub(super) fn note(&self, key: CacheKey, wait: Duration) {
+        let now = Instant::now();
+        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // There is one for each refusal of the upstream, of which there are few within such a time.
+        keys.retain(|_, until| *until > now);
+        keys.insert(key, now + wait);
+    }
+
+    /// How long the callers of a key were told to wait still.
+    pub(super) fn remaining(&self, key: CacheKey) -> Option<Duration> {
+        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.get(&key)?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
     }
 }
 
@@ -71,6 +98,18 @@ mod tests {
         }
         (0..1000).for_each(|_| budget.deposit());
         assert_eq!((0..100).filter(|_| budget.take()).count(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_was_told_is_remembered_until_it_is_over() {
+        let (told, key) = (ToldToWait::default(), |tag: u8| CacheKey::of(&[tag], 1, 1));
+        told.note(key(1), Duration::from_secs(2));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!((told.remaining(key(1)), told.remaining(key(2))), (Some(Duration::from_secs(1)), None));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(told.remaining(key(1)), None);
+        told.note(key(2), Duration::from_secs(2));
+        assert_eq!(told.0.lock().unwrap().len(), 1, "what is over is forgotten");
     }
 
     #[test]

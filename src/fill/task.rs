@@ -278,6 +278,7 @@ impl Task {
             {
                 cache.keep_refusal(self.key, *status, body.clone()).await;
             }
+            Err(GatewayError::UpstreamThrottled { wait }) => shared.told_to_wait.note(self.key, *wait),
             Err(_) => {}
         }
         let bought = verdict.as_ref().is_ok_and(|filled| filled.source == FillSource::Bought);

@@ -39,6 +39,11 @@ impl Limit {
         self.current as usize
     }
 
+    /// Is even a single call at a time too much at the moment?
+    pub(super) fn is_spaced_out(&self) -> bool {
+        self.pauses > 0
+    }
+
     /// The burst that a call taken now belongs to.
     pub(super) fn burst(&self) -> Burst {
         Burst(self.bursts)
