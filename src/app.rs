@@ -1,6 +1,7 @@
 //! The composition root: it and its children alone name concrete stores, ledgers and upstreams.
 
 pub mod live;
+mod secrets;
 mod store;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use self::secrets::KeyWatch;
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
 use crate::config::{Config, StoreKind, UpstreamConfig, UpstreamKind};
@@ -27,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::request::RequestLimits;
 use crate::routes::body::Pace;
 use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
+use crate::secret::Secret;
 use crate::server::{self, ConnectionLimits};
 use crate::slots::SlotsConfig;
 use crate::state::StateDir;
@@ -48,6 +51,8 @@ pub struct App {
     pub admin_addr: SocketAddr,
     stopping: CancellationToken,
     closed: CancellationToken,
+    /// Ends what goes on beside the requests for as long as anything is bought.
+    stopped: tokio_util::sync::DropGuard,
     filler: Filler,
     drain_grace: Duration,
     longest_call: Duration,
@@ -88,10 +93,11 @@ impl App {
         let ledger = open_ledger(&config, &state, clock.clone())?;
         let store = store::open(&config.store).await?;
         let (stopping, closed) = (CancellationToken::new(), CancellationToken::new());
+        let stopped = CancellationToken::new();
         if config.store.kind == StoreKind::S3 {
             store::prove_bucket(store.clone(), stopping.clone()).await?;
         }
-        let (upstream, results) = open_upstream(&config)?;
+        let (upstream, results, key) = open_upstream(&config)?;
 
         let recovery = ledger.recover().await.context("the ledger cannot be read")?;
         crash_point("CP33");
@@ -106,6 +112,11 @@ impl App {
         };
         let filler = Filler::new(parts, fill_config(&config), &team_list);
         filler.resume(recovery);
+        if let Some(key) = key {
+            let (settings, filler) = (config.upstream.clone(), filler.clone());
+            let watch = KeyWatch { settings, key, filler, metrics: metrics.clone() };
+            tokio::spawn(stopped.clone().run_until_cancelled_owned(watch.run()));
+        }
 
         let gateway_parts = GatewayParts {
             cache: cache.clone(),
@@ -164,6 +175,7 @@ impl App {
             admin_addr,
             stopping,
             closed,
+            stopped: stopped.drop_guard(),
             filler,
             drain_grace: config.server.drain_grace,
             longest_call: config.upstream.hard_stop + STOP_MARGIN,
@@ -192,6 +204,7 @@ impl App {
         if tokio::time::timeout(self.longest_call, settled).await.is_err() {
             tracing::error!("not everything came to rest in time; the ledger has what is open");
         }
+        drop(self.stopped);
         tracing::info!("stopped");
     }
 }
@@ -210,14 +223,14 @@ fn open_ledger(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Resul
     Ok(Arc::new(ledger))
 }
 
-type Seller = (Arc<dyn Upstream>, Arc<dyn ResultSource>);
+type Seller = (Arc<dyn Upstream>, Arc<dyn ResultSource>, Option<Arc<ArcSwap<Secret>>>);
 
 fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
     let settings = &config.upstream;
     match settings.kind {
         UpstreamKind::Builtin => {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            Ok((Arc::new(BuiltinUpstream::new(cores)), Arc::new(InlineResults)))
+            Ok((Arc::new(BuiltinUpstream::new(cores)), Arc::new(InlineResults), None))
         }
         UpstreamKind::Ailab => {
             let mut download = DownloadConfig::default();
@@ -229,19 +242,22 @@ fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
             }
             download.max_bytes = usize::try_from(settings.result_max_bytes.0).unwrap_or(usize::MAX);
             download.total_timeout = settings.result_timeout;
-            Ok((Arc::new(open_ailab(settings)?), Arc::new(Downloader::new(download))))
+            let (ailab, key) = open_ailab(settings)?;
+            Ok((Arc::new(ailab), Arc::new(Downloader::new(download)), Some(key)))
         }
     }
 }
 
-fn open_ailab(settings: &UpstreamConfig) -> anyhow::Result<AilabUpstream> {
+/// With the key it will use, which may be swapped.
+fn open_ailab(settings: &UpstreamConfig) -> anyhow::Result<(AilabUpstream, Arc<ArcSwap<Secret>>)> {
     let key = settings.key().map_err(anyhow::Error::msg)?.context("upstream.api_key is missing")?;
     let base_url = Url::parse(&settings.base_url.to_string()).context("upstream.base_url")?;
-    let mut ailab = AilabConfig::new(base_url, Arc::new(ArcSwap::from_pointee(key)));
+    let key = Arc::new(ArcSwap::from_pointee(key));
+    let mut ailab = AilabConfig::new(base_url, key.clone());
     ailab.connect_timeout = settings.connect_timeout;
     ailab.upload_timeout = settings.upload_timeout;
     ailab.hard_stop = settings.hard_stop;
-    Ok(AilabUpstream::new(ailab)?)
+    Ok((AilabUpstream::new(ailab)?, key))
 }
 
 fn fill_config(config: &Config) -> FillConfig {

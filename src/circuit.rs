@@ -223,7 +223,9 @@ fn tell(trouble: Trouble, is_open: bool) {
             "alarm: the upstream refuses our key, so nothing is bought; put a valid one into upstream.api_key_file"
         ),
         (Trouble::NoCredits, true) => {
-            tracing::error!("alarm: the upstream account has no credits left, so nothing is bought; top it up");
+            tracing::error!(
+                "alarm: the upstream account has no credits left, so nothing is bought; top it up"
+            );
         }
         (Trouble::Unfetchable, true) => tracing::error!(
             "alarm: three results in a row were paid for and could not be fetched, so nothing is bought; \

@@ -4,22 +4,25 @@
 //! *credits*. Labels come from closed sets and from configured teams only, and every series starts
 //! at zero, so that `rate()` and alerts work from the first event. There are no global registries.
 
+mod labels;
+mod upstream;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
+pub use self::labels::{RetryReason, ShedReason, Suspicion};
+use self::upstream::UpstreamFamilies;
 use crate::ledger::CallState;
 use crate::outcome::CacheStatus;
 
 /// Request durations, in seconds.
 const REQUEST_BUCKETS: [f64; 15] =
     [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0];
-
-/// Times waited for a turn, in seconds.
-const WAIT_BUCKETS: [f64; 12] = [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0];
 
 /// How an attempt to buy ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,91 +75,6 @@ impl AttemptOutcome {
     }
 }
 
-/// Why a fill was given up before anything was reserved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShedReason {
-    /// As many wait as may.
-    QueueFull,
-    /// Its turn would have come too late.
-    WaitTimeout,
-    /// The upstream is not to be called.
-    BreakerOpen,
-    /// The process is stopping.
-    Draining,
-    /// Nobody waited for it any more.
-    Deserted,
-    /// The upstream is throttling, and its callers had been told to come back later than this.
-    ToldToWait,
-}
-
-impl ShedReason {
-    const ALL: [Self; 6] = [
-        Self::QueueFull,
-        Self::WaitTimeout,
-        Self::BreakerOpen,
-        Self::Draining,
-        Self::Deserted,
-        Self::ToldToWait,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::QueueFull => "queue_full",
-            Self::WaitTimeout => "wait_timeout",
-            Self::BreakerOpen => "breaker_open",
-            Self::Draining => "draining",
-            Self::Deserted => "deserted",
-            Self::ToldToWait => "told_to_wait",
-        }
-    }
-}
-
-/// Why an attempt was made again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetryReason {
-    /// It had not been sent whole.
-    NotSent,
-    /// The upstream's flow control had refused it.
-    RateLimited,
-}
-
-impl RetryReason {
-    const ALL: [Self; 2] = [Self::NotSent, Self::RateLimited];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::NotSent => "not_sent",
-            Self::RateLimited => "rate_limited",
-        }
-    }
-}
-
-/// What is odd about a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Suspicion {
-    /// It has another size than was ordered.
-    Dimensions,
-    /// Its `retain_location` is no place in it.
-    RetainLocation,
-}
-
-impl Suspicion {
-    const ALL: [Self; 2] = [Self::Dimensions, Self::RetainLocation];
-
-    /// The word in labels and in the log.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Dimensions => "dimensions",
-            Self::RetainLocation => "retain_location",
-        }
-    }
-}
-
-/// Why nothing may be bought, as labels.
-const ALARMS: [&str; 4] = ["key_refused", "no_credits", "unfetchable", "outage"];
-/// Where the breaker goes, as labels.
-const BREAKER_POSITIONS: [&str; 3] = ["closed", "half_open", "open"];
-
 /// How a crop request ended, beside the ways of [`CacheStatus`].
 const REFUSED_OUTCOMES: [&str; 2] = ["rejected", "error"];
 
@@ -196,17 +114,7 @@ pub struct Metrics {
     fills_in_flight: IntGauge,
     followers: IntGauge,
     upstream_in_flight: IntGauge,
-    upstream_limit: IntGauge,
-    upstream_queue: IntGaugeVec,
-    upstream_queue_wait: HistogramVec,
-    upstream_shed: IntCounterVec,
-    upstream_retries: IntCounterVec,
-    upstream_retry_budget_exhausted: IntCounter,
-    breaker_state: IntGauge,
-    breaker_transitions: IntCounterVec,
-    alarms: IntGaugeVec,
-    suspects: IntCounterVec,
-    teams: Vec<String>,
+    upstream: UpstreamFamilies,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
 }
@@ -264,55 +172,7 @@ impl Metrics {
             fills_in_flight: families.plain("granary_coalesce_groups_in_flight", "Keys being made at the moment"),
             followers: families.plain("granary_coalesce_followers", "Requests waiting for a fill at the moment"),
             upstream_in_flight: families.plain("granary_upstream_in_flight", "Paid calls under way"),
-            upstream_limit: families.plain(
-                "granary_upstream_concurrency_limit",
-                "Paid calls that may be under way at once, adapted to what the upstream's flow control says",
-            ),
-            upstream_queue: families.gauge(
-                "granary_upstream_queue_depth",
-                "Fills waiting for an upstream slot, by team",
-                &["team"],
-            ),
-            upstream_queue_wait: families.histogram(
-                "granary_upstream_queue_wait_seconds",
-                "Time a fill waited for its upstream slot",
-                &[],
-                &WAIT_BUCKETS,
-            ),
-            upstream_shed: families.counter(
-                "granary_upstream_shed_total",
-                "Fills given up before anything was reserved, by why",
-                &["reason"],
-            ),
-            upstream_retries: families.counter(
-                "granary_upstream_retries_total",
-                "Attempts made again after one that cost nothing, by why (grain: attempts)",
-                &["reason"],
-            ),
-            upstream_retry_budget_exhausted: families.count(
-                "granary_upstream_retry_budget_exhausted_total",
-                "Flow-control refusals not tried again because retries would exceed a tenth of all purchases",
-            ),
-            breaker_state: families.plain(
-                "granary_upstream_breaker_state",
-                "0 while the upstream is called, 1 while one request finds out, 2 while it is not called",
-            ),
-            breaker_transitions: families.counter(
-                "granary_upstream_breaker_transitions_total",
-                "Changes of the upstream breaker's state, by the new one",
-                &["to"],
-            ),
-            alarms: families.gauge(
-                "granary_upstream_alarm",
-                "1 while nothing is bought for this cause, and someone should look",
-                &["cause"],
-            ),
-            suspects: families.counter(
-                "granary_results_suspect_total",
-                "Results that are kept although they are not what was ordered, by what is odd (grain: attempts)",
-                &["reason"],
-            ),
-            teams: teams.clone().map(str::to_owned).collect(),
+            upstream: UpstreamFamilies::new(&families, teams.clone()),
             ledger_credits: families.gauge(
                 "granary_ledger_credits",
                 "Credits of this ledger's rows by state (grain: credits)",
@@ -335,25 +195,6 @@ impl Metrics {
                 self.credits_saved.with_label_values(&[team, status.as_str()]);
             }
             self.credits_saved.with_label_values(&[team, HASH_FIRST]);
-        }
-        for team in &self.teams {
-            self.upstream_queue.with_label_values(&[team]);
-        }
-        self.upstream_queue_wait.with_label_values(&[] as &[&str]);
-        for reason in ShedReason::ALL {
-            self.upstream_shed.with_label_values(&[reason.as_str()]);
-        }
-        for reason in RetryReason::ALL {
-            self.upstream_retries.with_label_values(&[reason.as_str()]);
-        }
-        for position in BREAKER_POSITIONS {
-            self.breaker_transitions.with_label_values(&[position]);
-        }
-        for cause in ALARMS {
-            self.alarms.with_label_values(&[cause]);
-        }
-        for reason in Suspicion::ALL {
-            self.suspects.with_label_values(&[reason.as_str()]);
         }
         for outcome in AttemptOutcome::ALL {
             self.attempts.with_label_values(&[outcome.as_str()]);
@@ -419,42 +260,6 @@ impl Metrics {
         self.attempts.with_label_values(&[outcome.as_str()]).inc();
     }
 
-    /// A fill had its turn after so long.
-    pub fn queue_waited(&self, time: Duration) {
-        self.upstream_queue_wait.with_label_values(&[] as &[&str]).observe(time.as_secs_f64());
-    }
-
-    /// A fill was given up before anything was reserved.
-    pub fn shed(&self, reason: ShedReason) {
-        self.upstream_shed.with_label_values(&[reason.as_str()]).inc();
-    }
-
-    /// An attempt is made again.
-    pub fn retried(&self, reason: RetryReason) {
-        self.upstream_retries.with_label_values(&[reason.as_str()]).inc();
-    }
-
-    /// One would have been made again, had there been budget left for it.
-    pub fn retry_budget_exhausted(&self) {
-        self.upstream_retry_budget_exhausted.inc();
-    }
-
-    /// The upstream's breaker changed to this position, by name and number.
-    pub fn breaker(&self, to: &'static str, number: i64) {
-        self.breaker_state.set(number);
-        self.breaker_transitions.with_label_values(&[to]).inc();
-    }
-
-    /// A cause for buying nothing began, or is over.
-    pub fn alarm(&self, cause: &'static str, is_on: bool) {
-        self.alarms.with_label_values(&[cause]).set(i64::from(is_on));
-    }
-
-    /// A result is not what was ordered.
-    pub fn suspect(&self, reason: Suspicion) {
-        self.suspects.with_label_values(&[reason.as_str()]).inc();
-    }
-
     /// A row of the ledger reached a state.
     pub fn booked(&self, state: CallState, team: &str, credits: u64) {
         if state == CallState::Answered {
@@ -479,11 +284,7 @@ impl Metrics {
         set(&self.fills_in_flight, snapshot.fills as u64);
         set(&self.followers, snapshot.waiters as u64);
         set(&self.upstream_in_flight, snapshot.calls as u64);
-        set(&self.upstream_limit, snapshot.limit as u64);
-        for team in &self.teams {
-            let queued = snapshot.queued.get(team).copied().unwrap_or(0);
-            set(&self.upstream_queue.with_label_values(&[team]), queued as u64);
-        }
+        self.upstream.observe(snapshot.limit, &snapshot.queued);
         self.ledger_up.set(i64::from(snapshot.ledger.is_some()));
         for total in snapshot.ledger.iter().flatten() {
             set(&self.ledger_credits.with_label_values(&[total.state.as_str()]), total.credits);

@@ -55,6 +55,6 @@ async fn check_ledger(config: &Config) -> anyhow::Result<String> {
 }
 
 async fn check_ailab(config: &Config) -> anyhow::Result<String> {
-    let credits = open_ailab(&config.upstream)?.query_credits().await?;
+    let credits = open_ailab(&config.upstream)?.0.query_credits().await?;
     Ok(format!("{} knows the key; {credits} credits are left", config.upstream.base_url))
 }

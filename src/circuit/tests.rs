@@ -37,7 +37,8 @@ impl Rig {
 
     fn series(&self, series: &str) -> i64 {
         let text = String::from_utf8(self.metrics.render()).unwrap();
-        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).map(str::to_owned);
+        let value =
+            text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).map(str::to_owned);
         value.unwrap_or_else(|| panic!("no {series}")).parse().unwrap()
     }
 }
@@ -242,7 +243,9 @@ async fn whoever_waits_for_it_to_refuse_is_told() {
 #[tokio::test(start_paused = true)]
 async fn every_change_is_in_the_metrics_once() {
     let rig = Rig::new();
-    let to = |position: &str| rig.series(&format!("granary_upstream_breaker_transitions_total{{to=\"{position}\"}}"));
+    let to = |position: &str| {
+        rig.series(&format!("granary_upstream_breaker_transitions_total{{to=\"{position}\"}}"))
+    };
     let alarm = |cause: &str| rig.series(&format!("granary_upstream_alarm{{cause=\"{cause}\"}}"));
     assert_eq!([to("open"), to("half_open"), to("closed")], [0, 0, 0]);
     (0..5).for_each(|_| rig.attempt(Attempt::Lost));

@@ -117,7 +117,9 @@ mod tests {
         for (retry, longest) in [(1, 400), (2, 800), (3, 800)] {
             let waits: Vec<_> = (0..500).map(|_| wait_before(retry, None).as_millis()).collect();
             assert!(waits.iter().all(|wait| (50..=longest).contains(wait)), "{waits:?}");
-            assert!(waits.iter().any(|wait| *wait < longest / 4) && waits.iter().any(|wait| *wait > longest / 2));
+            assert!(
+                waits.iter().any(|wait| *wait < longest / 4) && waits.iter().any(|wait| *wait > longest / 2)
+            );
         }
         assert_eq!(wait_before(1, Some(Duration::from_secs(7))).as_secs(), 7);
     }

@@ -19,3 +19,4 @@ mod readme;
 mod restart;
 mod secrets;
 mod soak;
+mod upstream_faults;

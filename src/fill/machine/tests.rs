@@ -380,12 +380,16 @@ fn what_flow_control_refuses_is_bought_anew_twice_each_time_on_a_row_of_its_own(
     let life = live(Machine::new(LIMITS), vec![throttled(Some(7)), throttled(None), throttled(Some(9))]);
     assert_eq!(
         show_life(&life),
-        format!("{anew} Book(refused) Retry {anew} Book(refused) Retry {anew} Book(refused) Finish(UpstreamThrottled)")
+        format!(
+            "{anew} Book(refused) Retry {anew} Book(refused) Retry {anew} Book(refused) Finish(UpstreamThrottled)"
+        )
     );
     let asked: Vec<_> = life
         .iter()
         .filter_map(|effect| match effect {
-            Effect::Retry(Retry::Throttled { retry, asked }) => Some((*retry, asked.map(|wait| wait.as_secs()))),
+            Effect::Retry(Retry::Throttled { retry, asked }) => {
+                Some((*retry, asked.map(|wait| wait.as_secs())))
+            }
             _ => None,
         })
         .collect();

@@ -62,11 +62,7 @@ impl World {
         }
         let is_reserved = self.row == Some(CallState::Reserved) && !self.sent;
         match effect {
-            Effect::TakeSlot
-            | Effect::Admit
-            | Effect::CheckRoom
-            | Effect::EnterCircuit
-            | Effect::Reserve => {
+            Effect::TakeSlot | Effect::Admit | Effect::CheckRoom | Effect::EnterCircuit | Effect::Reserve => {
                 demand(self.row.is_none() && !self.sent, "one row, and one call")
             }
             Effect::StepAside(_) | Effect::RefuseTeam(_) => {
@@ -159,9 +155,7 @@ impl World {
                 _ => Admission::TooFast(Duration::from_secs(1)),
             }),
             Effect::CheckRoom => Event::Room(store_away()),
-            Effect::EnterCircuit => {
-                Event::Entered(Err(GatewayError::CircuitOpen { wait: Duration::ZERO }))
-            }
+            Effect::EnterCircuit => Event::Entered(Err(GatewayError::CircuitOpen { wait: Duration::ZERO })),
             Effect::Retry(_) => Event::MayRetry(false),
             Effect::Reserve => Event::Reserved(match pick(7) {
                 0 => Ok(Reserved::Held(CallId(1))),
