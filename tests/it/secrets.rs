@@ -164,9 +164,7 @@ async fn secrets_are_in_no_answer_log_line_metric_or_file() {
         Behaviour::Raw { status, content_type: kind, body: body.into(), charged: false }
     };
     let upstream_key = upstream.api_key();
-    for (width, status, expected) in
-        [(101, 400, 400), (104, 422, 422), (105, 429, 503), (106, 500, 500)]
-    {
+    for (width, status, expected) in [(101, 400, 400), (104, 422, 422), (105, 429, 503), (106, 500, 500)] {
         upstream.on_next(quoting(status, &format!("bad key {upstream_key}!")));
         keep(&format!("a {status} that quotes the key"), expected, crop(width).send().await.unwrap());
     }

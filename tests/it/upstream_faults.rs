@@ -201,7 +201,10 @@ async fn an_outage_is_left_alone_while_hits_go_on_and_is_over_soon_after_it_heal
     granary.wait_for_metric("granary_upstream_alarm{cause=\"outage\"}", 1.0).await;
     granary.wait_for_metric("granary_upstream_in_flight", 0.0).await;
     let attempts = granary.metric_sum(CALLS).await;
-    assert!(attempts <= 1.0 + 5.0 + 3.0, "{attempts} attempts, of which three were under way beside the fifth");
+    assert!(
+        attempts <= 1.0 + 5.0 + 3.0,
+        "{attempts} attempts, of which three were under way beside the fifth"
+    );
     let mut slowest = Duration::ZERO;
     for _ in 0..100 {
         let asked = Instant::now();
@@ -250,7 +253,8 @@ async fn an_order_that_never_went_out_whole_is_sent_again_and_charged_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_other_failure_is_sent_again_by_itself() {
-    let with_an_error = r#"{"error_code":500,"error_detail":{"status_code":500,"code":"PROCESSING_FAILURE"}}"#;
+    let with_an_error =
+        r#"{"error_code":500,"error_detail":{"status_code":500,"code":"PROCESSING_FAILURE"}}"#;
     let bare = |status| Behaviour::raw(status, "text/html", "<html>");
     let in_envelope = |status, code| Behaviour::Refuse { status, code: String::from(code) };
     for (behaviour, status, state) in [
@@ -287,7 +291,11 @@ async fn an_answer_that_comes_after_the_callers_have_left_is_kept_and_charged_on
     }
     granary.wait_for_metric("granary_fills_total{state=\"stored\"}", 1.0).await;
     is_hit(&granary, 1).await;
-    assert_eq!((upstream.attempts(), upstream.charges()), (1, 1), "identical requests joined the running call");
+    assert_eq!(
+        (upstream.attempts(), upstream.charges()),
+        (1, 1),
+        "identical requests joined the running call"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -326,9 +334,8 @@ async fn a_team_with_many_misses_does_not_starve_one_with_few() {
     let config = format!("{}\n{server}\n{greedy}\n{modest}", upstream_section(&upstream, lines));
     let granary = Granary::builtin(&config).await;
     let url = granary.url();
-    let queued = async |team: &str| {
-        granary.metric(&format!("granary_upstream_queue_depth{{team=\"{team}\"}}")).await
-    };
+    let queued =
+        async |team: &str| granary.metric(&format!("granary_upstream_queue_depth{{team=\"{team}\"}}")).await;
     upstream.always(Behaviour::Hold);
     let crowd: Vec<_> = (0..80).map(|number| ask(&url, Some(&greedy_token), number)).collect();
     until("the queue to be full", async || queued("greedy").await == 50.0).await;
@@ -406,6 +413,30 @@ async fn a_queued_fill_whose_callers_have_left_costs_nothing_and_gives_its_place
     upstream.release();
     assert_eq!((first.await.unwrap().status, third.await.unwrap().status), (200, 200));
     assert_eq!((upstream.charges(), upstream.attempts()), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_paid_results_in_a_row_that_cannot_be_had_stop_all_buying() {
+    let upstream = FakeAilab::start().await;
+    let lines = "result_url_ttl = \"300ms\"";
+    let granary = Granary::builtin(&upstream_section(&upstream, lines)).await;
+    assert_eq!(ask(&granary.url(), None, 0).await.unwrap().status, 200);
+    upstream.always_results(ResultBehaviour::NotFound);
+    for number in 1..=3 {
+        let answer = ask(&granary.url(), None, number).await.unwrap();
+        is_told(&answer, 502, "result_not_fetched");
+        granary.wait_for_metric("granary_fills_total{state=\"unfetchable\"}", f64::from(number)).await;
+    }
+    assert_eq!(granary.metric("granary_upstream_alarm{cause=\"unfetchable\"}").await, 1.0);
+    let answers = ask_many(&granary.url(), 4..30).await;
+    assert_eq!(count(&answers), [((503, "purchase_stop".to_owned()), 26)].into());
+    for answer in &answers {
+        let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+        assert!((30..=66).contains(&wait), "{wait}");
+    }
+    is_hit(&granary, 0).await;
+    nothing_is_reserved(&granary).await;
+    assert_eq!((upstream.attempts(), upstream.charges()), (4, 4));
 }
 
 fn write_key(file: &Path, key: &str) {
