@@ -119,6 +119,11 @@ impl Circuit {
         })
     }
 
+    /// Is everything let through?
+    pub fn is_closed(&self) -> bool {
+        self.state().troubles() == [false; Trouble::ALL.len()]
+    }
+
     /// What [`enter`](Self::enter) would refuse with now; nothing is taken.
     pub fn refusal(&self) -> Option<GatewayError> {
         let (trouble, wait) = self.state().refusal(Instant::now())?;
@@ -204,7 +209,7 @@ impl Pass {
 
     /// May the same purchase be tried again? Not while the circuit is open.
     pub fn may_retry(&self) -> bool {
-        self.circuit.state().troubles() == [false; 4]
+        self.circuit.is_closed()
     }
 }
 

@@ -29,7 +29,6 @@ use crate::clock::Clock;
 use crate::coalesce::{Coalescer, Ticket, WaiterId};
 use crate::download::ResultSource;
 use crate::envelope::Answer;
-use crate::error::GatewayError;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{Budget, Scope, Window};
 use crate::ledger::{Ledger, Recovery, UnfinishedCall};
@@ -230,9 +229,9 @@ impl Filler {
         self.0.circuit.key_changed();
     }
 
-    /// What callers would be told now who want something bought; `None` while the upstream is called.
-    pub fn refusal(&self) -> Option<GatewayError> {
-        self.0.circuit.refusal()
+    /// Is anything bought, as far as the upstream is concerned?
+    pub fn upstream_is_called(&self) -> bool {
+        self.0.circuit.is_closed()
     }
 
     fn limits(&self) -> FillLimits {

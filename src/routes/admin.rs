@@ -52,7 +52,7 @@ async fn ready(State(state): State<AdminState>) -> Response {
     let ledger = if state.ledger.totals().await.is_ok() { "up" } else { "down" };
     let is_ready = !state.stopping.is_cancelled();
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let buys = is_ready && ledger == "up" && !state.filler.is_draining();
+    let buys = is_ready && ledger == "up" && !state.filler.is_draining() && state.filler.upstream_is_called();
     (status, Json(json!({"ready": is_ready, "paying": buys, "ledger": ledger}))).into_response()
 }
 

@@ -78,7 +78,7 @@ async fn teams_take_turns_and_the_queue_is_bounded() {
     let first = of_a.remove(0).await.unwrap().ok().unwrap();
     assert_eq!(queued(&slots), 2);
     drop(first);
-    drop(of_b.await.unwrap().ok().expect("b is served before the second of a"));
+    drop(of_b.await.unwrap().unwrap_or_else(|_| panic!("b is served before the second of a")));
     drop(of_a.remove(0).await.unwrap().ok().unwrap());
     assert_eq!((slots.load().in_flight, queued(&slots)), (0, 0));
 }

@@ -121,6 +121,8 @@ async fn an_empty_account_is_called_no_more_than_was_in_flight_and_again_once_it
     assert!(upstream.attempts() <= 1 + 4, "{} calls", upstream.attempts());
     assert_eq!(granary.metric("granary_upstream_alarm{cause=\"no_credits\"}").await, 1.0);
     assert_eq!(granary.metric("granary_upstream_breaker_state").await, 2.0);
+    let ready = client::get(&format!("{}/readyz", granary.admin())).await.unwrap();
+    assert_eq!((ready.status, &ready.json()["paying"]), (200, &false.into()));
     let (calls, charges) = (upstream.attempts(), upstream.charges());
     is_told(&ask(&granary.url(), None, 1).await.unwrap(), 429, "upstream_credits");
     is_hit(&granary, 0).await;

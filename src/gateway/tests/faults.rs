@@ -283,11 +283,12 @@ async fn three_results_that_cannot_be_had_stop_all_buying_until_one_is_stored() 
     world.results.switch.fail(&["dead"]);
     for tag in 1..4 {
         assert_eq!(ended(&world.ask(tag).await), "ResultNotFetched");
-        assert_eq!(world.filler.refusal().map(|error| error.situation().reason), None);
+        assert!(world.filler.upstream_is_called());
         world.settle().await;
     }
     assert_eq!(world.ledger.states()[1..], [CallState::Unfetchable; 3]);
     assert_eq!(world.upstream.paid(), 4);
+    assert!(!world.filler.upstream_is_called());
     assert!(world.ask_many(4..20).await.iter().all(|end| end == "PurchaseStopped"));
     assert_eq!(ended(&world.ask(0).await), "hit_memory");
     // One real purchase finds out, and while its result is not there nobody else buys.
