@@ -107,12 +107,12 @@ impl<K: Eq + Hash + Copy, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
         std::future::poll_fn(|context| {
             let mut groups = self.lock();
             let Some(group) = groups.get_mut(&key) else { return Poll::Ready(()) };
-            // Each of them wakes us; whoever joins later is looked at when the last of these has gone.
-            let mut is_deserted = true;
-            for waiter in &mut group.waiters {
-                is_deserted &= waiter.sender.poll_closed(context).is_ready();
-            }
-            if is_deserted { Poll::Ready(()) } else { Poll::Pending }
+            // The first who waits still wakes us; the others are looked at when that one has gone.
+            let mut waiters = group.waiters.iter_mut();
+            let stays = waiters.position(|waiter| waiter.sender.poll_closed(context).is_pending());
+            let gone = stays.unwrap_or(group.waiters.len());
+            group.waiters.drain(..gone);
+            if stays.is_none() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }

@@ -124,6 +124,8 @@ impl Task {
         let (attempt, end) = match reply {
             Reply::Answered(_) => (Attempt::Sold, CallEnd::Served),
             Reply::Refused(refusal) => match refusal.kind {
+                // Something before the upstream said so, which may be all that is left of it.
+                RefusalKind::Other if refusal.reply.body.is_none() => (Attempt::Failed, CallEnd::Failed),
                 RefusalKind::Order | RefusalKind::Other => (Attempt::Refused, CallEnd::Served),
                 RefusalKind::Key => (Attempt::KeyRefused, CallEnd::Served),
                 RefusalKind::Credits => (Attempt::NoCredits, CallEnd::Served),
