@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod live;
+mod secrets;
 mod store;
 
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use self::secrets::KeyWatch;
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
 use crate::config::{Config, StoreKind, UpstreamConfig, UpstreamKind};
@@ -30,7 +32,9 @@ use crate::metrics::Metrics;
 use crate::request::RequestLimits;
 use crate::routes::body::Pace;
 use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
+use crate::secret::Secret;
 use crate::server::{self, ConnectionLimits};
+use crate::slots::SlotsConfig;
 use crate::spool::{Copier, Spool, SpoolConfig};
 use crate::state::StateDir;
 use crate::store::Store;
@@ -59,6 +63,8 @@ pub struct App {
     pub admin_addr: SocketAddr,
     stopping: CancellationToken,
     closed: CancellationToken,
+    /// Ends what goes on beside the requests for as long as anything is bought.
+    stopped: tokio_util::sync::DropGuard,
     filler: Filler,
     copier: Copier,
     drain_grace: Duration,
@@ -98,7 +104,6 @@ impl App {
         let metrics = Arc::new(Metrics::new(team_names.iter().map(String::as_str), config.cache.memory.0));
         let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
         let ledger = open_ledger(&config, &state, clock.clone())?;
-        let ledger: Arc<dyn Ledger> = Arc::new(SpillLedger::new(ledger, state.spill_folder()));
         let bare = store::open(&config.store).await?;
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let is_ours = {
@@ -108,6 +113,7 @@ impl App {
         let spool = Spool::new(bare, ledger.clone(), is_ours, spool_config(&config, &state));
         let store: Arc<dyn Store> = spool.clone();
         let (stopping, closed) = (CancellationToken::new(), CancellationToken::new());
+        let stopped = CancellationToken::new();
         if config.store.kind == StoreKind::S3 {
             store::prove_bucket(store.clone(), stopping.clone()).await?;
         }
@@ -119,7 +125,7 @@ impl App {
         tokio::spawn(
             stopping.clone().run_until_cancelled_owned(async move { watched.watch(GUARD_PERIOD).await }),
         );
-        let (upstream, results) = open_upstream(&config)?;
+        let (upstream, results, key) = open_upstream(&config)?;
 
         let recovery = ledger.recover().await.context("the ledger cannot be read")?;
         crash_point("CP33");
@@ -136,6 +142,11 @@ impl App {
         let filler = Filler::new(parts, fill_config(&config), &team_list);
         filler.resume(recovery);
         let copier = Copier::start(spool);
+        if let Some(key) = key {
+            let (settings, filler) = (config.upstream.clone(), filler.clone());
+            let watch = KeyWatch { settings, key, filler, metrics: metrics.clone() };
+            tokio::spawn(stopped.clone().run_until_cancelled_owned(watch.run()));
+        }
 
         let gateway_parts = GatewayParts {
             cache: cache.clone(),
@@ -196,6 +207,7 @@ impl App {
             admin_addr,
             stopping,
             closed,
+            stopped: stopped.drop_guard(),
             filler,
             copier,
             drain_grace: config.server.drain_grace,
@@ -226,6 +238,7 @@ impl App {
             tracing::error!("not everything came to rest in time; the ledger has what is open");
         }
         self.copier.stop().await;
+        drop(self.stopped);
         tracing::info!("stopped");
     }
 }
@@ -250,7 +263,8 @@ fn open_ledger(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Resul
         .with_context(|| {
             format!("state.path: the ledger {} cannot be opened", state.ledger_file().display())
         })?;
-    Ok(Arc::new(ledger.with_spool_max(config.state.spool_max.0)))
+    let ledger = Arc::new(ledger.with_spool_max(config.state.spool_max.0));
+    Ok(Arc::new(SpillLedger::new(ledger, state.spill_folder())))
 }
 
 fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {
@@ -262,14 +276,14 @@ fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {
     }
 }
 
-type Seller = (Arc<dyn Upstream>, Arc<dyn ResultSource>);
+type Seller = (Arc<dyn Upstream>, Arc<dyn ResultSource>, Option<Arc<ArcSwap<Secret>>>);
 
 fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
     let settings = &config.upstream;
     match settings.kind {
         UpstreamKind::Builtin => {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            Ok((Arc::new(BuiltinUpstream::new(cores)), Arc::new(InlineResults)))
+            Ok((Arc::new(BuiltinUpstream::new(cores)), Arc::new(InlineResults), None))
         }
         UpstreamKind::Ailab => {
             let mut download = DownloadConfig::default();
@@ -281,27 +295,33 @@ fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
             }
             download.max_bytes = usize::try_from(settings.result_max_bytes.0).unwrap_or(usize::MAX);
             download.total_timeout = settings.result_timeout;
-            Ok((Arc::new(open_ailab(settings)?), Arc::new(Downloader::new(download))))
+            let (ailab, key) = open_ailab(settings)?;
+            Ok((Arc::new(ailab), Arc::new(Downloader::new(download)), Some(key)))
         }
     }
 }
 
-fn open_ailab(settings: &UpstreamConfig) -> anyhow::Result<AilabUpstream> {
+/// With the key it will use, which may be swapped.
+fn open_ailab(settings: &UpstreamConfig) -> anyhow::Result<(AilabUpstream, Arc<ArcSwap<Secret>>)> {
     let key = settings.key().map_err(anyhow::Error::msg)?.context("upstream.api_key is missing")?;
     let base_url = Url::parse(&settings.base_url.to_string()).context("upstream.base_url")?;
-    let mut ailab = AilabConfig::new(base_url, Arc::new(ArcSwap::from_pointee(key)));
+    let key = Arc::new(ArcSwap::from_pointee(key));
+    let mut ailab = AilabConfig::new(base_url, key.clone());
     ailab.connect_timeout = settings.connect_timeout;
     ailab.upload_timeout = settings.upload_timeout;
     ailab.hard_stop = settings.hard_stop;
-    Ok(AilabUpstream::new(ailab)?)
+    Ok((AilabUpstream::new(ailab)?, key))
 }
 
 fn fill_config(config: &Config) -> FillConfig {
     FillConfig {
         namespace: config.upstream.namespace.clone(),
         credits_per_call: config.upstream.credits_per_call,
-        concurrency: config.upstream.concurrency,
-        queue: config.upstream.queue,
+        slots: SlotsConfig {
+            concurrency: config.upstream.concurrency,
+            max_concurrency: config.upstream.max_concurrency,
+            queue: config.upstream.queue,
+        },
         result_url_ttl: config.upstream.result_url_ttl,
         daily_credits: config.budget.daily_credits,
         monthly_credits: config.budget.monthly_credits,

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Poll;
 
 use tokio::sync::oneshot;
 
@@ -91,6 +92,29 @@ impl<K: Eq + Hash + Copy, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
             groups.remove(&key);
         }
         found
+    }
+
+    /// Who waits and has not hung up, the longest-waiting first.
+    pub fn waiting(&self, key: K) -> Vec<T> {
+        let groups = self.lock();
+        let waiters = groups.get(&key).into_iter().flat_map(|group| &group.waiters);
+        waiters.filter(|waiter| !waiter.sender.is_closed()).map(|waiter| waiter.who.clone()).collect()
+    }
+
+    /// Resolves once nobody waits; somebody may have come by the time that is acted on, so
+    /// [`candidate`](Self::candidate) is to be asked then.
+    pub async fn deserted(&self, key: K) {
+        std::future::poll_fn(|context| {
+            let mut groups = self.lock();
+            let Some(group) = groups.get_mut(&key) else { return Poll::Ready(()) };
+            // The first who waits still wakes us; the others are looked at when that one has gone.
+            let mut waiters = group.waiters.iter_mut();
+            let stays = waiters.position(|waiter| waiter.sender.poll_closed(context).is_pending());
+            let gone = stays.unwrap_or(group.waiters.len());
+            group.waiters.drain(..gone);
+            if stays.is_none() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Answers every waiter of one kind, and leaves the others waiting.
@@ -242,6 +266,29 @@ mod tests {
         assert_eq!(groups.sizes(), (1, 1));
         drop(stays);
         assert_eq!(groups.sizes(), (1, 0), "the fill goes on");
+    }
+
+    #[tokio::test]
+    async fn a_group_is_deserted_when_the_last_one_has_hung_up() {
+        let groups = Arc::new(Groups::new());
+        let first = groups.join(1, "a");
+        let deserted = tokio::spawn({
+            let groups = groups.clone();
+            async move { groups.deserted(1).await }
+        });
+        tokio::task::yield_now().await;
+        // Who joins while it is being watched counts as well.
+        let second = groups.join(1, "b");
+        drop(first);
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!deserted.is_finished());
+        assert_eq!(groups.waiting(1), ["b"]);
+        drop(second);
+        deserted.await.expect("no panic");
+        assert_eq!((groups.waiting(1), groups.candidate(1)), (Vec::new(), None));
+        groups.deserted(1).await;
     }
 
     #[tokio::test]

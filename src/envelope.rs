@@ -5,12 +5,15 @@
 //! ([`Answer::keep`]), and only fields that a newer upstream omits are ever added ([`complete`]).
 //! The envelope's two documented generations are described in the README's API part.
 
+mod show;
+
 use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+pub use self::show::without_addresses;
 use crate::picture::ObjectName;
 use crate::secret::Secret;
 
@@ -154,12 +157,17 @@ pub fn complete(text: &str) -> String {
 /// Works on the text, so that everything else stays as it was spelled. Escapes are honoured: `\/`
 /// and `\u0026` spell the same URL as `/` and `&`.
 fn replace_strings(text: &str, from: &str, to: &str, out: &mut String) {
+    map_strings(text, out, |meaning| (meaning == from).then(|| to.to_owned()));
+}
+
+/// Copies JSON text, replacing every string by what `map` makes of its meaning, in JSON, if anything.
+fn map_strings(text: &str, out: &mut String, map: impl Fn(&str) -> Option<String>) {
     let mut rest = text;
     while let Some(start) = rest.find('"') {
         let token = string_token(&rest[start..]);
         out.push_str(&rest[..start]);
-        let means_from = serde_json::from_str::<String>(token).is_ok_and(|meaning| meaning == from);
-        out.push_str(if means_from { to } else { token });
+        let mapped = serde_json::from_str::<String>(token).ok().and_then(|meaning| map(&meaning));
+        out.push_str(mapped.as_deref().unwrap_or(token));
         rest = &rest[start + token.len()..];
     }
     out.push_str(rest);

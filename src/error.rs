@@ -69,6 +69,16 @@ pub enum GatewayError {
         /// What it asked for.
         wait: Duration,
     },
+    /// The upstream does not work, so it is left alone for a while.
+    CircuitOpen {
+        /// Until the next request may find out.
+        wait: Duration,
+    },
+    /// Paid results could not be fetched several times in a row, so nothing is bought.
+    PurchaseStopped {
+        /// Until the next purchase may find out.
+        wait: Duration,
+    },
     /// A complete error of the upstream, passed through.
     Upstream {
         /// Its status.
@@ -312,6 +322,24 @@ impl GatewayError {
                 "the upstream is limiting how fast Granary may call it",
             )
             .because("upstream_flow")
+            .retry_after(*wait),
+            Self::CircuitOpen { wait } => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Upstream,
+                "the upstream does not work at the moment and is left alone for a while; nothing was spent, and \
+                 stored results are still answered",
+            )
+            .because("circuit_open")
+            .retry_after(*wait),
+            Self::PurchaseStopped { wait } => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Upstream,
+                "results that were paid for could not be fetched several times in a row, so nothing is bought until \
+                 one works again; stored results are still answered",
+            )
+            .because("purchase_stop")
             .retry_after(*wait),
             Self::Upstream { status, .. } => {
                 // Its own body is what clients see; this row serves log and metrics.

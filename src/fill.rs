@@ -4,21 +4,27 @@
 //! it: not a client that hangs up, not a deadline, not a drain. What it does is decided by the pure
 //! [`machine`]; the task itself is its hands.
 
+mod access;
 pub mod machine;
+mod retry;
+mod suspect;
 mod task;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use governor::DefaultDirectRateLimiter;
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::machine::{FillLimits, Machine, Verdict};
+use self::retry::{RetryBudget, ToldToWait};
 use self::task::Task;
 use crate::cache::MemoryCache;
+use crate::circuit::Circuit;
 use crate::clock::Clock;
 use crate::coalesce::{Coalescer, Ticket, WaiterId};
 use crate::download::ResultSource;
@@ -28,7 +34,7 @@ use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{Budget, Scope, Window};
 use crate::ledger::{Ledger, Recovery, UnfinishedCall};
 use crate::metrics::Metrics;
-use crate::slots::Slots;
+use crate::slots::{Slots, SlotsConfig, SlotsLoad};
 use crate::store::Store;
 use crate::teams::{BudgetMode, Team};
 use crate::upstream::{Order, Upstream};
@@ -60,10 +66,8 @@ pub struct FillConfig {
     pub namespace: String,
     /// What a call costs.
     pub credits_per_call: u64,
-    /// Calls at once.
-    pub concurrency: usize,
-    /// Fills waiting for a turn.
-    pub queue: usize,
+    /// Calls at once, and who may wait for a turn.
+    pub slots: SlotsConfig,
     /// How long a result's URL lives.
     pub result_url_ttl: Duration,
     /// Credits all teams together may spend in a day.
@@ -81,6 +85,9 @@ struct Inner {
     config: FillConfig,
     groups: Arc<Coalescer<CacheKey, Seat, FillOutcome>>,
     slots: Arc<Slots>,
+    circuit: Arc<Circuit>,
+    retries: RetryBudget,
+    told_to_wait: ToldToWait,
     rates: HashMap<String, DefaultDirectRateLimiter>,
     draining: CancellationToken,
     tasks: TaskTracker,
@@ -127,12 +134,16 @@ pub struct FillOutcome {
 impl Filler {
     /// Starts with nothing in hand; see [`resume`](Self::resume).
     pub fn new(parts: FillParts, config: FillConfig, teams: &[Arc<Team>]) -> Self {
-        let slots = Slots::new(config.concurrency, config.queue);
+        let slots = Slots::new(config.slots);
+        let circuit = Circuit::new(parts.metrics.clone());
         Self(Arc::new(Inner {
             parts,
             config,
             groups: Arc::new(Coalescer::new()),
             slots,
+            circuit,
+            retries: RetryBudget::default(),
+            told_to_wait: ToldToWait::default(),
             rates: rate_limiters(teams),
             draining: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -207,8 +218,23 @@ impl Filler {
     /// Fills under way, callers waiting for them, paid calls under way, fills waiting for a turn.
     pub fn load(&self) -> (usize, usize, usize, usize) {
         let (fills, waiters) = self.0.groups.sizes();
-        let (calls, queued) = self.0.slots.load();
-        (fills, waiters, calls, queued)
+        let slots = self.0.slots.load();
+        (fills, waiters, slots.in_flight, slots.queued.values().sum())
+    }
+
+    /// The upstream's slots, and who waits for one.
+    pub fn slots(&self) -> SlotsLoad {
+        self.0.slots.load()
+    }
+
+    /// Our key for the upstream was changed: what it said of the old one is void.
+    pub fn key_changed(&self) {
+        self.0.circuit.key_changed();
+    }
+
+    /// Is anything bought, as far as the upstream is concerned?
+    pub fn upstream_is_called(&self) -> bool {
+        self.0.circuit.is_closed()
     }
 
     fn limits(&self) -> FillLimits {
@@ -220,7 +246,31 @@ impl Filler {
     }
 }
 
+/// How often an account that was empty is asked for its balance, which is free.
+const BALANCE_POLL: Duration = Duration::from_secs(10);
+
 impl Inner {
+    /// Asks for the balance until the account is filled again, or a real request has found so.
+    fn watch_balance(self: &Arc<Self>) {
+        if self.circuit.lacks_credits() {
+            return;
+        }
+        let shared = self.clone();
+        tokio::spawn(self.draining.clone().run_until_cancelled_owned(async move {
+            loop {
+                tokio::time::sleep(BALANCE_POLL).await;
+                if !shared.circuit.lacks_credits() {
+                    break;
+                }
+                let left = shared.parts.upstream.credits_left().await;
+                if left.is_some_and(|left| left >= shared.config.credits_per_call) {
+                    shared.circuit.credits_are_back();
+                    break;
+                }
+            }
+        }));
+    }
+
     /// Lets a miss of the team through, or says how long until the next one.
     fn check_rate(&self, team: &Team) -> Result<(), Duration> {
         use governor::clock::{Clock as _, DefaultClock};

@@ -14,6 +14,7 @@
 //! | look up | [`gateway`], [`cache`], [`ledger`], [`store`] | memory, ledger, store; only what is known to be absent is bought |
 //! | coalesce | [`coalesce`] | many callers, one fill |
 //! | admit | [`fill`], [`guard`], [`slots`], [`ledger`] | only here: hits and followers spend nothing |
+//! | admit | [`fill`], [`slots`], [`circuit`], [`ledger`] | only here: hits and followers spend nothing |
 //! | **pay** | [`fill`], [`upstream`] | the only step that costs money, in a task no client can cancel |
 //! | fetch | [`download`] | a client that cannot carry a credential |
 //! | **persist** | [`store`], [`spool`] | object first, then the record, then the ledger's `stored`: from here the URL is permanent; without the store, all of it in the ledger |
@@ -37,6 +38,10 @@
 //!      > {error, guard, metrics} > spool > {ledger, store, upstream, download, request, teams}
 //!      > {archive, net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
 //!         disk, state}
+//! main > cli > app > {config, server} > routes > gateway > {cache, circuit, coalesce, fill, slots, rewrite}
+//!      > {error, metrics} > {ledger, store, upstream, download, request, teams}
+//!      > {net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
+//!         state}
 //! ```
 //!
 //! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,
@@ -46,6 +51,7 @@ pub mod app;
 pub mod archive;
 pub mod breaker;
 pub mod cache;
+pub mod circuit;
 pub mod cli;
 pub mod clock;
 pub mod coalesce;

@@ -4,12 +4,19 @@
 //! *credits*. Labels come from closed sets and from configured teams only, and every series starts
 //! at zero, so that `rate()` and alerts work from the first event. There are no global registries.
 
+mod labels;
+mod upstream;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
+pub use self::labels::{RetryReason, ShedReason, Suspicion};
+use self::upstream::UpstreamFamilies;
 use crate::ledger::CallState;
 use crate::ledger::spool::SpoolUsage;
 use crate::outcome::CacheStatus;
@@ -108,7 +115,7 @@ pub struct Metrics {
     fills_in_flight: IntGauge,
     followers: IntGauge,
     upstream_in_flight: IntGauge,
-    upstream_queue: IntGauge,
+    upstream: UpstreamFamilies,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
     archive_guard: IntGauge,
@@ -172,7 +179,7 @@ impl Metrics {
             fills_in_flight: families.plain("granary_coalesce_groups_in_flight", "Keys being made at the moment"),
             followers: families.plain("granary_coalesce_followers", "Requests waiting for a fill at the moment"),
             upstream_in_flight: families.plain("granary_upstream_in_flight", "Paid calls under way"),
-            upstream_queue: families.plain("granary_upstream_queue_depth", "Fills waiting for an upstream slot"),
+            upstream: UpstreamFamilies::new(&families, teams.clone()),
             ledger_credits: families.gauge(
                 "granary_ledger_credits",
                 "Credits of this ledger's rows by state (grain: credits)",
@@ -302,7 +309,7 @@ impl Metrics {
         set(&self.fills_in_flight, snapshot.fills as u64);
         set(&self.followers, snapshot.waiters as u64);
         set(&self.upstream_in_flight, snapshot.calls as u64);
-        set(&self.upstream_queue, snapshot.queued as u64);
+        self.upstream.observe(snapshot.limit, &snapshot.queued);
         self.ledger_up.set(i64::from(snapshot.ledger.is_some()));
         self.archive_guard.set(i64::from(snapshot.is_archive_known));
         if let Some(spool) = &snapshot.spool {
@@ -341,8 +348,10 @@ pub struct Snapshot {
     pub waiters: usize,
     /// Paid calls under way.
     pub calls: usize,
-    /// Fills waiting for a slot.
-    pub queued: usize,
+    /// Paid calls that may be under way at once.
+    pub limit: usize,
+    /// Fills waiting for a slot, by team.
+    pub queued: BTreeMap<String, usize>,
     /// Are ledger and store known to belong together?
     pub is_archive_known: bool,
     /// The ledger's sums, if it answered.
@@ -371,6 +380,10 @@ impl Families<'_> {
 
     fn plain(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(name, help))
+    }
+
+    fn count(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help))
     }
 
     fn histogram(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {

@@ -13,7 +13,7 @@ pub mod respond;
 mod results;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -73,7 +73,7 @@ impl PublicState {
 
 /// When a request's head had been read; set by the outermost layer.
 #[derive(Clone, Copy, Debug)]
-pub struct Arrival(pub Instant);
+pub struct Arrival(pub tokio::time::Instant);
 
 /// The public listener's routes. `cors_origins` are exact origins whose pages may call the API;
 /// results may be read from any page.

@@ -1,127 +1,259 @@
 //! How many paid calls run at once, and who may wait for a turn: [`Slots`].
 //!
-//! A turn that cannot be expected within the caller's time is refused at once, with the wait, since
-//! a client that waits in vain costs both sides more than one that comes back.
+//! The number adapts to what the upstream's flow control says ([`limit`]); those who wait are served
+//! first come first served within their team, and the teams in turn ([`queue`]). A turn that cannot
+//! be expected within the caller's time is refused at once, with the wait, since a client that waits
+//! in vain costs both sides more than one that comes back.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+mod limit;
+mod queue;
+#[cfg(test)]
+mod tests;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// Bounded concurrency with a bounded, first-come-first-served queue.
-pub struct Slots {
-    permits: Arc<Semaphore>,
-    concurrency: usize,
-    queue: usize,
-    waiting: AtomicUsize,
-    /// A moving mean of how long a slot is held, in milliseconds.
-    held_ms: AtomicU64,
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use self::limit::{Burst, Limit};
+use self::queue::{FairQueue, Place};
+
+/// What a call is taken to last before the first one has been seen.
+const FIRST_GUESS: Duration = Duration::from_secs(2);
+
+/// The bounds of [`Slots`].
+#[derive(Clone, Copy, Debug)]
+pub struct SlotsConfig {
+    /// Calls at once, to begin with.
+    pub concurrency: usize,
+    /// Calls at once, at most.
+    pub max_concurrency: usize,
+    /// Who may wait for a turn, at most.
+    pub queue: usize,
 }
 
-/// The queue is too long to be served in time; the wait that is to be expected.
+/// Adaptive concurrency with a bounded queue that is fair by team.
+pub struct Slots {
+    queue: usize,
+    state: Mutex<State>,
+}
+
+struct State {
+    limit: Limit,
+    in_flight: usize,
+    queue: FairQueue<oneshot::Sender<Result<Slot, TooBusy>>>,
+    /// Until then no call may begin: the upstream asked for it.
+    paused_until: Option<Instant>,
+    /// A moving mean of how long a call holds its slot.
+    held: Duration,
+}
+
+/// There is no turn in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooBusy {
     /// When a slot may be expected to be free.
     pub wait: Duration,
+    /// Why it is not waited for.
+    pub cause: BusyCause,
+}
+
+/// Why somebody may not wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusyCause {
+    /// As many wait as may, and the team has its share.
+    QueueFull,
+    /// The turn would come too late.
+    TooLate,
+}
+
+/// What came of a call, as far as the next ones are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallEnd {
+    /// The upstream dealt with it.
+    Served,
+    /// Its flow control refused it, and may have asked for a wait.
+    Throttled(Option<Duration>),
+    /// Anything else.
+    Failed,
 }
 
 /// The right to make one paid call; given back on drop.
 pub struct Slot {
-    _permit: OwnedSemaphorePermit,
     slots: Arc<Slots>,
     since: Instant,
+    burst: Burst,
+    end: Option<CallEnd>,
+}
+
+/// What there is of everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotsLoad {
+    /// Calls that may be under way at once.
+    pub limit: usize,
+    /// Calls under way.
+    pub in_flight: usize,
+    /// Who waits, by team; teams with nobody are left out.
+    pub queued: BTreeMap<String, usize>,
 }
 
 impl Slots {
-    /// `concurrency` calls at once, and at most `queue` waiting for a turn.
-    pub fn new(concurrency: usize, queue: usize) -> Arc<Self> {
-        Arc::new(Self {
-            permits: Arc::new(Semaphore::new(concurrency)),
-            concurrency,
-            queue,
-            waiting: AtomicUsize::new(0),
-            held_ms: AtomicU64::new(2000),
-        })
+    /// Nothing is under way.
+    pub fn new(config: SlotsConfig) -> Arc<Self> {
+        let state = State {
+            limit: Limit::new(config.concurrency, config.max_concurrency),
+            in_flight: 0,
+            queue: FairQueue::new(),
+            paused_until: None,
+            held: FIRST_GUESS,
+        };
+        Arc::new(Self { queue: config.queue, state: Mutex::new(state) })
     }
 
-    /// Waits for a slot, if one can be expected within `patience`.
+    /// Waits for a slot for the team, if the call can be expected to be over within `patience`.
+    /// Whoever drops the future leaves the queue.
     ///
     /// # Errors
-    /// [`TooBusy`], at once.
-    pub async fn take(self: &Arc<Self>, patience: Duration) -> Result<Slot, TooBusy> {
-        let permit = match self.permits.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let ahead = self.waiting.fetch_add(1, Ordering::Relaxed);
-                let _leave = Leave(&self.waiting);
-                let wait = self.expected_wait(ahead);
-                if ahead >= self.queue || wait > patience {
-                    return Err(TooBusy { wait });
-                }
-                self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
+    /// [`TooBusy`]: at once, or later when a team with fewer waiting needs the place in a full queue.
+    pub async fn take(self: &Arc<Self>, team: &str, patience: Duration) -> Result<Slot, TooBusy> {
+        let (place, turn) = {
+            let mut state = self.state();
+            let now = Instant::now();
+            if state.queue.len() == 0 && state.may_begin(now) {
+                return Ok(self.grant(&mut state, now));
             }
+            let wait = state.expected_wait(team, now);
+            if wait + state.held > patience {
+                return Err(TooBusy { wait, cause: BusyCause::TooLate });
+            }
+            let busy = TooBusy { wait, cause: BusyCause::QueueFull };
+            if state.queue.len() >= self.queue {
+                let displaced = state.queue.displace_for(team).ok_or(busy)?;
+                // Nobody listens when that one is just leaving.
+                let _ = displaced.send(Err(busy));
+            }
+            let (sender, turn) = oneshot::channel();
+            (state.queue.push(team, sender), turn)
         };
-        Ok(Slot { _permit: permit, slots: self.clone(), since: Instant::now() })
+        let _leave = Leave { slots: self, place };
+        turn.await.unwrap_or(Err(TooBusy { wait: Duration::ZERO, cause: BusyCause::QueueFull }))
     }
 
-    /// Calls under way, and fills waiting for a turn.
-    pub fn load(&self) -> (usize, usize) {
-        (self.concurrency - self.permits.available_permits(), self.waiting.load(Ordering::Relaxed))
+    /// Does the upstream throttle even single calls at the moment?
+    pub fn are_spaced_out(&self) -> bool {
+        self.state().limit.is_spaced_out()
     }
 
-    /// With `ahead` waiting before us, all slots must turn over once per `concurrency` of them.
-    fn expected_wait(&self, ahead: usize) -> Duration {
-        let rounds = (ahead / self.concurrency + 1) as u64;
-        Duration::from_millis(self.held_ms.load(Ordering::Relaxed).saturating_mul(rounds))
+    /// What there is at the moment.
+    pub fn load(&self) -> SlotsLoad {
+        let state = self.state();
+        SlotsLoad {
+            limit: state.limit.allowed(),
+            in_flight: state.in_flight,
+            queued: state.queue.by_team().map(|(team, waiting)| (team.to_owned(), waiting)).collect(),
+        }
+    }
+
+    fn grant(self: &Arc<Self>, state: &mut State, now: Instant) -> Slot {
+        state.in_flight += 1;
+        Slot { slots: self.clone(), since: now, burst: state.limit.burst(), end: None }
+    }
+
+    /// Gives free slots to those whose turn it is.
+    fn serve(self: &Arc<Self>) {
+        let mut turns = Vec::new();
+        let mut state = self.state();
+        let now = Instant::now();
+        while state.queue.len() > 0 && state.may_begin(now) {
+            if let Some(waiting) = state.queue.pop() {
+                turns.push((waiting, self.grant(&mut state, now)));
+            }
+        }
+        drop(state);
+        // Without the lock: a slot that nobody takes comes back in the same instant.
+        for (waiting, slot) in turns {
+            let _ = waiting.send(Ok(slot));
+        }
+    }
+
+    fn end(self: &Arc<Self>, slot: &Slot) {
+        let mut state = self.state();
+        let held = slot.since.elapsed();
+        match slot.end {
+            Some(CallEnd::Served) => {
+                let is_in_use = state.in_flight >= state.limit.allowed();
+                state.limit.succeeded(is_in_use);
+                state.sample(held);
+            }
+            Some(CallEnd::Throttled(asked)) => {
+                if let Some(pause) = state.limit.throttled(slot.burst, asked) {
+                    // The next turn comes that much later, and those who ask are told so.
+                    state.sample(held + pause);
+                    let until = Instant::now() + pause;
+                    state.paused_until = Some(state.paused_until.map_or(until, |known| known.max(until)));
+                    let slots = self.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep_until(until).await;
+                        slots.serve();
+                    });
+                }
+            }
+            // What fails at once says nothing of how long a turn takes.
+            Some(CallEnd::Failed) if held > state.held => state.sample(held),
+            Some(CallEnd::Failed) | None => {}
+        }
+        state.in_flight -= 1;
+        drop(state);
+        self.serve();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-struct Leave<'a>(&'a AtomicUsize);
+impl State {
+    fn may_begin(&self, now: Instant) -> bool {
+        self.in_flight < self.limit.allowed() && self.paused_until.is_none_or(|until| until <= now)
+    }
 
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    /// Until a newcomer of the team would have its turn.
+    fn expected_wait(&self, team: &str, now: Instant) -> Duration {
+        let allowed = self.limit.allowed();
+        let turns = (self.in_flight + self.queue.ahead_of(team) + 1).saturating_sub(allowed);
+        let pause = self.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        pause + self.held.mul_f64(turns as f64 / allowed as f64)
+    }
+
+    fn sample(&mut self, held: Duration) {
+        self.held = (self.held * 7 + held) / 8;
+    }
+}
+
+impl Slot {
+    /// Gives the slot back, and says what came of its call.
+    pub fn end(mut self, end: CallEnd) {
+        self.end = Some(end);
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let held = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let mean = self.slots.held_ms.load(Ordering::Relaxed);
-        // A lost update between the two costs nothing but a sample.
-        self.slots.held_ms.store((mean * 7).saturating_add(held) / 8, Ordering::Relaxed);
+        self.slots.clone().end(self);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Leaves the queue when the wait ends, however it does.
+struct Leave<'a> {
+    slots: &'a Arc<Slots>,
+    place: Place,
+}
 
-    #[tokio::test]
-    async fn a_turn_that_cannot_come_in_time_is_refused_at_once() {
-        let slots = Slots::new(1, 256);
-        let taken = slots.take(Duration::ZERO).await.expect("a free slot needs no patience");
-        assert!(slots.take(Duration::from_millis(1)).await.is_err());
-        assert_eq!(slots.load(), (1, 0), "who was refused does not count as waiting");
-        drop(taken);
-        assert!(slots.take(Duration::ZERO).await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn the_queue_is_bounded() {
-        let slots = Slots::new(1, 1);
-        let taken = slots.take(Duration::ZERO).await.expect("free");
-        let patient = Duration::from_secs(3600);
-        let waiting = tokio::spawn({
-            let slots = slots.clone();
-            async move { slots.take(patient).await.is_ok() }
-        });
-        while slots.load().1 == 0 {
-            tokio::task::yield_now().await;
-        }
-        assert!(slots.take(patient).await.is_err());
-        drop(taken);
-        assert!(waiting.await.expect("no panic"));
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        // Who has had its turn is not there any more.
+        let left = self.slots.state().queue.remove(self.place);
+        drop(left);
     }
 }

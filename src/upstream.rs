@@ -43,6 +43,11 @@ pub trait Upstream: Send + Sync {
     /// # Errors
     /// [`NotSent`]: the order did not reach the upstream whole, so it cannot have cost anything.
     async fn open(&self, order: Arc<Order>) -> Result<Opened, NotSent>;
+
+    /// The credits that are left, asked for free; `None` when they are not known.
+    async fn credits_left(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// How far [`Upstream::open`] came.

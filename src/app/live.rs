@@ -1,4 +1,7 @@
-//! `granary check --live`: do store, ledger and upstream work as configured? Spends nothing.
+//! `granary check --live`: do store, ledger and upstream work as configured? Spends nothing, but for
+//! the one crop of [`purchase`].
+
+mod purchase;
 
 use anyhow::{Context, bail};
 
@@ -11,14 +14,23 @@ use crate::state::{StateDir, StateDirError};
 /// What was found out about one part.
 #[derive(Debug)]
 pub struct Finding {
-    /// `store`, `ledger` or `upstream`.
+    /// `store`, `ledger`, `upstream` or `purchase`.
     pub part: &'static str,
     /// What works; or what does not and what to do.
     pub result: anyhow::Result<String>,
 }
 
+/// What a check may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckCost {
+    /// What is free.
+    Free,
+    /// Also one purchase, when all else works.
+    OneCrop,
+}
+
 /// Tries every part that has something outside of this process.
-pub async fn check(config: &Config) -> Vec<Finding> {
+pub async fn check(config: &Config, cost: CheckCost) -> Vec<Finding> {
     let mut findings = vec![
         Finding { part: "store", result: check_store(config).await },
         Finding { part: "ledger", result: check_ledger(config).await },
@@ -26,6 +38,9 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     ];
     if config.upstream.kind == UpstreamKind::Ailab {
         findings.push(Finding { part: "upstream", result: check_ailab(config).await });
+    }
+    if cost == CheckCost::OneCrop && findings.iter().all(|finding| finding.result.is_ok()) {
+        findings.push(Finding { part: "purchase", result: purchase::buy(config).await });
     }
     findings
 }
@@ -74,6 +89,6 @@ async fn check_archive(config: &Config) -> anyhow::Result<String> {
 }
 
 async fn check_ailab(config: &Config) -> anyhow::Result<String> {
-    let credits = open_ailab(&config.upstream)?.query_credits().await?;
+    let credits = open_ailab(&config.upstream)?.0.query_credits().await?;
     Ok(format!("{} knows the key; {credits} credits are left", config.upstream.base_url))
 }

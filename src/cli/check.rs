@@ -9,9 +9,12 @@ use crate::config::Loaded;
 
 #[derive(Args)]
 pub(super) struct CheckArguments {
-    /// Also try the store, the ledger and the upstream; spends no credit
+    /// Also try the store, the ledger and the upstream; spends no credit by itself
     #[arg(long)]
     live: bool,
+    /// With --live: also buy one crop, which costs credits, and show the upstream's answer
+    #[arg(long, requires = "live")]
+    spend: bool,
 }
 
 pub(super) fn run(
@@ -27,17 +30,18 @@ pub(super) fn run(
         None => "no file, only defaults and variables".to_owned(),
     };
     writeln!(console.stdout, "the configuration is valid ({source})").context(CANNOT_WRITE)?;
-    if arguments.live { try_everything(loaded, console) } else { Ok(()) }
+    let cost = if arguments.spend { live::CheckCost::OneCrop } else { live::CheckCost::Free };
+    if arguments.live { try_everything(loaded, cost, console) } else { Ok(()) }
 }
 
 /// What works goes to standard output, a line each; what does not is the failure.
-fn try_everything(loaded: &Loaded, console: &mut Console<'_>) -> Result<(), Failure> {
+fn try_everything(loaded: &Loaded, cost: live::CheckCost, console: &mut Console<'_>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start what is needed to connect")?;
     let mut failed = Vec::new();
-    for live::Finding { part, result } in runtime.block_on(live::check(&loaded.config)) {
+    for live::Finding { part, result } in runtime.block_on(live::check(&loaded.config, cost)) {
         match result {
             Ok(text) => writeln!(console.stdout, "{part}: {text}").context(CANNOT_WRITE)?,
             Err(error) => failed.push(format!("{part}: {error:#}")),

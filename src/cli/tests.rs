@@ -166,6 +166,56 @@ fn check_live_tries_the_folder_and_the_ledger_of_the_embedded_mode() {
 }
 
 #[test]
+fn check_live_spend_buys_one_crop_and_shows_the_answer_without_its_address() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let upstream = runtime.block_on(FakeAilab::start());
+    let directory = TempDir::new().unwrap();
+    let folder = directory.path().display();
+    let config = format!(
+        "[upstream]\nkind = \"ailab\"\nbase_url = \"{}\"\napi_key = \"{}\"\nresult_hosts = [\"{}\"]\n\
+         [store]\npath = \"{folder}/store\"\n[state]\npath = \"{folder}/state\"\n",
+        upstream.base_url(),
+        upstream.api_key(),
+        upstream.result_host(),
+    );
+    let file = directory.path().join("granary.toml");
+    fs::write(&file, config).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let check = |arguments: &[&str]| granary_in(directory.path(), arguments, b"");
+    assert_eq!(check(&["check", "--spend"]).code, 2, "only with --live");
+    assert_eq!(check(&["check", "--live"]).code, 0);
+    assert_eq!(upstream.attempts(), 0);
+
+    // The second time as well, although its result is stored by then.
+    for charges in 1..=2 {
+        let Outcome { code, stdout, stderr } = check(&["check", "--live", "--spend"]);
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        assert_eq!((upstream.charges(), upstream.attempts()), (charges, charges));
+        let balance =
+            format!("the account had {} and has {}", 1_000_003 - 3 * charges, 1_000_000 - 3 * charges);
+        let host = format!("\"url\":\"{}/…\"", upstream.result_host());
+        for words in ["costs 3 credits", &balance, &host, "with status 200", "320 x 320 pixels, results/"] {
+            assert!(stdout.contains(words), "{words}\n{stdout}");
+        }
+        let purchase = &upstream.purchases()[charges as usize - 1];
+        assert!(!stdout.contains(&purchase.signature) && !stdout.contains(&upstream.api_key()), "{stdout}");
+    }
+    let spent = check(&["check", "--live"]).stdout;
+    assert!(spent.contains("has 2 calls"), "both are booked: {spent}");
+
+    upstream.on_next(granary_kit::ailab::Behaviour::refuse(422, "ERROR_LOW_RESOLUTION"));
+    let Outcome { code, stderr, .. } = check(&["check", "--live", "--spend"]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("with status 422") && stderr.contains("ERROR_LOW_RESOLUTION"), "{stderr}");
+    assert_eq!(upstream.charges(), 2);
+    // Not beside a running one, whose ledger it could not book in.
+    let _running = crate::state::StateDir::open(&directory.path().join("state")).unwrap();
+    let Outcome { code, stderr, .. } = check(&["check", "--live", "--spend"]);
+    assert!(code == 1 && stderr.contains("nothing was bought"), "{stderr}");
+    assert_eq!(upstream.attempts(), 3);
+}
+
+#[test]
 fn check_live_says_of_each_part_what_does_not_work() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (bucket, upstream) = runtime.block_on(async { (S3Server::start().await, FakeAilab::start().await) });

@@ -76,6 +76,7 @@ fn limits(config: &Config, reading: &mut Reading) {
     for (field, number, least, most) in [
         ("server.max_connections", server.max_connections as u64, 1, 1_000_000),
         ("upstream.concurrency", upstream.concurrency as u64, 1, 1_000),
+        ("upstream.max_concurrency", upstream.max_concurrency as u64, 1, 1_000),
         ("upstream.queue", upstream.queue as u64, 0, 1_000_000),
         ("upstream.credits_per_call", upstream.credits_per_call, 1, 1_000_000),
         ("upstream.result_max_bytes", upstream.result_max_bytes.0, 1, 1 << 30),
@@ -104,6 +105,15 @@ fn upstream(config: &mut Config, reading: &mut Reading) {
         reading.problem(
             &["upstream.namespace", "upstream.kind"],
             format!("is one for kind {other_kind}, whose results must not mix with others; leave it out"),
+        );
+    }
+    if upstream.max_concurrency < upstream.concurrency {
+        reading.problem(
+            &["upstream.max_concurrency", "upstream.concurrency"],
+            format!(
+                "is {}, less than the {} calls it begins with; write at least as many",
+                upstream.max_concurrency, upstream.concurrency
+            ),
         );
     }
     if upstream.result_hosts.iter().any(|entry| entry.trim().is_empty()) {

@@ -38,7 +38,7 @@ section! {
         /// endpoint, false without.
         pub path_style: Option<bool> = None,
         /// s3: a file with aws_access_key_id and aws_secret_access_key in its section default, as AWS's tools
-        /// write it; a change is noticed within a minute. Left out: AWS's variables
+        /// write it; a change is noticed within seconds. Left out: AWS's variables
         /// (AWS_ACCESS_KEY_ID, …), files, web identity, container or machine, in this order.
         pub credentials_file: Option<PathBuf> = None,
     }

@@ -48,9 +48,13 @@ section! {
         /// A file that holds the key of the account that pays and nothing else, not readable by
         /// every user of this machine. A relative path starts at the working directory.
         pub api_key_file: Option<PathBuf> = None,
-        /// Paid calls under way at the same time.
+        /// Paid calls under way at the same time, to begin with. The number grows while all of them
+        /// are in use, and is halved when the paid API says that there are too many.
         pub concurrency: usize = 4,
-        /// Misses that wait for their turn, at most; more are refused at once.
+        /// Paid calls under way at the same time, at most.
+        pub max_concurrency: usize = 16,
+        /// Misses that wait for their turn, at most; teams take turns. More are refused at once, and
+        /// so is a miss whose turn cannot come in time.
         pub queue: usize = 256,
         /// What one crop costs, in credits.
         pub credits_per_call: u64 = 3,

@@ -95,6 +95,10 @@ fn whatever_is_not_an_envelope_is_refused() {
         br#"{"error_code":0} x"#,
         br#"{"error_code":0"#,
         b"{\"error_code\":0,\"x\":\"\xff\"}",
+        b"{\"error_code\":0,\"x\":\"\0\"}",
+        b"{\"error_code\":0}\0",
+        b"\xef\xbb\xbf{\"error_code\":0}",
+        b"\xff\xfe{\0\"\0d\0a\0t\0a\0\"\0:\0{\0}\0}\0",
         deep.as_bytes(),
         endless.as_bytes(),
     ] {

@@ -6,15 +6,16 @@
 //! to bottom.
 //!
 //! ```text
-//! TakeSlot → Admit → CheckRoom → Reserve → LookAgain → Open → MarkSent → Send → Book(answered)
-//!          → Fetch → PutObject → PutRecord → Book(stored) → Finish
-//!                                         ↘ Book(spooled) ↗
+//! TakeSlot → Admit → CheckRoom → EnterCircuit → Reserve → LookAgain → Open → MarkSent → Send
+//!          → Book(answered) → Fetch → PutObject → PutRecord → Book(stored) → Finish
+//!                                                         ↘ Book(spooled) ↗
 //! ```
 //!
 //! A store that does not take object or record is given up for the ledger's spool; when that does
 //! not take it either, both are tried again, in turns, for ever.
 
 mod effect;
+mod retry;
 #[cfg(test)]
 mod tests;
 mod told;
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-pub use self::effect::{Admission, Effect, Event, FillSource, Filled, Open, Standing, Verdict};
+pub use self::effect::{Admission, Effect, Event, FillSource, Filled, Open, Retry, Standing, Verdict};
 
 use crate::download::{FetchError, Fetched};
 use crate::envelope::Answer;
@@ -34,8 +35,6 @@ use crate::ledger::{Booking, CallId, LedgerError, Permit, Reservation, Reserved,
 use crate::store::{Record, StoreError};
 use crate::upstream::{NotSent, Reply, UnknownCause};
 
-/// Times an order that never went out whole is sent again.
-const OPEN_TRIES: u32 = 3;
 /// Times a result is fetched while its callers wait; afterwards they are told, and it goes on.
 const FOREGROUND_FETCHES: u32 = 5;
 /// How long a URL may be dead in a row before the result counts as gone.
@@ -48,6 +47,8 @@ pub struct Machine {
     limits: FillLimits,
     payer: Option<Reservation>,
     won: Option<Won>,
+    /// The row has passed the gate, or may have.
+    is_marked: bool,
     answer: Option<Answer>,
     fetched: Option<Fetched>,
     record: Option<Arc<Record>>,
@@ -57,7 +58,7 @@ pub struct Machine {
     unkept: Option<Next>,
     /// What follows a pause or a word to the waiters.
     resume: Option<Next>,
-    open_tries: u32,
+    tries: retry::Tries,
     fetch_tries: u32,
     book_tries: u32,
     keep_tries: u32,
@@ -77,7 +78,7 @@ pub struct FillLimits {
 enum Next {
     TakeSlot,
     Admit,
-    Open,
+    Retry(Retry),
     Book,
     Fetch,
     PutObject,
@@ -92,7 +93,7 @@ impl Next {
         match self {
             Self::Finish(verdict) => Some((**verdict).clone()),
             Self::Adopt(record, source) => Some(Ok(Filled { record: record.clone(), source: *source })),
-            Self::TakeSlot | Self::Admit | Self::Open | Self::Book => None,
+            Self::TakeSlot | Self::Admit | Self::Retry(_) | Self::Book => None,
             Self::Fetch | Self::PutObject | Self::PutRecord => None,
         }
     }
@@ -105,13 +106,14 @@ impl Machine {
             limits,
             payer: None,
             won: None,
+            is_marked: false,
             answer: None,
             fetched: None,
             record: None,
             booking: None,
             unkept: None,
             resume: None,
-            open_tries: 0,
+            tries: retry::Tries::default(),
             fetch_tries: 0,
             book_tries: 0,
             keep_tries: 0,
@@ -128,6 +130,11 @@ impl Machine {
     /// Who pays; known from [`Event::Admitted`] on.
     pub fn payer(&self) -> Option<&Reservation> {
         self.payer.as_ref()
+    }
+
+    /// What was sold; known from a successful [`Event::Replied`] on.
+    pub fn answer(&self) -> Option<&Answer> {
+        self.answer.as_ref()
     }
 
     /// Takes what came of the last effect, and says what is next.
@@ -147,11 +154,14 @@ impl Machine {
                 Effect::CheckRoom
             }
 
-            Event::Room(Ok(())) => Effect::Reserve,
+            Event::Room(Ok(())) => Effect::EnterCircuit,
             Event::Room(Err(error)) => {
                 tracing::warn!(%error, "no new result can be kept, so none is bought");
                 Effect::Finish(Err(GatewayError::NoRoom))
             }
+
+            Event::Entered(Ok(())) => Effect::Reserve,
+            Event::Entered(Err(error)) => Effect::Finish(Err(error)),
 
             Event::Reserved(Ok(reserved)) => self.reserved(reserved),
             Event::Reserved(Err(_)) => Effect::Finish(Err(GatewayError::LedgerUnavailable)),
@@ -162,6 +172,7 @@ impl Machine {
             Event::Opened(opened) => self.opened(opened),
             Event::Marked(permit) => self.marked(permit),
             Event::Replied(reply) => self.replied(reply),
+            Event::MayRetry(may) => self.may_retry(may),
 
             Event::Booked(Ok(())) => self.booked(),
             Event::Booked(Err(error)) => self.not_booked(&error),
@@ -226,27 +237,17 @@ impl Machine {
             // A success for what was not sent whole makes no sense, and may be charged all the same.
             Ok(Open::Early(Reply::Answered(_))) => self.replied(Reply::Unknown(UnknownCause::Garbage)),
             Ok(Open::Early(reply)) => self.replied(reply),
-            Err(NotSent::Connect(_) | NotSent::Upload(_)) if self.open_tries + 1 < OPEN_TRIES => {
-                self.open_tries += 1;
-                self.pause(Duration::from_millis(50 << (2 * self.open_tries)), Next::Open)
-            }
             Err(error) => self.not_sent(&error),
         }
-    }
-
-    fn not_sent(&mut self, error: &NotSent) -> Effect {
-        tracing::warn!(%error, "the order did not reach the upstream");
-        let detail = "the upstream could not be reached, nothing was charged".to_owned();
-        self.end(
-            Booking::Released { reason: error.to_string() },
-            GatewayError::UpstreamUnreachable { detail },
-        )
     }
 
     fn marked(&mut self, permit: Result<Permit, LedgerError>) -> Effect {
         let released = |reason: &str| Booking::Released { reason: reason.to_owned() };
         match permit {
-            Ok(Permit::Granted) => Effect::Send,
+            Ok(Permit::Granted) => {
+                self.is_marked = true;
+                Effect::Send
+            }
             Ok(Permit::Frozen(scope)) => {
                 self.end(released("spending was frozen meanwhile"), GatewayError::Frozen(scope))
             }
@@ -267,11 +268,7 @@ impl Machine {
                 self.answer = Some(answer);
                 self.book(booking, Next::Fetch)
             }
-            Reply::Refused(refusal) => {
-                let reason = told::describe(&refusal.reply);
-                let error = told::refused(refusal);
-                self.end(Booking::Refused { reason }, error)
-            }
+            Reply::Refused(refusal) => self.refused(refusal),
             Reply::Failed(reply) => {
                 let reason = told::describe(&reply);
                 self.end(Booking::Failed { reason }, told::failed(reply))
@@ -356,7 +353,13 @@ impl Machine {
         self.book_tries = 0;
         self.unkept = None;
         match self.booking.take() {
-            Some((_, next)) => self.next(next),
+            Some((_, next)) => {
+                if let Next::Retry(_) = next {
+                    // Its row has ended; another try is another row.
+                    (self.won, self.is_marked) = (None, false);
+                }
+                self.next(next)
+            }
             None => bug(),
         }
     }
@@ -435,7 +438,7 @@ impl Machine {
         match next {
             Next::TakeSlot => Effect::TakeSlot,
             Next::Admit => Effect::Admit,
-            Next::Open => Effect::Open,
+            Next::Retry(retry) => Effect::Retry(retry),
             Next::Book => match &self.booking {
                 Some((booking, _)) => Effect::Book(self.id(), booking.clone()),
                 None => bug(),

@@ -4,10 +4,14 @@
 //! money; what it adds is whom a fill is for: who waits, whose rate allows a miss, who is told.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
+use super::retry::jittered;
 use super::{FillOutcome, Inner, Seat, Wanted};
+use crate::circuit::Pass;
 use crate::coalesce::{GroupGuard, WaiterId};
 use crate::crash::crash_point;
 use crate::error::GatewayError;
@@ -20,13 +24,19 @@ use crate::upstream::{HeldCall, Opened, RefusalKind, Reply, UnknownCause};
 
 /// See the module.
 pub(super) struct Task {
-    shared: Arc<Inner>,
-    key: CacheKey,
+    pub(super) shared: Arc<Inner>,
+    pub(super) key: CacheKey,
     /// `None` for a resumed fill, which has nothing left to buy.
     wanted: Option<Wanted>,
     /// Whom the last admission was about.
     payer: Option<(WaiterId, Seat)>,
-    slot: Option<Slot>,
+    pub(super) slot: Option<Slot>,
+    /// The right to call the upstream; given back as soon as nothing more can be learnt from the fill.
+    pub(super) pass: Option<Pass>,
+    /// The team whose rate has let this fill through: a fill is one miss, however often it is tried.
+    rated: Option<String>,
+    /// Has an order gone out before?
+    pub(super) is_retry: bool,
     held: Option<Box<dyn HeldCall>>,
     /// How old the answer was at an instant.
     pub(super) answered: Option<(Duration, Instant)>,
@@ -34,7 +44,18 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) fn new(shared: Arc<Inner>, key: CacheKey, wanted: Option<Wanted>) -> Self {
-        Self { shared, key, wanted, payer: None, slot: None, held: None, answered: None }
+        Self {
+            shared,
+            key,
+            wanted,
+            payer: None,
+            slot: None,
+            pass: None,
+            rated: None,
+            is_retry: false,
+            held: None,
+            answered: None,
+        }
     }
 
     /// Carries out effects until the machine is done. If this panics, its callers are told.
@@ -63,6 +84,7 @@ impl Task {
             Effect::TakeSlot => self.take_slot().await,
             Effect::Admit => Event::Admitted(self.admit()),
             Effect::CheckRoom => Event::Room(parts.store.check_room().await),
+            Effect::EnterCircuit => Event::Entered(self.enter_circuit()),
             Effect::Reserve => {
                 crash_point("CP4");
                 let Some(payer) = machine.payer() else { return no_payer() };
@@ -86,6 +108,7 @@ impl Task {
                 Event::Marked(permit)
             }
             Effect::Send => self.send().await,
+            Effect::Retry(retry) => Event::MayRetry(self.retry(retry).await),
             Effect::Book(id, booking) => {
                 self.held = None;
                 Event::Booked(self.book(id, booking, machine).await)
@@ -93,6 +116,7 @@ impl Task {
             Effect::Fetch(url) => {
                 crash_point("CP15");
                 let fetched = parts.results.fetch(&url).await;
+                self.doubt(&fetched, machine);
                 Event::FetchEnded(fetched, self.answer_age())
             }
             Effect::PutObject(fetched) => {
@@ -104,10 +128,11 @@ impl Task {
             Effect::PutRecord(record) => Event::RecordKept(parts.store.put_record(&record).await),
             Effect::Pause(time) => self.pause(time).await,
             Effect::StepAside(time) => {
-                self.slot = None;
+                (self.slot, self.pass) = (None, None);
                 self.pause(time).await
             }
             Effect::RefuseTeam(error) => {
+                self.pass = None;
                 if let Some((_, seat)) = self.payer.take() {
                     let outcome = FillOutcome { verdict: Err(error), payer: None };
                     self.shared.groups.refuse(self.key, &seat, &outcome);
@@ -123,21 +148,6 @@ impl Task {
         }
     }
 
-    async fn take_slot(&mut self) -> Event {
-        self.slot = None;
-        let Some((_, seat)) = self.shared.groups.candidate(self.key) else {
-            return Event::Admitted(Admission::Nobody);
-        };
-        let patience = seat.deadline.saturating_duration_since(Instant::now());
-        match self.shared.slots.take(patience).await {
-            Ok(slot) => {
-                self.slot = Some(slot);
-                Event::Slot(Ok(()))
-            }
-            Err(busy) => Event::Slot(Err(GatewayError::TooBusy { wait: busy.wait })),
-        }
-    }
-
     /// The longest-waiting caller's team pays, if it may.
     fn admit(&mut self) -> Admission {
         let Some((waiter, seat)) = self.shared.groups.candidate(self.key) else { return Admission::Nobody };
@@ -149,7 +159,9 @@ impl Task {
         if !self.shared.parts.guard.is_open() {
             return Admission::Refused(GatewayError::ArchiveGuard);
         }
-        if let Err(wait) = self.shared.check_rate(&seat.team) {
+        if self.rated.as_ref() != Some(&seat.team.name)
+            && let Err(wait) = self.shared.check_rate(&seat.team)
+        {
             let can_wait = Instant::now() + wait < seat.deadline;
             return if can_wait {
                 Admission::TooFast(wait)
@@ -157,6 +169,7 @@ impl Task {
                 Admission::Refused(GatewayError::RateLimited { wait })
             };
         }
+        self.rated = Some(seat.team.name.clone());
         Admission::Payer(Box::new(Reservation {
             namespace: self.shared.config.namespace.clone(),
             key: wanted.key,
@@ -185,18 +198,23 @@ impl Task {
 
     async fn open(&mut self) -> Event {
         let Some(wanted) = &self.wanted else { return no_payer() };
-        let metrics = &self.shared.parts.metrics;
+        if !self.is_retry {
+            self.shared.retries.deposit();
+        }
+        self.is_retry = true;
         Event::Opened(match self.shared.parts.upstream.open(wanted.order.clone()).await {
             Ok(Opened::Held(call)) => {
                 self.held = Some(call);
                 Ok(Open::Held)
             }
             Ok(Opened::Answered(reply)) => {
-                metrics.attempt(attempt_outcome(&reply));
+                self.tell_early(&reply);
+                self.shared.parts.metrics.attempt(attempt_outcome(&reply));
                 Ok(Open::Early(reply))
             }
             Err(error) => {
-                metrics.attempt(AttemptOutcome::Connect);
+                self.tell_not_sent();
+                self.shared.parts.metrics.attempt(AttemptOutcome::Connect);
                 Err(error)
             }
         })
@@ -206,7 +224,7 @@ impl Task {
         let Some(call) = self.held.take() else { return no_payer() };
         let reply = call.send().await;
         crash_point("CP12");
-        self.slot = None;
+        self.tell_reply(&reply);
         self.shared.parts.metrics.attempt(attempt_outcome(&reply));
         Event::Replied(reply)
     }
@@ -214,6 +232,7 @@ impl Task {
     async fn book(&mut self, id: CallId, booking: Booking, machine: &Machine) -> Result<(), LedgerError> {
         let state = booking.state();
         self.shared.parts.ledger.book(id, booking).await?;
+        self.tell_booked(state);
         if let Some(payer) = machine.payer() {
             self.shared.parts.metrics.booked(state, &payer.team, payer.credits);
         }
@@ -246,6 +265,7 @@ impl Task {
     }
 
     async fn finish(&mut self, verdict: Verdict) {
+        (self.slot, self.pass) = (None, None);
         let outcome = self.outcome(verdict).await;
         self.shared.groups.finish(self.key, &outcome);
     }
@@ -261,6 +281,7 @@ impl Task {
             {
                 cache.keep_refusal(self.key, *status, body.clone()).await;
             }
+            Err(GatewayError::UpstreamThrottled { wait }) => shared.told_to_wait.note(self.key, *wait),
             Err(_) => {}
         }
         let bought = verdict.as_ref().is_ok_and(|filled| filled.source == FillSource::Bought);
@@ -282,12 +303,6 @@ fn attempt_outcome(reply: &Reply) -> AttemptOutcome {
         Reply::Unknown(UnknownCause::Timeout) => AttemptOutcome::Timeout,
         Reply::Unknown(_) => AttemptOutcome::BadBody,
     }
-}
-
-/// Between the half and the whole of a time, so that what failed together does not retry together.
-fn jittered(time: Duration) -> Duration {
-    let random = getrandom::u32().unwrap_or(u32::MAX);
-    time.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
 }
 
 fn no_payer() -> Event {

@@ -2,6 +2,7 @@
 //! and that nothing is bought that need not be.
 
 mod fakes;
+mod faults;
 
 use std::time::Duration;
 
@@ -337,10 +338,8 @@ async fn a_refusal_of_the_order_is_remembered_whoever_asks() {
 #[tokio::test]
 async fn no_other_failure_is_remembered() {
     type Make = fn() -> Reply;
-    let replies: [(Make, &str); 7] = [
+    let replies: [(Make, &str); 5] = [
         (|| refusal(RefusalKind::Other, 404), "Upstream"),
-        (|| refusal(RefusalKind::Key, 401), "UpstreamKeyRefused"),
-        (|| refusal(RefusalKind::Credits, 429), "UpstreamCredits"),
         (|| refusal(RefusalKind::Flow { retry_after_seconds: None }, 503), "UpstreamThrottled"),
         (|| Reply::Failed(error_reply(500)), "Upstream"),
         (|| Reply::Unknown(UnknownCause::Garbage), "UpstreamNonsense"),

@@ -59,7 +59,11 @@ async fn ready(State(state): State<AdminState>) -> Response {
     let ledger = if state.ledger.totals().await.is_ok() { "up" } else { "down" };
     let is_ready = !state.stopping.is_cancelled();
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let buys = is_ready && ledger == "up" && state.guard.is_open() && !state.filler.is_draining();
+    let buys = is_ready
+        && ledger == "up"
+        && state.guard.is_open()
+        && !state.filler.is_draining()
+        && state.filler.upstream_is_called();
     let archive = match state.guard.standing() {
         Standing::Open(_) => "ok".to_owned(),
         Standing::Unknown => "unknown".to_owned(),
@@ -71,7 +75,9 @@ async fn ready(State(state): State<AdminState>) -> Response {
 
 async fn metrics(State(state): State<AdminState>) -> Response {
     let (memory_entries, memory_bytes) = state.cache.size().await;
-    let (fills, waiters, calls, queued) = state.filler.load();
+    let (fills, waiters, calls, _) = state.filler.load();
+    let slots = state.filler.slots();
+    let (limit, queued) = (slots.limit, slots.queued);
     let ledger = state.ledger.totals().await.ok();
     let is_archive_known = state.guard.is_open();
     let spool = state.ledger.spool_usage().await.ok();
@@ -81,6 +87,7 @@ async fn metrics(State(state): State<AdminState>) -> Response {
         fills,
         waiters,
         calls,
+        limit,
         queued,
         is_archive_known,
         ledger,

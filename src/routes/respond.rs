@@ -1,6 +1,6 @@
 //! The outermost layer of the public listener: ids, errors, counting, and one log line a request.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::json;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Arrival, PublicState};

@@ -206,6 +206,10 @@ impl Upstream for AilabUpstream {
             }
         }
     }
+
+    async fn credits_left(&self) -> Option<u64> {
+        self.query_credits().await.ok()
+    }
 }
 
 #[cfg(test)]

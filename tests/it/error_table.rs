@@ -1,8 +1,8 @@
 //! The error table: each situation is driven through a whole Granary, and answered as the table
 //! says, in the upstream's envelope, and for nothing.
 //!
-//! Not here because this version does not have them yet: an erased result (410), an open circuit,
-//! the spool, which would take a result the bucket does not.
+//! Not here because this version does not have it yet: an erased result (410). Elsewhere: the archive
+//! guard (`archive.rs`), an open circuit (`upstream_faults.rs`), the spool (`spool.rs`).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -708,6 +708,41 @@ fn upstreams() -> Vec<Row> {
         })
         .because("hold")
         .says("before 20"),
+    );
+    rows.push(
+        row("the circuit is open", 503, THROTTLED, async {
+            let mut world = World::open().await;
+            world.upstream.go_down().await;
+            for size in [90, 91] {
+                world.granary.crop(None, images::photo_png(), size, size).await;
+            }
+            world.mark().await;
+            let answer = world.crop_call(None).send().await.unwrap();
+            world.end(answer)
+        })
+        .because("circuit_open")
+        .says("nothing was spent"),
+    );
+    rows.push(
+        row("the purchase stop", 503, THROTTLED, async {
+            let mut world = World::with("result_url_ttl = \"100ms\"", "").await;
+            world.upstream.always_results(ResultBehaviour::NotFound);
+            for (size, lost) in [(90, 1.0), (91, 2.0), (92, 3.0)] {
+                world.granary.crop(None, images::photo_png(), size, size).await;
+                let series = "granary_fills_total{state=\"unfetchable\"}";
+                within("the result to be given up", async {
+                    while world.granary.metric(series).await < lost {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                })
+                .await;
+            }
+            world.mark().await;
+            let answer = world.crop_call(None).send().await.unwrap();
+            world.end(answer)
+        })
+        .because("purchase_stop")
+        .says("could not be fetched"),
     );
     rows.push(
         row("too busy", 503, THROTTLED, async {

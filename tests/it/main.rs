@@ -29,3 +29,4 @@ mod secrets;
 mod soak;
 mod spool;
 mod uploads;
+mod upstream_faults;

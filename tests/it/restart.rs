@@ -200,7 +200,10 @@ async fn a_queued_miss_is_told_of_the_stop_and_costs_nothing() {
     upstream.wait_for_held(1).await;
     let queued = ask(200);
     let admin = granary.admin_url();
-    until("the second to queue", async || metric(&admin, "granary_upstream_queue_depth").await == 1.0).await;
+    until("the second to queue", async || {
+        metric(&admin, "granary_upstream_queue_depth{team=\"local\"}").await == 1.0
+    })
+    .await;
     granary.terminate();
     let public = granary.public_url();
     until("the listener to close", async || client::get(&public).await.is_err()).await;

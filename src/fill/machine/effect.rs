@@ -21,6 +21,8 @@ pub enum Effect {
     Admit,
     /// Ask whether a result could be kept: [`Event::Room`].
     CheckRoom,
+    /// Ask whether the upstream may be called: [`Event::Entered`].
+    EnterCircuit,
     /// Take the key in the ledger: [`Event::Reserved`].
     Reserve,
     /// Ask the store once more, now that nobody else can buy: [`Event::LookedAgain`].
@@ -33,6 +35,8 @@ pub enum Effect {
     MarkSent(CallId),
     /// Let the tail go: [`Event::Replied`].
     Send,
+    /// Wait for another try, if there is time and budget for one: [`Event::MayRetry`].
+    Retry(Retry),
     /// Write down how the call went on, giving up the held tail first, if any: [`Event::Booked`].
     Book(CallId, Booking),
     /// Get the result: [`Event::FetchEnded`].
@@ -66,6 +70,8 @@ pub enum Event {
     Admitted(Admission),
     /// A new result could be kept, or not.
     Room(Result<(), StoreError>),
+    /// The upstream may be called, or not.
+    Entered(Result<(), GatewayError>),
     /// What the ledger decided.
     Reserved(Result<Reserved, LedgerError>),
     /// What the store has by now.
@@ -78,6 +84,8 @@ pub enum Event {
     Marked(Result<Permit, LedgerError>),
     /// The outcome of the paid call.
     Replied(Reply),
+    /// It has been waited for another try, or there will be none.
+    MayRetry(bool),
     /// A booking is durable, or not.
     Booked(Result<(), LedgerError>),
     /// The result, or why not, and how long ago the answer was booked.
@@ -123,6 +131,23 @@ pub enum Open {
     Held,
     /// The upstream answered without having had the whole.
     Early(Reply),
+}
+
+/// What is to be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// An order that did not reach the upstream whole.
+    NotSent {
+        /// Which retry it is, from 1.
+        retry: u32,
+    },
+    /// A purchase that the upstream's flow control refused; its row has ended.
+    Throttled {
+        /// Which retry it is, from 1.
+        retry: u32,
+        /// The wait the upstream asked for.
+        asked: Option<Duration>,
+    },
 }
 
 /// What a fill's callers are told.

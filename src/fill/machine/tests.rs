@@ -136,12 +136,14 @@ fn success(effect: &Effect) -> Event {
         Effect::TakeSlot => Event::Slot(Ok(())),
         Effect::Admit => Event::Admitted(Admission::Payer(Box::new(reservation()))),
         Effect::CheckRoom => Event::Room(Ok(())),
+        Effect::EnterCircuit => Event::Entered(Ok(())),
         Effect::Reserve => Event::Reserved(Ok(Reserved::Won(WON))),
         Effect::LookAgain => Event::LookedAgain(Ok(Standing::Nothing)),
         Effect::Adopt(_) => Event::Adopted,
         Effect::Open => Event::Opened(Ok(Open::Held)),
         Effect::MarkSent(_) => Event::Marked(Ok(Permit::Granted)),
         Effect::Send => Event::Replied(Reply::Answered(answer())),
+        Effect::Retry(_) => Event::MayRetry(true),
         Effect::Book(..) => Event::Booked(Ok(())),
         Effect::Fetch(_) => Event::FetchEnded(Ok(fetched()), Duration::from_secs(1)),
         Effect::PutObject(_) => Event::ObjectKept(Ok(()), now()),
@@ -193,7 +195,8 @@ fn check(script: Script, expected: &str) {
 }
 
 /// Up to the answer.
-const BUYING: &str = "TakeSlot Admit CheckRoom Reserve LookAgain Open MarkSent Send Book(answered)";
+const BUYING: &str =
+    "TakeSlot Admit CheckRoom EnterCircuit Reserve LookAgain Open MarkSent Send Book(answered)";
 /// From the answer on.
 const KEEPING: &str = "Fetch PutObject PutRecord Book(stored) Finish(Ok Bought)";
 
@@ -321,21 +324,83 @@ fn won(generation: u64) -> (&'static str, Event) {
 }
 
 #[test]
+fn the_circuit_is_asked_last_of_all_before_anything_is_reserved() {
+    let open = GatewayError::CircuitOpen { wait: Duration::from_secs(9) };
+    check(vec![("EnterCircuit", Event::Entered(Err(open)))], "EnterCircuit Finish(CircuitOpen)");
+}
+
+fn not_opened(error: NotSent) -> (&'static str, Event) {
+    ("Open", Event::Opened(Err(error)))
+}
+
+fn connect() -> NotSent {
+    NotSent::Connect("planted".to_owned())
+}
+
+fn upload() -> NotSent {
+    NotSent::Upload("planted".to_owned())
+}
+
+fn no_retry() -> (&'static str, Event) {
+    ("Retry", Event::MayRetry(false))
+}
+
+#[test]
 fn an_order_that_never_went_out_whole_is_tried_three_times_and_released() {
-    let failed = |error: NotSent| ("Open", Event::Opened(Err(error)));
-    let connect = || failed(NotSent::Connect("planted".to_owned()));
-    let upload = || failed(NotSent::Upload("planted".to_owned()));
-    let life = live(Machine::new(LIMITS), vec![connect(), upload()]);
-    assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}").replace("Open", "Open Pause Open Pause Open"));
+    let life = live(Machine::new(LIMITS), vec![not_opened(connect()), not_opened(upload())]);
+    assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}").replace("Open", "Open Retry Open Retry Open"));
+    let retries: Vec<_> = life.iter().filter(|effect| matches!(effect, Effect::Retry(_))).collect();
+    assert!(matches!(
+        retries[..],
+        [Effect::Retry(Retry::NotSent { retry: 1 }), Effect::Retry(Retry::NotSent { retry: 2 })]
+    ));
     check(
-        vec![connect(), upload(), connect()],
-        "Open Pause Open Pause Open Book(released) Finish(UpstreamUnreachable)",
+        vec![not_opened(connect()), not_opened(upload()), not_opened(connect())],
+        "Open Retry Open Retry Open Book(released) Finish(UpstreamUnreachable)",
     );
-    // Once the row says `sent`, there is no other try, although the tail never went.
+    check(vec![not_opened(connect()), no_retry()], "Open Retry Book(released) Finish(UpstreamUnreachable)");
+}
+
+#[test]
+fn an_order_whose_connection_is_lost_while_its_tail_is_held_goes_out_again_on_a_row_of_its_own() {
+    let lost = || ("Send", Event::Replied(Reply::NotSent(upload())));
+    let anew = BUYING;
+    check(vec![lost()], &format!("Send Book(released) Retry {anew} {KEEPING}"));
+    check(vec![lost(), no_retry()], "Send Book(released) Retry Finish(UpstreamUnreachable)");
+    // Three tries in all, wherever the connection was lost.
+    let second = anew.replace(" Book(answered)", "").replace("Open", "Open Retry Open");
     check(
-        vec![("Send", Event::Replied(Reply::NotSent(NotSent::Connect("planted".to_owned()))))],
-        "Send Book(released) Finish(UpstreamUnreachable)",
+        vec![lost(), not_opened(connect()), lost()],
+        &format!("Send Book(released) Retry {second} Book(released) Finish(UpstreamUnreachable)"),
     );
+}
+
+#[test]
+fn what_flow_control_refuses_is_bought_anew_twice_each_time_on_a_row_of_its_own() {
+    let throttled = |seconds| {
+        let reply = refusal(RefusalKind::Flow { retry_after_seconds: seconds }, 429);
+        ("Send", Event::Replied(reply))
+    };
+    let anew = BUYING.replace(" Book(answered)", "");
+    let life = live(Machine::new(LIMITS), vec![throttled(Some(7)), throttled(None), throttled(Some(9))]);
+    assert_eq!(
+        show_life(&life),
+        format!(
+            "{anew} Book(refused) Retry {anew} Book(refused) Retry {anew} Book(refused) Finish(UpstreamThrottled)"
+        )
+    );
+    let asked: Vec<_> = life
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Retry(Retry::Throttled { retry, asked }) => {
+                Some((*retry, asked.map(|wait| wait.as_secs())))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(asked, [(1, Some(7)), (2, None)]);
+    check(vec![throttled(None), no_retry()], "Send Book(refused) Retry Finish(UpstreamThrottled)");
+    check(vec![throttled(None)], &format!("Send Book(refused) Retry {BUYING} {KEEPING}"));
 }
 
 #[test]
@@ -347,10 +412,6 @@ fn every_kind_of_reply_has_its_booking_and_its_error() {
         (refusal(RefusalKind::Other, 404), "Book(refused) Finish(Upstream)"),
         (refusal(RefusalKind::Key, 401), "Book(refused) Finish(UpstreamKeyRefused)"),
         (refusal(RefusalKind::Credits, 429), "Book(refused) Finish(UpstreamCredits)"),
-        (
-            refusal(RefusalKind::Flow { retry_after_seconds: Some(7) }, 429),
-            "Book(refused) Finish(UpstreamThrottled)",
-        ),
         (failed(error_reply(500, "INNER", Some("{}"))), "Book(failed) Finish(Upstream)"),
         (failed(error_reply(502, "", None)), "Book(failed) Finish(UpstreamNonsense)"),
         (failed(error_reply(200, "CODE", Some("{}"))), "Book(failed) Finish(UpstreamNonsense)"),
@@ -375,7 +436,7 @@ fn every_kind_of_reply_has_its_booking_and_its_error() {
 fn a_throttled_caller_is_told_the_wait_the_upstream_asked_for() {
     for (asked, expected) in [(Some(7), 7), (None, 2)] {
         let reply = refusal(RefusalKind::Flow { retry_after_seconds: asked }, 429);
-        let life = live(Machine::new(LIMITS), vec![("Send", Event::Replied(reply))]);
+        let life = live(Machine::new(LIMITS), vec![("Send", Event::Replied(reply)), no_retry()]);
         let Some(Effect::Finish(Err(GatewayError::UpstreamThrottled { wait }))) = life.last() else {
             panic!("{}", show_life(&life))
         };
@@ -388,10 +449,9 @@ fn an_early_answer_ends_the_call_before_the_gate() {
     let early = |reply| vec![("Open", Event::Opened(Ok(Open::Early(reply))))];
     check(early(refusal(RefusalKind::Order, 413)), "Open Book(refused) Finish(Upstream)");
     check(early(Reply::Failed(error_reply(500, "", Some("{}")))), "Open Book(failed) Finish(Upstream)");
-    check(
-        early(Reply::NotSent(NotSent::Upload("planted".to_owned()))),
-        "Open Book(released) Finish(UpstreamUnreachable)",
-    );
+    let mut lost = early(Reply::NotSent(upload()));
+    lost.push(no_retry());
+    check(lost, "Open Retry Book(released) Finish(UpstreamUnreachable)");
     check(early(Reply::Unknown(UnknownCause::Garbage)), "Open Book(unknown) Finish(UpstreamNonsense)");
     // A success for half an order may have been charged; it is no answer to ours.
     check(early(Reply::Answered(answer())), "Open Book(unknown) Finish(UpstreamNonsense)");
@@ -627,8 +687,6 @@ fn pauses_double_up_to_a_minute_and_a_held_key_is_looked_at_four_times_a_second(
     let nowhere = (0..11).flat_map(|_| [object_fails(), ("Book(spooled)", Event::Booked(spool_full()))]);
     assert_eq!(pauses(nowhere.collect()), doubling);
     assert_eq!(pauses((0..11).map(|_| ("Book", Event::Booked(away()))).collect()), doubling);
-    let unsent = || ("Open", Event::Opened(Err(NotSent::Connect("planted".to_owned()))));
-    assert_eq!(pauses(vec![unsent(), unsent()]), [200, 800]);
     assert_eq!(pauses(vec![("Reserve", Event::Reserved(Ok(Reserved::Held(CallId(1)))))]), [250]);
     let wait = Duration::from_millis(1234);
     assert_eq!(pauses(vec![("Admit", Event::Admitted(Admission::TooFast(wait)))]), [1234]);

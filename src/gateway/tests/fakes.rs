@@ -22,6 +22,7 @@ use crate::ledger::{
     Won,
 };
 use crate::secret::Secret;
+use crate::slots::SlotsConfig;
 use crate::store::StoreError;
 use crate::upstream::{HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
@@ -313,6 +314,8 @@ pub(super) struct FakeUpstream {
     pub(super) gate: Arc<Semaphore>,
     /// What is answered instead of a result.
     pub(super) reply: Mutex<Option<MakeReply>>,
+    /// What the account holds, if it says so.
+    pub(super) credits: Mutex<Option<u64>>,
     sent: Arc<AtomicUsize>,
     held: Arc<()>,
 }
@@ -328,6 +331,7 @@ impl Default for FakeUpstream {
             switch: Arc::default(),
             gate: Arc::new(Semaphore::new(WIDE_OPEN)),
             reply: Mutex::default(),
+            credits: Mutex::default(),
             sent: Arc::default(),
             held: Arc::default(),
         }
@@ -389,6 +393,11 @@ impl Upstream for FakeUpstream {
         let (gate, sent) = (self.gate.clone(), self.sent.clone());
         Ok(Opened::Held(Box::new(FakeCall { gate, reply, sent, _held: self.held.clone() })))
     }
+
+    async fn credits_left(&self) -> Option<u64> {
+        self.switch.works("credits_left");
+        *self.credits.lock().unwrap()
+    }
 }
 
 #[async_trait]
@@ -413,6 +422,10 @@ impl ResultSource for FakeResults {
     async fn fetch(&self, url: &Secret) -> Result<Fetched, FetchError> {
         if !self.switch.works("fetch") {
             return Err(FetchError::Transient("planted".to_owned()));
+        }
+        // A failure of its own: the URL does not serve it any more.
+        if !self.switch.works("dead") {
+            return Err(FetchError::Dead("planted".to_owned()));
         }
         let number = url.expose().rsplit('/').next().unwrap().parse().unwrap();
         let bytes = result_bytes(number);
@@ -482,8 +495,7 @@ impl World {
         let config = FillConfig {
             namespace: NAMESPACE.to_owned(),
             credits_per_call: CREDITS,
-            concurrency,
-            queue: 256,
+            slots: SlotsConfig { concurrency, max_concurrency: concurrency, queue: 256 },
             result_url_ttl: Duration::from_secs(84_600),
             daily_credits: Some(1000),
             monthly_credits: Some(10_000),

@@ -2,6 +2,7 @@
 //! only where we ask for them, and credentials that are looked up anew.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -23,9 +24,11 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 
 use super::S3StoreConfig;
 
-/// Credentials without an end of their own are looked up anew after this time, so that a rotated
-/// file is noticed.
+/// Credentials without an end of their own are looked up anew after this time.
 const CREDENTIALS_LIVE: Duration = Duration::from_secs(60);
+/// Those of a configured file: the SDK looks ten seconds before their end, so every two seconds of
+/// use, and a rotated file is noticed at once.
+const FILE_LIVES: Duration = Duration::from_secs(12);
 
 /// Where compatible stores are, when nobody says: most of them do not care.
 const USUAL_REGION: &str = "us-east-1";
@@ -45,8 +48,12 @@ pub(super) async fn connect(config: &S3StoreConfig) -> Client {
         .with_initial_backoff(limits.backoff)
         .with_max_backoff(limits.attempt);
     let region = region(config, &providers(&http)).region().await;
-    let credentials =
-        Credentials { file: config.credentials_file.clone(), region: region.clone(), http: http.clone() };
+    let credentials = Credentials {
+        file: config.credentials_file.clone(),
+        region: region.clone(),
+        http: http.clone(),
+        last: Mutex::default(),
+    };
     let shared = aws_config::defaults(BehaviorVersion::v2026_01_12())
         .http_client(http.clone())
         .region(region)
@@ -102,6 +109,8 @@ struct Credentials {
     file: Option<PathBuf>,
     region: Option<Region>,
     http: SharedHttpClient,
+    /// What the file held when it could last be read, and whether it can still be.
+    last: Mutex<Option<(aws_credential_types::Credentials, bool)>>,
 }
 
 impl Credentials {
@@ -109,7 +118,12 @@ impl Credentials {
         // Made anew each time: a provider that has read its file does not read it again.
         let providers = providers(&self.http).with_region(self.region.clone());
         let mut found = match &self.file {
-            Some(file) => of_file(file, &providers).provide_credentials().await?,
+            Some(file) => {
+                let read = self.or_last(of_file(file, &providers).provide_credentials().await);
+                let mut found = read?;
+                *found.expiry_mut() = Some(SystemTime::now() + FILE_LIVES);
+                found
+            }
             None => {
                 let chain =
                     DefaultCredentialsChain::builder().configure(providers).region(self.region.clone());
@@ -118,6 +132,34 @@ impl Credentials {
         };
         found.expiry_mut().get_or_insert_with(|| SystemTime::now() + CREDENTIALS_LIVE);
         Ok(found)
+    }
+}
+
+impl Credentials {
+    /// A file that is being replaced, or has been emptied, keeps what it held.
+    fn or_last(&self, read: provider::Result) -> provider::Result {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match (read, &mut *last) {
+            (Ok(found), known) => {
+                if known.as_ref().is_some_and(|(known, _)| *known != found) {
+                    tracing::info!(
+                        "store.credentials_file has changed; new requests carry the new credentials"
+                    );
+                }
+                *known = Some((found.clone(), true));
+                Ok(found)
+            }
+            (Err(_), Some((known, can_be_read))) => {
+                // Once, and without the error, which might quote the file.
+                if std::mem::take(can_be_read) {
+                    tracing::error!(
+                        "store.credentials_file cannot be used; what was read before stays in use"
+                    );
+                }
+                Ok(known.clone())
+            }
+            (Err(error), None) => Err(error),
+        }
     }
 }
 
@@ -130,11 +172,11 @@ impl ProvideCredentials for Credentials {
     }
 }
 
-/// What a client would sign with now.
+/// What a client asks what to sign with.
 #[cfg(test)]
-pub(super) async fn credentials(config: &S3StoreConfig) -> provider::Result {
+pub(super) fn credentials(config: &S3StoreConfig) -> impl ProvideCredentials + use<> {
     let file = config.credentials_file.clone();
-    Credentials { file, region: None, http: http_client() }.look_up().await
+    Credentials { file, region: None, http: http_client(), last: Mutex::default() }
 }
 
 #[expect(deprecated, reason = "the named replacements are in a crate we have no other use for")]

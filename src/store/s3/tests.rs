@@ -8,6 +8,7 @@ mod shared;
 
 use std::sync::Arc;
 
+use aws_credential_types::provider::ProvideCredentials as _;
 use granary_kit::leak::Secrets;
 use granary_kit::s3::{Fault, Operation, S3Server};
 use tempfile::TempDir;
@@ -211,17 +212,24 @@ async fn no_error_and_no_debug_text_holds_a_credential() {
 }
 
 #[tokio::test]
-async fn a_changed_credentials_file_is_looked_up_within_a_minute() {
+async fn a_changed_credentials_file_is_noticed_within_seconds_and_an_unusable_one_changes_nothing() {
     let fixture = S3Fixture::start().await;
-    let found = client::credentials(&fixture.config()).await.unwrap();
+    let file = fixture.folder.path().join("credentials");
+    let credentials = client::credentials(&fixture.config());
+    let look_up = async || credentials.provide_credentials().await.unwrap();
+    let found = look_up().await;
     assert_eq!(found.secret_access_key(), fixture.server.secret_key());
+    // The SDK looks again ten seconds before this.
     let lives = found.expiry().unwrap().duration_since(std::time::SystemTime::now()).unwrap();
-    assert!(lives <= Duration::from_secs(60), "{lives:?}");
+    assert!(lives <= Duration::from_secs(12), "{lives:?}");
 
+    std::fs::write(&file, "").unwrap();
+    assert_eq!(look_up().await.secret_access_key(), fixture.server.secret_key());
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(look_up().await.secret_access_key(), fixture.server.secret_key());
     let other = S3Server::start().await;
-    other.write_credentials(&fixture.folder.path().join("credentials")).unwrap();
-    let found = client::credentials(&fixture.config()).await.unwrap();
-    assert_eq!(found.secret_access_key(), other.secret_key());
+    other.write_credentials(&file).unwrap();
+    assert_eq!(look_up().await.secret_access_key(), other.secret_key());
 }
 
 #[test]

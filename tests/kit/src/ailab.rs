@@ -93,6 +93,19 @@ impl FakeAilab {
         key
     }
 
+    /// Makes a new key, which is accepted from now on beside the old one, until that one is retired.
+    pub fn add_key(&self) -> String {
+        let mut book = self.ledger.book();
+        let old = std::mem::replace(&mut book.api_key, random_key());
+        book.other_keys.push(old);
+        book.api_key.clone()
+    }
+
+    /// Refuses all keys but the newest from now on.
+    pub fn retire_old_keys(&self) {
+        self.ledger.book().other_keys.clear();
+    }
+
     /// Sets what the account holds: credits for cropping, and common ones, which are used when those are gone.
     pub fn set_balance(&self, cropping: i64, common: i64) {
         let mut book = self.ledger.book();

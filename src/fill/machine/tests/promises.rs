@@ -66,13 +66,17 @@ impl World {
         }
         let is_reserved = self.row == Some(CallState::Reserved) && !self.sent;
         match effect {
-            Effect::TakeSlot | Effect::Admit | Effect::CheckRoom | Effect::Reserve => {
+            Effect::TakeSlot | Effect::Admit | Effect::CheckRoom | Effect::EnterCircuit | Effect::Reserve => {
                 demand(self.row.is_none() && !self.sent, "one row, and one call")
             }
             Effect::StepAside(_) | Effect::RefuseTeam(_) => {
                 demand(self.row.is_none() && !self.sent, "only before anything is reserved")
             }
             Effect::LookAgain => demand(is_reserved, "only with the key in hand"),
+            Effect::Retry(_) => {
+                let is_over = self.row.is_none() || self.row == Some(CallState::Reserved);
+                demand(is_over && !self.sent, "another try only of what cost nothing")
+            }
             Effect::Open => demand(is_reserved, "nothing is sent without a row, nor again"),
             Effect::MarkSent(id) => demand(*id == WON.id && is_reserved, "the gate is for our row"),
             Effect::Send => demand(permit && !self.sent, "one tail, and only through the gate"),
@@ -160,6 +164,8 @@ impl World {
                 _ => Admission::TooFast(Duration::from_secs(1)),
             }),
             Effect::CheckRoom => Event::Room(store_away()),
+            Effect::EnterCircuit => Event::Entered(Err(GatewayError::CircuitOpen { wait: Duration::ZERO })),
+            Effect::Retry(_) => Event::MayRetry(false),
             Effect::Reserve => Event::Reserved(match pick(7) {
                 0 => Ok(Reserved::Held(CallId(1))),
                 1 => Ok(Reserved::Stored(Box::new(other_record(0)))),
@@ -248,6 +254,10 @@ impl World {
                 self.answer_booked |= state == CallState::Answered;
                 self.answer_settled |= matches!(state, CallState::Stored | CallState::Unfetchable);
                 self.row = Some(state).filter(|state| state.is_open());
+                // Neither costs anything, and another row may follow.
+                if matches!(state, CallState::Refused | CallState::Released) {
+                    self.sent = false;
+                }
             }
             Event::ObjectKept(Ok(()), _) => self.object_kept = true,
             Event::RecordKept(Ok(_)) => self.record_kept = true,
@@ -369,6 +379,10 @@ fn planted_mistakes_are_found() {
     });
     is_found("nor again", |_, event, _| {
         matches!(event, Event::Replied(Reply::Unknown(_))).then_some(Effect::Open)
+    });
+    is_found("another try only of what cost nothing", |_, event, _| {
+        let retry = Retry::Throttled { retry: 1, asked: None };
+        matches!(event, Event::Replied(Reply::Unknown(_))).then_some(Effect::Retry(retry))
     });
     is_found("ended with its row reserved", |_, event, _| match event {
         Event::Opened(Err(_)) => gives_up(),

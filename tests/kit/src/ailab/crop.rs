@@ -180,5 +180,7 @@ fn number(parts: &[SeenPart], name: &str) -> Result<u32, Refusal> {
 }
 
 fn has_key(ledger: &Ledger, head: &Head) -> bool {
-    head.all("ailabapi-api-key") == [ledger.book().api_key.as_str()]
+    let book = ledger.book();
+    let presented = head.all("ailabapi-api-key");
+    presented == [book.api_key.as_str()] || book.other_keys.iter().any(|key| presented == [key.as_str()])
 }

@@ -87,6 +87,8 @@ pub struct Purchase {
 #[derive(Default)]
 pub(crate) struct Book {
     pub(crate) api_key: String,
+    /// Keys that are accepted beside it.
+    pub(crate) other_keys: Vec<String>,
     pub(crate) seen: Vec<SeenRequest>,
     pub(crate) purchases: Vec<Purchase>,
     pub(crate) fetched: Vec<Head>,

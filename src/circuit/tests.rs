@@ -1,0 +1,266 @@
+//! The circuit in paused time: what opens it, who may try, what closes it, and what callers are told.
+
+use super::*;
+
+const KEY: u8 = 0;
+
+fn key(tag: u8) -> CacheKey {
+    CacheKey::of(&[tag], 1, 1)
+}
+
+struct Rig {
+    circuit: Arc<Circuit>,
+    metrics: Arc<Metrics>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let metrics = Arc::new(Metrics::new(["local"].into_iter(), 1));
+        Self { circuit: Circuit::new(metrics.clone()), metrics }
+    }
+
+    /// Makes one attempt that must be let through.
+    fn attempt(&self, attempt: Attempt) {
+        let pass = self.circuit.enter(key(KEY)).expect("it is let through");
+        pass.tell(attempt);
+    }
+
+    /// What a purchase would be refused with: its code and reason, and the seconds to wait.
+    fn refused(&self) -> Option<(&'static str, u64)> {
+        let entered = self.circuit.enter(key(KEY));
+        let looked = self.circuit.refusal();
+        let error = entered.err()?;
+        let situation = error.situation();
+        assert_eq!(looked.map(|error| error.situation().reason), Some(situation.reason));
+        Some((situation.reason.unwrap(), situation.retry_after.map_or(0, |wait| wait.as_secs())))
+    }
+
+    fn series(&self, series: &str) -> i64 {
+        let text = String::from_utf8(self.metrics.render()).unwrap();
+        let value =
+            text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).map(str::to_owned);
+        value.unwrap_or_else(|| panic!("no {series}")).parse().unwrap()
+    }
+}
+
+async fn pass_time(seconds: u64) {
+    tokio::time::advance(Duration::from_secs(seconds)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_lost_attempts_in_a_row_open_it_and_one_real_request_closes_it() {
+    let rig = Rig::new();
+    for _ in 0..4 {
+        rig.attempt(Attempt::Lost);
+    }
+    rig.attempt(Attempt::Refused);
+    for _ in 0..5 {
+        assert_eq!(rig.refused(), None, "a refusal showed that it is there");
+        rig.attempt(Attempt::Lost);
+    }
+    assert_eq!(rig.refused(), Some(("circuit_open", 10)));
+    pass_time(9).await;
+    assert!(rig.refused().is_some());
+    pass_time(1).await;
+    assert!(rig.circuit.refusal().is_none(), "looking takes nothing");
+    let probe = rig.circuit.enter(key(1)).expect("the probe");
+    assert_eq!(rig.refused(), Some(("circuit_open", 5)), "one at a time");
+    assert_eq!(rig.series("granary_upstream_breaker_state"), 1);
+    probe.tell(Attempt::Sold);
+    assert_eq!(rig.refused(), None);
+    rig.attempt(Attempt::Lost);
+    assert_eq!(rig.refused(), None, "it counts from the beginning");
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_half_of_twenty_open_it() {
+    let rig = Rig::new();
+    for _ in 0..6 {
+        [Attempt::Lost, Attempt::Lost, Attempt::Sold].into_iter().for_each(|attempt| rig.attempt(attempt));
+    }
+    rig.attempt(Attempt::Lost);
+    assert_eq!(rig.refused(), None);
+    rig.attempt(Attempt::Lost);
+    assert_eq!(rig.refused(), Some(("circuit_open", 10)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_bad_picture_does_not_stop_everybody() {
+    let rig = Rig::new();
+    (0..30).for_each(|_| rig.attempt(Attempt::Failed));
+    assert_eq!(rig.refused(), None);
+    for tag in 1..5 {
+        rig.circuit.enter(key(tag)).expect("closed").tell(Attempt::Failed);
+    }
+    assert_eq!(rig.refused(), Some(("circuit_open", 10)), "five of them say more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_probe_keeps_it_open_longer_in_a_long_outage_and_never_over_a_minute() {
+    let rig = Rig::new();
+    (0..5).for_each(|_| rig.attempt(Attempt::Lost));
+    let mut waits = Vec::new();
+    for _ in 0..40 {
+        let (_, wait) = rig.refused().expect("open");
+        waits.push(wait);
+        pass_time(wait + 1).await;
+        rig.attempt(Attempt::Lost);
+    }
+    assert_eq!(waits[..6], [10; 6], "for the first minute");
+    assert!(waits.is_sorted() && waits.last() == Some(&60), "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_without_a_verdict_leaves_its_place_to_another() {
+    let rig = Rig::new();
+    (0..5).for_each(|_| rig.attempt(Attempt::Lost));
+    pass_time(10).await;
+    for _ in 0..3 {
+        drop(rig.circuit.enter(key(KEY)).expect("the place is free"));
+    }
+    // Only the probe's own word counts, not that of a probe before it.
+    let probe = rig.circuit.enter(key(KEY)).expect("the probe");
+    probe.tell(Attempt::Lost);
+    pass_time(10).await;
+    let next = rig.circuit.enter(key(KEY)).expect("the next one");
+    drop(probe);
+    assert!(rig.refused().is_some());
+    drop(next);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_began_before_it_opened_neither_closes_it_nor_keeps_it_open() {
+    let rig = Rig::new();
+    let early = [(); 3].map(|()| rig.circuit.enter(key(KEY)).expect("closed"));
+    (0..5).for_each(|_| rig.attempt(Attempt::Lost));
+    early[0].tell(Attempt::Lost);
+    early[1].tell(Attempt::Sold);
+    assert_eq!(rig.refused(), Some(("circuit_open", 10)));
+    assert!(!early[2].may_retry());
+    pass_time(10).await;
+    rig.attempt(Attempt::Sold);
+    assert!(early[2].may_retry());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_credits_nothing_is_bought_until_a_probe_or_the_balance_says_so() {
+    let rig = Rig::new();
+    let early = rig.circuit.enter(key(KEY)).expect("closed");
+    rig.attempt(Attempt::NoCredits);
+    assert_eq!(rig.refused(), Some(("upstream_credits", 300)));
+    assert!(rig.circuit.lacks_credits());
+    early.tell(Attempt::Sold);
+    assert!(rig.circuit.lacks_credits(), "that was bought before");
+    pass_time(60).await;
+    rig.attempt(Attempt::NoCredits);
+    assert_eq!(rig.refused(), Some(("upstream_credits", 300)));
+    pass_time(60).await;
+    // What is refused for the picture's sake says nothing of credits.
+    rig.attempt(Attempt::Refused);
+    assert!(rig.circuit.lacks_credits());
+    rig.attempt(Attempt::Sold);
+    assert_eq!(rig.refused(), None);
+    rig.attempt(Attempt::NoCredits);
+    rig.circuit.credits_are_back();
+    assert_eq!(rig.refused(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_key_stops_all_until_it_changes_or_works() {
+    let rig = Rig::new();
+    let with_the_old_key = rig.circuit.enter(key(KEY)).expect("closed");
+    rig.attempt(Attempt::KeyRefused);
+    assert_eq!(rig.refused(), Some(("upstream_key", 0)));
+    pass_time(60).await;
+    rig.attempt(Attempt::KeyRefused);
+    assert!(rig.refused().is_some());
+    rig.circuit.key_changed();
+    assert_eq!(rig.refused(), None);
+    with_the_old_key.tell(Attempt::KeyRefused);
+    assert_eq!(rig.refused(), None, "nothing is said of the new key");
+    rig.attempt(Attempt::KeyRefused);
+    pass_time(60).await;
+    rig.attempt(Attempt::Sold);
+    assert_eq!(rig.refused(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_lost_results_in_a_row_stop_all_buying_until_one_is_stored() {
+    let rig = Rig::new();
+    let lose = || rig.circuit.result_lost(Some(rig.circuit.enter(key(KEY)).expect("closed")));
+    lose();
+    lose();
+    rig.circuit.result_kept(None);
+    lose();
+    lose();
+    assert_eq!(rig.refused(), None);
+    // One that a dead process had bought counts as well.
+    rig.circuit.result_lost(None);
+    assert_eq!(rig.refused(), Some(("purchase_stop", 60)));
+    pass_time(60).await;
+    let probe = rig.circuit.enter(key(KEY)).expect("the probe");
+    probe.tell(Attempt::Sold);
+    assert_eq!(rig.refused(), Some(("purchase_stop", 5)), "that it was sold is not enough");
+    rig.circuit.result_lost(Some(probe));
+    assert_eq!(rig.refused(), Some(("purchase_stop", 120)), "each probe may cost credits for nothing");
+    pass_time(120).await;
+    let probe = rig.circuit.enter(key(KEY)).expect("the probe");
+    probe.tell(Attempt::Sold);
+    rig.circuit.result_kept(Some(probe));
+    assert_eq!(rig.refused(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn troubles_may_come_together_and_each_is_over_by_itself() {
+    let rig = Rig::new();
+    (0..3).for_each(|_| rig.circuit.result_lost(None));
+    pass_time(60).await;
+    rig.attempt(Attempt::KeyRefused);
+    assert_eq!(rig.refused(), Some(("upstream_key", 0)));
+    rig.circuit.key_changed();
+    let probe = rig.circuit.enter(key(KEY)).expect("the stop's wait is over");
+    probe.tell(Attempt::NoCredits);
+    rig.circuit.credits_are_back();
+    let probe = rig.circuit.enter(key(KEY)).expect("the stop's wait is over");
+    probe.tell(Attempt::Sold);
+    rig.circuit.result_kept(Some(probe));
+    assert_eq!(rig.refused(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_it_to_refuse_is_told() {
+    let rig = Rig::new();
+    let waiting = tokio::spawn({
+        let circuit = rig.circuit.clone();
+        async move { circuit.refuses().await.situation().reason }
+    });
+    tokio::task::yield_now().await;
+    rig.attempt(Attempt::NoCredits);
+    assert_eq!(waiting.await.unwrap(), Some("upstream_credits"));
+    assert_eq!(rig.circuit.refuses().await.situation().reason, Some("upstream_credits"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_change_is_in_the_metrics_once() {
+    let rig = Rig::new();
+    let to = |position: &str| {
+        rig.series(&format!("granary_upstream_breaker_transitions_total{{to=\"{position}\"}}"))
+    };
+    let alarm = |cause: &str| rig.series(&format!("granary_upstream_alarm{{cause=\"{cause}\"}}"));
+    assert_eq!([to("open"), to("half_open"), to("closed")], [0, 0, 0]);
+    (0..5).for_each(|_| rig.attempt(Attempt::Lost));
+    rig.attempt_refused();
+    assert_eq!((to("open"), alarm("outage"), rig.series("granary_upstream_breaker_state")), (1, 1, 2));
+    pass_time(10).await;
+    rig.attempt(Attempt::KeyRefused);
+    assert_eq!((alarm("outage"), alarm("key_refused")), (0, 1), "it is there, and refuses the key");
+    rig.circuit.key_changed();
+    assert_eq!([to("open"), to("half_open"), to("closed")], [2, 1, 1]);
+    assert_eq!((alarm("key_refused"), rig.series("granary_upstream_breaker_state")), (0, 0));
+}
+
+impl Rig {
+    fn attempt_refused(&self) {
+        assert!(self.refused().is_some());
+    }
+}

@@ -1,0 +1,177 @@
+//! A fill's access to the upstream: its turn, its pass, its retries, and what it tells of each attempt.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::machine::{Admission, Event, Machine, Retry};
+use super::retry::wait_before;
+use super::suspect::suspicions;
+use super::task::Task;
+use crate::circuit::Attempt;
+use crate::download::{FetchError, Fetched};
+use crate::error::GatewayError;
+use crate::ledger::CallState;
+use crate::metrics::{RetryReason, ShedReason};
+use crate::slots::{BusyCause, CallEnd};
+use crate::upstream::{RefusalKind, Reply};
+
+impl Task {
+    /// Waits for a turn for as long as anybody waits for the fill, and the upstream may be called.
+    pub(super) async fn take_slot(&mut self) -> Event {
+        (self.slot, self.pass) = (None, None);
+        let shared = self.shared.clone();
+        let metrics = &shared.parts.metrics;
+        let asked = Instant::now();
+        // No failure is remembered for its own sake; but an upstream that throttles even single calls
+        // is not called for clients that do not wait as they were told.
+        if !self.is_retry
+            && shared.slots.are_spaced_out()
+            && let Some(wait) = shared.told_to_wait.remaining(self.key)
+        {
+            metrics.shed(ShedReason::ToldToWait);
+            return Event::Slot(Err(GatewayError::UpstreamThrottled { wait }));
+        }
+        loop {
+            let Some((_, seat)) = shared.groups.candidate(self.key) else {
+                return Event::Admitted(Admission::Nobody);
+            };
+            let (shed, error) = tokio::select! {
+                biased;
+                error = shared.circuit.refuses() => (ShedReason::BreakerOpen, error),
+                () = shared.draining.cancelled() => (ShedReason::Draining, GatewayError::Draining),
+                taken = shared.slots.take(&seat.team.name, self.patience()) => match taken {
+                    Ok(slot) => {
+                        metrics.queue_waited(asked.elapsed());
+                        self.slot = Some(slot);
+                        return Event::Slot(Ok(()));
+                    }
+                    Err(busy) => {
+                        let reason = match busy.cause {
+                            BusyCause::QueueFull => ShedReason::QueueFull,
+                            BusyCause::TooLate => ShedReason::WaitTimeout,
+                        };
+                        (reason, GatewayError::TooBusy { wait: busy.wait })
+                    }
+                },
+                () = shared.groups.deserted(self.key) => {
+                    metrics.shed(ShedReason::Deserted);
+                    continue;
+                }
+            };
+            metrics.shed(shed);
+            return Event::Slot(Err(error));
+        }
+    }
+
+    pub(super) fn enter_circuit(&mut self) -> Result<(), GatewayError> {
+        let entered = self.shared.circuit.enter(self.key);
+        if entered.is_err() {
+            self.shared.parts.metrics.shed(ShedReason::BreakerOpen);
+        }
+        self.pass = Some(entered?);
+        Ok(())
+    }
+
+    /// Waits for another try, if the circuit, the callers' time and the budget allow one.
+    pub(super) async fn retry(&mut self, retry: Retry) -> bool {
+        let shared = self.shared.clone();
+        let (reason, number, asked) = match retry {
+            Retry::NotSent { retry } => (RetryReason::NotSent, retry, None),
+            Retry::Throttled { retry, asked } => (RetryReason::RateLimited, retry, asked),
+        };
+        let may_call = self.pass.as_ref().is_none_or(|pass| pass.may_retry());
+        let wait = wait_before(number, asked);
+        if !may_call || wait >= self.patience() || shared.draining.is_cancelled() {
+            return false;
+        }
+        if reason == RetryReason::RateLimited && !shared.retries.take() {
+            shared.parts.metrics.retry_budget_exhausted();
+            return false;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = shared.draining.cancelled() => return false,
+        }
+        shared.parts.metrics.retried(reason);
+        true
+    }
+
+    /// How long the most patient caller waits still.
+    fn patience(&self) -> Duration {
+        let seats = self.shared.groups.waiting(self.key);
+        let latest = seats.iter().map(|seat| seat.deadline).max();
+        latest.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// The order did not go out whole; its slot stays, for another try.
+    pub(super) fn tell_not_sent(&self) {
+        if let Some(pass) = &self.pass {
+            pass.tell(Attempt::Lost);
+        }
+    }
+
+    /// It was answered before it had gone out whole.
+    pub(super) fn tell_early(&mut self, reply: &Reply) {
+        match reply {
+            Reply::NotSent(_) => self.tell_not_sent(),
+            reply => self.tell_reply(reply),
+        }
+    }
+
+    /// The call is over; its slot goes to the next.
+    pub(super) fn tell_reply(&mut self, reply: &Reply) {
+        let (attempt, end) = match reply {
+            Reply::Answered(_) => (Attempt::Sold, CallEnd::Served),
+            Reply::Refused(refusal) => match refusal.kind {
+                // Something before the upstream said so, which may be all that is left of it.
+                RefusalKind::Other if refusal.reply.body.is_none() => (Attempt::Failed, CallEnd::Failed),
+                RefusalKind::Order | RefusalKind::Other => (Attempt::Refused, CallEnd::Served),
+                RefusalKind::Key => (Attempt::KeyRefused, CallEnd::Served),
+                RefusalKind::Credits => (Attempt::NoCredits, CallEnd::Served),
+                RefusalKind::Flow { retry_after_seconds } => {
+                    let asked = retry_after_seconds.map(Duration::from_secs);
+                    (Attempt::Refused, CallEnd::Throttled(asked))
+                }
+            },
+            Reply::Failed(reply) if reply.status.is_server_error() => (Attempt::Failed, CallEnd::Failed),
+            // 200 with an error code: the upstream is there.
+            Reply::Failed(_) => (Attempt::Refused, CallEnd::Served),
+            Reply::NotSent(_) | Reply::Unknown(_) => (Attempt::Lost, CallEnd::Failed),
+        };
+        if let Some(slot) = self.slot.take() {
+            slot.end(end);
+        }
+        if attempt == Attempt::NoCredits {
+            self.shared.watch_balance();
+        }
+        if let Some(pass) = &self.pass {
+            pass.tell(attempt);
+        }
+    }
+
+    /// A row of this fill has ended, or has come so far.
+    pub(super) fn tell_booked(&mut self, state: CallState) {
+        match state {
+            CallState::Stored => self.shared.circuit.result_kept(self.pass.take()),
+            CallState::Unfetchable => self.shared.circuit.result_lost(self.pass.take()),
+            CallState::Reserved | CallState::Sent | CallState::Answered => {}
+            CallState::Released
+            | CallState::Refused
+            | CallState::Failed
+            | CallState::Unknown
+            | CallState::Lost => {}
+        }
+    }
+
+    /// Counts a result that is not what was ordered. It was paid for, so it is kept all the same.
+    pub(super) fn doubt(&self, fetched: &Result<Fetched, FetchError>, machine: &Machine) {
+        let (Ok(fetched), Some(order), Some(answer)) = (fetched, machine.payer(), machine.answer()) else {
+            return;
+        };
+        for reason in suspicions(order.width, order.height, &fetched.bytes, answer.text().expose()) {
+            tracing::warn!(key = %self.key, reason = reason.as_str(), "a result is not what was ordered");
+            self.shared.parts.metrics.suspect(reason);
+        }
+    }
+}

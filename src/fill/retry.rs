@@ -1,0 +1,126 @@
+//! When a purchase may be tried again: the waits, and a budget over all fills ([`RetryBudget`]).
+//!
+//! What was provably never sent whole costs nothing and is tried again freely. What the upstream's
+//! flow control refused is tried again only for every tenth purchase, since retries of all that is
+//! refused would keep an overloaded upstream overloaded.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::key::CacheKey;
+
+/// What one purchase adds to the budget, of what one retry costs.
+const SHARE: u32 = 10;
+/// Retries that may have been saved up.
+const MOST: u32 = 10;
+const SHORTEST_WAIT: Duration = Duration::from_millis(50);
+/// The longest wait before the first retry; before the second it is twice as long.
+const LONGEST_WAIT: Duration = Duration::from_millis(400);
+
+/// Retries of flow-control refusals: at most a tenth of all purchases.
+#[derive(Debug, Default)]
+pub(super) struct RetryBudget {
+    /// In shares of a retry.
+    saved: Mutex<u32>,
+}
+
+impl RetryBudget {
+    /// A purchase is tried for the first time.
+    pub(super) fn deposit(&self) {
+        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        *saved = (*saved + 1).min(MOST * SHARE);
+    }
+
+    /// Takes one retry, if there is one.
+    pub(super) fn take(&self) -> bool {
+        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = saved.checked_sub(SHARE);
+        *saved = left.unwrap_or(*saved);
+        left.is_some()
+    }
+}
+
+/// Keys whose callers were told to come back later, until then: a client that comes back at once, as
+/// many do, is told the same again, and the upstream is not called for it.
+#[derive(Debug, Default)]
+pub(super) struct ToldToWait(Mutex<HashMap<CacheKey, Instant>>);
+
+impl ToldToWait {
+    /// The callers of a key were told to wait.
+    pub(super) fn note(&self, key: CacheKey, wait: Duration) {
+        let now = Instant::now();
+        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // There is one for each refusal of the upstream, of which there are few within such a time.
+        keys.retain(|_, until| *until > now);
+        keys.insert(key, now + wait);
+    }
+
+    /// How long the callers of a key were told to wait still.
+    pub(super) fn remaining(&self, key: CacheKey) -> Option<Duration> {
+        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.get(&key)?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+    }
+}
+
+/// How long to wait before a retry, the first being 1: fully jittered, and no shorter than asked for.
+pub(super) fn wait_before(retry: u32, asked: Option<Duration>) -> Duration {
+    let longest = LONGEST_WAIT * retry.clamp(1, 2);
+    let jittered = SHORTEST_WAIT + (longest - SHORTEST_WAIT).mul_f64(random());
+    jittered.max(asked.unwrap_or_default())
+}
+
+/// Between the half and the whole of a time, so that what failed together does not retry together.
+pub(super) fn jittered(time: Duration) -> Duration {
+    time.mul_f64(0.5 + 0.5 * random())
+}
+
+/// A number from 0 to 1: all the randomness of fills.
+fn random() -> f64 {
+    f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_are_a_tenth_of_purchases_and_saved_up_to_ten() {
+        let budget = RetryBudget::default();
+        assert!(!budget.take(), "nothing is given in advance");
+        for _ in 0..3 {
+            (0..9).for_each(|_| budget.deposit());
+            assert!(!budget.take());
+            budget.deposit();
+            assert!(budget.take() && !budget.take());
+        }
+        (0..1000).for_each(|_| budget.deposit());
+        assert_eq!((0..100).filter(|_| budget.take()).count(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_was_told_is_remembered_until_it_is_over() {
+        let (told, key) = (ToldToWait::default(), |tag: u8| CacheKey::of(&[tag], 1, 1));
+        told.note(key(1), Duration::from_secs(2));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!((told.remaining(key(1)), told.remaining(key(2))), (Some(Duration::from_secs(1)), None));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(told.remaining(key(1)), None);
+        told.note(key(2), Duration::from_secs(2));
+        assert_eq!(told.0.lock().unwrap().len(), 1, "what is over is forgotten");
+    }
+
+    #[test]
+    fn waits_are_jittered_over_their_whole_range_and_no_shorter_than_asked_for() {
+        for (retry, longest) in [(1, 400), (2, 800), (3, 800)] {
+            let waits: Vec<_> = (0..500).map(|_| wait_before(retry, None).as_millis()).collect();
+            assert!(waits.iter().all(|wait| (50..=longest).contains(wait)), "{waits:?}");
+            assert!(
+                waits.iter().any(|wait| *wait < longest / 4) && waits.iter().any(|wait| *wait > longest / 2)
+            );
+        }
+        assert_eq!(wait_before(1, Some(Duration::from_secs(7))).as_secs(), 7);
+    }
+}
