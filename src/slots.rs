@@ -1,7 +1,7 @@
 //! How many paid calls run at once, and who may wait for a turn: [`Slots`].
 //!
-//! The number adapts to what the upstream's flow control says ([`limit`]); those who wait are served
-//! first come first served within their team, and the teams in turn ([`queue`]). A turn that cannot
+//! The number adapts to what the upstream's flow control says (`limit`); those who wait are served
+//! first come first served within their team, and the teams in turn (`queue`). A turn that cannot
 //! be expected within the caller's time is refused at once, with the wait, since a client that waits
 //! in vain costs both sides more than one that comes back.
 

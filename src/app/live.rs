@@ -1,5 +1,5 @@
 //! `granary check --live`: do store, ledger and upstream work as configured? Spends nothing, but for
-//! the one crop of [`purchase`].
+//! the one crop of `purchase`.
 
 mod purchase;
 
