@@ -456,6 +456,9 @@ pub enum LedgerError {
         /// Bytes that may wait.
         max: u64,
     },
+    /// Its file is damaged: nothing may be bought before a person has mended it.
+    #[error("the ledger is damaged: {0}")]
+    Damaged(String),
     /// The booking contradicts the row: a bug, or a hand in the ledger.
     #[error("call {id} is {state} and cannot become {wanted}")]
     Contradiction {

@@ -34,14 +34,10 @@
 //! # Who may import whom
 //!
 //! ```text
-//! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
+//! main > cli > app > {config, server} > routes > gateway > {cache, circuit, coalesce, fill, slots, rewrite}
 //!      > {error, guard, metrics} > spool > {ledger, store, upstream, download, request, teams}
 //!      > {archive, net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
 //!         disk, state}
-//! main > cli > app > {config, server} > routes > gateway > {cache, circuit, coalesce, fill, slots, rewrite}
-//!      > {error, metrics} > {ledger, store, upstream, download, request, teams}
-//!      > {net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
-//!         state}
 //! ```
 //!
 //! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,

@@ -81,6 +81,7 @@ enum Next {
     Retry(Retry),
     Book,
     Fetch,
+    FetchLater(Duration),
     PutObject,
     PutRecord,
     Adopt(Arc<Record>, FillSource),
@@ -94,7 +95,7 @@ impl Next {
             Self::Finish(verdict) => Some((**verdict).clone()),
             Self::Adopt(record, source) => Some(Ok(Filled { record: record.clone(), source: *source })),
             Self::TakeSlot | Self::Admit | Self::Retry(_) | Self::Book => None,
-            Self::Fetch | Self::PutObject | Self::PutRecord => None,
+            Self::Fetch | Self::FetchLater(_) | Self::PutObject | Self::PutRecord => None,
         }
     }
 }
@@ -297,7 +298,7 @@ impl Machine {
         let pause = backoff(self.fetch_tries);
         if self.fetch_tries == FOREGROUND_FETCHES {
             tracing::warn!(%error, call = self.id().0, "a paid result cannot be fetched; trying on in the background");
-            self.resume = Some(Next::Fetch);
+            self.resume = Some(Next::FetchLater(pause));
             return Effect::Tell(Err(GatewayError::ResultNotFetched { timed_out }));
         }
         self.pause(pause, Next::Fetch)
@@ -451,6 +452,7 @@ impl Machine {
                 Some(fetched) => Effect::PutObject(fetched.clone()),
                 None => bug(),
             },
+            Next::FetchLater(pause) => self.pause(pause, Next::Fetch),
             Next::PutRecord => match &self.record {
                 Some(record) => Effect::PutRecord(record.clone()),
                 None => bug(),

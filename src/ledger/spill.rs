@@ -232,7 +232,9 @@ impl Ledger for SpillLedger {
         let booked = self.ledger.book(id, booking.clone()).await;
         match &booked {
             Ok(()) => self.settle(id, state).await,
-            Err(LedgerError::Unavailable(_)) if is_money => self.spill(id, booking).await,
+            Err(LedgerError::Unavailable(_) | LedgerError::Damaged(_)) if is_money => {
+                self.spill(id, booking).await
+            }
             Err(_) => {}
         }
         booked

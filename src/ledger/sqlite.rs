@@ -13,6 +13,7 @@
 //! The file does not shrink: what the spool has taken is used again by it and by everything else.
 
 mod calls;
+mod health;
 mod membership;
 mod spool;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use jiff::tz::TimeZone;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
+use self::health::Health;
 use self::worker::Worker;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
@@ -98,6 +100,7 @@ CREATE TABLE frozen (scope TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 pub struct SqliteLedger {
     writer: Worker,
     reader: Worker,
+    health: Health,
     clock: Clock,
     zone: TimeZone,
     spool_max: u64,
@@ -117,9 +120,12 @@ impl SqliteLedger {
         worker::scrub_log(&writable);
         let readable = connect(file)?;
         readable.pragma_update(None, "query_only", true)?;
+        let checked = connect(file)?;
+        checked.pragma_update(None, "query_only", true)?;
         Ok(Self {
             writer: Worker::spawn("ledger-write", writable, "BEGIN IMMEDIATE", worker::GROUP),
             reader: Worker::spawn("ledger-read", readable, "BEGIN", 1),
+            health: Health::check(checked),
             clock,
             zone,
             spool_max: SPOOL_MAX,
@@ -136,14 +142,14 @@ impl SqliteLedger {
         &self,
         change: impl FnOnce(&Connection) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, LedgerError> {
-        self.writer.run(false, change).await
+        self.health.learn(self.writer.run(false, change).await)
     }
 
     async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, LedgerError> {
-        self.reader.run(false, query).await
+        self.health.learn(self.reader.run(false, query).await)
     }
 }
 
@@ -186,7 +192,11 @@ fn migrate(connection: &Connection) -> Result<(), LedgerError> {
 
 impl From<rusqlite::Error> for LedgerError {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Unavailable(error.to_string())
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match error.sqlite_error_code() {
+            Some(DatabaseCorrupt | NotADatabase) => Self::Damaged(error.to_string()),
+            _ => Self::Unavailable(error.to_string()),
+        }
     }
 }
 
@@ -198,12 +208,14 @@ impl Ledger for SqliteLedger {
     }
 
     async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError> {
+        self.health.is_sound().await?;
         let now = self.clock.now();
         let windows = Windows::at(now, &self.zone);
         self.write(move |db| calls::reserve(db, &reservation, now, &windows)).await
     }
 
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
+        self.health.is_sound().await?;
         let now = self.clock.now();
         self.write(move |db| calls::mark_sent(db, id, now)).await
     }
@@ -213,12 +225,14 @@ impl Ledger for SqliteLedger {
         let erases =
             matches!(booking, Booking::Stored { .. } | Booking::Spooled { .. } | Booking::Unfetchable { .. });
         let max = self.spool_max;
-        self.writer
+        let booked = self
+            .writer
             .run(erases, move |db| {
                 spool::check_fits(db, id, &booking, max)?;
                 calls::book(db, id, &booking, now)
             })
-            .await
+            .await;
+        self.health.learn(booked)
     }
 
     async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {

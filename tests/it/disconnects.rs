@@ -68,7 +68,7 @@ async fn clients_that_hang_up_at_any_moment_leave_nothing_open_and_nothing_paid_
         "granary_coalesce_groups_in_flight",
         "granary_coalesce_followers",
         "granary_upstream_in_flight",
-        "granary_upstream_queue_depth",
+        "granary_upstream_queue_depth{team=\"web\"}",
         "granary_ledger_credits{state=\"reserved\"}",
         "granary_ledger_credits{state=\"sent\"}",
         "granary_ledger_credits{state=\"answered\"}",

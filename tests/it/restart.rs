@@ -11,7 +11,7 @@ use granary_kit::process::{Finished, GranaryBuilder, GranaryProcess};
 use image::GenericImageView;
 use serde_json::Value;
 
-use crate::harness::{bytes_of, cache_status, metric, real, real_ailab, until, upstream_section};
+use crate::harness::{adopt, bytes_of, cache_status, metric, real, real_ailab, until, upstream_section};
 
 /// Longer than any of these processes has a reason to take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -72,7 +72,11 @@ async fn outlives_everything(builder: GranaryBuilder) {
     assert!(removed > 0, "no ledger in {}", state.display());
     let mut granary = builder.start().await.unwrap();
     is_the_same(&granary, "granary; hit; detail=store").await;
-    // It is the ledger's from now on, and was not paid for through this one.
+    // Once somebody has said that it is meant so, it is the ledger's; and was not paid for through this one.
+    adopt(&granary.admin_url()).await;
+    granary.kill().await;
+    let mut granary = builder.start().await.unwrap();
+    is_the_same(&granary, "granary; hit; detail=store").await;
     for state in ["reserved", "sent", "answered", "stored", "unknown"] {
         let series = format!("granary_ledger_credits{{state=\"{state}\"}}");
         assert_eq!(metric(&granary.admin_url(), &series).await, 0.0, "{state}");

@@ -524,8 +524,8 @@ fn a_result_is_fetched_five_times_in_the_foreground_and_then_in_the_background()
     );
     check(
         fails(7),
-        "Fetch Pause Fetch Pause Fetch Pause Fetch Pause Fetch Tell(ResultNotFetched) Fetch Pause Fetch Pause \
-         Fetch PutObject PutRecord Book(stored) Finish(Ok Bought)",
+        "Fetch Pause Fetch Pause Fetch Pause Fetch Pause Fetch Tell(ResultNotFetched) Pause Fetch Pause \
+         Fetch Pause Fetch PutObject PutRecord Book(stored) Finish(Ok Bought)",
     );
 }
 
