@@ -3,6 +3,7 @@
 //! It begins with what it finds, so a restart needs no word of the process before; and it may die at
 //! any point, since everything it does can be repeated. Several processes may do the same work.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use crate::store::{MAX_OBJECT_BYTES, Record, StoreError};
 
 /// Results on their way at once; so many are in memory.
 const AT_ONCE: usize = 4;
+/// Results listed at once, without their bytes.
+const PAGE: usize = 64;
 /// How often an empty spool is looked at: other processes fill it too.
 const IDLE: Duration = Duration::from_secs(5);
 /// The pause after a failure is a tenth of the time that all has failed, within these bounds; so the
@@ -103,32 +106,35 @@ async fn copy_for_ever(spool: Arc<Spool>) {
 /// keeps no other from it. Returns how many were copied when all were.
 async fn copy_all(spool: &Arc<Spool>) -> Result<u64, CopyError> {
     let (mut copied, mut after, mut left) = (0, 0, None);
+    let (mut waiting, mut copies) = (VecDeque::new(), JoinSet::new());
     loop {
-        let waiting = spool.ledger.spooled(after, AT_ONCE).await?;
-        let Some(last) = waiting.last() else { break };
-        if !spool.room.is_store_proved() {
-            return Err(CopyError::Store(StoreError::Unavailable("it was not seen since the start".into())));
-        }
-        after = last.position;
-        let mut copies: JoinSet<_> =
-            waiting.into_iter().map(|spooled| copy(Arc::clone(spool), spooled)).collect();
-        while let Some(outcome) = copies.join_next().await {
-            match outcome {
-                Ok(Ok(())) => {
-                    copied += 1;
-                    spool.is_away.store(false, Ordering::Relaxed);
-                }
-                Ok(Err(error @ CopyError::Result(_))) => left = Some(error),
-                Ok(Err(error)) => return Err(error),
-                Err(error) => {
-                    left = Some(CopyError::Result(StoreError::Unavailable(format!(
-                        "copying broke off: {error}"
-                    ))));
-                }
+        while copies.len() < AT_ONCE {
+            if waiting.is_empty() {
+                waiting.extend(spool.ledger.spooled(after, PAGE).await?);
             }
+            let Some(next) = waiting.pop_front() else { break };
+            if !spool.room.is_store_proved() {
+                return Err(CopyError::Store(StoreError::Unavailable(
+                    "it was not seen since the start".into(),
+                )));
+            }
+            after = next.position;
+            copies.spawn(copy(Arc::clone(spool), next));
+        }
+        match copies.join_next().await {
+            Some(Ok(Ok(()))) => {
+                copied += 1;
+                spool.is_away.store(false, Ordering::Relaxed);
+            }
+            Some(Ok(Err(error @ CopyError::Result(_)))) => left = Some(error),
+            Some(Ok(Err(error))) => return Err(error),
+            Some(Err(error)) => {
+                left =
+                    Some(CopyError::Result(StoreError::Unavailable(format!("copying broke off: {error}"))));
+            }
+            None => return left.map_or(Ok(copied), Err),
         }
     }
-    left.map_or(Ok(copied), Err)
 }
 
 /// Object first, then the record, as for any result; and only what the store has confirmed goes.

@@ -2,7 +2,7 @@
 //! serves its bytes, nothing is bought twice, and all of it is in the bucket once that is back. When
 //! the ledger is away too, what was paid for waits in a file.
 //!
-//! `GRANARY_OUTAGE_SECONDS` makes the outage under load longer.
+//! `GRANARY_OUTAGE_SECONDS` makes the outage under load longer; the profile `soak` has the time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
@@ -203,10 +203,17 @@ async fn an_outage_of_the_bucket_under_load_fails_no_miss_and_loses_nothing() {
     let (during, waiting) = (misses() - before, spooled(&granary.admin()).await);
     assert!(waiting > 0.0);
     assert!(granary.metric("granary_spool_bytes").await > waiting);
-    assert!(granary.metric("granary_spool_oldest_age_seconds").await >= (seconds - 2) as f64);
+    until("time to be seen passing", async || {
+        granary.metric("granary_spool_oldest_age_seconds").await >= 1.0
+    })
+    .await;
     world.bucket.come_back().await;
     let back = Instant::now();
-    until("the spool to be empty", async || spooled(&granary.admin()).await == 0.0).await;
+    // A bucket, an upstream and their clients are in this process as well, and all go on.
+    while spooled(&granary.admin()).await > 0.0 {
+        assert!(back.elapsed() < Duration::from_secs(60 + 3 * seconds), "it does not become empty");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let drained = back.elapsed();
     let before = misses();
     until("misses after the outage", async || misses() > before + 20).await;
