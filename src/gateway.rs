@@ -14,9 +14,10 @@
 mod tests;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
@@ -262,7 +263,7 @@ impl Gateway {
         let seat = Seat { team: caller.team.clone(), deadline };
         let ticket = self.parts.filler.join(wanted, seat);
         let waiter = ticket.id;
-        let outcome = tokio::time::timeout_at(deadline.into(), ticket.outcome())
+        let outcome = tokio::time::timeout_at(deadline, ticket.outcome())
             .await
             .map_err(|_| GatewayError::StillBeingMade)?
             .ok_or(GatewayError::Bug)?;

@@ -9,6 +9,8 @@
 pub mod budget;
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+pub(crate) mod memory;
 pub mod sqlite;
 
 use std::time::Duration;

@@ -36,7 +36,7 @@
 //! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
 //!      > {error, metrics} > {ledger, store, upstream, download, request, teams}
 //!      > {net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
-//!         state}
+//!         random, state}
 //! ```
 //!
 //! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,
@@ -64,6 +64,7 @@ pub mod net;
 pub mod operation;
 pub mod outcome;
 pub mod picture;
+pub mod random;
 pub mod request;
 pub mod rewrite;
 pub mod routes;

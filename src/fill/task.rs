@@ -4,7 +4,9 @@
 //! money; what it adds is whom a fill is for: who waits, whose rate allows a miss, who is told.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
 use super::{FillOutcome, Inner, Seat, Wanted};
@@ -14,6 +16,7 @@ use crate::error::GatewayError;
 use crate::key::CacheKey;
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation};
 use crate::metrics::AttemptOutcome;
+use crate::random::jittered;
 use crate::slots::Slot;
 use crate::store::StoreError;
 use crate::upstream::{HeldCall, Opened, RefusalKind, Reply, UnknownCause};
@@ -279,12 +282,6 @@ fn attempt_outcome(reply: &Reply) -> AttemptOutcome {
         Reply::Unknown(UnknownCause::Timeout) => AttemptOutcome::Timeout,
         Reply::Unknown(_) => AttemptOutcome::BadBody,
     }
-}
-
-/// Between the half and the whole of a time, so that what failed together does not retry together.
-fn jittered(time: Duration) -> Duration {
-    let random = getrandom::u32().unwrap_or(u32::MAX);
-    time.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
 }
 
 fn no_payer() -> Event {

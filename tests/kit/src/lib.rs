@@ -9,6 +9,7 @@
 //! | [`process`] | the real binary as a child process: its log, its addresses, its death |
 //! | [`leak`] | looks for secrets in bytes, files and directories, in every encoding they might wear |
 //! | [`images`] | pictures in memory: photographs, tiny ones, bombs |
+//! | [`dice`] | numbers that look random and come again with the same seed |
 //!
 //! Everything listens on port 0 of loopback and stops when it is dropped. Waits are for an event and bounded;
 //! when a bound is hit the kit panics and says what it saw.
@@ -19,6 +20,7 @@
 
 pub mod ailab;
 pub mod client;
+pub mod dice;
 pub mod form;
 pub mod images;
 pub mod leak;
