@@ -593,6 +593,18 @@ async fn the_tightest_enforced_budget_is_what_a_team_is_told() {
     assert!(matches!(away, Err(GatewayError::LedgerUnavailable)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_caller_is_answered_in_time_although_the_ledger_is_not() {
+    let world = World::new();
+    world.ask(1).await.unwrap();
+    let restarted = world.restarted();
+    world.ledger.switch.hang("look_up");
+    let asked = Instant::now();
+    assert_eq!(ended(&restarted.ask(1).await), "StillBeingMade");
+    assert!(asked.elapsed() <= PATIENCE + Duration::from_millis(10), "{:?}", asked.elapsed());
+    assert_eq!((ended(&world.ask(1).await).as_str(), world.upstream.paid()), ("hit_memory", 1));
+}
+
 fn paced(misses_per_second: f64) -> Arc<Team> {
     Arc::new(Team { misses_per_second: Some(misses_per_second), ..Team::local() })
 }

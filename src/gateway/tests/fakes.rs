@@ -30,6 +30,7 @@ pub(super) struct Switch {
     counts: Mutex<HashMap<&'static str, usize>>,
     failing: Mutex<Vec<&'static str>>,
     failing_once: Mutex<Option<&'static str>>,
+    hanging: Mutex<Option<&'static str>>,
 }
 
 impl Switch {
@@ -41,6 +42,18 @@ impl Switch {
     /// The next call of this name fails.
     pub(super) fn fail_once(&self, name: &'static str) {
         *self.failing_once.lock().unwrap() = Some(name);
+    }
+
+    /// From now on this never returns.
+    pub(super) fn hang(&self, name: &'static str) {
+        *self.hanging.lock().unwrap() = Some(name);
+    }
+
+    async fn hangs(&self, name: &'static str) {
+        let hangs = self.hanging.lock().unwrap().is_some_and(|hanging| hanging == name);
+        if hangs {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// How often this was called, whatever came of it.
@@ -94,6 +107,7 @@ fn newest_stored(rows: &[FakeRow], key: CacheKey) -> Option<&FakeRow> {
 #[async_trait]
 impl Ledger for FakeLedger {
     async fn look_up(&self, _: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
+        self.switch.hangs("look_up").await;
         self.check("look_up")?;
         Ok(newest_stored(&self.rows.lock().unwrap(), key).and_then(|row| row.record.clone()))
     }
