@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::tz::TimeZone;
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -14,11 +15,13 @@ use crate::download::{FetchError, Fetched, ResultSource};
 use crate::envelope::Answer;
 use crate::fill::{FillConfig, FillParts};
 use crate::ledger::budget::{Budget, Scope};
+use crate::ledger::memory::MemoryLedger;
 use crate::ledger::{
-    Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal, Won,
+    Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
 };
 use crate::secret::Secret;
 use crate::store::StoreError;
+use crate::store::memory::MemoryStore;
 use crate::upstream::{HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
 pub(super) const NAMESPACE: &str = "ailab-v1";
@@ -69,180 +72,126 @@ impl Switch {
     }
 }
 
-/// A row of the fake ledger.
-#[derive(Clone)]
-pub(super) struct FakeRow {
-    pub(super) key: CacheKey,
-    pub(super) generation: u64,
-    pub(super) state: CallState,
-    pub(super) is_late: bool,
-    pub(super) record: Option<Record>,
-}
-
-#[derive(Default)]
+/// A ledger in memory that fails on command.
 pub(super) struct FakeLedger {
     pub(super) switch: Switch,
-    pub(super) rows: Mutex<Vec<FakeRow>>,
-    /// What the gate says; `None` for yes.
+    pub(super) ledger: MemoryLedger,
+    /// What the gate says; `None` for what the ledger does.
     pub(super) permit: Mutex<Option<Permit>>,
 }
 
+impl Default for FakeLedger {
+    fn default() -> Self {
+        let ledger = MemoryLedger::new(Clock::system(), TimeZone::UTC);
+        Self { switch: Switch::default(), ledger, permit: Mutex::default() }
+    }
+}
+
 impl FakeLedger {
-    fn check(&self, name: &'static str) -> Result<(), LedgerError> {
-        if self.switch.works(name) { Ok(()) } else { Err(LedgerError::Unavailable("planted".to_owned())) }
+    fn check(&self, name: &'static str) -> Result<&dyn Ledger, LedgerError> {
+        let works = self.switch.works(name);
+        if works { Ok(&self.ledger) } else { Err(LedgerError::Unavailable("planted".to_owned())) }
     }
 
     /// The states of all rows, oldest first.
     pub(super) fn states(&self) -> Vec<CallState> {
-        self.rows.lock().unwrap().iter().map(|row| row.state).collect()
+        self.ledger.book().rows.iter().map(|row| row.state).collect()
     }
-}
-
-fn newest_stored(rows: &[FakeRow], key: CacheKey) -> Option<&FakeRow> {
-    rows.iter()
-        .filter(|row| row.key == key && row.state == CallState::Stored && !row.is_late)
-        .max_by_key(|row| row.generation)
 }
 
 #[async_trait]
 impl Ledger for FakeLedger {
-    async fn look_up(&self, _: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
+    async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
         self.switch.hangs("look_up").await;
-        self.check("look_up")?;
-        Ok(newest_stored(&self.rows.lock().unwrap(), key).and_then(|row| row.record.clone()))
+        self.check("look_up")?.look_up(namespace, key).await
     }
 
     async fn reserve(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
-        self.check("reserve")?;
-        let mut rows = self.rows.lock().unwrap();
-        let of_key = |row: &&FakeRow| row.key == wanted.key && !row.is_late;
-        if let Some(at) = rows.iter().position(|row| of_key(&row) && row.state.is_open()) {
-            return Ok(Reserved::Held(CallId(at as i64)));
-        }
-        if let Some(stored) = newest_stored(&rows, wanted.key).filter(|_| !wanted.refresh) {
-            return Ok(Reserved::Stored(Box::new(stored.record.clone().unwrap())));
-        }
-        let known = |row: &&FakeRow| matches!(row.state, CallState::Stored | CallState::Lost);
-        let generation = rows.iter().filter(of_key).filter(known).map(|row| row.generation + 1).max();
-        let generation = generation.unwrap_or(0);
-        let state = CallState::Reserved;
-        rows.push(FakeRow { key: wanted.key, generation, state, is_late: false, record: None });
-        Ok(Reserved::Won(Won { id: CallId(rows.len() as i64 - 1), generation }))
+        self.check("reserve")?.reserve(wanted).await
     }
 
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
-        self.check("mark_sent")?;
-        if let Some(permit) = &*self.permit.lock().unwrap() {
-            return Ok(permit.clone());
+        let ledger = self.check("mark_sent")?;
+        let planted = self.permit.lock().unwrap().clone();
+        match planted {
+            Some(permit) => Ok(permit),
+            None => ledger.mark_sent(id).await,
         }
-        self.rows.lock().unwrap()[id.0 as usize].state = CallState::Sent;
-        Ok(Permit::Granted)
     }
 
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
-        self.check("book")?;
-        let row = &mut self.rows.lock().unwrap()[id.0 as usize];
-        assert!(booking.may_follow(row.state), "{booking:?} after {:?}", row.state);
-        row.state = booking.state();
-        if let Booking::Stored { record, holds_key } = booking {
-            row.record = Some(*record);
-            row.is_late = !holds_key;
-        }
-        Ok(())
+        self.check("book")?.book(id, booking).await
     }
 
     async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        self.check("adopt")?;
-        let mut rows = self.rows.lock().unwrap();
-        let holds = |row: &FakeRow| {
-            row.key == record.key
-                && row.generation == record.generation
-                && row.state.holds_key()
-                && !row.is_late
-        };
-        if !rows.iter().any(holds) {
-            let (key, generation, state) = (record.key, record.generation, CallState::Stored);
-            rows.push(FakeRow { key, generation, state, is_late: false, record: Some(record.clone()) });
-        }
-        Ok(())
+        self.check("adopt")?.adopt(record).await
     }
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
-        self.check("lose")?;
-        let mut rows = self.rows.lock().unwrap();
-        let is_it = |row: &FakeRow| row.state == CallState::Stored && row.record.as_ref() == Some(record);
-        if let Some(row) = rows.iter_mut().find(|row| is_it(row)) {
-            row.state = CallState::Lost;
-        }
-        Ok(())
+        self.check("lose")?.lose(record).await
     }
 
     async fn recover(&self) -> Result<Recovery, LedgerError> {
-        Ok(Recovery::default())
+        self.ledger.recover().await
     }
 
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
-        Ok(Vec::new())
+        self.ledger.totals().await
     }
 
     async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
-        self.check("used")?;
-        Ok(budgets.into_iter().map(|budget| Used { budget, used: 0 }).collect())
+        self.check("used")?.used(budgets).await
     }
 
-    async fn set_frozen(&self, _: Scope, _: bool) -> Result<(), LedgerError> {
-        Ok(())
+    async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
+        self.ledger.set_frozen(scope, frozen).await
     }
 }
 
+/// A store in memory that fails on command.
 #[derive(Default)]
 pub(super) struct FakeStore {
     pub(super) switch: Switch,
-    pub(super) objects: Mutex<HashMap<ObjectName, Bytes>>,
-    pub(super) records: Mutex<HashMap<CacheKey, Record>>,
+    pub(super) store: MemoryStore,
 }
 
 impl FakeStore {
-    fn check(&self, name: &'static str) -> Result<(), StoreError> {
-        if self.switch.works(name) { Ok(()) } else { Err(StoreError::Unavailable("planted".to_owned())) }
+    fn check(&self, name: &'static str) -> Result<&dyn Store, StoreError> {
+        let works = self.switch.works(name);
+        if works { Ok(&self.store) } else { Err(StoreError::Unavailable("planted".to_owned())) }
+    }
+
+    /// Takes all objects away, and leaves the records.
+    pub(super) fn lose_objects(&self) {
+        self.store.files().retain(|path, _| !path.starts_with("results/"));
     }
 }
 
 #[async_trait]
 impl Store for FakeStore {
     async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
-        self.check("put_object")?;
-        self.objects.lock().unwrap().insert(name, bytes);
-        Ok(())
+        self.check("put_object")?.put_object(name, bytes).await
     }
 
     async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
-        self.check("object")?;
-        Ok(self.objects.lock().unwrap().get(&name).cloned())
+        self.check("object")?.object(name).await
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
-        self.check("has_object")?;
-        Ok(self.objects.lock().unwrap().contains_key(&name))
+        self.check("has_object")?.has_object(name).await
     }
 
     async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
-        self.check("put_record")?;
-        let mut records = self.records.lock().unwrap();
-        let standing = records.entry(record.key).or_insert_with(|| record.clone());
-        if standing.generation < record.generation {
-            *standing = record.clone();
-        }
-        Ok(standing.clone())
+        self.check("put_record")?.put_record(record).await
     }
 
-    async fn record(&self, _: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
-        self.check("record")?;
+    async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
+        let store = self.check("record")?;
         // A failure of its own: something is there, and cannot be read.
         if !self.switch.works("damaged") {
             return Err(StoreError::Corrupt("planted".to_owned()));
         }
-        Ok(self.records.lock().unwrap().get(&key).cloned())
+        store.record(namespace, key).await
     }
 
     async fn prove(&self) -> Result<(), StoreError> {
@@ -250,7 +199,7 @@ impl Store for FakeStore {
     }
 
     async fn check_room(&self) -> Result<(), StoreError> {
-        self.check("check_room")
+        self.check("check_room")?.check_room().await
     }
 }
 
