@@ -209,4 +209,6 @@ impl Upstream for AilabUpstream {
 }
 
 #[cfg(test)]
+mod contract_tests;
+#[cfg(test)]
 mod tests;
