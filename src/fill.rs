@@ -174,10 +174,12 @@ impl Filler {
             );
             return;
         };
-        if !self.0.groups.found(key) {
-            return;
-        }
         let mut task = Task::new(self.0.clone(), key, None);
+        // A key may have two, when the answer to a call that was thought unknown came late. Each is
+        // paid for, and each is kept.
+        if !self.0.groups.found(key) {
+            task.work_alone();
+        }
         task.answered = Some((age(call.answered_at, self.0.parts.clock.now()), Instant::now()));
         self.spawn(task, Machine::resume(self.limits(), call, answer));
     }

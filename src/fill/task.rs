@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
 use super::{FillOutcome, Inner, Seat, Wanted};
-use crate::coalesce::{GroupGuard, WaiterId};
+use crate::coalesce::{Coalescer, GroupGuard, WaiterId};
 use crate::crash::crash_point;
 use crate::error::GatewayError;
 use crate::key::CacheKey;
@@ -24,6 +24,8 @@ use crate::upstream::{HeldCall, Opened, RefusalKind, Reply, UnknownCause};
 /// See the module.
 pub(super) struct Task {
     shared: Arc<Inner>,
+    /// Where its callers wait.
+    groups: Arc<Coalescer<CacheKey, Seat, FillOutcome>>,
     key: CacheKey,
     /// `None` for a resumed fill, which has nothing left to buy.
     wanted: Option<Wanted>,
@@ -37,13 +39,19 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) fn new(shared: Arc<Inner>, key: CacheKey, wanted: Option<Wanted>) -> Self {
-        Self { shared, key, wanted, payer: None, slot: None, held: None, answered: None }
+        let groups = shared.groups.clone();
+        Self { shared, groups, key, wanted, payer: None, slot: None, held: None, answered: None }
+    }
+
+    /// Has no callers, whoever waits for the key: another task has them.
+    pub(super) fn work_alone(&mut self) {
+        self.groups = Arc::default();
     }
 
     /// Carries out effects until the machine is done. If this panics, its callers are told.
     pub(super) async fn run(mut self, mut machine: Machine) {
         let bug = FillOutcome { verdict: Err(GatewayError::Bug), payer: None };
-        let guard = GroupGuard::new(self.shared.groups.clone(), self.key, bug);
+        let guard = GroupGuard::new(self.groups.clone(), self.key, bug);
         let mut event = Event::Started;
         loop {
             event = match machine.step(event) {
@@ -113,13 +121,13 @@ impl Task {
             Effect::RefuseTeam(error) => {
                 if let Some((_, seat)) = self.payer.take() {
                     let outcome = FillOutcome { verdict: Err(error), payer: None };
-                    self.shared.groups.refuse(self.key, &seat, &outcome);
+                    self.groups.refuse(self.key, &seat, &outcome);
                 }
                 Event::Told
             }
             Effect::Tell(verdict) => {
                 let outcome = self.outcome(verdict).await;
-                self.shared.groups.stall(self.key, &outcome);
+                self.groups.stall(self.key, &outcome);
                 Event::Told
             }
             Effect::Finish(_) | Effect::Stop => Event::Told,
@@ -128,7 +136,7 @@ impl Task {
 
     async fn take_slot(&mut self) -> Event {
         self.slot = None;
-        let Some((_, seat)) = self.shared.groups.candidate(self.key) else {
+        let Some((_, seat)) = self.groups.candidate(self.key) else {
             return Event::Admitted(Admission::Nobody);
         };
         let patience = seat.deadline.saturating_duration_since(Instant::now());
@@ -143,7 +151,7 @@ impl Task {
 
     /// The longest-waiting caller's team pays, if it may.
     fn admit(&mut self) -> Admission {
-        let Some((waiter, seat)) = self.shared.groups.candidate(self.key) else { return Admission::Nobody };
+        let Some((waiter, seat)) = self.groups.candidate(self.key) else { return Admission::Nobody };
         let Some(wanted) = &self.wanted else { return Admission::Nobody };
         self.payer = Some((waiter, seat.clone()));
         if self.shared.draining.is_cancelled() {
@@ -247,7 +255,7 @@ impl Task {
 
     async fn finish(&mut self, verdict: Verdict) {
         let outcome = self.outcome(verdict).await;
-        self.shared.groups.finish(self.key, &outcome);
+        self.groups.finish(self.key, &outcome);
     }
 
     /// Puts a result into memory before anyone is told of it, so that whoever comes next finds it.

@@ -556,6 +556,28 @@ async fn what_a_dead_process_paid_for_is_fetched_and_kept_without_a_client() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn two_results_a_dead_process_paid_for_under_one_key_are_both_kept() {
+    let world = World::new();
+    let mut recovery = unfinished(&world, &[(1, &answer_text(1)), (2, &answer_text(2))]);
+    // The second one's answer had come late: by then the first held the key.
+    recovery.unfinished[1].reservation = recovery.unfinished[0].reservation.clone();
+    world.filler.resume(recovery);
+    let reply = world.ask(1).await.unwrap();
+    let both = async {
+        while world.ledger.states() != [CallState::Stored, CallState::Stored] {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, both).await.expect("both are kept");
+    for number in 1..=2 {
+        let name = ObjectName::of(&result_bytes(number)).unwrap();
+        assert_eq!(world.gateway.result(name).await.unwrap(), result_bytes(number));
+    }
+    assert_eq!(world.ask(1).await.unwrap().record, reply.record, "one of them keeps the key");
+    assert_eq!(world.upstream.switch.count("open"), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_for_what_a_dead_process_paid_for_joins_it() {
     let world = World::new();
     world.results.switch.fail(&["all"]);
