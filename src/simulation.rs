@@ -115,7 +115,6 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "the figures show that what may go wrong did")]
 fn no_promise_is_broken_in_any_world() {
     if let Some(seed) = number("SIM_SEED") {
         let outcome = run(seed, None, true);
@@ -149,7 +148,6 @@ fn a_seed_is_the_same_life_every_time() {
 }
 
 /// Asserts that a planted mistake is found.
-#[expect(clippy::print_stdout, reason = "the seed is worth knowing")]
 fn assert_found(bug: Bug) {
     let summary = run_all(0..FOUND_WITHIN, Some(bug));
     let seed = summary.broken.unwrap_or_else(|| panic!("{bug:?} was not found in {FOUND_WITHIN} worlds"));
