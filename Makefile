@@ -17,8 +17,12 @@ KILLS ?= 25
 MOMENTS ?= 2000
 FROM ?=
 
+# How many worlds `make simulate` lives, and the first of them; a SEED tells one of them step by step.
+SEEDS ?= 100000
+START ?= 0
+
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak crash faults compiler curl strace nextest components
+.PHONY: help run test lint bench soak crash faults simulate compiler curl strace nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -57,6 +61,10 @@ faults: compiler strace nextest ## Faults in their long form: ten thousand hang-
 	DISCONNECTS=10000 CUT_UPLOADS=100 CUT_FILES=20 DISK_FAULTS=1 \
 		$(CARGO) nextest run --locked --workspace $(TEST_FEATURES) --profile soak --no-fail-fast \
 		-E 'test(/^(disconnects|downloads|uploads|disk|race)::/)'
+
+simulate: compiler nextest ## Whole lives with all faults, SEEDS=100000 of them from START=0, or one SEED=4711 step by step
+	SIM_SEEDS=$(SEEDS) SIM_START=$(START) SIM_SEED=$(SEED) $(CARGO) nextest run --locked --workspace --lib $(TEST_FEATURES) \
+		--cargo-profile simulate --profile simulate -E 'test(=simulation::no_promise_is_broken_in_any_world)'
 
 # install COMMAND, PACKAGES: makes sure of a command by Debian packages.
 define install

@@ -269,7 +269,7 @@ fn open_ledger(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Resul
 
 fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {
     SpoolConfig {
-        disk: state.path().to_owned(),
+        disk: Some(state.path().to_owned()),
         max_bytes: config.state.spool_max.0,
         result_max_bytes: config.upstream.result_max_bytes.0,
         is_remote: config.store.kind == StoreKind::S3,

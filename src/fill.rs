@@ -12,9 +12,10 @@ mod task;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 
-use governor::DefaultDirectRateLimiter;
+use governor::middleware::NoOpMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -88,7 +89,7 @@ struct Inner {
     circuit: Arc<Circuit>,
     retries: RetryBudget,
     told_to_wait: ToldToWait,
-    rates: HashMap<String, DefaultDirectRateLimiter>,
+    rates: HashMap<String, RateLimiter>,
     draining: CancellationToken,
     tasks: TaskTracker,
 }
@@ -186,10 +187,12 @@ impl Filler {
             );
             return;
         };
-        if !self.0.groups.found(key) {
-            return;
-        }
         let mut task = Task::new(self.0.clone(), key, None);
+        // A key may have two, when the answer to a call that was thought unknown came late. Each is
+        // paid for, and each is kept.
+        if !self.0.groups.found(key) {
+            task.work_alone();
+        }
         task.answered = Some((age(call.answered_at, self.0.parts.clock.now()), Instant::now()));
         self.spawn(task, Machine::resume(self.limits(), call, answer));
     }
@@ -273,9 +276,8 @@ impl Inner {
 
     /// Lets a miss of the team through, or says how long until the next one.
     fn check_rate(&self, team: &Team) -> Result<(), Duration> {
-        use governor::clock::{Clock as _, DefaultClock};
         let Some(limiter) = self.rates.get(&team.name) else { return Ok(()) };
-        limiter.check().map_err(|denied| denied.wait_time_from(DefaultClock::default().now()))
+        limiter.check().map_err(|denied| denied.wait_time_from(Instant::now().into_std()))
     }
 }
 
@@ -298,11 +300,25 @@ impl FillConfig {
     }
 }
 
-fn rate_limiters(teams: &[Arc<Team>]) -> HashMap<String, DefaultDirectRateLimiter> {
+type RateLimiter = governor::RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<StdInstant>>;
+
+/// Tokio's clock, on which deadlines are measured too.
+#[derive(Clone)]
+struct MonotonicClock;
+
+impl governor::clock::Clock for MonotonicClock {
+    type Instant = StdInstant;
+
+    fn now(&self) -> StdInstant {
+        Instant::now().into_std()
+    }
+}
+
+fn rate_limiters(teams: &[Arc<Team>]) -> HashMap<String, RateLimiter> {
     let limiter = |team: &Arc<Team>| {
         let period = Duration::try_from_secs_f64(1.0 / team.misses_per_second?).ok()?;
         let quota = governor::Quota::with_period(period)?;
-        Some((team.name.clone(), DefaultDirectRateLimiter::direct(quota)))
+        Some((team.name.clone(), RateLimiter::direct_with_clock(quota, MonotonicClock)))
     };
     teams.iter().filter_map(limiter).collect()
 }

@@ -121,12 +121,17 @@ impl Gateway {
         let request =
             request::read(head, body).await.map_err(|error| GatewayError::Request(Arc::new(error)))?;
         crash_point("CP3");
-        let found = self.look_up(request.key).await?;
+        let deadline = deadline_of(caller);
+        let found =
+            tokio::time::timeout_at(deadline, self.look_up(request.key)).await.map_err(|_| {
+                tracing::error!(key = %request.key, "neither ledger nor store said in time whether they have a key");
+                GatewayError::StillBeingMade
+            })??;
         if let Some(found) = found.filter(|_| !caller.refresh) {
             return self.reply(found.record, found.status, request.ignored);
         }
         self.may_be_bought(caller, request.key).await?;
-        let (record, status, ignored) = self.fill(caller, request).await?;
+        let (record, status, ignored) = self.fill(caller, request, deadline).await?;
         self.reply(record, status, ignored)
     }
 
@@ -257,11 +262,12 @@ impl Gateway {
         Ok(())
     }
 
-    /// Joins the fill of the request's key and waits, at most until the caller's deadline.
+    /// Joins the fill of the request's key and waits, at most until the deadline.
     async fn fill(
         &self,
         caller: &Caller,
         request: CropRequest,
+        deadline: Instant,
     ) -> Result<(Arc<Record>, CacheStatus, Vec<String>), GatewayError> {
         let wanted = Wanted {
             order: Arc::new(request.order),
@@ -269,10 +275,6 @@ impl Gateway {
             image: request.image_digest,
             refresh: caller.refresh,
         };
-        // A body that came in after the deadline belongs to a patient client, who could never buy if
-        // nobody counted as waiting.
-        let now = Instant::now();
-        let deadline = if caller.deadline > now { caller.deadline } else { now + LATE_BODY_PATIENCE };
         let seat = Seat { team: caller.team.clone(), deadline };
         let ticket = self.parts.filler.join(wanted, seat);
         let waiter = ticket.id;
@@ -332,4 +334,11 @@ impl Gateway {
     pub fn count_look_up(&self, team: &Team, reply: &CropReply) {
         self.parts.metrics.looked_up(&team.name, reply.saved);
     }
+}
+
+/// When the caller of a body that has just come in is answered in any case. One whose body came
+/// after its deadline is a patient client, who could never buy if nobody counted as waiting.
+fn deadline_of(caller: &Caller) -> Instant {
+    let now = Instant::now();
+    if caller.deadline > now { caller.deadline } else { now + LATE_BODY_PATIENCE }
 }

@@ -11,6 +11,8 @@
 pub mod budget;
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+pub(crate) mod memory;
 pub mod spill;
 pub mod spool;
 pub mod sqlite;

@@ -38,6 +38,10 @@
 //!      > {error, guard, metrics} > spool > {ledger, store, upstream, download, request, teams}
 //!      > {archive, net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
 //!         disk, state}
+//! main > cli > app > {config, server} > routes > gateway > {cache, coalesce, fill, slots, rewrite}
+//!      > {error, metrics} > {ledger, store, upstream, download, request, teams}
+//!      > {net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, secret, crash,
+//!         random, state}
 //! ```
 //!
 //! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,
@@ -69,11 +73,14 @@ pub mod net;
 pub mod operation;
 pub mod outcome;
 pub mod picture;
+pub mod random;
 pub mod request;
 pub mod rewrite;
 pub mod routes;
 pub mod secret;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod slots;
 pub mod spool;
 pub mod state;

@@ -36,8 +36,8 @@ const LEDGER_PATIENCE: Duration = Duration::from_secs(2);
 /// How much may wait, and where it is kept meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpoolConfig {
-    /// A folder on the disk the ledger writes to.
-    pub disk: PathBuf,
+    /// A folder on the disk the ledger writes to; `None` for a ledger that is elsewhere.
+    pub disk: Option<PathBuf>,
     /// Bytes that may wait; the ledger refuses more.
     pub max_bytes: u64,
     /// Bytes a result that is still to come is counted with.

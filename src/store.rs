@@ -10,6 +10,8 @@
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod local;
+#[cfg(test)]
+pub(crate) mod memory;
 pub mod s3;
 
 use async_trait::async_trait;

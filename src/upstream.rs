@@ -10,6 +10,8 @@
 
 pub mod ailab;
 pub mod builtin;
+#[cfg(test)]
+pub(crate) mod contract;
 
 use std::sync::Arc;
 

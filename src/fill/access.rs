@@ -33,7 +33,7 @@ impl Task {
             return Event::Slot(Err(GatewayError::UpstreamThrottled { wait }));
         }
         loop {
-            let Some((_, seat)) = shared.groups.candidate(self.key) else {
+            let Some((_, seat)) = self.groups.candidate(self.key) else {
                 return Event::Admitted(Admission::Nobody);
             };
             let (shed, error) = tokio::select! {
@@ -54,7 +54,7 @@ impl Task {
                         (reason, GatewayError::TooBusy { wait: busy.wait })
                     }
                 },
-                () = shared.groups.deserted(self.key) => {
+                () = self.groups.deserted(self.key) => {
                     metrics.shed(ShedReason::Deserted);
                     continue;
                 }
@@ -99,7 +99,7 @@ impl Task {
 
     /// How long the most patient caller waits still.
     fn patience(&self) -> Duration {
-        let seats = self.shared.groups.waiting(self.key);
+        let seats = self.groups.waiting(self.key);
         let latest = seats.iter().map(|seat| seat.deadline).max();
         latest.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()))
     }

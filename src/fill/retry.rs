@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::key::CacheKey;
+use crate::random::fraction;
 
 /// What one purchase adds to the budget, of what one retry costs.
 const SHARE: u32 = 10;
@@ -68,18 +69,8 @@ impl ToldToWait {
 /// How long to wait before a retry, the first being 1: fully jittered, and no shorter than asked for.
 pub(super) fn wait_before(retry: u32, asked: Option<Duration>) -> Duration {
     let longest = LONGEST_WAIT * retry.clamp(1, 2);
-    let jittered = SHORTEST_WAIT + (longest - SHORTEST_WAIT).mul_f64(random());
+    let jittered = SHORTEST_WAIT + (longest - SHORTEST_WAIT).mul_f64(fraction());
     jittered.max(asked.unwrap_or_default())
-}
-
-/// Between the half and the whole of a time, so that what failed together does not retry together.
-pub(super) fn jittered(time: Duration) -> Duration {
-    time.mul_f64(0.5 + 0.5 * random())
-}
-
-/// A number from 0 to 1: all the randomness of fills.
-fn random() -> f64 {
-    f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

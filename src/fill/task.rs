@@ -9,15 +9,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
-use super::retry::jittered;
 use super::{FillOutcome, Inner, Seat, Wanted};
 use crate::circuit::Pass;
-use crate::coalesce::{GroupGuard, WaiterId};
+use crate::coalesce::{Coalescer, GroupGuard, WaiterId};
 use crate::crash::crash_point;
 use crate::error::GatewayError;
 use crate::key::CacheKey;
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation};
 use crate::metrics::AttemptOutcome;
+use crate::random::jittered;
 use crate::slots::Slot;
 use crate::store::StoreError;
 use crate::upstream::{HeldCall, Opened, RefusalKind, Reply, UnknownCause};
@@ -25,6 +25,8 @@ use crate::upstream::{HeldCall, Opened, RefusalKind, Reply, UnknownCause};
 /// See the module.
 pub(super) struct Task {
     pub(super) shared: Arc<Inner>,
+    /// Where its callers wait.
+    pub(super) groups: Arc<Coalescer<CacheKey, Seat, FillOutcome>>,
     pub(super) key: CacheKey,
     /// `None` for a resumed fill, which has nothing left to buy.
     wanted: Option<Wanted>,
@@ -44,8 +46,10 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) fn new(shared: Arc<Inner>, key: CacheKey, wanted: Option<Wanted>) -> Self {
+        let groups = shared.groups.clone();
         Self {
             shared,
+            groups,
             key,
             wanted,
             payer: None,
@@ -58,10 +62,15 @@ impl Task {
         }
     }
 
+    /// Has no callers, whoever waits for the key: another task has them.
+    pub(super) fn work_alone(&mut self) {
+        self.groups = Arc::default();
+    }
+
     /// Carries out effects until the machine is done. If this panics, its callers are told.
     pub(super) async fn run(mut self, mut machine: Machine) {
         let bug = FillOutcome { verdict: Err(GatewayError::Bug), payer: None };
-        let guard = GroupGuard::new(self.shared.groups.clone(), self.key, bug);
+        let guard = GroupGuard::new(self.groups.clone(), self.key, bug);
         let mut event = Event::Started;
         loop {
             event = match machine.step(event) {
@@ -135,13 +144,13 @@ impl Task {
                 self.pass = None;
                 if let Some((_, seat)) = self.payer.take() {
                     let outcome = FillOutcome { verdict: Err(error), payer: None };
-                    self.shared.groups.refuse(self.key, &seat, &outcome);
+                    self.groups.refuse(self.key, &seat, &outcome);
                 }
                 Event::Told
             }
             Effect::Tell(verdict) => {
                 let outcome = self.outcome(verdict).await;
-                self.shared.groups.stall(self.key, &outcome);
+                self.groups.stall(self.key, &outcome);
                 Event::Told
             }
             Effect::Finish(_) | Effect::Stop => Event::Told,
@@ -150,7 +159,7 @@ impl Task {
 
     /// The longest-waiting caller's team pays, if it may.
     fn admit(&mut self) -> Admission {
-        let Some((waiter, seat)) = self.shared.groups.candidate(self.key) else { return Admission::Nobody };
+        let Some((waiter, seat)) = self.groups.candidate(self.key) else { return Admission::Nobody };
         let Some(wanted) = &self.wanted else { return Admission::Nobody };
         self.payer = Some((waiter, seat.clone()));
         if self.shared.draining.is_cancelled() {
@@ -267,7 +276,7 @@ impl Task {
     async fn finish(&mut self, verdict: Verdict) {
         (self.slot, self.pass) = (None, None);
         let outcome = self.outcome(verdict).await;
-        self.shared.groups.finish(self.key, &outcome);
+        self.groups.finish(self.key, &outcome);
     }
 
     /// Puts a result into memory before anyone is told of it, so that whoever comes next finds it.

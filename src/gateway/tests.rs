@@ -13,7 +13,7 @@ use self::fakes::*;
 use super::*;
 use crate::key::Digest;
 use crate::ledger::budget::{Scope, Window};
-use crate::ledger::{CallId, CallState, Permit, Recovery, Reservation, UnfinishedCall};
+use crate::ledger::{Booking, CallState, Permit, Recovery, Reservation, Reserved};
 use crate::request::RequestLimits;
 use crate::secret::Secret;
 use crate::teams::BudgetMode;
@@ -206,7 +206,7 @@ async fn a_dead_record_that_turns_up_after_the_look_up_is_not_bought_over() {
     let world = World::new();
     world.ask(1).await.unwrap();
     let elsewhere = world.with_a_fresh_ledger();
-    elsewhere.store.objects.lock().unwrap().clear();
+    elsewhere.store.lose_objects();
     elsewhere.store.switch.fail_once("record");
     assert_eq!(ended(&elsewhere.ask(1).await), "StoreUnavailable");
     assert_eq!(elsewhere.upstream.paid(), 1);
@@ -232,10 +232,10 @@ async fn a_result_the_store_has_lost_is_bought_again_and_replaces_its_record() {
         let before = World::new();
         before.ask(1).await.unwrap();
         let world = if has_ledger { before.restarted() } else { before.with_a_fresh_ledger() };
-        world.store.objects.lock().unwrap().clear();
+        world.store.lose_objects();
         let again = world.ask(1).await.unwrap();
         assert_eq!((again.status, again.record.generation), (CacheStatus::Miss, 1));
-        assert_eq!(world.store.records.lock().unwrap()[&key(1)], *again.record);
+        assert_eq!(world.store.record(NAMESPACE, key(1)).await.unwrap().as_ref(), Some(&*again.record));
         assert!(world.ledger.states().ends_with(&[CallState::Lost, CallState::Stored]));
         let hit = world.restarted().ask(1).await.unwrap();
         assert_eq!((hit.status, hit.record), (CacheStatus::HitLedger, again.record));
@@ -247,7 +247,7 @@ async fn a_loss_that_cannot_be_booked_is_no_hit_and_no_purchase() {
     let before = World::new();
     before.ask(1).await.unwrap();
     let world = before.restarted();
-    world.store.objects.lock().unwrap().clear();
+    world.store.lose_objects();
     for failing in [&["lose"][..], &["all"]] {
         world.ledger.switch.fail(failing);
         assert_eq!(ended(&world.ask(1).await), "LedgerUnavailable", "{failing:?}");
@@ -260,7 +260,7 @@ async fn an_object_that_cannot_be_looked_for_counts_as_there() {
     let before = World::new();
     before.ask(1).await.unwrap();
     let world = before.restarted();
-    world.store.objects.lock().unwrap().clear();
+    world.store.lose_objects();
     world.store.switch.fail(&["has_object"]);
     assert_eq!(ended(&world.ask(1).await), "hit_ledger");
     assert_eq!(world.ledger.switch.count("lose"), 0);
@@ -338,12 +338,10 @@ async fn a_refusal_of_the_order_is_remembered_whoever_asks() {
 #[tokio::test]
 async fn no_other_failure_is_remembered() {
     type Make = fn() -> Reply;
-    let replies: [(Make, &str); 5] = [
+    let replies: [(Make, &str); 3] = [
         (|| refusal(RefusalKind::Other, 404), "Upstream"),
         (|| refusal(RefusalKind::Flow { retry_after_seconds: None }, 503), "UpstreamThrottled"),
         (|| Reply::Failed(error_reply(500)), "Upstream"),
-        (|| Reply::Unknown(UnknownCause::Garbage), "UpstreamNonsense"),
-        (|| Reply::Unknown(UnknownCause::Cut), "UpstreamUnreachable"),
     ];
     for (reply, error) in replies {
         let world = World::new();
@@ -354,6 +352,19 @@ async fn no_other_failure_is_remembered() {
         }
         *world.upstream.reply.lock().unwrap() = None;
         assert_eq!(ended(&world.ask(1).await), "miss");
+    }
+}
+
+#[tokio::test]
+async fn after_an_unknown_outcome_the_key_rests_and_is_not_bought() {
+    for (cause, error) in
+        [(UnknownCause::Garbage, "UpstreamNonsense"), (UnknownCause::Cut, "UpstreamUnreachable")]
+    {
+        let world = World::new();
+        world.upstream.reply(move || Reply::Unknown(cause));
+        assert_eq!(ended(&world.ask(1).await), error);
+        *world.upstream.reply.lock().unwrap() = None;
+        assert_eq!((ended(&world.ask(1).await).as_str(), world.upstream.paid()), ("Resting", 1));
     }
 }
 
@@ -508,15 +519,11 @@ async fn a_drain_leaves_a_result_that_cannot_be_fetched_to_the_next_process() {
     assert_eq!(world.ledger.states(), [CallState::Answered]);
 }
 
-/// An answer that a dead process booked; its row is in the ledger.
-fn unfinished(world: &World, tag: u8, text: &str) -> UnfinishedCall {
-    let row =
-        FakeRow { key: key(tag), generation: 0, state: CallState::Answered, is_late: false, record: None };
-    let mut rows = world.ledger.rows.lock().unwrap();
-    rows.push(row);
-    UnfinishedCall {
-        id: CallId(rows.len() as i64 - 1),
-        reservation: Reservation {
+/// What a start finds when a process died after it had booked these answers.
+fn unfinished(world: &World, answers: &[(u8, &str)]) -> Recovery {
+    let ledger = &world.ledger.ledger;
+    for &(tag, text) in answers {
+        let reserved = ledger.reserve(&Reservation {
             namespace: NAMESPACE.to_owned(),
             key: key(tag),
             refresh: false,
@@ -526,18 +533,20 @@ fn unfinished(world: &World, tag: u8, text: &str) -> UnfinishedCall {
             image: Digest::of(&picture(tag)),
             width: 400,
             height: 300,
-        },
-        generation: 0,
-        text: Secret::new(text),
-        answered_at: jiff::Timestamp::now(),
+        });
+        let Reserved::Won(won) = reserved else { panic!("{reserved:?}") };
+        assert_eq!(ledger.mark_sent(won.id), Permit::Granted);
+        let ids = (format!("R{tag}"), format!("L{tag}"));
+        let booking = Booking::Answered { text: Secret::new(text), request_id: ids.0, log_id: ids.1 };
+        ledger.book_call(won.id, &booking).unwrap();
     }
+    ledger.recover_calls().unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_dead_process_paid_for_is_fetched_and_kept_without_a_client() {
     let world = World::new();
-    let calls = vec![unfinished(&world, 1, &answer_text(1)), unfinished(&world, 2, "not an answer")];
-    world.filler.resume(Recovery { unfinished: calls, ..Recovery::default() });
+    world.filler.resume(unfinished(&world, &[(1, &answer_text(1)), (2, "not an answer")]));
     world.rest().await;
     assert_eq!(world.ledger.states(), [CallState::Stored, CallState::Answered]);
     let hit = world.ask(1).await.unwrap();
@@ -546,11 +555,32 @@ async fn what_a_dead_process_paid_for_is_fetched_and_kept_without_a_client() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn two_results_a_dead_process_paid_for_under_one_key_are_both_kept() {
+    let world = World::new();
+    let mut recovery = unfinished(&world, &[(1, &answer_text(1)), (2, &answer_text(2))]);
+    // The second one's answer had come late: by then the first held the key.
+    recovery.unfinished[1].reservation = recovery.unfinished[0].reservation.clone();
+    world.filler.resume(recovery);
+    let reply = world.ask(1).await.unwrap();
+    let both = async {
+        while world.ledger.states() != [CallState::Stored, CallState::Stored] {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, both).await.expect("both are kept");
+    for number in 1..=2 {
+        let name = ObjectName::of(&result_bytes(number)).unwrap();
+        assert_eq!(world.gateway.result(name).await.unwrap(), result_bytes(number));
+    }
+    assert_eq!(world.ask(1).await.unwrap().record, reply.record, "one of them keeps the key");
+    assert_eq!(world.upstream.switch.count("open"), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_for_what_a_dead_process_paid_for_joins_it() {
     let world = World::new();
     world.results.switch.fail(&["all"]);
-    let calls = vec![unfinished(&world, 1, &answer_text(1))];
-    world.filler.resume(Recovery { unfinished: calls, ..Recovery::default() });
+    world.filler.resume(unfinished(&world, &[(1, &answer_text(1))]));
     let asking = world.ask_meanwhile(1);
     world.until_waiting(1).await;
     world.results.switch.fail(&[]);
@@ -590,6 +620,18 @@ async fn the_tightest_enforced_budget_is_what_a_team_is_told() {
     world.ledger.switch.fail(&["used"]);
     let away = world.gateway.tightest_budget(&shadow).await;
     assert!(matches!(away, Err(GatewayError::LedgerUnavailable)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_is_answered_in_time_although_the_ledger_is_not() {
+    let world = World::new();
+    world.ask(1).await.unwrap();
+    let restarted = world.restarted();
+    world.ledger.switch.hang("look_up");
+    let asked = Instant::now();
+    assert_eq!(ended(&restarted.ask(1).await), "StillBeingMade");
+    assert!(asked.elapsed() <= PATIENCE + Duration::from_millis(10), "{:?}", asked.elapsed());
+    assert_eq!((ended(&world.ask(1).await).as_str(), world.upstream.paid()), ("hit_memory", 1));
 }
 
 fn paced(misses_per_second: f64) -> Arc<Team> {

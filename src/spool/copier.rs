@@ -39,8 +39,13 @@ pub struct Copier {
 impl Copier {
     /// Starts with what waits in the spool.
     pub fn start(spool: Arc<Spool>) -> Self {
+        Self::start_with(spool, IDLE)
+    }
+
+    /// The same, looking at an empty spool at these intervals.
+    pub(crate) fn start_with(spool: Arc<Spool>, idle: Duration) -> Self {
         let stopping = CancellationToken::new();
-        let work = stopping.clone().run_until_cancelled_owned(copy_for_ever(spool));
+        let work = stopping.clone().run_until_cancelled_owned(copy_for_ever(spool, idle));
         Self { task: tokio::spawn(work), stopping }
     }
 
@@ -75,7 +80,7 @@ impl From<StoreError> for CopyError {
     }
 }
 
-async fn copy_for_ever(spool: Arc<Spool>) {
+async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
     let mut failing_since = None;
     loop {
         match copy_all(&spool).await {
@@ -86,7 +91,7 @@ async fn copy_for_ever(spool: Arc<Spool>) {
                 failing_since = None;
                 spool.is_away.store(false, Ordering::Relaxed);
                 // What was refused just now is not yet in the spool.
-                let refused = tokio::time::timeout(IDLE, spool.refused.notified()).await;
+                let refused = tokio::time::timeout(idle, spool.refused.notified()).await;
                 if refused.is_ok() {
                     tokio::time::sleep(SHORTEST_PAUSE).await;
                 }

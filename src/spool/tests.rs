@@ -111,7 +111,7 @@ impl Rig<Shaky> {
 impl<S: Store + 'static> Rig<S> {
     fn around(store: S, folder: TempDir) -> Self {
         let config = SpoolConfig {
-            disk: folder.path().to_owned(),
+            disk: Some(folder.path().to_owned()),
             max_bytes: 10 * MIB,
             result_max_bytes: MIB,
             is_remote: true,
@@ -386,7 +386,7 @@ async fn files_are_bought_for_only_while_they_can_be_written() {
     let Rig { store, folder, .. } = Rig::new();
     let store = Arc::into_inner(store).unwrap_or_else(|| panic!("the rig is gone"));
     let config = SpoolConfig {
-        disk: folder.path().to_owned(),
+        disk: Some(folder.path().to_owned()),
         max_bytes: 10 * MIB,
         result_max_bytes: 1,
         is_remote: false,
@@ -445,7 +445,7 @@ async fn a_disk_that_cannot_take_it_is_no_room() {
     let Rig { store, folder, .. } = Rig::new();
     let store = Arc::into_inner(store).unwrap_or_else(|| panic!("the rig is gone"));
     let config = SpoolConfig {
-        disk: folder.path().to_owned(),
+        disk: Some(folder.path().to_owned()),
         max_bytes: u64::MAX,
         result_max_bytes: u64::MAX / 8,
         is_remote: true,

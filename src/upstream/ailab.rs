@@ -213,4 +213,6 @@ impl Upstream for AilabUpstream {
 }
 
 #[cfg(test)]
+mod contract_tests;
+#[cfg(test)]
 mod tests;

@@ -157,3 +157,28 @@ impl ResultSource for InlineResults {
         Ok(Fetched { name, bytes: bytes.into() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::contract::{UpstreamFixture, upstream_contract};
+
+    struct Fixture;
+
+    #[async_trait]
+    impl UpstreamFixture for Fixture {
+        fn upstream(&self) -> Arc<dyn Upstream> {
+            Arc::new(BuiltinUpstream::new(2))
+        }
+
+        fn results(&self) -> Arc<dyn ResultSource> {
+            Arc::new(InlineResults)
+        }
+
+        async fn charges(&self) -> Option<u64> {
+            None
+        }
+    }
+
+    upstream_contract!(async { Fixture });
+}

@@ -11,10 +11,11 @@ use std::time::Duration;
 use granary::key::CacheKey;
 use granary_kit::ailab::{Behaviour, FakeAilab};
 use granary_kit::client::{Call, RawConnection};
+use granary_kit::dice::Dice;
 use granary_kit::form::Form;
 use granary_kit::images;
 
-use crate::harness::{Dice, Granary, bytes_of, cache_status, number, team, until, upstream_section};
+use crate::harness::{Granary, bytes_of, cache_status, number, team, until, upstream_section};
 
 /// Clients at once.
 const CLIENTS: u64 = 16;

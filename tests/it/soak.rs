@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use granary::key::{CacheKey, Digest};
 use granary_kit::ailab::FakeAilab;
 use granary_kit::client::{self, Call};
+use granary_kit::dice::Dice;
 use granary_kit::form::Form;
 use granary_kit::images;
 
-use crate::harness::{Dice, Granary, number, team};
+use crate::harness::{Granary, number, team};
 
 /// Clients at once.
 const CLIENTS: u64 = 8;

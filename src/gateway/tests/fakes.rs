@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
+use jiff::tz::TimeZone;
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -16,14 +17,15 @@ use crate::download::{FetchError, Fetched, ResultSource};
 use crate::envelope::Answer;
 use crate::fill::{FillConfig, FillParts};
 use crate::ledger::budget::{Budget, Scope};
+use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
     Booking, CallFacts, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
-    Won,
 };
 use crate::secret::Secret;
 use crate::slots::SlotsConfig;
 use crate::store::StoreError;
+use crate::store::memory::MemoryStore;
 use crate::upstream::{HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
 pub(super) const NAMESPACE: &str = "ailab-v1";
@@ -35,6 +37,7 @@ pub(super) struct Switch {
     counts: Mutex<HashMap<&'static str, usize>>,
     failing: Mutex<Vec<&'static str>>,
     failing_once: Mutex<Option<&'static str>>,
+    hanging: Mutex<Option<&'static str>>,
 }
 
 impl Switch {
@@ -46,6 +49,18 @@ impl Switch {
     /// The next call of this name fails.
     pub(super) fn fail_once(&self, name: &'static str) {
         *self.failing_once.lock().unwrap() = Some(name);
+    }
+
+    /// From now on this never returns.
+    pub(super) fn hang(&self, name: &'static str) {
+        *self.hanging.lock().unwrap() = Some(name);
+    }
+
+    async fn hangs(&self, name: &'static str) {
+        let hangs = self.hanging.lock().unwrap().is_some_and(|hanging| hanging == name);
+        if hangs {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// How often this was called, whatever came of it.
@@ -61,231 +76,162 @@ impl Switch {
     }
 }
 
-/// A row of the fake ledger.
-#[derive(Clone)]
-pub(super) struct FakeRow {
-    pub(super) key: CacheKey,
-    pub(super) generation: u64,
-    pub(super) state: CallState,
-    pub(super) is_late: bool,
-    pub(super) record: Option<Record>,
-}
-
-#[derive(Default)]
+/// A ledger in memory that fails on command.
 pub(super) struct FakeLedger {
     pub(super) switch: Switch,
-    pub(super) rows: Mutex<Vec<FakeRow>>,
-    /// Results that wait for the store. Nobody takes them out: there is no copier here.
-    pub(super) spool: Mutex<HashMap<CallId, (ObjectName, Bytes)>>,
-    /// What the gate says; `None` for yes.
+    pub(super) ledger: MemoryLedger,
+    /// What the gate says; `None` for what the ledger does.
     pub(super) permit: Mutex<Option<Permit>>,
-    pub(super) membership: Mutex<Option<Membership>>,
+}
+
+impl Default for FakeLedger {
+    fn default() -> Self {
+        let ledger = MemoryLedger::new(Clock::system(), TimeZone::UTC);
+        Self { switch: Switch::default(), ledger, permit: Mutex::default() }
+    }
 }
 
 impl FakeLedger {
-    fn check(&self, name: &'static str) -> Result<(), LedgerError> {
-        if self.switch.works(name) { Ok(()) } else { Err(LedgerError::Unavailable("planted".to_owned())) }
+    fn check(&self, name: &'static str) -> Result<&dyn Ledger, LedgerError> {
+        let works = self.switch.works(name);
+        if works { Ok(&self.ledger) } else { Err(LedgerError::Unavailable("planted".to_owned())) }
     }
 
     /// The states of all rows, oldest first.
     pub(super) fn states(&self) -> Vec<CallState> {
-        self.rows.lock().unwrap().iter().map(|row| row.state).collect()
+        self.ledger.book().rows.iter().map(|row| row.state).collect()
     }
-}
-
-fn newest_stored(rows: &[FakeRow], key: CacheKey) -> Option<&FakeRow> {
-    rows.iter()
-        .filter(|row| row.key == key && row.state == CallState::Stored && !row.is_late)
-        .max_by_key(|row| row.generation)
 }
 
 #[async_trait]
 impl Ledger for FakeLedger {
-    async fn look_up(&self, _: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
-        self.check("look_up")?;
-        Ok(newest_stored(&self.rows.lock().unwrap(), key).and_then(|row| row.record.clone()))
+    async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
+        self.switch.hangs("look_up").await;
+        self.check("look_up")?.look_up(namespace, key).await
     }
 
     async fn reserve(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
-        self.check("reserve")?;
-        let mut rows = self.rows.lock().unwrap();
-        let of_key = |row: &&FakeRow| row.key == wanted.key && !row.is_late;
-        if let Some(at) = rows.iter().position(|row| of_key(&row) && row.state.is_open()) {
-            return Ok(Reserved::Held(CallId(at as i64)));
-        }
-        if let Some(stored) = newest_stored(&rows, wanted.key).filter(|_| !wanted.refresh) {
-            return Ok(Reserved::Stored(Box::new(stored.record.clone().unwrap())));
-        }
-        let known = |row: &&FakeRow| matches!(row.state, CallState::Stored | CallState::Lost);
-        let generation = rows.iter().filter(of_key).filter(known).map(|row| row.generation + 1).max();
-        let generation = generation.unwrap_or(0);
-        let state = CallState::Reserved;
-        rows.push(FakeRow { key: wanted.key, generation, state, is_late: false, record: None });
-        Ok(Reserved::Won(Won { id: CallId(rows.len() as i64 - 1), generation }))
+        self.check("reserve")?.reserve(wanted).await
     }
 
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
-        self.check("mark_sent")?;
-        if let Some(permit) = &*self.permit.lock().unwrap() {
-            return Ok(permit.clone());
+        let ledger = self.check("mark_sent")?;
+        let planted = self.permit.lock().unwrap().clone();
+        match planted {
+            Some(permit) => Ok(permit),
+            None => ledger.mark_sent(id).await,
         }
-        self.rows.lock().unwrap()[id.0 as usize].state = CallState::Sent;
-        Ok(Permit::Granted)
     }
 
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
-        self.check("book")?;
-        let row = &mut self.rows.lock().unwrap()[id.0 as usize];
-        assert!(booking.may_follow(row.state), "{booking:?} after {:?}", row.state);
-        row.state = booking.state();
-        match booking {
-            Booking::Stored { record, holds_key } => {
-                row.record = Some(*record);
-                row.is_late = !holds_key;
-            }
-            Booking::Spooled { record, bytes } => {
-                let name = record.object().unwrap();
-                row.record = Some(*record);
-                self.spool.lock().unwrap().insert(id, (name, bytes));
-            }
-            _ => {}
-        }
-        Ok(())
+        self.check("book")?.book(id, booking).await
     }
 
     async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        self.check("adopt")?;
-        let mut rows = self.rows.lock().unwrap();
-        let holds = |row: &FakeRow| {
-            row.key == record.key
-                && row.generation == record.generation
-                && row.state.holds_key()
-                && !row.is_late
-        };
-        if !rows.iter().any(holds) {
-            let (key, generation, state) = (record.key, record.generation, CallState::Stored);
-            rows.push(FakeRow { key, generation, state, is_late: false, record: Some(record.clone()) });
-        }
-        Ok(())
+        self.check("adopt")?.adopt(record).await
     }
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
-        self.check("lose")?;
-        let mut rows = self.rows.lock().unwrap();
-        let is_it = |row: &FakeRow| row.state == CallState::Stored && row.record.as_ref() == Some(record);
-        if let Some(row) = rows.iter_mut().find(|row| is_it(row)) {
-            row.state = CallState::Lost;
-        }
-        Ok(())
+        self.check("lose")?.lose(record).await
     }
 
     async fn recover(&self) -> Result<Recovery, LedgerError> {
-        Ok(Recovery::default())
+        self.ledger.recover().await
     }
 
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
-        Ok(Vec::new())
+        self.ledger.totals().await
     }
 
     async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
-        self.check("used")?;
-        Ok(budgets.into_iter().map(|budget| Used { budget, used: 0 }).collect())
+        self.check("used")?.used(budgets).await
     }
 
-    async fn set_frozen(&self, _: Scope, _: bool) -> Result<(), LedgerError> {
-        Ok(())
+    async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
+        self.ledger.set_frozen(scope, frozen).await
     }
 
     async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
-        Ok(*self.membership.lock().unwrap())
+        self.ledger.archive().await
     }
 
     async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError> {
-        let begun = Membership { archive, is_settled: false };
-        Ok(*self.membership.lock().unwrap().get_or_insert(begun))
+        self.ledger.begin_archive(archive).await
     }
 
     async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
-        *self.membership.lock().unwrap() = Some(Membership { archive, is_settled: true });
-        Ok(())
+        self.ledger.settle_archive(archive).await
     }
 
-    async fn call(&self, _: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        Ok(None)
+    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
+        self.ledger.call(id).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
-        let spool = self.spool.lock().unwrap();
-        Ok(spool.values().find(|(spooled, _)| *spooled == name).map(|(_, bytes)| bytes.clone()))
+        self.ledger.spooled_object(name).await
     }
 
     async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
-        Ok(self.spooled_object(name).await?.is_some())
+        self.ledger.is_spooled(name).await
     }
 
-    async fn spooled(&self, _: u64, _: usize) -> Result<Vec<Spooled>, LedgerError> {
-        Ok(Vec::new())
+    async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError> {
+        self.ledger.spooled(after, limit).await
     }
 
-    async fn unspool(&self, id: CallId, _: &Record) -> Result<(), LedgerError> {
-        self.spool.lock().unwrap().remove(&id);
-        Ok(())
+    async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError> {
+        self.ledger.unspool(id, standing).await
     }
 
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
-        Ok(SpoolUsage::default())
+        self.ledger.spool_usage().await
     }
 }
 
+/// A store in memory that fails on command.
 #[derive(Default)]
 pub(super) struct FakeStore {
     pub(super) switch: Switch,
-    pub(super) objects: Mutex<HashMap<ObjectName, Bytes>>,
-    pub(super) records: Mutex<HashMap<CacheKey, Record>>,
-    pub(super) marker: Mutex<Option<ArchiveId>>,
+    pub(super) store: MemoryStore,
 }
 
 impl FakeStore {
-    fn check(&self, name: &'static str) -> Result<(), StoreError> {
-        if self.switch.works(name) { Ok(()) } else { Err(StoreError::Unavailable("planted".to_owned())) }
+    fn check(&self, name: &'static str) -> Result<&dyn Store, StoreError> {
+        let works = self.switch.works(name);
+        if works { Ok(&self.store) } else { Err(StoreError::Unavailable("planted".to_owned())) }
+    }
+
+    /// Takes all objects away, and leaves the records.
+    pub(super) fn lose_objects(&self) {
+        self.store.files().retain(|path, _| !path.starts_with("results/"));
     }
 }
 
 #[async_trait]
 impl Store for FakeStore {
     async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
-        self.check("put_object")?;
-        self.objects.lock().unwrap().insert(name, bytes);
-        Ok(())
+        self.check("put_object")?.put_object(name, bytes).await
     }
 
     async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
-        self.check("object")?;
-        Ok(self.objects.lock().unwrap().get(&name).cloned())
+        self.check("object")?.object(name).await
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
-        self.check("has_object")?;
-        Ok(self.objects.lock().unwrap().contains_key(&name))
+        self.check("has_object")?.has_object(name).await
     }
 
     async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
-        self.check("put_record")?;
-        let mut records = self.records.lock().unwrap();
-        let standing = records.entry(record.key).or_insert_with(|| record.clone());
-        if standing.generation < record.generation {
-            *standing = record.clone();
-        }
-        Ok(standing.clone())
+        self.check("put_record")?.put_record(record).await
     }
 
-    async fn record(&self, _: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
-        self.check("record")?;
+    async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
+        let store = self.check("record")?;
         // A failure of its own: something is there, and cannot be read.
         if !self.switch.works("damaged") {
             return Err(StoreError::Corrupt("planted".to_owned()));
         }
-        Ok(self.records.lock().unwrap().get(&key).cloned())
+        store.record(namespace, key).await
     }
 
     async fn prove(&self) -> Result<(), StoreError> {
@@ -293,17 +239,15 @@ impl Store for FakeStore {
     }
 
     async fn check_room(&self) -> Result<(), StoreError> {
-        self.check("check_room")
+        self.check("check_room")?.check_room().await
     }
 
     async fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
-        self.check("archive")?;
-        Ok(*self.marker.lock().unwrap())
+        self.check("archive")?.archive().await
     }
 
     async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
-        self.check("mark_archive")?;
-        Ok(*self.marker.lock().unwrap().get_or_insert(archive))
+        self.check("mark_archive")?.mark_archive(archive).await
     }
 }
 

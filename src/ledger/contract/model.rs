@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -115,7 +116,7 @@ fn rivals(key: u32, refresh: bool) -> [Step; 6] {
 
 /// Lives a life on the ledgers that `open` gives: each is the same book, after a crash of the one
 /// before.
-pub(in crate::ledger) async fn live<L: Ledger + 'static, F: Future<Output = L>>(
+pub(in crate::ledger) async fn live<F: Future<Output = Arc<dyn Ledger>>>(
     (limits, steps): ([u64; 4], Vec<Step>),
     clock: TurnableClock,
     open: impl Fn() -> F,
@@ -134,11 +135,11 @@ pub(in crate::ledger) async fn live<L: Ledger + 'static, F: Future<Output = L>>(
             limit(team(TEAMS[1]), Window::Day, 1, false),
         ],
     };
-    let mut bench = Bench { ledger: std::sync::Arc::new(open().await), clock };
+    let mut bench = Bench { ledger: open().await, clock };
     for step in steps {
         if matches!(step, Step::Crash) {
             drop(bench.ledger);
-            bench.ledger = std::sync::Arc::new(open().await);
+            bench.ledger = open().await;
         }
         model.take(&bench, &step).await;
         model.compare(&bench, &step).await;

@@ -47,7 +47,8 @@ proptest! {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("ledger.db");
         let clock = TurnableClock::at("2026-03-27T20:00:00Z");
-        let reopen = || async { SqliteLedger::open(&file, clock.clock(), zone()).unwrap() };
+        let open = || SqliteLedger::open(&file, clock.clock(), zone()).unwrap();
+        let reopen = || async { Arc::new(open()) as Arc<dyn Ledger> };
         runtime().block_on(model::live(life, clock.clone(), reopen));
         assert_counters_are_the_sum_of_the_rows(&Connection::open(&file).unwrap());
     }

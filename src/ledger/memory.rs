@@ -1,0 +1,605 @@
+//! A ledger in memory, for tests: the same contract as the real ones, without their files.
+//!
+//! It keeps counters beside its rows, as a database does, so that a test can compare the two.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::budget::{self, Budget, BudgetRefusal, Scope, Used, Windows};
+use super::spool::{SpoolUsage, Spooled};
+use super::{
+    Booking, CallFacts, CallId, CallState, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved,
+    StateTotal, UnfinishedCall, Won,
+};
+use crate::archive::{ArchiveId, Membership};
+use crate::clock::Clock;
+use crate::key::CacheKey;
+use crate::picture::ObjectName;
+use crate::secret::Secret;
+use crate::store::Record;
+
+/// See the module.
+pub(crate) struct MemoryLedger {
+    book: Mutex<Book>,
+    spool_max: u64,
+    clock: Clock,
+    zone: TimeZone,
+}
+
+/// All that is written.
+#[derive(Default)]
+pub(crate) struct Book {
+    /// In the order of their numbers: row 1 first.
+    pub(crate) rows: Vec<Row>,
+    /// Credits by scope and window.
+    pub(crate) spent: BTreeMap<(String, String), i64>,
+    pub(crate) frozen: BTreeSet<String>,
+    /// What waits for the store, by its position.
+    pub(crate) spool: BTreeMap<u64, Waiting>,
+    /// The last position that was given.
+    last_position: u64,
+    pub(crate) membership: Option<Membership>,
+    /// Counts the changes.
+    pub(crate) version: u64,
+}
+
+/// One call.
+#[derive(Clone)]
+pub(crate) struct Row {
+    pub(crate) id: CallId,
+    pub(crate) bought: Reservation,
+    pub(crate) generation: u64,
+    pub(crate) state: CallState,
+    pub(crate) late: bool,
+    pub(crate) adopted: bool,
+    pub(crate) day: String,
+    pub(crate) month: String,
+    /// The whole answer, while the state is `answered`.
+    pub(crate) text: Option<Secret>,
+    pub(crate) answered_at: Option<Timestamp>,
+    pub(crate) ended_at: Option<Timestamp>,
+    pub(crate) record: Option<Record>,
+}
+
+/// A result in the spool.
+#[derive(Clone)]
+pub(crate) struct Waiting {
+    pub(crate) id: CallId,
+    pub(crate) name: ObjectName,
+    pub(crate) bytes: Bytes,
+    pub(crate) since: Timestamp,
+}
+
+impl Row {
+    fn is_of(&self, namespace: &str, key: CacheKey) -> bool {
+        self.bought.namespace == namespace && self.bought.key == key
+    }
+
+    /// Is it in the unique index?
+    pub(crate) fn holds(&self) -> bool {
+        !self.late && self.state.holds_key()
+    }
+
+    /// Scopes and windows its credits count in.
+    pub(crate) fn counters(&self) -> [(String, String); 4] {
+        let team = format!("team:{}", self.bought.team);
+        let global = || "global".to_owned();
+        [
+            (global(), self.day.clone()),
+            (global(), self.month.clone()),
+            (team.clone(), self.day.clone()),
+            (team, self.month.clone()),
+        ]
+    }
+}
+
+impl MemoryLedger {
+    pub(crate) fn new(clock: Clock, zone: TimeZone) -> Self {
+        Self { book: Mutex::default(), spool_max: 2 << 30, clock, zone }
+    }
+
+    /// The same with so many bytes for the spool.
+    pub(crate) fn with_spool_max(self, spool_max: u64) -> Self {
+        Self { spool_max, ..self }
+    }
+
+    /// The book itself, to look at.
+    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self) -> MutexGuard<'_, Book> {
+        let mut book = self.book();
+        book.version += 1;
+        book
+    }
+
+    pub(crate) fn reserve(&self, wanted: &Reservation) -> Reserved {
+        let now = self.clock.now();
+        self.book().reserve(wanted, now, &Windows::at(now, &self.zone))
+    }
+
+    pub(crate) fn mark_sent(&self, id: CallId) -> Permit {
+        self.change().mark_sent(id)
+    }
+
+    pub(crate) fn book_call(&self, id: CallId, booking: &Booking) -> Result<(), LedgerError> {
+        let now = self.clock.now();
+        let mut book = self.change();
+        if let Booking::Spooled { bytes, .. } = booking {
+            let (wanted, used, max) = (bytes.len() as u64, book.spooled_bytes(), self.spool_max);
+            let is_answered = book.row(id).is_some_and(|row| row.state == CallState::Answered);
+            if is_answered && used + wanted > max {
+                return Err(LedgerError::SpoolFull { wanted, used, max });
+            }
+        }
+        book.book(id, booking, now)
+    }
+
+    pub(crate) fn adopt_record(&self, record: &Record) {
+        self.change().adopt(record, &Windows::at(record.stored_at, &self.zone));
+    }
+
+    pub(crate) fn lose_record(&self, record: &Record) -> Result<(), LedgerError> {
+        let now = self.clock.now();
+        self.change().lose(record, now)
+    }
+
+    pub(crate) fn recover_calls(&self) -> Result<Recovery, LedgerError> {
+        let now = self.clock.now();
+        self.change().recover(now)
+    }
+
+    pub(crate) fn used_of(&self, budgets: Vec<Budget>) -> Vec<Used> {
+        let windows = Windows::at(self.clock.now(), &self.zone);
+        let book = self.book();
+        let used = |budget: Budget| Used { used: book.used(&budget, &windows), budget };
+        budgets.into_iter().map(used).collect()
+    }
+
+    pub(crate) fn unspool_result(&self, id: CallId, standing: &Record) -> Result<(), LedgerError> {
+        self.change().unspool(id, standing, &Windows::at(standing.stored_at, &self.zone))
+    }
+
+    pub(crate) fn usage(&self) -> SpoolUsage {
+        let now = self.clock.now();
+        self.book().spool_usage(now)
+    }
+
+    pub(crate) fn freeze(&self, scope: &Scope, frozen: bool) {
+        let mut book = self.change();
+        if frozen {
+            book.frozen.insert(scope.to_string());
+        } else {
+            book.frozen.remove(&scope.to_string());
+        }
+    }
+}
+
+impl Book {
+    pub(crate) fn row(&self, id: CallId) -> Option<&Row> {
+        self.rows.get(usize::try_from(id.0).ok()?.checked_sub(1)?)
+    }
+
+    fn row_mut(&mut self, id: CallId) -> Result<&mut Row, LedgerError> {
+        let at = usize::try_from(id.0).ok().and_then(|id| id.checked_sub(1));
+        at.and_then(|at| self.rows.get_mut(at))
+            .ok_or_else(|| LedgerError::Unavailable(format!("there is no call {}", id.0)))
+    }
+
+    pub(crate) fn stored(&self, namespace: &str, key: CacheKey) -> Option<&Row> {
+        let stored = self
+            .rows
+            .iter()
+            .filter(|row| row.is_of(namespace, key) && row.state == CallState::Stored && !row.late);
+        stored.max_by_key(|row| row.generation)
+    }
+
+    fn used(&self, budget: &Budget, windows: &Windows) -> u64 {
+        let period = windows.of(budget.window).0.to_owned();
+        let spent = self.spent.get(&(budget.scope.to_string(), period)).copied().unwrap_or(0);
+        u64::try_from(spent).unwrap_or(0)
+    }
+
+    fn count(&mut self, row: &Row, sign: i64) {
+        for counter in row.counters() {
+            *self.spent.entry(counter).or_default() += sign * row.bought.credits as i64;
+        }
+    }
+
+    fn frozen(&self, team: &str) -> Option<Scope> {
+        let scopes = [Scope::Global, Scope::Team(team.to_owned())];
+        scopes.into_iter().find(|scope| self.frozen.contains(&scope.to_string()))
+    }
+
+    fn reserve(&mut self, wanted: &Reservation, now: Timestamp, windows: &Windows) -> Reserved {
+        let (namespace, key) = (wanted.namespace.as_str(), wanted.key);
+        let of_key = |row: &&Row| row.is_of(namespace, key);
+        let open = |row: &&Row| row.holds() && row.state.is_open();
+        if let Some(row) = self.rows.iter().filter(of_key).find(open) {
+            return Reserved::Held(row.id);
+        }
+        if !wanted.refresh
+            && let Some(record) = self.stored(namespace, key).and_then(|row| row.record.clone())
+        {
+            return Reserved::Stored(Box::new(record));
+        }
+        let doubtful = |row: &&Row| matches!(row.state, CallState::Unknown | CallState::Unfetchable);
+        let ended = self.rows.iter().filter(of_key).filter(doubtful).filter_map(|row| row.ended_at);
+        let mut ended: Vec<Timestamp> = ended.collect();
+        ended.sort_unstable();
+        if let Some(until) = budget::rests_until(&ended, now) {
+            return Reserved::Resting { until, wait: budget::until(until, now) };
+        }
+        if let Some(scope) = self.frozen(&wanted.team) {
+            return Reserved::Frozen(scope);
+        }
+        for limit in wanted.budgets.iter().filter(|budget| budget.enforced) {
+            if self.used(limit, windows).saturating_add(wanted.credits) > limit.limit {
+                let resets_at = windows.of(limit.window).1;
+                return Reserved::OverBudget(BudgetRefusal {
+                    budget: limit.clone(),
+                    resets_at,
+                    resets_in: budget::until(resets_at, now),
+                });
+            }
+        }
+        let kept = |row: &&Row| matches!(row.state, CallState::Stored | CallState::Lost) && !row.late;
+        let last = self.rows.iter().filter(of_key).filter(kept).map(|row| row.generation).max();
+        let generation = last.map_or(0, |last| last + 1);
+        let row = self.insert(wanted.clone(), generation, windows);
+        self.version += 1;
+        self.count(&row, 1);
+        Reserved::Won(Won { id: row.id, generation })
+    }
+
+    fn insert(&mut self, bought: Reservation, generation: u64, windows: &Windows) -> Row {
+        let row = Row {
+            id: CallId(self.rows.len() as i64 + 1),
+            bought,
+            generation,
+            state: CallState::Reserved,
+            late: false,
+            adopted: false,
+            day: windows.day.clone(),
+            month: windows.month.clone(),
+            text: None,
+            answered_at: None,
+            ended_at: None,
+            record: None,
+        };
+        self.rows.push(row.clone());
+        row
+    }
+
+    fn mark_sent(&mut self, id: CallId) -> Permit {
+        let Some(row) = self.row(id).filter(|row| row.state == CallState::Reserved) else {
+            return Permit::Lost;
+        };
+        if let Some(scope) = self.frozen(&row.bought.team) {
+            return Permit::Frozen(scope);
+        }
+        if let Ok(row) = self.row_mut(id) {
+            row.state = CallState::Sent;
+        }
+        Permit::Granted
+    }
+
+    fn book(&mut self, id: CallId, booking: &Booking, now: Timestamp) -> Result<(), LedgerError> {
+        let row = self.row_mut(id)?.clone();
+        let state = booking.state();
+        if row.state == state {
+            return Ok(());
+        }
+        if !booking.may_follow(row.state) {
+            return Err(LedgerError::Contradiction {
+                id: id.0,
+                state: row.state.as_str().to_owned(),
+                wanted: state.as_str(),
+            });
+        }
+        if row.state.counts_credits() && !state.counts_credits() {
+            self.count(&row, -1);
+        }
+        let rival = |other: &Row| {
+            other.id != id
+                && other.holds()
+                && other.is_of(&row.bought.namespace, row.bought.key)
+                && other.generation == row.generation
+        };
+        let is_taken = self.rows.iter().any(rival);
+        if let Booking::Spooled { record, bytes } = booking
+            && let Some(name) = record.object()
+        {
+            self.last_position += 1;
+            self.spool.insert(self.last_position, Waiting { id, name, bytes: bytes.clone(), since: now });
+        }
+        let row = self.row_mut(id)?;
+        row.state = state;
+        match booking {
+            Booking::Answered { text, .. } => {
+                row.late = is_taken;
+                row.text = Some(text.clone());
+                (row.answered_at, row.ended_at) = (Some(now), None);
+            }
+            Booking::Stored { record, holds_key } => {
+                row.late = !holds_key || is_taken;
+                row.text = None;
+                row.ended_at = Some(record.stored_at);
+                row.record = Some((**record).clone());
+            }
+            Booking::Spooled { record, .. } => {
+                row.late = is_taken;
+                row.text = None;
+                row.ended_at = Some(record.stored_at);
+                row.record = Some((**record).clone());
+            }
+            Booking::Lost => {}
+            Booking::Released { .. }
+            | Booking::Refused { .. }
+            | Booking::Failed { .. }
+            | Booking::Unknown { .. }
+            | Booking::Unfetchable { .. } => {
+                row.text = None;
+                row.ended_at = Some(now);
+            }
+        }
+        Ok(())
+    }
+
+    fn lose(&mut self, lost: &Record, now: Timestamp) -> Result<(), LedgerError> {
+        let is_it = |row: &&Row| {
+            let stands = row.state == CallState::Stored && !row.late;
+            let digest = row.record.as_ref().map(|record| record.digest);
+            stands
+                && row.is_of(&lost.namespace, lost.key)
+                && row.generation == lost.generation
+                && digest == Some(lost.digest)
+        };
+        match self.rows.iter().find(is_it).map(|row| row.id) {
+            Some(id) => self.book(id, &Booking::Lost, now),
+            None => Ok(()),
+        }
+    }
+
+    fn adopt(&mut self, record: &Record, windows: &Windows) {
+        let is_known = |row: &Row| {
+            let digest = row.record.as_ref().map(|record| record.digest);
+            let is_lost = row.state == CallState::Lost && digest == Some(record.digest);
+            row.is_of(&record.namespace, record.key)
+                && row.generation == record.generation
+                && (row.holds() || is_lost)
+        };
+        if self.rows.iter().any(is_known) {
+            return;
+        }
+        let bought = Reservation {
+            namespace: record.namespace.clone(),
+            key: record.key,
+            refresh: false,
+            team: record.team.clone(),
+            credits: record.credits,
+            budgets: Vec::new(),
+            image: record.image,
+            width: record.width,
+            height: record.height,
+        };
+        let id = self.insert(bought, record.generation, windows).id;
+        if let Ok(row) = self.row_mut(id) {
+            (row.state, row.adopted) = (CallState::Stored, true);
+            (row.ended_at, row.record) = (Some(record.stored_at), Some(record.clone()));
+        }
+    }
+
+    fn recover(&mut self, now: Timestamp) -> Result<Recovery, LedgerError> {
+        let in_state = |book: &Self, state: CallState| -> Vec<CallId> {
+            book.rows.iter().filter(|row| row.state == state).map(|row| row.id).collect()
+        };
+        let died = || "the process that owned it died".to_owned();
+        let (reserved, sent) = (in_state(self, CallState::Reserved), in_state(self, CallState::Sent));
+        for &id in &reserved {
+            self.book(id, &Booking::Released { reason: died() }, now)?;
+        }
+        for &id in &sent {
+            self.book(id, &Booking::Unknown { reason: died() }, now)?;
+        }
+        let unfinished = self.rows.iter().filter_map(|row| {
+            Some(UnfinishedCall {
+                id: row.id,
+                reservation: Reservation { refresh: false, budgets: Vec::new(), ..row.bought.clone() },
+                generation: row.generation,
+                text: row.text.clone()?,
+                answered_at: row.answered_at?,
+            })
+        });
+        Ok(Recovery {
+            released: reserved.len() as u64,
+            unknown: sent.len() as u64,
+            unfinished: unfinished.collect(),
+        })
+    }
+
+    fn spooled_bytes(&self) -> u64 {
+        self.spool.values().map(|waiting| waiting.bytes.len() as u64).sum()
+    }
+
+    pub(crate) fn spooled_object(&self, name: ObjectName) -> Option<Bytes> {
+        self.spool.values().find(|waiting| waiting.name == name).map(|waiting| waiting.bytes.clone())
+    }
+
+    pub(crate) fn spooled(&self, after: u64, limit: usize) -> Vec<Spooled> {
+        let waiting = self.spool.range(after + 1..).take(limit);
+        let spooled = waiting.filter_map(|(&position, Waiting { id, .. })| {
+            Some(Spooled { position, id: *id, record: self.row(*id)?.record.clone()? })
+        });
+        spooled.collect()
+    }
+
+    fn unspool(&mut self, id: CallId, standing: &Record, windows: &Windows) -> Result<(), LedgerError> {
+        let before = self.spool.len();
+        self.spool.retain(|_, waiting| waiting.id != id);
+        if self.spool.len() == before {
+            return Ok(());
+        }
+        let row = self.row_mut(id)?;
+        let is_ours = row
+            .record
+            .as_ref()
+            .is_some_and(|ours| *standing == Record { stored_at: standing.stored_at, ..ours.clone() });
+        if is_ours {
+            (row.ended_at, row.record) = (Some(standing.stored_at), Some(standing.clone()));
+        } else {
+            row.late = true;
+            self.adopt(standing, windows);
+        }
+        Ok(())
+    }
+
+    fn spool_usage(&self, now: Timestamp) -> SpoolUsage {
+        let age = |since: Timestamp| Duration::try_from(now.duration_since(since)).unwrap_or(Duration::ZERO);
+        let open = || self.rows.iter().filter(|row| row.state.is_open());
+        let answers = || open().filter(|row| row.state == CallState::Answered);
+        SpoolUsage {
+            objects: self.spool.len() as u64,
+            bytes: self.spooled_bytes(),
+            oldest_age: self.spool.values().next().map(|waiting| age(waiting.since)),
+            open_calls: open().count() as u64,
+            answered_calls: answers().count() as u64,
+            oldest_answer_age: answers().filter_map(|row| row.answered_at).min().map(age),
+            newest: CallId(self.rows.len() as i64),
+        }
+    }
+
+    fn totals(&self) -> Vec<StateTotal> {
+        let total = |state| {
+            let rows = self.rows.iter().filter(|row| row.state == state && !row.adopted);
+            let empty = StateTotal { state, calls: 0, credits: 0 };
+            rows.fold(empty, |total, row| StateTotal {
+                state,
+                calls: total.calls + 1,
+                credits: total.credits + row.bought.credits,
+            })
+        };
+        CallState::ALL.map(total).to_vec()
+    }
+}
+
+#[async_trait]
+impl Ledger for MemoryLedger {
+    async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
+        Ok(self.book().stored(namespace, key).and_then(|row| row.record.clone()))
+    }
+
+    async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError> {
+        Ok(Self::reserve(self, &reservation))
+    }
+
+    async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
+        Ok(Self::mark_sent(self, id))
+    }
+
+    async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
+        self.book_call(id, &booking)
+    }
+
+    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
+        self.adopt_record(record);
+        Ok(())
+    }
+
+    async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
+        self.lose_record(record)
+    }
+
+    async fn recover(&self) -> Result<Recovery, LedgerError> {
+        self.recover_calls()
+    }
+
+    async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
+        Ok(self.book().totals())
+    }
+
+    async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
+        Ok(self.used_of(budgets))
+    }
+
+    async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
+        self.freeze(&scope, frozen);
+        Ok(())
+    }
+
+    async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
+        Ok(self.book().membership)
+    }
+
+    async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError> {
+        let begun = Membership { archive, is_settled: false };
+        Ok(*self.change().membership.get_or_insert(begun))
+    }
+
+    async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
+        self.change().membership = Some(Membership { archive, is_settled: true });
+        Ok(())
+    }
+
+    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
+        Ok(self.book().row(id).map(|row| CallFacts {
+            namespace: row.bought.namespace.clone(),
+            key: row.bought.key,
+            generation: row.generation,
+            state: row.state,
+        }))
+    }
+
+    async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
+        Ok(self.book().spooled_object(name))
+    }
+
+    async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
+        Ok(self.book().spooled_object(name).is_some())
+    }
+
+    async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError> {
+        Ok(self.book().spooled(after, limit))
+    }
+
+    async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError> {
+        self.unspool_result(id, standing)
+    }
+
+    async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
+        Ok(self.usage())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ledger::contract::{SPOOL_MAX, TurnableClock, ledger_contract, model, zone};
+
+    async fn open(clock: Clock, zone: TimeZone) -> (MemoryLedger, ()) {
+        (MemoryLedger::new(clock, zone).with_spool_max(SPOOL_MAX), ())
+    }
+
+    ledger_contract!(open);
+
+    proptest! {
+        #[test]
+        fn a_random_life_with_crashes_agrees_with_the_model(life in model::lives()) {
+            let clock = TurnableClock::at("2026-03-27T20:00:00Z");
+            let ledger = Arc::new(MemoryLedger::new(clock.clock(), zone()).with_spool_max(SPOOL_MAX));
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(model::live(life, clock.clone(), || async { ledger.clone() as Arc<dyn Ledger> }));
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The ledger and the store as a process meets them: at the end of a [`Line`].
+//!
+//! Here, too, is where mistakes are planted: each is what a process would do at this border if its
+//! code were wrong.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::Bug;
+use super::faults::{Fault, Line};
+use crate::archive::{ArchiveId, Membership};
+use crate::key::CacheKey;
+use crate::ledger::budget::{Budget, Scope, Used};
+use crate::ledger::memory::MemoryLedger;
+use crate::ledger::spool::{SpoolUsage, Spooled};
+use crate::ledger::{
+    Booking, CallFacts, CallId, CallState, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved,
+    StateTotal,
+};
+use crate::picture::ObjectName;
+use crate::store::memory::MemoryStore;
+use crate::store::{Record, Store, StoreError};
+
+/// See the module.
+#[derive(Clone)]
+pub(super) struct LedgerLine {
+    line: Line,
+    ledger: Arc<MemoryLedger>,
+}
+
+impl LedgerLine {
+    pub(super) fn new(line: Line) -> Self {
+        Self { ledger: line.world.ledger(line.life.ledger), line }
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        deed: impl FnOnce(&MemoryLedger) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let ledger = self.ledger.clone();
+        let done = self.line.call(what, move || deed(&ledger)).await;
+        done.unwrap_or_else(|fault| {
+            Err(LedgerError::Unavailable(match fault {
+                Fault::Before => "planted: not done".to_owned(),
+                Fault::After => "planted: the acknowledgement was lost".to_owned(),
+            }))
+        })
+    }
+
+    async fn book_now(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
+        let (world, life) = (self.line.world.clone(), self.line.life.clone());
+        self.ask("book", move |ledger| {
+            let from = ledger.book().row(id).map(|row| row.state);
+            let is_answer = matches!(booking, Booking::Answered { .. });
+            let booked =
+                if world.bug == Some(Bug::FencedBooking) && is_answer && from != Some(CallState::Sent) {
+                    let state = from.map_or("no row", CallState::as_str).to_owned();
+                    Err(LedgerError::Contradiction { id: id.0, state, wanted: "answered" })
+                } else {
+                    ledger.book_call(id, &booking)
+                };
+            world.was_booked(&life, id, from, &booking, &booked);
+            booked
+        })
+        .await
+    }
+
+    /// Says yes at once, and writes it down some time later.
+    fn book_later(&self, id: CallId, booking: Booking) {
+        let line = self.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(line.line.world.between(200, 2000)).await;
+                line.line.live().await;
+                if line.book_now(id, booking.clone()).await.is_ok() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+#[async_trait]
+impl Ledger for LedgerLine {
+    async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
+        let namespace = namespace.to_owned();
+        self.ask("look_up", move |ledger| {
+            Ok(ledger.book().stored(&namespace, key).and_then(|row| row.record.clone()))
+        })
+        .await
+    }
+
+    async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError> {
+        let task = tokio::task::try_id();
+        let (world, life) = (self.line.world.clone(), self.line.life.clone());
+        self.ask("reserve", move |ledger| {
+            let reserved = ledger.reserve(&reservation);
+            world.was_reserved(&life, &reservation, &reserved, task);
+            Ok(reserved)
+        })
+        .await
+    }
+
+    async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
+        let (world, life) = (self.line.world.clone(), self.line.life.clone());
+        let permit = self
+            .ask("mark_sent", move |ledger| {
+                let permit = ledger.mark_sent(id);
+                world.count(match permit {
+                    Permit::Granted => "tails let go",
+                    Permit::Frozen(_) => "tails held by a freeze",
+                    Permit::Lost => "tails held by a takeover",
+                });
+                world.note(|| format!("{} mark_sent row {}: {permit:?}", life.name(), id.0));
+                Ok(permit)
+            })
+            .await?;
+        if permit == Permit::Granted {
+            self.line.life.permit(id);
+        }
+        Ok(permit)
+    }
+
+    async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
+        let follows_an_answer =
+            matches!(booking, Booking::Answered { .. } | Booking::Stored { .. } | Booking::Spooled { .. });
+        if self.line.world.bug == Some(Bug::AnsweredAfterReply) && follows_an_answer {
+            self.book_later(id, booking);
+            return Ok(());
+        }
+        self.book_now(id, booking).await
+    }
+
+    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
+        let (world, life, record) = (self.line.world.clone(), self.line.life.clone(), record.clone());
+        self.ask("adopt", move |ledger| {
+            ledger.adopt_record(&record);
+            world.note(|| format!("{} adopt {}", life.name(), world.teams.name_of(record.key)));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
+        let (world, life, record) = (self.line.world.clone(), self.line.life.clone(), record.clone());
+        self.ask("lose", move |ledger| {
+            world.note(|| format!("{} lose {}", life.name(), world.teams.name_of(record.key)));
+            ledger.lose_record(&record)
+        })
+        .await
+    }
+
+    async fn recover(&self) -> Result<Recovery, LedgerError> {
+        let (world, life) = (self.line.world.clone(), self.line.life.clone());
+        self.ask("recover", move |ledger| {
+            let found = ledger.recover_calls()?;
+            world.note(|| {
+                let unfinished: Vec<i64> = found.unfinished.iter().map(|call| call.id.0).collect();
+                let (released, unknown) = (found.released, found.unknown);
+                format!(
+                    "{} recover: {released} released, {unknown} unknown, unfinished {unfinished:?}",
+                    life.name()
+                )
+            });
+            Ok(found)
+        })
+        .await
+    }
+
+    async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
+        self.ledger.totals().await
+    }
+
+    async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
+        self.ask("used", move |ledger| Ok(ledger.used_of(budgets))).await
+    }
+
+    async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
+        self.ledger.set_frozen(scope, frozen).await
+    }
+
+    async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
+        self.ask("archive", |ledger| Ok(ledger.book().membership)).await
+    }
+
+    async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError> {
+        self.ledger.begin_archive(archive).await
+    }
+
+    async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
+        self.ledger.settle_archive(archive).await
+    }
+
+    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
+        self.ledger.call(id).await
+    }
+
+    async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
+        self.ask("spooled_object", move |ledger| Ok(ledger.book().spooled_object(name))).await
+    }
+
+    async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
+        self.ask("is_spooled", move |ledger| Ok(ledger.book().spooled_object(name).is_some())).await
+    }
+
+    async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError> {
+        self.ask("spooled", move |ledger| Ok(ledger.book().spooled(after, limit))).await
+    }
+
+    async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError> {
+        let (world, life, standing) = (self.line.world.clone(), self.line.life.clone(), standing.clone());
+        self.ask("unspool", move |ledger| {
+            world.count("results brought to the store");
+            world.note(|| format!("{} takes the result of row {} out of the spool", life.name(), id.0));
+            ledger.unspool_result(id, &standing)
+        })
+        .await
+    }
+
+    async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
+        self.ask("spool_usage", |ledger| Ok(ledger.usage())).await
+    }
+}
+
+/// See the module.
+pub(super) struct StoreLine(pub(super) Line);
+
+impl StoreLine {
+    async fn call<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        deed: impl FnOnce(&MemoryStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = self.0.world.store.clone();
+        let done = self.0.call(what, move || deed(&store)).await;
+        done.unwrap_or_else(|_| Err(StoreError::Unavailable("planted".to_owned())))
+    }
+}
+
+#[async_trait]
+impl Store for StoreLine {
+    async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
+        let (world, life) = (self.0.world.clone(), self.0.life.clone());
+        self.call("put_object", move |store| {
+            world.note(|| format!("{} put_object {}", life.name(), short(name)));
+            store.put_object(name, bytes)
+        })
+        .await
+    }
+
+    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+        self.call("object", move |store| store.object(name)).await
+    }
+
+    async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
+        self.call("has_object", move |store| Ok(store.has_object(name))).await
+    }
+
+    async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
+        let (world, life, record) = (self.0.world.clone(), self.0.life.clone(), record.clone());
+        self.call("put_record", move |store| {
+            let standing = store.put_record(&record)?;
+            world.note(|| {
+                let (ours, theirs) = (&record.upstream_request_id, &standing.upstream_request_id);
+                format!("{} put_record of {ours}: that of {theirs} stands", life.name())
+            });
+            Ok(standing)
+        })
+        .await
+    }
+
+    async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
+        let task = tokio::task::try_id();
+        let namespace = namespace.to_owned();
+        let is_second_look = self.0.life.is_buying(key, task);
+        if is_second_look && self.0.world.bug == Some(Bug::NoSecondLookUp) {
+            return Ok(None);
+        }
+        let found = self.call("record", move |store| store.record(&namespace, key)).await;
+        if found.is_err() {
+            self.0.life.excuse(key, task);
+        }
+        found
+    }
+
+    async fn check_room(&self) -> Result<(), StoreError> {
+        self.call("check_room", |_| Ok(())).await
+    }
+
+    async fn prove(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
+        self.0.world.store.archive().await
+    }
+
+    async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
+        self.0.world.store.mark_archive(archive).await
+    }
+}
+
+/// The first digits of an object's name.
+pub(super) fn short(name: ObjectName) -> String {
+    name.digest.to_string()[..8].to_owned()
+}

@@ -1,0 +1,126 @@
+//! A store in memory, for tests: the same contract as the real ones, without their files.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{MARKER, Record, Store, StoreError, archive_of, check_object, is_object};
+use crate::archive::ArchiveId;
+use crate::key::CacheKey;
+use crate::picture::ObjectName;
+
+/// What is kept at each path, whether `results/…` or `records/…`.
+#[derive(Default)]
+pub(crate) struct MemoryStore(Mutex<BTreeMap<String, Bytes>>);
+
+impl MemoryStore {
+    /// The files themselves, to look at and to damage.
+    pub(crate) fn files(&self) -> MutexGuard<'_, BTreeMap<String, Bytes>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
+        check_object(name, &bytes)?;
+        self.files().entry(name.path()).or_insert(bytes);
+        Ok(())
+    }
+
+    pub(crate) fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+        let found = self.files().get(&name.path()).cloned();
+        match found {
+            Some(bytes) if !is_object(name, &bytes) => {
+                Err(StoreError::Corrupt(format!("{} has another digest", name.path())))
+            }
+            found => Ok(found),
+        }
+    }
+
+    pub(crate) fn has_object(&self, name: ObjectName) -> bool {
+        self.files().contains_key(&name.path())
+    }
+
+    pub(crate) fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
+        let path = Record::checked_path(&record.namespace, record.key)?;
+        let json = record.to_json(&path)?;
+        let mut files = self.files();
+        if let Some(standing) = files.get(&path) {
+            let standing = Record::from_json(&path, standing, &record.namespace, record.key)?;
+            if standing.generation >= record.generation {
+                return Ok(standing);
+            }
+        }
+        files.insert(path, json);
+        Ok(record.clone())
+    }
+
+    pub(crate) fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
+        let path = Record::checked_path(namespace, key)?;
+        let json = self.files().get(&path).cloned();
+        json.map(|json| Record::from_json(&path, &json, namespace, key)).transpose()
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
+        Self::put_object(self, name, bytes)
+    }
+
+    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+        Self::object(self, name)
+    }
+
+    async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
+        Ok(Self::has_object(self, name))
+    }
+
+    async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
+        Self::put_record(self, record)
+    }
+
+    async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
+        Self::record(self, namespace, key)
+    }
+
+    async fn check_room(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn prove(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
+        self.files().get(MARKER).map(|marker| archive_of(marker)).transpose()
+    }
+
+    async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
+        archive_of(self.files().entry(MARKER.to_owned()).or_insert_with(|| archive.to_marker().into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::contract::{StoreFixture, store_contract};
+
+    #[derive(Default)]
+    struct Fixture(Arc<MemoryStore>);
+
+    #[async_trait]
+    impl StoreFixture for Fixture {
+        async fn open(&self) -> Arc<dyn Store> {
+            self.0.clone()
+        }
+
+        async fn overwrite(&self, path: &str, bytes: &[u8]) {
+            self.0.files().insert(path.to_owned(), Bytes::copy_from_slice(bytes));
+        }
+    }
+
+    store_contract!(Fixture::default());
+}
