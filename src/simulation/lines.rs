@@ -95,13 +95,21 @@ impl Ledger for LedgerLine {
 
     async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError> {
         let task = tokio::task::try_id();
-        let (world, life) = (self.line.world.clone(), self.line.life.clone());
-        self.ask("reserve", move |ledger| {
-            let reserved = ledger.reserve(&reservation);
-            world.was_reserved(&life, &reservation, &reserved, task);
-            Ok(reserved)
-        })
-        .await
+        let (world, life, key) = (self.line.world.clone(), self.line.life.clone(), reservation.key);
+        let reserved = self
+            .ask("reserve", move |ledger| {
+                let reserved = ledger.reserve(&reservation);
+                world.was_reserved(&life, &reservation, &reserved, task);
+                Ok(reserved)
+            })
+            .await;
+        if reserved.is_err() {
+            // If it was won all the same, nobody will ever know: until the next start it stays as it is.
+            let ledger = self.line.life.ledger;
+            let lost = self.line.life.take_purchase_of(key, task);
+            lost.map(|purchase| self.line.world.state().owners.remove(&(ledger, purchase.id)));
+        }
+        reserved
     }
 
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {

@@ -128,6 +128,11 @@ impl Life {
         });
     }
 
+    /// What this task was about to pay for.
+    pub(super) fn take_purchase_of(&self, key: CacheKey, task: Option<Id>) -> Option<Purchase> {
+        self.is_buying(key, task).then(|| self.take_purchase(key)).flatten()
+    }
+
     pub(super) fn take_purchase(&self, key: CacheKey) -> Option<Purchase> {
         self.purchases(|all| all.remove(&key))
     }

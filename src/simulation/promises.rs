@@ -139,6 +139,7 @@ impl World {
             let (name, state) = (self.teams.name_of(key), state.as_str());
             self.violate(format!("{} may buy {name}, for which row {} is {state}", life.name(), row.0));
         }
+        self.state().owners.insert((life.ledger, won.id), life.number);
         let is_permanent = self.is_permanent(key, won.generation);
         life.won(key, won.id, won.generation, task, is_permanent);
     }
@@ -309,10 +310,20 @@ impl World {
     }
 
     /// At rest, while the processes that lived are still there: whoever got a complete reply and
-    /// lived on has booked it, whatever happened to its lease meanwhile.
+    /// lived on has booked it, whatever happened to its lease meanwhile; and nobody has left open
+    /// what it began.
     pub(super) fn check_delivered(&self) {
         let alive: Vec<usize> = self.alive().iter().map(|process| process.life.number).collect();
         let mut broken = Vec::new();
+        for (number, ledger) in self.ledgers().iter().enumerate() {
+            for row in ledger.book().rows.iter().filter(|row| row.state.is_open()) {
+                let owner = self.state().owners.get(&(number, row.id)).copied();
+                if let Some(owner) = owner.filter(|owner| alive.contains(owner)) {
+                    let (row, state) = (row.id.0, row.state.as_str());
+                    broken.push(format!("p{owner} is idle, and its row {row} of ledger {number} is {state}"));
+                }
+            }
+        }
         let state = self.state();
         for (number, sale) in state.sales.iter().enumerate() {
             let is_owner_alive = sale.delivered_to.is_some_and(|process| alive.contains(&process));

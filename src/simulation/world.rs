@@ -56,6 +56,8 @@ pub(super) struct State {
     /// Objects the world took away, and rows that were `unknown` once.
     pub(super) taken: BTreeSet<String>,
     pub(super) doubted: BTreeSet<(usize, CallId)>,
+    /// Which process reserved a row, while it knows.
+    pub(super) owners: BTreeMap<(usize, CallId), usize>,
     /// What clients were told.
     pub(super) archive: Archive,
     /// Clients whose answer is awaited.
