@@ -12,9 +12,12 @@ TEST_FEATURES := --features granary/crash-points
 # How long `make soak` runs, and its dice; print the seed of a failure and give it again.
 SECONDS ?= 60
 SEED ?=
+# How many worlds `make simulate` lives, and the first of them; a SEED tells one of them step by step.
+SEEDS ?= 100000
+START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak compiler curl nextest components
+.PHONY: help run test lint bench soak simulate compiler curl nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -43,6 +46,10 @@ bench: compiler ## Measure what a hit and the journal cost; wants a quiet machin
 soak: compiler nextest ## Hits, misses, hang-ups and restarts for SECONDS=60, counted to the credit
 	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(CARGO) nextest run --locked --workspace $(TEST_FEATURES) \
 		--run-ignored only --profile soak -E 'test(=soak::everything_adds_up_after_a_long_time)'
+
+simulate: compiler nextest ## Whole lives with all faults, SEEDS=100000 of them from START=0, or one SEED=4711 step by step
+	SIM_SEEDS=$(SEEDS) SIM_START=$(START) SIM_SEED=$(SEED) $(CARGO) nextest run --locked --workspace --lib $(TEST_FEATURES) \
+		--cargo-profile simulate --profile simulate -E 'test(=simulation::no_promise_is_broken_in_any_world)'
 
 # install COMMAND, PACKAGES: makes sure of a command by Debian packages.
 define install

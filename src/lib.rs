@@ -70,6 +70,8 @@ pub mod rewrite;
 pub mod routes;
 pub mod secret;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod slots;
 pub mod state;
 pub mod store;

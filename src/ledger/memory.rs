@@ -97,7 +97,7 @@ impl MemoryLedger {
 
     pub(crate) fn reserve(&self, wanted: &Reservation) -> Reserved {
         let now = self.clock.now();
-        self.change().reserve(wanted, now, &Windows::at(now, &self.zone))
+        self.book().reserve(wanted, now, &Windows::at(now, &self.zone))
     }
 
     pub(crate) fn mark_sent(&self, id: CallId) -> Permit {
@@ -212,6 +212,7 @@ impl Book {
         let last = self.rows.iter().filter(of_key).filter(kept).map(|row| row.generation).max();
         let generation = last.map_or(0, |last| last + 1);
         let row = self.insert(wanted.clone(), generation, windows);
+        self.version += 1;
         self.count(&row, 1);
         Reserved::Won(Won { id: row.id, generation })
     }

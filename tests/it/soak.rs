@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use granary::key::{CacheKey, Digest};
 use granary_kit::ailab::FakeAilab;
 use granary_kit::client::{self, Call};
+use granary_kit::dice::Dice;
 use granary_kit::form::Form;
 use granary_kit::images;
 
@@ -20,19 +21,6 @@ const CLIENTS: u64 = 8;
 const ROUND: Duration = Duration::from_secs(10);
 /// What the fake charges, and the configuration says.
 const CREDITS: u64 = 3;
-
-/// Small numbers that look random and come again with the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-}
 
 /// What all clients together know.
 #[derive(Default)]
@@ -70,7 +58,7 @@ async fn everything_adds_up_after_a_long_time() {
         let until = (Instant::now() + ROUND).min(end);
         let clients: Vec<_> = (0..CLIENTS)
             .map(|client| {
-                let dice = Dice(seed ^ (round * CLIENTS + client).wrapping_mul(0x2545_f491_4f6c_dd1d));
+                let dice = Dice::new(seed ^ (round * CLIENTS + client).wrapping_mul(0x2545_f491_4f6c_dd1d));
                 tokio::spawn(run_client(granary.url(), token.clone(), dice, world.clone(), until))
             })
             .collect();

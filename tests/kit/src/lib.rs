@@ -9,6 +9,7 @@
 //! | [`process`] | the real binary as a child process: its log, its addresses, its death |
 //! | [`leak`] | looks for secrets in bytes, files and directories, in every encoding they might wear |
 //! | [`images`] | pictures in memory: photographs, tiny ones, bombs |
+//! | [`model`] | what must be true of any Granary, whatever happens to it |
 //! | [`dice`] | numbers that look random and come again with the same seed |
 //!
 //! Everything listens on port 0 of loopback and stops when it is dropped. Waits are for an event and bounded;
@@ -24,6 +25,7 @@ pub mod dice;
 pub mod form;
 pub mod images;
 pub mod leak;
+pub mod model;
 pub mod process;
 pub mod s3;
 mod wire;

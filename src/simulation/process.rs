@@ -1,0 +1,243 @@
+//! A process: the production gateway and filler, unchanged, on this world's places.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::Id;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::NAMESPACE;
+use super::clients::{CREDITS, ROOT};
+use super::faults::{Line, Place, ms};
+use super::lines::{LedgerLine, StoreLine};
+use super::sales::{ResultsLine, UpstreamLine};
+use super::world::World;
+use crate::cache::MemoryCache;
+use crate::fill::{FillConfig, FillParts, Filler};
+use crate::gateway::{Gateway, GatewayParts};
+use crate::key::CacheKey;
+use crate::ledger::{CallId, Ledger};
+
+/// How long a result's URL lives.
+pub(super) const URL_TTL: Duration = Duration::from_secs(84_600);
+
+/// See the module.
+pub(super) struct Process {
+    pub(super) life: Arc<Life>,
+    pub(super) filler: Filler,
+    pub(super) gateway: Arc<Gateway>,
+    pub(super) cache: Arc<MemoryCache>,
+    /// Clients it has not answered yet.
+    pub(super) clients: AtomicUsize,
+    is_draining: AtomicBool,
+}
+
+/// What the world knows of a process, and how it dies: its memory is gone in the same instant. Its
+/// tasks are still there, but whatever they touch is out of reach for ever.
+pub(super) struct Life {
+    pub(super) number: usize,
+    pub(super) ledger: usize,
+    pub(super) dead: CancellationToken,
+    /// What it is about to pay for, by key.
+    purchases: Mutex<BTreeMap<CacheKey, Purchase>>,
+    /// Paid calls whose tail is in its hands or whose answer it awaits.
+    pub(super) held: AtomicUsize,
+}
+
+/// A reservation that was won, on its way to the upstream.
+#[derive(Clone)]
+pub(super) struct Purchase {
+    pub(super) id: CallId,
+    pub(super) generation: u64,
+    /// The fill's task.
+    task: Option<Id>,
+    /// Was the key's result permanent when it was reserved?
+    pub(super) was_permanent: bool,
+    /// Could the store not be asked a second time?
+    pub(super) is_excused: bool,
+    /// Has the ledger let the tail go?
+    pub(super) is_permitted: bool,
+}
+
+impl Life {
+    pub(super) fn new(world: &World, ledger: usize) -> Arc<Self> {
+        Arc::new(Self {
+            number: world.number_of_a_process(),
+            ledger,
+            dead: CancellationToken::new(),
+            purchases: Mutex::default(),
+            held: AtomicUsize::new(0),
+        })
+    }
+
+    pub(super) fn name(&self) -> String {
+        format!("p{}", self.number)
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead.is_cancelled()
+    }
+
+    pub(super) fn die(&self) {
+        self.dead.cancel();
+    }
+
+    fn purchases<T>(&self, with: impl FnOnce(&mut BTreeMap<CacheKey, Purchase>) -> T) -> T {
+        with(&mut self.purchases.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn won(&self, key: CacheKey, id: CallId, generation: u64, task: Option<Id>, permanent: bool) {
+        let purchase = Purchase {
+            id,
+            generation,
+            task,
+            was_permanent: permanent,
+            is_excused: false,
+            is_permitted: false,
+        };
+        self.purchases(|all| all.insert(key, purchase));
+    }
+
+    pub(super) fn permit(&self, id: CallId) {
+        self.purchases(|all| {
+            all.values_mut().filter(|purchase| purchase.id == id).for_each(|one| one.is_permitted = true);
+        });
+    }
+
+    /// Is this task about to pay for the key?
+    pub(super) fn is_buying(&self, key: CacheKey, task: Option<Id>) -> bool {
+        self.purchases(|all| all.get(&key).is_some_and(|one| one.task == task && !one.is_permitted))
+    }
+
+    pub(super) fn excuse(&self, key: CacheKey, task: Option<Id>) {
+        self.purchases(|all| {
+            if let Some(purchase) = all.get_mut(&key).filter(|one| one.task == task) {
+                purchase.is_excused = true;
+            }
+        });
+    }
+
+    /// What this task was about to pay for.
+    pub(super) fn take_purchase_of(&self, key: CacheKey, task: Option<Id>) -> Option<Purchase> {
+        self.is_buying(key, task).then(|| self.take_purchase(key)).flatten()
+    }
+
+    pub(super) fn take_purchase(&self, key: CacheKey) -> Option<Purchase> {
+        self.purchases(|all| all.remove(&key))
+    }
+}
+
+impl Process {
+    /// Starts one on a ledger, settling what it finds there; `None` when it does not come up.
+    pub(super) async fn start(world: &Arc<World>, ledger: usize) -> Option<Arc<Self>> {
+        let life = Life::new(world, ledger);
+        world.note(|| format!("{} starts on ledger {ledger}", life.name()));
+        let line = |place| Line { world: world.clone(), life: life.clone(), place };
+        let ledger: Arc<dyn Ledger> = Arc::new(LedgerLine::new(line(Place::Ledger)));
+        let recovery = tokio::select! {
+            biased;
+            () = life.dead.cancelled() => return None,
+            recovery = ledger.recover() => recovery,
+        };
+        let Ok(recovery) = recovery else {
+            world.count("starts refused");
+            world.note(|| format!("{} does not come up", life.name()));
+            life.die();
+            return None;
+        };
+        if world.alive().iter().any(|process| process.life.ledger == life.ledger) {
+            world.count("starts beside a living process");
+        }
+        let cache = Arc::new(MemoryCache::new(1 << 30));
+        let store = Arc::new(StoreLine(line(Place::Store)));
+        let parts = FillParts {
+            ledger: ledger.clone(),
+            store: store.clone(),
+            upstream: Arc::new(UpstreamLine(line(Place::Upstream))),
+            results: Arc::new(ResultsLine(line(Place::Results))),
+            cache: cache.clone(),
+            metrics: world.metrics.clone(),
+            clock: world.clock(),
+        };
+        let config = FillConfig {
+            namespace: NAMESPACE.to_owned(),
+            credits_per_call: CREDITS,
+            concurrency: world.teams.concurrency,
+            queue: 256,
+            result_url_ttl: URL_TTL,
+            daily_credits: Some(world.teams.daily_credits),
+            monthly_credits: Some(world.teams.monthly_credits),
+        };
+        let filler = Filler::new(parts, config, &world.teams.all);
+        world.count(if recovery.unfinished.is_empty() {
+            "starts"
+        } else {
+            "starts that found a paid result"
+        });
+        filler.resume(recovery);
+        let parts = GatewayParts {
+            cache: cache.clone(),
+            ledger,
+            store,
+            filler: filler.clone(),
+            metrics: world.metrics.clone(),
+            clock: world.clock(),
+        };
+        let gateway = Arc::new(Gateway::new(parts, NAMESPACE.to_owned(), ROOT.to_owned()));
+        let (clients, is_draining) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let process = Arc::new(Self { life, filler, gateway, cache, clients, is_draining });
+        world.state().processes.push(process.clone());
+        Some(process)
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+
+    /// Stops in good order: buys nothing more, answers its clients, settles its fills, and exits; at
+    /// the latest after the hard stop of a paid call.
+    pub(super) async fn stop(&self, world: &World) {
+        if self.is_draining.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        world.note(|| format!("{} is told to stop", self.life.name()));
+        if !world.calm.is_cancelled() {
+            world.count("stops in times of trouble");
+        }
+        self.filler.drain();
+        let latest = Instant::now() + Duration::from_secs(190);
+        let settled = async {
+            self.filler.settled().await;
+            while self.clients.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(ms(100)).await;
+            }
+        };
+        let in_order = tokio::select! {
+            biased;
+            () = self.life.dead.cancelled() => return,
+            in_time = tokio::time::timeout_at(latest, settled) => in_time.is_ok(),
+        };
+        if in_order {
+            world.expect(self.check_idle());
+        }
+        world.count(if in_order { "exits in good order" } else { "exits with open calls" });
+        world.note(|| format!("{} exits, in good order: {in_order}", self.life.name()));
+        self.life.die();
+    }
+
+    /// Nothing is under way and nothing is left behind.
+    pub(super) fn check_idle(&self) -> Result<(), String> {
+        let load = self.filler.load();
+        let held = self.life.held.load(Ordering::Relaxed);
+        if load == (0, 0, 0, 0) && held == 0 {
+            return Ok(());
+        }
+        Err(format!(
+            "{} is idle, but has (fills, waiters, calls, queued) = {load:?} and {held} calls with the upstream",
+            self.life.name()
+        ))
+    }
+}

@@ -1,0 +1,433 @@
+//! The promises, checked after every step against what the world knows and its processes do not.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use granary_kit::model::{Balance, Served, check_charges};
+use tokio::task::Id;
+
+use super::NAMESPACE;
+use super::clients::{CREDITS, ROOT};
+use super::process::{Life, Purchase, URL_TTL};
+use super::sales::{Sold, number_of};
+use super::world::World;
+use crate::error::GatewayError;
+use crate::gateway::CropReply;
+use crate::key::CacheKey;
+use crate::ledger::memory::{Book, Row};
+use crate::ledger::{Booking, CallId, CallState, LedgerError, Reservation, Reserved};
+use crate::picture::ObjectName;
+
+/// How long a URL is dead before its result counts as gone: a quarter of an hour, as far as a fetch
+/// that takes half a minute can tell.
+const DEAD_FOR: Duration = Duration::from_secs(14 * 60);
+
+/// Was the answer of a call in this state booked?
+fn is_booked(row: &Row) -> bool {
+    let booked = [CallState::Answered, CallState::Stored, CallState::Unfetchable, CallState::Lost];
+    booked.contains(&row.state) && !row.adopted
+}
+
+impl World {
+    /// What must hold at any time: every row agrees with what the upstream charged for it, every
+    /// ledger as a whole, every counter with its rows, and no budget is overspent.
+    pub(super) fn check(&self) {
+        let ledgers = self.state().ledgers.len();
+        for number in 0..ledgers {
+            if let Err(what) = self.check_ledger(number) {
+                self.violate(what);
+            }
+        }
+    }
+
+    fn check_ledger(&self, number: usize) -> Result<(), String> {
+        let ledger = self.ledger(number);
+        let book = ledger.book();
+        let mut state = self.state();
+        let present = (book.version, state.sales.len());
+        if std::mem::replace(&mut state.checked[number], present) == present {
+            return Ok(());
+        }
+        let mut balance = Balance::default();
+        let mut charged: BTreeMap<CallId, u64> = BTreeMap::new();
+        for sale in state.sales.iter().filter(|sale| sale.ledger == number) {
+            *charged.entry(sale.row).or_default() += u64::from(sale.is_charged);
+            balance.charges += u64::from(sale.is_charged);
+        }
+        let unknown = book.rows.iter().filter(|row| row.state == CallState::Unknown);
+        state.doubted.extend(unknown.map(|row| (number, row.id)));
+        drop(state);
+        for row in &book.rows {
+            let charges = charged.get(&row.id).copied();
+            let agrees = match row.state {
+                CallState::Reserved => charges.is_none(),
+                CallState::Released | CallState::Refused | CallState::Failed => charges.unwrap_or(0) == 0,
+                CallState::Sent | CallState::Unknown => charges.unwrap_or(0) <= 1,
+                _ if row.adopted => charges.is_none(),
+                _ => charges == Some(1),
+            };
+            if !agrees {
+                let state = row.state.as_str();
+                return Err(format!(
+                    "ledger {number}: row {} is {state}, and charges are {charges:?}",
+                    row.id.0
+                ));
+            }
+            balance.booked += u64::from(is_booked(row));
+            balance.unknown += u64::from(row.state == CallState::Unknown);
+            balance.open += u64::from(row.state == CallState::Sent);
+        }
+        balance.check().map_err(|what| format!("ledger {number}: {what}"))?;
+        self.check_counters(&book)
+    }
+
+    fn check_counters(&self, book: &Book) -> Result<(), String> {
+        let mut sums: BTreeMap<(String, String), i64> = BTreeMap::new();
+        for row in book.rows.iter().filter(|row| row.state.counts_credits() && !row.adopted) {
+            for counter in row.counters() {
+                *sums.entry(counter).or_default() += row.bought.credits as i64;
+            }
+        }
+        for (counter @ (scope, window), &credits) in &book.spent {
+            let sum = sums.remove(counter).unwrap_or(0);
+            if sum != credits {
+                return Err(format!("the counter of {scope} in {window} is {credits}, its rows say {sum}"));
+            }
+            let is_day = window.len() == "2026-11-22".len();
+            if let Some(limit) = self.teams.limit(scope, is_day).filter(|&limit| credits > limit as i64) {
+                return Err(format!("{scope} spent {credits} of {limit} in {window}"));
+            }
+        }
+        match sums.first_key_value() {
+            Some(((scope, window), sum)) => Err(format!("{scope} in {window} has {sum} and no counter")),
+            None => Ok(()),
+        }
+    }
+
+    /// A reservation was decided. Whoever wins may buy, so everything bought before must have come
+    /// to an end that permits it.
+    pub(super) fn was_reserved(
+        &self,
+        life: &Life,
+        wanted: &Reservation,
+        reserved: &Reserved,
+        task: Option<Id>,
+    ) {
+        let Reserved::Won(won) = reserved else {
+            self.count(match reserved {
+                Reserved::Held(_) => "reservations held",
+                Reserved::Stored(_) => "reservations that found it stored",
+                Reserved::Resting { .. } => "reservations of a resting key",
+                Reserved::OverBudget(_) => "reservations over budget",
+                Reserved::Frozen(_) => "reservations frozen",
+                Reserved::Won(_) => "reservations won",
+            });
+            return;
+        };
+        self.count("reservations won");
+        let key = wanted.key;
+        self.note(|| {
+            let (row, name) = (won.id.0, self.teams.name_of(key));
+            format!(
+                "{} reserves {name} for {}: row {row}, generation {}",
+                life.name(),
+                wanted.team,
+                won.generation
+            )
+        });
+        if let Some((row, state)) = self.bought_before(life.ledger, wanted) {
+            let (name, state) = (self.teams.name_of(key), state.as_str());
+            self.violate(format!("{} may buy {name}, for which row {} is {state}", life.name(), row.0));
+        }
+        self.state().owners.insert((life.ledger, won.id), life.number);
+        let is_permanent = self.is_permanent(key, won.generation);
+        life.won(key, won.id, won.generation, task, is_permanent);
+    }
+
+    /// A charged call of the key that has not come to an end which permits another.
+    fn bought_before(&self, number: usize, wanted: &Reservation) -> Option<(CallId, CallState)> {
+        let ledger = self.ledger(number);
+        let book = ledger.book();
+        let state = self.state();
+        let sales = state.sales.iter().filter(|sale| sale.ledger == number && sale.key == wanted.key);
+        let rows = sales.filter(|sale| sale.is_charged).filter_map(|sale| book.row(sale.row));
+        let mut bought = rows.filter(|row| match row.state {
+            CallState::Unknown | CallState::Unfetchable | CallState::Lost => false,
+            CallState::Stored => !wanted.refresh && !row.late,
+            _ => !row.late,
+        });
+        bought.next().map(|row| (row.id, row.state))
+    }
+
+    /// Does the store have a result that stands in the way of this generation?
+    fn is_permanent(&self, key: CacheKey, generation: u64) -> bool {
+        let record = self.store.record(NAMESPACE, key).ok().flatten();
+        record.is_some_and(|record| {
+            record.generation >= generation
+                && record.object().is_some_and(|object| self.store.has_object(object))
+        })
+    }
+
+    /// The tail is about to go: the journal says so, and nothing permanent is bought again.
+    pub(super) fn check_tail(&self, life: &Life, key: CacheKey, purchase: Option<&Purchase>) {
+        let name = self.teams.name_of(key);
+        let Some(purchase) = purchase.filter(|purchase| purchase.is_permitted) else {
+            return self.violate(format!("{} pays for {name}, and the ledger has not let it", life.name()));
+        };
+        let state = self.ledger(life.ledger).book().row(purchase.id).map(|row| row.state);
+        // `unknown` when somebody has declared the process dead meanwhile.
+        if !matches!(state, Some(CallState::Sent | CallState::Unknown)) {
+            let row = purchase.id.0;
+            self.violate(format!("{} pays for {name} by row {row}, which is {state:?}", life.name()));
+        }
+        let is_permanent = purchase.was_permanent && self.is_permanent(key, purchase.generation);
+        if is_permanent && !purchase.is_excused {
+            self.violate(format!("{} buys {name}, which was permanent before it was reserved", life.name()));
+        }
+    }
+
+    /// A call was booked, or not.
+    pub(super) fn was_booked(
+        &self,
+        life: &Life,
+        id: CallId,
+        from: Option<CallState>,
+        booking: &Booking,
+        booked: &Result<(), LedgerError>,
+    ) {
+        let state = booking.state();
+        let from = from.map_or("nothing", CallState::as_str);
+        self.note(|| {
+            let outcome = booked.as_ref().err().map_or("done".to_owned(), ToString::to_string);
+            format!("{} books row {} from {from} to {}: {outcome}", life.name(), id.0, state.as_str())
+        });
+        if booked.is_err() {
+            return self.count("bookings that contradict the ledger");
+        }
+        if from == "unknown" && state != CallState::Unknown {
+            self.count("answers booked late");
+        }
+        self.count(&format!("booked: {}", state.as_str()));
+        if state == CallState::Unfetchable && from != state.as_str() {
+            self.check_unfetchable(life, id);
+        }
+    }
+
+    /// A result is given up only when its URL has been dead for long, or should be.
+    fn check_unfetchable(&self, life: &Life, id: CallId) {
+        let ledger = self.ledger(life.ledger);
+        let answered_at = ledger.book().row(id).and_then(|row| row.answered_at);
+        let age = answered_at.and_then(|at| Duration::try_from(self.wall().duration_since(at)).ok());
+        // The clock that people turn may be behind.
+        let is_old = age.is_some_and(|age| age >= URL_TTL);
+        let state = self.state();
+        let sale = state.sales.iter().find(|sale| sale.ledger == life.ledger && sale.row == id);
+        let is_gone = sale.is_some_and(|sale| sale.was_dead_for(DEAD_FOR));
+        drop(state);
+        if !is_gone && !is_old {
+            self.violate(format!("{} gives up row {}, whose result can be had", life.name(), id.0));
+        }
+    }
+
+    /// A client was answered.
+    pub(super) fn was_answered(&self, key: CacheKey, outcome: &Result<CropReply, GatewayError>) {
+        match outcome {
+            Ok(reply) => {
+                if let Err(what) = self.check_reply(key, reply) {
+                    self.violate(what);
+                }
+            }
+            Err(error @ (GatewayError::Bug | GatewayError::Request(_))) => {
+                self.violate(format!("a client was told {error:?}"));
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// What a client is told is the result of a purchase of this key, which is in the book and whose
+    /// bytes are kept.
+    fn check_reply(&self, key: CacheKey, reply: &CropReply) -> Result<(), String> {
+        let (record, name) = (&reply.record, self.teams.name_of(key));
+        let number = number_of(&record.upstream_request_id).ok_or("a reply of no sale")?;
+        let (ledger, row, object, bytes) = {
+            let state = self.state();
+            let sale = state.sales.get(number).ok_or("a reply of no sale")?;
+            if (sale.key, record.key) != (key, key) {
+                return Err(format!("a client asked for {name} and was told R{number}"));
+            }
+            (sale.ledger, sale.row, sale.object(), sale.bytes.clone())
+        };
+        let path = object.path();
+        if record.object() != Some(object) || !reply.body.contains(&format!("\"{ROOT}/{path}\"")) {
+            return Err(format!("R{number} was told with another URL than its own"));
+        }
+        let row = self.ledger(ledger).book().row(row).cloned().ok_or("a reply of no row")?;
+        if row.answered_at.is_none() {
+            let state = row.state.as_str();
+            return Err(format!(
+                "a client was told R{number}, whose row {} is {state}: not booked",
+                row.id.0
+            ));
+        }
+        let is_kept = self.store.has_object(object);
+        let has_record = self.store.record(NAMESPACE, key).is_ok_and(|record| record.is_some());
+        let mut state = self.state();
+        let is_taken = state.taken.contains(&path);
+        state.archive.told(&name, &path, &bytes)?;
+        if is_taken {
+            state.archive.lost(&path);
+        }
+        if !is_taken && (!is_kept || !has_record) {
+            return Err(format!("a client was told R{number}, which is not kept"));
+        }
+        Ok(())
+    }
+
+    /// A permanent URL was read.
+    pub(super) fn was_read(&self, object: ObjectName, read: &Result<bytes::Bytes, GatewayError>) {
+        let path = object.path();
+        let served = match read {
+            Ok(bytes) => Served::Bytes(bytes),
+            Err(GatewayError::ResultNotFound) => Served::NotThere,
+            Err(GatewayError::StoreUnavailable) => Served::Later,
+            Err(error) => return self.violate(format!("{path} was read, and the answer was {error:?}")),
+        };
+        let outcome = self.state().archive.served(&path, served);
+        self.expect(outcome);
+    }
+
+    /// At rest, while the processes that lived are still there: whoever got a complete reply and
+    /// lived on has booked it, whatever happened to its lease meanwhile; and nobody has left open
+    /// what it began.
+    pub(super) fn check_delivered(&self) {
+        let alive: Vec<usize> = self.alive().iter().map(|process| process.life.number).collect();
+        let mut broken = Vec::new();
+        for (number, ledger) in self.ledgers().iter().enumerate() {
+            for row in ledger.book().rows.iter().filter(|row| row.state.is_open()) {
+                let owner = self.state().owners.get(&(number, row.id)).copied();
+                if let Some(owner) = owner.filter(|owner| alive.contains(owner)) {
+                    let (row, state) = (row.id.0, row.state.as_str());
+                    broken.push(format!("p{owner} is idle, and its row {row} of ledger {number} is {state}"));
+                }
+            }
+        }
+        let state = self.state();
+        for (number, sale) in state.sales.iter().enumerate() {
+            let is_owner_alive = sale.delivered_to.is_some_and(|process| alive.contains(&process));
+            let Some(row) = state.ledgers[sale.ledger].book().row(sale.row).cloned() else { continue };
+            let is_booked = match sale.outcome {
+                Sold::Answer => row.answered_at.is_some(),
+                Sold::Refusal => row.state == CallState::Refused,
+                Sold::Failure => row.state == CallState::Failed,
+                Sold::Unknown(_) => row.state == CallState::Unknown,
+            };
+            if is_owner_alive && !is_booked {
+                let (outcome, row_state) = (sale.outcome, row.state.as_str());
+                broken.push(format!("R{number} ended as {outcome:?}, but row {} is {row_state}", row.id.0));
+            }
+        }
+        drop(state);
+        broken.into_iter().for_each(|what| self.violate(what));
+    }
+
+    /// At the end, after a last start on every ledger: nothing is open, everything that was answered
+    /// has its result, and no key was charged for more often than can be explained.
+    pub(super) fn check_at_rest(&self) {
+        for (number, ledger) in self.ledgers().into_iter().enumerate() {
+            let book = ledger.book();
+            if let Err(what) = self.check_rows_at_rest(number, &book) {
+                drop(book);
+                self.violate(format!("ledger {number} at rest: {what}"));
+            }
+        }
+    }
+
+    /// Where nobody died, or was thought to be dead, the metrics agree with the ledgers and with the
+    /// upstream to the unit.
+    pub(super) fn check_metrics(&self) {
+        const DEATHS: [&str; 7] = [
+            "crashes at a step",
+            "crashes from outside",
+            "exits with open calls",
+            "starts refused",
+            "starts beside a living process",
+            // Not deaths, but bookings whose word was lost: the process has left, or the result was lost.
+            "stops in times of trouble",
+            "bookings that contradict the ledger",
+        ];
+        if DEATHS.iter().any(|death| self.counted(death) > 0) {
+            return;
+        }
+        self.count("worlds without a death");
+        let ledgers = self.ledgers();
+        let count = |is_it: &dyn Fn(&Row) -> bool| -> u64 {
+            let books = ledgers.iter().map(|ledger| ledger.book());
+            books.map(|book| book.rows.iter().filter(|row| !row.adopted && is_it(row)).count() as u64).sum()
+        };
+        let mut expected = vec![
+            ("granary_credits_spent_total".to_owned(), CREDITS * count(&|row| row.answered_at.is_some())),
+            ("granary_upstream_attempts_total{outcome=\"ok\"}".to_owned(), {
+                let state = self.state();
+                state.sales.iter().filter(|sale| sale.outcome == Sold::Answer).count() as u64
+            }),
+        ];
+        for state in CallState::ALL.into_iter().filter(|state| !state.is_open() && *state != CallState::Lost)
+        {
+            // What was lost later was stored once.
+            let was =
+                |row: &Row| row.state == state || (row.state, state) == (CallState::Lost, CallState::Stored);
+            expected.push((format!("granary_fills_total{{state=\"{}\"}}", state.as_str()), count(&was)));
+        }
+        let text = String::from_utf8(self.metrics.render()).unwrap_or_default();
+        for (series, expected) in expected {
+            let lines = text.lines().filter(|line| line.starts_with(&series));
+            let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+            let value = values.sum::<f64>() as u64;
+            if value != expected {
+                self.violate(format!("{series} is {value}, and the ledgers and the upstream say {expected}"));
+            }
+        }
+    }
+
+    fn check_rows_at_rest(&self, number: usize, book: &Book) -> Result<(), String> {
+        let state = self.state();
+        let mut charges: BTreeMap<CacheKey, u64> = BTreeMap::new();
+        for sale in state.sales.iter().filter(|sale| sale.ledger == number && sale.is_charged) {
+            *charges.entry(sale.key).or_default() += 1;
+        }
+        let mut doubtful: BTreeMap<CacheKey, u64> = BTreeMap::new();
+        for row in &book.rows {
+            if row.state.is_open() {
+                return Err(format!("row {} is still {}", row.id.0, row.state.as_str()));
+            }
+            let sale = state.sales.iter().find(|sale| sale.ledger == number && sale.row == row.id);
+            // What was unknown once has let another call take the key, even if it was answered later.
+            let is_doubtful = row.bought.refresh
+                || state.doubted.contains(&(number, row.id))
+                || matches!(row.state, CallState::Unfetchable | CallState::Lost);
+            *doubtful.entry(row.bought.key).or_default() += u64::from(is_doubtful);
+            if row.answered_at.is_none() {
+                continue;
+            }
+            let Some(sale) = sale else { return Err(format!("row {} was answered by nobody", row.id.0)) };
+            match row.state {
+                CallState::Stored | CallState::Lost => {
+                    let object = row.record.as_ref().and_then(|record| record.object());
+                    if object != Some(sale.object()) {
+                        return Err(format!("row {} has another result than it bought", row.id.0));
+                    }
+                    let is_taken = state.taken.contains(&sale.object().path());
+                    if !is_taken && !self.store.has_object(sale.object()) {
+                        return Err(format!("the result of row {} is not kept", row.id.0));
+                    }
+                }
+                CallState::Unfetchable => {}
+                other => return Err(format!("row {} was answered, and is {}", row.id.0, other.as_str())),
+            }
+        }
+        for (key, charges) in charges {
+            check_charges(&self.teams.name_of(key), charges, doubtful.get(&key).copied().unwrap_or(0))?;
+        }
+        Ok(())
+    }
+}
