@@ -106,19 +106,21 @@ impl App {
         let ledger = open_ledger(&config, &state, clock.clone())?;
         let bare = store::open(&config.store).await?;
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
-        let is_ours = {
-            let guard = guard.clone();
-            move || guard.is_open()
-        };
-        let spool = Spool::new(bare, ledger.clone(), is_ours, spool_config(&config, &state));
+        let spool = Spool::new(bare, ledger.clone(), guard.clone(), spool_config(&config, &state));
         let store: Arc<dyn Store> = spool.clone();
         let (stopping, closed) = (CancellationToken::new(), CancellationToken::new());
         let stopped = CancellationToken::new();
-        if config.store.kind == StoreKind::S3 {
-            store::prove_bucket(store.clone(), stopping.clone()).await?;
-        }
+        let prove = async {
+            match config.store.kind {
+                StoreKind::S3 => store::prove_bucket(store.clone(), stopping.clone()).await,
+                StoreKind::Local => Ok(()),
+            }
+        };
         // A dependency that hangs must not keep hits from being served.
-        if tokio::time::timeout(START_PATIENCE, guard.look()).await.is_err() {
+        let look = tokio::time::timeout(START_PATIENCE, guard.look());
+        let (proved, looked) = tokio::join!(prove, look);
+        proved?;
+        if looked.is_err() {
             tracing::warn!("the archive's markers could not be compared yet; nothing is bought");
         }
         let watched = guard.clone();

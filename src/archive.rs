@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use async_trait::async_trait;
 use uuid::Uuid;
 
 /// 122 random bits, written as 32 hexadecimal digits. No secret.
@@ -19,6 +20,13 @@ pub struct Membership {
     pub archive: ArchiveId,
     /// Has the store been seen to carry the same id? Until then nothing was ever bought.
     pub is_settled: bool,
+}
+
+/// Tells whether a store is the one that the ledger belongs to.
+#[async_trait]
+pub trait ArchiveCheck: Send + Sync {
+    /// As of a moment ago, by asking both; no when one of them cannot be asked.
+    async fn is_ours(&self) -> bool;
 }
 
 impl ArchiveId {

@@ -25,7 +25,7 @@ use crate::crash::crash_point;
 use crate::error::{Fault, GatewayError};
 use crate::fill::machine::FillSource;
 use crate::fill::{Filler, Seat, Wanted};
-use crate::guard::{ArchiveGuard, Standing};
+use crate::guard::ArchiveGuard;
 use crate::key::CacheKey;
 use crate::ledger::Ledger;
 use crate::ledger::budget::Used;
@@ -153,7 +153,7 @@ impl Gateway {
         match self.parts.cache.object(object, &*self.parts.store).await {
             Ok(Some(bytes)) => Ok(bytes),
             // In another bucket than ours nothing is known to be absent.
-            Ok(None) if self.is_in_another_archive().await => Err(GatewayError::ArchiveGuard),
+            Ok(None) if !self.parts.guard.confirm().await => Err(GatewayError::ArchiveGuard),
             Ok(None) => Err(GatewayError::ResultNotFound),
             Err(error) => {
                 tracing::error!(%error, object = %object.path(), "a result cannot be read");
@@ -214,7 +214,7 @@ impl Gateway {
         let Some(object) = record.object() else { return Ok(false) };
         match self.parts.store.has_object(object).await {
             Ok(true) | Err(_) => Ok(true),
-            Ok(false) if self.is_in_another_archive().await => Err(GatewayError::ArchiveGuard),
+            Ok(false) if !self.parts.guard.confirm().await => Err(GatewayError::ArchiveGuard),
             Ok(false) => {
                 tracing::error!(key = %record.key, object = %object.path(), "the store has lost a result");
                 // Without the booking, buying again would meet the old row; and its URL is dead.
@@ -225,11 +225,6 @@ impl Gateway {
                 Ok(false)
             }
         }
-    }
-
-    /// Something is missing: is that because this store is not the ledger's?
-    async fn is_in_another_archive(&self) -> bool {
-        matches!(self.parts.guard.look_again().await, Standing::Closed(_))
     }
 
     /// A record the ledger does not know becomes a row, so that the next look-up is shorter.

@@ -15,9 +15,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::time::Instant;
 
-use crate::archive::{ArchiveId, Membership};
+use crate::archive::{ArchiveCheck, ArchiveId, Membership};
 use crate::ledger::{Ledger, LedgerError};
 use crate::store::{Store, StoreError};
 
@@ -29,8 +30,16 @@ pub struct ArchiveGuard {
     ledger: Arc<dyn Ledger>,
     store: Arc<dyn Store>,
     standing: Mutex<Standing>,
-    /// When it was last looked; held while looking, so that many who ask share one look.
-    looked: tokio::sync::Mutex<Option<Instant>>,
+    /// When it was last looked, and whether both could be asked; held while looking, so that many who
+    /// ask share one look.
+    looked: tokio::sync::Mutex<Option<Look>>,
+}
+
+/// A look, and whether both could be asked.
+#[derive(Clone, Copy)]
+struct Look {
+    when: Instant,
+    was_answered: bool,
 }
 
 /// What is known of ledger and store.
@@ -65,6 +74,12 @@ pub enum Mismatch {
         /// The store's archive.
         store: ArchiveId,
     },
+    /// What is under the marker's name is not one.
+    #[error(
+        "what the store has under the name `archive` is no marker of ours: it is damaged, or somebody else's; \
+         look at it, and remove it before adopting"
+    )]
+    StoreMarkedOtherwise,
     /// Each has another.
     #[error(
         "the ledger belongs to archive {ledger}, and the store is archive {store}: one of them is of another \
@@ -142,13 +157,14 @@ impl ArchiveGuard {
         self.look_now(&mut looked).await
     }
 
-    /// As [`look`](Self::look), unless that was done a moment ago: for whoever finds something missing.
-    pub async fn look_again(&self) -> Standing {
+    /// Do they belong together, as of a moment ago? For whoever finds something missing, or is about to
+    /// write: what cannot be asked is not known, whatever it was before.
+    pub async fn confirm(&self) -> bool {
         let mut looked = self.looked.lock().await;
-        if looked.is_some_and(|when| when.elapsed() < LOOK_PAUSE) {
-            return self.standing();
+        if looked.is_none_or(|look| look.when.elapsed() >= LOOK_PAUSE) {
+            self.look_now(&mut looked).await;
         }
-        self.look_now(&mut looked).await
+        looked.is_some_and(|look| look.was_answered) && self.is_open()
     }
 
     /// Looks from time to time, for ever; more often while nothing is known.
@@ -177,22 +193,29 @@ impl ArchiveGuard {
             None => self.store.mark_archive(wanted).await?,
         };
         self.ledger.settle_archive(archive).await?;
-        *looked = Some(Instant::now());
+        *looked = Some(Look { when: Instant::now(), was_answered: true });
         self.learn(Standing::Open(archive));
         Ok(Adoption { found, archive })
     }
 
-    async fn look_now(&self, looked: &mut Option<Instant>) -> Standing {
-        match self.found().await {
+    async fn look_now(&self, looked: &mut Option<Look>) -> Standing {
+        let found = self.found().await;
+        let was_answered = found.is_ok();
+        match found {
             Ok(standing) => self.learn(standing),
             Err(error) => tracing::warn!(%error, "the archive's markers cannot be compared"),
         }
-        *looked = Some(Instant::now());
+        *looked = Some(Look { when: Instant::now(), was_answered });
         self.standing()
     }
 
     async fn found(&self) -> Result<Standing, GuardError> {
-        let (membership, store) = self.read().await?;
+        let (membership, store) = match self.read().await {
+            Err(GuardError::Store(StoreError::Corrupt(_))) => {
+                return Ok(Standing::Closed(Mismatch::StoreMarkedOtherwise));
+            }
+            read => read?,
+        };
         let archive = match judge(membership, store) {
             Finding::Apart(mismatch) => return Ok(Standing::Closed(mismatch)),
             Finding::Pair(archive, true) => return Ok(Standing::Open(archive)),
@@ -234,12 +257,23 @@ impl ArchiveGuard {
     }
 }
 
+#[async_trait]
+impl ArchiveCheck for ArchiveGuard {
+    async fn is_ours(&self) -> bool {
+        self.confirm().await
+    }
+}
+
 /// Says whether ledger and store belong together, and changes nothing.
 ///
 /// # Errors
 /// [`GuardError`]: one of them could not be asked.
 pub async fn compare(ledger: &dyn Ledger, store: &dyn Store) -> Result<Option<Mismatch>, GuardError> {
-    match judge(ledger.archive().await?, store.archive().await?) {
+    let store = match store.archive().await {
+        Err(StoreError::Corrupt(_)) => return Ok(Some(Mismatch::StoreMarkedOtherwise)),
+        read => read?,
+    };
+    match judge(ledger.archive().await?, store) {
         Finding::Apart(mismatch) => Ok(Some(mismatch)),
         Finding::New | Finding::Begun(_) | Finding::Pair(..) => Ok(None),
     }

@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 pub use self::copier::Copier;
 use self::room::Room;
-use crate::archive::ArchiveId;
+use crate::archive::{ArchiveCheck, ArchiveId};
 use crate::key::{CacheKey, Digest};
 use crate::ledger::{Ledger, LedgerError};
 use crate::picture::ObjectName;
@@ -56,35 +56,25 @@ pub struct Spool {
     is_away: AtomicBool,
     /// A write failed, so that something will wait soon.
     refused: Notify,
-    is_ours: Box<IsOurs>,
+    check: Arc<dyn ArchiveCheck>,
 }
 
-/// Is this store known to be the one that the ledger belongs to?
-type IsOurs = dyn Fn() -> bool + Send + Sync;
-
 impl Spool {
-    /// Around `store`, with what waits in `ledger`. Nothing is written to the store unless `is_ours`
+    /// Around `store`, with what waits in `ledger`. Nothing is written to the store unless `check`
     /// says that it is the ledger's: in another one, what was paid for would be lost.
     pub fn new(
         store: Arc<dyn Store>,
         ledger: Arc<dyn Ledger>,
-        is_ours: impl Fn() -> bool + Send + Sync + 'static,
+        check: Arc<dyn ArchiveCheck>,
         config: SpoolConfig,
     ) -> Arc<Self> {
         let (is_away, refused) = (AtomicBool::new(false), Notify::new());
-        Arc::new(Self {
-            store,
-            ledger,
-            room: Room::new(config),
-            is_away,
-            refused,
-            is_ours: Box::new(is_ours),
-        })
+        Arc::new(Self { store, ledger, room: Room::new(config), is_away, refused, check })
     }
 
     /// Refuses to write where what is written might never be found again.
-    fn check_ours(&self) -> Result<(), StoreError> {
-        if (self.is_ours)() {
+    async fn check_ours(&self) -> Result<(), StoreError> {
+        if self.check.is_ours().await {
             return Ok(());
         }
         Err(StoreError::Unavailable("it is not known to be the store that the ledger belongs to".into()))
@@ -127,8 +117,8 @@ fn not_said(error: &LedgerError) -> StoreError {
 #[async_trait]
 impl Store for Spool {
     async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
-        self.check_ours()?;
         self.check_not_away()?;
+        self.check_ours().await?;
         self.learn(self.store.put_object(name, bytes).await)
     }
 
@@ -157,8 +147,8 @@ impl Store for Spool {
     }
 
     async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
-        self.check_ours()?;
         self.check_not_away()?;
+        self.check_ours().await?;
         self.learn(self.store.put_record(record).await)
     }
 

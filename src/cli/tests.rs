@@ -203,6 +203,16 @@ fn check_live_spend_buys_one_crop_and_shows_the_answer_without_its_address() {
     let spent = check(&["check", "--live"]).stdout;
     assert!(spent.contains("has 2 calls"), "both are booked: {spent}");
 
+    // What a run that was broken off left open does not keep the next one waiting for ever.
+    let ledger = rusqlite::Connection::open(directory.path().join("state/ledger.sqlite")).unwrap();
+    ledger.execute_batch("UPDATE calls SET state = 'sent', ended_at = NULL WHERE id = 2").unwrap();
+    drop(ledger);
+    let Outcome { code, stderr, .. } = check(&["check", "--live", "--spend"]);
+    assert!(code == 1 && stderr.contains("is not bought again before"), "{stderr}");
+    let ledger = rusqlite::Connection::open(directory.path().join("state/ledger.sqlite")).unwrap();
+    ledger.execute_batch("DELETE FROM calls WHERE state = 'unknown'").unwrap();
+    drop(ledger);
+
     upstream.on_next(granary_kit::ailab::Behaviour::refuse(422, "ERROR_LOW_RESOLUTION"));
     let Outcome { code, stderr, .. } = check(&["check", "--live", "--spend"]);
     assert_eq!(code, 1);

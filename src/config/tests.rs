@@ -476,7 +476,7 @@ fn limits_have_limits() {
             "upstream.concurrency: is 0; write a number from 1 to 1000",
             "upstream.queue: is 9999999; write a number from 0 to",
             "upstream.credits_per_call: is 0; write a number from 1 to",
-            "upstream.result_max_bytes: is 2147483648; write a number from 1 to 1073741824",
+            "upstream.result_max_bytes: is 2147483648; write a number from 1 to 67108864",
         ],
     );
     check(

@@ -110,7 +110,7 @@ async fn a_ledger_of_another_world_closes_until_it_is_adopted() {
 }
 
 #[tokio::test]
-async fn what_comes_back_opens_by_itself_and_what_cannot_be_asked_changes_nothing() {
+async fn what_comes_back_opens_by_itself_and_a_damaged_marker_closes() {
     let place = Place::new();
     let guard = place.guard("ledger", "store");
     let archive = opened(&guard).await;
@@ -118,10 +118,13 @@ async fn what_comes_back_opens_by_itself_and_what_cannot_be_asked_changes_nothin
     let bytes = std::fs::read(&marker).unwrap();
 
     std::fs::write(&marker, "damaged").unwrap();
-    assert_eq!(guard.look().await, Standing::Open(archive), "it cannot be read, and was right before");
+    let closed = Standing::Closed(Mismatch::StoreMarkedOtherwise);
+    assert_eq!(guard.look().await, closed);
     assert!(guard.adopt().await.is_err(), "and nothing is made of it");
     let fresh = place.guard("ledger", "store");
-    assert_eq!(fresh.look().await, Standing::Unknown, "a process that never knew buys nothing");
+    assert_eq!(fresh.look().await, closed);
+    let compared = compare(&*place.ledger("ledger"), &*place.store("store")).await.unwrap();
+    assert_eq!(compared, Some(Mismatch::StoreMarkedOtherwise));
 
     place.unmark("store");
     assert!(matches!(guard.look().await, Standing::Closed(_)));
@@ -137,7 +140,26 @@ async fn many_who_miss_something_share_a_look() {
     opened(&guard).await;
     tokio::time::pause();
     place.unmark("store");
-    assert!(matches!(guard.look_again().await, Standing::Open(_)), "it has just been looked");
+    assert!(guard.confirm().await, "it has just been looked");
     tokio::time::advance(LOOK_PAUSE).await;
-    assert!(matches!(guard.look_again().await, Standing::Closed(_)));
+    assert!(!guard.confirm().await);
+}
+
+#[tokio::test]
+async fn what_cannot_be_asked_is_not_known_though_it_was_before() {
+    let place = Place::new();
+    let guard = place.guard("ledger", "store");
+    let archive = opened(&guard).await;
+    tokio::time::pause();
+    tokio::time::advance(LOOK_PAUSE).await;
+    // As when a volume is not mounted any more: nothing can be said of the marker.
+    let records = place.0.path().join("store/records");
+    std::fs::rename(&records, place.0.path().join("elsewhere")).unwrap();
+    std::fs::rename(place.0.path().join("store/archive"), place.0.path().join("marker")).unwrap();
+    assert!(!guard.confirm().await, "nothing is written, and nothing believed to be absent");
+    assert_eq!(guard.standing(), Standing::Open(archive), "and no alarm");
+    std::fs::rename(place.0.path().join("elsewhere"), &records).unwrap();
+    std::fs::rename(place.0.path().join("marker"), place.0.path().join("store/archive")).unwrap();
+    tokio::time::advance(LOOK_PAUSE).await;
+    assert!(guard.confirm().await);
 }

@@ -162,13 +162,9 @@ impl Process {
         let cache = Arc::new(MemoryCache::new(1 << 30));
         let bare: Arc<dyn Store> = Arc::new(StoreLine(line(Place::Store)));
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
-        let is_ours = {
-            let guard = guard.clone();
-            move || guard.is_open()
-        };
         let config =
             SpoolConfig { disk: None, max_bytes: 2 << 30, result_max_bytes: 32 << 20, is_remote: true };
-        let spool = Spool::new(bare, ledger.clone(), is_ours, config);
+        let spool = Spool::new(bare, ledger.clone(), guard.clone(), config);
         let store: Arc<dyn Store> = spool.clone();
         let ready = Self::make_ready(guard.clone(), store.clone());
         tokio::spawn(life.dead.clone().run_until_cancelled_owned(ready));

@@ -302,7 +302,7 @@ impl World {
             Ok(bytes) => Served::Bytes(bytes),
             Err(GatewayError::ResultNotFound) if waited_elsewhere => Served::Later,
             Err(GatewayError::ResultNotFound) => Served::NotThere,
-            Err(GatewayError::StoreUnavailable) => Served::Later,
+            Err(GatewayError::StoreUnavailable | GatewayError::ArchiveGuard) => Served::Later,
             Err(error) => return self.violate(format!("{path} was read, and the answer was {error:?}")),
         };
         let outcome = self.state().archive.served(&path, served);
@@ -415,7 +415,10 @@ impl World {
             }
             let sale = state.sales.iter().find(|sale| sale.ledger == number && sale.row == row.id);
             // What was unknown once has let another call take the key, even if it was answered later.
+            // What came second to a record of another ledger's leaves the key to a row that is adopted
+            // as soon as it can be: until then only the store knows of it, and may be away.
             let is_doubtful = row.bought.refresh
+                || row.late
                 || state.doubted.contains(&(number, row.id))
                 || matches!(row.state, CallState::Unfetchable | CallState::Lost);
             *doubtful.entry(row.bought.key).or_default() += u64::from(is_doubtful);

@@ -151,11 +151,13 @@ async fn copy(spool: Arc<Spool>, spooled: Spooled) -> Result<(), CopyError> {
     if bytes.len() as u64 > MAX_OBJECT_BYTES {
         return Err(damaged("its result is longer than any store takes"));
     }
-    spool.check_ours().map_err(CopyError::Store)?;
+    spool.check_ours().await.map_err(CopyError::Store)?;
     crash_point("CP22");
     spool.store.put_object(name, bytes).await?;
     crash_point("CP24");
     let standing = spool.store.put_record(&record).await?;
+    // In another store than ours what was just written would never be found again.
+    spool.check_ours().await.map_err(CopyError::Store)?;
     crash_point("CP40");
     spool.ledger.unspool(id, &standing).await?;
     crash_point("CP40");

@@ -92,6 +92,16 @@ impl Store for Shaky {
     }
 }
 
+/// It is never another store.
+struct Always;
+
+#[async_trait]
+impl ArchiveCheck for Always {
+    async fn is_ours(&self) -> bool {
+        true
+    }
+}
+
 /// A spool between a real ledger and a store.
 struct Rig<S> {
     spool: Arc<Spool>,
@@ -123,7 +133,12 @@ impl<S: Store + 'static> Rig<S> {
         let file = folder.path().join("ledger.db");
         let ledger = Arc::new(SqliteLedger::open(&file, Clock::system(), TimeZone::UTC).unwrap());
         let store = Arc::new(store);
-        Self { spool: Spool::new(store.clone(), ledger.clone(), || true, config), ledger, store, folder }
+        Self {
+            spool: Spool::new(store.clone(), ledger.clone(), Arc::new(Always), config),
+            ledger,
+            store,
+            folder,
+        }
     }
 
     async fn reserve(&self, n: u32) -> CallId {

@@ -217,3 +217,63 @@ async fn what_was_paid_for_is_not_put_where_it_would_never_be_found() {
     assert!(world.bucket.names().iter().any(|name| name.starts_with("granary/test/results/")));
     assert_eq!(world.charges(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_the_bucket_is_not_brought_to_another_that_comes_in_its_place() {
+    let mut world = World::new().await;
+    let process = world.start().await;
+    let kept = crop(&process, 100).await.result_url();
+    world.bucket.go_down().await;
+    let waiting = crop(&process, 101).await.result_url();
+    assert_eq!(metric(&process.admin_url(), "granary_spool_objects").await, 1.0);
+
+    // Somebody makes a new bucket of that name; the right one comes back later.
+    let names = world.bucket.names();
+    let all: Vec<_> = names.iter().map(|name| (name, world.bucket.object(name).unwrap().bytes)).collect();
+    world.bucket.empty();
+    world.bucket.come_back().await;
+    until("the guard to close", async || metric(&process.admin_url(), GUARD).await == 0.0).await;
+    assert_eq!(client::get(&waiting).await.unwrap().status, 200, "it waits on, and is served");
+    assert_eq!(metric(&process.admin_url(), "granary_spool_objects").await, 1.0);
+    assert!(world.bucket.names().iter().all(|name| !name.contains("/results/")), "nothing was brought there");
+    assert_eq!(client::get(&kept).await.unwrap().status, 503, "and nothing is believed to be lost");
+
+    for (name, bytes) in all {
+        world.bucket.set(name, bytes);
+    }
+    until("the result to come where it belongs", async || {
+        metric(&process.admin_url(), "granary_spool_objects").await == 0.0
+    })
+    .await;
+    assert_eq!(metric(&process.admin_url(), GUARD).await, 1.0);
+    for url in [&kept, &waiting] {
+        assert_eq!(client::get(url).await.unwrap().status, 200);
+    }
+    assert_eq!(world.charges(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_a_marker_that_is_not_ours_nothing_is_believed_to_be_lost() {
+    let world = World::new().await;
+    let mut process = world.start().await;
+    let url = crop(&process, 100).await.result_url();
+    process.kill().await;
+
+    world.bucket.set("granary/tset/archive", "tar");
+    let mut process = world.with_prefix("granary/tset").start().await.unwrap();
+    assert_eq!(client::get(&url).await.unwrap().status, 503);
+    is_refused(&process, 100).await;
+    let adopt = world.with_prefix("granary/tset").args(["adopt"]);
+    process.kill().await;
+    let adopted = adopt.run(Duration::from_secs(60)).await;
+    assert_eq!(adopted.status.code(), Some(1));
+    assert!(adopted.stderr.contains("marker archive"), "{}", adopted.stderr);
+
+    let process = world.start().await;
+    assert_eq!(
+        cache_status(&crop(&process, 100).await),
+        "granary; hit; detail=ledger",
+        "nothing was booked as lost"
+    );
+    assert_eq!((client::get(&url).await.unwrap().status, world.charges()), (200, 1));
+}

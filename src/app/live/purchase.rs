@@ -59,7 +59,10 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
         guard,
         clock: Clock::system(),
     };
+    // What an earlier process left open comes first: it may be this very purchase.
+    let recovery = parts.ledger.recover().await.context("the ledger cannot be read")?;
     let filler = Filler::new(parts, fill_config(config), &[]);
+    filler.resume(recovery);
     let before = upstream.credits_left().await;
     let order =
         Order { image: Bytes::from_static(PICTURE), format: ImageFormat::Jpeg, width: WIDTH, height: HEIGHT };
@@ -72,7 +75,9 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
     };
     let team = Arc::new(Team { name: TEAM.to_owned(), ..Team::local() });
     let patience = config.upstream.hard_stop + Duration::from_secs(60);
-    let outcome = filler.join(wanted, Seat { team, deadline: Instant::now() + patience }).outcome().await;
+    let deadline = Instant::now() + patience;
+    let ticket = filler.join(wanted, Seat { team, deadline });
+    let outcome = tokio::time::timeout_at(deadline, ticket.outcome()).await;
     let after = upstream.credits_left().await;
     filler.drain();
     filler.settled().await;
@@ -80,8 +85,11 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
     let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
     let seen = seen.unwrap_or_else(|| "there was no answer".to_owned());
     let cost = cost(config, before, after);
-    match outcome.context("the purchase ended without a word")?.verdict {
-        Ok(filled) => Ok(format!("{cost}\n{seen}\n{}", kept(&filled, &*store).await?)),
+    let Ok(Some(outcome)) = outcome else {
+        return Err(anyhow!("there was no result within {patience:?}; {cost}\n{seen}"));
+    };
+    match outcome.verdict {
+        Ok(filled) => Ok(format!("{cost}\n{seen}\n{}", kept(&filled, &*store).await)),
         Err(error) => Err(anyhow!("{}; {cost}\n{seen}", error.situation().detail)),
     }
 }
@@ -102,13 +110,19 @@ fn cost(config: &Config, before: Option<u64>, after: Option<u64>) -> String {
 }
 
 /// What became of the result.
-async fn kept(filled: &Filled, store: &dyn Store) -> anyhow::Result<String> {
-    let object = filled.record.object().context("the record names no result")?;
-    let bytes = store.object(object).await?.context("the result is not in the store")?;
+async fn kept(filled: &Filled, store: &dyn Store) -> String {
+    let Some(object) = filled.record.object() else { return "its record names no result".to_owned() };
+    let bytes = match store.object(object).await {
+        Ok(Some(bytes)) => bytes,
+        // It is paid for and kept: the next start brings it to the store.
+        Ok(None) | Err(_) => {
+            return "its result was fetched, and waits in the ledger for the store".to_owned();
+        }
+    };
     let size =
         picture::dimensions(&bytes).map_or("unknown size".to_owned(), |(w, h)| format!("{w} x {h} pixels"));
     let kind = object.format.content_type();
-    Ok(format!("its result was fetched and kept: {} bytes of {kind}, {size}, {}", bytes.len(), object.path()))
+    format!("its result was fetched and kept: {} bytes of {kind}, {size}, {}", bytes.len(), object.path())
 }
 
 type Seen = Arc<Mutex<Option<String>>>;

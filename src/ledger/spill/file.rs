@@ -17,12 +17,12 @@ use crate::disk::{self, TempFile};
 use crate::key::CacheKey;
 use crate::ledger::{Booking, CallFacts, CallId, CallState};
 use crate::secret::Secret;
-use crate::store::Record;
+use crate::store::{MAX_OBJECT_BYTES, Record};
 
 const MAGIC: &[u8] = b"granary-spill 1\n";
 const DIGEST_BYTES: usize = 32;
 /// Larger than any file that is written: a result of the largest size that can be configured.
-const MAX_BYTES: u64 = (1 << 30) + (8 << 20);
+const MAX_BYTES: u64 = MAX_OBJECT_BYTES + (8 << 20);
 const ANSWERED: &str = "answered";
 const SPOOLED: &str = "spooled";
 const DAMAGED: &str = "damaged";
