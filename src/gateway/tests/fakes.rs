@@ -220,6 +220,11 @@ impl Ledger for FakeLedger {
     }
 
     async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
+        self.check("is_spooled")?;
+        // A failure of its own: no answer at all.
+        if !self.switch.works("is_spooled_in_time") {
+            std::future::pending::<()>().await;
+        }
         Ok(self.spooled_object(name).await?.is_some())
     }
 
