@@ -160,7 +160,8 @@ impl App {
             clock: clock.clone(),
         };
         let state_of_routes = PublicState::new(PublicParts {
-            gateway: Gateway::new(gateway_parts, config.upstream.namespace.clone(), public_root.clone()),
+            gateway: Gateway::new(gateway_parts, config.upstream.namespace.clone(), public_root.clone())
+                .with_store_root(config.store.public_url.as_ref().map(ToString::to_string)),
             teams: Arc::new(ArcSwap::from_pointee(teams)),
             metrics: metrics.clone(),
             clock,

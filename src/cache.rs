@@ -38,14 +38,24 @@ enum Slot {
 
 #[derive(Clone)]
 enum Entry {
-    Answer(Arc<Record>),
+    Answer(Answer),
     Object(Bytes),
+}
+
+/// An answer, and what is known of its object.
+#[derive(Clone)]
+struct Answer {
+    record: Arc<Record>,
+    /// The store has confirmed the object, which it keeps for ever. `false`: not known.
+    is_in_store: bool,
 }
 
 impl Entry {
     fn weight(&self) -> u32 {
         let bytes = match self {
-            Self::Answer(record) => record.answer.len() + record.team.len() + record.namespace.len(),
+            Self::Answer(Answer { record, .. }) => {
+                record.answer.len() + record.team.len() + record.namespace.len()
+            }
             Self::Object(bytes) => bytes.len(),
         };
         u32::try_from(bytes + ENTRY_OVERHEAD).unwrap_or(u32::MAX)
@@ -66,26 +76,52 @@ impl MemoryCache {
 
     /// The answer under a key.
     pub async fn answer(&self, key: CacheKey) -> Option<Arc<Record>> {
+        Some(self.entry(key).await?.record)
+    }
+
+    /// Is the store known to have the object of this answer?
+    pub async fn is_in_store(&self, record: &Arc<Record>) -> bool {
+        self.entry(record.key).await.is_some_and(|known| known.is_in_store && known.record == *record)
+    }
+
+    async fn entry(&self, key: CacheKey) -> Option<Answer> {
         match self.entries.get(&Slot::Answer(key)).await? {
-            Entry::Answer(record) => Some(record),
+            Entry::Answer(answer) => Some(answer),
             Entry::Object(_) => None,
         }
     }
 
     /// Keeps an answer, unless one of a higher generation is there.
     pub async fn keep_answer(&self, record: Arc<Record>) {
-        let slot = Slot::Answer(record.key);
+        self.update(record.key, |old| match old {
+            Some(old) if old.record.generation > record.generation => None,
+            Some(old) if old.record == record => None,
+            Some(_) | None => Some(Answer { record: record.clone(), is_in_store: false }),
+        })
+        .await;
+    }
+
+    /// Remembers that the store has confirmed the object of this answer, if the answer is here.
+    pub async fn know_in_store(&self, record: &Arc<Record>) {
+        self.update(record.key, |old| {
+            let old = old.filter(|old| !old.is_in_store && old.record == *record)?;
+            Some(Answer { record: old.record, is_in_store: true })
+        })
+        .await;
+    }
+
+    /// Puts what `change` makes of the answer under a key; nothing when that is `None`.
+    async fn update(&self, key: CacheKey, change: impl FnOnce(Option<Answer>) -> Option<Answer>) {
         self.entries
-            .entry(slot)
+            .entry(Slot::Answer(key))
             .and_compute_with(|old| {
-                let newer = match old.map(moka::Entry::into_value) {
-                    Some(Entry::Answer(old)) => old.generation <= record.generation,
-                    Some(Entry::Object(_)) | None => true,
+                let old = match old.map(moka::Entry::into_value) {
+                    Some(Entry::Answer(old)) => Some(old),
+                    Some(Entry::Object(_)) | None => None,
                 };
-                std::future::ready(if newer {
-                    moka::ops::compute::Op::Put(Entry::Answer(record.clone()))
-                } else {
-                    moka::ops::compute::Op::Nop
+                std::future::ready(match change(old) {
+                    Some(answer) => moka::ops::compute::Op::Put(Entry::Answer(answer)),
+                    None => moka::ops::compute::Op::Nop,
                 })
             })
             .await;

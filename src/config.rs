@@ -7,6 +7,7 @@
 //! Only this module reads the process's environment. A setting exists here when the program
 //! honours it, and not before: an unknown one is refused, never ignored.
 
+mod base_url;
 mod check;
 mod origin;
 mod print;
@@ -29,6 +30,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+pub use base_url::BaseUrl;
 pub use origin::Origin;
 pub use problems::{Problem, Problems};
 pub use server::{LogConfig, LogFormat, LogLevel, ServerConfig};

@@ -5,11 +5,12 @@
 //! | parse, key | [`request`]: the picture is hashed while it arrives |
 //! | look up | here: memory, then ledger, then store; only what is known to be absent is bought |
 //! | coalesce, admit, pay, fetch, persist | [`fill`](crate::fill): one tracked task per key |
-//! | rewrite | [`rewrite`] |
+//! | rewrite | [`rewrite`], with our URL or the one of whoever serves the bucket |
 //! | respond | [`routes`](crate::routes) |
 //!
 //! Hits and coalesced callers spend nothing, and work when everything else is down.
 
+mod address;
 #[cfg(test)]
 mod tests;
 
@@ -63,6 +64,7 @@ pub struct Gateway {
     parts: GatewayParts,
     namespace: String,
     public_root: String,
+    store_root: Option<String>,
 }
 
 /// Who asks, and how.
@@ -104,7 +106,13 @@ struct Found {
 impl Gateway {
     /// `public_root` is the scheme and host clients reach us at, without a trailing slash.
     pub fn new(parts: GatewayParts, namespace: String, public_root: String) -> Self {
-        Self { parts, namespace, public_root }
+        Self { parts, namespace, public_root, store_root: None }
+    }
+
+    /// Answers name URLs below `root` for what the store has confirmed: somebody else serves the
+    /// store's objects there. Without a trailing slash.
+    pub fn with_store_root(self, root: Option<String>) -> Self {
+        Self { store_root: root, ..self }
     }
 
     /// The life of a request.
@@ -128,11 +136,11 @@ impl Gateway {
                 GatewayError::StillBeingMade
             })??;
         if let Some(found) = found.filter(|_| !caller.refresh) {
-            return self.reply(found.record, found.status, request.ignored);
+            return self.reply(found.record, found.status, request.ignored).await;
         }
         self.may_be_bought(caller, request.key).await?;
         let (record, status, ignored) = self.fill(caller, request, deadline).await?;
-        self.reply(record, status, ignored)
+        self.reply(record, status, ignored).await
     }
 
     /// The stored answer under a key; never spends a credit.
@@ -141,7 +149,7 @@ impl Gateway {
     /// [`GatewayError::KeyNotFound`], or whatever keeps us from knowing.
     pub async fn look_up_key(&self, key: CacheKey) -> Result<CropReply, GatewayError> {
         let found = self.look_up(key).await?.ok_or(GatewayError::KeyNotFound)?;
-        self.reply(found.record, found.status, Vec::new())
+        self.reply(found.record, found.status, Vec::new()).await
     }
 
     /// A permanent result's bytes, checked against its name.
@@ -288,13 +296,13 @@ impl Gateway {
         Ok((filled.record, status, request.ignored))
     }
 
-    fn reply(
+    async fn reply(
         &self,
         record: Arc<Record>,
         status: CacheStatus,
         ignored: Vec<String>,
     ) -> Result<CropReply, GatewayError> {
-        let body = rewrite::answer(&record, &self.public_root).ok_or(GatewayError::Bug)?;
+        let body = rewrite::answer(&record, self.root_of(&record).await).ok_or(GatewayError::Bug)?;
         let (charged, saved) = if status.is_free() { (0, record.credits) } else { (record.credits, 0) };
         let age = self.parts.clock.now().duration_since(record.stored_at).as_secs();
         let age_seconds = u64::try_from(age).unwrap_or(0);

@@ -1,7 +1,7 @@
 //! From what is kept to what clients see: the result's path becomes a permanent URL.
 //!
 //! Pure, and done on the way out for hits as well, so that moving the public host is a line of
-//! configuration and no migration.
+//! configuration and no migration. Which root a URL has is the gateway's decision.
 
 use crate::envelope;
 use crate::picture::ObjectName;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::base_url::BaseUrl;
 use super::setting::{section, words};
 use super::units::ByteSize;
 
@@ -41,6 +42,12 @@ section! {
         /// write it; a change is noticed within seconds. Left out: AWS's variables
         /// (AWS_ACCESS_KEY_ID, …), files, web identity, container or machine, in this order.
         pub credentials_file: Option<PathBuf> = None,
+        /// Where somebody else serves the store, such as a CDN or a static server on the bucket or
+        /// the folder: `https://cdn.example.com/granary`, when the object results/x is at
+        /// `https://cdn.example.com/granary/results/x`. Answers then name URLs there, once the
+        /// store has confirmed the result. s3: it leads to what is below prefix. Left out: answers
+        /// name this server, which goes on serving every result in any case.
+        pub public_url: Option<BaseUrl> = None,
     }
 }
 

@@ -50,6 +50,7 @@ result_timeout = "9s"
 [store]
 kind = "local"
 path = "/srv/granary/it's"
+public_url = "https://cdn.example.com/granary/"
 
 [state]
 path = "/srv/granary/\"state\""
@@ -134,6 +135,8 @@ fn every_field_is_read() {
     assert_eq!(config.upstream.result_max_bytes, ByteSize(1000));
     assert_eq!(config.upstream.result_hosts, ["*.example.com", "http://127.0.0.1:4001"]);
     assert_eq!(config.store.path, Path::new("/srv/granary/it's"));
+    let served_at = config.store.public_url.as_ref().map(BaseUrl::as_str);
+    assert_eq!(served_at, Some("https://cdn.example.com/granary"));
     assert_eq!(config.budget.time_zone.iana_name(), Some("Europe/Berlin"));
     assert_eq!(config.budget.daily_credits, Some(100));
     assert_eq!((config.log.level, config.log.format), (LogLevel::Trace, LogFormat::Json));
@@ -515,6 +518,15 @@ fn a_bucket_is_named_and_its_service_has_an_address() {
             &[],
             &["store.endpoint: is not the address of a service"],
         );
+    }
+    // Whoever serves the store's results may do so below a path, from a folder as well.
+    let serves = "public_url = \"https://cdn.example.com/granary\"";
+    check(&bucket(serves), &[], &[]);
+    check(&format!("[store]\n{serves}"), &[], &[]);
+    check("", &[("GRANARY_STORE_PUBLIC_URL", "http://10.0.0.1:8081/")], &[]);
+    for wrong in ["cdn.example.com", "s3://b", "https://x/?y", "https://x/#y", "https://id:word@x"] {
+        let expected = ["store.public_url: is not the beginning of a URL; write http:// or"];
+        check(&bucket(&format!("public_url = \"{wrong}\"")), &[], &expected);
     }
     // Only what is used must make sense.
     check(&format!("{}\n[state]\npath = \"same\"", bucket("path = \"same\"")), &[], &[]);

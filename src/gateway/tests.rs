@@ -1,6 +1,7 @@
 //! The gateway and its filler between fakes: where an answer may come from when parts are away,
 //! and that nothing is bought that need not be.
 
+mod address;
 mod fakes;
 mod faults;
 

@@ -172,7 +172,12 @@ impl Ledger for FakeLedger {
     }
 
     async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
-        self.ledger.is_spooled(name).await
+        let ledger = self.check("is_spooled")?;
+        // A failure of its own: no answer at all.
+        if !self.switch.works("is_spooled_in_time") {
+            std::future::pending::<()>().await;
+        }
+        ledger.is_spooled(name).await
     }
 
     async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError> {
