@@ -4,6 +4,7 @@
 //! The short form runs with the other tests. `make crash` is the long one: `KILLS` deaths at each
 //! named point and `MOMENTS` at any, from the round `FROM` on with the dice of `SEED`. Each round
 //! draws from its own number, so a campaign that was broken off goes on from the last line it wrote.
+//! `CRASH_POINTS=CP14,CP40` leaves the other points out.
 //!
 //! After every death the next process is audited while it serves: the upstream's charges minus the
 //! booked ones lie between 0 and the number of `unknown` rows, no key is charged more often than its
@@ -29,7 +30,7 @@ use granary_kit::s3::S3Server;
 use tempfile::TempDir;
 
 use crate::crash::{POINTS, WAITS, all, check_point, check_wait};
-use crate::harness::{bucket_section, bytes_of, real, until, upstream_section};
+use crate::harness::{bucket_section, bytes_of, metric, real, until, upstream_section};
 
 /// Longer than any of these processes has a reason to take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const CLIENTS: u64 = 4;
 /// Points that only files have.
 const OF_FILES: [&str; 5] = ["CP17", "CP18", "CP19", "CP20", "CP23"];
+/// In the copying of what waits for a bucket.
+const SPOOL: &str = "CP40";
 /// URLs read at each audit.
 const SAMPLE: usize = 3;
 
@@ -127,8 +130,8 @@ impl World {
         let mut granary = match death {
             Death::Moment => self.builder.start().await.unwrap(),
             Death::Point(point) => {
-                // A process stops only once.
-                let passage = if point == "CP35" { 1 } else { 1 + dice.below(3) };
+                // A process stops only once, and not much is ever spooled.
+                let passage = if ["CP35", SPOOL].contains(&point) { 1 } else { 1 + dice.below(3) };
                 let plan = format!("{point}:{passage}");
                 match self.builder.clone().env("GRANARY_CRASH_AT", plan).start().await {
                     Ok(granary) => granary,
@@ -149,6 +152,16 @@ impl World {
                 tokio::spawn(run_client(granary.public_url(), dice, self.told.clone()))
             })
             .collect();
+        if let (Death::Point(SPOOL), Some(bucket)) = (death, &mut self.bucket) {
+            // Away until something waits for it.
+            bucket.go_down().await;
+            let admin = granary.admin_url();
+            until("a result in the spool", async || {
+                granary.has_exited() || metric(&admin, "granary_spool_objects").await > 0.0
+            })
+            .await;
+            bucket.come_back().await;
+        }
         // Now and then the bucket goes away for a moment.
         if let Some(bucket) = self.bucket.as_mut().filter(|_| dice.below(3) == 0) {
             tokio::time::sleep(Duration::from_millis(dice.below(60))).await;
@@ -333,7 +346,14 @@ async fn run_client(url: String, mut dice: Dice, told: Arc<Mutex<Told>>) {
 /// Every point that this world passes.
 fn points(with_bucket: bool) -> Vec<&'static str> {
     let all: BTreeSet<&str> = POINTS.iter().map(|(point, _)| *point).collect();
-    all.into_iter().filter(|point| !with_bucket || !OF_FILES.contains(point)).collect()
+    let here = all.into_iter().filter(|point| !with_bucket || !OF_FILES.contains(point));
+    here.chain(with_bucket.then_some(SPOOL)).filter(|point| is_wanted(point)).collect()
+}
+
+/// Is a point among those that `CRASH_POINTS` names, if it names any?
+fn is_wanted(point: &str) -> bool {
+    let only = std::env::var("CRASH_POINTS").unwrap_or_default();
+    only.is_empty() || only.split(',').any(|name| name == point)
 }
 
 /// Runs a world: `kills` deaths at each point, in an order that the dice decide, and `moments` more.
@@ -382,7 +402,8 @@ fn the_long_campaign() {
     });
     // And each point by itself, with everything looked at that can be foretold.
     for kill in 1..=kills {
-        all(&POINTS, |(point, left)| check_point(point, left));
+        let wanted: Vec<_> = POINTS.into_iter().filter(|(point, _)| is_wanted(point)).collect();
+        all(&wanted, |(point, left)| check_point(point, left));
         all(&WAITS, |(wait, left)| check_wait(wait, left));
         println!("campaign, one by one: {kill} of {kills} deaths at each point and in each wait");
     }
