@@ -9,6 +9,7 @@ pub mod machine;
 mod retry;
 mod suspect;
 mod task;
+mod unsettled;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use self::machine::{FillLimits, Machine, Verdict};
 use self::retry::{RetryBudget, ToldToWait};
 use self::task::Task;
+use self::unsettled::Unsettled;
 use crate::cache::MemoryCache;
 use crate::circuit::Circuit;
 use crate::clock::Clock;
@@ -89,6 +91,7 @@ struct Inner {
     circuit: Arc<Circuit>,
     retries: RetryBudget,
     told_to_wait: ToldToWait,
+    unsettled: Unsettled,
     rates: HashMap<String, RateLimiter>,
     draining: CancellationToken,
     tasks: TaskTracker,
@@ -145,6 +148,7 @@ impl Filler {
             circuit,
             retries: RetryBudget::default(),
             told_to_wait: ToldToWait::default(),
+            unsettled: Unsettled::default(),
             rates: rate_limiters(teams),
             draining: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -193,6 +197,7 @@ impl Filler {
         if !self.0.groups.found(key) {
             task.work_alone();
         }
+        task.go_on_without_a_slot();
         task.answered = Some((age(call.answered_at, self.0.parts.clock.now()), Instant::now()));
         self.spawn(task, Machine::resume(self.limits(), call, answer));
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
+use super::unsettled::Place;
 use super::{FillOutcome, Inner, Seat, Wanted};
 use crate::circuit::Pass;
 use crate::coalesce::{Coalescer, GroupGuard, WaiterId};
@@ -28,7 +29,7 @@ pub(super) struct Task {
     /// Where its callers wait.
     pub(super) groups: Arc<Coalescer<CacheKey, Seat, FillOutcome>>,
     pub(super) key: CacheKey,
-    /// `None` for a resumed fill, which has nothing left to buy.
+    /// `None` when nothing is left to buy: a picture is not kept for as long as a URL lives.
     wanted: Option<Wanted>,
     /// Whom the last admission was about.
     payer: Option<(WaiterId, Seat)>,
@@ -40,6 +41,8 @@ pub(super) struct Task {
     /// Has an order gone out before?
     pub(super) is_retry: bool,
     held: Option<Box<dyn HeldCall>>,
+    /// Its place among those that are to be settled without a slot.
+    unsettled: Option<Place>,
     /// How old the answer was at an instant.
     pub(super) answered: Option<(Duration, Instant)>,
 }
@@ -58,6 +61,7 @@ impl Task {
             rated: None,
             is_retry: false,
             held: None,
+            unsettled: None,
             answered: None,
         }
     }
@@ -65,6 +69,13 @@ impl Task {
     /// Has no callers, whoever waits for the key: another task has them.
     pub(super) fn work_alone(&mut self) {
         self.groups = Arc::default();
+    }
+
+    /// Nothing more is sent; what is left to do may take long.
+    pub(super) fn go_on_without_a_slot(&mut self) {
+        self.unsettled.get_or_insert_with(|| self.shared.unsettled.enter());
+        self.wanted = None;
+        self.slot = None;
     }
 
     /// Carries out effects until the machine is done. If this panics, its callers are told.
@@ -92,7 +103,7 @@ impl Task {
         match effect {
             Effect::TakeSlot => self.take_slot().await,
             Effect::Admit => Event::Admitted(self.admit()),
-            Effect::CheckRoom => Event::Room(parts.store.check_room().await),
+            Effect::CheckRoom => Event::Room(self.check_room().await),
             Effect::EnterCircuit => Event::Entered(self.enter_circuit()),
             Effect::Reserve => {
                 crash_point("CP4");
@@ -192,6 +203,14 @@ impl Task {
         }))
     }
 
+    /// Is there a place for another result, and for what must be remembered until it is there?
+    async fn check_room(&mut self) -> Result<(), StoreError> {
+        if self.shared.unsettled.is_full() {
+            return Err(StoreError::Full("too many paid results are still to be fetched".to_owned()));
+        }
+        self.shared.parts.store.check_room().await
+    }
+
     /// As at a look-up, an object that cannot be looked for counts as there.
     async fn look_again(&mut self) -> Result<Standing, StoreError> {
         let store = &self.shared.parts.store;
@@ -235,6 +254,9 @@ impl Task {
         crash_point("CP12");
         self.tell_reply(&reply);
         self.shared.parts.metrics.attempt(attempt_outcome(&reply));
+        if let Reply::Answered(_) = reply {
+            self.go_on_without_a_slot();
+        }
         Event::Replied(reply)
     }
 

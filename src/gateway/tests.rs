@@ -3,6 +3,7 @@
 
 mod fakes;
 mod faults;
+mod unsettled;
 
 use std::time::Duration;
 
