@@ -153,9 +153,9 @@ impl Circuit {
         self.state().is_open(Trouble::NoCredits)
     }
 
-    /// The upstream says that the account is filled again.
+    /// The upstream says that the account is filled again: the next real request finds out.
     pub fn credits_are_back(&self) {
-        self.change(|state, now| state.close(Trouble::NoCredits, now));
+        self.change(|state, now| state.credits_are_back(now));
     }
 
     /// A result that was bought is permanent; `pass` is that of its fill, if it has one.

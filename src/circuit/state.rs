@@ -204,7 +204,7 @@ impl State {
         *opening = Some(Opening { until: now + wait(trouble, &known, now), ..known });
     }
 
-    pub(super) fn close(&mut self, trouble: Trouble, now: Instant) {
+    fn close(&mut self, trouble: Trouble, now: Instant) {
         if self.openings[trouble as usize].take().is_some() && trouble == Trouble::Outage {
             self.window = Window::new(now);
         }
@@ -213,9 +213,14 @@ impl State {
     pub(super) fn key_changed(&mut self, now: Instant) {
         self.api_key += 1;
         self.close(Trouble::KeyRefused, now);
-        // It may be of another account: worth a probe at once.
+        // It may be of another account.
+        self.credits_are_back(now);
+    }
+
+    /// The account may be filled again: worth a probe at once, and only a probe closes.
+    pub(super) fn credits_are_back(&mut self, now: Instant) {
         if let Some(opening) = &mut self.openings[Trouble::NoCredits as usize] {
-            opening.until = now;
+            opening.until = opening.until.min(now);
         }
     }
 

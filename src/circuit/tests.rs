@@ -161,8 +161,19 @@ async fn without_credits_nothing_is_bought_until_a_probe_or_the_balance_says_so(
     rig.attempt(Attempt::Sold);
     assert_eq!(rig.refused(), None);
     rig.attempt(Attempt::NoCredits);
+    // The balance is no proof: it lets one real request through, however often it is told.
     rig.circuit.credits_are_back();
+    let probe = rig.circuit.enter(key(1)).expect("the probe, at once");
+    rig.circuit.credits_are_back();
+    assert_eq!(rig.refused(), Some(("upstream_credits", 300)), "one at a time");
+    assert_eq!(rig.series("granary_upstream_alarm{cause=\"no_credits\"}"), 1);
+    probe.tell(Attempt::NoCredits);
+    assert_eq!(rig.refused(), Some(("upstream_credits", 300)));
+    rig.circuit.credits_are_back();
+    rig.attempt(Attempt::Sold);
     assert_eq!(rig.refused(), None);
+    rig.circuit.credits_are_back();
+    assert_eq!((rig.refused(), rig.circuit.is_closed()), (None, true));
 }
 
 #[tokio::test(start_paused = true)]

@@ -142,11 +142,11 @@ impl Task {
         if let Some(slot) = self.slot.take() {
             slot.end(end);
         }
-        if attempt == Attempt::NoCredits {
-            self.shared.watch_balance();
-        }
         if let Some(pass) = &self.pass {
             pass.tell(attempt);
+        }
+        if attempt == Attempt::NoCredits {
+            self.shared.watch_balance();
         }
     }
 

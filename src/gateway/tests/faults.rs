@@ -187,10 +187,17 @@ async fn without_credits_no_call_is_made_until_the_balance_says_so() {
     *world.upstream.credits.lock().unwrap() = Some(2);
     tokio::time::sleep(11 * SECOND).await;
     assert_eq!(ended(&world.ask(1).await), "UpstreamCredits", "not enough for one");
-    world.heal();
     *world.upstream.credits.lock().unwrap() = Some(3);
+    for tried in 1..4 {
+        tokio::time::sleep(11 * SECOND).await;
+        assert!(!world.filler.upstream_is_called(), "the balance alone proves nothing");
+        assert!(world.ask_many(1..20).await.iter().all(|end| end == "UpstreamCredits"));
+        assert_eq!(world.opened(), calls + tried, "one real request finds out");
+    }
+    world.heal();
     tokio::time::sleep(11 * SECOND).await;
     assert_eq!(ended(&world.ask(1).await), "miss");
+    assert!(world.filler.upstream_is_called());
     let asked = world.upstream.switch.count("credits_left");
     tokio::time::sleep(100 * SECOND).await;
     assert_eq!(world.upstream.switch.count("credits_left"), asked, "it is not asked any more");
