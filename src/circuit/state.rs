@@ -45,6 +45,8 @@ struct Opening {
     since: Instant,
     until: Instant,
     failed_probes: u32,
+    /// The last number that was given before it opened: what was bought later bears on it.
+    before: u64,
 }
 
 /// See the module.
@@ -195,11 +197,12 @@ impl State {
 
     /// Opens for a trouble, or, after a probe, keeps it open for longer.
     fn open(&mut self, trouble: Trouble, is_probe: bool, now: Instant) {
+        let before = self.probes;
         let opening = &mut self.openings[trouble as usize];
         let known = match *opening {
             Some(known) if is_probe => Opening { failed_probes: known.failed_probes + 1, ..known },
             Some(_) => return,
-            None => Opening { since: now, until: now, failed_probes: 0 },
+            None => Opening { since: now, until: now, failed_probes: 0, before },
         };
         *opening = Some(Opening { until: now + wait(trouble, &known, now), ..known });
     }
@@ -224,22 +227,32 @@ impl State {
         }
     }
 
-    /// A result that was bought is permanent.
+    /// A result that was bought is permanent. That of a probe closes however late it comes: it was
+    /// bought after the circuit had opened.
     pub(super) fn result_kept(&mut self, probe: Option<u64>, now: Instant) {
         self.unfetchable_in_a_row = 0;
-        if self.is_probe(probe) {
+        let opening = self.openings[Trouble::Unfetchable as usize];
+        if opening.is_some_and(|opening| probe.is_some_and(|probe| probe > opening.before)) {
             self.close(Trouble::Unfetchable, now);
+        }
+        self.leave(probe);
+    }
+
+    /// What was bought could not be had so far, and may never be: a probe has found nothing better.
+    pub(super) fn result_delayed(&mut self, probe: Option<u64>, now: Instant) {
+        if self.is_probe(probe) && self.is_open(Trouble::Unfetchable) {
+            self.open(Trouble::Unfetchable, true, now);
         }
         self.leave(probe);
     }
 
     /// What was bought could not be had.
     pub(super) fn result_lost(&mut self, probe: Option<u64>, now: Instant) {
+        self.result_delayed(probe, now);
         self.unfetchable_in_a_row += 1;
         if self.unfetchable_in_a_row >= UNFETCHABLE_IN_A_ROW {
-            self.open(Trouble::Unfetchable, self.is_probe(probe), now);
+            self.open(Trouble::Unfetchable, false, now);
         }
-        self.leave(probe);
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::machine::{Admission, Event, Machine, Retry};
+use super::machine::{Admission, Event, Machine, Retry, Verdict};
 use super::retry::wait_before;
 use super::suspect::suspicions;
 use super::task::Task;
@@ -147,6 +147,13 @@ impl Task {
         }
         if attempt == Attempt::NoCredits {
             self.shared.watch_balance();
+        }
+    }
+
+    /// The callers are told, and the fill goes on without them.
+    pub(super) fn tell_delayed(&mut self, verdict: &Verdict) {
+        if let (Err(GatewayError::ResultNotFetched { .. }), Some(pass)) = (verdict, &self.pass) {
+            self.shared.circuit.result_delayed(pass);
         }
     }
 

@@ -160,6 +160,7 @@ impl Task {
                 Event::Told
             }
             Effect::Tell(verdict) => {
+                self.tell_delayed(&verdict);
                 let outcome = self.outcome(verdict).await;
                 self.groups.stall(self.key, &outcome);
                 Event::Told
