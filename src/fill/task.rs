@@ -17,7 +17,7 @@ use crate::crash::crash_point;
 use crate::error::GatewayError;
 use crate::key::CacheKey;
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation};
-use crate::metrics::AttemptOutcome;
+use crate::metrics::{AttemptOutcome, ShedReason};
 use crate::random::jittered;
 use crate::slots::Slot;
 use crate::store::StoreError;
@@ -43,6 +43,8 @@ pub(super) struct Task {
     held: Option<Box<dyn HeldCall>>,
     /// Its place among those that are to be settled without a slot.
     unsettled: Option<Place>,
+    /// The callers have been told how it ends, or that it goes on without them.
+    is_told: bool,
     /// How old the answer was at an instant.
     pub(super) answered: Option<(Duration, Instant)>,
 }
@@ -62,6 +64,7 @@ impl Task {
             is_retry: false,
             held: None,
             unsettled: None,
+            is_told: false,
             answered: None,
         }
     }
@@ -119,6 +122,7 @@ impl Task {
                 }
                 Event::Adopted
             }
+            Effect::CheckWaiters => Event::Awaited(self.check_waiters()),
             Effect::Open => self.open().await,
             Effect::MarkSent(id) => {
                 let permit = parts.ledger.mark_sent(id).await;
@@ -160,8 +164,9 @@ impl Task {
                 Event::Told
             }
             Effect::Tell(verdict) => {
-                self.tell_delayed(&verdict);
+                self.tell_settled(&verdict);
                 let outcome = self.outcome(verdict).await;
+                self.is_told = true;
                 self.groups.stall(self.key, &outcome);
                 Event::Told
             }
@@ -223,6 +228,17 @@ impl Task {
             None => true,
         };
         Ok(if is_gone { Standing::Remains(record) } else { Standing::Result(record) })
+    }
+
+    /// A row was won, which may have taken long. Whoever comes from here on starts another fill.
+    fn check_waiters(&mut self) -> bool {
+        let is_awaited = self.groups.candidate(self.key).is_some();
+        if !is_awaited {
+            self.shared.parts.metrics.shed(ShedReason::Deserted);
+            (self.slot, self.pass) = (None, None);
+            self.work_alone();
+        }
+        is_awaited
     }
 
     async fn open(&mut self) -> Event {
@@ -308,6 +324,8 @@ impl Task {
         let cache = &shared.parts.cache;
         match &verdict {
             Ok(filled) => cache.keep_answer(filled.record.clone()).await,
+            // Once is enough, and now is later than that.
+            Err(_) if self.is_told => {}
             Err(GatewayError::Upstream { status, body })
                 if matches!(status.as_u16(), 400 | 413 | 415 | 422) =>
             {
