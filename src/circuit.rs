@@ -3,7 +3,8 @@
 //!
 //! It opens on four kinds of [`Trouble`], which may come together. While it is open nothing is
 //! bought; once a trouble's wait is over, exactly one real request goes through as the probe, and
-//! what comes of it closes the circuit or lengthens the wait. A probe that ends without a verdict,
+//! what comes of it closes the circuit or lengthens the wait. A probe whose result is not there while its
+//! callers wait has failed, until that result comes after all. A probe that ends without a verdict,
 //! because nobody waits for it any more or its team may not pay, leaves its place to the next.
 //! Hits and coalesced callers never ask. This module performs no I/O.
 
@@ -153,15 +154,21 @@ impl Circuit {
         self.state().is_open(Trouble::NoCredits)
     }
 
-    /// The upstream says that the account is filled again.
+    /// The upstream says that the account is filled again: the next real request finds out.
     pub fn credits_are_back(&self) {
-        self.change(|state, now| state.close(Trouble::NoCredits, now));
+        self.change(|state, now| state.credits_are_back(now));
     }
 
     /// A result that was bought is permanent; `pass` is that of its fill, if it has one.
     pub fn result_kept(&self, pass: Option<Pass>) {
         let probe = pass.as_ref().and_then(|pass| pass.probe);
         self.change(|state, now| state.result_kept(probe, now));
+    }
+
+    /// What was bought could not be had while its callers waited; it may be later, so that its fill
+    /// keeps `pass`, but no purchase waits for it.
+    pub fn result_delayed(&self, pass: &Pass) {
+        self.change(|state, now| state.result_delayed(pass.probe, now));
     }
 
     /// What was bought could not be had while its URL lived.

@@ -9,9 +9,11 @@ pub mod machine;
 mod retry;
 mod suspect;
 mod task;
+mod unsettled;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant as StdInstant};
 
 use governor::middleware::NoOpMiddleware;
@@ -24,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use self::machine::{FillLimits, Machine, Verdict};
 use self::retry::{RetryBudget, ToldToWait};
 use self::task::Task;
+use self::unsettled::Unsettled;
 use crate::cache::MemoryCache;
 use crate::circuit::Circuit;
 use crate::clock::Clock;
@@ -89,6 +92,9 @@ struct Inner {
     circuit: Arc<Circuit>,
     retries: RetryBudget,
     told_to_wait: ToldToWait,
+    unsettled: Unsettled,
+    /// Is the balance asked for again and again?
+    watches_balance: AtomicBool,
     rates: HashMap<String, RateLimiter>,
     draining: CancellationToken,
     tasks: TaskTracker,
@@ -145,6 +151,8 @@ impl Filler {
             circuit,
             retries: RetryBudget::default(),
             told_to_wait: ToldToWait::default(),
+            unsettled: Unsettled::default(),
+            watches_balance: AtomicBool::new(false),
             rates: rate_limiters(teams),
             draining: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -193,6 +201,7 @@ impl Filler {
         if !self.0.groups.found(key) {
             task.work_alone();
         }
+        task.go_on_without_a_slot();
         task.answered = Some((age(call.answered_at, self.0.parts.clock.now()), Instant::now()));
         self.spawn(task, Machine::resume(self.limits(), call, answer));
     }
@@ -253,21 +262,28 @@ impl Filler {
 const BALANCE_POLL: Duration = Duration::from_secs(10);
 
 impl Inner {
-    /// Asks for the balance until the account is filled again, or a real request has found so.
+    /// Asks for the balance until a real request has found that the account is filled again. The
+    /// circuit is to know of the lack by now.
     fn watch_balance(self: &Arc<Self>) {
-        if self.circuit.lacks_credits() {
+        if self.watches_balance.swap(true, Ordering::SeqCst) {
             return;
         }
         let shared = self.clone();
         tokio::spawn(self.draining.clone().run_until_cancelled_owned(async move {
             loop {
-                tokio::time::sleep(BALANCE_POLL).await;
-                if !shared.circuit.lacks_credits() {
-                    break;
+                while shared.circuit.lacks_credits() {
+                    tokio::time::sleep(BALANCE_POLL).await;
+                    if !shared.circuit.lacks_credits() {
+                        break;
+                    }
+                    let left = shared.parts.upstream.credits_left().await;
+                    if left.is_some_and(|left| left >= shared.config.credits_per_call) {
+                        shared.circuit.credits_are_back();
+                    }
                 }
-                let left = shared.parts.upstream.credits_left().await;
-                if left.is_some_and(|left| left >= shared.config.credits_per_call) {
-                    shared.circuit.credits_are_back();
+                shared.watches_balance.store(false, Ordering::SeqCst);
+                // Whoever found a new lack in between may have relied on this watch.
+                if !shared.circuit.lacks_credits() || shared.watches_balance.swap(true, Ordering::SeqCst) {
                     break;
                 }
             }

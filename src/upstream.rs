@@ -116,7 +116,7 @@ pub enum RefusalKind {
     Credits,
     /// Too many calls: 429 otherwise, 503 `AI_SERVICE_FLOW_RESTRICTION`; the header's seconds, if any.
     Flow {
-        /// `Retry-After` in seconds.
+        /// `Retry-After` in seconds; at most 3600.
         retry_after_seconds: Option<u64>,
     },
     /// Any other 4xx, such as a retired path.

@@ -45,6 +45,8 @@ struct Opening {
     since: Instant,
     until: Instant,
     failed_probes: u32,
+    /// The last number that was given before it opened: what was bought later bears on it.
+    before: u64,
 }
 
 /// See the module.
@@ -195,16 +197,17 @@ impl State {
 
     /// Opens for a trouble, or, after a probe, keeps it open for longer.
     fn open(&mut self, trouble: Trouble, is_probe: bool, now: Instant) {
+        let before = self.probes;
         let opening = &mut self.openings[trouble as usize];
         let known = match *opening {
             Some(known) if is_probe => Opening { failed_probes: known.failed_probes + 1, ..known },
             Some(_) => return,
-            None => Opening { since: now, until: now, failed_probes: 0 },
+            None => Opening { since: now, until: now, failed_probes: 0, before },
         };
         *opening = Some(Opening { until: now + wait(trouble, &known, now), ..known });
     }
 
-    pub(super) fn close(&mut self, trouble: Trouble, now: Instant) {
+    fn close(&mut self, trouble: Trouble, now: Instant) {
         if self.openings[trouble as usize].take().is_some() && trouble == Trouble::Outage {
             self.window = Window::new(now);
         }
@@ -213,28 +216,43 @@ impl State {
     pub(super) fn key_changed(&mut self, now: Instant) {
         self.api_key += 1;
         self.close(Trouble::KeyRefused, now);
-        // It may be of another account: worth a probe at once.
+        // It may be of another account.
+        self.credits_are_back(now);
+    }
+
+    /// The account may be filled again: worth a probe at once, and only a probe closes.
+    pub(super) fn credits_are_back(&mut self, now: Instant) {
         if let Some(opening) = &mut self.openings[Trouble::NoCredits as usize] {
-            opening.until = now;
+            opening.until = opening.until.min(now);
         }
     }
 
-    /// A result that was bought is permanent.
+    /// A result that was bought is permanent. That of a probe closes however late it comes: it was
+    /// bought after the circuit had opened.
     pub(super) fn result_kept(&mut self, probe: Option<u64>, now: Instant) {
         self.unfetchable_in_a_row = 0;
-        if self.is_probe(probe) {
+        let opening = self.openings[Trouble::Unfetchable as usize];
+        if opening.is_some_and(|opening| probe.is_some_and(|probe| probe > opening.before)) {
             self.close(Trouble::Unfetchable, now);
+        }
+        self.leave(probe);
+    }
+
+    /// What was bought could not be had so far, and may never be: a probe has found nothing better.
+    pub(super) fn result_delayed(&mut self, probe: Option<u64>, now: Instant) {
+        if self.is_probe(probe) && self.is_open(Trouble::Unfetchable) {
+            self.open(Trouble::Unfetchable, true, now);
         }
         self.leave(probe);
     }
 
     /// What was bought could not be had.
     pub(super) fn result_lost(&mut self, probe: Option<u64>, now: Instant) {
+        self.result_delayed(probe, now);
         self.unfetchable_in_a_row += 1;
         if self.unfetchable_in_a_row >= UNFETCHABLE_IN_A_ROW {
-            self.open(Trouble::Unfetchable, self.is_probe(probe), now);
+            self.open(Trouble::Unfetchable, false, now);
         }
-        self.leave(probe);
     }
 }
 

@@ -161,8 +161,19 @@ async fn without_credits_nothing_is_bought_until_a_probe_or_the_balance_says_so(
     rig.attempt(Attempt::Sold);
     assert_eq!(rig.refused(), None);
     rig.attempt(Attempt::NoCredits);
+    // The balance is no proof: it lets one real request through, however often it is told.
     rig.circuit.credits_are_back();
+    let probe = rig.circuit.enter(key(1)).expect("the probe, at once");
+    rig.circuit.credits_are_back();
+    assert_eq!(rig.refused(), Some(("upstream_credits", 300)), "one at a time");
+    assert_eq!(rig.series("granary_upstream_alarm{cause=\"no_credits\"}"), 1);
+    probe.tell(Attempt::NoCredits);
+    assert_eq!(rig.refused(), Some(("upstream_credits", 300)));
+    rig.circuit.credits_are_back();
+    rig.attempt(Attempt::Sold);
     assert_eq!(rig.refused(), None);
+    rig.circuit.credits_are_back();
+    assert_eq!((rig.refused(), rig.circuit.is_closed()), (None, true));
 }
 
 #[tokio::test(start_paused = true)]
@@ -208,6 +219,34 @@ async fn three_lost_results_in_a_row_stop_all_buying_until_one_is_stored() {
     probe.tell(Attempt::Sold);
     rig.circuit.result_kept(Some(probe));
     assert_eq!(rig.refused(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_whose_result_is_delayed_has_failed_until_it_comes_after_all() {
+    let rig = Rig::new();
+    let before = rig.circuit.enter(key(9)).expect("closed");
+    (0..3).for_each(|_| rig.circuit.result_lost(None));
+    pass_time(60).await;
+    let probe = rig.circuit.enter(key(KEY)).expect("the probe");
+    probe.tell(Attempt::Sold);
+    rig.circuit.result_delayed(&probe);
+    assert_eq!(rig.refused(), Some(("purchase_stop", 120)), "the real wait, and a longer one");
+    pass_time(120).await;
+    let second = rig.circuit.enter(key(1)).expect("the next probe");
+    second.tell(Attempt::Sold);
+    // What ends meanwhile tells nothing new, and takes the place of nobody.
+    rig.circuit.result_lost(Some(probe));
+    rig.circuit.result_kept(Some(before));
+    assert_eq!(rig.refused(), Some(("purchase_stop", 5)));
+    // Nor does a success from before make the next failure count for less.
+    rig.circuit.result_lost(Some(second));
+    assert_eq!(rig.refused(), Some(("purchase_stop", 240)));
+    pass_time(240).await;
+    let third = rig.circuit.enter(key(2)).expect("the next probe");
+    third.tell(Attempt::Sold);
+    rig.circuit.result_delayed(&third);
+    rig.circuit.result_kept(Some(third));
+    assert_eq!(rig.refused(), None, "one real request has succeeded");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::machine::{Admission, Event, Machine, Retry};
+use super::machine::{Admission, Event, FillSource, Machine, Retry, Verdict};
 use super::retry::wait_before;
 use super::suspect::suspicions;
 use super::task::Task;
@@ -142,11 +142,26 @@ impl Task {
         if let Some(slot) = self.slot.take() {
             slot.end(end);
         }
+        if let Some(pass) = &self.pass {
+            pass.tell(attempt);
+        }
         if attempt == Attempt::NoCredits {
             self.shared.watch_balance();
         }
-        if let Some(pass) = &self.pass {
-            pass.tell(attempt);
+    }
+
+    /// The callers are told, and the fill goes on without them: it needs no turn any more, and its
+    /// pass only for what may still be learnt of its result.
+    pub(super) fn tell_settled(&mut self, verdict: &Verdict) {
+        self.go_on_without_a_slot();
+        match verdict {
+            Err(GatewayError::ResultNotFetched { .. }) => {
+                if let Some(pass) = &self.pass {
+                    self.shared.circuit.result_delayed(pass);
+                }
+            }
+            Ok(filled) if filled.source == FillSource::Bought => {}
+            _ => self.pass = None,
         }
     }
 

@@ -6,14 +6,15 @@
 //! to bottom.
 //!
 //! ```text
-//! TakeSlot → Admit → CheckRoom → EnterCircuit → Reserve → LookAgain → Open → MarkSent → Send
-//!          → Book(answered) → Fetch → PutObject → PutRecord → Book(stored) → Finish
+//! TakeSlot → Admit → CheckRoom → EnterCircuit → Reserve → LookAgain → CheckWaiters → Open
+//!          → MarkSent → Send → Book(answered) → Fetch → PutObject → PutRecord → Book(stored) → Finish
 //!                                                         ↘ Book(spooled) ↗
 //! ```
 //!
 //! A store that does not take object or record is given up for the ledger's spool; when that does
 //! not take it either, both are tried again, in turns, for ever.
 
+mod book;
 mod effect;
 mod retry;
 #[cfg(test)]
@@ -86,6 +87,7 @@ enum Next {
     PutRecord,
     Adopt(Arc<Record>, FillSource),
     Finish(Box<Verdict>),
+    Stop,
 }
 
 impl Next {
@@ -94,7 +96,7 @@ impl Next {
         match self {
             Self::Finish(verdict) => Some((**verdict).clone()),
             Self::Adopt(record, source) => Some(Ok(Filled { record: record.clone(), source: *source })),
-            Self::TakeSlot | Self::Admit | Self::Retry(_) | Self::Book => None,
+            Self::TakeSlot | Self::Admit | Self::Retry(_) | Self::Book | Self::Stop => None,
             Self::Fetch | Self::FetchLater(_) | Self::PutObject | Self::PutRecord => None,
         }
     }
@@ -169,6 +171,10 @@ impl Machine {
 
             Event::LookedAgain(standing) => self.looked_again(standing),
             Event::Adopted => self.after_pause(),
+            Event::Awaited(true) => Effect::Open,
+            Event::Awaited(false) => {
+                self.book(Booking::Released { reason: "nobody waited any more".to_owned() }, Next::Stop)
+            }
 
             Event::Opened(opened) => self.opened(opened),
             Event::Marked(permit) => self.marked(permit),
@@ -223,7 +229,7 @@ impl Machine {
             // Nor the place of one that cannot be read.
             Err(StoreError::Corrupt(reason) | StoreError::Unfit(reason)) => self.unkeepable(&reason),
             // When the store cannot be asked, the ledger decides, and it has.
-            Ok(_) | Err(StoreError::Unavailable(_) | StoreError::Full(_)) => Effect::Open,
+            Ok(_) | Err(StoreError::Unavailable(_) | StoreError::Full(_)) => Effect::CheckWaiters,
         }
     }
 
@@ -350,42 +356,6 @@ impl Machine {
         self.book(booking, Next::Adopt(Arc::new(standing), FillSource::Bought))
     }
 
-    fn booked(&mut self) -> Effect {
-        self.book_tries = 0;
-        self.unkept = None;
-        match self.booking.take() {
-            Some((_, next)) => {
-                if let Next::Retry(_) = next {
-                    // Its row has ended; another try is another row.
-                    (self.won, self.is_marked) = (None, false);
-                }
-                self.next(next)
-            }
-            None => bug(),
-        }
-    }
-
-    /// What happened must be written down, however long the ledger is away.
-    fn not_booked(&mut self, error: &LedgerError) -> Effect {
-        if matches!(error, LedgerError::Contradiction { .. }) {
-            tracing::error!(%error, "a booking contradicts the ledger");
-            return self.booked();
-        }
-        if let Some(again) = self.unkept.take() {
-            return self.not_spooled(error, again);
-        }
-        self.book_tries += 1;
-        let Some((booking, next)) = &self.booking else { return bug() };
-        if self.book_tries == 1 {
-            // Those who wait need not wait for the book where the outcome no longer depends on it.
-            if let (Booking::Stored { .. }, Some(verdict)) = (booking, next.verdict()) {
-                self.resume = Some(Next::Book);
-                return Effect::Tell(verdict);
-            }
-        }
-        self.pause(backoff(self.book_tries), Next::Book)
-    }
-
     /// The store did not take it, so the ledger is to keep it until it does.
     fn not_kept(&mut self, error: &StoreError, again: Next) -> Effect {
         tracing::warn!(%error, call = self.id().0, "the store did not take a paid result; it goes to the spool");
@@ -407,15 +377,6 @@ impl Machine {
     fn refuse_team(&mut self, error: GatewayError) -> Effect {
         self.resume = Some(Next::Admit);
         Effect::RefuseTeam(error)
-    }
-
-    fn end(&mut self, booking: Booking, error: GatewayError) -> Effect {
-        self.book(booking, Next::Finish(Box::new(Err(error))))
-    }
-
-    fn book(&mut self, booking: Booking, next: Next) -> Effect {
-        self.booking = Some((booking, next));
-        self.next(Next::Book)
     }
 
     fn pause(&mut self, time: Duration, next: Next) -> Effect {
@@ -463,6 +424,7 @@ impl Machine {
                 Effect::Adopt(record)
             }
             Next::Finish(verdict) => Effect::Finish(*verdict),
+            Next::Stop => Effect::Stop,
         }
     }
 

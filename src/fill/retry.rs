@@ -56,7 +56,10 @@ impl ToldToWait {
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // There is one for each refusal of the upstream, of which there are few within such a time.
         keys.retain(|_, until| *until > now);
-        keys.insert(key, now + wait);
+        // A wait that never ends is not one anybody was told.
+        if let Some(until) = now.checked_add(wait) {
+            keys.insert(key, until);
+        }
     }
 
     /// How long the callers of a key were told to wait still.
@@ -101,6 +104,8 @@ mod tests {
         assert_eq!(told.remaining(key(1)), None);
         told.note(key(2), Duration::from_secs(2));
         assert_eq!(told.0.lock().unwrap().len(), 1, "what is over is forgotten");
+        told.note(key(3), Duration::MAX);
+        assert_eq!(told.remaining(key(3)), None, "and no wait is too long to add");
     }
 
     #[test]

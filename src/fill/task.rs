@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
+use super::unsettled::Place;
 use super::{FillOutcome, Inner, Seat, Wanted};
 use crate::circuit::Pass;
 use crate::coalesce::{Coalescer, GroupGuard, WaiterId};
@@ -16,7 +17,7 @@ use crate::crash::crash_point;
 use crate::error::GatewayError;
 use crate::key::CacheKey;
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation};
-use crate::metrics::AttemptOutcome;
+use crate::metrics::{AttemptOutcome, ShedReason};
 use crate::random::jittered;
 use crate::slots::Slot;
 use crate::store::StoreError;
@@ -28,7 +29,7 @@ pub(super) struct Task {
     /// Where its callers wait.
     pub(super) groups: Arc<Coalescer<CacheKey, Seat, FillOutcome>>,
     pub(super) key: CacheKey,
-    /// `None` for a resumed fill, which has nothing left to buy.
+    /// `None` when nothing is left to buy: a picture is not kept for as long as a URL lives.
     wanted: Option<Wanted>,
     /// Whom the last admission was about.
     payer: Option<(WaiterId, Seat)>,
@@ -40,6 +41,10 @@ pub(super) struct Task {
     /// Has an order gone out before?
     pub(super) is_retry: bool,
     held: Option<Box<dyn HeldCall>>,
+    /// Its place among those that are to be settled without a slot.
+    unsettled: Option<Place>,
+    /// The callers have been told how it ends, or that it goes on without them.
+    is_told: bool,
     /// How old the answer was at an instant.
     pub(super) answered: Option<(Duration, Instant)>,
 }
@@ -58,6 +63,8 @@ impl Task {
             rated: None,
             is_retry: false,
             held: None,
+            unsettled: None,
+            is_told: false,
             answered: None,
         }
     }
@@ -65,6 +72,13 @@ impl Task {
     /// Has no callers, whoever waits for the key: another task has them.
     pub(super) fn work_alone(&mut self) {
         self.groups = Arc::default();
+    }
+
+    /// Nothing more is sent; what is left to do may take long.
+    pub(super) fn go_on_without_a_slot(&mut self) {
+        self.unsettled.get_or_insert_with(|| self.shared.unsettled.enter());
+        self.wanted = None;
+        self.slot = None;
     }
 
     /// Carries out effects until the machine is done. If this panics, its callers are told.
@@ -92,7 +106,7 @@ impl Task {
         match effect {
             Effect::TakeSlot => self.take_slot().await,
             Effect::Admit => Event::Admitted(self.admit()),
-            Effect::CheckRoom => Event::Room(parts.store.check_room().await),
+            Effect::CheckRoom => Event::Room(self.check_room().await),
             Effect::EnterCircuit => Event::Entered(self.enter_circuit()),
             Effect::Reserve => {
                 crash_point("CP4");
@@ -108,6 +122,7 @@ impl Task {
                 }
                 Event::Adopted
             }
+            Effect::CheckWaiters => Event::Awaited(self.check_waiters()),
             Effect::Open => self.open().await,
             Effect::MarkSent(id) => {
                 let permit = parts.ledger.mark_sent(id).await;
@@ -149,7 +164,9 @@ impl Task {
                 Event::Told
             }
             Effect::Tell(verdict) => {
+                self.tell_settled(&verdict);
                 let outcome = self.outcome(verdict).await;
+                self.is_told = true;
                 self.groups.stall(self.key, &outcome);
                 Event::Told
             }
@@ -192,6 +209,14 @@ impl Task {
         }))
     }
 
+    /// Is there a place for another result, and for what must be remembered until it is there?
+    async fn check_room(&mut self) -> Result<(), StoreError> {
+        if self.shared.unsettled.is_full() {
+            return Err(StoreError::Full("too many paid results are still to be fetched".to_owned()));
+        }
+        self.shared.parts.store.check_room().await
+    }
+
     /// As at a look-up, an object that cannot be looked for counts as there.
     async fn look_again(&mut self) -> Result<Standing, StoreError> {
         let store = &self.shared.parts.store;
@@ -203,6 +228,17 @@ impl Task {
             None => true,
         };
         Ok(if is_gone { Standing::Remains(record) } else { Standing::Result(record) })
+    }
+
+    /// A row was won, which may have taken long. Whoever comes from here on starts another fill.
+    fn check_waiters(&mut self) -> bool {
+        let is_awaited = self.groups.candidate(self.key).is_some();
+        if !is_awaited {
+            self.shared.parts.metrics.shed(ShedReason::Deserted);
+            (self.slot, self.pass) = (None, None);
+            self.work_alone();
+        }
+        is_awaited
     }
 
     async fn open(&mut self) -> Event {
@@ -235,6 +271,9 @@ impl Task {
         crash_point("CP12");
         self.tell_reply(&reply);
         self.shared.parts.metrics.attempt(attempt_outcome(&reply));
+        if let Reply::Answered(_) = reply {
+            self.go_on_without_a_slot();
+        }
         Event::Replied(reply)
     }
 
@@ -285,6 +324,8 @@ impl Task {
         let cache = &shared.parts.cache;
         match &verdict {
             Ok(filled) => cache.keep_answer(filled.record.clone()).await,
+            // Once is enough, and now is later than that.
+            Err(_) if self.is_told => {}
             Err(GatewayError::Upstream { status, body })
                 if matches!(status.as_u16(), 400 | 413 | 415 | 422) =>
             {

@@ -4,6 +4,7 @@
 mod address;
 mod fakes;
 mod faults;
+mod unsettled;
 
 use std::time::Duration;
 

@@ -29,6 +29,8 @@ pub enum Effect {
     LookAgain,
     /// Make a record known to the ledger: [`Event::Adopted`].
     Adopt(Arc<Record>),
+    /// Ask whether anybody waits still, now that it may have taken long: [`Event::Awaited`].
+    CheckWaiters,
     /// Send all but the tail: [`Event::Opened`].
     Open,
     /// Pass the last gate: [`Event::Marked`].
@@ -78,6 +80,8 @@ pub enum Event {
     LookedAgain(Result<Standing, StoreError>),
     /// The ledger knows the record, or could not be told; it will be told again at a later look-up.
     Adopted,
+    /// Somebody waits still; or nobody, and the group is dissolved.
+    Awaited(bool),
     /// How far the order came.
     Opened(Result<Open, NotSent>),
     /// Whether the tail may go.

@@ -21,7 +21,7 @@ pub(super) struct Tries {
     not_sent: u32,
     refused: u32,
     /// The last failure, for the row, and for the callers.
-    failure: Option<(String, GatewayError)>,
+    pub(super) failure: Option<(String, GatewayError)>,
 }
 
 impl Machine {
@@ -64,7 +64,7 @@ impl Machine {
         let Some((reason, told)) = self.tries.failure.take() else { return super::bug() };
         let has_row = self.won.is_some();
         match (may, has_row) {
-            (true, true) => Effect::Open,
+            (true, true) => Effect::CheckWaiters,
             (true, false) => Effect::TakeSlot,
             (false, true) => self.end(Booking::Released { reason }, told),
             (false, false) => Effect::Finish(Err(told)),

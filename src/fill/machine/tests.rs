@@ -140,6 +140,7 @@ fn success(effect: &Effect) -> Event {
         Effect::Reserve => Event::Reserved(Ok(Reserved::Won(WON))),
         Effect::LookAgain => Event::LookedAgain(Ok(Standing::Nothing)),
         Effect::Adopt(_) => Event::Adopted,
+        Effect::CheckWaiters => Event::Awaited(true),
         Effect::Open => Event::Opened(Ok(Open::Held)),
         Effect::MarkSent(_) => Event::Marked(Ok(Permit::Granted)),
         Effect::Send => Event::Replied(Reply::Answered(answer())),
@@ -196,7 +197,7 @@ fn check(script: Script, expected: &str) {
 
 /// Up to the answer.
 const BUYING: &str =
-    "TakeSlot Admit CheckRoom EnterCircuit Reserve LookAgain Open MarkSent Send Book(answered)";
+    "TakeSlot Admit CheckRoom EnterCircuit Reserve LookAgain CheckWaiters Open MarkSent Send Book(answered)";
 /// From the answer on.
 const KEEPING: &str = "Fetch PutObject PutRecord Book(stored) Finish(Ok Bought)";
 
@@ -292,7 +293,7 @@ fn a_result_that_is_in_the_store_by_then_is_adopted_and_nothing_bought() {
     check(vec![there(0)], "LookAgain Book(released) Adopt Finish(Ok Store)");
     check(
         vec![there(0), ("Book", Event::Booked(away()))],
-        "LookAgain Book(released) Pause Book(released) Adopt Finish(Ok Store)",
+        "LookAgain Book(released) Tell(Ok Store) Book(released) Adopt Finish(Ok Store)",
     );
     // What a refresh is to replace does not stop it.
     let life = live(Machine::new(LIMITS), vec![won(1), there(0)]);
@@ -348,7 +349,10 @@ fn no_retry() -> (&'static str, Event) {
 #[test]
 fn an_order_that_never_went_out_whole_is_tried_three_times_and_released() {
     let life = live(Machine::new(LIMITS), vec![not_opened(connect()), not_opened(upload())]);
-    assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}").replace("Open", "Open Retry Open Retry Open"));
+    assert_eq!(
+        show_life(&life),
+        format!("{BUYING} {KEEPING}").replace("Open", "Open Retry CheckWaiters Open Retry CheckWaiters Open")
+    );
     let retries: Vec<_> = life.iter().filter(|effect| matches!(effect, Effect::Retry(_))).collect();
     assert!(matches!(
         retries[..],
@@ -356,7 +360,7 @@ fn an_order_that_never_went_out_whole_is_tried_three_times_and_released() {
     ));
     check(
         vec![not_opened(connect()), not_opened(upload()), not_opened(connect())],
-        "Open Retry Open Retry Open Book(released) Finish(UpstreamUnreachable)",
+        "Open Retry CheckWaiters Open Retry CheckWaiters Open Book(released) Finish(UpstreamUnreachable)",
     );
     check(vec![not_opened(connect()), no_retry()], "Open Retry Book(released) Finish(UpstreamUnreachable)");
 }
@@ -368,7 +372,7 @@ fn an_order_whose_connection_is_lost_while_its_tail_is_held_goes_out_again_on_a_
     check(vec![lost()], &format!("Send Book(released) Retry {anew} {KEEPING}"));
     check(vec![lost(), no_retry()], "Send Book(released) Retry Finish(UpstreamUnreachable)");
     // Three tries in all, wherever the connection was lost.
-    let second = anew.replace(" Book(answered)", "").replace("Open", "Open Retry Open");
+    let second = anew.replace(" Book(answered)", "").replace("Open", "Open Retry CheckWaiters Open");
     check(
         vec![lost(), not_opened(connect()), lost()],
         &format!("Send Book(released) Retry {second} Book(released) Finish(UpstreamUnreachable)"),
@@ -468,16 +472,48 @@ fn only_a_granted_permit_lets_the_tail_go() {
 #[test]
 fn a_booking_is_repeated_until_the_ledger_confirms_it() {
     let again = || ("Book", Event::Booked(away()));
-    let repeated = |name: &str| format!("{name} Pause {name} Pause {name} Pause {name}");
-    check(vec![again(), again(), again()], &format!("{} {KEEPING}", repeated("Book(answered)")));
-    for (reply, name, end) in [
-        (refusal(RefusalKind::Order, 400), "Book(refused)", "Finish(Upstream)"),
-        (Reply::Failed(error_reply(500, "", Some("{}"))), "Book(failed)", "Finish(Upstream)"),
-        (Reply::Unknown(UnknownCause::Cut), "Book(unknown)", "Finish(UpstreamUnreachable)"),
+    check(
+        vec![again(), again(), again()],
+        &format!("{0} Pause {0} Pause {0} Pause {0} {KEEPING}", "Book(answered)"),
+    );
+}
+
+#[test]
+fn who_waits_for_a_call_that_has_ended_does_not_wait_for_the_ledger() {
+    let replied = |reply| ("Send", Event::Replied(reply));
+    let flow = refusal(RefusalKind::Flow { retry_after_seconds: Some(7) }, 429);
+    for (event, name, told) in [
+        (replied(refusal(RefusalKind::Order, 400)), "Send Book(refused)", "Upstream"),
+        (replied(Reply::Failed(error_reply(500, "", Some("{}")))), "Send Book(failed)", "Upstream"),
+        (replied(Reply::Unknown(UnknownCause::Cut)), "Send Book(unknown)", "UpstreamUnreachable"),
+        // The ledger has no other row for a retry either.
+        (replied(flow), "Send Book(refused)", "UpstreamThrottled"),
+        (replied(Reply::NotSent(upload())), "Send Book(released)", "UpstreamUnreachable"),
+        (("MarkSent", Event::Marked(away())), "MarkSent Book(released)", "LedgerUnavailable"),
     ] {
-        let script = vec![("Send", Event::Replied(reply)), again(), again(), again()];
-        check(script, &format!("Send {} {end}", repeated(name)));
+        let again = || ("Book", Event::Booked(away()));
+        let booking = name.split(' ').next_back().unwrap();
+        check(
+            vec![event, again(), again(), again()],
+            &format!("{name} Tell({told}) {booking} Pause {booking} Pause {booking} Finish({told})"),
+        );
     }
+}
+
+#[test]
+fn a_fill_that_nobody_waits_for_by_the_time_its_row_is_won_sends_nothing() {
+    let deserted = || ("CheckWaiters", Event::Awaited(false));
+    check(vec![deserted()], "CheckWaiters Book(released) Stop");
+    // Nobody is told, whoever may wait for the key by then.
+    check(
+        vec![deserted(), ("Book", Event::Booked(away()))],
+        "CheckWaiters Book(released) Pause Book(released) Stop",
+    );
+    let awaited = ("CheckWaiters", Event::Awaited(true));
+    check(
+        vec![awaited, not_opened(connect()), deserted()],
+        "CheckWaiters Open Retry CheckWaiters Book(released) Stop",
+    );
 }
 
 #[test]
@@ -572,7 +608,7 @@ fn a_result_that_is_not_had_while_its_url_may_live_is_given_up() {
     }
     check(
         vec![fetch_fails(transient(), ttl), ("Book", Event::Booked(away()))],
-        "Fetch Book(unfetchable) Pause Book(unfetchable) Finish(ResultNotFetched)",
+        "Fetch Book(unfetchable) Tell(ResultNotFetched) Book(unfetchable) Finish(ResultNotFetched)",
     );
 }
 

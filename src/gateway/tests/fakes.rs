@@ -82,12 +82,15 @@ pub(super) struct FakeLedger {
     pub(super) ledger: MemoryLedger,
     /// What the gate says; `None` for what the ledger does.
     pub(super) permit: Mutex<Option<Permit>>,
+    /// How many reservations may be made.
+    reservations: Semaphore,
 }
 
 impl Default for FakeLedger {
     fn default() -> Self {
         let ledger = MemoryLedger::new(Clock::system(), TimeZone::UTC);
-        Self { switch: Switch::default(), ledger, permit: Mutex::default() }
+        let reservations = Semaphore::new(WIDE_OPEN);
+        Self { switch: Switch::default(), ledger, permit: Mutex::default(), reservations }
     }
 }
 
@@ -95,6 +98,16 @@ impl FakeLedger {
     fn check(&self, name: &'static str) -> Result<&dyn Ledger, LedgerError> {
         let works = self.switch.works(name);
         if works { Ok(&self.ledger) } else { Err(LedgerError::Unavailable("planted".to_owned())) }
+    }
+
+    /// From now on reservations wait.
+    pub(super) fn hold_reservations(&self) {
+        self.reservations.forget_permits(WIDE_OPEN);
+    }
+
+    /// They wait no more.
+    pub(super) fn release_reservations(&self) {
+        self.reservations.add_permits(WIDE_OPEN);
     }
 
     /// The states of all rows, oldest first.
@@ -111,7 +124,9 @@ impl Ledger for FakeLedger {
     }
 
     async fn reserve(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
-        self.check("reserve")?.reserve(wanted).await
+        let ledger = self.check("reserve")?;
+        let _turn = self.reservations.acquire().await;
+        ledger.reserve(wanted).await
     }
 
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
@@ -271,7 +286,7 @@ pub(super) struct FakeUpstream {
 
 pub(super) type MakeReply = Arc<dyn Fn() -> Reply + Send + Sync>;
 
-/// The gate of an upstream that answers at once.
+/// The gate of a ledger or an upstream that answers at once.
 const WIDE_OPEN: usize = 1000;
 
 impl Default for FakeUpstream {

@@ -15,6 +15,9 @@ const FLOW_RESTRICTION: &str = "AI_SERVICE_FLOW_RESTRICTION";
 /// taken for it, one bad picture would stop all paying.
 const NOT_ABOUT_THE_ACCOUNT: [&str; 2] = ["ERROR_ILLEGAL_FILE", "AI_SERVICE_UNAUTHORIZED"];
 
+/// The longest wait that is believed, in seconds: clients are told no longer one either.
+const LONGEST_ASKED: u64 = 3600;
+
 /// The longest code that is passed on; the vendor's longest has 43 characters.
 const MAX_CODE_BYTES: usize = 64;
 
@@ -57,9 +60,13 @@ fn refusal(status: StatusCode, headers: &HeaderMap, code: &str) -> RefusalKind {
     }
 }
 
-/// `Retry-After` in seconds; its other form, a date, would need the two clocks to agree.
+/// `Retry-After` in seconds, an hour at most; its other form, a date, would need the two clocks to
+/// agree.
 fn retry_after(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // What does not fit into the type is a long time too.
+    is_number.then(|| text.parse().map_or(LONGEST_ASKED, |seconds: u64| seconds.min(LONGEST_ASKED)))
 }
 
 /// A code as the vendor spells them, or nothing: it goes into logs and the ledger.

@@ -37,6 +37,8 @@ struct World {
     found: Option<FillSource>,
     /// Nobody waits.
     deserted: bool,
+    /// The callers were told how it ends.
+    is_told: bool,
     /// The answer's age in seconds.
     age: u64,
 }
@@ -58,16 +60,23 @@ impl World {
             let repeats = match effect {
                 Effect::Book(_, booking) => booking.state() == state,
                 Effect::Pause(_) => true,
-                // Only a result that is permanent is told before it is booked.
-                Effect::Tell(Ok(_)) => self.record_kept && state == CallState::Stored,
+                // Only a result that is permanent is told before it is booked, and only a failure
+                // that this booking ends the call with.
+                Effect::Tell(Ok(_)) => match state {
+                    CallState::Stored => self.record_kept,
+                    CallState::Released => self.found == Some(FillSource::Store),
+                    _ => false,
+                },
+                Effect::Tell(Err(_)) => !state.is_open() && state != CallState::Stored,
                 _ => false,
             };
             demand(repeats, "a booking is repeated until it is confirmed")?;
         }
+        self.is_told |= matches!(effect, Effect::Tell(_));
         let is_reserved = self.row == Some(CallState::Reserved) && !self.sent;
         match effect {
             Effect::TakeSlot | Effect::Admit | Effect::CheckRoom | Effect::EnterCircuit | Effect::Reserve => {
-                demand(self.row.is_none() && !self.sent, "one row, and one call")
+                demand(self.row.is_none() && !self.sent && !self.is_told, "one row, and one call")
             }
             Effect::StepAside(_) | Effect::RefuseTeam(_) => {
                 demand(self.row.is_none() && !self.sent, "only before anything is reserved")
@@ -75,9 +84,10 @@ impl World {
             Effect::LookAgain => demand(is_reserved, "only with the key in hand"),
             Effect::Retry(_) => {
                 let is_over = self.row.is_none() || self.row == Some(CallState::Reserved);
-                demand(is_over && !self.sent, "another try only of what cost nothing")
+                demand(is_over && !self.sent && !self.is_told, "another try only of what cost nothing")
             }
-            Effect::Open => demand(is_reserved, "nothing is sent without a row, nor again"),
+            Effect::CheckWaiters => demand(is_reserved, "before anything is sent"),
+            Effect::Open => demand(is_reserved && !self.deserted, "nothing is sent without a row, nor again"),
             Effect::MarkSent(id) => demand(*id == WON.id && is_reserved, "the gate is for our row"),
             Effect::Send => demand(permit && !self.sent, "one tail, and only through the gate"),
             Effect::Book(id, booking) => {
@@ -181,6 +191,7 @@ impl World {
                 1 => Err(StoreError::Corrupt("planted".to_owned())),
                 _ => store_away(),
             }),
+            Effect::CheckWaiters => Event::Awaited(false),
             Effect::Open => Event::Opened(match pick(4) {
                 0 => Err(NotSent::Connect("planted".to_owned())),
                 1 => Err(NotSent::Upload("planted".to_owned())),
@@ -219,6 +230,7 @@ impl World {
     fn note(&mut self, effect: &Effect, event: &Event) {
         match event {
             Event::Admitted(admission) => self.deserted = matches!(admission, Admission::Nobody),
+            Event::Awaited(awaited) => self.deserted = !awaited,
             Event::Reserved(Ok(Reserved::Won(_))) => self.row = Some(CallState::Reserved),
             Event::Reserved(Ok(Reserved::Stored(_))) => self.found = Some(FillSource::Ledger),
             Event::LookedAgain(Ok(Standing::Result(_))) => self.found = Some(FillSource::Store),
