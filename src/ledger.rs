@@ -440,6 +440,11 @@ pub trait Ledger: Send + Sync {
     /// # Errors
     /// [`LedgerError`].
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError>;
+
+    /// While it is `Some`, the store is away, and [`reserve`](Self::reserve) takes a call only when the
+    /// spool could take a result of so many bytes from each open call and from this one; else
+    /// [`LedgerError::SpoolFull`]. Holds for this process. Nothing happens in a ledger without bounds.
+    fn keep_room(&self, _each: Option<u64>) {}
 }
 
 /// Why the ledger could not do what it was asked; safe to log.
@@ -453,7 +458,7 @@ pub enum LedgerError {
     SpoolFull {
         /// Bytes of the result.
         wanted: u64,
-        /// Bytes that wait already.
+        /// Bytes that wait already, or are kept free for calls under way.
         used: u64,
         /// Bytes that may wait.
         max: u64,

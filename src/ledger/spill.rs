@@ -316,4 +316,8 @@ impl Ledger for SpillLedger {
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
         self.ledger.spool_usage().await
     }
+
+    fn keep_room(&self, each: Option<u64>) {
+        self.ledger.keep_room(each);
+    }
 }

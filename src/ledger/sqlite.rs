@@ -21,6 +21,7 @@ mod tests;
 mod worker;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -104,6 +105,8 @@ pub struct SqliteLedger {
     clock: Clock,
     zone: TimeZone,
     spool_max: u64,
+    /// Bytes that [`Ledger::keep_room`] keeps for each open call; 0 when it does not.
+    kept_for_each: AtomicU64,
 }
 
 impl SqliteLedger {
@@ -129,6 +132,7 @@ impl SqliteLedger {
             clock,
             zone,
             spool_max: SPOOL_MAX,
+            kept_for_each: AtomicU64::new(0),
         })
     }
 
@@ -211,7 +215,9 @@ impl Ledger for SqliteLedger {
         self.health.is_sound().await?;
         let now = self.clock.now();
         let windows = Windows::at(now, &self.zone);
-        self.write(move |db| calls::reserve(db, &reservation, now, &windows)).await
+        let (each, max) = (self.kept_for_each.load(Ordering::Relaxed), self.spool_max);
+        let room = (each > 0).then_some(spool::Room { each, max });
+        self.write(move |db| calls::reserve(db, &reservation, now, &windows, room)).await
     }
 
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
@@ -306,5 +312,9 @@ impl Ledger for SqliteLedger {
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
         let now = self.clock.now();
         self.read(move |db| spool::usage(db, now)).await
+    }
+
+    fn keep_room(&self, each: Option<u64>) {
+        self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
     }
 }

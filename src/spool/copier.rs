@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::{JoinHandle, JoinSet};
@@ -89,7 +88,7 @@ async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
                     tracing::info!(results = copied, "the spool is empty: the store has what waited");
                 }
                 failing_since = None;
-                spool.is_away.store(false, Ordering::Relaxed);
+                spool.set_away(false);
                 // What was refused just now is not yet in the spool.
                 let refused = tokio::time::timeout(idle, spool.refused.notified()).await;
                 if refused.is_ok() {
@@ -97,7 +96,7 @@ async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
                 }
             }
             Err(error) => {
-                spool.is_away.store(matches!(error, CopyError::Store(_)), Ordering::Relaxed);
+                spool.set_away(matches!(error, CopyError::Store(_)));
                 tracing::warn!(%error, "results wait in the spool: they cannot be brought to the store yet");
                 let since = *failing_since.get_or_insert_with(Instant::now);
                 let pause = (since.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
@@ -129,7 +128,7 @@ async fn copy_all(spool: &Arc<Spool>) -> Result<u64, CopyError> {
         match copies.join_next().await {
             Some(Ok(Ok(()))) => {
                 copied += 1;
-                spool.is_away.store(false, Ordering::Relaxed);
+                spool.set_away(false);
             }
             Some(Ok(Err(error @ CopyError::Result(_)))) => left = Some(error),
             Some(Ok(Err(error))) => return Err(error),

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::clock::Clock;
+use crate::ledger::budget::Scope;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{Booking, CallId, Permit, Reservation, Reserved};
 use crate::secret::Secret;
@@ -121,7 +122,8 @@ impl<S: Store + 'static> Rig<S> {
 
     fn with(store: S, folder: TempDir, config: SpoolConfig) -> Self {
         let file = folder.path().join("ledger.db");
-        let ledger = Arc::new(SqliteLedger::open(&file, Clock::system(), TimeZone::UTC).unwrap());
+        let ledger = SqliteLedger::open(&file, Clock::system(), TimeZone::UTC).unwrap();
+        let ledger = Arc::new(ledger.with_spool_max(config.max_bytes));
         let store = Arc::new(store);
         Self { spool: Spool::new(store.clone(), ledger.clone(), || true, config), ledger, store, folder }
     }
@@ -415,29 +417,58 @@ async fn the_spool_takes_every_call_under_way_and_one_more() {
     // Whose row has ended needs no room, and whose store is back needs none here.
     rig.ledger.book(open[0], Booking::Released { reason: String::new() }).await.unwrap();
     rig.spool.check_room().await.unwrap();
+    rig.reserve(10).await;
     assert!(rig.spool.check_room().await.is_err());
     rig.store.refuse(Refuses::Nothing);
     rig.spool.check_room().await.unwrap();
 }
 
 #[tokio::test]
-async fn room_is_not_given_twice_before_its_row_can_be_seen() {
+async fn of_many_at_once_as_many_are_reserved_as_the_spool_can_take() {
+    let rig = Rig::new();
+    rig.spool.prove().await.unwrap();
+    rig.spool.set_away(true);
+    let asked: Vec<_> = (0..30)
+        .map(|n| {
+            let (spool, ledger) = (rig.spool.clone(), rig.ledger.clone());
+            tokio::spawn(async move {
+                spool.check_room().await.is_ok()
+                    && matches!(ledger.reserve(picture(n)).await, Ok(Reserved::Won(_)))
+            })
+        })
+        .collect();
+    let mut won = 0;
+    for asked in asked {
+        won += u32::from(asked.await.unwrap());
+    }
+    assert_eq!(won, 10);
+    let refused = rig.ledger.reserve(picture(99)).await;
+    let Err(LedgerError::SpoolFull { wanted, used, max }) = refused else { panic!("{refused:?}") };
+    assert_eq!((wanted, used, max), (MIB, 10 * MIB, 10 * MIB));
+    assert_eq!(rig.ledger.totals().await.unwrap().iter().map(|total| total.calls).sum::<u64>(), 10);
+    // A store that is there takes what comes.
+    rig.spool.set_away(false);
+    rig.reserve(99).await;
+}
+
+#[tokio::test]
+async fn whoever_asks_for_room_and_reserves_nothing_takes_none() {
     let rig = Rig::new();
     rig.spool.prove().await.unwrap();
     rig.store.refuse(Refuses::Everything);
-    let asked: Vec<_> = (0..30)
-        .map(|_| {
-            let spool = rig.spool.clone();
-            tokio::spawn(async move { spool.check_room().await.is_ok() })
-        })
-        .collect();
-    let mut given = 0;
-    for asked in asked {
-        given += u32::from(asked.await.unwrap());
+    rig.spool.set_away(true);
+    let frozen = Scope::Team("web".to_owned());
+    rig.ledger.set_frozen(frozen.clone(), true).await.unwrap();
+    for n in 0..40 {
+        rig.spool.check_room().await.unwrap();
+        // Some are refused by their circuit, others by the ledger.
+        if n % 2 == 0 {
+            assert_eq!(rig.ledger.reserve(picture(n)).await.unwrap(), Reserved::Frozen(frozen.clone()));
+        }
     }
-    assert_eq!(given, 10);
-    // Nobody reserved anything after all.
-    eventually("the room is free again", async || rig.spool.check_room().await.is_ok()).await;
+    let others = Reservation { team: "batch".to_owned(), ..picture(1) };
+    assert!(matches!(rig.ledger.reserve(others).await.unwrap(), Reserved::Won(_)));
+    rig.spool.check_room().await.unwrap();
 }
 
 #[tokio::test]

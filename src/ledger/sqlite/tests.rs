@@ -325,7 +325,7 @@ fn bare(directory: &Path) -> Connection {
 
 fn bare_send(db: &Connection, wanted: &Reservation) -> Won {
     let now = Timestamp::UNIX_EPOCH;
-    match calls::reserve(db, wanted, now, &Windows::at(now, &zone())).unwrap() {
+    match calls::reserve(db, wanted, now, &Windows::at(now, &zone()), None).unwrap() {
         Reserved::Won(won) => {
             assert_eq!(calls::mark_sent(db, won.id, now).unwrap(), Permit::Granted);
             won
