@@ -33,6 +33,10 @@ enum Refuses {
 struct Shaky {
     files: LocalStore,
     refuses: Mutex<Refuses>,
+    /// Refused although the store is there.
+    unwanted: Mutex<Vec<ObjectName>>,
+    /// Not answered before the test ends.
+    silent: Mutex<Vec<ObjectName>>,
 }
 
 impl Shaky {
@@ -53,6 +57,13 @@ impl Shaky {
 impl Store for Shaky {
     async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
         self.check(Refuses::Objects)?;
+        if self.silent.lock().unwrap().contains(&name) {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            return Err(StoreError::Unavailable("it did not answer in time".to_owned()));
+        }
+        if self.unwanted.lock().unwrap().contains(&name) {
+            return Err(StoreError::Unavailable("it answered 403 AccessDenied".to_owned()));
+        }
         self.files.put_object(name, bytes).await
     }
 
@@ -105,7 +116,15 @@ impl Rig<Shaky> {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let files = LocalStore::open(folder.path().join("store")).unwrap();
-        Self::around(Shaky { files, refuses: Mutex::new(Refuses::Nothing) }, folder)
+        Self::around(
+            Shaky {
+                files,
+                refuses: Mutex::new(Refuses::Nothing),
+                unwanted: Mutex::default(),
+                silent: Mutex::default(),
+            },
+            folder,
+        )
     }
 }
 
@@ -333,6 +352,78 @@ async fn a_result_that_cannot_be_kept_waits_and_keeps_no_other_from_it() {
     rig.until_empty().await;
     copier.stop().await;
     assert_eq!(rig.store.record("ailab-v1", picture(0).key).await.unwrap(), Some(record(0)));
+}
+
+#[tokio::test]
+async fn results_the_store_refuses_or_never_takes_stall_no_other() {
+    // Alone, oldest of many, and as many as are tried at once.
+    for (bad, all) in [(1, 1), (1, 30), (5, 30)] {
+        let rig = Rig::new();
+        let mut stuck = Vec::new();
+        for n in 0..all {
+            let (id, _) = rig.spooled(n).await;
+            if n < bad {
+                stuck.push(id);
+                let list = if n == 0 { &rig.store.silent } else { &rig.store.unwanted };
+                list.lock().unwrap().push(name(n));
+            }
+        }
+        rig.spool.prove().await.unwrap();
+        let copier = Copier::start(rig.spool.clone());
+        eventually("the others are kept", async || rig.waiting().await == stuck).await;
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        // Whoever writes is not sent away, however often the stuck ones have been tried.
+        for n in 0..20 {
+            rig.spool.put_object(name(100 + n), result(100 + n)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(rig.waiting().await, stuck);
+        rig.store.silent.lock().unwrap().clear();
+        rig.store.unwanted.lock().unwrap().clear();
+        rig.until_empty().await;
+        copier.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn copies_in_flight_are_finished_when_others_fail() {
+    let rig = Rig::new();
+    rig.store.unwanted.lock().unwrap().extend([name(0), name(1), name(2)]);
+    rig.store.silent.lock().unwrap().push(name(3));
+    for n in 0..4 {
+        rig.spooled(n).await;
+    }
+    rig.spool.prove().await.unwrap();
+    let copier = Copier::start(rig.spool.clone());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(rig.spool.check_not_away().is_ok(), "the fourth is not done yet");
+    eventually("none of four was taken", async || is_away(rig.spool.check_not_away())).await;
+    rig.store.silent.lock().unwrap().clear();
+    rig.store.unwanted.lock().unwrap().clear();
+    rig.until_empty().await;
+    eventually("it is not away any more", async || rig.spool.check_not_away().is_ok()).await;
+    copier.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_not_known_to_be_ours_is_not_away_and_gets_all_soon_after_it_is() {
+    let Rig { store, folder, .. } = Rig::new();
+    let mut rig = Rig::around(Arc::into_inner(store).unwrap_or_else(|| panic!("the rig is gone")), folder);
+    let is_ours = Arc::new(AtomicBool::new(false));
+    let config = SpoolConfig { disk: None, max_bytes: 10 * MIB, result_max_bytes: MIB, is_remote: false };
+    let asked = is_ours.clone();
+    let ours = move || asked.load(Ordering::Relaxed);
+    rig.spool = Spool::new(rig.store.clone(), rig.ledger.clone(), ours, config);
+    let (id, _) = rig.spooled(1).await;
+    let copier = Copier::start(rig.spool.clone());
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        rig.spool.check_room().await.unwrap();
+    }
+    assert_eq!(rig.waiting().await, [id]);
+    is_ours.store(true, Ordering::Relaxed);
+    rig.until_empty().await;
+    copier.stop().await;
 }
 
 #[tokio::test]
