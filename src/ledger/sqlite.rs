@@ -120,14 +120,20 @@ impl SqliteLedger {
         let writable = connect(file)?;
         migrate(&writable)?;
         // After a kill the log may still have the page of an answer that has ended since.
-        worker::scrub_log(&writable);
+        let log_has_secrets = !worker::scrub_log(&writable);
         let readable = connect(file)?;
         readable.pragma_update(None, "query_only", true)?;
         let checked = connect(file)?;
         checked.pragma_update(None, "query_only", true)?;
         Ok(Self {
-            writer: Worker::spawn("ledger-write", writable, "BEGIN IMMEDIATE", worker::GROUP),
-            reader: Worker::spawn("ledger-read", readable, "BEGIN", 1),
+            writer: Worker::spawn(
+                "ledger-write",
+                writable,
+                "BEGIN IMMEDIATE",
+                worker::GROUP,
+                log_has_secrets,
+            ),
+            reader: Worker::spawn("ledger-read", readable, "BEGIN", 1, false),
             health: Health::check(checked),
             clock,
             zone,
@@ -159,7 +165,7 @@ impl SqliteLedger {
 
 fn connect(file: &Path) -> Result<Connection, LedgerError> {
     let connection = Connection::open(file)?;
-    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.busy_timeout(worker::BUSY)?;
     refuse_newer(&connection)?;
     connection.pragma_update(None, "page_size", PAGE_SIZE)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;

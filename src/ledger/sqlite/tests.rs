@@ -388,6 +388,26 @@ fn a_signed_url_left_in_the_log_by_a_kill_is_erased_at_the_next_start() {
 }
 
 #[test]
+fn a_reader_keeps_the_log_from_being_scrubbed_and_delays_nobody() {
+    let world = Rig::new();
+    let bench = world.bench();
+    let reader = bare(world.directory.path());
+    reader.execute_batch("BEGIN; SELECT count(*) FROM calls").unwrap();
+    let won = wait(bench.answered(picture(1)));
+    wait(bench.book(won.id, Booking::Unfetchable { reason: String::new() }));
+    let begun = std::time::Instant::now();
+    for n in 2..12 {
+        wait(bench.win(picture(n)));
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(fs::metadata(world.log()).unwrap().len() > 0);
+    // The service is quiet from now on.
+    reader.execute_batch("COMMIT").unwrap();
+    eventually("the log is empty", || fs::metadata(world.log()).unwrap().len() == 0);
+}
+
+#[test]
 fn a_commit_that_fails_is_told_to_everyone_in_it_and_later_writes_work() {
     let rig = Rig::new();
     let sent = wait(rig.bench().send(picture(1)));
