@@ -86,14 +86,14 @@ impl SpillLedger {
                 tracing::warn!(
                     call = id.0,
                     state = state.as_str(),
-                    "the ledger is away: a booking waits in a file"
+                    "the ledger did not take a booking: it waits in a file"
                 );
                 if let Some(call) = self.open().get_mut(&id) {
                     call.spilled = Some(state);
                 }
             }
             Err(error) => {
-                tracing::error!(%error, call = id.0, "the ledger is away, and a booking could not be written to a file");
+                tracing::error!(%error, call = id.0, "the ledger did not take a booking, and it could not be written to a file");
             }
         }
     }
@@ -232,7 +232,10 @@ impl Ledger for SpillLedger {
         let booked = self.ledger.book(id, booking.clone()).await;
         match &booked {
             Ok(()) => self.settle(id, state).await,
-            Err(LedgerError::Unavailable(_) | LedgerError::Damaged(_)) if is_money => {
+            // A result that the spool does not take is in memory alone.
+            Err(LedgerError::Unavailable(_) | LedgerError::Damaged(_) | LedgerError::SpoolFull { .. })
+                if is_money =>
+            {
                 self.spill(id, booking).await
             }
             Err(_) => {}
