@@ -445,6 +445,22 @@ pub trait Ledger: Send + Sync {
     /// spool could take a result of so many bytes from each open call and from this one; else
     /// [`LedgerError::SpoolFull`]. Holds for this process. Nothing happens in a ledger without bounds.
     fn keep_room(&self, _each: Option<u64>) {}
+
+    /// Is what it is kept in whole? Nothing is reserved before that is known.
+    fn soundness(&self) -> Soundness {
+        Soundness::Sound
+    }
+}
+
+/// What is known of the file a ledger is kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Soundness {
+    /// It is still being read.
+    Checking,
+    /// It is whole.
+    Sound,
+    /// It is damaged, until a person has restored it.
+    Damaged,
 }
 
 /// Why the ledger could not do what it was asked; safe to log.

@@ -14,7 +14,8 @@ mod tests;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,12 +25,15 @@ use super::budget::{Budget, Scope, Used};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
     Booking, CallFacts, CallId, CallState, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved,
-    StateTotal,
+    Soundness, StateTotal,
 };
 use crate::archive::{ArchiveId, Membership};
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
 use crate::store::Record;
+
+/// How often the folder is looked through for what is of no use any more.
+const SWEEP_PAUSE: Duration = Duration::from_secs(3600);
 
 /// See the module.
 pub struct SpillLedger {
@@ -194,6 +198,17 @@ impl SpillLedger {
     }
 }
 
+/// Removes from time to time, as long as there is a ledger, what was set aside and is of no use.
+async fn remove_expired(folder: Weak<Folder>) {
+    while let Some(folder) = folder.upgrade() {
+        let removed = tokio::task::spawn_blocking(move || folder.remove_expired()).await;
+        if let Ok(Err(error)) = removed {
+            tracing::error!(%error, "files of spilled answers that were set aside could not be removed");
+        }
+        tokio::time::sleep(SWEEP_PAUSE).await;
+    }
+}
+
 /// What came of the files.
 #[derive(Default)]
 struct Replayed {
@@ -256,6 +271,7 @@ impl Ledger for SpillLedger {
     async fn recover(&self) -> Result<Recovery, LedgerError> {
         let mut recovery = self.ledger.recover().await?;
         let replayed = self.book_files().await?;
+        tokio::spawn(remove_expired(Arc::downgrade(&self.folder)));
         if replayed.bookings > 0 {
             recovery.unfinished = self.ledger.recover().await?.unfinished;
             recovery.unknown = recovery.unknown.saturating_sub(replayed.answers);
@@ -318,6 +334,10 @@ impl Ledger for SpillLedger {
 
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
         self.ledger.spool_usage().await
+    }
+
+    fn soundness(&self) -> Soundness {
+        self.ledger.soundness()
     }
 
     fn keep_room(&self, each: Option<u64>) {

@@ -34,7 +34,8 @@ use self::worker::Worker;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
+    Booking, CallFacts, CallId, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, Soundness,
+    StateTotal,
 };
 use crate::archive::{ArchiveId, Membership};
 use crate::clock::Clock;
@@ -318,6 +319,10 @@ impl Ledger for SqliteLedger {
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
         let now = self.clock.now();
         self.read(move |db| spool::usage(db, now)).await
+    }
+
+    fn soundness(&self) -> Soundness {
+        self.health.soundness()
     }
 
     fn keep_room(&self, each: Option<u64>) {

@@ -331,3 +331,19 @@ async fn a_result_for_which_the_spool_is_full_is_in_a_file_until_it_is_kept() {
     rig.ledger.recover().await.unwrap();
     assert_eq!((rig.files(), rig.state(ids[1]).await), (Vec::new(), CallState::Stored));
 }
+
+#[tokio::test]
+async fn an_answer_that_was_set_aside_is_removed_after_a_day_and_a_result_is_not() {
+    let rig = Rig::new();
+    fs::create_dir(rig.folder.path().join("spill")).unwrap();
+    let names = ["7.answered.damaged", "8.answered.damaged", "9.spooled.damaged"];
+    for (name, hours) in names.into_iter().zip([25, 23, 25]) {
+        let file = fs::File::create(rig.spill(name)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(hours * 3600)).unwrap();
+    }
+    rig.ledger.recover().await.unwrap();
+    while rig.files().len() > 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(rig.files(), names[1..]);
+}
