@@ -440,6 +440,27 @@ pub trait Ledger: Send + Sync {
     /// # Errors
     /// [`LedgerError`].
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError>;
+
+    /// While it is `Some`, the store is away, and [`reserve`](Self::reserve) takes a call only when the
+    /// spool could take a result of so many bytes from each open call and from this one; else
+    /// [`LedgerError::SpoolFull`]. Holds for this process. Nothing happens in a ledger without bounds.
+    fn keep_room(&self, _each: Option<u64>) {}
+
+    /// Is what it is kept in whole? Nothing is reserved before that is known.
+    fn soundness(&self) -> Soundness {
+        Soundness::Sound
+    }
+}
+
+/// What is known of the file a ledger is kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Soundness {
+    /// It is still being read.
+    Checking,
+    /// It is whole.
+    Sound,
+    /// It is damaged, until a person has restored it.
+    Damaged,
 }
 
 /// Why the ledger could not do what it was asked; safe to log.
@@ -453,7 +474,7 @@ pub enum LedgerError {
     SpoolFull {
         /// Bytes of the result.
         wanted: u64,
-        /// Bytes that wait already.
+        /// Bytes that wait already, or are kept free for calls under way.
         used: u64,
         /// Bytes that may wait.
         max: u64,

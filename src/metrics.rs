@@ -118,6 +118,7 @@ pub struct Metrics {
     upstream: UpstreamFamilies,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
+    ledger_sound: IntGauge,
     archive_guard: IntGauge,
     spool_objects: IntGauge,
     spool_bytes: IntGauge,
@@ -186,6 +187,10 @@ impl Metrics {
                 &["state"],
             ),
             ledger_up: families.plain("granary_ledger_up", "1 when the ledger answered the last time it was asked"),
+            ledger_sound: families.plain(
+                "granary_ledger_sound",
+                "1 when the ledger's file was read whole since the start and found undamaged; else nothing is bought",
+            ),
             archive_guard: families.plain(
                 "granary_archive_guard_ok",
                 "1 when ledger and store are known to belong together; else nothing is bought",
@@ -311,6 +316,7 @@ impl Metrics {
         set(&self.upstream_in_flight, snapshot.calls as u64);
         self.upstream.observe(snapshot.limit, &snapshot.queued);
         self.ledger_up.set(i64::from(snapshot.ledger.is_some()));
+        self.ledger_sound.set(i64::from(snapshot.is_ledger_sound));
         self.archive_guard.set(i64::from(snapshot.is_archive_known));
         if let Some(spool) = &snapshot.spool {
             set(&self.spool_objects, spool.objects);
@@ -354,6 +360,8 @@ pub struct Snapshot {
     pub queued: BTreeMap<String, usize>,
     /// Are ledger and store known to belong together?
     pub is_archive_known: bool,
+    /// Is the ledger's file known to be undamaged?
+    pub is_ledger_sound: bool,
     /// The ledger's sums, if it answered.
     pub ledger: Option<Vec<crate::ledger::StateTotal>>,
     /// What waits for the store, if the ledger answered.

@@ -80,6 +80,12 @@ impl Spool {
         Err(StoreError::Unavailable("it is not known to be the store that the ledger belongs to".into()))
     }
 
+    /// What the copier found. While the store is away, a call is reserved only with room in the spool.
+    fn set_away(&self, is_away: bool) {
+        self.ledger.keep_room(self.room.of_each().filter(|_| is_away));
+        self.is_away.store(is_away, Ordering::Relaxed);
+    }
+
     /// Lets nobody wait for a store while the copier is trying it for all of them.
     fn check_not_away(&self) -> Result<(), StoreError> {
         if self.is_away.load(Ordering::Relaxed) {

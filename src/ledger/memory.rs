@@ -472,7 +472,6 @@ impl Book {
             open_calls: open().count() as u64,
             answered_calls: answers().count() as u64,
             oldest_answer_age: answers().filter_map(|row| row.answered_at).min().map(age),
-            newest: CallId(self.rows.len() as i64),
         }
     }
 

@@ -14,7 +14,8 @@ mod tests;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,12 +25,15 @@ use super::budget::{Budget, Scope, Used};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
     Booking, CallFacts, CallId, CallState, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved,
-    StateTotal,
+    Soundness, StateTotal,
 };
 use crate::archive::{ArchiveId, Membership};
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
 use crate::store::Record;
+
+/// How often the folder is looked through for what is of no use any more.
+const SWEEP_PAUSE: Duration = Duration::from_secs(3600);
 
 /// See the module.
 pub struct SpillLedger {
@@ -86,14 +90,14 @@ impl SpillLedger {
                 tracing::warn!(
                     call = id.0,
                     state = state.as_str(),
-                    "the ledger is away: a booking waits in a file"
+                    "the ledger did not take a booking: it waits in a file"
                 );
                 if let Some(call) = self.open().get_mut(&id) {
                     call.spilled = Some(state);
                 }
             }
             Err(error) => {
-                tracing::error!(%error, call = id.0, "the ledger is away, and a booking could not be written to a file");
+                tracing::error!(%error, call = id.0, "the ledger did not take a booking, and it could not be written to a file");
             }
         }
     }
@@ -194,6 +198,17 @@ impl SpillLedger {
     }
 }
 
+/// Removes from time to time, as long as there is a ledger, what was set aside and is of no use.
+async fn remove_expired(folder: Weak<Folder>) {
+    while let Some(folder) = folder.upgrade() {
+        let removed = tokio::task::spawn_blocking(move || folder.remove_expired()).await;
+        if let Ok(Err(error)) = removed {
+            tracing::error!(%error, "files of spilled answers that were set aside could not be removed");
+        }
+        tokio::time::sleep(SWEEP_PAUSE).await;
+    }
+}
+
 /// What came of the files.
 #[derive(Default)]
 struct Replayed {
@@ -232,7 +247,10 @@ impl Ledger for SpillLedger {
         let booked = self.ledger.book(id, booking.clone()).await;
         match &booked {
             Ok(()) => self.settle(id, state).await,
-            Err(LedgerError::Unavailable(_) | LedgerError::Damaged(_)) if is_money => {
+            // A result that the spool does not take is in memory alone.
+            Err(LedgerError::Unavailable(_) | LedgerError::Damaged(_) | LedgerError::SpoolFull { .. })
+                if is_money =>
+            {
                 self.spill(id, booking).await
             }
             Err(_) => {}
@@ -253,6 +271,7 @@ impl Ledger for SpillLedger {
     async fn recover(&self) -> Result<Recovery, LedgerError> {
         let mut recovery = self.ledger.recover().await?;
         let replayed = self.book_files().await?;
+        tokio::spawn(remove_expired(Arc::downgrade(&self.folder)));
         if replayed.bookings > 0 {
             recovery.unfinished = self.ledger.recover().await?.unfinished;
             recovery.unknown = recovery.unknown.saturating_sub(replayed.answers);
@@ -315,5 +334,13 @@ impl Ledger for SpillLedger {
 
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
         self.ledger.spool_usage().await
+    }
+
+    fn soundness(&self) -> Soundness {
+        self.ledger.soundness()
+    }
+
+    fn keep_room(&self, each: Option<u64>) {
+        self.ledger.keep_room(each);
     }
 }

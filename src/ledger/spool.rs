@@ -36,6 +36,4 @@ pub struct SpoolUsage {
     pub answered_calls: u64,
     /// How long ago the oldest of these was answered.
     pub oldest_answer_age: Option<Duration>,
-    /// The newest row; 0 when there is none.
-    pub newest: CallId,
 }

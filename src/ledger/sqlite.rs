@@ -21,6 +21,7 @@ mod tests;
 mod worker;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -33,7 +34,8 @@ use self::worker::Worker;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
+    Booking, CallFacts, CallId, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, Soundness,
+    StateTotal,
 };
 use crate::archive::{ArchiveId, Membership};
 use crate::clock::Clock;
@@ -104,6 +106,8 @@ pub struct SqliteLedger {
     clock: Clock,
     zone: TimeZone,
     spool_max: u64,
+    /// Bytes that [`Ledger::keep_room`] keeps for each open call; 0 when it does not.
+    kept_for_each: AtomicU64,
 }
 
 impl SqliteLedger {
@@ -117,18 +121,25 @@ impl SqliteLedger {
         let writable = connect(file)?;
         migrate(&writable)?;
         // After a kill the log may still have the page of an answer that has ended since.
-        worker::scrub_log(&writable);
+        let log_has_secrets = !worker::scrub_log(&writable);
         let readable = connect(file)?;
         readable.pragma_update(None, "query_only", true)?;
         let checked = connect(file)?;
         checked.pragma_update(None, "query_only", true)?;
         Ok(Self {
-            writer: Worker::spawn("ledger-write", writable, "BEGIN IMMEDIATE", worker::GROUP),
-            reader: Worker::spawn("ledger-read", readable, "BEGIN", 1),
+            writer: Worker::spawn(
+                "ledger-write",
+                writable,
+                "BEGIN IMMEDIATE",
+                worker::GROUP,
+                log_has_secrets,
+            ),
+            reader: Worker::spawn("ledger-read", readable, "BEGIN", 1, false),
             health: Health::check(checked),
             clock,
             zone,
             spool_max: SPOOL_MAX,
+            kept_for_each: AtomicU64::new(0),
         })
     }
 
@@ -155,7 +166,7 @@ impl SqliteLedger {
 
 fn connect(file: &Path) -> Result<Connection, LedgerError> {
     let connection = Connection::open(file)?;
-    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.busy_timeout(worker::BUSY)?;
     refuse_newer(&connection)?;
     connection.pragma_update(None, "page_size", PAGE_SIZE)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -211,7 +222,9 @@ impl Ledger for SqliteLedger {
         self.health.is_sound().await?;
         let now = self.clock.now();
         let windows = Windows::at(now, &self.zone);
-        self.write(move |db| calls::reserve(db, &reservation, now, &windows)).await
+        let (each, max) = (self.kept_for_each.load(Ordering::Relaxed), self.spool_max);
+        let room = (each > 0).then_some(spool::Room { each, max });
+        self.write(move |db| calls::reserve(db, &reservation, now, &windows, room)).await
     }
 
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
@@ -306,5 +319,13 @@ impl Ledger for SqliteLedger {
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
         let now = self.clock.now();
         self.read(move |db| spool::usage(db, now)).await
+    }
+
+    fn soundness(&self) -> Soundness {
+        self.health.soundness()
+    }
+
+    fn keep_room(&self, each: Option<u64>) {
+        self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
     }
 }

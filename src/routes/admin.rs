@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::MemoryCache;
 use crate::fill::Filler;
 use crate::guard::{ArchiveGuard, Standing};
-use crate::ledger::Ledger;
 use crate::ledger::budget::Scope;
+use crate::ledger::{Ledger, Soundness};
 use crate::metrics::{Metrics, Snapshot};
 
 /// What the admin routes work with.
@@ -56,7 +56,12 @@ pub fn admin_router(state: AdminState) -> Router {
 /// Can this process serve hits? It cannot once it was told to stop; a dependency that is away is a
 /// detail, since flipping for it would take every replica out of the load balancer at once.
 async fn ready(State(state): State<AdminState>) -> Response {
-    let ledger = if state.ledger.totals().await.is_ok() { "up" } else { "down" };
+    let ledger = match state.ledger.soundness() {
+        Soundness::Damaged => "damaged",
+        _ if state.ledger.totals().await.is_err() => "down",
+        Soundness::Checking => "checking",
+        Soundness::Sound => "up",
+    };
     let is_ready = !state.stopping.is_cancelled();
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let buys = is_ready
@@ -81,6 +86,7 @@ async fn metrics(State(state): State<AdminState>) -> Response {
     let ledger = state.ledger.totals().await.ok();
     let is_archive_known = state.guard.is_open();
     let spool = state.ledger.spool_usage().await.ok();
+    let is_ledger_sound = state.ledger.soundness() == Soundness::Sound;
     state.metrics.observe(&Snapshot {
         memory_entries,
         memory_bytes,
@@ -90,6 +96,7 @@ async fn metrics(State(state): State<AdminState>) -> Response {
         limit,
         queued,
         is_archive_known,
+        is_ledger_sound,
         ledger,
         spool,
     });

@@ -3,9 +3,8 @@
 //! It begins with what it finds, so a restart needs no word of the process before; and it may die at
 //! any point, since everything it does can be repeated. Several processes may do the same work.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::{JoinHandle, JoinSet};
@@ -14,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Spool;
 use crate::crash::crash_point;
-use crate::ledger::LedgerError;
 use crate::ledger::spool::Spooled;
+use crate::ledger::{CallId, LedgerError};
 use crate::store::{MAX_OBJECT_BYTES, Record, StoreError};
 
 /// Results on their way at once; so many are in memory.
@@ -28,6 +27,8 @@ const IDLE: Duration = Duration::from_secs(5);
 /// backlog begins to flow soon after the store is back, and a store that is gone is left in peace.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The pause while the store is not known to be ours: that is mended by hand, and asked at no cost.
+const NOT_OURS_PAUSE: Duration = Duration::from_secs(1);
 
 /// The task; it ends with [`stop`](Self::stop).
 pub struct Copier {
@@ -64,9 +65,12 @@ enum CopyError {
     /// It concerns this result, and no other.
     #[error(transparent)]
     Result(StoreError),
-    /// The store takes nothing.
+    /// The store did not take it. Whether it takes others is to be seen.
     #[error(transparent)]
     Store(StoreError),
+    /// The store was not asked: it may be another's.
+    #[error(transparent)]
+    NotOurs(StoreError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
@@ -81,65 +85,179 @@ impl From<StoreError> for CopyError {
 }
 
 async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
+    let mut backlog = Backlog { spool: Arc::clone(&spool), failed: HashMap::new() };
     let mut failing_since = None;
     loop {
-        match copy_all(&spool).await {
+        match backlog.copy_all().await {
             Ok(copied) => {
-                if copied > 0 {
+                if copied > 0 && backlog.failed.is_empty() {
                     tracing::info!(results = copied, "the spool is empty: the store has what waited");
                 }
-                failing_since = None;
-                spool.is_away.store(false, Ordering::Relaxed);
+                // While some rest for whom the store was blamed, nothing was learnt of it.
+                if backlog.doubtful() == 0 {
+                    failing_since = None;
+                    spool.set_away(false);
+                }
                 // What was refused just now is not yet in the spool.
-                let refused = tokio::time::timeout(idle, spool.refused.notified()).await;
+                let wait = backlog.next_rest().map_or(idle, |rest| rest.max(SHORTEST_PAUSE).min(idle));
+                let refused = tokio::time::timeout(wait, spool.refused.notified()).await;
                 if refused.is_ok() {
                     tokio::time::sleep(SHORTEST_PAUSE).await;
                 }
             }
+            Err(error @ CopyError::NotOurs(_)) => {
+                tracing::warn!(%error, "results wait in the spool: nothing is brought to the store");
+                tokio::time::sleep(NOT_OURS_PAUSE).await;
+            }
             Err(error) => {
-                spool.is_away.store(matches!(error, CopyError::Store(_)), Ordering::Relaxed);
+                spool.set_away(matches!(error, CopyError::Store(_)));
                 tracing::warn!(%error, "results wait in the spool: they cannot be brought to the store yet");
                 let since = *failing_since.get_or_insert_with(Instant::now);
-                let pause = (since.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(pause_after(since)).await;
             }
         }
     }
 }
 
-/// Copies what waits, oldest first. A result that cannot be copied for a reason of its own stays and
-/// keeps no other from it. Returns how many were copied when all were.
-async fn copy_all(spool: &Arc<Spool>) -> Result<u64, CopyError> {
-    let (mut copied, mut after, mut left) = (0, 0, None);
-    let (mut waiting, mut copies) = (VecDeque::new(), JoinSet::new());
-    loop {
-        while copies.len() < AT_ONCE {
-            if waiting.is_empty() {
-                waiting.extend(spool.ledger.spooled(after, PAGE).await?);
+fn pause_after(failing_since: Instant) -> Duration {
+    (failing_since.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+}
+
+/// What waits, and what is known of those in it that were not taken.
+struct Backlog {
+    spool: Arc<Spool>,
+    failed: HashMap<CallId, Failed>,
+}
+
+/// A result that was not taken, and is not tried before `until`.
+#[derive(Clone, Copy)]
+struct Failed {
+    since: Instant,
+    until: Instant,
+    /// It is the result's own fault: the store takes others.
+    is_own: bool,
+}
+
+impl Backlog {
+    /// Copies what waits: what is new oldest first, then what was not taken before and has rested. A
+    /// result that cannot be copied for a reason of its own stays, and keeps no other from it. The
+    /// store is to blame when it takes none of several in a row, or none at all and not its trial
+    /// either. Returns how many were copied.
+    async fn copy_all(&mut self) -> Result<u64, CopyError> {
+        let (mut copied, mut in_a_row, mut doubt, mut broken) = (0, 0, None, None);
+        let (mut queue, mut copies) = (Queue::default(), JoinSet::new());
+        loop {
+            while broken.is_none() && in_a_row < AT_ONCE && copies.len() < AT_ONCE {
+                match self.next(&mut queue).await {
+                    Ok(Some(next)) => {
+                        let (id, spool) = (next.id, Arc::clone(&self.spool));
+                        copies.spawn(async move { (id, copy(spool, next).await) });
+                    }
+                    Ok(None) => break,
+                    Err(error) => broken = Some(error),
+                }
             }
-            let Some(next) = waiting.pop_front() else { break };
-            if !spool.room.is_store_proved() {
-                return Err(CopyError::Store(StoreError::Unavailable(
-                    "it was not seen since the start".into(),
-                )));
+            match copies.join_next().await {
+                Some(Ok((id, Ok(())))) => {
+                    copied += 1;
+                    (in_a_row, doubt) = (0, None);
+                    self.failed.remove(&id);
+                    self.store_is_well();
+                    self.spool.set_away(false);
+                }
+                Some(Ok((id, Err(CopyError::Result(error))))) => self.has_failed(id, true, &error),
+                Some(Ok((id, Err(CopyError::Store(error))))) => {
+                    self.has_failed(id, false, &error);
+                    if !self.failed[&id].is_own {
+                        in_a_row += 1;
+                        doubt = Some(error);
+                    }
+                }
+                Some(Ok((_, Err(error)))) => broken = Some(error),
+                Some(Err(error)) => tracing::error!(%error, "the copying of a result broke off"),
+                None => break,
             }
-            after = next.position;
-            copies.spawn(copy(Arc::clone(spool), next));
         }
-        match copies.join_next().await {
-            Some(Ok(Ok(()))) => {
-                copied += 1;
-                spool.is_away.store(false, Ordering::Relaxed);
+        if let Some(error) = broken {
+            return Err(error);
+        }
+        if queue.is_at_end {
+            // Another process may have copied what failed here.
+            self.failed.retain(|id, _| queue.listed.contains(id));
+        }
+        let Some(error) = doubt else { return Ok(copied) };
+        if self.doubtful() >= AT_ONCE || self.spool.store.prove().await.is_err() {
+            return Err(CopyError::Store(error));
+        }
+        tracing::warn!(%error, "the store does not take a result, and is well");
+        self.store_is_well();
+        Ok(copied)
+    }
+
+    /// The next to copy, if any; the ledger is asked by pages.
+    async fn next(&self, queue: &mut Queue) -> Result<Option<Spooled>, CopyError> {
+        let next = loop {
+            if let Some(next) = queue.page.pop_front() {
+                queue.after = next.position;
+                queue.listed.insert(next.id);
+                match self.failed.get(&next.id) {
+                    None => break next,
+                    Some(failed) if failed.until <= Instant::now() => queue.rested.push_back(next),
+                    Some(_) => {}
+                }
+            } else if !queue.is_at_end {
+                queue.page.extend(self.spool.ledger.spooled(queue.after, PAGE).await?);
+                queue.is_at_end = queue.page.is_empty();
+            } else {
+                match queue.rested.pop_front() {
+                    Some(next) => break next,
+                    None => return Ok(None),
+                }
             }
-            Some(Ok(Err(error @ CopyError::Result(_)))) => left = Some(error),
-            Some(Ok(Err(error))) => return Err(error),
-            Some(Err(error)) => {
-                left =
-                    Some(CopyError::Result(StoreError::Unavailable(format!("copying broke off: {error}"))));
-            }
-            None => return left.map_or(Ok(copied), Err),
+        };
+        if !self.spool.room.is_store_proved() {
+            let error = StoreError::Unavailable("it was not seen since the start".into());
+            return Err(CopyError::Store(error));
+        }
+        Ok(Some(next))
+    }
+
+    fn has_failed(&mut self, id: CallId, is_own: bool, error: &StoreError) {
+        let now = Instant::now();
+        let failed = self.failed.entry(id).or_insert(Failed { since: now, until: now, is_own });
+        failed.is_own |= is_own;
+        failed.until = now + pause_after(failed.since);
+        if failed.is_own {
+            tracing::warn!(call = id.0, %error, "a result waits in the spool: it alone cannot be brought to the store");
         }
     }
+
+    /// Whatever was not taken failed for a reason of its own.
+    fn store_is_well(&mut self) {
+        self.failed.values_mut().for_each(|failed| failed.is_own = true);
+    }
+
+    /// How many have failed since the store was known to be well.
+    fn doubtful(&self) -> usize {
+        self.failed.values().filter(|failed| !failed.is_own).count()
+    }
+
+    /// How long until the next of the failed has rested.
+    fn next_rest(&self) -> Option<Duration> {
+        let until = self.failed.values().map(|failed| failed.until).min()?;
+        Some(until.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// Where a round through the spool is.
+#[derive(Default)]
+struct Queue {
+    page: VecDeque<Spooled>,
+    after: u64,
+    is_at_end: bool,
+    listed: HashSet<CallId>,
+    /// Failed before, and may be tried again.
+    rested: VecDeque<Spooled>,
 }
 
 /// Object first, then the record, as for any result; and only what the store has confirmed goes.
@@ -151,13 +269,13 @@ async fn copy(spool: Arc<Spool>, spooled: Spooled) -> Result<(), CopyError> {
     if bytes.len() as u64 > MAX_OBJECT_BYTES {
         return Err(damaged("its result is longer than any store takes"));
     }
-    spool.check_ours().await.map_err(CopyError::Store)?;
+    spool.check_ours().await.map_err(CopyError::NotOurs)?;
     crash_point("CP22");
     spool.store.put_object(name, bytes).await?;
     crash_point("CP24");
     let standing = spool.store.put_record(&record).await?;
     // In another store than ours what was just written would never be found again.
-    spool.check_ours().await.map_err(CopyError::Store)?;
+    spool.check_ours().await.map_err(CopyError::NotOurs)?;
     crash_point("CP40");
     spool.ledger.unspool(id, &standing).await?;
     crash_point("CP40");

@@ -1,44 +1,25 @@
 //! Whether the spool could keep one more result, when all calls under way bring theirs.
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
-use tokio::sync::Mutex;
-use tokio::time::Instant;
 
 use super::SpoolConfig;
 use crate::disk;
-use crate::ledger::spool::SpoolUsage;
-use crate::ledger::{CallId, Ledger};
+use crate::ledger::Ledger;
 use crate::store::StoreError;
 
 /// Bytes that stay free on the ledger's disk beside results: the book itself must go on.
 const DISK_MARGIN: u64 = 64 << 20;
 
-/// A row is reserved right after room was found. When none comes in this time, none will.
-const GRANT_HOLDS: Duration = Duration::from_secs(2);
-
 pub(super) struct Room {
     config: SpoolConfig,
     /// The store has shown in this process that it can do all that is needed.
     is_proved: AtomicBool,
-    /// Held while asking, so that two who ask at once are not given the same room.
-    granted: Mutex<Granted>,
-}
-
-/// To whom room was given whose rows cannot be seen yet.
-#[derive(Default)]
-struct Granted {
-    at: VecDeque<Instant>,
-    /// The newest row when that was last looked at.
-    newest: CallId,
 }
 
 impl Room {
     pub(super) fn new(config: SpoolConfig) -> Self {
-        Self { config, is_proved: AtomicBool::new(false), granted: Mutex::default() }
+        Self { config, is_proved: AtomicBool::new(false) }
     }
 
     pub(super) fn store_is_proved(&self) {
@@ -50,18 +31,23 @@ impl Room {
         !self.config.is_remote || self.is_proved.load(Ordering::Relaxed)
     }
 
+    /// What the ledger is to keep free for each open call while the store is away.
+    pub(super) fn of_each(&self) -> Option<u64> {
+        self.config.is_remote.then_some(self.config.result_max_bytes)
+    }
+
+    /// Gives nothing away: many who ask at once may all be told that there is room for one. While the
+    /// store is away, the ledger looks again when it makes the row, and then it is exact.
     pub(super) async fn check(&self, ledger: &dyn Ledger) -> Result<(), StoreError> {
         if !self.config.is_remote || !self.is_store_proved() {
             return Err(StoreError::Unavailable(
                 "nothing is bought for the spool before the store is proved".into(),
             ));
         }
-        let mut granted = self.granted.lock().await;
         let usage = super::ask(ledger.spool_usage())
             .await
             .map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        granted.forget(&usage);
-        let coming = usage.open_calls + granted.at.len() as u64 + 1;
+        let coming = usage.open_calls + 1;
         let needed = coming.saturating_mul(self.config.result_max_bytes);
         let SpoolConfig { max_bytes, disk, .. } = &self.config;
         if usage.bytes.saturating_add(needed) > *max_bytes {
@@ -74,18 +60,7 @@ impl Room {
         if let Some(disk) = disk {
             check_disk(disk, needed.saturating_mul(2).saturating_add(DISK_MARGIN)).await?;
         }
-        granted.at.push_back(Instant::now());
         Ok(())
-    }
-}
-
-impl Granted {
-    /// Strikes off whose row is there by now, and who never reserved one.
-    fn forget(&mut self, usage: &SpoolUsage) {
-        let rows = usize::try_from(usage.newest.0 - self.newest.0).unwrap_or(0).min(self.at.len());
-        self.at.drain(..rows);
-        self.newest = usage.newest;
-        self.at.retain(|when| when.elapsed() < GRANT_HOLDS);
     }
 }
 

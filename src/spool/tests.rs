@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::clock::Clock;
+use crate::ledger::budget::Scope;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{Booking, CallId, Permit, Reservation, Reserved};
 use crate::secret::Secret;
@@ -32,6 +33,10 @@ enum Refuses {
 struct Shaky {
     files: LocalStore,
     refuses: Mutex<Refuses>,
+    /// Refused although the store is there.
+    unwanted: Mutex<Vec<ObjectName>>,
+    /// Not answered before the test ends.
+    silent: Mutex<Vec<ObjectName>>,
 }
 
 impl Shaky {
@@ -52,6 +57,13 @@ impl Shaky {
 impl Store for Shaky {
     async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
         self.check(Refuses::Objects)?;
+        if self.silent.lock().unwrap().contains(&name) {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            return Err(StoreError::Unavailable("it did not answer in time".to_owned()));
+        }
+        if self.unwanted.lock().unwrap().contains(&name) {
+            return Err(StoreError::Unavailable("it answered 403 AccessDenied".to_owned()));
+        }
         self.files.put_object(name, bytes).await
     }
 
@@ -92,6 +104,13 @@ impl Store for Shaky {
     }
 }
 
+#[async_trait]
+impl ArchiveCheck for AtomicBool {
+    async fn is_ours(&self) -> bool {
+        self.load(Ordering::Relaxed)
+    }
+}
+
 /// It is never another store.
 struct Always;
 
@@ -114,7 +133,15 @@ impl Rig<Shaky> {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let files = LocalStore::open(folder.path().join("store")).unwrap();
-        Self::around(Shaky { files, refuses: Mutex::new(Refuses::Nothing) }, folder)
+        Self::around(
+            Shaky {
+                files,
+                refuses: Mutex::new(Refuses::Nothing),
+                unwanted: Mutex::default(),
+                silent: Mutex::default(),
+            },
+            folder,
+        )
     }
 }
 
@@ -131,7 +158,8 @@ impl<S: Store + 'static> Rig<S> {
 
     fn with(store: S, folder: TempDir, config: SpoolConfig) -> Self {
         let file = folder.path().join("ledger.db");
-        let ledger = Arc::new(SqliteLedger::open(&file, Clock::system(), TimeZone::UTC).unwrap());
+        let ledger = SqliteLedger::open(&file, Clock::system(), TimeZone::UTC).unwrap();
+        let ledger = Arc::new(ledger.with_spool_max(config.max_bytes));
         let store = Arc::new(store);
         Self {
             spool: Spool::new(store.clone(), ledger.clone(), Arc::new(Always), config),
@@ -349,6 +377,77 @@ async fn a_result_that_cannot_be_kept_waits_and_keeps_no_other_from_it() {
 }
 
 #[tokio::test]
+async fn results_the_store_refuses_or_never_takes_stall_no_other() {
+    // Alone, oldest of many, and as many as are tried at once.
+    for (bad, all) in [(1, 1), (1, 30), (5, 30)] {
+        let rig = Rig::new();
+        let mut stuck = Vec::new();
+        for n in 0..all {
+            let (id, _) = rig.spooled(n).await;
+            if n < bad {
+                stuck.push(id);
+                let list = if n == 0 { &rig.store.silent } else { &rig.store.unwanted };
+                list.lock().unwrap().push(name(n));
+            }
+        }
+        rig.spool.prove().await.unwrap();
+        let copier = Copier::start(rig.spool.clone());
+        eventually("the others are kept", async || rig.waiting().await == stuck).await;
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        // Whoever writes is not sent away, however often the stuck ones have been tried.
+        for n in 0..20 {
+            rig.spool.put_object(name(100 + n), result(100 + n)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(rig.waiting().await, stuck);
+        rig.store.silent.lock().unwrap().clear();
+        rig.store.unwanted.lock().unwrap().clear();
+        rig.until_empty().await;
+        copier.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn copies_in_flight_are_finished_when_others_fail() {
+    let rig = Rig::new();
+    rig.store.unwanted.lock().unwrap().extend([name(0), name(1), name(2)]);
+    rig.store.silent.lock().unwrap().push(name(3));
+    for n in 0..4 {
+        rig.spooled(n).await;
+    }
+    rig.spool.prove().await.unwrap();
+    let copier = Copier::start(rig.spool.clone());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(rig.spool.check_not_away().is_ok(), "the fourth is not done yet");
+    eventually("none of four was taken", async || is_away(rig.spool.check_not_away())).await;
+    rig.store.silent.lock().unwrap().clear();
+    rig.store.unwanted.lock().unwrap().clear();
+    rig.until_empty().await;
+    eventually("it is not away any more", async || rig.spool.check_not_away().is_ok()).await;
+    copier.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_not_known_to_be_ours_is_not_away_and_gets_all_soon_after_it_is() {
+    let Rig { store, folder, .. } = Rig::new();
+    let mut rig = Rig::around(Arc::into_inner(store).unwrap_or_else(|| panic!("the rig is gone")), folder);
+    let is_ours = Arc::new(AtomicBool::new(false));
+    let config = SpoolConfig { disk: None, max_bytes: 10 * MIB, result_max_bytes: MIB, is_remote: false };
+    let asked = is_ours.clone();
+    rig.spool = Spool::new(rig.store.clone(), rig.ledger.clone(), asked, config);
+    let (id, _) = rig.spooled(1).await;
+    let copier = Copier::start(rig.spool.clone());
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        rig.spool.check_room().await.unwrap();
+    }
+    assert_eq!(rig.waiting().await, [id]);
+    is_ours.store(true, Ordering::Relaxed);
+    rig.until_empty().await;
+    copier.stop().await;
+}
+
+#[tokio::test]
 async fn a_result_that_comes_second_is_kept_and_leaves_the_key_to_the_first() {
     let rig = Rig::new();
     let theirs = Record { team: "batch".to_owned(), upstream_request_id: "R0".to_owned(), ..record(1) };
@@ -430,29 +529,58 @@ async fn the_spool_takes_every_call_under_way_and_one_more() {
     // Whose row has ended needs no room, and whose store is back needs none here.
     rig.ledger.book(open[0], Booking::Released { reason: String::new() }).await.unwrap();
     rig.spool.check_room().await.unwrap();
+    rig.reserve(10).await;
     assert!(rig.spool.check_room().await.is_err());
     rig.store.refuse(Refuses::Nothing);
     rig.spool.check_room().await.unwrap();
 }
 
 #[tokio::test]
-async fn room_is_not_given_twice_before_its_row_can_be_seen() {
+async fn of_many_at_once_as_many_are_reserved_as_the_spool_can_take() {
+    let rig = Rig::new();
+    rig.spool.prove().await.unwrap();
+    rig.spool.set_away(true);
+    let asked: Vec<_> = (0..30)
+        .map(|n| {
+            let (spool, ledger) = (rig.spool.clone(), rig.ledger.clone());
+            tokio::spawn(async move {
+                spool.check_room().await.is_ok()
+                    && matches!(ledger.reserve(picture(n)).await, Ok(Reserved::Won(_)))
+            })
+        })
+        .collect();
+    let mut won = 0;
+    for asked in asked {
+        won += u32::from(asked.await.unwrap());
+    }
+    assert_eq!(won, 10);
+    let refused = rig.ledger.reserve(picture(99)).await;
+    let Err(LedgerError::SpoolFull { wanted, used, max }) = refused else { panic!("{refused:?}") };
+    assert_eq!((wanted, used, max), (MIB, 10 * MIB, 10 * MIB));
+    assert_eq!(rig.ledger.totals().await.unwrap().iter().map(|total| total.calls).sum::<u64>(), 10);
+    // A store that is there takes what comes.
+    rig.spool.set_away(false);
+    rig.reserve(99).await;
+}
+
+#[tokio::test]
+async fn whoever_asks_for_room_and_reserves_nothing_takes_none() {
     let rig = Rig::new();
     rig.spool.prove().await.unwrap();
     rig.store.refuse(Refuses::Everything);
-    let asked: Vec<_> = (0..30)
-        .map(|_| {
-            let spool = rig.spool.clone();
-            tokio::spawn(async move { spool.check_room().await.is_ok() })
-        })
-        .collect();
-    let mut given = 0;
-    for asked in asked {
-        given += u32::from(asked.await.unwrap());
+    rig.spool.set_away(true);
+    let frozen = Scope::Team("web".to_owned());
+    rig.ledger.set_frozen(frozen.clone(), true).await.unwrap();
+    for n in 0..40 {
+        rig.spool.check_room().await.unwrap();
+        // Some are refused by their circuit, others by the ledger.
+        if n % 2 == 0 {
+            assert_eq!(rig.ledger.reserve(picture(n)).await.unwrap(), Reserved::Frozen(frozen.clone()));
+        }
     }
-    assert_eq!(given, 10);
-    // Nobody reserved anything after all.
-    eventually("the room is free again", async || rig.spool.check_room().await.is_ok()).await;
+    let others = Reservation { team: "batch".to_owned(), ..picture(1) };
+    assert!(matches!(rig.ledger.reserve(others).await.unwrap(), Reserved::Won(_)));
+    rig.spool.check_room().await.unwrap();
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ const MAGIC: &[u8] = b"granary-spill 1\n";
 const DIGEST_BYTES: usize = 32;
 /// Larger than any file that is written: a result of the largest size that can be configured.
 const MAX_BYTES: u64 = MAX_OBJECT_BYTES + (8 << 20);
+/// The upstream's links live no longer than this.
+const LINK_LIVES: Duration = Duration::from_secs(24 * 3600);
 const ANSWERED: &str = "answered";
 const SPOOLED: &str = "spooled";
 const DAMAGED: &str = "damaged";
@@ -135,6 +138,33 @@ impl Folder {
             }
         }
         disk::sync_folder(&self.0)
+    }
+
+    /// Removes answers that were set aside and whose link no longer works. A result that was set
+    /// aside has no link, and stays.
+    pub(super) fn remove_expired(&self) -> io::Result<u64> {
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+            entries => entries?,
+        };
+        let mut removed = 0;
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let is_answer =
+                name.to_str().is_some_and(|name| name.ends_with(&format!(".{ANSWERED}.{DAMAGED}")));
+            // A time in the future tells no age.
+            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            if is_answer && age > LINK_LIVES {
+                fs::remove_file(entry.path())?;
+                tracing::warn!(file = ?name, "removed: the link in it no longer works");
+                removed += 1;
+            }
+        }
+        if removed > 0 {
+            disk::sync_folder(&self.0)?;
+        }
+        Ok(removed)
     }
 
     pub(super) fn set_aside(&self, name: &str) -> io::Result<()> {

@@ -308,3 +308,42 @@ fn errors_repeat_nothing_of_a_file() {
     let error = files.read("1.answered").expect_err("its head is torn").to_string();
     assert!(!error.contains("sesame"), "{error}");
 }
+
+#[tokio::test]
+async fn a_result_for_which_the_spool_is_full_is_in_a_file_until_it_is_kept() {
+    let rig = Rig::on(tempfile::tempdir().unwrap(), 1);
+    let mut ids = Vec::new();
+    for n in 1..=2 {
+        let won = rig.send(n).await;
+        rig.ledger.book(won.id, answered()).await.unwrap();
+        for _ in 0..2 {
+            let booked = rig.ledger.book(won.id, spooled(n)).await;
+            assert!(matches!(booked, Err(LedgerError::SpoolFull { .. })), "{booked:?}");
+        }
+        ids.push(won.id);
+    }
+    assert_eq!(rig.files(), ["1.spooled", "2.spooled"]);
+    // The store took the first after all; then the process is killed.
+    let Booking::Spooled { record, .. } = spooled(1) else { panic!("it is spooled") };
+    rig.ledger.book(ids[0], Booking::Stored { record, holds_key: true }).await.unwrap();
+    assert_eq!(rig.files(), ["2.spooled"]);
+    let rig = rig.restarted();
+    rig.ledger.recover().await.unwrap();
+    assert_eq!((rig.files(), rig.state(ids[1]).await), (Vec::new(), CallState::Stored));
+}
+
+#[tokio::test]
+async fn an_answer_that_was_set_aside_is_removed_after_a_day_and_a_result_is_not() {
+    let rig = Rig::new();
+    fs::create_dir(rig.folder.path().join("spill")).unwrap();
+    let names = ["7.answered.damaged", "8.answered.damaged", "9.spooled.damaged"];
+    for (name, hours) in names.into_iter().zip([25, 23, 25]) {
+        let file = fs::File::create(rig.spill(name)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(hours * 3600)).unwrap();
+    }
+    rig.ledger.recover().await.unwrap();
+    while rig.files().len() > 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(rig.files(), names[1..]);
+}

@@ -61,6 +61,7 @@ pub(super) fn reserve(
     wanted: &Reservation,
     now: Timestamp,
     windows: &Windows,
+    room: Option<spool::Room>,
 ) -> Result<Reserved, LedgerError> {
     let (namespace, key) = (&wanted.namespace, wanted.key);
     if let Some(id) = open_call(db, namespace, key)? {
@@ -87,6 +88,9 @@ pub(super) fn reserve(
                 resets_in: budget::until(resets_at, now),
             }));
         }
+    }
+    if let Some(room) = room {
+        spool::check_room(db, room)?;
     }
     count(db, &wanted.team, &windows.day, &windows.month, i64::try_from(wanted.credits).unwrap_or(i64::MAX))?;
     // One more than whatever was stored before, so that its record may replace theirs.

@@ -47,6 +47,27 @@ pub(super) fn check_fits(
     Ok(())
 }
 
+/// What [`Ledger::keep_room`](crate::ledger::Ledger::keep_room) asks for.
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    pub(super) each: u64,
+    pub(super) max: u64,
+}
+
+/// Refuses a call whose result the spool could not take beside those of all that are open. In the
+/// transaction that makes its row, so that no two are given the same room.
+pub(super) fn check_room(db: &Connection, room: Room) -> Result<(), LedgerError> {
+    let Room { each, max } = room;
+    let open: u64 = db
+        .prepare_cached("SELECT count(*) FROM calls WHERE state IN ('reserved', 'sent', 'answered')")?
+        .query_row([], |row| row.get(0))?;
+    let used = sizes(db)?.1.saturating_add(open.saturating_mul(each));
+    if used.saturating_add(each) > max {
+        return Err(LedgerError::SpoolFull { wanted: each, used, max });
+    }
+    Ok(())
+}
+
 pub(super) fn insert(
     db: &Connection,
     id: CallId,
@@ -148,8 +169,6 @@ pub(super) fn usage(db: &Connection, now: Timestamp) -> Result<SpoolUsage, Ledge
             answers.push(calls::instant(row, "answered_at")?);
         }
     }
-    let newest: Option<i64> =
-        db.prepare_cached("SELECT max(id) FROM calls")?.query_row([], |row| row.get(0))?;
     let (objects, bytes) = sizes(db)?;
     Ok(SpoolUsage {
         objects,
@@ -158,6 +177,5 @@ pub(super) fn usage(db: &Connection, now: Timestamp) -> Result<SpoolUsage, Ledge
         open_calls,
         answered_calls: answers.len() as u64,
         oldest_answer_age: answers.into_iter().min().map(age),
-        newest: CallId(newest.unwrap_or(0)),
     })
 }

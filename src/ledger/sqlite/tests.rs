@@ -325,7 +325,7 @@ fn bare(directory: &Path) -> Connection {
 
 fn bare_send(db: &Connection, wanted: &Reservation) -> Won {
     let now = Timestamp::UNIX_EPOCH;
-    match calls::reserve(db, wanted, now, &Windows::at(now, &zone())).unwrap() {
+    match calls::reserve(db, wanted, now, &Windows::at(now, &zone()), None).unwrap() {
         Reserved::Won(won) => {
             assert_eq!(calls::mark_sent(db, won.id, now).unwrap(), Permit::Granted);
             won
@@ -385,6 +385,26 @@ fn a_signed_url_left_in_the_log_by_a_kill_is_erased_at_the_next_start() {
     let restarted = reopen(left.path(), &TurnableClock::at("2026-11-22T09:00:00Z"));
     eventually("the log is clean", || signatures(left.path()).is_empty());
     assert!(wait(restarted.look_up("ailab-v1", picture(1).key)).unwrap().is_some());
+}
+
+#[test]
+fn a_reader_keeps_the_log_from_being_scrubbed_and_delays_nobody() {
+    let world = Rig::new();
+    let bench = world.bench();
+    let reader = bare(world.directory.path());
+    reader.execute_batch("BEGIN; SELECT count(*) FROM calls").unwrap();
+    let won = wait(bench.answered(picture(1)));
+    wait(bench.book(won.id, Booking::Unfetchable { reason: String::new() }));
+    let begun = std::time::Instant::now();
+    for n in 2..12 {
+        wait(bench.win(picture(n)));
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(fs::metadata(world.log()).unwrap().len() > 0);
+    // The service is quiet from now on.
+    reader.execute_batch("COMMIT").unwrap();
+    eventually("the log is empty", || fs::metadata(world.log()).unwrap().len() == 0);
 }
 
 #[test]

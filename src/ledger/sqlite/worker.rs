@@ -1,13 +1,21 @@
 //! One thread that owns one connection: group commit, and an idle-time scrub of the log.
 
+use std::time::Duration;
+
 use rusqlite::Connection;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::crash::crash_point;
 use crate::ledger::LedgerError;
 
 /// How many changes may wait for the thread; whoever comes later waits to get in.
 const QUEUE: usize = 1024;
+/// A reader in the way of the log's scrub is asked again after so long.
+const SCRUB_PAUSE: Duration = Duration::from_millis(250);
+/// How long a connection waits for another's lock.
+pub(super) const BUSY: Duration = Duration::from_secs(5);
 /// How many changes share one commit at most.
 pub(super) const GROUP: usize = 64;
 
@@ -31,12 +39,21 @@ pub(super) struct Worker(mpsc::Sender<Job>);
 impl Worker {
     /// `begin` starts each transaction: `BEGIN IMMEDIATE` to write, `BEGIN` to read. At most `group`
     /// changes share one. A read needs its own: it must see what was acknowledged before it was
-    /// asked, and a transaction that has begun sees nothing new.
-    pub(super) fn spawn(name: &str, connection: Connection, begin: &'static str, group: usize) -> Self {
+    /// asked, and a transaction that has begun sees nothing new. `log_has_secrets` says that the log
+    /// is to be scrubbed.
+    pub(super) fn spawn(
+        name: &str,
+        connection: Connection,
+        begin: &'static str,
+        group: usize,
+        log_has_secrets: bool,
+    ) -> Self {
         let (sender, jobs) = mpsc::channel(QUEUE);
+        let clock = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let clock = clock.expect("a clock can be had when the program starts");
         std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || serve(&connection, begin, group, jobs))
+            .spawn(move || serve(&connection, begin, group, jobs, log_has_secrets, &clock))
             .expect("a thread can be started when the program starts");
         Self(sender)
     }
@@ -80,8 +97,14 @@ fn in_savepoint<T>(
     result
 }
 
-fn serve(connection: &Connection, begin: &str, group: usize, mut jobs: mpsc::Receiver<Job>) {
-    let mut log_has_secrets = false;
+fn serve(
+    connection: &Connection,
+    begin: &str,
+    group: usize,
+    mut jobs: mpsc::Receiver<Job>,
+    mut log_has_secrets: bool,
+    clock: &Runtime,
+) {
     loop {
         let first = match jobs.try_recv() {
             Ok(job) => job,
@@ -91,8 +114,16 @@ fn serve(connection: &Connection, begin: &str, group: usize, mut jobs: mpsc::Rec
                     log_has_secrets = !scrub_log(connection);
                     crash_point("CP32");
                 }
-                let Some(job) = jobs.blocking_recv() else { return };
-                job
+                let next = if log_has_secrets {
+                    clock.block_on(async { timeout(SCRUB_PAUSE, jobs.recv()).await })
+                } else {
+                    Ok(jobs.blocking_recv())
+                };
+                match next {
+                    Ok(Some(job)) => job,
+                    Ok(None) => return,
+                    Err(_) => continue,
+                }
             }
         };
         log_has_secrets |= run_group(connection, begin, group, first, &mut jobs);
@@ -134,9 +165,12 @@ fn run_group(
     erased
 }
 
-/// Moves the log into the file and truncates it; `false` when a reader was in the way.
+/// Moves the log into the file and truncates it; `false` when a reader was in the way, for whom nobody
+/// waits: changes would wait too.
 pub(super) fn scrub_log(connection: &Connection) -> bool {
-    connection
-        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
-        .is_ok_and(|busy| busy == 0)
+    let scrubbed = connection.busy_timeout(Duration::ZERO).and_then(|()| {
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
+    });
+    let waits_again = connection.busy_timeout(BUSY);
+    scrubbed.is_ok_and(|busy| busy == 0) && waits_again.is_ok()
 }
