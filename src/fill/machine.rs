@@ -167,6 +167,7 @@ impl Machine {
             Event::Entered(Err(error)) => Effect::Finish(Err(error)),
 
             Event::Reserved(Ok(reserved)) => self.reserved(reserved),
+            Event::Reserved(Err(LedgerError::SpoolFull { .. })) => Effect::Finish(Err(GatewayError::NoRoom)),
             Event::Reserved(Err(_)) => Effect::Finish(Err(GatewayError::LedgerUnavailable)),
 
             Event::LookedAgain(standing) => self.looked_again(standing),

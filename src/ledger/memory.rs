@@ -597,7 +597,7 @@ mod tests {
         fn a_random_life_with_crashes_agrees_with_the_model(life in model::lives()) {
             let clock = TurnableClock::at("2026-03-27T20:00:00Z");
             let ledger = Arc::new(MemoryLedger::new(clock.clock(), zone()).with_spool_max(SPOOL_MAX));
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             runtime.block_on(model::live(life, clock.clone(), || async { ledger.clone() as Arc<dyn Ledger> }));
         }
     }

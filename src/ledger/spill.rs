@@ -123,6 +123,24 @@ impl SpillLedger {
         }
     }
 
+    /// Is the result of a call in a file?
+    fn has_result(&self, id: CallId) -> bool {
+        self.open().get(&id).is_some_and(|call| call.spilled == Some(CallState::Stored))
+    }
+
+    /// A result whose URL serves it no more is not gone while we have it: the file's booking is made
+    /// instead, as soon as there is room for it.
+    async fn book_result_instead(&self, id: CallId) -> Result<(), LedgerError> {
+        let name = Folder::name(id, CallState::Stored);
+        let spilled = self.on_disk(move |folder| folder.read(&name)).await;
+        let spilled =
+            spilled.map_err(|error| LedgerError::Unavailable(format!("a result's file: {error}")))?;
+        self.ledger.book(id, spilled.booking).await?;
+        self.settle(id, CallState::Stored).await;
+        let (state, wanted) = (CallState::Stored.as_str().to_owned(), CallState::Unfetchable.as_str());
+        Err(LedgerError::Contradiction { id: id.0, state, wanted })
+    }
+
     /// Books what earlier processes left in files; says how many rows are not `unknown` any more.
     async fn book_files(&self) -> Result<Replayed, LedgerError> {
         let mut replayed = Replayed::default();
@@ -242,6 +260,9 @@ impl Ledger for SpillLedger {
     }
 
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
+        if matches!(booking, Booking::Unfetchable { .. }) && self.has_result(id) {
+            return self.book_result_instead(id).await;
+        }
         let (state, is_money) =
             (booking.state(), matches!(booking, Booking::Answered { .. } | Booking::Spooled { .. }));
         let booked = self.ledger.book(id, booking.clone()).await;

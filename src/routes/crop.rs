@@ -101,7 +101,7 @@ fn caller(state: &PublicState, team: &std::sync::Arc<Team>, headers: &HeaderMap,
         team: team.clone(),
         refresh: headers.get(respond::REFRESH).is_some_and(|value| value.as_bytes() == b"1"),
         only_if_cached,
-        deadline: (arrival.0 + state.0.answer_within).into(),
+        deadline: arrival.0 + state.0.answer_within,
     }
 }
 

@@ -205,6 +205,28 @@ async fn a_result_that_does_not_fit_stays_in_its_file_until_it_is_kept() {
 }
 
 #[tokio::test]
+async fn a_result_in_a_file_is_not_given_up_when_its_url_is_dead() {
+    let rig = Rig::new();
+    let won = rig.send(1).await;
+    rig.ledger.book(won.id, answered()).await.unwrap();
+    rig.book_in_vain(won.id, spooled(1)).await;
+    let gone = || Booking::Unfetchable { reason: "its URL is dead".to_owned() };
+    // Without room the file stays, and the row as it is.
+    let rig = Rig::on(rig.folder, 5);
+    assert_eq!(rig.ledger.recover().await.unwrap().unfinished.len(), 1);
+    let refused = rig.ledger.book(won.id, gone()).await;
+    assert!(matches!(refused, Err(LedgerError::SpoolFull { .. })), "{refused:?}");
+    assert_eq!(rig.files(), ["1.spooled"]);
+    // With room it is booked, and not lost.
+    let rig = Rig::on(rig.folder, 1 << 20);
+    rig.ledger.recover().await.unwrap();
+    let told = rig.ledger.book(won.id, gone()).await;
+    assert!(matches!(told, Err(LedgerError::Contradiction { .. })), "{told:?}");
+    let facts = rig.ledger.call(won.id).await.unwrap().unwrap();
+    assert_eq!((facts.state, rig.files()), (CallState::Stored, Vec::<String>::new()));
+}
+
+#[tokio::test]
 async fn a_file_whose_booking_the_ledger_has_is_erased() {
     let rig = Rig::new();
     let won = rig.send(1).await;

@@ -59,7 +59,7 @@ fn cases(otherwise: u32) -> u32 {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().build().unwrap()
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
 }
 
 /// The counters once more, from the rows, by SQL instead of by the code under test.
