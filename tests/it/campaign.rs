@@ -30,7 +30,7 @@ use granary_kit::s3::S3Server;
 use tempfile::TempDir;
 
 use crate::crash::{POINTS, WAITS, all, check_point, check_wait};
-use crate::harness::{bucket_section, bytes_of, metric, real, until, upstream_section};
+use crate::harness::{bucket_section, bytes_of, real, until, upstream_section};
 
 /// Longer than any of these processes has a reason to take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -155,9 +155,14 @@ impl World {
         if let (Death::Point(SPOOL), Some(bucket)) = (death, &mut self.bucket) {
             // Away until something waits for it.
             bucket.go_down().await;
-            let admin = granary.admin_url();
-            until("a result in the spool", async || {
-                granary.has_exited() || metric(&admin, "granary_spool_objects").await > 0.0
+            let metrics = format!("{}/metrics", granary.admin_url());
+            let is_spooled = |line: &str| {
+                line.strip_prefix("granary_spool_objects ").is_some_and(|objects| objects != "0")
+            };
+            until("a result in the spool", async || match client::get(&metrics).await {
+                Ok(answer) => answer.text().lines().any(is_spooled),
+                // What the last life had left in the spool was being copied when the bucket went.
+                Err(_) => true,
             })
             .await;
             bucket.come_back().await;
