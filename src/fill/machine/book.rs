@@ -34,12 +34,13 @@ impl Machine {
     }
 
     pub(super) fn not_booked(&mut self, error: &LedgerError) -> Effect {
+        // Whatever the reason, what the spool did not take is kept nowhere yet.
+        if let Some(again) = self.unkept.take() {
+            return self.not_spooled(error, again);
+        }
         if matches!(error, LedgerError::Contradiction { .. }) {
             tracing::error!(%error, "a booking contradicts the ledger");
             return self.booked();
-        }
-        if let Some(again) = self.unkept.take() {
-            return self.not_spooled(error, again);
         }
         if self.booking.is_none() {
             return bug();
