@@ -245,7 +245,8 @@ async fn idle(world: &Arc<World>) {
             let clients = world.state().clients;
             let alive = world.alive();
             let busy = alive.iter().any(|process| process.filler.load().0 > 0 || process.is_draining());
-            if clients == 0 && !busy {
+            // A booking that is repeated has no callers any more, and comes to rest by itself.
+            if clients == 0 && !busy && world.open_rows_of_the_living().is_empty() {
                 return;
             }
             tokio::time::sleep(ms(5000)).await;

@@ -309,21 +309,28 @@ impl World {
         self.expect(outcome);
     }
 
-    /// At rest, while the processes that lived are still there: whoever got a complete reply and
-    /// lived on has booked it, whatever happened to its lease meanwhile; and nobody has left open
-    /// what it began.
-    pub(super) fn check_delivered(&self) {
+    /// What processes that are alive began and have not brought to an end.
+    pub(super) fn open_rows_of_the_living(&self) -> Vec<String> {
         let alive: Vec<usize> = self.alive().iter().map(|process| process.life.number).collect();
-        let mut broken = Vec::new();
+        let mut open = Vec::new();
         for (number, ledger) in self.ledgers().iter().enumerate() {
             for row in ledger.book().rows.iter().filter(|row| row.state.is_open()) {
                 let owner = self.state().owners.get(&(number, row.id)).copied();
                 if let Some(owner) = owner.filter(|owner| alive.contains(owner)) {
                     let (row, state) = (row.id.0, row.state.as_str());
-                    broken.push(format!("p{owner} is idle, and its row {row} of ledger {number} is {state}"));
+                    open.push(format!("p{owner} is idle, and its row {row} of ledger {number} is {state}"));
                 }
             }
         }
+        open
+    }
+
+    /// At rest, while the processes that lived are still there: whoever got a complete reply and
+    /// lived on has booked it, whatever happened to its lease meanwhile; and nobody has left open
+    /// what it began.
+    pub(super) fn check_delivered(&self) {
+        let alive: Vec<usize> = self.alive().iter().map(|process| process.life.number).collect();
+        let mut broken = self.open_rows_of_the_living();
         let state = self.state();
         for (number, sale) in state.sales.iter().enumerate() {
             let is_owner_alive = sale.delivered_to.is_some_and(|process| alive.contains(&process));
