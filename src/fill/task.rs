@@ -279,7 +279,12 @@ impl Task {
 
     async fn book(&mut self, id: CallId, booking: Booking, machine: &Machine) -> Result<(), LedgerError> {
         let state = booking.state();
-        self.shared.parts.ledger.book(id, booking).await?;
+        let booked = self.shared.parts.ledger.book(id, booking).await;
+        if state == CallState::Answered && matches!(booked, Err(LedgerError::Contradiction { .. })) {
+            // Somebody settled the row meanwhile; the result is fetched all the same, and its URL ages.
+            self.answered = Some((Duration::ZERO, Instant::now()));
+        }
+        booked?;
         self.tell_booked(state);
         if let Some(payer) = machine.payer() {
             self.shared.parts.metrics.booked(state, &payer.team, payer.credits);
