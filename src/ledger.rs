@@ -292,6 +292,26 @@ pub struct Recovery {
     pub unfinished: Vec<UnfinishedCall>,
 }
 
+/// An open row of another owner, as it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ForeignCall {
+    /// The row.
+    pub id: CallId,
+    /// How far it was: `reserved`, `sent` or `answered`.
+    pub state: CallState,
+    /// Another one after each change of its state or owner and each [`Ledger::renew`].
+    pub beat: u64,
+}
+
+/// What was refreshed or purged: answers under these keys that were read before are out of date.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Where to go on from.
+    pub position: u64,
+    /// Namespaces and keys.
+    pub keys: Vec<(String, CacheKey)>,
+}
+
 /// What a row is about and how far it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallFacts {
@@ -360,11 +380,55 @@ pub trait Ledger: Send + Sync {
     /// [`LedgerError`]: it still counts as stored.
     async fn lose(&self, record: &Record) -> Result<(), LedgerError>;
 
-    /// Settles what dead owners left open; called once at start, before anything is reserved.
+    /// Settles what dead owners left open; called once at start, before anything is reserved. Where
+    /// owners live beside each other ([`has_leases`](Self::has_leases)) it settles nothing: see
+    /// [`take_over`](Self::take_over).
     ///
     /// # Errors
     /// [`LedgerError`]: nothing may be bought before it succeeds.
     async fn recover(&self) -> Result<Recovery, LedgerError>;
+
+    /// Do several processes keep this ledger at the same time, so that each must say again and again
+    /// that it lives? Otherwise a lock says so, and the next four methods are never called.
+    fn has_leases(&self) -> bool {
+        false
+    }
+
+    /// Says that the owner of these calls lives, and tells which of them are open and its own still.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: it has not been said, as far as is known.
+    async fn renew(&self, calls: Vec<CallId>) -> Result<Vec<CallId>, LedgerError> {
+        Ok(calls)
+    }
+
+    /// The open calls of other owners. Whoever sees one unchanged for a full lease, by his own
+    /// clock, may take it over; a wall clock is never asked.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn foreign_calls(&self) -> Result<Vec<ForeignCall>, LedgerError> {
+        Ok(Vec::new())
+    }
+
+    /// Acts for owners that are silent: what is `reserved` becomes `released`, what is `sent`
+    /// becomes `unknown`, and what is `answered` becomes ours to finish. A call that is not as it was
+    /// seen any more is left alone.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: some may have been taken; what was `answered` is seen as silent again.
+    async fn take_over(&self, _silent: Vec<ForeignCall>) -> Result<Recovery, LedgerError> {
+        Ok(Recovery::default())
+    }
+
+    /// What was refreshed or purged behind a position, by whatever process, in an order in which
+    /// nothing appears later behind one that was told; with `None` only the position to begin from.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn changes(&self, _after: Option<u64>) -> Result<Changes, LedgerError> {
+        Ok(Changes::default())
+    }
 
     /// Calls and credits by state, every state once.
     ///

@@ -24,8 +24,8 @@ use self::file::{Folder, Spilled};
 use super::budget::{Budget, Scope, Used};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, CallState, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved,
-    Soundness, StateTotal,
+    Booking, CallFacts, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Permit, Recovery,
+    Reservation, Reserved, Soundness, StateTotal,
 };
 use crate::archive::{ArchiveId, Membership};
 use crate::key::CacheKey;
@@ -307,6 +307,30 @@ impl Ledger for SpillLedger {
             }
         }
         Ok(recovery)
+    }
+
+    fn has_leases(&self) -> bool {
+        self.ledger.has_leases()
+    }
+
+    async fn renew(&self, calls: Vec<CallId>) -> Result<Vec<CallId>, LedgerError> {
+        self.ledger.renew(calls).await
+    }
+
+    async fn foreign_calls(&self) -> Result<Vec<ForeignCall>, LedgerError> {
+        self.ledger.foreign_calls().await
+    }
+
+    async fn take_over(&self, silent: Vec<ForeignCall>) -> Result<Recovery, LedgerError> {
+        let recovery = self.ledger.take_over(silent).await?;
+        for call in &recovery.unfinished {
+            self.know(call.id, &call.reservation, call.generation);
+        }
+        Ok(recovery)
+    }
+
+    async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {
+        self.ledger.changes(after).await
     }
 
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
