@@ -143,6 +143,8 @@ impl App {
         };
         let filler = Filler::new(parts, fill_config(&config), &team_list);
         filler.resume(recovery);
+        let leases = filler.clone();
+        tokio::spawn(stopped.clone().run_until_cancelled_owned(async move { leases.keep_leases().await }));
         let copier = Copier::start(spool);
         if let Some(key) = key {
             let (settings, filler) = (config.upstream.clone(), filler.clone());
@@ -326,6 +328,7 @@ fn fill_config(config: &Config) -> FillConfig {
             queue: config.upstream.queue,
         },
         result_url_ttl: config.upstream.result_url_ttl,
+        hard_stop: config.upstream.hard_stop,
         daily_credits: config.budget.daily_credits,
         monthly_credits: config.budget.monthly_credits,
     }

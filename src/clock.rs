@@ -1,29 +1,48 @@
-//! The wall clock, as something a test can turn: [`Clock`].
+//! The clocks, as things a test can turn: [`Clock`].
 //!
-//! Used for what people read and for calendar windows. Time limits are measured on tokio's
-//! monotonic clock instead.
+//! The wall clock is for what people read and for calendar windows. Leases are measured on the
+//! machine's uptime, which nobody sets and which goes on while the machine sleeps. Time limits are
+//! measured on tokio's monotonic clock instead.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// Tells the time of day.
+/// Tells the time of day, and how long the machine has been up.
 #[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+pub struct Clock {
+    now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    uptime: Arc<dyn Fn() -> Duration + Send + Sync>,
+}
 
 impl Clock {
-    /// The machine's clock.
+    /// The machine's clocks.
     pub fn system() -> Self {
-        Self(Arc::new(Timestamp::now))
+        Self { now: Arc::new(Timestamp::now), uptime: Arc::new(boot_time) }
     }
 
-    /// Any clock.
+    /// Any wall clock; the uptime is that of tokio's clock, which a test may pause.
     pub fn from_fn(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
+        let begun = tokio::time::Instant::now();
+        Self { now: Arc::new(now), uptime: Arc::new(move || begun.elapsed()) }
     }
 
     /// The present instant.
     pub fn now(&self) -> Timestamp {
-        (self.0)()
+        (self.now)()
     }
+
+    /// Since some instant before this process began; time in which the machine or the process slept
+    /// counts.
+    pub fn uptime(&self) -> Duration {
+        (self.uptime)()
+    }
+}
+
+/// Linux's `CLOCK_BOOTTIME`. Its `CLOCK_MONOTONIC` stands still while the machine is suspended.
+fn boot_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds)
 }

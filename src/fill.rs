@@ -5,6 +5,7 @@
 //! [`machine`]; the task itself is its hands.
 
 mod access;
+mod lease;
 pub mod machine;
 mod retry;
 mod suspect;
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::lease::Leases;
 use self::machine::{FillLimits, Machine, Verdict};
 use self::retry::{RetryBudget, ToldToWait};
 use self::task::Task;
@@ -74,6 +76,8 @@ pub struct FillConfig {
     pub slots: SlotsConfig,
     /// How long a result's URL lives.
     pub result_url_ttl: Duration,
+    /// How long a paid call's answer is waited for; the same in every process that keeps the ledger.
+    pub hard_stop: Duration,
     /// Credits all teams together may spend in a day.
     pub daily_credits: Option<u64>,
     /// Credits all teams together may spend in a month.
@@ -93,6 +97,7 @@ struct Inner {
     retries: RetryBudget,
     told_to_wait: ToldToWait,
     unsettled: Unsettled,
+    leases: Leases,
     /// Is the balance asked for again and again?
     watches_balance: AtomicBool,
     rates: HashMap<String, RateLimiter>,
@@ -143,6 +148,7 @@ impl Filler {
     pub fn new(parts: FillParts, config: FillConfig, teams: &[Arc<Team>]) -> Self {
         let slots = Slots::new(config.slots);
         let circuit = Circuit::new(parts.metrics.clone());
+        let leases = Leases::new(&*parts.ledger, parts.clock.clone());
         Self(Arc::new(Inner {
             parts,
             config,
@@ -152,6 +158,7 @@ impl Filler {
             retries: RetryBudget::default(),
             told_to_wait: ToldToWait::default(),
             unsettled: Unsettled::default(),
+            leases,
             watches_balance: AtomicBool::new(false),
             rates: rate_limiters(teams),
             draining: CancellationToken::new(),
@@ -177,7 +184,7 @@ impl Filler {
                 released,
                 unknown,
                 unfinished = unfinished.len(),
-                "settled what the last process left open"
+                "settled what a dead process left open"
             );
         }
         self.0.parts.metrics.fills_recovered(released, unknown);
@@ -188,6 +195,8 @@ impl Filler {
 
     fn resume_one(&self, call: UnfinishedCall) {
         let key = call.reservation.key;
+        // A call that was ours, then another's, and is ours again may be in hand still.
+        let Some(lease) = self.0.leases.resume(call.id) else { return };
         let Ok(answer) = Answer::read(call.text.expose()) else {
             tracing::error!(
                 call = call.id.0,
@@ -202,6 +211,7 @@ impl Filler {
             task.work_alone();
         }
         task.go_on_without_a_slot();
+        task.lease = Some(lease);
         task.answered = Some((age(call.answered_at, self.0.parts.clock.now()), Instant::now()));
         self.spawn(task, Machine::resume(self.limits(), call, answer));
     }

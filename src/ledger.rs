@@ -292,7 +292,7 @@ pub struct Recovery {
     pub unfinished: Vec<UnfinishedCall>,
 }
 
-/// An open row of another owner, as it was seen.
+/// An open row that nobody here has in hand, as it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ForeignCall {
     /// The row.
@@ -402,12 +402,13 @@ pub trait Ledger: Send + Sync {
         Ok(calls)
     }
 
-    /// The open calls of other owners. Whoever sees one unchanged for a full lease, by his own
+    /// The open calls that are not among these, which the asker has in hand: other owners', and such
+    /// as it made without learning of it. Whoever sees one unchanged for a full lease, by his own
     /// clock, may take it over; a wall clock is never asked.
     ///
     /// # Errors
     /// [`LedgerError`].
-    async fn foreign_calls(&self) -> Result<Vec<ForeignCall>, LedgerError> {
+    async fn foreign_calls(&self, _in_hand: Vec<CallId>) -> Result<Vec<ForeignCall>, LedgerError> {
         Ok(Vec::new())
     }
 

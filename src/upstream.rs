@@ -79,6 +79,9 @@ pub enum NotSent {
     /// The connection broke, or stalled, while the order was being uploaded.
     #[error("the upload to the upstream broke off: {0}")]
     Upload(String),
+    /// This process slept, or could not reach the ledger, for so long that another may act for it.
+    #[error("the lease on the call was about to end before its tail could go")]
+    Late,
 }
 
 /// What became of a call, as far as money goes.

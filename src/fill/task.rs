@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::lease::Held;
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
 use super::unsettled::Place;
 use super::{FillOutcome, Inner, Seat, Wanted};
@@ -16,12 +17,12 @@ use crate::coalesce::{Coalescer, GroupGuard, WaiterId};
 use crate::crash::crash_point;
 use crate::error::GatewayError;
 use crate::key::CacheKey;
-use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation};
+use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation, Reserved};
 use crate::metrics::{AttemptOutcome, ShedReason};
 use crate::random::jittered;
 use crate::slots::Slot;
 use crate::store::StoreError;
-use crate::upstream::{HeldCall, Opened, RefusalKind, Reply, UnknownCause};
+use crate::upstream::{HeldCall, NotSent, Opened, RefusalKind, Reply, UnknownCause};
 
 /// See the module.
 pub(super) struct Task {
@@ -41,6 +42,8 @@ pub(super) struct Task {
     /// Has an order gone out before?
     pub(super) is_retry: bool,
     held: Option<Box<dyn HeldCall>>,
+    /// Says that its row has an owner.
+    pub(super) lease: Option<Held>,
     /// Its place among those that are to be settled without a slot.
     unsettled: Option<Place>,
     /// The callers have been told how it ends, or that it goes on without them.
@@ -63,6 +66,7 @@ impl Task {
             rated: None,
             is_retry: false,
             held: None,
+            lease: None,
             unsettled: None,
             is_told: false,
             answered: None,
@@ -111,7 +115,11 @@ impl Task {
             Effect::Reserve => {
                 crash_point("CP4");
                 let Some(payer) = machine.payer() else { return no_payer() };
+                let before = shared.leases.before();
                 let reserved = parts.ledger.reserve(payer.clone()).await;
+                if let Ok(Reserved::Won(won)) = &reserved {
+                    self.lease = Some(shared.leases.hold(won.id, before));
+                }
                 crash_point("CP5");
                 Event::Reserved(reserved)
             }
@@ -125,8 +133,10 @@ impl Task {
             Effect::CheckWaiters => Event::Awaited(self.check_waiters()),
             Effect::Open => self.open().await,
             Effect::MarkSent(id) => {
+                let before = shared.leases.before();
                 let permit = parts.ledger.mark_sent(id).await;
                 if matches!(permit, Ok(Permit::Granted)) {
+                    self.lease.iter().for_each(|lease| lease.renewed(before));
                     crash_point("CP7");
                 }
                 Event::Marked(permit)
@@ -267,6 +277,9 @@ impl Task {
 
     async fn send(&mut self) -> Event {
         let Some(call) = self.held.take() else { return no_payer() };
+        if !self.lease.as_ref().is_some_and(Held::may_send) {
+            return Event::Replied(Reply::NotSent(NotSent::Late));
+        }
         let reply = call.send().await;
         crash_point("CP12");
         self.tell_reply(&reply);

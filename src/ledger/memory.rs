@@ -3,7 +3,7 @@
 //! It keeps counters beside its rows, as a database does, so that a test can compare the two.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,8 +14,8 @@ use jiff::tz::TimeZone;
 use super::budget::{self, Budget, BudgetRefusal, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, CallState, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved,
-    StateTotal, UnfinishedCall, Won,
+    Booking, CallFacts, CallId, CallState, ForeignCall, Ledger, LedgerError, Permit, Recovery, Reservation,
+    Reserved, StateTotal, UnfinishedCall, Won,
 };
 use crate::archive::{ArchiveId, Membership};
 use crate::clock::Clock;
@@ -26,7 +26,9 @@ use crate::store::Record;
 
 /// See the module.
 pub(crate) struct MemoryLedger {
-    book: Mutex<Book>,
+    book: Arc<Mutex<Book>>,
+    /// Who of several keeps it, where they live beside each other.
+    owner: Option<u64>,
     spool_max: u64,
     clock: Clock,
     zone: TimeZone,
@@ -56,6 +58,8 @@ pub(crate) struct Row {
     pub(crate) bought: Reservation,
     pub(crate) generation: u64,
     pub(crate) state: CallState,
+    pub(crate) owner: u64,
+    pub(crate) beat: u64,
     pub(crate) late: bool,
     pub(crate) adopted: bool,
     pub(crate) day: String,
@@ -101,12 +105,24 @@ impl Row {
 
 impl MemoryLedger {
     pub(crate) fn new(clock: Clock, zone: TimeZone) -> Self {
-        Self { book: Mutex::default(), spool_max: 2 << 30, clock, zone }
+        Self { book: Arc::default(), owner: None, spool_max: 2 << 30, clock, zone }
     }
 
     /// The same with so many bytes for the spool.
     pub(crate) fn with_spool_max(self, spool_max: u64) -> Self {
         Self { spool_max, ..self }
+    }
+
+    /// The same book, as another of those who keep it at the same time.
+    pub(crate) fn kept_by(&self, owner: u64) -> Self {
+        let Self { book, spool_max, clock, zone, .. } = self;
+        Self {
+            book: book.clone(),
+            owner: Some(owner),
+            spool_max: *spool_max,
+            clock: clock.clone(),
+            zone: zone.clone(),
+        }
     }
 
     /// The book itself, to look at.
@@ -122,11 +138,11 @@ impl MemoryLedger {
 
     pub(crate) fn reserve(&self, wanted: &Reservation) -> Reserved {
         let now = self.clock.now();
-        self.book().reserve(wanted, now, &Windows::at(now, &self.zone))
+        self.book().reserve(wanted, now, &Windows::at(now, &self.zone), self.owner.unwrap_or(0))
     }
 
     pub(crate) fn mark_sent(&self, id: CallId) -> Permit {
-        self.change().mark_sent(id)
+        self.change().mark_sent(id, self.owner.unwrap_or(0))
     }
 
     pub(crate) fn book_call(&self, id: CallId, booking: &Booking) -> Result<(), LedgerError> {
@@ -152,8 +168,48 @@ impl MemoryLedger {
     }
 
     pub(crate) fn recover_calls(&self) -> Result<Recovery, LedgerError> {
+        if self.owner.is_some() {
+            return Ok(Recovery::default());
+        }
         let now = self.clock.now();
         self.change().recover(now)
+    }
+
+    pub(crate) fn renew_calls(&self, calls: &[CallId]) -> Vec<CallId> {
+        let (owner, mut book) = (self.owner.unwrap_or(0), self.book());
+        let mut ours = Vec::new();
+        for &id in calls {
+            if let Ok(row) = book.row_mut(id)
+                && row.owner == owner
+                && row.state.is_open()
+            {
+                row.beat += 1;
+                ours.push(id);
+            }
+        }
+        ours
+    }
+
+    pub(crate) fn calls_of_others(&self, in_hand: &[CallId]) -> Vec<ForeignCall> {
+        let book = self.book();
+        let open = book.rows.iter().filter(|row| row.state.is_open() && !in_hand.contains(&row.id));
+        open.map(|row| ForeignCall { id: row.id, state: row.state, beat: row.beat }).collect()
+    }
+
+    pub(crate) fn take_calls(&self, silent: &[ForeignCall]) -> Result<Recovery, LedgerError> {
+        let (now, owner) = (self.clock.now(), self.owner.unwrap_or(0));
+        let mut book = self.change();
+        let seen = |row: &Row, call: &ForeignCall| (row.state, row.beat) == (call.state, call.beat);
+        let is_silent =
+            |row: &Row| silent.iter().any(|call| call.id == row.id && row.state.is_open() && seen(row, call));
+        let taken: BTreeSet<CallId> =
+            book.rows.iter().filter(|row| is_silent(row)).map(|row| row.id).collect();
+        let recovery = book.settle(|row| taken.contains(&row.id), now)?;
+        for call in &recovery.unfinished {
+            let row = book.row_mut(call.id)?;
+            (row.owner, row.beat) = (owner, row.beat + 1);
+        }
+        Ok(recovery)
     }
 
     pub(crate) fn used_of(&self, budgets: Vec<Budget>) -> Vec<Used> {
@@ -218,7 +274,7 @@ impl Book {
         scopes.into_iter().find(|scope| self.frozen.contains(&scope.to_string()))
     }
 
-    fn reserve(&mut self, wanted: &Reservation, now: Timestamp, windows: &Windows) -> Reserved {
+    fn reserve(&mut self, wanted: &Reservation, now: Timestamp, windows: &Windows, owner: u64) -> Reserved {
         let (namespace, key) = (wanted.namespace.as_str(), wanted.key);
         let of_key = |row: &&Row| row.is_of(namespace, key);
         let open = |row: &&Row| row.holds() && row.state.is_open();
@@ -254,6 +310,9 @@ impl Book {
         let last = self.rows.iter().filter(of_key).filter(kept).map(|row| row.generation).max();
         let generation = last.map_or(0, |last| last + 1);
         let row = self.insert(wanted.clone(), generation, windows);
+        if let Ok(row) = self.row_mut(row.id) {
+            row.owner = owner;
+        }
         self.version += 1;
         self.count(&row, 1);
         Reserved::Won(Won { id: row.id, generation })
@@ -265,6 +324,8 @@ impl Book {
             bought,
             generation,
             state: CallState::Reserved,
+            owner: 0,
+            beat: 0,
             late: false,
             adopted: false,
             day: windows.day.clone(),
@@ -278,15 +339,16 @@ impl Book {
         row
     }
 
-    fn mark_sent(&mut self, id: CallId) -> Permit {
-        let Some(row) = self.row(id).filter(|row| row.state == CallState::Reserved) else {
+    fn mark_sent(&mut self, id: CallId, owner: u64) -> Permit {
+        let is_ours = |row: &&Row| row.state == CallState::Reserved && row.owner == owner;
+        let Some(row) = self.row(id).filter(is_ours) else {
             return Permit::Lost;
         };
         if let Some(scope) = self.frozen(&row.bought.team) {
             return Permit::Frozen(scope);
         }
         if let Ok(row) = self.row_mut(id) {
-            row.state = CallState::Sent;
+            (row.state, row.beat) = (CallState::Sent, row.beat + 1);
         }
         Permit::Granted
     }
@@ -321,7 +383,7 @@ impl Book {
             self.spool.insert(self.last_position, Waiting { id, name, bytes: bytes.clone(), since: now });
         }
         let row = self.row_mut(id)?;
-        row.state = state;
+        (row.state, row.beat) = (state, row.beat + 1);
         match booking {
             Booking::Answered { text, .. } => {
                 row.late = is_taken;
@@ -398,8 +460,14 @@ impl Book {
     }
 
     fn recover(&mut self, now: Timestamp) -> Result<Recovery, LedgerError> {
+        self.settle(|_| true, now)
+    }
+
+    /// Settles the calls whose owners are known to be dead, or silent.
+    fn settle(&mut self, is_dead: impl Fn(&Row) -> bool, now: Timestamp) -> Result<Recovery, LedgerError> {
         let in_state = |book: &Self, state: CallState| -> Vec<CallId> {
-            book.rows.iter().filter(|row| row.state == state).map(|row| row.id).collect()
+            let rows = book.rows.iter().filter(|row| row.state == state && is_dead(row));
+            rows.map(|row| row.id).collect()
         };
         let died = || "the process that owned it died".to_owned();
         let (reserved, sent) = (in_state(self, CallState::Reserved), in_state(self, CallState::Sent));
@@ -409,7 +477,7 @@ impl Book {
         for &id in &sent {
             self.book(id, &Booking::Unknown { reason: died() }, now)?;
         }
-        let unfinished = self.rows.iter().filter_map(|row| {
+        let unfinished = self.rows.iter().filter(|row| is_dead(row)).filter_map(|row| {
             Some(UnfinishedCall {
                 id: row.id,
                 reservation: Reservation { refresh: false, budgets: Vec::new(), ..row.bought.clone() },
@@ -518,6 +586,22 @@ impl Ledger for MemoryLedger {
 
     async fn recover(&self) -> Result<Recovery, LedgerError> {
         self.recover_calls()
+    }
+
+    fn has_leases(&self) -> bool {
+        self.owner.is_some()
+    }
+
+    async fn renew(&self, calls: Vec<CallId>) -> Result<Vec<CallId>, LedgerError> {
+        Ok(self.renew_calls(&calls))
+    }
+
+    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignCall>, LedgerError> {
+        Ok(self.calls_of_others(&in_hand))
+    }
+
+    async fn take_over(&self, silent: Vec<ForeignCall>) -> Result<Recovery, LedgerError> {
+        self.take_calls(&silent)
     }
 
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {

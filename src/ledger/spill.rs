@@ -317,8 +317,8 @@ impl Ledger for SpillLedger {
         self.ledger.renew(calls).await
     }
 
-    async fn foreign_calls(&self) -> Result<Vec<ForeignCall>, LedgerError> {
-        self.ledger.foreign_calls().await
+    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignCall>, LedgerError> {
+        self.ledger.foreign_calls(in_hand).await
     }
 
     async fn take_over(&self, silent: Vec<ForeignCall>) -> Result<Recovery, LedgerError> {

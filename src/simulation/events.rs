@@ -81,6 +81,10 @@ impl World {
                 self.send_look_up(process, keys[self.below(keys.len() as u64) as usize]);
             }
             58..65 => self.read_something(process),
+            88..92 if self.plan.is_fleet => {
+                self.count("replicas started");
+                self.start(process.life.ledger);
+            }
             65..70 | 88..92 if self.plan.is_deathless => self.count("deaths that do not happen"),
             65..70 => {
                 self.count("crashes from outside");
@@ -106,7 +110,15 @@ impl World {
                 self.start(process.life.ledger);
             }
             92..95 => self.elsewhere(),
-            95..97 => {
+            95 => {
+                let time =
+                    [self.between(50, 9000), self.between(9000, 40_000), self.between(40_000, 400_000)]
+                        [self.below(3) as usize];
+                self.count("processes stopped for a while");
+                self.note(|| format!("{} is stopped for {time:?}", process.life.name()));
+                process.life.stop_for(time);
+            }
+            96 => {
                 let seconds = [-3600, -30, 90, 700, 3600, 90_000][self.below(6) as usize];
                 self.count("turns of the wall clock");
                 self.note(|| format!("the wall clock is turned by {seconds} s"));

@@ -35,6 +35,8 @@ pub(super) struct Plan {
     pub(super) long_calls: bool,
     /// Does no process die, and is none thought to be dead?
     pub(super) is_deathless: bool,
+    /// Do processes keep their ledger at the same time, by leases?
+    pub(super) is_fleet: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -68,6 +70,7 @@ impl Plan {
             hang: one_of(&[0, 0, 0, 0, 20]),
         });
         let is_deathless = one_of(&[0, 0, 0, 1]) == 1;
+        let is_fleet = one_of(&[0, 1]) == 1;
         Self {
             crash: if is_deathless { 0 } else { one_of(&[0, 0, 10, 40, 100]) },
             rates,
@@ -84,6 +87,7 @@ impl Plan {
             same_bytes: one_of(&[0, 1]) == 1,
             long_calls: one_of(&[0, 0, 1]) == 1,
             is_deathless,
+            is_fleet,
         }
     }
 
@@ -131,6 +135,7 @@ impl Line {
     async fn work<T>(&self, what: &'static str, deed: impl FnOnce() -> T) -> Result<T, Fault> {
         let (world, rates) = (&self.world, self.world.plan.rates(self.place));
         self.may_die(what);
+        self.awake().await;
         let since = self.life.is_dead();
         self.pass_time(rates).await;
         if self.life.is_dead() {
@@ -163,8 +168,16 @@ impl Line {
         Ok(done)
     }
 
-    /// Goes on only while the process lives.
+    /// Goes on only while the process is not stopped.
+    async fn awake(&self) {
+        while let Some(until) = self.life.stopped_until() {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// Goes on only while the process lives, and is not stopped.
     pub(super) async fn live(&self) {
+        self.awake().await;
         if self.life.is_dead() {
             std::future::pending::<()>().await;
         }

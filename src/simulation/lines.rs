@@ -3,10 +3,12 @@
 //! Here, too, is where mistakes are planted: each is what a process would do at this border if its
 //! code were wrong.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::Bug;
 use super::faults::{Fault, Line};
@@ -16,8 +18,8 @@ use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallFacts, CallId, CallState, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved,
-    StateTotal,
+    Booking, CallFacts, CallId, CallState, ForeignCall, Ledger, LedgerError, Permit, Recovery, Reservation,
+    Reserved, StateTotal,
 };
 use crate::picture::ObjectName;
 use crate::store::memory::MemoryStore;
@@ -28,11 +30,27 @@ use crate::store::{Record, Store, StoreError};
 pub(super) struct LedgerLine {
     line: Line,
     ledger: Arc<MemoryLedger>,
+    /// The version of the ledger, and since when it has had it.
+    version: Arc<Mutex<(u64, Instant)>>,
 }
 
 impl LedgerLine {
     pub(super) fn new(line: Line) -> Self {
-        Self { ledger: line.world.ledger(line.life.ledger), line }
+        let ledger = line.world.ledger(line.life.ledger);
+        let ledger =
+            if line.world.plan.is_fleet { Arc::new(ledger.kept_by(line.life.number as u64)) } else { ledger };
+        Self { ledger, line, version: Arc::new(Mutex::new((0, Instant::now()))) }
+    }
+
+    /// Has nothing happened in the ledger for so long that nobody need be in a hurry? Worlds last for
+    /// days, and nobody could wait for all the heartbeats of a day.
+    fn is_quiet(&self) -> bool {
+        let version = self.ledger.book().version;
+        let mut last = self.version.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.0 != version {
+            *last = (version, Instant::now());
+        }
+        last.1.elapsed() > Duration::from_secs(900)
     }
 
     async fn ask<T: Send + 'static>(
@@ -174,6 +192,37 @@ impl Ledger for LedgerLine {
                 )
             });
             Ok(found)
+        })
+        .await
+    }
+
+    fn has_leases(&self) -> bool {
+        self.ledger.has_leases()
+    }
+
+    async fn renew(&self, calls: Vec<CallId>) -> Result<Vec<CallId>, LedgerError> {
+        if self.is_quiet() {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+        self.ask("renew", move |ledger| Ok(ledger.renew_calls(&calls))).await
+    }
+
+    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignCall>, LedgerError> {
+        if self.is_quiet() {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        while self.ledger.calls_of_others(&[]).is_empty() {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+        self.ask("foreign_calls", move |ledger| Ok(ledger.calls_of_others(&in_hand))).await
+    }
+
+    async fn take_over(&self, silent: Vec<ForeignCall>) -> Result<Recovery, LedgerError> {
+        let (world, life) = (self.line.world.clone(), self.line.life.clone());
+        self.ask("take_over", move |ledger| {
+            let taken = ledger.take_calls(&silent)?;
+            world.was_taken(&life, &silent, &taken);
+            Ok(taken)
         })
         .await
     }

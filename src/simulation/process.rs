@@ -13,7 +13,7 @@ use super::NAMESPACE;
 use super::clients::{CREDITS, ROOT};
 use super::faults::{Line, Place, ms};
 use super::lines::{LedgerLine, StoreLine};
-use super::sales::{ResultsLine, UpstreamLine};
+use super::sales::{HARD_STOP, ResultsLine, UpstreamLine};
 use super::world::World;
 use crate::cache::MemoryCache;
 use crate::fill::{FillConfig, FillParts, Filler};
@@ -53,6 +53,7 @@ pub(super) struct Life {
     purchases: Mutex<BTreeMap<CacheKey, Purchase>>,
     /// Paid calls whose tail is in its hands or whose answer it awaits.
     pub(super) held: AtomicUsize,
+    stopped_until: Mutex<Option<Instant>>,
 }
 
 /// A reservation that was won, on its way to the upstream.
@@ -78,6 +79,7 @@ impl Life {
             dead: CancellationToken::new(),
             purchases: Mutex::default(),
             held: AtomicUsize::new(0),
+            stopped_until: Mutex::default(),
         })
     }
 
@@ -91,6 +93,17 @@ impl Life {
 
     pub(super) fn die(&self) {
         self.dead.cancel();
+    }
+
+    /// Whatever it is about to do waits for so long, as under SIGSTOP.
+    pub(super) fn stop_for(&self, time: Duration) {
+        *self.stopped_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + time);
+    }
+
+    /// When it may go on, if it is stopped.
+    pub(super) fn stopped_until(&self) -> Option<Instant> {
+        let until = *self.stopped_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.filter(|&until| Instant::now() < until)
     }
 
     fn purchases<T>(&self, with: impl FnOnce(&mut BTreeMap<CacheKey, Purchase>) -> T) -> T {
@@ -156,7 +169,8 @@ impl Process {
             life.die();
             return None;
         };
-        if world.alive().iter().any(|process| process.life.ledger == life.ledger) {
+        let is_beside = world.alive().iter().any(|process| process.life.ledger == life.ledger);
+        if is_beside && !world.plan.is_fleet {
             world.count("starts beside a living process");
         }
         let cache = Arc::new(MemoryCache::new(1 << 30));
@@ -183,6 +197,7 @@ impl Process {
             credits_per_call: CREDITS,
             slots: SlotsConfig { concurrency: world.teams.concurrency, max_concurrency: 8, queue: 256 },
             result_url_ttl: URL_TTL,
+            hard_stop: HARD_STOP,
             daily_credits: Some(world.teams.daily_credits),
             monthly_credits: Some(world.teams.monthly_credits),
         };
@@ -193,6 +208,9 @@ impl Process {
             "starts that found a paid result"
         });
         filler.resume(recovery);
+        let leases = filler.clone();
+        let keep = async move { leases.keep_leases().await };
+        tokio::spawn(life.dead.clone().run_until_cancelled_owned(keep));
         let copier = Copier::start_with(spool, COPIER_IDLE);
         let parts = GatewayParts {
             cache: cache.clone(),

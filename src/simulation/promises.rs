@@ -15,7 +15,7 @@ use crate::error::GatewayError;
 use crate::gateway::CropReply;
 use crate::key::CacheKey;
 use crate::ledger::memory::{Book, Row};
-use crate::ledger::{Booking, CallId, CallState, LedgerError, Reservation, Reserved};
+use crate::ledger::{Booking, CallId, CallState, ForeignCall, LedgerError, Recovery, Reservation, Reserved};
 use crate::picture::ObjectName;
 
 /// How long a URL is dead before its result counts as gone: a quarter of an hour, as far as a fetch
@@ -175,14 +175,47 @@ impl World {
             return self.violate(format!("{} pays for {name}, and the ledger has not let it", life.name()));
         };
         let state = self.ledger(life.ledger).book().row(purchase.id).map(|row| row.state);
-        // `unknown` when somebody has declared the process dead meanwhile.
-        if !matches!(state, Some(CallState::Sent | CallState::Unknown)) {
+        // `unknown` when somebody has declared the process dead meanwhile, which its lease forbids.
+        let is_in_order = match state {
+            Some(CallState::Sent) => true,
+            Some(CallState::Unknown) => !self.plan.is_fleet,
+            _ => false,
+        };
+        if !is_in_order {
             let row = purchase.id.0;
             self.violate(format!("{} pays for {name} by row {row}, which is {state:?}", life.name()));
         }
         let is_permanent = purchase.was_permanent && self.is_permanent(key, purchase.generation);
         if is_permanent && !purchase.is_excused {
             self.violate(format!("{} buys {name}, which was permanent before it was reserved", life.name()));
+        }
+    }
+
+    /// Calls whose owner was silent were settled, or have a new owner.
+    pub(super) fn was_taken(&self, life: &Life, silent: &[ForeignCall], taken: &Recovery) {
+        let (released, unknown) = (taken.released, taken.unknown);
+        let unfinished: Vec<i64> = taken.unfinished.iter().map(|call| call.id.0).collect();
+        self.note(|| {
+            let silent: Vec<i64> = silent.iter().map(|call| call.id.0).collect();
+            format!(
+                "{} takes over {silent:?}: {released} released, {unknown} unknown, unfinished {unfinished:?}",
+                life.name()
+            )
+        });
+        let mut state = self.state();
+        for call in silent {
+            state.owners.remove(&(life.ledger, call.id));
+        }
+        for call in &taken.unfinished {
+            state.owners.insert((life.ledger, call.id), life.number);
+        }
+        drop(state);
+        for (what, count) in [
+            ("calls released by another", released),
+            ("calls made unknown by another", unknown),
+            ("answered calls taken over", unfinished.len() as u64),
+        ] {
+            (0..count).for_each(|_| self.count(what));
         }
     }
 
@@ -365,12 +398,15 @@ impl World {
     /// Where nobody died, or was thought to be dead, the metrics agree with the ledgers and with the
     /// upstream to the unit.
     pub(super) fn check_metrics(&self) {
-        const DEATHS: [&str; 7] = [
+        const DEATHS: [&str; 10] = [
             "crashes at a step",
             "crashes from outside",
             "exits with open calls",
             "starts refused",
             "starts beside a living process",
+            "calls released by another",
+            "calls made unknown by another",
+            "answered calls taken over",
             // Not deaths, but bookings whose word was lost: the process has left, or the result was lost.
             "stops in times of trouble",
             "bookings that contradict the ledger",

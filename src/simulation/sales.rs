@@ -24,7 +24,7 @@ use crate::upstream::{
 };
 
 /// The longest time a paid call is waited for.
-const HARD_STOP: Duration = Duration::from_secs(180);
+pub(super) const HARD_STOP: Duration = Duration::from_secs(180);
 
 /// A tail that went out.
 pub(super) struct Sale {
@@ -250,7 +250,10 @@ impl HeldCall for HeldSale {
     async fn send(self: Box<Self>) -> Reply {
         let (line, world) = (&self.line, &self.line.world);
         line.may_die("the tail");
-        line.live().await;
+        // A process that is stopped within its last step sends all the same when it goes on.
+        if line.life.is_dead() {
+            return std::future::pending().await;
+        }
         if world.strikes(world.plan.sales.not_sent) {
             world.count("tails that could not be sent");
             world.note(|| format!("{} send {}: not sent", line.life.name(), world.teams.name_of(self.key)));

@@ -461,6 +461,7 @@ impl World {
             credits_per_call: CREDITS,
             slots: SlotsConfig { concurrency, max_concurrency: concurrency, queue: 256 },
             result_url_ttl: Duration::from_secs(84_600),
+            hard_stop: Duration::from_secs(180),
             daily_credits: Some(1000),
             monthly_credits: Some(10_000),
         };

@@ -200,7 +200,7 @@ async fn a_reset_during_the_upload_was_not_sent_or_was_refused() {
             Err(NotSent::Upload(_)) => {}
             Ok(Opened::Answered(reply)) => panic!("{reply:?}"),
             Ok(Opened::Held(_)) => panic!("the server had a hundred bytes of it"),
-            Err(NotSent::Connect(error)) => panic!("{error}"),
+            Err(error) => panic!("{error}"),
         }
     }
 }
