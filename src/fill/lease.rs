@@ -30,6 +30,8 @@ const SENT_MARGIN: Duration = Duration::from_secs(20);
 const TAIL_WITHIN: Duration = Duration::from_secs(10);
 /// How often other owners' calls are looked at.
 const WATCH: Duration = Duration::from_secs(2);
+/// Whoever has not looked for longer begins to watch anew.
+const BLIND: Duration = Duration::from_secs(10);
 
 /// The calls this process has in its hands, and when each was last renewed.
 #[derive(Clone)]
@@ -141,16 +143,25 @@ impl Drop for Held {
 
 /// Other owners' open calls, each since when it has been seen as it is.
 #[derive(Default)]
-struct Watch(HashMap<ForeignCall, Duration>);
+struct Watch {
+    since: HashMap<ForeignCall, Duration>,
+    looked: Duration,
+}
 
 impl Watch {
     /// Takes what was seen at some moment up to `now`; returns the calls whose owners are silent.
     fn see(&mut self, calls: &[ForeignCall], now: Duration, sent_lease: Duration) -> Vec<ForeignCall> {
-        let since = |call: &ForeignCall| (*call, self.0.get(call).copied().unwrap_or(now));
-        self.0 = calls.iter().map(since).collect();
+        // Whoever could not look may have been kept from the ledger like everyone else. The owners
+        // that live get the time to say so.
+        if now.saturating_sub(self.looked) > BLIND {
+            self.since.clear();
+        }
+        self.looked = now;
+        let since = |call: &ForeignCall| (*call, self.since.get(call).copied().unwrap_or(now));
+        self.since = calls.iter().map(since).collect();
         let is_silent = |call: &&ForeignCall| {
             let lease = if call.state == CallState::Sent { sent_lease } else { LEASE };
-            self.0.get(call).is_some_and(|&since| now.saturating_sub(since) >= lease)
+            self.since.get(call).is_some_and(|&since| now.saturating_sub(since) >= lease)
         };
         calls.iter().filter(is_silent).copied().collect()
     }
@@ -221,7 +232,9 @@ mod tests {
             assert_eq!(watch.see(&[reserved, sent], at(now), SENT_LEASE), [], "at {now}");
         }
         assert_eq!(watch.see(&[reserved, sent], at(115), SENT_LEASE), [reserved]);
-        assert_eq!(watch.see(&[sent], at(299), SENT_LEASE), []);
+        for now in (116..300).step_by(3) {
+            assert_eq!(watch.see(&[sent], at(now), SENT_LEASE), [], "at {now}");
+        }
         assert_eq!(watch.see(&[sent], at(300), SENT_LEASE), [sent]);
     }
 
@@ -232,13 +245,14 @@ mod tests {
             (0, CallState::Reserved, 1),
             (10, CallState::Reserved, 2),
             (24, CallState::Answered, 3),
-            (38, CallState::Answered, 4),
-            (52, CallState::Answered, 4),
+            (33, CallState::Answered, 4),
+            (40, CallState::Answered, 4),
+            (47, CallState::Answered, 4),
         ] {
             assert_eq!(watch.see(&[call(1, state, beat)], at(now), SENT_LEASE), [], "at {now}");
         }
         let silent = call(1, CallState::Answered, 4);
-        assert_eq!(watch.see(&[silent], at(53), SENT_LEASE), [silent]);
+        assert_eq!(watch.see(&[silent], at(48), SENT_LEASE), [silent]);
     }
 
     #[test]
@@ -247,7 +261,19 @@ mod tests {
         let reserved = call(1, CallState::Reserved, 7);
         watch.see(&[reserved], at(0), SENT_LEASE);
         watch.see(&[], at(10), SENT_LEASE);
-        assert_eq!(watch.see(&[reserved], at(20), SENT_LEASE), []);
+        for now in [20, 27, 34] {
+            assert_eq!(watch.see(&[reserved], at(now), SENT_LEASE), [], "at {now}");
+        }
         assert_eq!(watch.see(&[reserved], at(35), SENT_LEASE), [reserved]);
+    }
+
+    #[test]
+    fn whoever_could_not_look_for_a_while_begins_anew() {
+        let mut watch = Watch::default();
+        let reserved = call(1, CallState::Reserved, 7);
+        for now in [0, 10, 21, 31] {
+            assert_eq!(watch.see(&[reserved], at(now), SENT_LEASE), [], "at {now}");
+        }
+        assert_eq!(watch.see(&[reserved], at(36), SENT_LEASE), [reserved]);
     }
 }

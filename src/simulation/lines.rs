@@ -42,10 +42,16 @@ impl LedgerLine {
         Self { ledger, line, version: Arc::new(Mutex::new((0, Instant::now()))) }
     }
 
-    /// Has nothing happened in the ledger for so long that nobody need be in a hurry? Worlds last for
-    /// days, and nobody could wait for all the heartbeats of a day.
+    /// Has nothing happened in the ledger for so long, with all owners alive, that nobody need be in
+    /// a hurry? Worlds last for days, and nobody could wait for all the heartbeats of a day.
     fn is_quiet(&self) -> bool {
-        let version = self.ledger.book().version;
+        let alive: Vec<u64> = self.line.world.alive().iter().map(|one| one.life.number as u64).collect();
+        let book = self.ledger.book();
+        if book.rows.iter().any(|row| row.state.is_open() && !alive.contains(&row.owner)) {
+            return false;
+        }
+        let version = book.version;
+        drop(book);
         let mut last = self.version.lock().unwrap_or_else(PoisonError::into_inner);
         if last.0 != version {
             *last = (version, Instant::now());
