@@ -161,9 +161,13 @@ impl App {
             guard: guard.clone(),
             clock: clock.clone(),
         };
+        let gateway = Gateway::new(gateway_parts, config.upstream.namespace.clone(), public_root.clone())
+            .with_store_root(config.store.public_url.as_ref().map(ToString::to_string));
+        let freshness = gateway.freshness();
+        let following = freshness.clone();
+        tokio::spawn(stopped.clone().run_until_cancelled_owned(async move { following.follow().await }));
         let state_of_routes = PublicState::new(PublicParts {
-            gateway: Gateway::new(gateway_parts, config.upstream.namespace.clone(), public_root.clone())
-                .with_store_root(config.store.public_url.as_ref().map(ToString::to_string)),
+            gateway,
             teams: Arc::new(ArcSwap::from_pointee(teams)),
             metrics: metrics.clone(),
             clock,

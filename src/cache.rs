@@ -4,11 +4,13 @@
 //! refusals by key. Weighed in bytes against one configured budget.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
 use moka::future::Cache;
+use moka::ops::compute::Op;
 
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
@@ -27,6 +29,16 @@ const ENTRY_OVERHEAD: usize = 512;
 pub struct MemoryCache {
     entries: Cache<Slot, Entry>,
     refusals: Cache<CacheKey, (StatusCode, Bytes)>,
+    /// How often an answer was forgotten, by the first byte of its key.
+    forgotten: Box<[AtomicU64; 256]>,
+    is_closed: AtomicBool,
+}
+
+/// Taken before an answer is read anywhere, and shown when it is to be kept: what was forgotten
+/// meanwhile may be what was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    forgotten: u64,
 }
 
 /// One namespace of names for one budget of bytes.
@@ -71,7 +83,31 @@ impl MemoryCache {
                 .weigher(|_, entry: &Entry| entry.weight())
                 .build(),
             refusals: Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_LIFE).build(),
+            forgotten: Box::new([const { AtomicU64::new(0) }; 256]),
+            is_closed: AtomicBool::new(false),
         }
+    }
+
+    /// Until [`open`](Self::open) no answers are kept.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Answers are kept that are read from now on.
+    pub fn open(&self) {
+        for forgotten in &*self.forgotten {
+            forgotten.fetch_add(1, Ordering::SeqCst);
+        }
+        self.is_closed.store(false, Ordering::SeqCst);
+    }
+
+    /// An answer is about to be read from the ledger or the store.
+    pub fn begin_reading(&self, key: CacheKey) -> Reading {
+        Reading { forgotten: self.forgotten(key).load(Ordering::SeqCst) }
+    }
+
+    fn forgotten(&self, key: CacheKey) -> &AtomicU64 {
+        &self.forgotten[usize::from(key.as_bytes()[0])]
     }
 
     /// The answer under a key.
@@ -91,12 +127,16 @@ impl MemoryCache {
         }
     }
 
-    /// Keeps an answer, unless one of a higher generation is there.
-    pub async fn keep_answer(&self, record: Arc<Record>) {
+    /// Keeps an answer, unless one of a higher generation is there, or it may have been read before
+    /// [`forget_answer`](Self::forget_answer) was called.
+    pub async fn keep_answer(&self, record: Arc<Record>, reading: Reading) {
         self.update(record.key, |old| match old {
-            Some(old) if old.record.generation > record.generation => None,
-            Some(old) if old.record == record => None,
-            Some(_) | None => Some(Answer { record: record.clone(), is_in_store: false }),
+            Some(old) if old.record.generation > record.generation => Op::Nop,
+            Some(old) if old.record == record => Op::Nop,
+            // The older one is out of date in any case.
+            _ if self.is_closed.load(Ordering::SeqCst) => Op::Remove,
+            _ if self.begin_reading(record.key).forgotten != reading.forgotten => Op::Remove,
+            Some(_) | None => Op::Put(Answer { record: record.clone(), is_in_store: false }),
         })
         .await;
     }
@@ -104,14 +144,14 @@ impl MemoryCache {
     /// Remembers that the store has confirmed the object of this answer, if the answer is here.
     pub async fn know_in_store(&self, record: &Arc<Record>) {
         self.update(record.key, |old| {
-            let old = old.filter(|old| !old.is_in_store && old.record == *record)?;
-            Some(Answer { record: old.record, is_in_store: true })
+            let old = old.filter(|old| !old.is_in_store && old.record == *record);
+            old.map_or(Op::Nop, |old| Op::Put(Answer { record: old.record, is_in_store: true }))
         })
         .await;
     }
 
-    /// Puts what `change` makes of the answer under a key; nothing when that is `None`.
-    async fn update(&self, key: CacheKey, change: impl FnOnce(Option<Answer>) -> Option<Answer>) {
+    /// Does what `change` decides about the answer under a key.
+    async fn update(&self, key: CacheKey, change: impl FnOnce(Option<Answer>) -> Op<Answer>) {
         self.entries
             .entry(Slot::Answer(key))
             .and_compute_with(|old| {
@@ -120,16 +160,20 @@ impl MemoryCache {
                     Some(Entry::Object(_)) | None => None,
                 };
                 std::future::ready(match change(old) {
-                    Some(answer) => moka::ops::compute::Op::Put(Entry::Answer(answer)),
-                    None => moka::ops::compute::Op::Nop,
+                    Op::Put(answer) => Op::Put(Entry::Answer(answer)),
+                    Op::Remove => Op::Remove,
+                    Op::Nop => Op::Nop,
                 })
             })
             .await;
     }
 
-    /// Forgets the answer under a key.
+    /// Forgets the answer or refusal under a key, and what is being read to be kept there.
     pub async fn forget_answer(&self, key: CacheKey) {
-        self.entries.invalidate(&Slot::Answer(key)).await;
+        self.forgotten(key).fetch_add(1, Ordering::SeqCst);
+        // In turn with those who keep: one who looked at the count before comes first.
+        self.update(key, |_| Op::Remove).await;
+        self.refusals.invalidate(&key).await;
     }
 
     /// A result's bytes, from memory or read once for everyone who asks at the same time.
@@ -181,6 +225,56 @@ impl MemoryCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn record(generation: u64) -> Arc<Record> {
+        let key = CacheKey::of(b"picture", 1, 1);
+        Arc::new(crate::store::contract::record("ailab-v1", key, generation, "web"))
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_it_was_forgotten_is_not_kept() {
+        let cache = MemoryCache::new(1 << 20);
+        let key = record(0).key;
+        let before = cache.begin_reading(key);
+        cache.keep_answer(record(0), before).await;
+        assert_eq!(cache.answer(key).await, Some(record(0)));
+        cache.forget_answer(key).await;
+        assert_eq!(cache.answer(key).await, None);
+        cache.keep_answer(record(0), before).await;
+        assert_eq!(cache.answer(key).await, None, "it may be what was purged");
+        cache.keep_answer(record(1), cache.begin_reading(key)).await;
+        assert_eq!(cache.answer(key).await, Some(record(1)));
+        // Nor is what it would have replaced.
+        let before = cache.begin_reading(key);
+        cache.forget_answer(key).await;
+        cache.keep_answer(record(1), cache.begin_reading(key)).await;
+        cache.keep_answer(record(2), before).await;
+        assert_eq!(cache.answer(key).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_closed_memory_keeps_nothing_and_an_open_one_what_is_read_from_then_on() {
+        let cache = MemoryCache::new(1 << 20);
+        cache.close();
+        let key = record(0).key;
+        let early = cache.begin_reading(key);
+        cache.keep_answer(record(0), early).await;
+        assert_eq!(cache.answer(key).await, None);
+        cache.open();
+        cache.keep_answer(record(0), early).await;
+        assert_eq!(cache.answer(key).await, None);
+        cache.keep_answer(record(0), cache.begin_reading(key)).await;
+        assert_eq!(cache.answer(key).await, Some(record(0)));
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_refusal_is_not_believed() {
+        let cache = MemoryCache::new(1 << 20);
+        let key = record(0).key;
+        cache.keep_refusal(key, StatusCode::BAD_REQUEST, Bytes::new()).await;
+        cache.forget_answer(key).await;
+        assert_eq!(cache.refusal(key).await, None);
+    }
 
     #[test]
     fn refusals_are_believed_for_ten_minutes_and_their_number_is_bounded() {

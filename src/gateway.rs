@@ -3,7 +3,7 @@
 //! | step | where |
 //! |---|---|
 //! | parse, key | [`request`]: the picture is hashed while it arrives |
-//! | look up | here: memory, then ledger, then store; only what is known to be absent is bought |
+//! | look up | here: memory, as far as it is [fresh](freshness), then ledger, then store; only what is known to be absent is bought |
 //! | coalesce, admit, pay, fetch, persist | [`fill`](crate::fill): one tracked task per key |
 //! | rewrite | [`rewrite`], with our URL or the one of whoever serves the bucket |
 //! | respond | [`routes`](crate::routes) |
@@ -11,6 +11,8 @@
 //! Hits and coalesced callers spend nothing, and work when everything else is down.
 
 mod address;
+pub mod freshness;
+pub mod keys;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +22,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::cache::MemoryCache;
+use self::freshness::Freshness;
+use crate::cache::{MemoryCache, Reading};
 use crate::clock::Clock;
 use crate::crash::crash_point;
 use crate::error::{Fault, GatewayError};
@@ -40,6 +43,9 @@ use crate::teams::Team;
 
 /// How long a caller waits whose body took longer than its deadline to arrive.
 const LATE_BODY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the ledger is asked whether what memory has still stands.
+const STALE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a gateway works with.
 pub struct GatewayParts {
@@ -62,6 +68,7 @@ pub struct GatewayParts {
 /// Answers crop requests, look-ups and results.
 pub struct Gateway {
     parts: GatewayParts,
+    freshness: Arc<Freshness>,
     namespace: String,
     public_root: String,
     store_root: Option<String>,
@@ -106,7 +113,13 @@ struct Found {
 impl Gateway {
     /// `public_root` is the scheme and host clients reach us at, without a trailing slash.
     pub fn new(parts: GatewayParts, namespace: String, public_root: String) -> Self {
-        Self { parts, namespace, public_root, store_root: None }
+        let freshness = Arc::new(Freshness::new(parts.ledger.clone(), parts.cache.clone()));
+        Self { parts, freshness, namespace, public_root, store_root: None }
+    }
+
+    /// Decides whether memory is believed; it must [follow](Freshness::follow) the ledger.
+    pub fn freshness(&self) -> Arc<Freshness> {
+        self.freshness.clone()
     }
 
     /// Answers name URLs below `root` for what the store has confirmed: somebody else serves the
@@ -177,14 +190,32 @@ impl Gateway {
 
     /// Memory, then ledger, then store. `None` only when the key is known to be absent.
     async fn look_up(&self, key: CacheKey) -> Result<Option<Found>, GatewayError> {
-        if let Some(record) = self.parts.cache.answer(key).await {
-            return Ok(Some(Found { record, status: CacheStatus::HitMemory }));
+        let reading = self.parts.cache.begin_reading(key);
+        let in_memory = self.parts.cache.answer(key).await;
+        let hit = |record: &Arc<Record>| Found { record: record.clone(), status: CacheStatus::HitMemory };
+        if self.freshness.is_current()
+            && let Some(record) = &in_memory
+        {
+            return Ok(Some(hit(record)));
         }
-        let in_ledger = self.parts.ledger.look_up(&self.namespace, key).await;
+        let in_ledger = self.parts.ledger.look_up(&self.namespace, key);
+        let in_ledger = match &in_memory {
+            None => in_ledger.await,
+            Some(record) => match tokio::time::timeout(STALE_PATIENCE, in_ledger).await {
+                Ok(Ok(found)) => Ok(found),
+                Ok(Err(_)) | Err(_) => return Ok(Some(hit(record))),
+            },
+        };
+        if let Some(known) = in_memory
+            && in_ledger.as_ref().ok().and_then(Option::as_ref) != Some(&*known)
+        {
+            // Lest it is served when the ledger is away next.
+            self.freshness.forget(key).await;
+        }
         if let Ok(Some(record)) = &in_ledger
             && self.is_still_there(record).await?
         {
-            return Ok(Some(self.remember(record.clone(), CacheStatus::HitLedger).await));
+            return Ok(Some(self.remember(record.clone(), CacheStatus::HitLedger, reading).await));
         }
         let in_store = self.parts.store.record(&self.namespace, key).await;
         match (in_ledger, in_store) {
@@ -194,7 +225,7 @@ impl Gateway {
                     self.adopt(&record).await;
                 }
                 if self.is_still_there(&record).await? {
-                    return Ok(Some(self.remember(record, CacheStatus::HitStore).await));
+                    return Ok(Some(self.remember(record, CacheStatus::HitStore, reading).await));
                 }
                 in_ledger.map(|_| None).map_err(|_| GatewayError::LedgerUnavailable)
             }
@@ -242,9 +273,9 @@ impl Gateway {
         }
     }
 
-    async fn remember(&self, record: Record, status: CacheStatus) -> Found {
+    async fn remember(&self, record: Record, status: CacheStatus, reading: Reading) -> Found {
         let record = Arc::new(record);
-        self.parts.cache.keep_answer(record.clone()).await;
+        self.parts.cache.keep_answer(record.clone(), reading).await;
         Found { record, status }
     }
 

@@ -8,6 +8,7 @@
 //!
 //! Implementation: [`sqlite`], and around it [`spill`]. This module knows no store, no upstream and no HTTP.
 
+pub mod admin;
 pub mod budget;
 #[cfg(test)]
 mod contract;
@@ -16,6 +17,7 @@ pub(crate) mod memory;
 pub mod spill;
 pub mod spool;
 pub mod sqlite;
+mod state;
 
 use std::time::Duration;
 
@@ -25,87 +27,12 @@ use jiff::Timestamp;
 
 use self::budget::{Budget, BudgetRefusal, Scope, Used};
 use self::spool::{SpoolUsage, Spooled};
+pub use self::state::CallState;
 use crate::archive::{ArchiveId, Membership};
 use crate::key::{CacheKey, Digest};
 use crate::picture::ObjectName;
 use crate::secret::Secret;
 use crate::store::Record;
-
-/// The state of a call. Spec and README show the same table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CallState {
-    /// Admitted; nothing sent whole.
-    Reserved,
-    /// Provably not sent whole, or frozen meanwhile.
-    Released,
-    /// The tail of the paid request may have left.
-    Sent,
-    /// The upstream's answer is durable; the result is being fetched and kept.
-    Answered,
-    /// The result is permanent.
-    Stored,
-    /// A complete refusal; unbilled.
-    Refused,
-    /// A complete error in the upstream's own envelope; unbilled.
-    Failed,
-    /// Sent, and no complete answer.
-    Unknown,
-    /// The result could not be had while its URL lived.
-    Unfetchable,
-    /// The store no longer has the result.
-    Lost,
-}
-
-impl CallState {
-    /// Every state, in the order of a call's life.
-    pub const ALL: [Self; 10] = [
-        Self::Reserved,
-        Self::Released,
-        Self::Sent,
-        Self::Answered,
-        Self::Stored,
-        Self::Refused,
-        Self::Failed,
-        Self::Unknown,
-        Self::Unfetchable,
-        Self::Lost,
-    ];
-
-    /// The word in ledger, log and label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Reserved => "reserved",
-            Self::Released => "released",
-            Self::Sent => "sent",
-            Self::Answered => "answered",
-            Self::Stored => "stored",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-            Self::Unknown => "unknown",
-            Self::Unfetchable => "unfetchable",
-            Self::Lost => "lost",
-        }
-    }
-
-    /// Does a call in this state keep everyone else from buying its key?
-    pub fn holds_key(self) -> bool {
-        matches!(self, Self::Reserved | Self::Sent | Self::Answered | Self::Stored)
-    }
-
-    /// Do its credits count against budgets?
-    pub fn counts_credits(self) -> bool {
-        match self {
-            Self::Reserved | Self::Sent | Self::Answered | Self::Stored => true,
-            Self::Unknown | Self::Unfetchable | Self::Lost => true,
-            Self::Released | Self::Refused | Self::Failed => false,
-        }
-    }
-
-    /// May a call in this state still change by itself?
-    pub fn is_open(self) -> bool {
-        matches!(self, Self::Reserved | Self::Sent | Self::Answered)
-    }
-}
 
 /// The number of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -367,7 +294,7 @@ pub trait Ledger: Send + Sync {
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError>;
 
     /// Makes a record that the store has and the ledger does not known to the ledger, unpaid. A
-    /// result that was booked as lost is not taken in again.
+    /// result that was booked as lost is not taken in again, nor one that was purged.
     ///
     /// # Errors
     /// [`LedgerError`]: not known to it yet.
@@ -429,6 +356,17 @@ pub trait Ledger: Send + Sync {
     /// [`LedgerError`].
     async fn changes(&self, _after: Option<u64>) -> Result<Changes, LedgerError> {
         Ok(Changes::default())
+    }
+
+    /// The generation up to which everything under a key counts as absent
+    /// ([`LedgerAdmin::purge`](admin::LedgerAdmin::purge)); `None` when it was never purged.
+    /// [`look_up`](Self::look_up) finds nothing up to it, [`adopt`](Self::adopt) takes nothing in,
+    /// and [`reserve`](Self::reserve) gives a higher one.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn purged(&self, _namespace: &str, _key: CacheKey) -> Result<Option<u64>, LedgerError> {
+        Ok(None)
     }
 
     /// Calls and credits by state, every state once.

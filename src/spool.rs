@@ -8,6 +8,7 @@
 //! one of the two at any time, and a reader who asks the spool first misses nothing.
 
 mod copier;
+mod purged;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 pub use self::copier::Copier;
+use self::purged::PurgedError;
 use self::room::Room;
 use crate::archive::{ArchiveCheck, ArchiveId};
 use crate::key::{CacheKey, Digest};
@@ -155,11 +157,21 @@ impl Store for Spool {
     async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
         self.check_not_away()?;
         self.check_ours().await?;
-        self.learn(self.store.put_record(record).await)
+        let standing = self.learn(self.store.put_record(record).await)?;
+        match self.forget_if_purged(&standing).await {
+            // Without the ledger it is known at a later look, and whoever asked has to wait for it anyway.
+            Ok(_) | Err(PurgedError::Ledger(_)) => Ok(standing),
+            Err(PurgedError::Store(error)) => Err(error),
+        }
     }
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
-        self.store.record(namespace, key).await
+        self.unpurged(namespace, key).await
+    }
+
+    async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
+        self.check_ours().await?;
+        self.store.forget_record(namespace, key, up_to).await
     }
 
     /// Room in the spool is enough, and is asked first: it costs no time, whatever ails the store.

@@ -3,7 +3,7 @@
 //! Two kinds of things: *objects*, one result's bytes under a name made of their digest, and
 //! *records*, the answer kept under a key. The object is written first and the record last, so a
 //! record is the commit mark of its object. Nothing is ever overwritten: an object never, a record
-//! only by a higher generation.
+//! only by a higher generation. Nothing is removed either but the record of a key that is purged.
 //!
 //! Implementations: [`local`], files, and [`s3`], a bucket. This module knows no ledger and no HTTP.
 
@@ -56,6 +56,14 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError`]: whether there is one cannot be said, so nothing may be bought on it.
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError>;
+
+    /// Removes the record under a key, unless its generation is higher than `up_to`; says whether
+    /// there was one to remove. Objects stay. Returns once it is durable; may be repeated.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it may still be there. [`StoreError::Corrupt`]: what is there cannot be read,
+    /// and stays.
+    async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError>;
 
     /// Proves that a new result could be kept now; asked before paying.
     ///

@@ -12,6 +12,7 @@ use super::lease::Held;
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
 use super::unsettled::Place;
 use super::{FillOutcome, Inner, Seat, Wanted};
+use crate::cache::Reading;
 use crate::circuit::Pass;
 use crate::coalesce::{Coalescer, GroupGuard, WaiterId};
 use crate::crash::crash_point;
@@ -48,6 +49,9 @@ pub(super) struct Task {
     unsettled: Option<Place>,
     /// The callers have been told how it ends, or that it goes on without them.
     is_told: bool,
+    /// When the fill began, for memory. A call that was found answered may have been bought before a
+    /// purge, so its result is not kept there.
+    reading: Option<Reading>,
     /// How old the answer was at an instant.
     pub(super) answered: Option<(Duration, Instant)>,
 }
@@ -55,6 +59,7 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(shared: Arc<Inner>, key: CacheKey, wanted: Option<Wanted>) -> Self {
         let groups = shared.groups.clone();
+        let reading = wanted.as_ref().map(|_| shared.parts.cache.begin_reading(key));
         Self {
             shared,
             groups,
@@ -69,6 +74,7 @@ impl Task {
             lease: None,
             unsettled: None,
             is_told: false,
+            reading,
             answered: None,
         }
     }
@@ -341,7 +347,10 @@ impl Task {
         let shared = self.shared.clone();
         let cache = &shared.parts.cache;
         match &verdict {
-            Ok(filled) => cache.keep_answer(filled.record.clone()).await,
+            Ok(filled) => match self.reading {
+                Some(reading) => cache.keep_answer(filled.record.clone(), reading).await,
+                None => cache.forget_answer(self.key).await,
+            },
             // Once is enough, and now is later than that.
             Err(_) if self.is_told => {}
             Err(GatewayError::Upstream { status, body })

@@ -4,6 +4,7 @@
 //! random lives with [`model`]. Nothing here knows how a ledger keeps its book: states are read off
 //! what the trait tells, and time passes only when a check turns the clock.
 
+pub(super) mod admin;
 pub(super) mod model;
 mod spool;
 

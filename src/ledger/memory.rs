@@ -11,11 +11,12 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use super::admin::{LedgerAdmin, Purge};
 use super::budget::{self, Budget, BudgetRefusal, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, CallState, ForeignCall, Ledger, LedgerError, Permit, Recovery, Reservation,
-    Reserved, StateTotal, UnfinishedCall, Won,
+    Booking, CallFacts, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Permit, Recovery,
+    Reservation, Reserved, StateTotal, UnfinishedCall, Won,
 };
 use crate::archive::{ArchiveId, Membership};
 use crate::clock::Clock;
@@ -47,6 +48,10 @@ pub(crate) struct Book {
     /// The last position that was given.
     last_position: u64,
     pub(crate) membership: Option<Membership>,
+    /// Up to which generation a key counts as absent.
+    purged: BTreeMap<(String, [u8; 32]), u64>,
+    /// What was refreshed or purged, oldest first.
+    changes: Vec<(String, CacheKey)>,
     /// Counts the changes.
     pub(crate) version: u64,
 }
@@ -250,11 +255,40 @@ impl Book {
     }
 
     pub(crate) fn stored(&self, namespace: &str, key: CacheKey) -> Option<&Row> {
-        let stored = self
-            .rows
-            .iter()
-            .filter(|row| row.is_of(namespace, key) && row.state == CallState::Stored && !row.late);
+        let purged = self.purged(namespace, key);
+        let stored = self.rows.iter().filter(|row| {
+            let stands = row.state == CallState::Stored && !row.late;
+            row.is_of(namespace, key) && stands && Some(row.generation) > purged
+        });
         stored.max_by_key(|row| row.generation)
+    }
+
+    pub(crate) fn purged(&self, namespace: &str, key: CacheKey) -> Option<u64> {
+        self.purged.get(&(namespace.to_owned(), *key.as_bytes())).copied()
+    }
+
+    fn purge(&mut self, namespace: &str, key: CacheKey) -> Purge {
+        if self.stored(namespace, key).is_none() {
+            let before = self.purged(namespace, key);
+            return before.map_or(Purge::Nothing, |generation| Purge::Repeated { generation });
+        }
+        let generation = self.newest_kept(namespace, key).unwrap_or(0);
+        self.purged.insert((namespace.to_owned(), *key.as_bytes()), generation);
+        self.changes.push((namespace.to_owned(), key));
+        Purge::Done { generation }
+    }
+
+    /// The highest generation that was ever stored.
+    fn newest_kept(&self, namespace: &str, key: CacheKey) -> Option<u64> {
+        let kept = |row: &&Row| matches!(row.state, CallState::Stored | CallState::Lost) && !row.late;
+        let of_key = self.rows.iter().filter(|row| row.is_of(namespace, key));
+        of_key.filter(kept).map(|row| row.generation).max()
+    }
+
+    pub(crate) fn changes(&self, after: Option<u64>) -> Changes {
+        let told = after.map_or(self.changes.len(), |after| usize::try_from(after).unwrap_or(usize::MAX));
+        let keys = self.changes.get(told..).unwrap_or_default().to_vec();
+        Changes { position: self.changes.len() as u64, keys }
     }
 
     fn used(&self, budget: &Budget, windows: &Windows) -> u64 {
@@ -306,8 +340,7 @@ impl Book {
                 });
             }
         }
-        let kept = |row: &&Row| matches!(row.state, CallState::Stored | CallState::Lost) && !row.late;
-        let last = self.rows.iter().filter(of_key).filter(kept).map(|row| row.generation).max();
+        let last = self.newest_kept(namespace, key).max(self.purged(namespace, key));
         let generation = last.map_or(0, |last| last + 1);
         let row = self.insert(wanted.clone(), generation, windows);
         if let Ok(row) = self.row_mut(row.id) {
@@ -382,6 +415,11 @@ impl Book {
             self.last_position += 1;
             self.spool.insert(self.last_position, Waiting { id, name, bytes: bytes.clone(), since: now });
         }
+        if let Booking::Stored { record, .. } | Booking::Spooled { record, .. } = booking
+            && record.generation > 0
+        {
+            self.changes.push((record.namespace.clone(), record.key));
+        }
         let row = self.row_mut(id)?;
         (row.state, row.beat) = (state, row.beat + 1);
         match booking {
@@ -438,7 +476,8 @@ impl Book {
                 && row.generation == record.generation
                 && (row.holds() || is_lost)
         };
-        if self.rows.iter().any(is_known) {
+        let is_purged = Some(record.generation) <= self.purged(&record.namespace, record.key);
+        if is_purged || self.rows.iter().any(is_known) {
             return;
         }
         let bought = Reservation {
@@ -604,6 +643,14 @@ impl Ledger for MemoryLedger {
         self.take_calls(&silent)
     }
 
+    async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {
+        Ok(self.book().changes(after))
+    }
+
+    async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError> {
+        Ok(self.book().purged(namespace, key))
+    }
+
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
         Ok(self.book().totals())
     }
@@ -661,6 +708,13 @@ impl Ledger for MemoryLedger {
     }
 }
 
+#[async_trait]
+impl LedgerAdmin for MemoryLedger {
+    async fn purge(&self, namespace: &str, key: CacheKey) -> Result<Purge, LedgerError> {
+        Ok(self.change().purge(namespace, key))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -668,6 +722,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ledger::contract::admin::admin_contract;
     use crate::ledger::contract::{SPOOL_MAX, TurnableClock, ledger_contract, model, zone};
 
     async fn open(clock: Clock, zone: TimeZone) -> (MemoryLedger, ()) {
@@ -675,6 +730,7 @@ mod tests {
     }
 
     ledger_contract!(open);
+    admin_contract!(open);
 
     proptest! {
         #[test]
@@ -682,7 +738,10 @@ mod tests {
             let clock = TurnableClock::at("2026-03-27T20:00:00Z");
             let ledger = Arc::new(MemoryLedger::new(clock.clock(), zone()).with_spool_max(SPOOL_MAX));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            runtime.block_on(model::live(life, clock.clone(), || async { ledger.clone() as Arc<dyn Ledger> }));
+            let open = || async {
+                (ledger.clone() as Arc<dyn Ledger>, ledger.clone() as Arc<dyn LedgerAdmin>)
+            };
+            runtime.block_on(model::live_with_admin(life, clock.clone(), open));
         }
     }
 }

@@ -333,6 +333,10 @@ impl Ledger for SpillLedger {
         self.ledger.changes(after).await
     }
 
+    async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError> {
+        self.ledger.purged(namespace, key).await
+    }
+
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
         self.ledger.totals().await
     }

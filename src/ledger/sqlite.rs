@@ -12,6 +12,7 @@
 //!
 //! The file does not shrink: what the spool has taken is used again by it and by everything else.
 
+mod admin;
 mod calls;
 mod health;
 mod membership;
@@ -31,11 +32,12 @@ use rusqlite::config::DbConfig;
 
 use self::health::Health;
 use self::worker::Worker;
+use super::admin::{LedgerAdmin, Purge};
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, Soundness,
-    StateTotal,
+    Booking, CallFacts, CallId, Changes, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved,
+    Soundness, StateTotal,
 };
 use crate::archive::{ArchiveId, Membership};
 use crate::clock::Clock;
@@ -48,7 +50,7 @@ use crate::store::Record;
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// What leads from each layout to the next; it only ever adds.
-const MIGRATIONS: [&str; 3] = [SCHEMA, spool::SCHEMA, membership::SCHEMA];
+const MIGRATIONS: [&str; 4] = [SCHEMA, spool::SCHEMA, membership::SCHEMA, admin::SCHEMA];
 
 /// Bytes that may wait in the spool, unless [`SqliteLedger::with_spool_max`] says otherwise.
 const SPOOL_MAX: u64 = 2 << 30;
@@ -265,6 +267,15 @@ impl Ledger for SqliteLedger {
         self.write(move |db| calls::recover(db, now)).await
     }
 
+    async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {
+        self.read(move |db| admin::changes(db, after)).await
+    }
+
+    async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError> {
+        let namespace = namespace.to_owned();
+        self.read(move |db| admin::purged(db, &namespace, key)).await
+    }
+
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
         self.read(calls::totals).await
     }
@@ -327,5 +338,13 @@ impl Ledger for SqliteLedger {
 
     fn keep_room(&self, each: Option<u64>) {
         self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl LedgerAdmin for SqliteLedger {
+    async fn purge(&self, namespace: &str, key: CacheKey) -> Result<Purge, LedgerError> {
+        let namespace = namespace.to_owned();
+        self.write(move |db| admin::purge(db, &namespace, key)).await
     }
 }

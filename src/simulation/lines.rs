@@ -18,8 +18,8 @@ use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallFacts, CallId, CallState, ForeignCall, Ledger, LedgerError, Permit, Recovery, Reservation,
-    Reserved, StateTotal,
+    Booking, CallFacts, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Permit, Recovery,
+    Reservation, Reserved, StateTotal,
 };
 use crate::picture::ObjectName;
 use crate::store::memory::MemoryStore;
@@ -233,6 +233,15 @@ impl Ledger for LedgerLine {
         .await
     }
 
+    async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {
+        self.ask("changes", move |ledger| Ok(ledger.book().changes(after))).await
+    }
+
+    async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError> {
+        let namespace = namespace.to_owned();
+        self.ask("purged", move |ledger| Ok(ledger.book().purged(&namespace, key))).await
+    }
+
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
         self.ledger.totals().await
     }
@@ -347,6 +356,11 @@ impl Store for StoreLine {
             self.0.life.excuse(key, task);
         }
         found
+    }
+
+    async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
+        let namespace = namespace.to_owned();
+        self.call("forget_record", move |store| store.forget_record(&namespace, key, up_to)).await
     }
 
     async fn check_room(&self) -> Result<(), StoreError> {

@@ -222,6 +222,9 @@ impl Process {
             clock: world.clock(),
         };
         let gateway = Arc::new(Gateway::new(parts, NAMESPACE.to_owned(), ROOT.to_owned()));
+        let freshness = gateway.freshness();
+        let follow = async move { freshness.follow().await };
+        tokio::spawn(life.dead.clone().run_until_cancelled_owned(follow));
         let (clients, is_draining) = (AtomicUsize::new(0), AtomicBool::new(false));
         let copier = Mutex::new(Some(copier));
         let process = Arc::new(Self { life, filler, gateway, cache, copier, clients, is_draining });

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Spool;
+use super::purged::PurgedError;
 use crate::crash::crash_point;
 use crate::ledger::spool::Spooled;
 use crate::ledger::{CallId, LedgerError};
@@ -73,6 +74,15 @@ enum CopyError {
     NotOurs(StoreError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+}
+
+impl From<PurgedError> for CopyError {
+    fn from(error: PurgedError) -> Self {
+        match error {
+            PurgedError::Ledger(error) => error.into(),
+            PurgedError::Store(error) => error.into(),
+        }
+    }
 }
 
 impl From<StoreError> for CopyError {
@@ -273,9 +283,14 @@ async fn copy(spool: Arc<Spool>, spooled: Spooled) -> Result<(), CopyError> {
     crash_point("CP22");
     spool.store.put_object(name, bytes).await?;
     crash_point("CP24");
-    let standing = spool.store.put_record(&record).await?;
+    // After a purge the result keeps its URL, and its record does not come back.
+    let standing = match spool.purged(&record).await? {
+        Some(_) => record.clone(),
+        None => spool.store.put_record(&record).await?,
+    };
     // In another store than ours what was just written would never be found again.
     spool.check_ours().await.map_err(CopyError::NotOurs)?;
+    spool.forget_if_purged(&standing).await?;
     crash_point("CP40");
     spool.ledger.unspool(id, &standing).await?;
     crash_point("CP40");

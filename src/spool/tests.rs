@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::clock::Clock;
+use crate::ledger::admin::{LedgerAdmin, Purge};
 use crate::ledger::budget::Scope;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{Booking, CallId, Permit, Reservation, Reserved};
@@ -85,6 +86,11 @@ impl Store for Shaky {
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         self.check(Refuses::Everything)?;
         self.files.record(namespace, key).await
+    }
+
+    async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
+        self.check(Refuses::Records)?;
+        self.files.forget_record(namespace, key, up_to).await
     }
 
     async fn check_room(&self) -> Result<(), StoreError> {
@@ -660,4 +666,87 @@ async fn nobody_waits_for_a_silent_bucket_while_the_spool_has_room() {
     eventually("it has asked", async || server.requests() > seen).await;
     copier.stop().await;
     assert_eq!(rig.waiting().await.len(), 5);
+}
+
+async fn purge(rig: &Rig<Shaky>, n: u32) {
+    let purge = rig.ledger.purge("ailab-v1", picture(n).key).await.unwrap();
+    assert_eq!(purge, Purge::Done { generation: 0 });
+}
+
+#[tokio::test]
+async fn a_purged_result_goes_to_the_store_without_its_record() {
+    let rig = Rig::new();
+    rig.spooled(1).await;
+    rig.spooled(2).await;
+    purge(&rig, 1).await;
+    // A copier died when it had written the record and not yet told the ledger.
+    rig.spooled(3).await;
+    rig.store.put_record(&record(3)).await.unwrap();
+    purge(&rig, 3).await;
+    rig.spool.prove().await.unwrap();
+    let copier = Copier::start(rig.spool.clone());
+    rig.until_empty().await;
+    copier.stop().await;
+    for n in 1..=3 {
+        assert_eq!(rig.store.object(name(n)).await.unwrap(), Some(result(n)));
+    }
+    for (n, there) in [(1, false), (2, true), (3, false)] {
+        assert_eq!(rig.store.record("ailab-v1", picture(n).key).await.unwrap().is_some(), there, "{n}");
+    }
+}
+
+#[tokio::test]
+async fn a_purged_result_waits_until_its_record_can_be_removed() {
+    let rig = Rig::new();
+    rig.spooled(1).await;
+    rig.store.put_record(&record(1)).await.unwrap();
+    purge(&rig, 1).await;
+    rig.spool.prove().await.unwrap();
+    rig.store.refuse(Refuses::Records);
+    let copier = Copier::start(rig.spool.clone());
+    eventually("its object is there", async || rig.store.object(name(1)).await.unwrap().is_some()).await;
+    assert_eq!(rig.waiting().await.len(), 1);
+    rig.store.refuse(Refuses::Nothing);
+    rig.until_empty().await;
+    copier.stop().await;
+    assert_eq!(rig.store.record("ailab-v1", picture(1).key).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_record_that_is_written_after_the_purge_does_not_stay() {
+    let rig = Rig::new();
+    rig.spooled(1).await;
+    purge(&rig, 1).await;
+    let key = picture(1).key;
+    assert_eq!(rig.spool.put_record(&record(1)).await.unwrap(), record(1));
+    assert_eq!(rig.store.record("ailab-v1", key).await.unwrap(), None);
+    // One that could not be removed is not found, and removed at the next look.
+    rig.store.put_record(&record(1)).await.unwrap();
+    rig.store.refuse(Refuses::Records);
+    assert_eq!(rig.spool.record("ailab-v1", key).await.unwrap(), None);
+    assert!(rig.spool.put_record(&record(1)).await.is_err(), "it is still there");
+    rig.store.refuse(Refuses::Nothing);
+    assert_eq!(rig.spool.record("ailab-v1", key).await.unwrap(), None);
+    assert_eq!(rig.store.record("ailab-v1", key).await.unwrap(), None);
+    // The next generation is none of those that were purged.
+    let next = Record { generation: 1, ..record(1) };
+    rig.spool.put_record(&next).await.unwrap();
+    assert_eq!(rig.spool.record("ailab-v1", key).await.unwrap(), Some(next));
+}
+
+#[tokio::test]
+async fn nothing_is_removed_from_a_store_that_is_not_the_ledgers() {
+    let rig = Rig::new();
+    rig.spooled(1).await;
+    purge(&rig, 1).await;
+    rig.store.put_record(&record(1)).await.unwrap();
+    let is_ours = Arc::new(AtomicBool::new(false));
+    let config = SpoolConfig { disk: None, max_bytes: MIB, result_max_bytes: MIB, is_remote: true };
+    let elsewhere = Spool::new(rig.store.clone(), rig.ledger.clone(), is_ours.clone(), config);
+    let key = picture(1).key;
+    assert_eq!(elsewhere.record("ailab-v1", key).await.unwrap(), None);
+    assert!(is_away(elsewhere.forget_record("ailab-v1", key, 9).await));
+    assert!(rig.store.record("ailab-v1", key).await.unwrap().is_some());
+    is_ours.store(true, Ordering::Relaxed);
+    assert!(elsewhere.forget_record("ailab-v1", key, 9).await.unwrap());
 }

@@ -50,6 +50,12 @@ macro_rules! store_contract {
             a_fit_store_proves_it_and_keeps_what_it_has
             a_store_is_marked_once
             a_garbled_marker_is_corrupt_and_not_absent
+            a_forgotten_record_is_gone_and_its_object_stays
+            a_record_of_a_higher_generation_is_not_forgotten
+            what_is_absent_may_be_forgotten
+            a_record_is_put_again_after_it_was_forgotten
+            forgetting_and_putting_at_once_never_loses_the_higher_generation
+            a_garbled_record_is_not_forgotten
         }
     };
     ($fixture:expr; $($clause:ident)*) => {
@@ -355,4 +361,73 @@ pub(crate) async fn a_garbled_marker_is_corrupt_and_not_absent(fixture: &impl St
     assert!(matches!(store.archive().await, Err(StoreError::Corrupt(_))));
     let marked = store.mark_archive(ArchiveId::random()).await;
     assert!(matches!(marked, Err(StoreError::Corrupt(_))), "{marked:?}");
+}
+
+pub(crate) async fn a_forgotten_record_is_gone_and_its_object_stays(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let (name, bytes) = picture(ImageFormat::Png, 12, 900);
+    store.put_object(name, bytes.clone()).await.unwrap();
+    store.put_record(&record("space", key(13), 3, "red")).await.unwrap();
+    store.put_record(&record("other", key(13), 3, "red")).await.unwrap();
+    assert!(store.forget_record("space", key(13), 3).await.unwrap());
+    assert_eq!(store.record("space", key(13)).await.unwrap(), None);
+    assert!(store.record("other", key(13)).await.unwrap().is_some());
+    let reopened = fixture.open().await;
+    assert_eq!(reopened.record("space", key(13)).await.unwrap(), None);
+    assert_eq!(reopened.object(name).await.unwrap(), Some(bytes));
+}
+
+pub(crate) async fn a_record_of_a_higher_generation_is_not_forgotten(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let put = record("space", key(14), 5, "red");
+    store.put_record(&put).await.unwrap();
+    for up_to in [0, 4] {
+        assert!(!store.forget_record("space", key(14), up_to).await.unwrap(), "{up_to}");
+        assert_eq!(store.record("space", key(14)).await.unwrap(), Some(put.clone()));
+    }
+    assert!(store.forget_record("space", key(14), u64::MAX).await.unwrap());
+}
+
+pub(crate) async fn what_is_absent_may_be_forgotten(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    assert!(!store.forget_record("space", key(15), u64::MAX).await.unwrap());
+    store.put_record(&record("space", key(15), 0, "red")).await.unwrap();
+    assert!(store.forget_record("space", key(15), 0).await.unwrap());
+    assert!(!store.forget_record("space", key(15), 0).await.unwrap());
+    assert!(store.forget_record("../space", key(15), 0).await.is_err());
+}
+
+pub(crate) async fn a_record_is_put_again_after_it_was_forgotten(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    store.put_record(&record("space", key(16), 0, "first")).await.unwrap();
+    assert!(store.forget_record("space", key(16), 0).await.unwrap());
+    let next = record("space", key(16), 1, "second");
+    assert_eq!(store.put_record(&next).await.unwrap(), next);
+    assert_eq!(store.record("space", key(16)).await.unwrap(), Some(next));
+}
+
+pub(crate) async fn forgetting_and_putting_at_once_never_loses_the_higher_generation(
+    fixture: &impl StoreFixture,
+) {
+    let store = fixture.open().await;
+    for round in 0..8_u64 {
+        let key = key(100 + round as u32);
+        store.put_record(&record("space", key, round, "old")).await.unwrap();
+        let new = record("space", key, round + 1, "new");
+        let forget = store.forget_record("space", key, round);
+        let (forgotten, put) = tokio::join!(forget, store.put_record(&new));
+        forgotten.unwrap();
+        assert_eq!(put.unwrap(), new);
+        assert_eq!(store.record("space", key).await.unwrap(), Some(new), "round {round}");
+    }
+}
+
+pub(crate) async fn a_garbled_record_is_not_forgotten(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let whole = record("space", key(17), 0, "red");
+    store.put_record(&whole).await.unwrap();
+    fixture.overwrite(&Record::path("space", key(17)), b"{}").await;
+    assert!(matches!(store.forget_record("space", key(17), 9).await, Err(StoreError::Corrupt(_))));
+    fixture.overwrite(&Record::path("space", key(17)), &serde_json::to_vec(&whole).unwrap()).await;
+    assert_eq!(store.record("space", key(17)).await.unwrap(), Some(whole));
 }

@@ -13,7 +13,8 @@
 //! the first byte leaves.
 //!
 //! One process writes records; others (`granary check`, a static server) may share the folder meanwhile.
-//! Nothing is ever deleted here, and nothing is listed but `tmp/`, however large the archive.
+//! Nothing is ever deleted here but the records of purged keys, and nothing is listed but `tmp/`, however
+//! large the archive.
 
 mod disk;
 mod files;
@@ -146,6 +147,11 @@ impl Store for LocalStore {
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         let namespace = namespace.to_owned();
         self.reading(move |files| files.record(&namespace, key)).await
+    }
+
+    async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
+        let namespace = namespace.to_owned();
+        self.blocking(move |files| files.forget_record(&namespace, key, up_to)).await
     }
 
     async fn check_room(&self) -> Result<(), StoreError> {

@@ -60,6 +60,21 @@ impl MemoryStore {
         let json = self.files().get(&path).cloned();
         json.map(|json| Record::from_json(&path, &json, namespace, key)).transpose()
     }
+
+    pub(crate) fn forget_record(
+        &self,
+        namespace: &str,
+        key: CacheKey,
+        up_to: u64,
+    ) -> Result<bool, StoreError> {
+        let path = Record::checked_path(namespace, key)?;
+        let mut files = self.files();
+        let Some(json) = files.get(&path) else { return Ok(false) };
+        if Record::from_json(&path, json, namespace, key)?.generation > up_to {
+            return Ok(false);
+        }
+        Ok(files.remove(&path).is_some())
+    }
 }
 
 #[async_trait]
@@ -82,6 +97,10 @@ impl Store for MemoryStore {
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         Self::record(self, namespace, key)
+    }
+
+    async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
+        Self::forget_record(self, namespace, key, up_to)
     }
 
     async fn check_room(&self) -> Result<(), StoreError> {

@@ -14,7 +14,8 @@
 //!
 //! Something is absent only when the bucket says `NoSuchKey`; any other answer says nothing. Every
 //! call ends within [`S3Limits::whole`], and a bucket that has failed several times in a row is left
-//! alone for a while, which costs no time. Nothing is ever listed, and nothing deleted but the trial.
+//! alone for a while, which costs no time. Nothing is ever listed, and nothing deleted but the trial
+//! and the records of purged keys.
 
 mod bucket;
 mod client;
@@ -153,6 +154,11 @@ impl Store for S3Store {
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         Ok(records::read(&self.bucket, namespace, key).await?.map(|(record, _)| record))
+    }
+
+    async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
+        let _turn = self.turns.of(key).await;
+        records::forget(&self.bucket, namespace, key, up_to).await
     }
 
     async fn check_room(&self) -> Result<(), StoreError> {

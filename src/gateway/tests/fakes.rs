@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,14 +16,18 @@ use crate::archive::{ArchiveId, Membership};
 use crate::download::{FetchError, Fetched, ResultSource};
 use crate::envelope::Answer;
 use crate::fill::{FillConfig, FillParts};
+use crate::gateway::keys::{KeyDesk, KeyDeskParts};
+use crate::ledger::admin::{LedgerAdmin, Purge};
 use crate::ledger::budget::{Budget, Scope};
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallFacts, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
+    Booking, CallFacts, CallId, CallState, Changes, LedgerError, Permit, Recovery, Reservation, Reserved,
+    StateTotal,
 };
 use crate::secret::Secret;
 use crate::slots::SlotsConfig;
+use crate::spool::{Spool, SpoolConfig};
 use crate::store::StoreError;
 use crate::store::memory::MemoryStore;
 use crate::upstream::{HeldCall, NotSent, Opened, Order, Reply, Upstream};
@@ -82,6 +86,10 @@ pub(super) struct FakeLedger {
     pub(super) ledger: MemoryLedger,
     /// What the gate says; `None` for what the ledger does.
     pub(super) permit: Mutex<Option<Permit>>,
+    /// Is it kept by several processes?
+    pub(super) is_shared: AtomicBool,
+    /// Does what it has in its spool, and what was purged, count for who asks the store?
+    pub(super) is_spooled: AtomicBool,
     /// How many reservations may be made.
     reservations: Semaphore,
 }
@@ -90,7 +98,14 @@ impl Default for FakeLedger {
     fn default() -> Self {
         let ledger = MemoryLedger::new(Clock::system(), TimeZone::UTC);
         let reservations = Semaphore::new(WIDE_OPEN);
-        Self { switch: Switch::default(), ledger, permit: Mutex::default(), reservations }
+        Self {
+            switch: Switch::default(),
+            ledger,
+            permit: Mutex::default(),
+            is_shared: AtomicBool::new(false),
+            is_spooled: AtomicBool::new(false),
+            reservations,
+        }
     }
 }
 
@@ -154,6 +169,19 @@ impl Ledger for FakeLedger {
         self.ledger.recover().await
     }
 
+    fn has_leases(&self) -> bool {
+        self.is_shared.load(Ordering::SeqCst)
+    }
+
+    async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {
+        self.switch.hangs("changes").await;
+        self.check("changes")?.changes(after).await
+    }
+
+    async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError> {
+        self.check("purged")?.purged(namespace, key).await
+    }
+
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
         self.ledger.totals().await
     }
@@ -208,6 +236,14 @@ impl Ledger for FakeLedger {
     }
 }
 
+#[async_trait]
+impl LedgerAdmin for FakeLedger {
+    async fn purge(&self, namespace: &str, key: CacheKey) -> Result<Purge, LedgerError> {
+        self.check("purge")?;
+        self.ledger.purge(namespace, key).await
+    }
+}
+
 /// A store in memory that fails on command.
 #[derive(Default)]
 pub(super) struct FakeStore {
@@ -252,6 +288,10 @@ impl Store for FakeStore {
             return Err(StoreError::Corrupt("planted".to_owned()));
         }
         store.record(namespace, key).await
+    }
+
+    async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
+        self.check("forget_record")?.forget_record(namespace, key, up_to).await
     }
 
     async fn prove(&self) -> Result<(), StoreError> {
@@ -405,6 +445,7 @@ pub(super) struct World {
     pub(super) results: Arc<FakeResults>,
     pub(super) filler: Filler,
     pub(super) gateway: Arc<Gateway>,
+    pub(super) desk: KeyDesk,
 }
 
 impl World {
@@ -422,9 +463,19 @@ impl World {
         Self::around(self.ledger.clone(), self.store.clone(), self.upstream.clone(), 4, &[])
     }
 
+    /// With a spool around the store.
+    pub(super) fn with_spool(is_shared: bool) -> Self {
+        let ledger = Arc::<FakeLedger>::default();
+        ledger.is_spooled.store(true, Ordering::SeqCst);
+        ledger.is_shared.store(is_shared, Ordering::SeqCst);
+        Self::around(ledger, Arc::default(), Arc::default(), 4, &[])
+    }
+
     /// The same, but the ledger is lost.
     pub(super) fn with_a_fresh_ledger(&self) -> Self {
-        Self::around(Arc::default(), self.store.clone(), self.upstream.clone(), 4, &[])
+        let ledger = Arc::<FakeLedger>::default();
+        ledger.is_spooled.store(self.ledger.is_spooled.load(Ordering::SeqCst), Ordering::SeqCst);
+        Self::around(ledger, self.store.clone(), self.upstream.clone(), 4, &[])
     }
 
     /// The same, but the store is lost.
@@ -444,11 +495,14 @@ impl World {
         let metrics = Arc::new(Metrics::new(["local"].into_iter(), 1 << 20));
         let clock = Clock::system();
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
+        let config = SpoolConfig { disk: None, max_bytes: 1 << 20, result_max_bytes: 1, is_remote: false };
+        let spool: Arc<dyn Store> = Spool::new(store.clone(), ledger.clone(), guard.clone(), config);
         // Where ledger and store do not know each other, the operator has looked.
         guard.adopt().now_or_never().expect("nothing here waits").expect("both can be asked");
+        let is_spooled = ledger.is_spooled.load(Ordering::SeqCst);
         let parts = FillParts {
             ledger: ledger.clone(),
-            store: store.clone(),
+            store: if is_spooled { spool.clone() } else { store.clone() },
             upstream: upstream.clone(),
             results: results.clone(),
             cache: cache.clone(),
@@ -469,14 +523,22 @@ impl World {
         let parts = GatewayParts {
             cache,
             ledger: ledger.clone(),
-            store: store.clone(),
+            store: if is_spooled { spool.clone() } else { store.clone() },
             filler: filler.clone(),
             metrics,
-            guard,
+            guard: guard.clone(),
             clock,
         };
         let gateway = Gateway::new(parts, NAMESPACE.to_owned(), "https://granary.example".to_owned());
-        Self { ledger, store, upstream, results, filler, gateway: Arc::new(gateway) }
+        let desk = KeyDesk::new(KeyDeskParts {
+            admin: ledger.clone(),
+            ledger: ledger.clone(),
+            store: spool,
+            freshness: gateway.freshness(),
+            guard,
+            namespace: NAMESPACE.to_owned(),
+        });
+        Self { ledger, store, upstream, results, filler, gateway: Arc::new(gateway), desk }
     }
 
     /// Waits until no fill is under way.

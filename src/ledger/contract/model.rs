@@ -1,7 +1,7 @@
 //! A ledger's random life, told twice: to the ledger, and to a naive model of the specification
 //! that keeps all rows in a vector. After every step both must say the same.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use super::{
     Bench, SPOOL_MAX, TurnableClock, answer, picture, record, released, signed_answer, stored, team,
     unfetchable, unknown, zone,
 };
-use crate::key::Digest;
+use crate::key::{CacheKey, Digest};
+use crate::ledger::admin::{LedgerAdmin, Purge};
 use crate::ledger::budget::{Budget, BudgetRefusal, Scope, Window};
 use crate::ledger::{
     Booking, CallId, CallState, Ledger, LedgerError, Permit, Reservation, Reserved, StateTotal, Won,
@@ -34,6 +35,7 @@ pub(in crate::ledger) enum Step {
     Unspool { nth: usize, by_another: bool },
     Lose { key: u32 },
     Adopt { key: u32, generation: u64 },
+    Purge { key: u32 },
     Freeze { scope: usize, frozen: bool },
     Turn { seconds: i64 },
     Crash,
@@ -70,6 +72,7 @@ pub(in crate::ledger) fn lives() -> impl Strategy<Value = ([u64; 4], Vec<Step>)>
             .prop_map(|(nth, by_another)| Step::Unspool { nth, by_another }),
         1 => (0..3_u32).prop_map(|key| Step::Lose { key }),
         1 => (0..3_u32, 0..4_u64).prop_map(|(key, generation)| Step::Adopt { key, generation }),
+        1 => (0..3_u32).prop_map(|key| Step::Purge { key }),
         1 => (0..3_usize, prop::bool::weighted(0.3)).prop_map(|(scope, frozen)| Step::Freeze { scope, frozen }),
         4 => turns.prop_map(|seconds| Step::Turn { seconds }),
         1 => Just(Step::Crash),
@@ -116,7 +119,31 @@ fn rivals(key: u32, refresh: bool) -> [Step; 6] {
 
 /// Lives a life on the ledgers that `open` gives: each is the same book, after a crash of the one
 /// before.
+#[allow(dead_code, reason = "for ledgers in which nobody can purge")]
 pub(in crate::ledger) async fn live<F: Future<Output = Arc<dyn Ledger>>>(
+    life: ([u64; 4], Vec<Step>),
+    clock: TurnableClock,
+    open: impl Fn() -> F,
+) {
+    live_on(life, clock, || async { (open().await, None) }).await;
+}
+
+/// As [`live`], for ledgers in which an operator may purge.
+pub(in crate::ledger) async fn live_with_admin<
+    F: Future<Output = (Arc<dyn Ledger>, Arc<dyn LedgerAdmin>)>,
+>(
+    life: ([u64; 4], Vec<Step>),
+    clock: TurnableClock,
+    open: impl Fn() -> F,
+) {
+    let open = || async {
+        let (ledger, admin) = open().await;
+        (ledger, Some(admin))
+    };
+    live_on(life, clock, open).await;
+}
+
+async fn live_on<F: Future<Output = (Arc<dyn Ledger>, Option<Arc<dyn LedgerAdmin>>)>>(
     (limits, steps): ([u64; 4], Vec<Step>),
     clock: TurnableClock,
     open: impl Fn() -> F,
@@ -127,6 +154,8 @@ pub(in crate::ledger) async fn live<F: Future<Output = Arc<dyn Ledger>>>(
         rows: Vec::new(),
         spool: Vec::new(),
         frozen: HashSet::new(),
+        purged: HashMap::new(),
+        told: Vec::new(),
         budgets: vec![
             limit(team(TEAMS[0]), Window::Day, team_day, true),
             limit(team(TEAMS[1]), Window::Month, team_month, true),
@@ -135,11 +164,16 @@ pub(in crate::ledger) async fn live<F: Future<Output = Arc<dyn Ledger>>>(
             limit(team(TEAMS[1]), Window::Day, 1, false),
         ],
     };
-    let mut bench = Bench { ledger: open().await, clock };
+    let (ledger, mut admin) = open().await;
+    let mut bench = Bench { ledger, clock };
     for step in steps {
         if matches!(step, Step::Crash) {
-            drop(bench.ledger);
-            bench.ledger = open().await;
+            drop((bench.ledger, admin));
+            (bench.ledger, admin) = open().await;
+        }
+        if let Step::Purge { key } = step {
+            let Some(admin) = &admin else { continue };
+            model.purge(&**admin, picture(key)).await;
         }
         model.take(&bench, &step).await;
         model.compare(&bench, &step).await;
@@ -178,6 +212,10 @@ struct Model {
     /// What waits for the store, oldest first.
     spool: Vec<(CallId, Bytes)>,
     frozen: HashSet<Scope>,
+    /// Up to which generation a key counts as absent.
+    purged: HashMap<CacheKey, u64>,
+    /// What must have been told as changed, oldest first.
+    told: Vec<CacheKey>,
     budgets: Vec<Budget>,
 }
 
@@ -221,9 +259,34 @@ impl Model {
                     self.frozen.remove(&scope)
                 };
             }
+            // Not the ledger's matter alone.
+            Step::Purge { .. } => {}
             Step::Turn { seconds } => bench.clock.turn(seconds),
             Step::Crash => self.recover(bench, now).await,
         }
+    }
+
+    async fn purge(&mut self, admin: &dyn LedgerAdmin, wanted: Reservation) {
+        let purge = admin.purge(&wanted.namespace, wanted.key).await.expect("the ledger can be asked");
+        let before = self.purged.get(&wanted.key).copied();
+        if self.newest(&wanted).is_none() {
+            let repeated = before.map_or(Purge::Nothing, |generation| Purge::Repeated { generation });
+            assert_eq!(purge, repeated);
+            return;
+        }
+        let generation = self.newest_kept(wanted.key).expect("one is stored");
+        assert_eq!(purge, Purge::Done { generation });
+        self.purged.insert(wanted.key, generation);
+        self.told.push(wanted.key);
+    }
+
+    /// The highest generation that was ever stored under a key.
+    fn newest_kept(&self, key: CacheKey) -> Option<u64> {
+        let was_stored = |row: &&Row| {
+            let kept = [CallState::Stored, CallState::Lost].contains(&row.state);
+            row.bought.key == key && kept && !row.late
+        };
+        self.rows.iter().filter(was_stored).map(|row| row.generation).max()
     }
 
     /// A record that no call of this ledger made.
@@ -234,6 +297,9 @@ impl Model {
 
     fn adopt(&mut self, bought: Reservation, record: Record, now: Timestamp) {
         let generation = record.generation;
+        if Some(&generation) <= self.purged.get(&bought.key) {
+            return;
+        }
         if !self.rows.iter().any(|row| row.holds(&bought) && row.generation == generation) {
             self.rows.push(Row {
                 id: CallId(1_000_000 + self.rows.len() as i64),
@@ -272,6 +338,7 @@ impl Model {
         let taken = self.is_taken(id, &key, generation);
         let row = self.call(back).expect("it was there");
         (row.state, row.late, row.ended_at, row.record) = (CallState::Stored, taken, now, Some(kept));
+        self.tell(&key, generation);
         self.spool.push((id, bytes));
     }
 
@@ -294,6 +361,13 @@ impl Model {
         self.adopt(bought, theirs, now);
     }
 
+    /// A result was stored: what was read of an older one is out of date.
+    fn tell(&mut self, wanted: &Reservation, generation: u64) {
+        if generation > 0 {
+            self.told.push(wanted.key);
+        }
+    }
+
     fn is_taken(&self, id: CallId, key: &Reservation, generation: u64) -> bool {
         self.rows.iter().any(|other| other.id != id && other.holds(key) && other.generation == generation)
     }
@@ -307,7 +381,8 @@ impl Model {
     fn newest(&self, key: &Reservation) -> Option<usize> {
         let stored = (0..self.rows.len()).filter(|&n| {
             let row = &self.rows[n];
-            row.holds(key) && row.state == CallState::Stored
+            let is_purged = Some(&row.generation) <= self.purged.get(&key.key);
+            row.holds(key) && row.state == CallState::Stored && !is_purged
         });
         stored.max_by_key(|&n| self.rows[n].generation)
     }
@@ -360,11 +435,7 @@ impl Model {
             }
         }
         let Reserved::Won(won) = got else { panic!("free, but {got:?}") };
-        let was_stored = |row: &&Row| {
-            let kept = [CallState::Stored, CallState::Lost].contains(&row.state);
-            row.bought.key == wanted.key && kept && !row.late
-        };
-        let last = self.rows.iter().filter(was_stored).map(|row| row.generation).max();
+        let last = self.newest_kept(wanted.key).max(self.purged.get(&wanted.key).copied());
         assert_eq!(won.generation, last.map_or(0, |last| last + 1));
         self.rows.push(Row {
             id: won.id,
@@ -463,6 +534,9 @@ impl Model {
             _ => {}
         }
         row.ended_at = now;
+        if to == CallState::Stored {
+            self.tell(&key, generation);
+        }
     }
 
     async fn recover(&mut self, bench: &Bench, now: Timestamp) {
@@ -506,6 +580,13 @@ impl Model {
         for used in bench.ledger.used(self.budgets.clone()).await.expect("the ledger can be asked") {
             assert_eq!(used.used, self.used(&used.budget, now), "after {step:?}: {:?}", used.budget);
             assert!(!used.budget.enforced || used.used <= used.budget.limit, "overspent: {used:?}");
+        }
+        let changes = bench.ledger.changes(Some(0)).await.expect("the ledger can be asked");
+        let keys: Vec<_> = changes.keys.into_iter().map(|(_, key)| key).collect();
+        assert_eq!(keys, self.told, "after {step:?}");
+        for key in (0..3).map(picture) {
+            let purged = bench.ledger.purged(&key.namespace, key.key).await.expect("the ledger can be asked");
+            assert_eq!(purged, self.purged.get(&key.key).copied(), "after {step:?}");
         }
         let waiting = bench.waiting().await;
         let told: Vec<_> = waiting.iter().map(|spooled| spooled.id).collect();

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
-use super::{PAGE_SIZE, spool};
+use super::{PAGE_SIZE, admin, spool};
 use crate::crash::crash_point;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
@@ -22,6 +22,7 @@ pub(super) const RECORD: &str = "namespace, key, generation, answer, digest, ext
 pub(super) fn stored(db: &Connection, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
     let sql = format!(
         "SELECT {RECORD} FROM calls WHERE namespace = ?1 AND key = ?2 AND state = 'stored' AND late = 0 \
+         AND generation > coalesce((SELECT generation FROM purged WHERE namespace = ?1 AND key = ?2), -1) \
          ORDER BY generation DESC LIMIT 1"
     );
     let found = db.prepare_cached(&sql)?.query_row(params![namespace, key.as_bytes()], record).optional()?;
@@ -93,11 +94,13 @@ pub(super) fn reserve(
         spool::check_room(db, room)?;
     }
     count(db, &wanted.team, &windows.day, &windows.month, i64::try_from(wanted.credits).unwrap_or(i64::MAX))?;
-    // One more than whatever was stored before, so that its record may replace theirs.
+    // One more than whatever was stored or purged before, so that its record may replace theirs.
     let generation: u64 = db
         .prepare_cached(
-            "SELECT coalesce(max(generation) + 1, 0) FROM calls \
-         WHERE namespace = ?1 AND key = ?2 AND state IN ('stored', 'lost') AND late = 0",
+            "SELECT coalesce(max(generation) + 1, 0) FROM ( \
+             SELECT generation FROM calls \
+             WHERE namespace = ?1 AND key = ?2 AND state IN ('stored', 'lost') AND late = 0 \
+             UNION ALL SELECT generation FROM purged WHERE namespace = ?1 AND key = ?2)",
         )?
         .query_row(params![namespace, key.as_bytes()], |row| row.get(0))?;
     db.prepare_cached(
@@ -326,6 +329,9 @@ fn keep(db: &Connection, id: CallId, record: &Record, late: bool) -> Result<(), 
         ":extension": record.extension,
         ":bytes": record.bytes,
     })?;
+    if record.generation > 0 {
+        admin::tell(db, &record.namespace, record.key)?;
+    }
     crash_point("CP27");
     Ok(())
 }
@@ -365,7 +371,9 @@ pub(super) fn adopt(db: &Connection, record: &Record, windows: &Windows) -> Resu
          SELECT :namespace, :key, :generation, 'stored', 1, :team, :credits, :day, :month, :image, :width, \
          :height, :at, :at, :answer, :request_id, :log_id, :digest, :extension, :bytes \
          WHERE NOT EXISTS (SELECT 1 FROM calls WHERE namespace = :namespace AND key = :key \
-         AND generation = :generation AND digest = :digest AND state = 'lost') ON CONFLICT DO NOTHING",
+         AND generation = :generation AND digest = :digest AND state = 'lost') \
+         AND NOT EXISTS (SELECT 1 FROM purged WHERE namespace = :namespace AND key = :key \
+         AND generation >= :generation) ON CONFLICT DO NOTHING",
     )?
     .execute(named_params! {
         ":namespace": record.namespace,

@@ -21,7 +21,9 @@ use tempfile::TempDir;
 use super::worker::Worker;
 use super::{SqliteLedger, calls, connect, migrate};
 use crate::clock::Clock;
+use crate::ledger::admin::{LedgerAdmin, Purge};
 use crate::ledger::budget::{Budget, Scope, Window, Windows};
+use crate::ledger::contract::admin::admin_contract;
 use crate::ledger::contract::{
     Bench, SPOOL_MAX, TurnableClock, answer, ledger_contract, model, picture, record, released, stored, team,
     unfetchable, unknown, zone,
@@ -38,6 +40,7 @@ async fn open(clock: Clock, zone: TimeZone) -> (SqliteLedger, TempDir) {
 }
 
 ledger_contract!(open);
+admin_contract!(open);
 
 proptest! {
     // A case is some thirty writes to a disk; PROPTEST_CASES asks for more of them.
@@ -48,8 +51,11 @@ proptest! {
         let file = directory.path().join("ledger.db");
         let clock = TurnableClock::at("2026-03-27T20:00:00Z");
         let open = || SqliteLedger::open(&file, clock.clock(), zone()).unwrap();
-        let reopen = || async { Arc::new(open()) as Arc<dyn Ledger> };
-        runtime().block_on(model::live(life, clock.clone(), reopen));
+        let reopen = || async {
+            let ledger = Arc::new(open());
+            (ledger.clone() as Arc<dyn Ledger>, ledger as Arc<dyn LedgerAdmin>)
+        };
+        runtime().block_on(model::live_with_admin(life, clock.clone(), reopen));
         assert_counters_are_the_sum_of_the_rows(&Connection::open(&file).unwrap());
     }
 }
@@ -578,13 +584,21 @@ fn a_file_of_a_newer_program_is_refused_untouched() {
 }
 
 #[test]
-fn a_file_of_the_first_layout_gets_a_spool_and_keeps_its_book() {
+fn a_file_of_the_first_layout_gets_what_is_new_and_keeps_its_book() {
     let directory = tempfile::tempdir().unwrap();
     let db = connect(&directory.path().join("ledger.db")).unwrap();
     db.execute_batch(&format!("{} PRAGMA user_version = 1;", super::SCHEMA)).unwrap();
-    let won = bare_send(&db, &picture(1));
-    calls::book(&db, won.id, &answer(won.id), Timestamp::UNIX_EPOCH).unwrap();
+    let Reservation { namespace, key, image, .. } = picture(1);
+    db.execute(
+        "INSERT INTO calls (namespace, key, generation, state, team, credits, day, month, image, width, height, \
+         reserved_at, sent_at, answered_at, answer, request_id, log_id) \
+         VALUES (?1, ?2, 0, 'answered', 'press', 3, '1970-01-01', '1970-01', ?3, 640, 427, \
+         '1970-01-01T00:00:00Z', '1970-01-01T00:00:00Z', '1970-01-01T00:00:00Z', printf('%4096s', '') || '{}', 'R', 'L')",
+        rusqlite::params![namespace, key.as_bytes(), image.as_bytes()],
+    )
+    .unwrap();
     drop(db);
+    let won = Won { id: CallId(1), generation: 0 };
     let clock = TurnableClock::at("2026-11-22T09:00:00Z");
     for _ in 0..2 {
         let ledger = reopen(directory.path(), &clock);
@@ -596,6 +610,8 @@ fn a_file_of_the_first_layout_gets_a_spool_and_keeps_its_book() {
     let bytes = bytes::Bytes::from_static(b"a result");
     wait(ledger.book(won.id, Booking::Spooled { record: Box::new(kept), bytes })).unwrap();
     assert_eq!(wait(ledger.spool_usage()).unwrap().bytes, 8);
+    // And what later layouts brought.
+    assert_eq!(wait(ledger.purge(&namespace, key)).unwrap(), Purge::Done { generation: 0 });
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! for, and would be paid for again.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -90,6 +90,33 @@ impl Files {
         let path = Record::checked_path(namespace, key)?;
         let Some(bytes) = self.read(RECORDS, &path, MAX_RECORD_BYTES)? else { return Ok(None) };
         Record::from_json(&path, &bytes, namespace, key).map(Some)
+    }
+
+    pub(super) fn forget_record(
+        &self,
+        namespace: &str,
+        key: CacheKey,
+        up_to: u64,
+    ) -> Result<bool, StoreError> {
+        let path = Record::checked_path(namespace, key)?;
+        let target = self.root().join(&path);
+        let folder = target.parent().expect("a record's path has folders");
+
+        let _one_at_a_time = self.locks.of(key);
+        let standing = self.record(namespace, key)?;
+        if standing.as_ref().is_some_and(|standing| standing.generation > up_to) {
+            return Ok(false);
+        }
+        if standing.is_some() {
+            fs::remove_file(&target).map_err(failed("remove", &path))?;
+        }
+        // Also when it was gone already: who removed it may have died before it was durable.
+        match disk::sync_folder(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("sync the folder of", &path)(error))
+            }
+            _ => Ok(standing.is_some()),
+        }
     }
 
     fn sync_record(&self, target: &Path, folder: &Path) -> io::Result<()> {

@@ -62,6 +62,16 @@ pub(super) enum Written {
     Conflict,
 }
 
+/// What became of a removal.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Deleted {
+    Done,
+    /// It is in another state by now: look again.
+    Refused,
+    /// We may not.
+    Forbidden,
+}
+
 /// What is written besides the bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Headers {
@@ -176,15 +186,31 @@ impl Bucket {
         .await
     }
 
-    /// Removes what is under `name`, if anything is. `false`: we may not.
-    pub(super) async fn delete(&self, name: &str) -> Result<bool, StoreError> {
+    /// Removes what is under `name`, if anything is; with a tag only in that state.
+    pub(super) async fn delete(&self, name: &str, tag: Option<&str>) -> Result<Deleted, StoreError> {
+        match self.delete_in_state(name, tag).await? {
+            Some(deleted) => Ok(deleted),
+            // Not every service that knows conditional writes knows conditional deletes.
+            None => Ok(self.delete_in_state(name, None).await?.unwrap_or(Deleted::Forbidden)),
+        }
+    }
+
+    /// `None`: the service removes without a condition only.
+    async fn delete_in_state(&self, name: &str, tag: Option<&str>) -> Result<Option<Deleted>, StoreError> {
         let request = self.client.delete_object().bucket(&self.name).key(self.key(name));
+        let request = request.set_if_match(tag.map(str::to_owned));
         self.call("delete", name, async {
             match request.send().await {
-                Ok(_) => Ok(true),
+                Ok(_) => Ok(Some(Deleted::Done)),
                 Err(error) => match Failure::new(&error) {
-                    failure if failure.is_absence() => Ok(true),
-                    failure if failure.status == Some(403) && failure.code == "AccessDenied" => Ok(false),
+                    failure if failure.is_absence() => Ok(Some(Deleted::Done)),
+                    failure if failure.status == Some(403) && failure.code == "AccessDenied" => {
+                        Ok(Some(Deleted::Forbidden))
+                    }
+                    failure if tag.is_some() && matches!(failure.status, Some(409 | 412)) => {
+                        Ok(Some(Deleted::Refused))
+                    }
+                    failure if tag.is_some() && failure.code == "NotImplemented" => Ok(None),
                     failure => Err(failure),
                 },
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
-use super::bucket::{Bucket, Condition, Headers, Written};
+use super::bucket::{Bucket, Condition, Deleted, Headers, Written};
 use super::records::pause;
 use crate::store::StoreError;
 
@@ -132,7 +132,7 @@ async fn prove(bucket: &Bucket) -> Result<(), StoreError> {
     }
     // Without the permission to list, this is where a forbidden answer says so.
     bucket.has(ABSENT).await?;
-    if !bucket.delete(TRIAL).await? {
+    if bucket.delete(TRIAL, None).await? == Deleted::Forbidden {
         tracing::info!(name = TRIAL, "the trial stays in the bucket: it may not be deleted");
     }
     Ok(())

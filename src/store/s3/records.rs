@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::bucket::{Bucket, Condition, Headers, Written};
+use super::bucket::{Bucket, Condition, Deleted, Headers, Written};
 use crate::crash::crash_point;
 use crate::key::CacheKey;
 use crate::store::{MAX_RECORD_BYTES, Record, StoreError};
@@ -72,6 +72,35 @@ pub(super) async fn read(
     let Some(found) = bucket.get(&path, MAX_RECORD_BYTES).await? else { return Ok(None) };
     let record = Record::from_json(&path, &found.bytes, namespace, key)?;
     Ok(Some((record, found.tag)))
+}
+
+/// Removes the record under a key unless its generation is higher than `up_to`.
+///
+/// In the state in which it was read, where the bucket honours that. One that does not might lose a
+/// record that another process has written in between; its row in the ledger and its object stay.
+pub(super) async fn forget(
+    bucket: &Bucket,
+    namespace: &str,
+    key: CacheKey,
+    up_to: u64,
+) -> Result<bool, StoreError> {
+    let path = Record::checked_path(namespace, key)?;
+    for tried in 0..TRIES {
+        let Some((standing, tag)) = read(bucket, namespace, key).await? else { return Ok(false) };
+        if standing.generation > up_to {
+            return Ok(false);
+        }
+        match bucket.delete(&path, Some(&tag)).await? {
+            Deleted::Done => return Ok(true),
+            Deleted::Forbidden => {
+                return Err(StoreError::Unfit(format!(
+                    "{path} may not be deleted; allow s3:DeleteObject below the prefix"
+                )));
+            }
+            Deleted::Refused => pause(tried).await,
+        }
+    }
+    Err(StoreError::Unavailable(format!("cannot delete {path}: others changed it {TRIES} times meanwhile")))
 }
 
 /// Waits before the next try: up to 50 ms at first, and twice as long each time, by chance, so that

@@ -49,3 +49,32 @@ async fn clients_that_create_one_object_all_succeed_and_write_it_once() {
     fixture.s3().await.put_object(name, bytes).await.unwrap();
     assert_eq!(fixture.server.object(&name.path()).unwrap().tag, tag);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_another_client_has_replaced_meanwhile_is_not_forgotten() {
+    let fixture = S3Fixture::start().await;
+    let (one, other) = (fixture.s3().await, fixture.s3().await);
+    for round in 0..30 {
+        one.put_record(&record("space", key(round), 0, "old")).await.unwrap();
+        let new = record("space", key(round), 1, "new");
+        let (forgotten, put) =
+            tokio::join!(one.forget_record("space", key(round), 0), other.put_record(&new));
+        forgotten.unwrap();
+        assert_eq!(put.unwrap(), new);
+        assert_eq!(other.record("space", key(round)).await.unwrap(), Some(new), "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_that_lets_nothing_be_deleted_says_so() {
+    let fixture = S3Fixture::start().await;
+    let store = fixture.s3().await;
+    store.put_record(&record("space", key(1), 0, "red")).await.unwrap();
+    fixture.server.fail_always_of(Operation::Delete, Fault::Forbidden);
+    let error = store.forget_record("space", key(1), 0).await.unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Unfit(_)) && error.to_string().contains("s3:DeleteObject"),
+        "{error}"
+    );
+    assert!(store.record("space", key(1)).await.unwrap().is_some());
+}

@@ -129,7 +129,14 @@ impl S3 for Backend {
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
         let input = request.input;
         self.check_bucket(&input.bucket)?;
-        self.objects.map().remove(&input.key);
+        let condition = input.if_match.map(|condition| match condition {
+            ETagCondition::Any => Condition::Present,
+            ETagCondition::ETag(tag) => Condition::Tag(tag.into_value()),
+        });
+        self.objects.remove(&input.key, condition).map_err(|unmet| match unmet {
+            Unmet::Failed => s3_error!(PreconditionFailed),
+            Unmet::Nothing => s3_error!(NoSuchKey),
+        })?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 }

@@ -22,7 +22,7 @@ pub struct StoredObject {
     pub tag: String,
 }
 
-/// What must hold for a write.
+/// What must hold for a write or a removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
     Absent,
@@ -67,7 +67,21 @@ impl Objects {
         conditions: &[Condition],
     ) -> Result<String, Unmet> {
         let mut map = self.map();
-        let standing = map.get(name);
+        self.check(map.get(name), conditions)?;
+        let tag = new_tag();
+        map.insert(name.to_owned(), StoredObject { tag: tag.clone(), ..object });
+        Ok(tag)
+    }
+
+    /// Removes a name when the condition holds.
+    pub(super) fn remove(&self, name: &str, condition: Option<Condition>) -> Result<(), Unmet> {
+        let mut map = self.map();
+        self.check(map.get(name), condition.as_slice())?;
+        map.remove(name);
+        Ok(())
+    }
+
+    fn check(&self, standing: Option<&StoredObject>, conditions: &[Condition]) -> Result<(), Unmet> {
         for condition in conditions {
             match (condition, standing) {
                 (Condition::Absent, Some(_)) if !self.ignores_if_none_match.load(Ordering::SeqCst) => {
@@ -80,9 +94,7 @@ impl Objects {
                 (Condition::Tag(_) | Condition::Present, Some(_)) => {}
             }
         }
-        let tag = new_tag();
-        map.insert(name.to_owned(), StoredObject { tag: tag.clone(), ..object });
-        Ok(tag)
+        Ok(())
     }
 
     /// Puts other bytes under a name, behind everyone's back.

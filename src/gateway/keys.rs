@@ -1,0 +1,102 @@
+//! What operators do with one key: [`KeyDesk`].
+//!
+//! A purge is done when the ledger says so, the store's record is gone and this process has forgotten
+//! the answer; other processes follow the ledger's changes ([`freshness`](super::freshness)). It
+//! can be repeated whatever came of it before. Objects stay, so every URL goes on serving.
+
+use std::sync::Arc;
+
+use super::freshness::Freshness;
+use crate::guard::ArchiveGuard;
+use crate::key::CacheKey;
+use crate::ledger::admin::{LedgerAdmin, Purge};
+use crate::ledger::{Ledger, LedgerError};
+use crate::store::{Store, StoreError};
+
+/// What a desk works with.
+pub struct KeyDeskParts {
+    /// Changes the book.
+    pub admin: Arc<dyn LedgerAdmin>,
+    /// The book.
+    pub ledger: Arc<dyn Ledger>,
+    /// Where records are.
+    pub store: Arc<dyn Store>,
+    /// Where answers are at hand.
+    pub freshness: Arc<Freshness>,
+    /// Says whether the store is ours.
+    pub guard: Arc<ArchiveGuard>,
+    /// Everything is filed under this name.
+    pub namespace: String,
+}
+
+/// See the module.
+pub struct KeyDesk {
+    parts: KeyDeskParts,
+}
+
+/// What a purge came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purged {
+    /// Everything up to this generation counts as absent.
+    pub generation: u64,
+    /// `false`: so it did before, and nothing has been stored since.
+    pub is_new: bool,
+}
+
+/// Why a purge did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum PurgeError {
+    /// Nothing is stored under the key.
+    #[error("nothing is stored under this key")]
+    Nothing,
+    /// Nothing has changed.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The ledger knows nothing of the key, and the store cannot be asked. Nothing has changed.
+    #[error("the ledger has nothing under this key, and whether the store has cannot be said: {0}")]
+    Store(StoreError),
+    /// The ledger has the purge, and everyone follows it; but a new ledger over this store would find
+    /// the record again.
+    #[error(
+        "the key is purged, but its record is still in the store, where a new ledger would find it: {0}; \
+         purge it again when that is mended"
+    )]
+    RecordStays(StoreError),
+}
+
+impl KeyDesk {
+    /// Does nothing by itself.
+    pub fn new(parts: KeyDeskParts) -> Self {
+        Self { parts }
+    }
+
+    /// Makes everything stored under a key count as absent, over all processes.
+    ///
+    /// # Errors
+    /// [`PurgeError`].
+    pub async fn purge(&self, key: CacheKey) -> Result<Purged, PurgeError> {
+        let KeyDeskParts { admin, ledger, store, freshness, guard, namespace } = &self.parts;
+        let in_store = store.record(namespace, key).await;
+        // Else a record that only the store knows would be there again at the next look.
+        if let Ok(Some(record)) = &in_store
+            && guard.is_open()
+        {
+            ledger.adopt(record).await?;
+        }
+        let purge = admin.purge(namespace, key).await?;
+        let Some(generation) = purge.generation() else {
+            return Err(match in_store {
+                Ok(None) => PurgeError::Nothing,
+                // A call under way has written it, and has not been booked yet.
+                Ok(Some(_)) if guard.is_open() => PurgeError::Nothing,
+                Ok(Some(_)) => PurgeError::Store(StoreError::Unavailable(
+                    "it has a record, and is not known to be the store that the ledger belongs to".into(),
+                )),
+                Err(error) => PurgeError::Store(error),
+            });
+        };
+        freshness.forget(key).await;
+        store.forget_record(namespace, key, generation).await.map_err(PurgeError::RecordStays)?;
+        Ok(Purged { generation, is_new: matches!(purge, Purge::Done { .. }) })
+    }
+}
