@@ -14,7 +14,7 @@ pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 impl Clock {
     /// The machine's clock.
     pub fn system() -> Self {
-        Self(Arc::new(Timestamp::now))
+        Self(Arc::new(|| shifted(Timestamp::now())))
     }
 
     /// Any clock.
@@ -26,4 +26,23 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         (self.0)()
     }
+}
+
+/// What a clock shows where all clocks of a test are wrong by the same time; here they are not.
+#[cfg(not(feature = "crash-points"))]
+#[inline(always)]
+pub(crate) fn shifted(now: Timestamp) -> Timestamp {
+    now
+}
+
+/// Shifts a clock by the seconds that `GRANARY_CLOCK_OFFSET` says, so that a test can wait for the end
+/// of a month with the real program.
+#[cfg(feature = "crash-points")]
+pub(crate) fn shifted(now: Timestamp) -> Timestamp {
+    static OFFSET: std::sync::OnceLock<jiff::SignedDuration> = std::sync::OnceLock::new();
+    let offset = OFFSET.get_or_init(|| {
+        let seconds = std::env::var("GRANARY_CLOCK_OFFSET").ok().and_then(|text| text.parse().ok());
+        jiff::SignedDuration::from_secs(seconds.unwrap_or(0))
+    });
+    now + *offset
 }

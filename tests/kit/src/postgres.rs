@@ -347,7 +347,7 @@ fn template() -> PathBuf {
             .arg(folder.path().join("data"))
             .arg(format!("--pwfile={}", password.path().display()))
             .args(["-U", USER, "--auth-local=trust", "--auth-host=scram-sha-256"])
-            .args(["--no-sync", "--encoding=UTF8", "--locale=C"])
+            .args(["--no-sync", "--encoding=UTF8", "--locale=C", "--wal-segsize=1"])
             .current_dir(folder.path())
             .output()
             .unwrap();
