@@ -19,7 +19,7 @@ pub struct Clock {
 impl Clock {
     /// The machine's clocks.
     pub fn system() -> Self {
-        Self { now: Arc::new(Timestamp::now), uptime: Arc::new(boot_time) }
+        Self { now: Arc::new(|| shifted(Timestamp::now())), uptime: Arc::new(boot_time) }
     }
 
     /// Any wall clock; the uptime is that of tokio's clock, which a test may pause.
@@ -45,4 +45,23 @@ fn boot_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds)
+}
+
+/// What a clock shows where all clocks of a test are wrong by the same time; here they are not.
+#[cfg(not(feature = "crash-points"))]
+#[inline(always)]
+pub(crate) fn shifted(now: Timestamp) -> Timestamp {
+    now
+}
+
+/// Shifts a clock by the seconds that `GRANARY_CLOCK_OFFSET` says, so that a test can wait for the end
+/// of a month with the real program.
+#[cfg(feature = "crash-points")]
+pub(crate) fn shifted(now: Timestamp) -> Timestamp {
+    static OFFSET: std::sync::OnceLock<jiff::SignedDuration> = std::sync::OnceLock::new();
+    let offset = OFFSET.get_or_init(|| {
+        let seconds = std::env::var("GRANARY_CLOCK_OFFSET").ok().and_then(|text| text.parse().ok());
+        jiff::SignedDuration::from_secs(seconds.unwrap_or(0))
+    });
+    now + *offset
 }

@@ -6,7 +6,7 @@
 //!
 //! Results that wait for the store rest in the book too, in its [`spool`].
 //!
-//! Implementation: [`sqlite`], and around it [`spill`]. This module knows no store, no upstream and no HTTP.
+//! Implementations: [`sqlite`] for one process, [`postgres`] for several; and around each [`spill`]. This module knows no store, no upstream and no HTTP.
 
 pub mod admin;
 pub mod budget;
@@ -14,6 +14,7 @@ pub mod budget;
 mod contract;
 #[cfg(test)]
 pub(crate) mod memory;
+pub mod postgres;
 pub mod spill;
 pub mod spool;
 pub mod sqlite;

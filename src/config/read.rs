@@ -10,8 +10,8 @@ use super::team::TeamConfig;
 use super::{Config, Environment, SECTIONS, SectionVisitor};
 
 /// Variables that are ours and no settings.
-const OTHER_VARIABLES: [&str; 4] =
-    ["GRANARY_CONFIG", "GRANARY_ADMIN_TOKEN", "GRANARY_CRASH_AT", "GRANARY_STOP_AT"];
+const OTHER_VARIABLES: [&str; 5] =
+    ["GRANARY_CONFIG", "GRANARY_ADMIN_TOKEN", "GRANARY_CRASH_AT", "GRANARY_STOP_AT", "GRANARY_CLOCK_OFFSET"];
 
 /// What has been found out while reading.
 #[derive(Default)]

@@ -1,13 +1,15 @@
 //! The suite every [`Ledger`] must pass: small checks of what the trait promises.
 //!
-//! A ledger runs all of them with one line in its own tests, [`ledger_contract!`], and lives its
-//! random lives with [`model`]. Nothing here knows how a ledger keeps its book: states are read off
+//! A ledger runs all of them with one line in its own tests, [`ledger_contract!`], one that has leases
+//! with another, [`lease_contract!`], and each lives its random lives with [`model`]. Nothing here knows how a ledger keeps its book: states are read off
 //! what the trait tells, and time passes only when a check turns the clock.
 
 pub(super) mod admin;
+mod lease;
 pub(super) mod model;
 mod spool;
 
+pub(super) use self::lease::*;
 pub(super) use self::spool::*;
 
 use std::future::Future;
@@ -34,9 +36,18 @@ pub(super) const SPOOL_MAX: u64 = 4096;
 /// Makes one test of each check. `$open` is an async function that takes a clock and the zone of
 /// its days, and returns an empty ledger, whose spool takes [`SPOOL_MAX`] bytes, and whatever must
 /// live as long.
+///
+/// With a name before it, it makes one test of all of them, for a ledger whose making is dear: `$open`
+/// gets what `$begin` has returned besides.
 macro_rules! ledger_contract {
     ($open:path) => {
-        $crate::ledger::contract::ledger_contract! { @each $open:
+        $crate::ledger::contract::ledger_contract! { @checks @each $open }
+    };
+    ($name:ident, $begin:path, $open:path) => {
+        $crate::ledger::contract::ledger_contract! { @checks @all $name, $begin, $open }
+    };
+    (@checks $($how:tt)*) => {
+        $crate::ledger::contract::ledger_contract! { $($how)*:
             one_of_many_concurrent_reservations_of_a_key_wins_and_the_rest_are_held,
             a_key_is_one_call_and_another_key_or_namespace_another,
             a_stored_result_is_found_whole_by_look_up_and_by_reserve,
@@ -90,6 +101,19 @@ macro_rules! ledger_contract {
             $crate::ledger::contract::$check(&bench).await;
         }
     )* };
+    (@all $name:ident, $begin:path, $open:path: $($check:ident),* $(,)?) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let ground = $begin();
+            $(
+                eprintln!("{}", stringify!($check));
+                let clock = $crate::ledger::contract::TurnableClock::at("2026-11-22T09:00:00Z");
+                let ledger = $open(&ground, clock.clock(), $crate::ledger::contract::zone()).await;
+                let bench = $crate::ledger::contract::Bench { ledger: std::sync::Arc::new(ledger), clock };
+                $crate::ledger::contract::$check(&bench).await;
+            )*
+        }
+    };
 }
 pub(super) use ledger_contract;
 
@@ -336,8 +360,13 @@ impl Bench {
         self.ledger.set_frozen(scope, frozen).await.expect("the ledger can be asked");
     }
 
+    /// What is done for dead owners. A ledger with leases waits for a lease first; here nobody lives.
     async fn recover(&self) -> Recovery {
-        self.ledger.recover().await.expect("the ledger can be asked")
+        if !self.ledger.has_leases() {
+            return self.ledger.recover().await.expect("the ledger can be asked");
+        }
+        let silent = self.ledger.foreign_calls(Vec::new()).await.expect("the ledger can be asked");
+        self.ledger.take_over(silent).await.expect("the ledger can be asked")
     }
 
     /// Asserts that a call in `state` has just the hold on its key that the state gives it. Asking

@@ -492,6 +492,9 @@ impl Book {
             height: record.height,
         };
         let id = self.insert(bought, record.generation, windows).id;
+        if record.generation > 0 {
+            self.changes.push((record.namespace.clone(), record.key));
+        }
         if let Ok(row) = self.row_mut(id) {
             (row.state, row.adopted) = (CallState::Stored, true);
             (row.ended_at, row.record) = (Some(record.stored_at), Some(record.clone()));

@@ -9,7 +9,13 @@ use crate::ledger::admin::{LedgerAdmin, Purge};
 /// Makes one test of each check; `$open` as in [`ledger_contract!`].
 macro_rules! admin_contract {
     ($open:path) => {
-        $crate::ledger::contract::admin::admin_contract! { @each $open:
+        $crate::ledger::contract::admin::admin_contract! { @checks @each $open }
+    };
+    ($name:ident, $begin:path, $open:path) => {
+        $crate::ledger::contract::admin::admin_contract! { @checks @all $name, $begin, $open }
+    };
+    (@checks $($how:tt)*) => {
+        $crate::ledger::contract::admin::admin_contract! { $($how)*:
             a_purged_result_is_absent_and_the_next_is_of_a_higher_generation,
             a_purge_changes_no_row_and_no_budget,
             what_was_purged_is_not_adopted_again,
@@ -33,6 +39,20 @@ macro_rules! admin_contract {
             $crate::ledger::contract::admin::$check(&bench, &*ledger).await;
         }
     )* };
+    (@all $name:ident, $begin:path, $open:path: $($check:ident),* $(,)?) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let ground = $begin();
+            $(
+                eprintln!("{}", stringify!($check));
+                let clock = $crate::ledger::contract::TurnableClock::at("2026-11-22T09:00:00Z");
+                let ledger = $open(&ground, clock.clock(), $crate::ledger::contract::zone()).await;
+                let ledger = std::sync::Arc::new(ledger);
+                let bench = $crate::ledger::contract::Bench { ledger: ledger.clone(), clock };
+                $crate::ledger::contract::admin::$check(&bench, &*ledger).await;
+            )*
+        }
+    };
 }
 pub(in crate::ledger) use admin_contract;
 
@@ -229,7 +249,10 @@ pub(in crate::ledger) async fn changes_tell_purges_and_refreshes_in_order(
     }
     let told = changes(bench, Some(start.position)).await;
     let named = |n| (picture(n).namespace, picture(n).key);
-    assert_eq!(told.keys, [named(2), named(1), named(2)]);
+    // A key may be told once for each change, or once for all of them, in the place of the last.
+    let is_last = |at: &usize| !told.keys[at + 1..].contains(&told.keys[*at]);
+    let last: Vec<_> = (0..told.keys.len()).filter(is_last).map(|at| told.keys[at].clone()).collect();
+    assert_eq!(last, [named(1), named(2)], "{:?}", told.keys);
     assert_eq!(changes(bench, Some(told.position)).await, Changes { keys: Vec::new(), ..told.clone() });
     assert_eq!(changes(bench, None).await.position, told.position);
     // What was told in between is told again to whoever is behind.

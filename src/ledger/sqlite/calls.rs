@@ -365,7 +365,7 @@ pub(super) fn lose(db: &Connection, lost: &Record, now: Timestamp) -> Result<(),
 }
 
 pub(super) fn adopt(db: &Connection, record: &Record, windows: &Windows) -> Result<(), LedgerError> {
-    db.prepare_cached(
+    let adopted = db.prepare_cached(
         "INSERT INTO calls (namespace, key, generation, state, adopted, team, credits, day, month, image, width, \
          height, reserved_at, ended_at, answer, request_id, log_id, digest, extension, bytes) \
          SELECT :namespace, :key, :generation, 'stored', 1, :team, :credits, :day, :month, :image, :width, \
@@ -394,6 +394,9 @@ pub(super) fn adopt(db: &Connection, record: &Record, windows: &Windows) -> Resu
         ":extension": record.extension,
         ":bytes": record.bytes,
     })?;
+    if adopted > 0 && record.generation > 0 {
+        admin::tell(db, &record.namespace, record.key)?;
+    }
     Ok(())
 }
 

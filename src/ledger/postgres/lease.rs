@@ -1,0 +1,84 @@
+//! Whose call it is: showing that its owner lives, and acting for one that is silent.
+
+use tokio_postgres::types::Type;
+
+use super::book::{self, Booker};
+use super::pool::{Failure, Tx};
+use super::rows::{hash, instant, number, state};
+use crate::crash::crash_point;
+use crate::key::{CacheKey, Digest};
+use crate::ledger::{Booking, CallId, CallState, ForeignCall, Reservation, UnfinishedCall};
+use crate::secret::Secret;
+
+pub(super) async fn renew(tx: &Tx, calls: &[i64], owner: &str) -> Result<Vec<CallId>, Failure> {
+    let sql = "UPDATE granary.calls SET beat = beat + 1 WHERE id = ANY($1) AND owner = $2 \
+               AND state IN ('reserved', 'sent', 'answered') RETURNING id";
+    let rows = tx.rows(sql, &[(&calls, Type::INT8_ARRAY), (&owner, Type::TEXT)]).await?;
+    rows.iter().map(|row| Ok(CallId(row.try_get(0)?))).collect()
+}
+
+/// All open calls but those that the asker has in hand.
+pub(super) async fn foreign(tx: &Tx, in_hand: &[i64]) -> Result<Vec<ForeignCall>, Failure> {
+    let sql = "SELECT id, state, beat FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered') \
+               AND NOT id = ANY($1) ORDER BY id";
+    let rows = tx.rows(sql, &[(&in_hand, Type::INT8_ARRAY)]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(ForeignCall { id: CallId(row.try_get("id")?), state: state(row)?, beat: number(row, "beat")? })
+        })
+        .collect()
+}
+
+/// What became of a silent owner's call.
+pub(super) enum Taken {
+    /// It is not as it was seen any more.
+    Nothing,
+    Released,
+    Unknown,
+    Unfinished(Box<UnfinishedCall>),
+}
+
+pub(super) async fn take_over(tx: &Tx, silent: ForeignCall, booker: &Booker) -> Result<Taken, Failure> {
+    let sql = "SELECT c.namespace, c.key, c.generation, c.team, c.credits, c.image, c.width, c.height, \
+               c.answered_at, a.text FROM granary.calls c LEFT JOIN granary.answers a ON a.call = c.id \
+               WHERE c.id = $1 AND c.state = $2 AND c.beat = $3 FOR UPDATE OF c";
+    let id = silent.id;
+    let beat = super::rows::int8(silent.beat)?;
+    let values: [super::pool::Value<'_>; 3] =
+        [(&id.0, Type::INT8), (&silent.state.as_str(), Type::TEXT), (&beat, Type::INT8)];
+    let Some(row) = tx.row(sql, &values).await? else { return Ok(Taken::Nothing) };
+    let reason = "its owner was silent for a full lease".to_owned();
+    match silent.state {
+        CallState::Reserved => {
+            book::book(tx, id, &Booking::Released { reason }, booker).await?;
+            Ok(Taken::Released)
+        }
+        CallState::Sent => {
+            book::book(tx, id, &Booking::Unknown { reason }, booker).await?;
+            Ok(Taken::Unknown)
+        }
+        CallState::Answered => {
+            let sql = "UPDATE granary.calls SET owner = $2, beat = beat + 1 WHERE id = $1";
+            tx.execute(sql, &[(&id.0, Type::INT8), (&booker.owner, Type::TEXT)]).await?;
+            crash_point("CP34");
+            Ok(Taken::Unfinished(Box::new(UnfinishedCall {
+                id,
+                reservation: Reservation {
+                    namespace: row.try_get("namespace")?,
+                    key: CacheKey::from_bytes(hash(&row, "key")?),
+                    refresh: false,
+                    team: row.try_get("team")?,
+                    credits: number(&row, "credits")?,
+                    budgets: Vec::new(),
+                    image: Digest::from_bytes(hash(&row, "image")?),
+                    width: number(&row, "width")?,
+                    height: number(&row, "height")?,
+                },
+                generation: number(&row, "generation")?,
+                text: Secret::new(row.try_get::<_, String>("text")?),
+                answered_at: instant(&row, "answered_at")?,
+            })))
+        }
+        _ => Ok(Taken::Nothing),
+    }
+}

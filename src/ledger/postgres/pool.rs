@@ -1,0 +1,449 @@
+//! Connections, and what happens on them: whole transactions, each in a task of its own.
+//!
+//! A caller who goes away leaves a task behind that ends its transaction, never half a conversation
+//! on a connection that the next one gets. A connection goes back into the pool only when its
+//! transaction has ended and said so; in every other case, a time limit above all, it is closed.
+//!
+//! Nothing outlives a transaction on a connection: no settings, no locks, no prepared statements. So it
+//! may lead through a pooler that gives each transaction another connection.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
+
+use super::connect::{Connection, Target, Tls};
+use super::schema::{self, Unfit};
+use crate::breaker::{Breaker, BreakerConfig};
+use crate::clock::{self, Clock};
+use crate::key::CacheKey;
+use crate::ledger::LedgerError;
+use crate::secret::Secret;
+
+/// How long one operation may take, with waiting for a connection and making one.
+const LIMIT: Duration = Duration::from_secs(5);
+/// How long an operation waits for one of the connections.
+const QUEUE: Duration = Duration::from_secs(2);
+/// What begins each transaction. The limits are the server's: one statement, and how long it waits for
+/// us in the middle of a transaction, for a process that stands still must not stop the others.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+                     SET LOCAL statement_timeout = '4s'; \
+                     SET LOCAL idle_in_transaction_session_timeout = '5s'";
+/// The database's clock, in microseconds since 1970.
+pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+/// Connections at once. A team's misses and hits share them; each is held for some milliseconds.
+const CONNECTIONS: usize = 16;
+/// A transaction that met another one is made again so often.
+const TRIES: u32 = 8;
+/// Three in vain, or one that was not answered. A trial is one operation, so a database that is gone
+/// for hours costs little, and is used again soon after it is back.
+const BREAKER: BreakerConfig = BreakerConfig {
+    failures: 3,
+    shortest_wait: Duration::from_millis(500),
+    longest_wait: Duration::from_secs(3),
+};
+
+/// Where the URL comes from; read anew for each connection, because a file may have changed.
+pub type UrlSource = Arc<dyn Fn() -> Result<Secret, String> + Send + Sync>;
+
+/// The locks that transactions take.
+///
+/// Whoever takes several things takes them in this order, so that no two wait for each other: `Freeze`,
+/// a key ([`key_lock`]), the call's row, its place in the unique index, the counters, `Spool`, `Changes`.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lock {
+    /// Shared by whoever wants to spend; alone: whoever stops spending.
+    Freeze,
+    /// What may still be put into the spool.
+    Spool,
+    /// The feed of changes.
+    Changes,
+    /// The tables themselves.
+    Layout,
+}
+
+impl Lock {
+    /// "gran" in ASCII, so that another program's locks in the same database are others.
+    const CLASS: i32 = 0x6772_616e;
+
+    pub(super) fn exclusive(self) -> String {
+        format!("SELECT pg_advisory_xact_lock({}, {})", Self::CLASS, self as i32)
+    }
+
+    pub(super) fn shared(self) -> String {
+        format!("SELECT pg_advisory_xact_lock_shared({}, {})", Self::CLASS, self as i32)
+    }
+}
+
+/// Held by whoever decides who buys a key. Keys that share a lock wait for each other, and no more.
+pub(super) fn key_lock(key: &CacheKey) -> String {
+    let [a, b, c, d, e, f, g, h, ..] = *key.as_bytes();
+    format!("SELECT pg_advisory_xact_lock({})", i64::from_le_bytes([a, b, c, d, e, f, g, h]))
+}
+
+/// Why a transaction did not come to its end.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It was decided so; nothing is changed.
+    Ledger(LedgerError),
+    /// The database is not one for us.
+    Unfit(Unfit),
+    /// Another one came in between: once more.
+    Again,
+    /// What the database said, or that it says nothing any more.
+    Database(tokio_postgres::Error),
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        Self::Ledger(error)
+    }
+}
+
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match error.code() {
+            Some(
+                &SqlState::UNIQUE_VIOLATION
+                | &SqlState::T_R_DEADLOCK_DETECTED
+                | &SqlState::T_R_SERIALIZATION_FAILURE,
+            ) => Self::Again,
+            _ => Self::Database(error),
+        }
+    }
+}
+
+impl Failure {
+    /// Is it the connection that failed, or who is behind it, and not what was asked?
+    fn is_of_connection(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        let Some(code) = error.code() else { return true };
+        // Connection, authorization, no such database, resources, shutting down; a primary that is none any more.
+        let class = &code.code()[..2];
+        matches!(class, "08" | "28" | "3D" | "53") || code.code().starts_with("57P") || code.code() == "25006"
+    }
+
+    pub(super) fn into_ledger_error(self) -> LedgerError {
+        LedgerError::Unavailable(match self {
+            Self::Ledger(error) => return error,
+            Self::Unfit(unfit) => unfit.to_string(),
+            Self::Again => "other transactions came in between again and again".to_owned(),
+            Self::Database(error) => told(&error),
+        })
+    }
+}
+
+/// An error without what the server adds to it, which may be contents of rows.
+fn told(error: &tokio_postgres::Error) -> String {
+    if let Some(said) = error.as_db_error() {
+        let message: String = said.message().chars().filter(|c| !c.is_control()).take(200).collect();
+        return format!("the database says: {message} ({})", said.code().code());
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(deeper) = cause {
+        text = format!("{text}: {deeper}");
+        cause = deeper.source();
+    }
+    text
+}
+
+/// What a pool is made of.
+pub(super) struct PoolConfig {
+    pub(super) url: UrlSource,
+    pub(super) roots: Option<std::path::PathBuf>,
+    /// Instead of the database's clock, for tests.
+    pub(super) clock: Option<Clock>,
+}
+
+/// A handle; clones share everything.
+#[derive(Clone)]
+pub(super) struct Pool(Arc<Inner>);
+
+struct Inner {
+    config: PoolConfig,
+    permits: Semaphore,
+    idle: Mutex<Vec<Connection>>,
+    breaker: Breaker,
+    /// The tables are those of this program.
+    is_prepared: AtomicBool,
+}
+
+impl Pool {
+    pub(super) fn new(config: PoolConfig) -> Self {
+        Self(Arc::new(Inner {
+            config,
+            permits: Semaphore::new(CONNECTIONS),
+            idle: Mutex::default(),
+            breaker: Breaker::new(BREAKER),
+            is_prepared: AtomicBool::new(false),
+        }))
+    }
+
+    /// Makes a transaction of `work`, which may run several times; `locks` are taken before it.
+    pub(super) async fn write<T, F, W>(&self, locks: &[String], work: W) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send,
+        W: Fn(Tx) -> F + Send + Sync + 'static,
+    {
+        let locks: String = locks.iter().map(|lock| format!("{lock}; ")).collect();
+        let begin = format!("{BEGIN}; {locks}SELECT {NOW}, current_setting('synchronous_commit')");
+        let inner = Arc::clone(&self.0);
+        in_its_own_task(async move { inner.limited(inner.transact(&begin, &work)).await }).await
+    }
+
+    /// Lets `work` ask single questions, which are no transaction together.
+    pub(super) async fn read<T, F, W>(&self, work: W) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send,
+        W: Fn(Tx) -> F + Send + Sync + 'static,
+    {
+        let inner = Arc::clone(&self.0);
+        in_its_own_task(async move { inner.limited(inner.ask(&work)).await }).await
+    }
+
+    /// Connects, and says whether the database is one for the ledger.
+    pub(super) async fn prove(&self) -> Result<(), Failure> {
+        let inner = Arc::clone(&self.0);
+        let proof = tokio::spawn(async move {
+            let connection =
+                timeout(LIMIT, inner.connect()).await.unwrap_or_else(|_| Err(silent().into()))?;
+            inner.idle().push(connection);
+            Ok(())
+        });
+        proof.await.unwrap_or_else(|_| Err(broke_off().into()))
+    }
+}
+
+async fn in_its_own_task<T: Send + 'static>(
+    operation: impl Future<Output = Result<T, LedgerError>> + Send + 'static,
+) -> Result<T, LedgerError> {
+    tokio::spawn(operation).await.unwrap_or_else(|_| Err(broke_off()))
+}
+
+fn broke_off() -> LedgerError {
+    LedgerError::Unavailable("the ledger's task broke off".to_owned())
+}
+
+fn silent() -> LedgerError {
+    LedgerError::Unavailable(format!("the database did not answer within {LIMIT:?}"))
+}
+
+impl Inner {
+    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bounds an operation in time and number, and takes note of what it says of the database.
+    async fn limited<T>(
+        &self,
+        operation: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, LedgerError> {
+        let permit = timeout(QUEUE, self.permits.acquire()).await;
+        let Ok(Ok(_permit)) = permit else {
+            return Err(LedgerError::Unavailable(format!("all {CONNECTIONS} connections are in use")));
+        };
+        let pass = self.breaker.enter().map_err(|wait| {
+            let wait = wait.as_millis();
+            LedgerError::Unavailable(format!("the database failed, and is asked again in {wait} ms"))
+        })?;
+        match timeout(LIMIT, operation).await {
+            Ok(Ok(value)) => {
+                pass.succeeded();
+                Ok(value)
+            }
+            Ok(Err(failure)) => {
+                if failure.is_of_connection() {
+                    pass.failed();
+                    self.idle().clear();
+                } else {
+                    pass.succeeded();
+                }
+                Err(failure.into_ledger_error())
+            }
+            Err(_) => {
+                pass.timed_out();
+                self.idle().clear();
+                Err(silent())
+            }
+        }
+    }
+
+    /// A connection that nobody uses, or a new one; and whether it has been used before.
+    async fn connection(&self) -> Result<(Connection, bool), Failure> {
+        loop {
+            let Some(idle) = self.idle().pop() else { return Ok((self.connect().await?, false)) };
+            if !idle.client.is_closed() {
+                return Ok((idle, true));
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, Failure> {
+        let (url, roots) = (Arc::clone(&self.config.url), self.config.roots.clone());
+        // Files may be read, and a file system may hang.
+        let read = tokio::task::spawn_blocking(move || {
+            let target = Target::parse(&url()?).map_err(|why| format!("state.database_url {why}"))?;
+            Ok((target, Tls::new(roots.as_deref())?))
+        });
+        let (target, tls) = read.await.map_err(|_| broke_off())?.map_err(LedgerError::Unavailable)?;
+        let connection = target.connect(&tls).await?;
+        if !self.is_prepared.load(Ordering::Acquire) {
+            schema::prepare(&connection.client).await?;
+            self.is_prepared.store(true, Ordering::Release);
+            tracing::info!(database = target.place(), "the ledger's database is connected");
+        }
+        Ok(connection)
+    }
+
+    fn tx(&self, connection: &Connection, now: Timestamp) -> Tx {
+        Tx {
+            client: Arc::clone(&connection.client),
+            clock: self.config.clock.clone(),
+            now,
+            is_undone: Arc::default(),
+        }
+    }
+
+    /// Begins a transaction. A connection that has died since it was used last is replaced: nothing
+    /// has been done on it.
+    async fn begin(&self, begin: &str) -> Result<(Connection, Tx), Failure> {
+        let (mut connection, is_used) = self.connection().await?;
+        let mut said = connection.client.simple_query(begin).await.map_err(Failure::from);
+        if is_used && said.as_ref().is_err_and(Failure::is_of_connection) {
+            self.idle().clear();
+            connection = self.connect().await?;
+            said = connection.client.simple_query(begin).await.map_err(Failure::from);
+        }
+        let said = said?;
+        let row = schema::last_row(&said);
+        let micros = row.and_then(|row| row.get(0)?.parse().ok());
+        let mut tx = self.tx(&connection, Timestamp::UNIX_EPOCH);
+        tx.now = tx.instant(micros.ok_or_else(|| damaged("the clock"))?);
+        // Behind a pooler each transaction may have another connection.
+        if row.and_then(|row| row.get(1)) == Some("off") {
+            return Err(Failure::Unfit(Unfit::CommitsAreLost));
+        }
+        Ok((connection, tx))
+    }
+
+    async fn transact<T, F, W>(&self, begin: &str, work: &W) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+        W: Fn(Tx) -> F,
+    {
+        for _ in 0..TRIES {
+            let (connection, tx) = self.begin(begin).await?;
+            let is_undone = Arc::clone(&tx.is_undone);
+            let outcome = work(tx).await;
+            let stands = outcome.is_ok() && !is_undone.load(Ordering::Relaxed);
+            let ended = connection.client.batch_execute(if stands { "COMMIT" } else { "ROLLBACK" }).await;
+            match (outcome, ended) {
+                (Ok(_), Err(error)) if stands => return Err(error.into()),
+                (Ok(value), Err(_)) => return Ok(value),
+                (Ok(value), Ok(())) => {
+                    self.idle().push(connection);
+                    return Ok(value);
+                }
+                (Err(failure), ended) => {
+                    if ended.is_ok() {
+                        self.idle().push(connection);
+                    }
+                    if !matches!(failure, Failure::Again) {
+                        return Err(failure);
+                    }
+                }
+            }
+        }
+        Err(Failure::Again)
+    }
+
+    async fn ask<T, F, W>(&self, work: &W) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+        W: Fn(Tx) -> F,
+    {
+        let (mut connection, is_used) = self.connection().await?;
+        let mut found = work(self.tx(&connection, Timestamp::UNIX_EPOCH)).await;
+        if is_used && found.as_ref().is_err_and(Failure::is_of_connection) {
+            self.idle().clear();
+            connection = self.connect().await?;
+            found = work(self.tx(&connection, Timestamp::UNIX_EPOCH)).await;
+        }
+        if !found.as_ref().is_err_and(Failure::is_of_connection) {
+            self.idle().push(connection);
+        }
+        found
+    }
+}
+
+/// A value with its type, so that the server need not be asked what it wants.
+pub(super) type Value<'v> = (&'v (dyn ToSql + Sync), Type);
+
+/// A transaction under way, or a connection to ask on.
+#[derive(Clone)]
+pub(super) struct Tx {
+    client: Arc<Client>,
+    clock: Option<Clock>,
+    /// When the transaction began, by the ledger's clock; in a read, nothing.
+    pub(super) now: Timestamp,
+    is_undone: Arc<AtomicBool>,
+}
+
+impl Tx {
+    /// Statements are sent whole, with no name: a pooler may give each transaction another connection.
+    pub(super) async fn rows(&self, sql: &str, values: &[Value<'_>]) -> Result<Vec<Row>, Failure> {
+        Ok(self.client.query_typed(sql, values).await?)
+    }
+
+    pub(super) async fn row(&self, sql: &str, values: &[Value<'_>]) -> Result<Option<Row>, Failure> {
+        Ok(self.rows(sql, values).await?.into_iter().next())
+    }
+
+    /// A row that cannot be missing.
+    pub(super) async fn one(&self, sql: &str, values: &[Value<'_>]) -> Result<Row, Failure> {
+        self.row(sql, values).await?.ok_or_else(|| damaged("a row that is always there"))
+    }
+
+    pub(super) async fn execute(&self, sql: &str, values: &[Value<'_>]) -> Result<u64, Failure> {
+        Ok(self.client.execute_typed(sql, values).await?)
+    }
+
+    /// Waits for a lock, which goes with the transaction.
+    pub(super) async fn lock(&self, lock: Lock) -> Result<(), Failure> {
+        Ok(self.client.batch_execute(&lock.exclusive()).await?)
+    }
+
+    /// Whatever is returned: nothing of this transaction is to stand.
+    pub(super) fn undo(&self) {
+        self.is_undone.store(true, Ordering::Relaxed);
+    }
+
+    /// What the ledger's clock shows when the database's shows so many microseconds.
+    pub(super) fn instant(&self, micros: i64) -> Timestamp {
+        match &self.clock {
+            Some(clock) => clock.now(),
+            None => clock::shifted(Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX)),
+        }
+    }
+
+    /// The ledger's clock.
+    pub(super) async fn ask_clock(&self) -> Result<Timestamp, Failure> {
+        let row = self.one(&format!("SELECT {NOW}"), &[]).await?;
+        Ok(self.instant(row.try_get(0)?))
+    }
+}
+
+/// Something in the tables is not as this program writes it.
+pub(super) fn damaged(what: &str) -> Failure {
+    LedgerError::Unavailable(format!("the database does not give {what} as it was written")).into()
+}

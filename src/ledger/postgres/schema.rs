@@ -1,0 +1,205 @@
+//! The tables, and what a database must be so that the ledger may be kept in it.
+
+use std::fmt;
+
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use super::pool::{Failure, Lock};
+
+/// The layout of the tables: how many of [`MIGRATIONS`] they have had. A database with a higher one
+/// is refused untouched.
+const LAYOUT: usize = MIGRATIONS.len();
+
+/// What leads from each layout to the next; it only ever adds, because replicas of the last version go
+/// on beside the first one of the next.
+const MIGRATIONS: [&str; 1] = [FIRST];
+
+/// Times are texts of the same form as in the store's records, to the nanosecond.
+///
+/// What is in `answers` are the signed URLs. A deleted row stays in its page until vacuum comes, so
+/// vacuum comes at once, and gives the pages of an empty table back.
+const FIRST: &str = "
+CREATE TABLE granary.calls (
+    id           bigint  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    namespace    text    NOT NULL,
+    key          bytea   NOT NULL,
+    generation   bigint  NOT NULL,
+    state        text    NOT NULL,
+    late         boolean NOT NULL DEFAULT false,  -- another row keeps the key
+    adopted      boolean NOT NULL DEFAULT false,  -- paid through another ledger
+    team         text    NOT NULL,
+    credits      bigint  NOT NULL,
+    day          text    NOT NULL,                -- the windows it was reserved in
+    month        text    NOT NULL,
+    image        bytea   NOT NULL,
+    width        bigint  NOT NULL,
+    height       bigint  NOT NULL,
+    reserved_at  text    NOT NULL,
+    sent_at      text,
+    answered_at  text,
+    ended_at     text,
+    reason       text,
+    answer       text,                            -- the record's
+    request_id   text,
+    log_id       text,
+    digest       bytea,
+    extension    text,
+    bytes        bigint,
+    owner        text,                            -- the process that acts for it
+    beat         bigint  NOT NULL DEFAULT 0       -- another one whenever the owner has shown that it lives
+);
+CREATE UNIQUE INDEX calls_holding_a_key ON granary.calls (namespace, key, generation)
+    WHERE NOT late AND state IN ('reserved', 'sent', 'answered', 'stored');
+CREATE INDEX calls_by_key ON granary.calls (namespace, key, state);
+CREATE INDEX calls_open ON granary.calls (id) WHERE state IN ('reserved', 'sent', 'answered');
+CREATE INDEX calls_totals ON granary.calls (state, credits) WHERE NOT adopted;
+CREATE TABLE granary.answers (
+    call bigint PRIMARY KEY,
+    text text   NOT NULL
+) WITH (autovacuum_vacuum_threshold = 0, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_delay = 0,
+        toast.autovacuum_vacuum_threshold = 0, toast.autovacuum_vacuum_scale_factor = 0,
+        toast.autovacuum_vacuum_cost_delay = 0);
+CREATE TABLE granary.spent (
+    scope   text   NOT NULL,
+    period  text   NOT NULL,
+    credits bigint NOT NULL,
+    PRIMARY KEY (scope, period)
+) WITH (fillfactor = 50);
+CREATE TABLE granary.frozen (scope text PRIMARY KEY);
+CREATE TABLE granary.archive (
+    one     boolean PRIMARY KEY CHECK (one),
+    id      text    NOT NULL,
+    settled boolean NOT NULL                      -- the store has been seen to carry the same id
+);
+CREATE TABLE granary.spool (
+    position   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,  -- oldest first
+    call       bigint NOT NULL UNIQUE,
+    digest     bytea  NOT NULL,
+    extension  text   NOT NULL,
+    spooled_at text   NOT NULL,
+    bytes      bigint NOT NULL,
+    data       bytea  NOT NULL
+);
+ALTER TABLE granary.spool ALTER COLUMN data SET STORAGE EXTERNAL;
+CREATE INDEX spool_by_object ON granary.spool (digest, extension);
+CREATE TABLE granary.purged (
+    namespace  text   NOT NULL,
+    key        bytea  NOT NULL,
+    generation bigint NOT NULL,                   -- what is stored up to here counts as absent
+    PRIMARY KEY (namespace, key)
+);
+CREATE SEQUENCE granary.change_positions;
+CREATE TABLE granary.changes (
+    namespace text   NOT NULL,
+    key       bytea  NOT NULL,
+    position  bigint NOT NULL,                    -- of its last change
+    PRIMARY KEY (namespace, key)
+);
+CREATE UNIQUE INDEX changes_in_order ON granary.changes (position);
+";
+
+/// Why a database is not one in which the ledger may be kept; a person has to act.
+#[derive(Clone, Debug)]
+pub(super) enum Unfit {
+    /// A commit may be lost that was confirmed.
+    CommitsAreLost,
+    /// The tables are those of a newer program.
+    Newer(i64),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CommitsAreLost => f.write_str(
+                "the database confirms what it may lose (synchronous_commit = off), and what is lost is bought \
+                 again; set synchronous_commit to on for this database or user",
+            ),
+            Self::Newer(layout) => write!(
+                f,
+                "the tables have layout {layout}, and this program knows {LAYOUT}: run the newer program"
+            ),
+        }
+    }
+}
+
+/// Refuses an unfit database untouched, and makes or completes the tables of a fit one.
+///
+/// # Errors
+/// [`Failure::Unfit`], or it could not be found out.
+pub(super) async fn prepare(client: &Client) -> Result<(), Failure> {
+    if setting(client, "synchronous_commit").await?.as_deref() == Some("off") {
+        return Err(Failure::Unfit(Unfit::CommitsAreLost));
+    }
+    for name in ["fsync", "full_page_writes"] {
+        if setting(client, name).await?.as_deref() == Some("off") {
+            tracing::warn!(
+                setting = name,
+                "the database loses what it confirmed when its machine loses power"
+            );
+        }
+    }
+    if is_current(client).await? {
+        return Ok(());
+    }
+    let changed = migrate(client).await;
+    let end = if changed.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    let ended = client.batch_execute(end).await;
+    changed?;
+    ended?;
+    tracing::info!(layout = LAYOUT, "the ledger's tables are made");
+    Ok(())
+}
+
+/// Asked first and without a lock, because whoever may use the tables may not make them.
+async fn is_current(client: &Client) -> Result<bool, Failure> {
+    match layout(client).await? {
+        Some(layout) if layout > LAYOUT as i64 => Err(Failure::Unfit(Unfit::Newer(layout))),
+        found => Ok(found == Some(LAYOUT as i64)),
+    }
+}
+
+async fn migrate(client: &Client) -> Result<(), Failure> {
+    client
+        .batch_execute(&format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '4s'; {}; \
+             CREATE SCHEMA IF NOT EXISTS granary; CREATE TABLE IF NOT EXISTS granary.layout (version bigint NOT NULL)",
+            Lock::Layout.exclusive()
+        ))
+        .await?;
+    // Another process may have been first.
+    if is_current(client).await? {
+        return Ok(());
+    }
+    let done = usize::try_from(layout(client).await?.unwrap_or(0)).unwrap_or(0);
+    for migration in MIGRATIONS.iter().skip(done) {
+        client.batch_execute(migration).await?;
+    }
+    client
+        .batch_execute(&format!("DELETE FROM granary.layout; INSERT INTO granary.layout VALUES ({LAYOUT})"))
+        .await?;
+    Ok(())
+}
+
+async fn layout(client: &Client) -> Result<Option<i64>, Failure> {
+    if value(client, "SELECT to_regclass('granary.layout')").await?.is_none() {
+        return Ok(None);
+    }
+    let version = value(client, "SELECT max(version) FROM granary.layout").await?;
+    Ok(version.and_then(|version| version.parse().ok()))
+}
+
+async fn setting(client: &Client, name: &str) -> Result<Option<String>, Failure> {
+    value(client, &format!("SELECT current_setting('{name}')")).await
+}
+
+async fn value(client: &Client, sql: &str) -> Result<Option<String>, Failure> {
+    let said = client.simple_query(sql).await?;
+    Ok(last_row(&said).and_then(|row| row.get(0)).map(str::to_owned))
+}
+
+pub(super) fn last_row(said: &[SimpleQueryMessage]) -> Option<&tokio_postgres::SimpleQueryRow> {
+    said.iter().rev().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    })
+}

@@ -1,0 +1,84 @@
+//! The contract, held against a real server; and what a database promises beyond it: what a crash, a
+//! server that is silent, and one that may not be used are to a ledger.
+
+use std::sync::Arc;
+
+use granary_kit::postgres::Postgres;
+use jiff::tz::TimeZone;
+use proptest::prelude::*;
+
+use super::{PostgresConfig, PostgresLedger};
+use crate::clock::Clock;
+use crate::ledger::Ledger;
+use crate::ledger::admin::LedgerAdmin;
+use crate::ledger::contract::admin::admin_contract;
+use crate::ledger::contract::{SPOOL_MAX, TurnableClock, lease_contract, ledger_contract, model, zone};
+use crate::secret::Secret;
+
+fn config(url: &str, clock: Clock, zone: TimeZone) -> PostgresConfig {
+    let url = url.to_owned();
+    PostgresConfig {
+        url: Arc::new(move || Ok(Secret::new(url.clone()))),
+        roots: None,
+        zone,
+        spool_max: SPOOL_MAX,
+        clock: Some(clock),
+    }
+}
+
+/// The ledger's tables, gone.
+fn empty(server: &Postgres) -> String {
+    server.sql("postgres", "DROP SCHEMA IF EXISTS granary CASCADE");
+    server.socket_url("postgres")
+}
+
+async fn open(server: &Postgres, clock: Clock, zone: TimeZone) -> PostgresLedger {
+    PostgresLedger::new(config(&empty(server), clock, zone))
+}
+
+async fn open_two(server: &Postgres, clock: Clock, zone: TimeZone) -> [PostgresLedger; 2] {
+    let config = config(&empty(server), clock, zone);
+    [PostgresLedger::new(config.clone()), PostgresLedger::new(config)]
+}
+
+ledger_contract!(the_contract_holds, Postgres::start, open);
+admin_contract!(the_contract_of_operators_holds, Postgres::start, open);
+lease_contract!(the_contract_of_leases_holds, Postgres::start, open_two);
+
+#[test]
+fn a_random_life_with_crashes_agrees_with_the_model() {
+    let server = Postgres::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    // A case is some hundred transactions; PROPTEST_CASES asks for more of them.
+    let asked = std::env::var_os("PROPTEST_CASES").is_some();
+    let cases = if asked { ProptestConfig::default().cases } else { 24 };
+    proptest!(ProptestConfig::with_cases(cases), |(life in model::lives())| {
+        let url = empty(&server);
+        let clock = TurnableClock::at("2026-03-27T20:00:00Z");
+        let config = config(&url, clock.clock(), zone());
+        let open = || async {
+            let ledger = Arc::new(PostgresLedger::new(config.clone()));
+            (ledger.clone() as Arc<dyn Ledger>, ledger as Arc<dyn LedgerAdmin>)
+        };
+        runtime.block_on(model::live_with_admin(life, clock.clone(), open));
+        assert_counters_are_the_sum_of_the_rows(&server);
+    });
+}
+
+/// The counters once more, from the rows, by SQL instead of by the code under test.
+fn assert_counters_are_the_sum_of_the_rows(server: &Postgres) {
+    let wrong = server.sql(
+        "postgres",
+        "WITH counted AS (SELECT * FROM granary.calls
+                          WHERE NOT adopted AND state NOT IN ('released', 'refused', 'failed')),
+              expected AS (SELECT 'global' AS scope, day AS period, credits FROM counted
+                           UNION ALL SELECT 'global', month, credits FROM counted
+                           UNION ALL SELECT 'team:' || team, day, credits FROM counted
+                           UNION ALL SELECT 'team:' || team, month, credits FROM counted),
+              sums AS (SELECT scope, period, sum(credits)::bigint AS credits FROM expected GROUP BY 1, 2)
+         SELECT (SELECT count(*) FROM (SELECT * FROM sums EXCEPT SELECT * FROM granary.spent) a)
+              + (SELECT count(*) FROM (SELECT * FROM granary.spent WHERE credits <> 0
+                                       EXCEPT SELECT * FROM sums) b)",
+    );
+    assert_eq!(wrong, "0", "a counter is not the sum of its rows");
+}
