@@ -22,6 +22,7 @@ mod error_table;
 mod faults;
 mod harness;
 mod http;
+mod postgres;
 mod public_url;
 mod race;
 mod readme;
