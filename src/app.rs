@@ -1,6 +1,7 @@
 //! The composition root: it and its children alone name concrete stores, ledgers and upstreams.
 
 pub mod adopt;
+mod ledger;
 pub mod live;
 mod secrets;
 mod store;
@@ -25,9 +26,6 @@ use crate::download::{HostRule, ResultSource};
 use crate::fill::{FillConfig, FillParts, Filler};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::ArchiveGuard;
-use crate::ledger::Ledger;
-use crate::ledger::spill::SpillLedger;
-use crate::ledger::sqlite::SqliteLedger;
 use crate::metrics::Metrics;
 use crate::request::RequestLimits;
 use crate::routes::body::Pace;
@@ -103,7 +101,7 @@ impl App {
         let team_names: Arc<[String]> = team_list.iter().map(|team| team.name.clone()).collect();
         let metrics = Arc::new(Metrics::new(team_names.iter().map(String::as_str), config.cache.memory.0));
         let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
-        let ledger = open_ledger(&config, &state, clock.clone())?;
+        let ledger = ledger::open(&config, &state, clock.clone()).await?;
         let bare = store::open(&config.store).await?;
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let spool = Spool::new(bare, ledger.clone(), guard.clone(), spool_config(&config, &state));
@@ -129,7 +127,11 @@ impl App {
         );
         let (upstream, results, key) = open_upstream(&config)?;
 
-        let recovery = ledger.recover().await.context("the ledger cannot be read")?;
+        // Where several processes keep the ledger, leases say what is open and nobody's.
+        let recovery = match ledger.has_leases() {
+            true => None,
+            false => Some(ledger.recover().await.context("the ledger cannot be read")?),
+        };
         crash_point("CP33");
         let parts = FillParts {
             ledger: ledger.clone(),
@@ -142,7 +144,13 @@ impl App {
             clock: clock.clone(),
         };
         let filler = Filler::new(parts, fill_config(&config), &team_list);
-        filler.resume(recovery);
+        match recovery {
+            Some(recovery) => filler.resume(recovery),
+            None => {
+                let late = ledger::recover_late(ledger.clone(), filler.clone());
+                tokio::spawn(stopped.clone().run_until_cancelled_owned(late));
+            }
+        }
         let leases = filler.clone();
         tokio::spawn(stopped.clone().run_until_cancelled_owned(async move { leases.keep_leases().await }));
         let copier = Copier::start(spool);
@@ -265,15 +273,6 @@ fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
     listen().with_context(|| {
         format!("{field}: cannot listen on {address}; choose another address or stop what is there")
     })
-}
-
-fn open_ledger(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<Arc<dyn Ledger>> {
-    let ledger = SqliteLedger::open(&state.ledger_file(), clock, config.budget.time_zone.clone())
-        .with_context(|| {
-            format!("state.path: the ledger {} cannot be opened", state.ledger_file().display())
-        })?;
-    let ledger = Arc::new(ledger.with_spool_max(config.state.spool_max.0));
-    Ok(Arc::new(SpillLedger::new(ledger, state.spill_folder())))
 }
 
 fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {

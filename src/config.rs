@@ -13,6 +13,7 @@ mod origin;
 mod print;
 mod problems;
 mod read;
+mod secret_file;
 mod server;
 mod setting;
 mod storage;
@@ -98,12 +99,19 @@ impl Config {
         let Some(file) = file else { return Self::parse("", environment) };
         let (text, is_open) = read_file(&file).map_err(|why| Problems::one(file.display(), why))?;
         let mut loaded = Self::parse(&text, environment)?;
-        if is_open && loaded.config.upstream.api_key.is_some() && environment.get(KEY_VARIABLE).is_none() {
-            loaded.warnings.push(format!(
-                "{} holds upstream.api_key and every user of this machine may read it; use api_key_file, or \
-                 chmod o= the file",
-                file.display()
-            ));
+        let config = &loaded.config;
+        for (field, is_set, variable) in [
+            ("upstream.api_key", config.upstream.api_key.is_some(), KEY_VARIABLE),
+            ("state.database_url", config.state.database_url.is_some(), DATABASE_VARIABLE),
+        ] {
+            if is_open && is_set && environment.get(variable).is_none() {
+                let (_, name) = field.split_once('.').unwrap_or_default();
+                loaded.warnings.push(format!(
+                    "{} holds {field} and every user of this machine may read it; use {name}_file, or chmod o= \
+                     the file",
+                    file.display()
+                ));
+            }
         }
         loaded.file = Some(file);
         Ok(loaded)
@@ -152,6 +160,8 @@ impl Config {
 const SECTIONS: [&str; 7] = ["server", "upstream", "store", "state", "cache", "budget", "log"];
 /// The variable people should put the upstream's key in.
 const KEY_VARIABLE: &str = "GRANARY_UPSTREAM_API_KEY";
+/// The same for the address of the ledger's database.
+const DATABASE_VARIABLE: &str = "GRANARY_STATE_DATABASE_URL";
 
 /// What is done with every section.
 trait SectionVisitor {
@@ -208,7 +218,7 @@ impl Environment {
 fn read_file(path: &Path) -> Result<(String, bool), String> {
     let failed = |error| format!("cannot be read ({error}); name a readable file with --config");
     let file = File::open(path).map_err(failed)?;
-    let is_open = file.metadata().is_ok_and(|metadata| upstream::is_open_to_everyone(&metadata));
+    let is_open = file.metadata().is_ok_and(|metadata| secret_file::is_open_to_everyone(&metadata));
     let mut bytes = Vec::new();
     file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > LARGEST_FILE {

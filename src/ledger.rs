@@ -8,6 +8,7 @@
 //!
 //! Implementations: [`sqlite`] for one process, [`postgres`] for several; and around each [`spill`]. This module knows no store, no upstream and no HTTP.
 
+pub mod address;
 pub mod admin;
 pub mod budget;
 #[cfg(test)]

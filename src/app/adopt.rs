@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
-use super::{open_ledger, store};
+use super::{ledger, store};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::guard::ArchiveGuard;
@@ -52,7 +52,7 @@ pub async fn adopt(config: &Config) -> anyhow::Result<Adopted> {
         }
         Err(error) => return Err(error.into()),
     };
-    let ledger = open_ledger(config, &state, Clock::system())?;
+    let ledger = ledger::open(config, &state, Clock::system()).await?;
     let store = store::open(&config.store).await?;
     let adoption = ArchiveGuard::new(ledger, store).adopt().await?;
     Ok(Adopted { found: adoption.to_string(), archive: adoption.archive.to_string() })

@@ -5,10 +5,11 @@ mod purchase;
 
 use anyhow::{Context, bail};
 
-use super::{open_ailab, open_ledger, store};
+use super::{ledger, open_ailab, store};
 use crate::clock::Clock;
 use crate::config::{Config, StoreKind, UpstreamKind};
 use crate::guard;
+use crate::ledger::Ledger;
 use crate::state::{StateDir, StateDirError};
 
 /// What was found out about one part.
@@ -58,6 +59,12 @@ async fn check_store(config: &Config) -> anyhow::Result<String> {
 }
 
 async fn check_ledger(config: &Config) -> anyhow::Result<String> {
+    // A database may be in use by others, and is there to be.
+    if let Some(database) = ledger::database(config) {
+        database.prove().await.context("state.database_url")?;
+        let calls = calls(&database).await?;
+        return Ok(format!("the database can be used, and has {calls} calls"));
+    }
     let state = match StateDir::open(&config.state.path) {
         Ok(state) => state,
         Err(StateDirError::InUse(path)) => {
@@ -65,10 +72,14 @@ async fn check_ledger(config: &Config) -> anyhow::Result<String> {
         }
         Err(error) => return Err(error.into()),
     };
-    let ledger = open_ledger(config, &state, Clock::system())?;
-    let totals = ledger.totals().await.context("the ledger cannot be read")?;
-    let calls: u64 = totals.iter().map(|total| total.calls).sum();
+    let ledger = ledger::open(config, &state, Clock::system()).await?;
+    let calls = calls(&*ledger).await?;
     Ok(format!("{} can be used, and has {calls} calls", state.ledger_file().display()))
+}
+
+async fn calls(ledger: &dyn Ledger) -> anyhow::Result<u64> {
+    let totals = ledger.totals().await.context("the ledger cannot be read")?;
+    Ok(totals.iter().map(|total| total.calls).sum())
 }
 
 /// Changes nothing: what is new on both sides is paired by the first start.
@@ -80,7 +91,7 @@ async fn check_archive(config: &Config) -> anyhow::Result<String> {
         }
         Err(error) => return Err(error.into()),
     };
-    let ledger = open_ledger(config, &state, Clock::system())?;
+    let ledger = ledger::open(config, &state, Clock::system()).await?;
     let store = store::open(&config.store).await?;
     match guard::compare(&*ledger, &*store).await? {
         None => Ok("ledger and store belong together".to_owned()),

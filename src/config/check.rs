@@ -16,6 +16,7 @@ pub(super) fn check(config: &mut Config, reading: &mut Reading) {
     limits(config, reading);
     upstream(config, reading);
     store(config, reading);
+    database(config, reading);
     teams(config, reading);
 }
 
@@ -179,6 +180,33 @@ fn store(config: &Config, reading: &mut Reading) {
             }
         }
         StoreKind::S3 => bucket(store, reading),
+    }
+}
+
+fn database(config: &Config, reading: &mut Reading) {
+    const BOTH: [&str; 2] = ["state.database_url", "state.database_url_file"];
+    let state = &config.state;
+    let field = if state.database_url.is_some() { BOTH[0] } else { BOTH[1] };
+    if !state.has_database() {
+        if state.database_ca.is_some() {
+            reading.problem(
+                &["state.database_ca", BOTH[0], BOTH[1]],
+                "is set, but the ledger is kept in a file; remove it, or write state.database_url",
+            );
+        }
+        return;
+    }
+    if state.database_url.is_some() && state.database_url_file.is_some() {
+        reading.problem(&BOTH, "is set, and so is state.database_url_file; remove one of them");
+    } else if let Err(why) = state.database() {
+        reading.problem(&[field], why);
+    }
+    if config.store.kind != StoreKind::S3 {
+        reading.problem(
+            &[field, "store.kind"],
+            "is set, but results are kept in files of this machine, where other processes of the same ledger \
+             would not find them; write store.kind = \"s3\", or remove it",
+        );
     }
 }
 

@@ -3,8 +3,14 @@
 use std::path::PathBuf;
 
 use super::base_url::BaseUrl;
+use super::secret_file::read_secret_file;
 use super::setting::{section, words};
 use super::units::ByteSize;
+use crate::ledger::address::DatabaseAddress;
+use crate::secret::Secret;
+
+/// The longest address of a database there may be, in bytes.
+const LONGEST_URL: u64 = 4096;
 
 /// Where results rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,12 +60,46 @@ section! {
 section! {
     /// What Granary has to remember besides the results: the ledger above all.
     pub struct StateConfig {
-        /// The folder of the ledger; made when missing, and locked by the process that uses it. On
-        /// a local disk. A relative path starts at the working directory.
+        /// The folder of the ledger, and of what a ledger that is away cannot take; made when missing,
+        /// and locked by the process that uses it. On a local disk. A relative path starts at the
+        /// working directory.
         pub path: PathBuf = PathBuf::from("granary-data/state"),
+        /// Keeps the ledger in a PostgreSQL database instead, so that several processes can share it,
+        /// such as `postgres://granary:PASSWORD@db.example.com/granary`. Its certificate is verified;
+        /// only this very machine, or ?sslmode=disable, does without. Needs store.kind = s3. It is
+        /// better off in the variable GRANARY_STATE_DATABASE_URL than in a file others may read.
+        pub database_url: Option<Secret> = None,
+        /// A file that holds that address and nothing else, not readable by every user of this
+        /// machine; read again for each connection. A relative path starts at the working directory.
+        pub database_url_file: Option<PathBuf> = None,
+        /// A file with the certificates (PEM) that the database's is verified by. Left out: the
+        /// system's.
+        pub database_ca: Option<PathBuf> = None,
         /// Results that may wait in the ledger for a store that is away, in bytes. When no more fit,
         /// nothing is bought until the store is back. 0: none may wait.
         pub spool_max: ByteSize = ByteSize::mib(2048),
+    }
+}
+
+impl StateConfig {
+    /// Is the ledger kept in a database?
+    pub fn has_database(&self) -> bool {
+        self.database_url.is_some() || self.database_url_file.is_some()
+    }
+
+    /// Where the database is, read from its file where there is one; `None` when there is none.
+    ///
+    /// Blocks for as long as reading a small file does.
+    ///
+    /// # Errors
+    /// Why the address cannot be used, and what to do; nothing of it is repeated.
+    pub fn database(&self) -> Result<Option<DatabaseAddress>, String> {
+        let url = match (&self.database_url, &self.database_url_file) {
+            (Some(url), _) => url.clone(),
+            (None, Some(file)) => Secret::new(read_secret_file(file, "the address", LONGEST_URL)?),
+            (None, None) => return Ok(None),
+        };
+        DatabaseAddress::parse(&url).map(Some)
     }
 }
 

@@ -268,9 +268,69 @@ fn unknown_variables_are_warnings_and_others_are_left_alone() {
         ("GRANARY_CONFIG", "x.toml"),
         ("GRANARY_ADMIN_TOKEN", "x"),
         ("GRANARY_CRASH_AT", "x"),
+        ("GRANARY_CLOCK_OFFSET", "x"),
         ("RUST_LOG", "x"),
     ];
     assert!(warnings(&ours).is_empty());
+}
+
+/// A configuration with a bucket, and more lines in `[state]`.
+fn with_state(lines: &str) -> String {
+    format!("[store]\nkind = \"s3\"\nbucket = \"b\"\n\n[state]\n{lines}\n")
+}
+
+const DATABASE: &str = "database_url = \"postgres://granary:sesame@db.example.com/granary\"";
+
+#[test]
+fn a_database_is_named_once_and_wants_a_bucket() {
+    let config = parse(&with_state(DATABASE), &[]).unwrap().config;
+    assert_eq!(config.state.database().unwrap().unwrap().place(), "db.example.com:5432/granary");
+    assert!(!config.to_commented_toml().contains("sesame"));
+    let from_variable =
+        parse(&with_state(""), &[("GRANARY_STATE_DATABASE_URL", "postgres://db.example.com/x\n")]);
+    assert!(from_variable.unwrap().config.state.has_database());
+
+    check(
+        &format!("[state]\n{DATABASE}"),
+        &[],
+        &["state.database_url: is set, but results are kept in files"],
+    );
+    check(
+        &with_state(&format!("{DATABASE}\ndatabase_url_file = \"/nowhere\"")),
+        &[],
+        &["state.database_url: is set, and so is state.database_url_file"],
+    );
+    check(
+        &with_state("database_url = \"sesame\""),
+        &[],
+        &["state.database_url: is not the address of a database"],
+    );
+    check(
+        &with_state("database_url_file = \"/nowhere\""),
+        &[],
+        &["state.database_url_file: names a file that cannot be read"],
+    );
+    check(
+        &with_state("database_ca = \"ca.pem\""),
+        &[],
+        &["state.database_ca: is set, but the ledger is kept in a file"],
+    );
+}
+
+#[test]
+fn a_databases_address_may_rest_in_a_file_that_not_everyone_may_read() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("address");
+    fs::write(&file, "postgres://granary:sesame@db.example.com/granary\n").unwrap();
+    let text = with_state(&format!("database_url_file = \"{}\"", file.display()));
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    check(&text, &[], &["state.database_url_file: names a file that every user of this machine may read"]);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    let state = parse(&text, &[]).unwrap().config.state;
+    assert_eq!(state.database().unwrap().unwrap().place(), "db.example.com:5432/granary");
+    // Read again for each connection.
+    fs::write(&file, "postgres://granary:sesame2@other.example.com/granary\n").unwrap();
+    assert_eq!(state.database().unwrap().unwrap().place(), "other.example.com:5432/granary");
 }
 
 #[test]

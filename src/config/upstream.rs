@@ -1,11 +1,10 @@
 //! `[upstream]`: who makes the crops, and the key that pays for them.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::origin::Origin;
+use super::secret_file::read_secret_file;
 use super::setting::{section, words};
 use super::units::ByteSize;
 use crate::secret::Secret;
@@ -93,7 +92,7 @@ impl UpstreamConfig {
     pub fn key(&self) -> Result<Option<Secret>, String> {
         match (&self.api_key, &self.api_key_file) {
             (Some(key), _) => usable(key.expose()).map(Some),
-            (None, Some(file)) => usable(&read_key_file(file)?).map(Some),
+            (None, Some(file)) => usable(&read_secret_file(file, "the key", LONGEST_KEY as u64)?).map(Some),
             (None, None) => Ok(None),
         }
     }
@@ -109,36 +108,4 @@ fn usable(text: &str) -> Result<Secret, String> {
         return Err("holds something that is no key; put the key there, in one line and alone".to_owned());
     }
     Ok(Secret::new(key))
-}
-
-fn read_key_file(path: &Path) -> Result<String, String> {
-    let failed = |error: io::Error| {
-        format!("names a file that cannot be read ({}); make it readable to this user", error.kind())
-    };
-    // Asked first, because opening a pipe would wait for a writer.
-    if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Err("does not name a file; write the path of the file that holds the key".to_owned());
-    }
-    let file = File::open(path).map_err(failed)?;
-    if is_open_to_everyone(&file.metadata().map_err(failed)?) {
-        return Err("names a file that every user of this machine may read; take that away with \
-                    chmod o= (in Kubernetes, defaultMode: 0440)"
-            .to_owned());
-    }
-    let mut text = String::new();
-    file.take(LONGEST_KEY as u64 + 64).read_to_string(&mut text).map_err(failed)?;
-    Ok(text)
-}
-
-/// May users who are neither the owner nor of the group read or write it?
-#[cfg(unix)]
-pub(super) fn is_open_to_everyone(metadata: &fs::Metadata) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    metadata.mode() & 0o006 != 0
-}
-
-/// Elsewhere permissions are not ours to judge.
-#[cfg(not(unix))]
-pub(super) fn is_open_to_everyone(_: &fs::Metadata) -> bool {
-    false
 }

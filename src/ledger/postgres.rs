@@ -52,16 +52,15 @@ use crate::archive::{ArchiveId, Membership};
 use crate::clock::Clock;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
-use crate::secret::Secret;
 use crate::store::Record;
 
-pub use self::pool::UrlSource;
+pub use self::pool::AddressSource;
 
 /// Which database it is, and what is kept there.
 #[derive(Clone)]
 pub struct PostgresConfig {
-    /// Where it is; asked for each connection.
-    pub url: UrlSource,
+    /// Where it is.
+    pub address: AddressSource,
     /// Root certificates, in PEM; otherwise the system's.
     pub roots: Option<PathBuf>,
     /// Budgets' days and months are those of this zone.
@@ -83,15 +82,6 @@ pub enum ProofError {
     Unavailable(LedgerError),
 }
 
-/// What is wrong with the address of a database, if anything, in the words of a configuration's problem.
-/// Nothing of the address is in it.
-///
-/// # Errors
-/// The problem.
-pub fn check_url(url: &Secret) -> Result<(), String> {
-    connect::Target::parse(url).map(drop)
-}
-
 /// See the module.
 pub struct PostgresLedger {
     pool: Pool,
@@ -104,9 +94,9 @@ pub struct PostgresLedger {
 impl PostgresLedger {
     /// Connects nowhere yet. The tables are made, or brought up to date, over the first connection.
     pub fn new(config: PostgresConfig) -> Self {
-        let PostgresConfig { url, roots, zone, spool_max, clock } = config;
+        let PostgresConfig { address, roots, zone, spool_max, clock } = config;
         Self {
-            pool: Pool::new(PoolConfig { url, roots, clock }),
+            pool: Pool::new(PoolConfig { address, roots, clock }),
             booker: Booker { owner: Uuid::new_v4().simple().to_string(), spool_max },
             zone,
             kept_for_each: AtomicU64::new(0),

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::app::{fill_config, open_ledger, open_upstream, store};
+use crate::app::{fill_config, ledger, open_upstream, store};
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
 use crate::config::{Config, UpstreamKind};
@@ -44,7 +44,7 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
     };
     let store = store::open(&config.store).await?;
     store.prove().await?;
-    let ledger = open_ledger(config, &state, Clock::system())?;
+    let ledger = ledger::open(config, &state, Clock::system()).await?;
     let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
     guard.look().await;
     let (upstream, results, _) = open_upstream(config)?;

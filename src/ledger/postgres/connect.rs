@@ -1,7 +1,4 @@
-//! One connection: where it leads, by what certificates it is checked, and when it may be plain.
-//!
-//! TLS is verified in every case: chain, name and dates. Only to this very machine is nothing
-//! encrypted unless the URL asks for it, and elsewhere only when it says `sslmode=disable`.
+//! One connection, and by what certificates the server is checked: chain, name and dates, always.
 
 use std::fs::File;
 use std::future::Future;
@@ -10,109 +7,32 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
-use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use tokio_postgres::Client;
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
-use tokio_postgres::{Client, Config};
 use tokio_rustls::{Connect, TlsConnector};
 
-use crate::secret::Secret;
+use crate::ledger::address::DatabaseAddress;
 
-/// How long one address of the server may take to take the connection.
-const CONNECT: Duration = Duration::from_secs(2);
-/// A connection over which nothing comes is asked after so long whether anyone is there.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Bytes that nobody confirms for so long mean that nobody is there.
-const UNCONFIRMED: Duration = Duration::from_secs(10);
-
-/// A URL as it was understood.
-#[derive(Clone)]
-pub(super) struct Target {
-    config: Config,
-}
-
-impl Target {
-    /// Reads a URL, `postgres://user:password@host:port/database?sslmode=…`, or the other form that
-    /// PostgreSQL's own clients read, `host=… dbname=…`.
-    ///
-    /// # Errors
-    /// What is wrong, without anything of the text: a password may be anywhere in a broken one.
-    pub(super) fn parse(url: &Secret) -> Result<Self, String> {
-        // Every TLS connection is verified here, so the stricter words of other clients mean nothing more.
-        let text = ["verify-full", "verify-ca"].iter().fold(url.expose().trim().to_owned(), |text, mode| {
-            text.replace(&format!("sslmode={mode}"), "sslmode=require")
-        });
-        let says_mode = text.contains("sslmode=");
-        let mut config: Config = text.parse().map_err(|_| {
-            "is not the address of a database, or has an option that is not known here; write \
-             postgres://user:password@host:5432/database, with %-codes for special characters, and \
-             certificates of your own into state.database_ca"
-                .to_owned()
-        })?;
-        if config.get_hosts().is_empty() {
-            return Err("names no host; write postgres://user:password@host:5432/database".to_owned());
-        }
-        let is_here = config.get_hosts().iter().all(is_this_machine)
-            && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
-        let mode = match (config.get_ssl_mode(), says_mode) {
-            (SslMode::Prefer, false) if is_here => SslMode::Disable,
-            // To prefer is to do without when somebody in between says so.
-            (SslMode::Prefer, _) => SslMode::Require,
-            (mode, _) => mode,
-        };
-        config.ssl_mode(mode);
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT);
-        }
-        if config.get_target_session_attrs() == TargetSessionAttrs::Any {
-            // A standby answers, and takes nothing.
-            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        }
-        if config.get_application_name().is_none() {
-            config.application_name("granary");
-        }
-        config.keepalives_idle(KEEPALIVE).tcp_user_timeout(UNCONFIRMED);
-        Ok(Self { config })
-    }
-
-    /// Host, port and database, for a log line.
-    pub(super) fn place(&self) -> String {
-        let host = match self.config.get_hosts().first() {
-            Some(Host::Tcp(name)) => name.clone(),
-            Some(Host::Unix(folder)) => folder.display().to_string(),
-            None => "nowhere".to_owned(),
-        };
-        let port = self.config.get_ports().first().copied().unwrap_or(5432);
-        format!("{host}:{port}/{}", self.config.get_dbname().unwrap_or_default())
-    }
-
-    /// Connects and lets the connection live on in a task of its own.
-    ///
-    /// # Errors
-    /// Whatever the server or the way to it say.
-    pub(super) async fn connect(&self, tls: &Tls) -> Result<Connection, tokio_postgres::Error> {
-        let (client, connection) = self.config.connect(tls.clone()).await?;
-        let task = tokio::spawn(async move {
-            // Whoever uses it is told the same.
-            let _ = connection.await;
-        });
-        Ok(Connection { client: Arc::new(client), task: task.abort_handle() })
-    }
-}
-
-fn is_this_machine(host: &Host) -> bool {
-    match host {
-        Host::Unix(_) => true,
-        Host::Tcp(name) => {
-            name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-        }
-    }
+/// Connects and lets the connection live on in a task of its own.
+///
+/// # Errors
+/// Whatever the server or the way to it say.
+pub(super) async fn connect(
+    address: &DatabaseAddress,
+    tls: &Tls,
+) -> Result<Connection, tokio_postgres::Error> {
+    let (client, connection) = address.config().connect(tls.clone()).await?;
+    let task = tokio::spawn(async move {
+        // Whoever uses it is told the same.
+        let _ = connection.await;
+    });
+    Ok(Connection { client: Arc::new(client), task: task.abort_handle() })
 }
 
 /// Closed for good when it is dropped, whatever is still to come over it.
@@ -258,45 +178,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Encrypted<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(context)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mode(url: &str) -> SslMode {
-        Target::parse(&Secret::new(url)).unwrap_or_else(|error| panic!("{error}")).config.get_ssl_mode()
-    }
-
-    #[test]
-    fn only_this_machine_and_an_explicit_word_do_without_tls() {
-        for (url, expected) in [
-            ("postgres://u:p@db.example.com/granary", SslMode::Require),
-            ("postgres://u:p@db.example.com/granary?sslmode=prefer", SslMode::Require),
-            ("postgresql://u:p@db.example.com/granary?sslmode=verify-full", SslMode::Require),
-            ("postgres://u:p@127.0.0.1,db.example.com/granary", SslMode::Require),
-            ("postgres://u:p@db.example.com/granary?sslmode=disable", SslMode::Disable),
-            ("postgres://u:p@127.0.0.1:5433/granary", SslMode::Disable),
-            ("postgres://u:p@localhost/granary?sslmode=require", SslMode::Require),
-            ("postgres://u@%2Frun%2Fpostgresql/granary", SslMode::Disable),
-            ("host=::1 user=u dbname=granary", SslMode::Disable),
-            ("host=10.0.0.1 user=u dbname=granary", SslMode::Require),
-        ] {
-            assert_eq!(mode(url), expected, "{url}");
-        }
-    }
-
-    #[test]
-    fn a_broken_url_is_told_without_a_piece_of_it() {
-        for url in [
-            "postgres://u:sesame@host:port/granary",
-            "postgres://u:p@host/granary?sesame=1",
-            "sesame",
-            "postgres://u:sesame@/granary",
-        ] {
-            let Err(why) = Target::parse(&Secret::new(url)) else { panic!("{url} was taken") };
-            assert!(!why.contains("sesame"), "{why}");
-        }
     }
 }

@@ -19,13 +19,13 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
-use super::connect::{Connection, Target, Tls};
+use super::connect::{self, Connection, Tls};
 use super::schema::{self, Unfit};
 use crate::breaker::{Breaker, BreakerConfig};
 use crate::clock::{self, Clock};
 use crate::key::CacheKey;
 use crate::ledger::LedgerError;
-use crate::secret::Secret;
+use crate::ledger::address::DatabaseAddress;
 
 /// How long one operation may take, with waiting for a connection and making one.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -50,8 +50,9 @@ const BREAKER: BreakerConfig = BreakerConfig {
     longest_wait: Duration::from_secs(3),
 };
 
-/// Where the URL comes from; read anew for each connection, because a file may have changed.
-pub type UrlSource = Arc<dyn Fn() -> Result<Secret, String> + Send + Sync>;
+/// Where the address comes from, or why there is none; asked anew for each connection, because a file
+/// may have changed. It may block as reading a small file does.
+pub type AddressSource = Arc<dyn Fn() -> Result<DatabaseAddress, String> + Send + Sync>;
 
 /// The locks that transactions take.
 ///
@@ -157,7 +158,7 @@ fn told(error: &tokio_postgres::Error) -> String {
 
 /// What a pool is made of.
 pub(super) struct PoolConfig {
-    pub(super) url: UrlSource,
+    pub(super) address: AddressSource,
     pub(super) roots: Option<std::path::PathBuf>,
     /// Instead of the database's clock, for tests.
     pub(super) clock: Option<Clock>,
@@ -289,18 +290,15 @@ impl Inner {
     }
 
     async fn connect(&self) -> Result<Connection, Failure> {
-        let (url, roots) = (Arc::clone(&self.config.url), self.config.roots.clone());
+        let (address, roots) = (Arc::clone(&self.config.address), self.config.roots.clone());
         // Files may be read, and a file system may hang.
-        let read = tokio::task::spawn_blocking(move || {
-            let target = Target::parse(&url()?).map_err(|why| format!("state.database_url {why}"))?;
-            Ok((target, Tls::new(roots.as_deref())?))
-        });
-        let (target, tls) = read.await.map_err(|_| broke_off())?.map_err(LedgerError::Unavailable)?;
-        let connection = target.connect(&tls).await?;
+        let read = tokio::task::spawn_blocking(move || Ok((address()?, Tls::new(roots.as_deref())?)));
+        let (address, tls) = read.await.map_err(|_| broke_off())?.map_err(LedgerError::Unavailable)?;
+        let connection = connect::connect(&address, &tls).await?;
         if !self.is_prepared.load(Ordering::Acquire) {
             schema::prepare(&connection.client).await?;
             self.is_prepared.store(true, Ordering::Release);
-            tracing::info!(database = target.place(), "the ledger's database is connected");
+            tracing::info!(database = address.place(), "the ledger's database is connected");
         }
         Ok(connection)
     }

@@ -10,15 +10,16 @@ use proptest::prelude::*;
 use super::{PostgresConfig, PostgresLedger};
 use crate::clock::Clock;
 use crate::ledger::Ledger;
+use crate::ledger::address::DatabaseAddress;
 use crate::ledger::admin::LedgerAdmin;
 use crate::ledger::contract::admin::admin_contract;
 use crate::ledger::contract::{SPOOL_MAX, TurnableClock, lease_contract, ledger_contract, model, zone};
 use crate::secret::Secret;
 
 fn config(url: &str, clock: Clock, zone: TimeZone) -> PostgresConfig {
-    let url = url.to_owned();
+    let address = DatabaseAddress::parse(&Secret::new(url)).unwrap();
     PostgresConfig {
-        url: Arc::new(move || Ok(Secret::new(url.clone()))),
+        address: Arc::new(move || Ok(address.clone())),
         roots: None,
         zone,
         spool_max: SPOOL_MAX,

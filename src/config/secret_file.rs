@@ -1,0 +1,42 @@
+//! Files that hold one secret and nothing else.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
+/// Reads a file that holds `what`, such as `the key`, of at most so many bytes.
+///
+/// # Errors
+/// Why it cannot be used, in the words of a configuration's problem; neither its name nor anything in it
+/// is repeated, because people put one where the other belongs.
+pub(super) fn read_secret_file(path: &Path, what: &str, longest: u64) -> Result<String, String> {
+    let failed = |error: io::Error| {
+        format!("names a file that cannot be read ({}); make it readable to this user", error.kind())
+    };
+    // Asked first, because opening a pipe would wait for a writer.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(format!("does not name a file; write the path of the file that holds {what}"));
+    }
+    let file = File::open(path).map_err(failed)?;
+    if is_open_to_everyone(&file.metadata().map_err(failed)?) {
+        return Err("names a file that every user of this machine may read; take that away with \
+                    chmod o= (in Kubernetes, defaultMode: 0440)"
+            .to_owned());
+    }
+    let mut text = String::new();
+    file.take(longest + 64).read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
+}
+
+/// May users who are neither the owner nor of the group read or write it?
+#[cfg(unix)]
+pub(super) fn is_open_to_everyone(metadata: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    metadata.mode() & 0o006 != 0
+}
+
+/// Elsewhere permissions are not ours to judge.
+#[cfg(not(unix))]
+pub(super) fn is_open_to_everyone(_: &fs::Metadata) -> bool {
+    false
+}

@@ -1,0 +1,112 @@
+//! The ledger in PostgreSQL, under the real program: what its restart and its death are to clients,
+//! and which database is refused. Results are in a bucket, as they must be.
+
+use std::path::PathBuf;
+
+use granary_kit::ailab::FakeAilab;
+use granary_kit::client::{self, Answer};
+use granary_kit::form::Form;
+use granary_kit::images;
+use granary_kit::postgres::Postgres;
+use granary_kit::process::{GranaryBuilder, GranaryProcess};
+use granary_kit::s3::S3Server;
+use tempfile::TempDir;
+
+use crate::bucket::{path_of, store_section};
+use crate::harness::{bytes_of, cache_status, real_ailab, until, upstream_section, within};
+
+/// An upstream, a bucket and a database, for processes of the real program.
+struct World {
+    upstream: FakeAilab,
+    bucket: S3Server,
+    database: Postgres,
+    folder: TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        Self::with(Postgres::start()).await
+    }
+
+    async fn with(database: Postgres) -> Self {
+        let (upstream, bucket) = (FakeAilab::start().await, S3Server::start().await);
+        Self { upstream, bucket, database, folder: TempDir::new().unwrap() }
+    }
+
+    fn replica(&self, name: &str) -> GranaryBuilder {
+        let store = store_section(&self.bucket, &self.folder);
+        real_ailab(&self.upstream)
+            .config_text(format!("{}\n{store}", upstream_section(&self.upstream, "")))
+            .env("GRANARY_STATE_DATABASE_URL", self.database.url("postgres"))
+            .state_dir(self.state(name))
+    }
+
+    fn state(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+async fn crop(granary: &GranaryProcess, seed: u64) -> Answer {
+    let form = Form::curl(images::tiny_png(24, 24, seed), 40, 40);
+    client::post_form(&granary.public_url(), None, &form).await.unwrap()
+}
+
+/// Asks for a crop until it is bought.
+async fn is_bought_again(granary: &GranaryProcess, seed: u64) {
+    until("a miss to be bought", async || crop(granary, seed).await.status == 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_database_costs_misses_and_no_hit_and_no_money() {
+    let world = World::new().await;
+    let mut granary = within("a start", world.replica("one").start()).await.unwrap();
+    let bought = crop(&granary, 1).await;
+    assert_eq!(cache_status(&bought), "granary; fwd=uri-miss; fwd-status=200; stored");
+    let bytes = bytes_of(&bought.result_url()).await;
+    assert_eq!(cache_status(&crop(&granary, 1).await), "granary; hit; detail=memory");
+    granary.kill().await;
+
+    // A new process, on another machine for all it knows, finds it in the database.
+    let replica = world.replica("two");
+    let mut granary = replica.start().await.unwrap();
+    let again = crop(&granary, 1).await;
+    assert_eq!(cache_status(&again), "granary; hit; detail=ledger");
+    let url = format!("{}{}", granary.public_url(), path_of(&bought.result_url()));
+    assert_eq!(bytes_of(&url).await, bytes);
+
+    world.database.kill();
+    assert_eq!(cache_status(&crop(&granary, 1).await), "granary; hit; detail=memory");
+    for seed in 2..12 {
+        let refused = crop(&granary, seed).await;
+        assert_eq!(refused.status, 503, "{}", refused.text());
+        assert!(refused.header("retry-after").is_some());
+    }
+    granary.kill().await;
+    let granary = within("a start without the database", replica.start()).await.unwrap();
+    assert_eq!(cache_status(&crop(&granary, 1).await), "granary; hit; detail=store");
+    assert_eq!(bytes_of(&url_on(&granary, &bought)).await, bytes);
+    assert_eq!(crop(&granary, 2).await.status, 503);
+    assert_eq!(world.upstream.attempts(), 1, "nothing was sent without a reservation");
+
+    world.database.restart();
+    is_bought_again(&granary, 2).await;
+    assert_eq!(cache_status(&crop(&granary, 2).await), "granary; hit; detail=memory");
+    assert_eq!((world.upstream.charges(), world.upstream.attempts()), (2, 2));
+    let states = world.database.sql("postgres", "SELECT state, count(*) FROM granary.calls GROUP BY state");
+    assert_eq!(states, "stored|2");
+    assert_eq!(world.database.sql("postgres", "SELECT count(*) FROM granary.answers"), "0");
+}
+
+fn url_on(granary: &GranaryProcess, answer: &Answer) -> String {
+    format!("{}{}", granary.public_url(), path_of(&answer.result_url()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_may_lose_what_it_confirmed_is_refused() {
+    let world = World::with(Postgres::start_with(&["synchronous_commit=off"])).await;
+    let Err(refused) = world.replica("one").start().await else { panic!("it started") };
+    let said = format!("{refused:?}");
+    assert!(said.contains("synchronous_commit"), "{said}");
+    let tables = "SELECT count(*) FROM information_schema.schemata WHERE schema_name = 'granary'";
+    assert_eq!(world.database.sql("postgres", tables), "0", "and left untouched");
+}
