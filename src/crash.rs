@@ -30,6 +30,8 @@ pub(crate) fn crash_point(name: &'static str) {
     }
     if STOP.get_or_init(|| Plan::read("GRANARY_STOP_AT")).as_ref().is_some_and(|plan| plan.is_due(name)) {
         signal(format_args!("stopped at {name}"), Signal::STOP);
+        // All threads stop, and this one may run on for some microseconds: not beyond here.
+        std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }
 

@@ -29,8 +29,9 @@ use crate::ledger::address::DatabaseAddress;
 
 /// How long one operation may take, with waiting for a connection and making one.
 const LIMIT: Duration = Duration::from_secs(5);
-/// How long an operation waits for one of the connections.
-const QUEUE: Duration = Duration::from_secs(2);
+/// How long an operation waits for one of the connections: a stampede is served, one after the other.
+/// When the database is silent, whoever waits is refused as soon as the first one has found that out.
+const QUEUE: Duration = Duration::from_secs(10);
 /// What begins each transaction. The limits are the server's: one statement, and how long it waits for
 /// us in the middle of a transaction, for a process that stands still must not stop the others.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
@@ -231,6 +232,11 @@ async fn in_its_own_task<T: Send + 'static>(
     tokio::spawn(operation).await.unwrap_or_else(|_| Err(broke_off()))
 }
 
+fn asked_again_in(wait: Duration) -> LedgerError {
+    let wait = wait.as_millis();
+    LedgerError::Unavailable(format!("the database failed, and is asked again in {wait} ms"))
+}
+
 fn broke_off() -> LedgerError {
     LedgerError::Unavailable("the ledger's task broke off".to_owned())
 }
@@ -249,14 +255,12 @@ impl Inner {
         &self,
         operation: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, LedgerError> {
+        self.check_breaker()?;
         let permit = timeout(QUEUE, self.permits.acquire()).await;
         let Ok(Ok(_permit)) = permit else {
             return Err(LedgerError::Unavailable(format!("all {CONNECTIONS} connections are in use")));
         };
-        let pass = self.breaker.enter().map_err(|wait| {
-            let wait = wait.as_millis();
-            LedgerError::Unavailable(format!("the database failed, and is asked again in {wait} ms"))
-        })?;
+        let pass = self.breaker.enter().map_err(asked_again_in)?;
         match timeout(LIMIT, operation).await {
             Ok(Ok(value)) => {
                 pass.succeeded();
@@ -277,6 +281,11 @@ impl Inner {
                 Err(silent())
             }
         }
+    }
+
+    /// Whoever would be refused afterwards need not wait for a connection.
+    fn check_breaker(&self) -> Result<(), LedgerError> {
+        self.breaker.open_for().map_or(Ok(()), |wait| Err(asked_again_in(wait)))
     }
 
     /// A connection that nobody uses, or a new one; and whether it has been used before.
