@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -29,6 +30,7 @@ use crate::ledger::Ledger;
 use crate::ledger::spill::SpillLedger;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::metrics::Metrics;
+use crate::policy::{CurrentPolicy, Terms};
 use crate::request::RequestLimits;
 use crate::routes::body::Pace;
 use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
@@ -38,7 +40,6 @@ use crate::slots::SlotsConfig;
 use crate::spool::{Copier, Spool, SpoolConfig};
 use crate::state::StateDir;
 use crate::store::Store;
-use crate::teams::Team;
 use crate::upstream::Upstream;
 use crate::upstream::ailab::{AilabConfig, AilabUpstream};
 use crate::upstream::builtin::{BuiltinUpstream, InlineResults};
@@ -98,10 +99,8 @@ impl App {
         let (public_addr, admin_addr) = (public.local_addr()?, admin.local_addr()?);
         let public_root = config.server.public_origin(public_addr).to_string();
 
-        let teams = config.to_teams();
-        let team_list: Vec<Arc<Team>> = teams.iter().cloned().collect();
-        let team_names: Arc<[String]> = team_list.iter().map(|team| team.name.clone()).collect();
-        let metrics = Arc::new(Metrics::new(team_names.iter().map(String::as_str), config.cache.memory.0));
+        let policy = CurrentPolicy::new(terms(&config));
+        let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
         let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
         let ledger = open_ledger(&config, &state, clock.clone())?;
         let bare = store::open(&config.store).await?;
@@ -139,9 +138,10 @@ impl App {
             cache: cache.clone(),
             metrics: metrics.clone(),
             guard: guard.clone(),
+            policy: policy.clone(),
             clock: clock.clone(),
         };
-        let filler = Filler::new(parts, fill_config(&config), &team_list);
+        let filler = Filler::new(parts, fill_config(&config));
         filler.resume(recovery);
         let copier = Copier::start(spool);
         if let Some(key) = key {
@@ -162,7 +162,7 @@ impl App {
         let state_of_routes = PublicState::new(PublicParts {
             gateway: Gateway::new(gateway_parts, config.upstream.namespace.clone(), public_root.clone())
                 .with_store_root(config.store.public_url.as_ref().map(ToString::to_string)),
-            teams: Arc::new(ArcSwap::from_pointee(teams)),
+            policy: policy.clone(),
             metrics: metrics.clone(),
             clock,
             answer_within: config.server.answer_within,
@@ -182,11 +182,9 @@ impl App {
             guard,
             filler: filler.clone(),
             stopping: stopping.clone(),
-            teams: team_names,
+            policy,
         };
-        let origins: Vec<String> = config.server.cors_origins.iter().map(ToString::to_string).collect();
-        let public_routes =
-            server::public_service(public_router(state_of_routes.clone(), &origins), state_of_routes);
+        let public_routes = server::public_service(public_router(state_of_routes.clone()), state_of_routes);
         let limits = ConnectionLimits {
             max_connections: config.server.max_connections,
             head: config.server.head_timeout,
@@ -320,14 +318,26 @@ fn fill_config(config: &Config) -> FillConfig {
     FillConfig {
         namespace: config.upstream.namespace.clone(),
         credits_per_call: config.upstream.credits_per_call,
-        slots: SlotsConfig {
-            concurrency: config.upstream.concurrency,
-            max_concurrency: config.upstream.max_concurrency,
-            queue: config.upstream.queue,
-        },
+        slots: slots_config(config),
         result_url_ttl: config.upstream.result_url_ttl,
+    }
+}
+
+fn slots_config(config: &Config) -> SlotsConfig {
+    SlotsConfig {
+        concurrency: config.upstream.concurrency,
+        max_concurrency: config.upstream.max_concurrency,
+        queue: config.upstream.queue,
+    }
+}
+
+fn terms(config: &Config) -> Terms {
+    let origins = config.server.cors_origins.iter();
+    Terms {
+        teams: config.to_teams(),
         daily_credits: config.budget.daily_credits,
         monthly_credits: config.budget.monthly_credits,
+        origins: origins.filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok()).collect(),
     }
 }
 

@@ -137,6 +137,11 @@ impl Teams {
         self.teams.iter()
     }
 
+    /// Their names.
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.teams.iter().map(|team| team.name.as_str())
+    }
+
     /// The team of that name.
     pub fn get(&self, name: &str) -> Option<&Arc<Team>> {
         self.teams.iter().find(|team| team.name == name)
