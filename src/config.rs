@@ -8,6 +8,7 @@
 //! honours it, and not before: an unknown one is refused, never ignored.
 
 mod base_url;
+mod change;
 mod check;
 mod origin;
 mod print;
@@ -31,6 +32,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use base_url::BaseUrl;
+pub use change::{Changes, is_live};
 pub use origin::Origin;
 pub use problems::{Problem, Problems};
 pub use server::{LogConfig, LogFormat, LogLevel, ServerConfig};
@@ -39,6 +41,7 @@ pub use team::{BudgetConfig, TeamConfig};
 pub use units::{ByteSize, parse_moment};
 pub use upstream::{UpstreamConfig, UpstreamKind};
 
+use crate::secret::Secret;
 use crate::teams::Teams;
 use setting::Section;
 
@@ -95,17 +98,27 @@ impl Config {
             let is_absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
             (!default.symlink_metadata().is_err_and(is_absent)).then_some(default)
         });
-        let Some(file) = file else { return Self::parse("", environment) };
-        let (text, is_open) = read_file(&file).map_err(|why| Problems::one(file.display(), why))?;
-        let mut loaded = Self::parse(&text, environment)?;
-        if is_open && loaded.config.upstream.api_key.is_some() && environment.get(KEY_VARIABLE).is_none() {
+        match file {
+            Some(file) => Self::parse_file(&ConfigFile::read(file)?, environment),
+            None => Self::parse("", environment),
+        }
+    }
+
+    /// What a file and the variables say together.
+    ///
+    /// # Errors
+    /// Every problem there is, in the file, the variables and the key's file.
+    pub fn parse_file(file: &ConfigFile, environment: &Environment) -> Result<Loaded, Problems> {
+        let mut loaded = Self::parse(file.text.expose(), environment)?;
+        if file.is_open && loaded.config.upstream.api_key.is_some() && environment.get(KEY_VARIABLE).is_none()
+        {
             loaded.warnings.push(format!(
                 "{} holds upstream.api_key and every user of this machine may read it; use api_key_file, or \
                  chmod o= the file",
-                file.display()
+                file.path.display()
             ));
         }
-        loaded.file = Some(file);
+        loaded.file = Some(file.path.clone());
         Ok(loaded)
     }
 
@@ -201,6 +214,33 @@ impl Environment {
 
     fn names(&self) -> impl Iterator<Item = &str> {
         self.variables.keys().map(String::as_str)
+    }
+}
+
+/// A file as it was read at one moment.
+pub struct ConfigFile {
+    path: PathBuf,
+    /// It may hold the key.
+    text: Secret,
+    /// May every user of this machine read it?
+    is_open: bool,
+}
+
+impl ConfigFile {
+    /// Reads the file of that name.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn read(path: PathBuf) -> Result<Self, Problems> {
+        match read_file(&path) {
+            Ok((text, is_open)) => Ok(Self { text: Secret::new(text), is_open, path }),
+            Err(why) => Err(Problems::one(path.display(), why)),
+        }
+    }
+
+    /// The same for the same content.
+    pub fn fingerprint(&self) -> blake3::Hash {
+        blake3::hash(self.text.expose().as_bytes())
     }
 }
 
