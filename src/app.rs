@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod live;
+pub mod reload;
 mod secrets;
 mod store;
 
@@ -14,12 +15,15 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
+use self::reload::watch::Watch;
+use self::reload::{ReloadParts, Reloader, SetLevel};
 use self::secrets::KeyWatch;
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
-use crate::config::{Config, StoreKind, UpstreamConfig, UpstreamKind};
+use crate::config::{Config, Environment, Loaded, StoreKind, UpstreamConfig, UpstreamKind};
 use crate::crash::crash_point;
 use crate::download::http::{DownloadConfig, Downloader};
 use crate::download::{HostRule, ResultSource};
@@ -35,7 +39,7 @@ use crate::request::RequestLimits;
 use crate::routes::body::Pace;
 use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::secret::Secret;
-use crate::server::{self, ConnectionLimits};
+use crate::server::{self, ConnectionLimits, HangUps};
 use crate::slots::SlotsConfig;
 use crate::spool::{Copier, Spool, SpoolConfig};
 use crate::state::StateDir;
@@ -66,6 +70,7 @@ pub struct App {
     closed: CancellationToken,
     /// Ends what goes on beside the requests for as long as anything is bought.
     stopped: tokio_util::sync::DropGuard,
+    reloader: Arc<Reloader>,
     filler: Filler,
     copier: Copier,
     drain_grace: Duration,
@@ -74,15 +79,32 @@ pub struct App {
     _state: StateDir,
 }
 
-/// Serves until the process is told to stop; `started` is shown the running program once.
+/// Serves until the process is told to stop, and watches the file the configuration is from;
+/// `started` is shown the running program once.
 ///
 /// # Errors
 /// Whatever keeps it from starting, in a sentence that says what to do.
-pub async fn serve(config: Config, started: impl FnOnce(&App)) -> anyhow::Result<()> {
+pub async fn serve(
+    loaded: Loaded,
+    environment: Environment,
+    set_level: SetLevel,
+    started: impl FnOnce(&App),
+) -> anyhow::Result<()> {
     let stop = server::stop_signal().context("cannot listen to signals")?;
-    let app = App::start(config, Clock::system()).await?;
+    let mut hang_ups = HangUps::new().context("cannot listen to signals")?;
+    let app = App::start(loaded.config.clone(), Clock::system()).await?;
     started(&app);
-    stop.await;
+    match Watch::new(&loaded, environment, app.reloader.clone(), set_level) {
+        Some(watch) => {
+            let _watching = AbortOnDropHandle::new(tokio::spawn(watch.run(hang_ups)));
+            stop.await;
+        }
+        // With nothing to read again it means what it always did: the terminal is gone.
+        None => tokio::select! {
+            () = stop => {}
+            () = hang_ups.next() => {}
+        },
+    }
     app.stop().await;
     Ok(())
 }
@@ -144,11 +166,19 @@ impl App {
         let filler = Filler::new(parts, fill_config(&config));
         filler.resume(recovery);
         let copier = Copier::start(spool);
-        if let Some(key) = key {
-            let (settings, filler) = (config.upstream.clone(), filler.clone());
-            let watch = KeyWatch { settings, key, filler, metrics: metrics.clone() };
-            tokio::spawn(stopped.clone().run_until_cancelled_owned(watch.run()));
+        let keys =
+            key.map(|key| KeyWatch::new(config.upstream.clone(), key, filler.clone(), metrics.clone()));
+        if let Some(keys) = keys.clone() {
+            tokio::spawn(stopped.clone().run_until_cancelled_owned(keys.run()));
         }
+        let reload_parts = ReloadParts {
+            policy: policy.clone(),
+            filler: filler.clone(),
+            keys,
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+        };
+        let reloader = Arc::new(Reloader::new(config.clone(), reload_parts));
 
         let gateway_parts = GatewayParts {
             cache: cache.clone(),
@@ -209,6 +239,7 @@ impl App {
             stopping,
             closed,
             stopped: stopped.drop_guard(),
+            reloader,
             filler,
             copier,
             drain_grace: config.server.drain_grace,
@@ -216,6 +247,11 @@ impl App {
             listeners,
             _state: state,
         })
+    }
+
+    /// What gives the running program another configuration.
+    pub fn reloader(&self) -> Arc<Reloader> {
+        self.reloader.clone()
     }
 
     /// Stops in good order: not ready at once, full service for a grace, then no new connections
