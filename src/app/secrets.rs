@@ -104,6 +104,12 @@ impl KeyWatch {
         }
     }
 
+    /// The key in use.
+    #[cfg(test)]
+    pub(super) fn current(&self) -> Arc<Secret> {
+        self.key.load_full()
+    }
+
     fn source(&self) -> MutexGuard<'_, Source> {
         self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -25,6 +25,7 @@ mod http;
 mod public_url;
 mod race;
 mod readme;
+mod reload;
 mod restart;
 mod secrets;
 mod soak;

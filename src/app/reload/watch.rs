@@ -48,6 +48,16 @@ enum Cause {
     Signal,
 }
 
+impl Cause {
+    /// The word in the log.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Poll => "change",
+            Self::Signal => "signal",
+        }
+    }
+}
+
 impl Watch {
     /// Of the file that `loaded` came from; `None` when there was none.
     pub fn new(
@@ -74,6 +84,12 @@ impl Watch {
         }
     }
 
+    /// Looks once.
+    #[cfg(test)]
+    pub(super) async fn poll(&mut self) {
+        self.look(Cause::Poll).await;
+    }
+
     /// Reads the file, and takes it over if there is reason to.
     async fn look(&mut self, cause: Cause) {
         let Some((content, mut read)) = self.read().await else { return };
@@ -93,7 +109,7 @@ impl Watch {
         let taking = tokio::task::spawn_blocking(move || inner.take(&read?, &environment));
         let Ok(outcome) = taking.await else { return };
         if cause == Cause::Signal || self.is_news(&content, &outcome) {
-            self.tell(&outcome);
+            self.tell(cause, &outcome);
         }
         self.last = Some((content, outcome.err()));
     }
@@ -129,8 +145,8 @@ impl Watch {
     }
 
     /// One count, and one line in the log beside the warnings that are new.
-    fn tell(&mut self, outcome: &Result<Taken, Problems>) {
-        let file = self.file.display();
+    fn tell(&mut self, cause: Cause, outcome: &Result<Taken, Problems>) {
+        let (file, cause) = (self.file.display(), cause.as_str());
         self.inner.reloader.count(outcome.is_ok());
         match outcome {
             Ok(taken) => {
@@ -140,12 +156,12 @@ impl Watch {
                     }
                 }
                 let changed = taken.changed.join(", ");
-                tracing::info!(%file, changed, "the configuration was read again and is in force");
+                tracing::info!(%file, cause, changed, "the configuration was read again and is in force");
             }
             Err(problems) => {
                 let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 let problems = problems.join("; ");
-                tracing::error!(%file, problems, "the configuration was not taken over: everything stays as it was");
+                tracing::error!(%file, cause, problems, "the configuration was not taken over: everything stays as it was");
             }
         }
     }
