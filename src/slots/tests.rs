@@ -51,6 +51,7 @@ async fn other_bounds_serve_who_waits_and_put_nobody_out() {
     let refused = slots.take("c", PATIENT).await.err().map(|busy| busy.cause);
     assert_eq!(refused, Some(BusyCause::QueueFull), "and nobody else");
     slots.set_bounds(SlotsConfig { concurrency: 3, max_concurrency: 3, queue: 2 });
+    assert_eq!(queued(&slots), 0, "both have their turn at once");
     let [first, second] = waiting;
     let (first, second) = (first.await.unwrap(), second.await.unwrap());
     assert!(first.is_ok() && second.is_ok(), "without a call having ended");

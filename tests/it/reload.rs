@@ -550,8 +550,9 @@ async fn a_damaged_file_never_disturbs_anyone_else() {
             let at = usize::try_from(dice.below(bytes.len() as u64)).unwrap();
             match dice.below(4) {
                 0 => bytes[at] = u8::try_from(dice.below(256)).unwrap(),
-                1 => drop(bytes.remove(at)),
+                1 if bytes.len() > 1 => drop(bytes.remove(at)),
                 2 => bytes.insert(at, b"0\"\n[]=#"[usize::try_from(dice.below(7)).unwrap()]),
+                1 => {}
                 _ => bytes.truncate(at.max(1)),
             }
         }

@@ -126,8 +126,9 @@ fn damage(text: String, dice: &mut Dice) -> String {
         let at = dice.below(bytes.len() as u64) as usize;
         match dice.below(4) {
             0 => bytes[at] = dice.below(128) as u8,
-            1 => drop(bytes.remove(at)),
+            1 if bytes.len() > 1 => drop(bytes.remove(at)),
             2 => bytes.insert(at, b"0\"\n[]=#,"[dice.below(8) as usize]),
+            1 => {}
             _ => bytes.truncate(at.max(1)),
         }
     }
