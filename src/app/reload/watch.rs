@@ -107,7 +107,13 @@ impl Watch {
         }
         let (inner, environment) = (self.inner.clone(), self.environment.clone());
         let taking = tokio::task::spawn_blocking(move || inner.take(&read?, &environment));
-        let Ok(outcome) = taking.await else { return };
+        let outcome = match taking.await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::error!(%error, "the configuration could not be read again; that is a mistake of Granary");
+                return;
+            }
+        };
         if cause == Cause::Signal || self.is_news(&content, &outcome) {
             self.tell(cause, &outcome);
         }
