@@ -10,6 +10,7 @@
 //! | sink-blake3 | this binary as a child: hyper reads the body, hashes it with BLAKE3 and answers 400 bytes |
 //! | reading | `request::check_head` and `request::read` on a body in memory, beside BLAKE3 of the picture alone |
 //! | journal | the four bookings of a bought crop in a SQLite ledger, beside a 4 KiB write with `fdatasync` |
+//! | reservations | distinct crops reserved against four budgets, by so many callers at once, in each kind of ledger |
 //!
 //! CPU time is what the kernel's scheduler counted for the child's threads, so this runs on Linux only.
 
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use granary::clock::Clock;
 use granary::key::{CacheKey, Digest};
+use granary::ledger::budget::{Budget, Scope, Window};
 use granary::ledger::sqlite::SqliteLedger;
 use granary::ledger::{Booking, Ledger, Permit, Reservation, Reserved};
 use granary::request::{self, RequestLimits};
@@ -49,22 +51,36 @@ const CONNECTIONS: usize = 8;
 const SIZES: [(u32, usize); 3] = [(129, 4000), (408, 800), (1080, 160)];
 /// Purchases journaled, and synced writes beside them.
 const PURCHASES: usize = 300;
+/// Callers that reserve at the same time, and reservations a round.
+const RESERVERS: [(usize, usize); 3] = [(1, 200), (16, 1600), (256, 5120)];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     match arguments.first().map(String::as_str) {
         Some("sink") => runtime.block_on(sink()),
-        _ if arguments.iter().any(|argument| argument == "--bench") => runtime.block_on(measure()),
+        _ if arguments.iter().any(|argument| argument == "--bench") => runtime.block_on(measure(&arguments)),
         // `cargo test --all-targets` starts benchmarks too.
         _ => println!("start this with: cargo bench"),
     }
 }
 
-async fn measure() {
-    hits().await;
-    reading().await;
-    journal().await;
+/// All of it, or what is named, as in `cargo bench --bench cost -- reservations`.
+async fn measure(arguments: &[String]) {
+    let named: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let is_wanted = |name: &str| named.is_empty() || named.iter().any(|named| *named == name);
+    if is_wanted("hits") {
+        hits().await;
+    }
+    if is_wanted("reading") {
+        reading().await;
+    }
+    if is_wanted("journal") {
+        journal().await;
+    }
+    if is_wanted("reservations") {
+        reservations().await;
+    }
 }
 
 /// The reference: what any server must do that wants to know the key.
@@ -274,20 +290,102 @@ async fn journal() {
     }
 }
 
-async fn purchase(ledger: &SqliteLedger, number: usize) {
+fn reservation(number: usize, budgets: Vec<Budget>) -> Reservation {
     let image = number.to_le_bytes();
-    let key = CacheKey::of(&image, 400, 400);
-    let reservation = Reservation {
+    Reservation {
         namespace: "ailab-v1".to_owned(),
-        key,
+        key: CacheKey::of(&image, 400, 400),
         refresh: false,
         team: "web".to_owned(),
         credits: 3,
-        budgets: Vec::new(),
+        budgets,
         image: Digest::of(&image),
         width: 400,
         height: 400,
+    }
+}
+
+/// A ledger, and where it is kept.
+struct Book {
+    name: &'static str,
+    ledger: Arc<dyn Ledger>,
+    _home: TempDir,
+}
+
+/// One of each kind there is.
+fn books() -> Vec<Book> {
+    let home = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let zone = jiff::tz::TimeZone::UTC;
+    let sqlite = SqliteLedger::open(&home.path().join("ledger.sqlite"), Clock::system(), zone).unwrap();
+    vec![Book { name: "SQLite", ledger: Arc::new(sqlite), _home: home }]
+}
+
+/// How many misses a ledger admits: each reservation is a row and four counters, durable before the
+/// caller goes on. Callers that come together may share a transaction.
+async fn reservations() {
+    let books = books();
+    let mut reserved = 0;
+    println!("\nReservations, each durable, against a daily and a monthly budget of the team and of all\n");
+    println!("| ledger | callers at once | reservations/s | lowest, highest |");
+    println!("|---|---|---|---|");
+    for book in &books {
+        book.ledger.recover().await.unwrap();
+        for (callers, each_round) in RESERVERS {
+            let mut rates = Vec::new();
+            for round in 0..=ROUNDS {
+                let numbers = reserved..reserved + each_round;
+                reserved += each_round;
+                let rate = reserve(&book.ledger, callers, numbers).await;
+                // The first warms up.
+                rates.extend((round > 0).then_some(rate));
+            }
+            rates.sort_by(f64::total_cmp);
+            let (lowest, highest) = (rates[0], rates[ROUNDS - 1]);
+            let rate = median(rates);
+            println!("| {} | {callers} | {rate:.0} | {lowest:.0}, {highest:.0} |", book.name);
+        }
+    }
+}
+
+/// Reserves a crop for each number, as fast as so many callers can; returns how many a second.
+async fn reserve(ledger: &Arc<dyn Ledger>, callers: usize, numbers: std::ops::Range<usize>) -> f64 {
+    let count = numbers.len();
+    let begun = Instant::now();
+    let callers: Vec<_> = (0..callers)
+        .map(|caller| {
+            let ledger = ledger.clone();
+            let own = numbers.clone().skip(caller).step_by(callers);
+            tokio::spawn(async move {
+                for number in own {
+                    let reserved = ledger.reserve(reservation(number, budgets())).await.unwrap();
+                    assert!(matches!(reserved, Reserved::Won(_)), "a key of its own: {reserved:?}");
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    count as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// Never used up.
+fn budgets() -> Vec<Budget> {
+    let scopes = [Scope::Global, Scope::Team("web".to_owned())];
+    let of = |scope: Scope| {
+        [Window::Day, Window::Month].map(|window| Budget {
+            scope: scope.clone(),
+            window,
+            limit: 1_000_000_000,
+            enforced: true,
+        })
     };
+    scopes.into_iter().flat_map(of).collect()
+}
+
+async fn purchase(ledger: &SqliteLedger, number: usize) {
+    let reservation = reservation(number, Vec::new());
+    let (key, image) = (reservation.key, reservation.image);
     let answer = format!(r#"{{"data":{{"url":"results/{}.jpg"}},"padding":"{}"}}"#, key, "x".repeat(400));
     let Reserved::Won(won) = ledger.reserve(reservation).await.unwrap() else { panic!("a key of its own") };
     assert_eq!(ledger.mark_sent(won.id).await.unwrap(), Permit::Granted);
@@ -303,7 +401,7 @@ async fn purchase(ledger: &SqliteLedger, number: usize) {
         key,
         generation: won.generation,
         answer,
-        digest: Digest::of(&image),
+        digest: image,
         extension: "jpg".to_owned(),
         bytes: 50_000,
         team: "web".to_owned(),
@@ -311,7 +409,7 @@ async fn purchase(ledger: &SqliteLedger, number: usize) {
         stored_at: jiff::Timestamp::now(),
         upstream_request_id: "REQUEST".to_owned(),
         upstream_log_id: "LOG".to_owned(),
-        image: Digest::of(&image),
+        image,
         width: 400,
         height: 400,
     };

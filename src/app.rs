@@ -3,6 +3,7 @@
 pub mod adopt;
 mod ledger;
 pub mod live;
+pub mod reload;
 mod secrets;
 mod store;
 
@@ -12,14 +13,18 @@ use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
+use self::reload::watch::Watch;
+use self::reload::{ReloadParts, Reloader, SetLevel};
 use self::secrets::KeyWatch;
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
-use crate::config::{Config, StoreKind, UpstreamConfig, UpstreamKind};
+use crate::config::{Config, Environment, Loaded, StoreKind, UpstreamConfig, UpstreamKind};
 use crate::crash::crash_point;
 use crate::download::http::{DownloadConfig, Downloader};
 use crate::download::{HostRule, ResultSource};
@@ -27,16 +32,16 @@ use crate::fill::{FillConfig, FillParts, Filler};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::ArchiveGuard;
 use crate::metrics::Metrics;
+use crate::policy::{CurrentPolicy, Terms};
 use crate::request::RequestLimits;
 use crate::routes::body::Pace;
 use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::secret::Secret;
-use crate::server::{self, ConnectionLimits};
+use crate::server::{self, ConnectionLimits, HangUps};
 use crate::slots::SlotsConfig;
 use crate::spool::{Copier, Spool, SpoolConfig};
 use crate::state::StateDir;
 use crate::store::Store;
-use crate::teams::Team;
 use crate::upstream::Upstream;
 use crate::upstream::ailab::{AilabConfig, AilabUpstream};
 use crate::upstream::builtin::{BuiltinUpstream, InlineResults};
@@ -63,6 +68,7 @@ pub struct App {
     closed: CancellationToken,
     /// Ends what goes on beside the requests for as long as anything is bought.
     stopped: tokio_util::sync::DropGuard,
+    reloader: Arc<Reloader>,
     filler: Filler,
     copier: Copier,
     drain_grace: Duration,
@@ -71,15 +77,32 @@ pub struct App {
     _state: StateDir,
 }
 
-/// Serves until the process is told to stop; `started` is shown the running program once.
+/// Serves until the process is told to stop, and watches the file the configuration is from;
+/// `started` is shown the running program once.
 ///
 /// # Errors
 /// Whatever keeps it from starting, in a sentence that says what to do.
-pub async fn serve(config: Config, started: impl FnOnce(&App)) -> anyhow::Result<()> {
+pub async fn serve(
+    loaded: Loaded,
+    environment: Environment,
+    set_level: SetLevel,
+    started: impl FnOnce(&App),
+) -> anyhow::Result<()> {
     let stop = server::stop_signal().context("cannot listen to signals")?;
-    let app = App::start(config, Clock::system()).await?;
+    let mut hang_ups = HangUps::new().context("cannot listen to signals")?;
+    let app = App::start(loaded.config.clone(), Clock::system()).await?;
     started(&app);
-    stop.await;
+    match Watch::new(&loaded, environment, app.reloader.clone(), set_level) {
+        Some(watch) => {
+            let _watching = AbortOnDropHandle::new(tokio::spawn(watch.run(hang_ups)));
+            stop.await;
+        }
+        // With nothing to read again it means what it always did: the terminal is gone.
+        None => tokio::select! {
+            () = stop => {}
+            () = hang_ups.next() => {}
+        },
+    }
     app.stop().await;
     Ok(())
 }
@@ -96,10 +119,8 @@ impl App {
         let (public_addr, admin_addr) = (public.local_addr()?, admin.local_addr()?);
         let public_root = config.server.public_origin(public_addr).to_string();
 
-        let teams = config.to_teams();
-        let team_list: Vec<Arc<Team>> = teams.iter().cloned().collect();
-        let team_names: Arc<[String]> = team_list.iter().map(|team| team.name.clone()).collect();
-        let metrics = Arc::new(Metrics::new(team_names.iter().map(String::as_str), config.cache.memory.0));
+        let policy = CurrentPolicy::new(terms(&config));
+        let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
         let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
         let ledger = ledger::open(&config, &state, clock.clone()).await?;
         let bare = store::open(&config.store).await?;
@@ -141,9 +162,10 @@ impl App {
             cache: cache.clone(),
             metrics: metrics.clone(),
             guard: guard.clone(),
+            policy: policy.clone(),
             clock: clock.clone(),
         };
-        let filler = Filler::new(parts, fill_config(&config), &team_list);
+        let filler = Filler::new(parts, fill_config(&config));
         match recovery {
             Some(recovery) => filler.resume(recovery),
             None => {
@@ -154,11 +176,19 @@ impl App {
         let leases = filler.clone();
         tokio::spawn(stopped.clone().run_until_cancelled_owned(async move { leases.keep_leases().await }));
         let copier = Copier::start(spool);
-        if let Some(key) = key {
-            let (settings, filler) = (config.upstream.clone(), filler.clone());
-            let watch = KeyWatch { settings, key, filler, metrics: metrics.clone() };
-            tokio::spawn(stopped.clone().run_until_cancelled_owned(watch.run()));
+        let keys =
+            key.map(|key| KeyWatch::new(config.upstream.clone(), key, filler.clone(), metrics.clone()));
+        if let Some(keys) = keys.clone() {
+            tokio::spawn(stopped.clone().run_until_cancelled_owned(keys.run()));
         }
+        let reload_parts = ReloadParts {
+            policy: policy.clone(),
+            filler: filler.clone(),
+            keys,
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+        };
+        let reloader = Arc::new(Reloader::new(config.clone(), reload_parts));
 
         let gateway_parts = GatewayParts {
             cache: cache.clone(),
@@ -176,7 +206,7 @@ impl App {
         tokio::spawn(stopped.clone().run_until_cancelled_owned(async move { following.follow().await }));
         let state_of_routes = PublicState::new(PublicParts {
             gateway,
-            teams: Arc::new(ArcSwap::from_pointee(teams)),
+            policy: policy.clone(),
             metrics: metrics.clone(),
             clock,
             answer_within: config.server.answer_within,
@@ -196,11 +226,9 @@ impl App {
             guard,
             filler: filler.clone(),
             stopping: stopping.clone(),
-            teams: team_names,
+            policy,
         };
-        let origins: Vec<String> = config.server.cors_origins.iter().map(ToString::to_string).collect();
-        let public_routes =
-            server::public_service(public_router(state_of_routes.clone(), &origins), state_of_routes);
+        let public_routes = server::public_service(public_router(state_of_routes.clone()), state_of_routes);
         let limits = ConnectionLimits {
             max_connections: config.server.max_connections,
             head: config.server.head_timeout,
@@ -225,6 +253,7 @@ impl App {
             stopping,
             closed,
             stopped: stopped.drop_guard(),
+            reloader,
             filler,
             copier,
             drain_grace: config.server.drain_grace,
@@ -232,6 +261,11 @@ impl App {
             listeners,
             _state: state,
         })
+    }
+
+    /// What gives the running program another configuration.
+    pub fn reloader(&self) -> Arc<Reloader> {
+        self.reloader.clone()
     }
 
     /// Stops in good order: not ready at once, full service for a grace, then no new connections
@@ -325,15 +359,27 @@ fn fill_config(config: &Config) -> FillConfig {
     FillConfig {
         namespace: config.upstream.namespace.clone(),
         credits_per_call: config.upstream.credits_per_call,
-        slots: SlotsConfig {
-            concurrency: config.upstream.concurrency,
-            max_concurrency: config.upstream.max_concurrency,
-            queue: config.upstream.queue,
-        },
+        slots: slots_config(config),
         result_url_ttl: config.upstream.result_url_ttl,
         hard_stop: config.upstream.hard_stop,
+    }
+}
+
+fn slots_config(config: &Config) -> SlotsConfig {
+    SlotsConfig {
+        concurrency: config.upstream.concurrency,
+        max_concurrency: config.upstream.max_concurrency,
+        queue: config.upstream.queue,
+    }
+}
+
+fn terms(config: &Config) -> Terms {
+    let origins = config.server.cors_origins.iter();
+    Terms {
+        teams: config.to_teams(),
         daily_credits: config.budget.daily_credits,
         monthly_credits: config.budget.monthly_credits,
+        origins: origins.filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok()).collect(),
     }
 }
 

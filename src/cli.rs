@@ -97,7 +97,9 @@ pub fn run(
         }
     };
     let done = match arguments.verb.unwrap_or(Verb::Serve) {
-        Verb::Serve => load(arguments.config, environment).and_then(|loaded| serve(loaded, console)),
+        Verb::Serve => {
+            load(arguments.config, environment).and_then(|loaded| serve(loaded, environment, console))
+        }
         Verb::Check(arguments_of_check) => load(arguments.config, environment)
             .and_then(|loaded| check::run(&arguments_of_check, &loaded, console)),
         Verb::Config => load(arguments.config, environment).and_then(|loaded| {
@@ -125,8 +127,8 @@ fn load(file: Option<PathBuf>, environment: &Environment) -> Result<Loaded, Fail
     Config::load(file.as_deref(), environment).map_err(Failure::Configuration)
 }
 
-fn serve(loaded: Loaded, console: &mut Console<'_>) -> Result<(), Failure> {
-    logging::start(&loaded.config.log)?;
+fn serve(loaded: Loaded, environment: &Environment, console: &mut Console<'_>) -> Result<(), Failure> {
+    let level = logging::start(&loaded.config.log)?;
     if let Some(file) = &loaded.file {
         tracing::info!(file = %file.display(), "configuration read");
     }
@@ -144,6 +146,7 @@ fn serve(loaded: Loaded, console: &mut Console<'_>) -> Result<(), Failure> {
             let _ = welcome::write(app.public_addr, Path::new(welcome::SAMPLE), console.stdout);
         }
     };
-    runtime.block_on(crate::app::serve(loaded.config, welcome))?;
+    let set_level = Box::new(move |to| level.set(to));
+    runtime.block_on(crate::app::serve(loaded, environment.clone(), set_level, welcome))?;
     Ok(())
 }

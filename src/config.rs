@@ -8,6 +8,7 @@
 //! honours it, and not before: an unknown one is refused, never ignored.
 
 mod base_url;
+mod change;
 mod check;
 mod origin;
 mod print;
@@ -32,6 +33,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use base_url::BaseUrl;
+pub use change::{Changes, is_live};
 pub use origin::Origin;
 pub use problems::{Problem, Problems};
 pub use server::{LogConfig, LogFormat, LogLevel, ServerConfig};
@@ -40,6 +42,7 @@ pub use team::{BudgetConfig, TeamConfig};
 pub use units::{ByteSize, parse_moment};
 pub use upstream::{UpstreamConfig, UpstreamKind};
 
+use crate::secret::Secret;
 use crate::teams::Teams;
 use setting::Section;
 
@@ -96,24 +99,33 @@ impl Config {
             let is_absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
             (!default.symlink_metadata().is_err_and(is_absent)).then_some(default)
         });
-        let Some(file) = file else { return Self::parse("", environment) };
-        let (text, is_open) = read_file(&file).map_err(|why| Problems::one(file.display(), why))?;
-        let mut loaded = Self::parse(&text, environment)?;
+        match file {
+            Some(file) => Self::parse_file(&ConfigFile::read(file)?, environment),
+            None => Self::parse("", environment),
+        }
+    }
+
+    /// What a file and the variables say together.
+    ///
+    /// # Errors
+    /// Every problem there is, in the file, the variables and the key's file.
+    pub fn parse_file(file: &ConfigFile, environment: &Environment) -> Result<Loaded, Problems> {
+        let mut loaded = Self::parse(file.text.expose(), environment)?;
         let config = &loaded.config;
         for (field, is_set, variable) in [
             ("upstream.api_key", config.upstream.api_key.is_some(), KEY_VARIABLE),
             ("state.database_url", config.state.database_url.is_some(), DATABASE_VARIABLE),
         ] {
-            if is_open && is_set && environment.get(variable).is_none() {
+            if file.is_open && is_set && environment.get(variable).is_none() {
                 let (_, name) = field.split_once('.').unwrap_or_default();
                 loaded.warnings.push(format!(
                     "{} holds {field} and every user of this machine may read it; use {name}_file, or chmod o= \
                      the file",
-                    file.display()
+                    file.path.display()
                 ));
             }
         }
-        loaded.file = Some(file);
+        loaded.file = Some(file.path.clone());
         Ok(loaded)
     }
 
@@ -211,6 +223,33 @@ impl Environment {
 
     fn names(&self) -> impl Iterator<Item = &str> {
         self.variables.keys().map(String::as_str)
+    }
+}
+
+/// A file as it was read at one moment.
+pub struct ConfigFile {
+    path: PathBuf,
+    /// It may hold the key.
+    text: Secret,
+    /// May every user of this machine read it?
+    is_open: bool,
+}
+
+impl ConfigFile {
+    /// Reads the file of that name.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn read(path: PathBuf) -> Result<Self, Problems> {
+        match read_file(&path) {
+            Ok((text, is_open)) => Ok(Self { text: Secret::new(text), is_open, path }),
+            Err(why) => Err(Problems::one(path.display(), why)),
+        }
+    }
+
+    /// The same for the same content.
+    pub fn fingerprint(&self) -> blake3::Hash {
+        blake3::hash(self.text.expose().as_bytes())
     }
 }
 

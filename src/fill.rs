@@ -12,13 +12,10 @@ mod suspect;
 mod task;
 mod unsettled;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant as StdInstant};
+use std::time::Duration;
 
-use governor::middleware::NoOpMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -37,12 +34,12 @@ use crate::download::ResultSource;
 use crate::envelope::Answer;
 use crate::guard::ArchiveGuard;
 use crate::key::{CacheKey, Digest};
-use crate::ledger::budget::{Budget, Scope, Window};
 use crate::ledger::{Ledger, Recovery, UnfinishedCall};
 use crate::metrics::Metrics;
+use crate::policy::CurrentPolicy;
 use crate::slots::{Slots, SlotsConfig, SlotsLoad};
 use crate::store::Store;
-use crate::teams::{BudgetMode, Team};
+use crate::teams::Team;
 use crate::upstream::{Order, Upstream};
 
 /// What a fill works with.
@@ -61,6 +58,8 @@ pub struct FillParts {
     pub metrics: Arc<Metrics>,
     /// Says whether anything may be bought.
     pub guard: Arc<ArchiveGuard>,
+    /// Says who may pay, and how much.
+    pub policy: CurrentPolicy,
     /// The time of day.
     pub clock: Clock,
 }
@@ -78,10 +77,6 @@ pub struct FillConfig {
     pub result_url_ttl: Duration,
     /// How long a paid call's answer is waited for; the same in every process that keeps the ledger.
     pub hard_stop: Duration,
-    /// Credits all teams together may spend in a day.
-    pub daily_credits: Option<u64>,
-    /// Credits all teams together may spend in a month.
-    pub monthly_credits: Option<u64>,
 }
 
 /// Makes what is not there yet, once, whoever asks. Cheap to clone.
@@ -100,7 +95,6 @@ struct Inner {
     leases: Leases,
     /// Is the balance asked for again and again?
     watches_balance: AtomicBool,
-    rates: HashMap<String, RateLimiter>,
     draining: CancellationToken,
     tasks: TaskTracker,
 }
@@ -121,7 +115,7 @@ pub struct Wanted {
 /// Who waits, and until when.
 #[derive(Clone, Debug)]
 pub struct Seat {
-    /// Whose budget may be asked.
+    /// Whose budget may be asked; as it was when the caller was let in.
     pub team: Arc<Team>,
     /// When the caller is answered in any case.
     pub deadline: Instant,
@@ -145,7 +139,7 @@ pub struct FillOutcome {
 
 impl Filler {
     /// Starts with nothing in hand; see [`resume`](Self::resume).
-    pub fn new(parts: FillParts, config: FillConfig, teams: &[Arc<Team>]) -> Self {
+    pub fn new(parts: FillParts, config: FillConfig) -> Self {
         let slots = Slots::new(config.slots);
         let circuit = Circuit::new(parts.metrics.clone());
         let leases = Leases::new(&*parts.ledger, parts.clock.clone());
@@ -160,7 +154,6 @@ impl Filler {
             unsettled: Unsettled::default(),
             leases,
             watches_balance: AtomicBool::new(false),
-            rates: rate_limiters(teams),
             draining: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))
@@ -216,11 +209,6 @@ impl Filler {
         self.spawn(task, Machine::resume(self.limits(), call, answer));
     }
 
-    /// Every budget a call of the team must fit into.
-    pub fn budgets(&self, team: &Team) -> Vec<Budget> {
-        self.0.config.budgets(team)
-    }
-
     /// From now on nothing new is bought; what is under way goes on.
     pub fn drain(&self) {
         self.0.draining.cancel();
@@ -242,6 +230,11 @@ impl Filler {
         let (fills, waiters) = self.0.groups.sizes();
         let slots = self.0.slots.load();
         (fills, waiters, slots.in_flight, slots.queued.values().sum())
+    }
+
+    /// From now on so many calls may run at once, and so many fills wait for a turn.
+    pub fn set_slots(&self, bounds: SlotsConfig) {
+        self.0.slots.set_bounds(bounds);
     }
 
     /// The upstream's slots, and who waits for one.
@@ -299,54 +292,6 @@ impl Inner {
             }
         }));
     }
-
-    /// Lets a miss of the team through, or says how long until the next one.
-    fn check_rate(&self, team: &Team) -> Result<(), Duration> {
-        let Some(limiter) = self.rates.get(&team.name) else { return Ok(()) };
-        limiter.check().map_err(|denied| denied.wait_time_from(Instant::now().into_std()))
-    }
-}
-
-impl FillConfig {
-    /// Every budget a team's call must fit into: the global ones are never in shadow mode.
-    fn budgets(&self, team: &Team) -> Vec<Budget> {
-        let own = Scope::Team(team.name.clone());
-        let enforced = team.mode == BudgetMode::Enforce;
-        [
-            (Scope::Global, Window::Day, self.daily_credits, true),
-            (Scope::Global, Window::Month, self.monthly_credits, true),
-            (own.clone(), Window::Day, team.daily_credits, enforced),
-            (own, Window::Month, team.monthly_credits, enforced),
-        ]
-        .into_iter()
-        .filter_map(|(scope, window, limit, enforced)| {
-            Some(Budget { scope, window, limit: limit?, enforced })
-        })
-        .collect()
-    }
-}
-
-type RateLimiter = governor::RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<StdInstant>>;
-
-/// Tokio's clock, on which deadlines are measured too.
-#[derive(Clone)]
-struct MonotonicClock;
-
-impl governor::clock::Clock for MonotonicClock {
-    type Instant = StdInstant;
-
-    fn now(&self) -> StdInstant {
-        Instant::now().into_std()
-    }
-}
-
-fn rate_limiters(teams: &[Arc<Team>]) -> HashMap<String, RateLimiter> {
-    let limiter = |team: &Arc<Team>| {
-        let period = Duration::try_from_secs_f64(1.0 / team.misses_per_second?).ok()?;
-        let quota = governor::Quota::with_period(period)?;
-        Some((team.name.clone(), RateLimiter::direct_with_clock(quota, MonotonicClock)))
-    };
-    teams.iter().filter_map(limiter).collect()
 }
 
 fn age(answered_at: Timestamp, now: Timestamp) -> Duration {

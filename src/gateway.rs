@@ -32,7 +32,7 @@ use crate::fill::{Filler, Seat, Wanted};
 use crate::guard::ArchiveGuard;
 use crate::key::CacheKey;
 use crate::ledger::Ledger;
-use crate::ledger::budget::Used;
+use crate::ledger::budget::{Budget, Used};
 use crate::metrics::Metrics;
 use crate::outcome::CacheStatus;
 use crate::picture::ObjectName;
@@ -340,12 +340,11 @@ impl Gateway {
         Ok(CropReply { body, record, status, charged, saved, age_seconds, ignored })
     }
 
-    /// What limits a team most at the moment; `None` when nothing does.
+    /// Which of a team's budgets limits it most at the moment; `None` when nothing does.
     ///
     /// # Errors
     /// [`GatewayError::LedgerUnavailable`].
-    pub async fn tightest_budget(&self, team: &Team) -> Result<Option<Used>, GatewayError> {
-        let budgets = self.parts.filler.budgets(team);
+    pub async fn tightest_budget(&self, budgets: Vec<Budget>) -> Result<Option<Used>, GatewayError> {
         let used = self.parts.ledger.used(budgets).await.map_err(|error| {
             tracing::error!(%error, "the ledger could not be asked for a team's budgets");
             GatewayError::LedgerUnavailable

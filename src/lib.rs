@@ -13,7 +13,7 @@
 //! | key | [`key`] | BLAKE3 of picture, width and height, and nothing else |
 //! | look up | [`gateway`], [`cache`], [`ledger`], [`store`] | memory, ledger, store; only what is known to be absent is bought |
 //! | coalesce | [`coalesce`] | many callers, one fill |
-//! | admit | [`fill`], [`guard`], [`slots`], [`circuit`], [`ledger`] | only here: hits and followers spend nothing |
+//! | admit | [`fill`], [`policy`], [`guard`], [`slots`], [`circuit`], [`ledger`] | only here: hits and followers spend nothing |
 //! | **pay** | [`fill`], [`upstream`] | the only step that costs money, in a task no client can cancel |
 //! | fetch | [`download`] | a client that cannot carry a credential |
 //! | **persist** | [`store`], [`spool`] | object first, then the record, then the ledger's `stored`: from here the URL is permanent; without the store, all of it in the ledger |
@@ -34,7 +34,7 @@
 //!
 //! ```text
 //! main > cli > app > {config, server} > routes > gateway > {cache, circuit, coalesce, fill, slots, rewrite}
-//!      > {error, guard, metrics} > spool > {ledger, store, upstream, download, request, teams}
+//!      > {error, guard, metrics, policy} > spool > {ledger, store, upstream, download, request, teams}
 //!      > {archive, net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, random, secret,
 //!         crash, disk, state}
 //! ```
@@ -68,6 +68,7 @@ pub mod net;
 pub mod operation;
 pub mod outcome;
 pub mod picture;
+pub mod policy;
 pub mod random;
 pub mod request;
 pub mod rewrite;

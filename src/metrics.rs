@@ -4,6 +4,7 @@
 //! *credits*. Labels come from closed sets and from configured teams only, and every series starts
 //! at zero, so that `rate()` and alerts work from the first event. There are no global registries.
 
+mod config;
 mod labels;
 mod upstream;
 
@@ -15,6 +16,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use self::config::ConfigFamilies;
 pub use self::labels::{RetryReason, ShedReason, Suspicion};
 use self::upstream::UpstreamFamilies;
 use crate::ledger::CallState;
@@ -116,6 +118,7 @@ pub struct Metrics {
     followers: IntGauge,
     upstream_in_flight: IntGauge,
     upstream: UpstreamFamilies,
+    config: ConfigFamilies,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
     ledger_sound: IntGauge,
@@ -129,7 +132,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// All families at zero, for these teams.
-    pub fn new<'a>(teams: impl Iterator<Item = &'a str> + Clone, memory_capacity: u64) -> Self {
+    pub fn new<'a>(teams: impl Iterator<Item = &'a str>, memory_capacity: u64) -> Self {
         let registry = Registry::new();
         let families = Families(&registry);
         let metrics = Self {
@@ -180,7 +183,8 @@ impl Metrics {
             fills_in_flight: families.plain("granary_coalesce_groups_in_flight", "Keys being made at the moment"),
             followers: families.plain("granary_coalesce_followers", "Requests waiting for a fill at the moment"),
             upstream_in_flight: families.plain("granary_upstream_in_flight", "Paid calls under way"),
-            upstream: UpstreamFamilies::new(&families, teams.clone()),
+            upstream: UpstreamFamilies::new(&families),
+            config: ConfigFamilies::new(&families),
             ledger_credits: families.gauge(
                 "granary_ledger_credits",
                 "Credits of this ledger's rows by state (grain: credits)",
@@ -211,12 +215,16 @@ impl Metrics {
             ),
             registry,
         };
-        metrics.zero(teams, memory_capacity);
+        metrics.zero(memory_capacity);
+        metrics.add_teams(teams);
         metrics
     }
 
-    fn zero<'a>(&self, teams: impl Iterator<Item = &'a str>, memory_capacity: u64) {
+    /// Teams that there are from now on: their series begin at zero. Those of teams that are gone
+    /// stay, because what they counted was so.
+    pub fn add_teams<'a>(&self, teams: impl Iterator<Item = &'a str>) {
         for team in teams {
+            self.upstream.add_team(team);
             for outcome in CacheStatus::ALL.map(CacheStatus::as_str).into_iter().chain(REFUSED_OUTCOMES) {
                 self.requests.with_label_values(&[team, outcome]);
             }
@@ -226,6 +234,9 @@ impl Metrics {
             }
             self.credits_saved.with_label_values(&[team, HASH_FIRST]);
         }
+    }
+
+    fn zero(&self, memory_capacity: u64) {
         for outcome in AttemptOutcome::ALL {
             self.attempts.with_label_values(&[outcome.as_str()]);
         }
@@ -415,6 +426,22 @@ mod tests {
             r#"granary_credits_spent_total{team="local"} 0"#,
             r#"granary_credits_saved_total{cause="coalesced",team="local"} 0"#,
             r#"granary_cache_capacity_bytes{tier="memory"} 7"#,
+        ] {
+            assert!(text.lines().any(|seen| seen == line), "{line} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_team_that_comes_later_begins_at_zero_and_one_that_stays_goes_on() {
+        let metrics = Metrics::new(["a"].into_iter(), 7);
+        metrics.answered("a", CacheStatus::Miss, 0);
+        metrics.add_teams(["a", "b"].into_iter());
+        let text = String::from_utf8(metrics.render()).expect("the exposition is UTF-8");
+        for line in [
+            r#"granary_requests_total{outcome="miss",team="a"} 1"#,
+            r#"granary_requests_total{outcome="miss",team="b"} 0"#,
+            r#"granary_credits_spent_total{team="b"} 0"#,
+            r#"granary_upstream_queue_depth{team="b"} 0"#,
         ] {
             assert!(text.lines().any(|seen| seen == line), "{line} is missing in\n{text}");
         }

@@ -15,7 +15,6 @@ mod results;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
@@ -30,8 +29,9 @@ use crate::error::GatewayError;
 use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
+use crate::policy::{CurrentPolicy, Policy};
 use crate::request::RequestLimits;
-use crate::teams::{API_KEY_HEADER, Team, Teams};
+use crate::teams::{API_KEY_HEADER, Team};
 
 /// What the public routes work with. Cheap to clone.
 #[derive(Clone)]
@@ -41,8 +41,8 @@ pub struct PublicState(Arc<PublicParts>);
 pub struct PublicParts {
     /// Answers.
     pub gateway: Gateway,
-    /// Who may call; swapped whole on reload.
-    pub teams: Arc<ArcSwap<Teams>>,
+    /// Who may call, and from which pages.
+    pub policy: CurrentPolicy,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// The time of day.
@@ -65,9 +65,9 @@ impl PublicState {
         Self(Arc::new(parts))
     }
 
-    /// The team whose token the headers carry.
-    fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Team>, GatewayError> {
-        self.0.teams.load().authenticate(headers, self.0.clock.now()).map_err(GatewayError::Auth)
+    /// The team whose token the headers carry, by the policy that this request came under.
+    fn authenticate(&self, policy: &Policy, headers: &HeaderMap) -> Result<Arc<Team>, GatewayError> {
+        policy.teams().authenticate(headers, self.0.clock.now()).map_err(GatewayError::Auth)
     }
 }
 
@@ -75,9 +75,14 @@ impl PublicState {
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival(pub tokio::time::Instant);
 
-/// The public listener's routes. `cors_origins` are exact origins whose pages may call the API;
-/// results may be read from any page.
-pub fn public_router(state: PublicState, cors_origins: &[String]) -> Router {
+/// The policy that was in force when a request's head had been read; set by the outermost layer. All
+/// that is decided before the fill is decided by this one.
+#[derive(Clone, Debug)]
+pub(crate) struct InForce(Arc<Policy>);
+
+/// The public listener's routes. Pages of the configured origins may call the API; results may be
+/// read from any page.
+pub fn public_router(state: PublicState) -> Router {
     let look_up = format!("{}/{{key}}", IMAGE_CROPPING.path);
     let api = Router::new()
         .route(IMAGE_CROPPING.path, only(post(crop::crop), "POST, OPTIONS"))
@@ -85,7 +90,7 @@ pub fn public_router(state: PublicState, cors_origins: &[String]) -> Router {
         .route(QUERY_CREDITS_PATH, only(get(credits::query), "GET, HEAD, OPTIONS"))
         .route("/", only(get(page::page), "GET, HEAD, OPTIONS"))
         .fallback(async || GatewayError::NoSuchRoute)
-        .layer(from_fn_with_state(api_cors(cors_origins), cors::layer));
+        .layer(from_fn_with_state(api_cors(), cors::layer));
     let any_page = Cors::any("GET, HEAD", &[RANGE, IF_RANGE, IF_NONE_MATCH], &exposed());
     let results = Router::new()
         .route("/results/{name}", only(get(results::result), "GET, HEAD, OPTIONS"))
@@ -100,10 +105,10 @@ fn only(routes: MethodRouter<PublicState>, allow: &'static str) -> MethodRouter<
         .fallback(move || async move { GatewayError::MethodNotAllowed { allow } })
 }
 
-fn api_cors(origins: &[String]) -> Cors {
+fn api_cors() -> Cors {
     let api_key = HeaderName::from_static(API_KEY_HEADER);
     let headers = [CONTENT_TYPE, AUTHORIZATION, CACHE_CONTROL, api_key, respond::REFRESH];
-    Cors::of(origins, "GET, HEAD, POST", &headers, &exposed())
+    Cors::of_configured("GET, HEAD, POST", &headers, &exposed())
 }
 
 /// What a page's script may read of an answer.

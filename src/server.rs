@@ -138,6 +138,29 @@ fn until_sent<G: Send + 'static>(response: Response<Body>, guard: G) -> Response
     })
 }
 
+/// The hang-ups this process is sent (SIGHUP): by an operator as a signal to read the configuration
+/// again, or by a terminal that is closed.
+pub struct HangUps(tokio::signal::unix::Signal);
+
+impl HangUps {
+    /// From now on none of them ends the process by itself.
+    ///
+    /// # Errors
+    /// When signals cannot be listened to.
+    pub fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        signal(SignalKind::hangup()).map(Self)
+    }
+
+    /// Completes at the next one.
+    pub async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            // There will be no more.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// Completes when the process is told to stop, by SIGTERM or from the keyboard.
 ///
 /// # Errors

@@ -36,11 +36,11 @@ pub struct SlotsConfig {
 
 /// Adaptive concurrency with a bounded queue that is fair by team.
 pub struct Slots {
-    queue: usize,
     state: Mutex<State>,
 }
 
 struct State {
+    bounds: SlotsConfig,
     limit: Limit,
     in_flight: usize,
     queue: FairQueue<oneshot::Sender<Result<Slot, TooBusy>>>,
@@ -102,13 +102,14 @@ impl Slots {
     /// Nothing is under way.
     pub fn new(config: SlotsConfig) -> Arc<Self> {
         let state = State {
+            bounds: config,
             limit: Limit::new(config.concurrency, config.max_concurrency),
             in_flight: 0,
             queue: FairQueue::new(),
             paused_until: None,
             held: FIRST_GUESS,
         };
-        Arc::new(Self { queue: config.queue, state: Mutex::new(state) })
+        Arc::new(Self { state: Mutex::new(state) })
     }
 
     /// Waits for a slot for the team, if the call can be expected to be over within `patience`.
@@ -128,7 +129,7 @@ impl Slots {
                 return Err(TooBusy { wait, cause: BusyCause::TooLate });
             }
             let busy = TooBusy { wait, cause: BusyCause::QueueFull };
-            if state.queue.len() >= self.queue {
+            if state.queue.len() >= state.bounds.queue {
                 let displaced = state.queue.displace_for(team).ok_or(busy)?;
                 // Nobody listens when that one is just leaving.
                 let _ = displaced.send(Err(busy));
@@ -138,6 +139,18 @@ impl Slots {
         };
         let _leave = Leave { slots: self, place };
         turn.await.unwrap_or(Err(TooBusy { wait: Duration::ZERO, cause: BusyCause::QueueFull }))
+    }
+
+    /// Changes the bounds. Calls that are under way go on, and who waits goes on waiting, also when
+    /// there are more of them than may be from now on. Another number to begin with is begun with now;
+    /// otherwise what has been found out about the upstream's limit is kept, within the new bound.
+    pub fn set_bounds(self: &Arc<Self>, bounds: SlotsConfig) {
+        let mut state = self.state();
+        let is_begun_anew = state.bounds.concurrency != bounds.concurrency;
+        state.limit.set_bounds(is_begun_anew.then_some(bounds.concurrency), bounds.max_concurrency);
+        state.bounds = bounds;
+        drop(state);
+        self.serve();
     }
 
     /// Does the upstream throttle even single calls at the moment?

@@ -88,7 +88,7 @@ impl BudgetMode {
 }
 
 /// All teams and their tokens.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Teams {
     /// In the order of the configuration; the team `local` alone when there is none.
     teams: Vec<Arc<Team>>,
@@ -96,7 +96,7 @@ pub struct Teams {
     tokens: Option<HashMap<TokenId, Holder>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Holder {
     token: Token,
     team: Arc<Team>,
@@ -135,6 +135,11 @@ impl Teams {
     /// All teams, in the order of the configuration; `local` when none are configured.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Team>> {
         self.teams.iter()
+    }
+
+    /// Their names.
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.teams.iter().map(|team| team.name.as_str())
     }
 
     /// The team of that name.

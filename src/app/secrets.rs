@@ -1,9 +1,9 @@
 //! The upstream's key, read anew: its file is polled by content, so that a key is rotated without a
-//! restart and without a failed request.
+//! restart and without a failed request. A reload may name another key, or another file.
 //!
 //! Calls under way finish with the key they began with. A file that cannot be used keeps the old key.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,64 +17,100 @@ use crate::secret::Secret;
 /// How often the file is read. By content: a mounted secret changes without a new time of change.
 const POLL: Duration = Duration::from_secs(2);
 
-/// What a change of the key has to reach.
+/// The key in use, and where it comes from.
 pub(super) struct KeyWatch {
-    /// Where the key's file is.
-    pub settings: UpstreamConfig,
-    /// The key in use.
-    pub key: Arc<ArcSwap<Secret>>,
-    /// Has to forget what the upstream said of the old one.
-    pub filler: Filler,
-    /// Counts.
-    pub metrics: Arc<Metrics>,
+    /// Held while a key is taken into use.
+    source: Mutex<Source>,
+    key: Arc<ArcSwap<Secret>>,
+    /// Has to forget what the upstream said of the old key.
+    filler: Filler,
+    metrics: Arc<Metrics>,
+}
+
+struct Source {
+    settings: Arc<UpstreamConfig>,
+    /// Why the key's file could not be used the last time it was read; each problem is told once.
+    problem: Option<String>,
 }
 
 impl KeyWatch {
-    /// Polls for ever; returns at once when the key is not in a file.
-    pub(super) async fn run(self) {
-        if self.settings.api_key_file.is_none() {
-            return;
-        }
+    /// For `key`, which is in use and came from `settings`.
+    pub(super) fn new(
+        settings: UpstreamConfig,
+        key: Arc<ArcSwap<Secret>>,
+        filler: Filler,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let source = Source { settings: Arc::new(settings), problem: None };
+        Arc::new(Self { source: Mutex::new(source), key, filler, metrics })
+    }
+
+    /// Polls the file for ever, if the key is in one.
+    pub(super) async fn run(self: Arc<Self>) {
         let mut clock = tokio::time::interval(POLL);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut problem = None;
         loop {
             clock.tick().await;
-            let settings = self.settings.clone();
+            let settings = self.source().settings.clone();
+            if settings.api_key_file.is_none() {
+                continue;
+            }
+            let reading = settings.clone();
             // A file system may hang; that must not stop anything else.
-            let Ok(read) = tokio::task::spawn_blocking(move || settings.key()).await else { continue };
+            let Ok(read) = tokio::task::spawn_blocking(move || reading.key()).await else { continue };
             let found = match read {
                 Ok(Some(key)) => Ok(key),
                 Ok(None) => Err("is not set any more".to_owned()),
                 Err(found) => Err(found),
             };
-            problem = self.act(found, problem);
+            let mut source = self.source();
+            // Unless a reload has named another one meanwhile.
+            if Arc::ptr_eq(&source.settings, &settings) {
+                self.act(&mut source, found);
+            }
         }
     }
 
-    /// Takes a new key into use. Returns the problem there is now; each is told once.
-    fn act(&self, found: Result<Secret, String>, known: Option<String>) -> Option<String> {
+    /// Takes `key`, which came from `settings`, into use, and watches those from now on.
+    pub(super) fn replace(&self, settings: UpstreamConfig, key: Secret) {
+        let mut source = self.source();
+        source.settings = Arc::new(settings);
+        self.act(&mut source, Ok(key));
+    }
+
+    /// Takes a new key into use.
+    fn act(&self, source: &mut Source, found: Result<Secret, String>) {
+        let known = source.problem.take();
         match found {
             Ok(key) if key == **self.key.load() => {
                 if known.is_some() {
-                    tracing::info!("upstream.api_key_file can be read again; the key is the same");
+                    tracing::info!("the upstream's key can be read again; it is the same");
                     self.metrics.key_is_current(true);
                 }
-                None
             }
             Ok(key) => {
                 self.key.store(Arc::new(key));
                 self.filler.key_changed();
                 self.metrics.key_reloaded(true);
                 tracing::info!("the upstream's key has changed; new calls carry the new one");
-                None
             }
-            Err(problem) if known.as_ref() == Some(&problem) => known,
             Err(problem) => {
-                tracing::error!("upstream.api_key_file {problem}; the key read before stays in use");
-                self.metrics.key_reloaded(false);
-                Some(problem)
+                if known.as_ref() != Some(&problem) {
+                    tracing::error!("upstream.api_key_file {problem}; the key read before stays in use");
+                    self.metrics.key_reloaded(false);
+                }
+                source.problem = Some(problem);
             }
         }
+    }
+
+    /// The key in use.
+    #[cfg(test)]
+    pub(super) fn current(&self) -> Arc<Secret> {
+        self.key.load_full()
+    }
+
+    fn source(&self) -> MutexGuard<'_, Source> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,32 +1,50 @@
 //! The log: one line per event on standard error, JSON unless a person is looking.
 //!
 //! Granary's own modules are as talkative as configured. The libraries below never say more than
-//! warnings: at lower levels some of them print header values and bodies, and the key with them.
+//! warnings: at lower levels some of them print header values and bodies, and the key with them. The
+//! level may change while the program runs.
 
 use std::io::{self, IsTerminal};
 
 use anyhow::Context;
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
-/// Starts the log of this process.
+/// Starts the log of this process, and returns what changes its level.
 ///
 /// # Errors
 /// When it has been started before.
-pub fn start(config: &LogConfig) -> anyhow::Result<()> {
+pub fn start(config: &LogConfig) -> anyhow::Result<LevelControl> {
     let is_terminal = io::stderr().is_terminal();
-    subscriber(config, is_terminal, io::stderr).try_init().context("the log has been started already")
+    let (subscriber, control) = subscriber(config, is_terminal, io::stderr);
+    subscriber.try_init().context("the log has been started already")?;
+    Ok(control)
 }
 
-/// What writes the log to `writer`.
-pub fn subscriber<W>(config: &LogConfig, is_terminal: bool, writer: W) -> impl Subscriber + Send + Sync
+/// Changes the level of a log that is being written.
+pub struct LevelControl(reload::Handle<Targets, Registry>);
+
+impl LevelControl {
+    /// From now on the log has this level.
+    pub fn set(&self, level: LogLevel) {
+        // It fails when the log has ended, and then there is nothing to change.
+        let _ = self.0.reload(filter(level));
+    }
+}
+
+/// What writes the log to `writer`, and what changes its level.
+pub fn subscriber<W>(
+    config: &LogConfig,
+    is_terminal: bool,
+    writer: W,
+) -> (impl Subscriber + Send + Sync, LevelControl)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -41,7 +59,8 @@ where
     } else {
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     };
-    tracing_subscriber::registry().with(lines.with_filter(filter(config.level)))
+    let (filter, handle) = reload::Layer::new(filter(config.level));
+    (tracing_subscriber::registry().with(lines.with_filter(filter)), LevelControl(handle))
 }
 
 /// Our own targets at `level`, everything else at warnings or less.

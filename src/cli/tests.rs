@@ -336,7 +336,8 @@ impl<'w> MakeWriter<'w> for Lines {
 fn logged(level: LogLevel, format: LogFormat, is_terminal: bool) -> String {
     let lines = Lines::default();
     let config = LogConfig { level, format };
-    tracing::subscriber::with_default(logging::subscriber(&config, is_terminal, lines.clone()), || {
+    let (subscriber, _control) = logging::subscriber(&config, is_terminal, lines.clone());
+    tracing::subscriber::with_default(subscriber, || {
         tracing::info_span!(target: "granary::routes", "request", team = "web").in_scope(|| {
             tracing::trace!(target: "granary::gateway", "ours at trace");
             tracing::info!(target: "granary::gateway", status = 200, "answered");
@@ -360,6 +361,36 @@ fn the_log_is_json_with_the_fields_of_its_span() {
         assert_eq!(first["span"]["team"], "web");
         assert!(log.lines().all(|line| line.starts_with('{')), "{log}");
     }
+}
+
+#[test]
+fn the_level_of_the_log_can_be_changed_while_it_is_written() {
+    let lines = Lines::default();
+    let config = LogConfig { level: LogLevel::Info, format: LogFormat::Text };
+    let (subscriber, control) = logging::subscriber(&config, false, lines.clone());
+    let say = |number: u8| {
+        tracing::error!(target: "granary::gateway", number, "error");
+        tracing::info!(target: "granary::gateway", number, "info");
+        tracing::debug!(target: "granary::gateway", number, "debug");
+        tracing::info!(target: "hyper::proto", number, "theirs");
+    };
+    tracing::subscriber::with_default(subscriber, || {
+        say(1);
+        control.set(LogLevel::Debug);
+        say(2);
+        control.set(LogLevel::Error);
+        say(3);
+        control.set(LogLevel::Info);
+        say(4);
+    });
+    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let said: Vec<String> = log
+        .lines()
+        .map(|line| {
+            line.rsplit_once("gateway: ").unwrap_or_else(|| panic!("{line}")).1.replace(" number=", "")
+        })
+        .collect();
+    assert_eq!(said, ["error1", "info1", "error2", "info2", "debug2", "error3", "error4", "info4"]);
 }
 
 #[test]

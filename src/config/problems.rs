@@ -17,7 +17,7 @@ pub struct Problems(Vec<Problem>);
 
 impl Problems {
     /// A single problem.
-    pub(super) fn one(field: impl fmt::Display, message: impl Into<String>) -> Self {
+    pub fn one(field: impl fmt::Display, message: impl Into<String>) -> Self {
         let mut problems = Self::default();
         problems.add(field, message);
         problems

@@ -59,6 +59,9 @@ pub(super) trait Section: Default + Clone {
 
     /// Shows every field to `visitor`, in the order of declaration.
     fn visit(&mut self, visitor: &mut impl FieldVisitor);
+
+    /// The names of the fields whose values differ from those of `other`.
+    fn changed(&self, other: &Self) -> Vec<&'static str>;
 }
 
 /// What is done with every field of a section.
@@ -93,6 +96,12 @@ macro_rules! section {
             fn visit(&mut self, visitor: &mut impl $crate::config::setting::FieldVisitor) {
                 use $crate::config::setting::FieldDoc;
                 $( visitor.field(FieldDoc { name: stringify!($field), doc: &[$($doc),*] }, &mut self.$field); )*
+            }
+
+            fn changed(&self, other: &Self) -> Vec<&'static str> {
+                let mut changed = Vec::new();
+                $( if self.$field != other.$field { changed.push(stringify!($field)); } )*
+                changed
             }
         }
     };

@@ -201,8 +201,17 @@ impl Task {
         if !self.shared.parts.guard.is_open() {
             return Admission::Refused(GatewayError::ArchiveGuard);
         }
-        if self.rated.as_ref() != Some(&seat.team.name)
-            && let Err(wait) = self.shared.check_rate(&seat.team)
+        // As it is now: since the caller was let in, its team may have lost what it had.
+        let policy = self.shared.parts.policy.get();
+        let team = match policy.payer(&seat.team.name) {
+            Ok(team) => team,
+            Err(error) => return Admission::Refused(GatewayError::Auth(error)),
+        };
+        if wanted.refresh && seat.team.may_refresh && !team.may_refresh {
+            return Admission::Refused(GatewayError::RefreshNotAllowed);
+        }
+        if self.rated.as_ref() != Some(&team.name)
+            && let Err(wait) = policy.check_rate(team)
         {
             let can_wait = Instant::now() + wait < seat.deadline;
             return if can_wait {
@@ -211,14 +220,14 @@ impl Task {
                 Admission::Refused(GatewayError::RateLimited { wait })
             };
         }
-        self.rated = Some(seat.team.name.clone());
+        self.rated = Some(team.name.clone());
         Admission::Payer(Box::new(Reservation {
             namespace: self.shared.config.namespace.clone(),
             key: wanted.key,
             refresh: wanted.refresh,
-            team: seat.team.name.clone(),
+            team: team.name.clone(),
             credits: self.shared.config.credits_per_call,
-            budgets: self.shared.config.budgets(&seat.team),
+            budgets: policy.budgets(team),
             image: wanted.image,
             width: wanted.order.width,
             height: wanted.order.height,

@@ -5,6 +5,7 @@ mod address;
 mod fakes;
 mod faults;
 mod purge;
+mod reload;
 mod unsettled;
 
 use std::time::Duration;
@@ -593,35 +594,16 @@ async fn a_request_for_what_a_dead_process_paid_for_joins_it() {
 }
 
 #[tokio::test]
-async fn the_budgets_of_a_call_are_the_global_ones_and_then_the_teams() {
-    let world = World::new();
-    let team = Team { daily_credits: Some(30), monthly_credits: Some(300), ..Team::local() };
-    let own = || Scope::Team("local".to_owned());
-    let shown = |team: &Team| {
-        let show = |budget: crate::ledger::budget::Budget| {
-            (budget.scope, budget.window, budget.limit, budget.enforced)
-        };
-        world.filler.budgets(team).into_iter().map(show).collect::<Vec<_>>()
-    };
-    let global = [(Scope::Global, Window::Day, 1000, true), (Scope::Global, Window::Month, 10_000, true)];
-    let expected = |enforced| {
-        [&global[..], &[(own(), Window::Day, 30, enforced), (own(), Window::Month, 300, enforced)]].concat()
-    };
-    assert_eq!(shown(&team), expected(true));
-    assert_eq!(shown(&Team { mode: BudgetMode::Shadow, ..team }), expected(false));
-    assert_eq!(shown(&Team::local()), global);
-}
-
-#[tokio::test]
 async fn the_tightest_enforced_budget_is_what_a_team_is_told() {
     let world = World::new();
     let team = Team { daily_credits: Some(30), monthly_credits: Some(20), ..Team::local() };
-    let tightest = world.gateway.tightest_budget(&team).await.unwrap().unwrap();
+    let budgets = |team: &Team| world.policy.get().budgets(team);
+    let tightest = world.gateway.tightest_budget(budgets(&team)).await.unwrap().unwrap();
     assert_eq!((tightest.left(), tightest.budget.window), (20, Window::Month));
     let shadow = Team { mode: BudgetMode::Shadow, ..team };
-    assert_eq!(world.gateway.tightest_budget(&shadow).await.unwrap().unwrap().left(), 1000);
+    assert_eq!(world.gateway.tightest_budget(budgets(&shadow)).await.unwrap().unwrap().left(), 1000);
     world.ledger.switch.fail(&["used"]);
-    let away = world.gateway.tightest_budget(&shadow).await;
+    let away = world.gateway.tightest_budget(budgets(&shadow)).await;
     assert!(matches!(away, Err(GatewayError::LedgerUnavailable)));
 }
 

@@ -1,6 +1,7 @@
 //! The families about the upstream: how many calls, who waits, what is given up, and alarms.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
@@ -25,11 +26,12 @@ pub(super) struct UpstreamFamilies {
     suspects: IntCounterVec,
     key_reloads: IntCounterVec,
     key_is_current: IntGauge,
-    teams: Vec<String>,
+    /// Every team that there has been.
+    teams: Mutex<BTreeSet<String>>,
 }
 
 impl UpstreamFamilies {
-    pub(super) fn new<'a>(families: &Families<'_>, teams: impl Iterator<Item = &'a str>) -> Self {
+    pub(super) fn new(families: &Families<'_>) -> Self {
         let all = Self {
                 limit: families.plain(
                     "granary_upstream_concurrency_limit",
@@ -81,23 +83,20 @@ impl UpstreamFamilies {
                 ),
             key_reloads: families.counter(
                 "granary_upstream_key_reloads_total",
-                "Changes of upstream.api_key_file that were noticed, by what came of them",
+                "Changes of the upstream's key that were noticed, by what came of them",
                 &["result"],
             ),
             key_is_current: families.plain(
                 "granary_upstream_key_current",
                 "1 unless upstream.api_key_file cannot be read or holds no key; the old key is used then",
             ),
-            teams: teams.map(str::to_owned).collect(),
+            teams: Mutex::default(),
         };
         all.zero();
         all
     }
 
     fn zero(&self) {
-        for team in &self.teams {
-            self.queue.with_label_values(&[team]);
-        }
         self.queue_wait.with_label_values(&[] as &[&str]);
         for reason in ShedReason::ALL {
             self.shed.with_label_values(&[reason.as_str()]);
@@ -120,11 +119,21 @@ impl UpstreamFamilies {
         }
     }
 
+    /// A team whose fills may wait.
+    pub(super) fn add_team(&self, team: &str) {
+        self.queue.with_label_values(&[team]);
+        self.teams().insert(team.to_owned());
+    }
+
+    fn teams(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.teams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sets what is read at scrape time.
     pub(super) fn observe(&self, limit: usize, queued: &BTreeMap<String, usize>) {
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         self.limit.set(gauge(limit));
-        for team in &self.teams {
+        for team in &*self.teams() {
             let waiting = queued.get(team).copied().unwrap_or(0);
             self.queue.with_label_values(&[team]).set(gauge(waiting));
         }

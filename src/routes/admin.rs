@@ -18,6 +18,7 @@ use crate::guard::{ArchiveGuard, Standing};
 use crate::ledger::budget::Scope;
 use crate::ledger::{Ledger, Soundness};
 use crate::metrics::{Metrics, Snapshot};
+use crate::policy::CurrentPolicy;
 
 /// What the admin routes work with.
 #[derive(Clone)]
@@ -34,8 +35,8 @@ pub struct AdminState {
     pub filler: Filler,
     /// Cancelled as soon as the process was told to stop.
     pub stopping: CancellationToken,
-    /// The configured teams' names.
-    pub teams: Arc<[String]>,
+    /// Knows the teams there are.
+    pub policy: CurrentPolicy,
 }
 
 /// Where a running process is told to adopt.
@@ -121,7 +122,7 @@ async fn thaw(State(state): State<AdminState>, Query(whose): Query<Whose>) -> Re
 async fn set_frozen(state: &AdminState, whose: Whose, frozen: bool) -> Response {
     let scope = match whose.team {
         None => Scope::Global,
-        Some(team) if state.teams.contains(&team) => Scope::Team(team),
+        Some(team) if state.policy.get().teams().get(&team).is_some() => Scope::Team(team),
         Some(_) => {
             let error = "no such team; use a name from the configuration";
             return (StatusCode::NOT_FOUND, Json(json!({"error": error}))).into_response();

@@ -13,8 +13,9 @@ use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 
+use super::InForce;
 use super::respond::header;
 
 /// How long a browser may remember what a preflight was told, in seconds: as long as any does.
@@ -25,36 +26,37 @@ const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
 pub(super) struct Cors(Arc<Rules>);
 
 struct Rules {
-    /// `None` allows every origin.
-    origins: Option<Vec<HeaderValue>>,
+    origins: Origins,
     methods: &'static str,
     headers: HeaderValue,
     exposed: HeaderValue,
 }
 
+/// Which origins are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origins {
+    /// Those of the policy in force.
+    Configured,
+    /// Every one.
+    Any,
+}
+
 impl Cors {
-    /// Exact origins, as browsers write them.
-    pub(super) fn of(
-        origins: &[String],
+    /// The configured origins.
+    pub(super) fn of_configured(
         methods: &'static str,
         headers: &[HeaderName],
         exposed: &[HeaderName],
     ) -> Self {
-        let origins = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
-        Self::new(Some(origins), methods, headers, exposed)
+        Self::new(Origins::Configured, methods, headers, exposed)
     }
 
     /// Every origin.
     pub(super) fn any(methods: &'static str, headers: &[HeaderName], exposed: &[HeaderName]) -> Self {
-        Self::new(None, methods, headers, exposed)
+        Self::new(Origins::Any, methods, headers, exposed)
     }
 
-    fn new(
-        origins: Option<Vec<HeaderValue>>,
-        methods: &'static str,
-        headers: &[HeaderName],
-        exposed: &[HeaderName],
-    ) -> Self {
+    fn new(origins: Origins, methods: &'static str, headers: &[HeaderName], exposed: &[HeaderName]) -> Self {
         let list = |names: &[HeaderName]| {
             let names: Vec<_> = names.iter().map(HeaderName::as_str).collect();
             header(&names.join(", "))
@@ -62,17 +64,16 @@ impl Cors {
         Self(Arc::new(Rules { origins, methods, headers: list(headers), exposed: list(exposed) }))
     }
 
-    /// The value of `Access-Control-Allow-Origin`, for a page that may read the answer.
-    fn allowed(&self, request: &HeaderMap) -> Option<HeaderValue> {
-        match &self.0.origins {
-            None => Some(HeaderValue::from_static("*")),
-            Some(origins) => request.get(ORIGIN).filter(|origin| origins.contains(origin)).cloned(),
+    /// The value of `Access-Control-Allow-Origin`, for a page that may read the answer; and whether
+    /// that depends on who asks.
+    fn allowed(&self, request: &Request) -> (Option<HeaderValue>, bool) {
+        if self.0.origins == Origins::Any {
+            return (Some(HeaderValue::from_static("*")), false);
         }
-    }
-
-    /// Does the answer depend on who asks?
-    fn varies(&self) -> bool {
-        self.0.origins.as_ref().is_some_and(|origins| !origins.is_empty())
+        let policy = request.extensions().get::<InForce>();
+        let origins = policy.map(|InForce(policy)| policy.origins()).unwrap_or_default();
+        let asking = request.headers().get(ORIGIN);
+        (asking.filter(|origin| origins.contains(origin)).cloned(), !origins.is_empty())
     }
 }
 
@@ -80,7 +81,7 @@ impl Cors {
 /// every other answer its headers. An `OPTIONS` that is no preflight is the route's business.
 pub(super) async fn layer(State(cors): State<Cors>, request: Request, next: Next) -> Response {
     let asked = request.headers();
-    let allowed = cors.allowed(asked);
+    let (allowed, varies) = cors.allowed(&request);
     let is_preflight = request.method() == Method::OPTIONS
         && asked.contains_key(ORIGIN)
         && asked.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
@@ -88,7 +89,7 @@ pub(super) async fn layer(State(cors): State<Cors>, request: Request, next: Next
         if is_preflight { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
 
     let headers = response.headers_mut();
-    if cors.varies() {
+    if varies {
         headers.append(VARY, HeaderValue::from_name(ORIGIN));
     }
     let Some(allowed) = allowed else { return response };

@@ -3,14 +3,14 @@
 //! Clients use the call as a credential test. It never tells the company's own account.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use http::HeaderMap;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::PublicState;
 use super::respond::LogFields;
+use super::{InForce, PublicState};
 use crate::error::GatewayError;
 use crate::operation::IMAGE_CROPPING;
 
@@ -20,10 +20,11 @@ const NO_LIMIT: u64 = i32::MAX as u64;
 /// `GET /api/common/query-credits`.
 pub(super) async fn query(
     State(state): State<PublicState>,
+    Extension(InForce(policy)): Extension<InForce>,
     headers: HeaderMap,
 ) -> Result<Response, GatewayError> {
-    let team = state.authenticate(&headers)?;
-    let tightest = state.0.gateway.tightest_budget(&team).await?;
+    let team = state.authenticate(&policy, &headers)?;
+    let tightest = state.0.gateway.tightest_budget(policy.budgets(&team)).await?;
     let (balance, total) = tightest.map_or((NO_LIMIT, NO_LIMIT), |used| (used.left(), used.budget.limit));
     let mut response = Json(json!({
         "request_id": Uuid::new_v4().to_string().to_uppercase(),

@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 
 use super::body::PacedBody;
 use super::respond::{self, LogFields, header};
-use super::{Arrival, PublicState};
+use super::{Arrival, InForce, PublicState};
 use crate::crash::crash_point;
 use crate::error::GatewayError;
 use crate::gateway::{Caller, CropReply};
@@ -28,6 +28,7 @@ const MAX_NAME_SHOWN: usize = 40;
 pub(super) async fn crop(
     State(state): State<PublicState>,
     Extension(arrival): Extension<Arrival>,
+    Extension(InForce(policy)): Extension<InForce>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
@@ -36,7 +37,7 @@ pub(super) async fn crop(
         Ok(asks) => asks,
         Err(error) => return refusal(error),
     };
-    let team = match state.authenticate(&parts.headers) {
+    let team = match state.authenticate(&policy, &parts.headers) {
         Ok(team) => team,
         Err(error) => return refusal(error),
     };
@@ -63,10 +64,11 @@ pub(super) async fn crop(
 /// `GET` and `HEAD /api/image/editing/image-cropping/{key}`.
 pub(super) async fn look_up(
     State(state): State<PublicState>,
+    Extension(InForce(policy)): Extension<InForce>,
     key: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Response {
-    let team = match state.authenticate(&headers) {
+    let team = match state.authenticate(&policy, &headers) {
         Ok(team) => team,
         Err(error) => return error.into_response(),
     };

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Arrival, PublicState};
+use super::{Arrival, InForce, PublicState};
 use crate::error::GatewayError;
 use crate::metrics::method_label;
 use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
@@ -66,6 +66,7 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     let id = Uuid::new_v4().to_string().to_uppercase();
     let method = request.method().clone();
     request.extensions_mut().insert(Arrival(arrived));
+    request.extensions_mut().insert(InForce(state.0.policy.get()));
     let route = route(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
     let mut response = next.run(request).await;
 

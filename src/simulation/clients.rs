@@ -18,6 +18,7 @@ use crate::error::GatewayError;
 use crate::gateway::{Caller, CropReply};
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
+use crate::policy::Terms;
 use crate::request::{self, RequestLimits};
 use crate::teams::{BudgetMode, Team};
 
@@ -68,6 +69,16 @@ impl Teams {
             concurrency: dice.below(4) as usize + 1,
             in_use: [1, 2, 4][dice.below(3) as usize],
             pictures: (0..PICTURES).map(Picture::new).collect(),
+        }
+    }
+
+    /// The policy of its processes.
+    pub(super) fn terms(&self) -> Terms {
+        Terms {
+            teams: crate::teams::Teams::new(self.all.iter().map(|team| ((**team).clone(), Vec::new()))),
+            daily_credits: Some(self.daily_credits),
+            monthly_credits: Some(self.monthly_credits),
+            origins: Vec::new(),
         }
     }
 

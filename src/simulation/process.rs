@@ -21,6 +21,7 @@ use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::ArchiveGuard;
 use crate::key::CacheKey;
 use crate::ledger::{CallId, Ledger};
+use crate::policy::CurrentPolicy;
 use crate::slots::SlotsConfig;
 use crate::spool::{Copier, Spool, SpoolConfig};
 use crate::store::Store;
@@ -190,6 +191,7 @@ impl Process {
             cache: cache.clone(),
             metrics: world.metrics.clone(),
             guard: guard.clone(),
+            policy: CurrentPolicy::new(world.teams.terms()),
             clock: world.clock(),
         };
         let config = FillConfig {
@@ -198,10 +200,8 @@ impl Process {
             slots: SlotsConfig { concurrency: world.teams.concurrency, max_concurrency: 8, queue: 256 },
             result_url_ttl: URL_TTL,
             hard_stop: HARD_STOP,
-            daily_credits: Some(world.teams.daily_credits),
-            monthly_credits: Some(world.teams.monthly_credits),
         };
-        let filler = Filler::new(parts, config, &world.teams.all);
+        let filler = Filler::new(parts, config);
         world.count(if recovery.unfinished.is_empty() {
             "starts"
         } else {

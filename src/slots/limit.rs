@@ -33,6 +33,13 @@ impl Limit {
         Self { current: start.clamp(1, most) as f64, most, bursts: 0, pauses: 0 }
     }
 
+    /// Never allows more than `most` from now on; begins anew with `start`, if given.
+    pub(super) fn set_bounds(&mut self, start: Option<usize>, most: usize) {
+        self.most = most.max(1);
+        let wanted = start.map_or(self.current, |start| start as f64);
+        self.current = wanted.clamp(1.0, self.most as f64);
+    }
+
     /// Calls that may be under way at once: at least 1.
     pub(super) fn allowed(&self) -> usize {
         // A float cast saturates, and the value is between 1 and `most`.
@@ -125,6 +132,21 @@ mod tests {
         assert_eq!(refuse(Some(99_999)), Some(300), "within reason");
         limit.succeeded(false);
         assert_eq!(limit.throttled(limit.burst(), None), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn other_bounds_keep_what_was_found_out_within_them() {
+        let mut limit = Limit::new(4, 16);
+        (0..300).for_each(|_| limit.succeeded(true));
+        let mut allowed = |start, most| {
+            limit.set_bounds(start, most);
+            limit.allowed()
+        };
+        assert_eq!(allowed(None, 40), 16);
+        assert_eq!(allowed(None, 5), 5);
+        assert_eq!(allowed(None, 40), 5, "it has to be found out again");
+        assert_eq!(allowed(Some(9), 40), 9);
+        assert_eq!(allowed(Some(9), 3), 3);
     }
 
     #[test]

@@ -42,6 +42,29 @@ async fn a_turn_that_cannot_come_in_time_is_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn other_bounds_serve_who_waits_and_put_nobody_out() {
+    let slots = slots(1, 1, 2);
+    let taken = slots.take("a", PATIENT).await.ok().unwrap();
+    let waiting = [ask(&slots, "a").await, ask(&slots, "b").await];
+    slots.set_bounds(SlotsConfig { concurrency: 1, max_concurrency: 1, queue: 0 });
+    assert_eq!(queued(&slots), 2, "who waits goes on waiting");
+    let refused = slots.take("c", PATIENT).await.err().map(|busy| busy.cause);
+    assert_eq!(refused, Some(BusyCause::QueueFull), "and nobody else");
+    slots.set_bounds(SlotsConfig { concurrency: 3, max_concurrency: 3, queue: 2 });
+    assert_eq!(queued(&slots), 0, "both have their turn at once");
+    let [first, second] = waiting;
+    let (first, second) = (first.await.unwrap(), second.await.unwrap());
+    assert!(first.is_ok() && second.is_ok(), "without a call having ended");
+    assert_eq!(slots.load().in_flight, 3);
+    slots.set_bounds(SlotsConfig { concurrency: 1, max_concurrency: 1, queue: 2 });
+    let last = ask(&slots, "a").await;
+    drop((taken, first));
+    assert_eq!((queued(&slots), slots.load().in_flight), (1, 1), "calls under way count still");
+    drop(second);
+    assert!(last.await.unwrap().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_wait_follows_from_what_calls_take_and_from_the_fair_place() {
     let slots = slots(2, 2, 256);
     let (first, second) =

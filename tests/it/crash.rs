@@ -15,7 +15,7 @@
 //! | 13 | is inside the transaction, so what is written is not durable: the outcome is that of 12 |
 //! | 21 | there is no state between `answered` and `stored`: a fetched object without its record is fetched again |
 //! | 29 | an answer is one write; half of one is the client's loss alone, as in 30 |
-//! | 36 | the configuration is not reloaded |
+//! | 36 | is in the tests of the reload |
 //! | 37 to 39 | one process owns the ledger: it locks the directory, there are no leases |
 //! | 40, and 22 to 26 while a bucket is copied to | are in the tests of the spool |
 
@@ -40,6 +40,7 @@ use crate::harness::{
     Folder, Granary, TurnedClock, bytes_of, cache_status, files_below, metric, real_ailab, until,
     upstream_section,
 };
+use crate::reload::RELOAD_POINT;
 use crate::spool::COPY_POINTS;
 
 /// Longer than any of these processes has a reason to take.
@@ -596,6 +597,7 @@ fn every_point_in_the_program_is_in_the_table() {
     let mut found = BTreeSet::new();
     points_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
     let copying = COPY_POINTS.iter().map(|point| point.split(':').next().unwrap());
-    let tested = POINTS.iter().map(|(point, _)| *point).chain(copying).map(str::to_owned).collect();
+    let others = copying.chain([RELOAD_POINT]);
+    let tested = POINTS.iter().map(|(point, _)| *point).chain(others).map(str::to_owned).collect();
     assert_eq!(found, tested);
 }

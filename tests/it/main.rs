@@ -27,6 +27,7 @@ mod postgres;
 mod public_url;
 mod race;
 mod readme;
+mod reload;
 mod restart;
 mod secrets;
 mod soak;

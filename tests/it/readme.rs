@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
-use granary::config::{Config, Environment};
+use granary::config::{Config, Environment, is_live};
 use granary::error::GatewayError;
 use granary::key::Digest;
 use granary::ledger::CallState;
@@ -57,6 +57,34 @@ fn cells(row: &str) -> Vec<&str> {
 fn check_table(header: &str, expected: &[String]) {
     let rows = table(header);
     assert_eq!(rows, expected, "the table should read:\n{}\n", expected.join("\n"));
+}
+
+#[test]
+fn what_changes_without_a_restart_is_listed_and_nothing_else() {
+    let mut section = String::new();
+    let mut settings = Vec::new();
+    for line in Config::default().to_commented_toml().lines() {
+        let bare = line.trim_start_matches('#');
+        if bare.starts_with('[') {
+            section = bare.trim_matches(['[', ']']).to_owned();
+        } else if let Some((field, _)) = bare.split_once(" =").filter(|_| !bare.starts_with(' ')) {
+            settings.push(format!("{section}.{field}"));
+        }
+    }
+    assert!(settings.len() > 40, "{settings:#?}");
+    let rows = table("| takes effect without a restart | what it means for those who are there |");
+    let listed: Vec<&str> = rows.iter().flat_map(|row| words(cells(row)[0])).collect();
+    let is_meant = |listed: &str, setting: &str| match listed.strip_suffix('*') {
+        Some(all) => setting.starts_with(all),
+        None => setting == listed,
+    };
+    for setting in &settings {
+        let is_listed = listed.iter().any(|listed| is_meant(listed, setting));
+        assert_eq!(is_listed, is_live(setting), "{setting}");
+    }
+    for listed in listed {
+        assert!(settings.iter().any(|setting| is_meant(listed, setting)), "there is no {listed}");
+    }
 }
 
 #[test]

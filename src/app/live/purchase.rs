@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::app::{fill_config, ledger, open_upstream, store};
+use crate::app::{fill_config, ledger, open_upstream, store, terms};
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
 use crate::config::{Config, UpstreamKind};
@@ -21,9 +21,10 @@ use crate::guard::ArchiveGuard;
 use crate::key::{CacheKey, Digest};
 use crate::metrics::Metrics;
 use crate::picture::{self, ImageFormat};
+use crate::policy::{CurrentPolicy, Terms};
 use crate::state::{StateDir, StateDirError};
 use crate::store::Store;
-use crate::teams::Team;
+use crate::teams::{Team, Teams};
 use crate::upstream::{ErrorReply, HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
 /// The picture that is cropped: a photograph, since what is too small or too plain may be refused.
@@ -49,6 +50,7 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
     guard.look().await;
     let (upstream, results, _) = open_upstream(config)?;
     let seen = Arc::new(Mutex::new(None));
+    let team = Team { name: TEAM.to_owned(), ..Team::local() };
     let parts = FillParts {
         ledger,
         store: store.clone(),
@@ -57,11 +59,15 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
         cache: Arc::new(MemoryCache::new(0)),
         metrics: Arc::new(Metrics::new([TEAM].into_iter(), 0)),
         guard,
+        policy: CurrentPolicy::new(Terms {
+            teams: Teams::new([(team.clone(), Vec::new())]),
+            ..terms(config)
+        }),
         clock: Clock::system(),
     };
     // What an earlier process left open comes first: it may be this very purchase.
     let recovery = parts.ledger.recover().await.context("the ledger cannot be read")?;
-    let filler = Filler::new(parts, fill_config(config), &[]);
+    let filler = Filler::new(parts, fill_config(config));
     filler.resume(recovery);
     let before = upstream.credits_left().await;
     let order =
@@ -73,10 +79,9 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
         // It is there to see an answer, and one that is stored would not do.
         refresh: true,
     };
-    let team = Arc::new(Team { name: TEAM.to_owned(), ..Team::local() });
     let patience = config.upstream.hard_stop + Duration::from_secs(60);
     let deadline = Instant::now() + patience;
-    let ticket = filler.join(wanted, Seat { team, deadline });
+    let ticket = filler.join(wanted, Seat { team: Arc::new(team), deadline });
     let outcome = tokio::time::timeout_at(deadline, ticket.outcome()).await;
     let after = upstream.credits_left().await;
     filler.drain();

@@ -25,11 +25,13 @@ use crate::ledger::{
     Booking, CallFacts, CallId, CallState, Changes, LedgerError, Permit, Recovery, Reservation, Reserved,
     StateTotal,
 };
+use crate::policy::{CurrentPolicy, Terms};
 use crate::secret::Secret;
 use crate::slots::SlotsConfig;
 use crate::spool::{Spool, SpoolConfig};
 use crate::store::StoreError;
 use crate::store::memory::MemoryStore;
+use crate::teams::Teams;
 use crate::upstream::{HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
 pub(super) const NAMESPACE: &str = "ailab-v1";
@@ -437,12 +439,28 @@ impl ResultSource for FakeResults {
     }
 }
 
+/// The teams `local`, without limits, and `other`, unless they are given as others; and what all may
+/// spend together.
+pub(super) fn terms(given: &[Arc<Team>]) -> Terms {
+    let usual = ["local", "other"].map(|name| Team { name: name.to_owned(), ..Team::local() });
+    let is_given = |team: &Team| given.iter().any(|given| given.name == team.name);
+    let teams =
+        usual.into_iter().filter(|team| !is_given(team)).chain(given.iter().map(|team| (**team).clone()));
+    Terms {
+        teams: Teams::new(teams.map(|team| (team, Vec::new()))),
+        daily_credits: Some(1000),
+        monthly_credits: Some(10_000),
+        origins: Vec::new(),
+    }
+}
+
 /// A gateway and what is around it.
 pub(super) struct World {
     pub(super) ledger: Arc<FakeLedger>,
     pub(super) store: Arc<FakeStore>,
     pub(super) upstream: Arc<FakeUpstream>,
     pub(super) results: Arc<FakeResults>,
+    pub(super) policy: CurrentPolicy,
     pub(super) filler: Filler,
     pub(super) gateway: Arc<Gateway>,
     pub(super) desk: KeyDesk,
@@ -453,7 +471,7 @@ impl World {
         Self::with(4, &[])
     }
 
-    /// With so many calls at once, and rate limits for these teams.
+    /// With so many calls at once, and these teams beside those of [`terms`].
     pub(super) fn with(concurrency: usize, teams: &[Arc<Team>]) -> Self {
         Self::around(Arc::default(), Arc::default(), Arc::default(), concurrency, teams)
     }
@@ -494,6 +512,7 @@ impl World {
         let cache = Arc::new(MemoryCache::new(1 << 20));
         let metrics = Arc::new(Metrics::new(["local"].into_iter(), 1 << 20));
         let clock = Clock::system();
+        let policy = CurrentPolicy::new(terms(teams));
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
         let config = SpoolConfig { disk: None, max_bytes: 1 << 20, result_max_bytes: 1, is_remote: false };
         let spool: Arc<dyn Store> = Spool::new(store.clone(), ledger.clone(), guard.clone(), config);
@@ -508,6 +527,7 @@ impl World {
             cache: cache.clone(),
             metrics: metrics.clone(),
             guard: guard.clone(),
+            policy: policy.clone(),
             clock: clock.clone(),
         };
         let config = FillConfig {
@@ -516,10 +536,8 @@ impl World {
             slots: SlotsConfig { concurrency, max_concurrency: concurrency, queue: 256 },
             result_url_ttl: Duration::from_secs(84_600),
             hard_stop: Duration::from_secs(180),
-            daily_credits: Some(1000),
-            monthly_credits: Some(10_000),
         };
-        let filler = Filler::new(parts, config, teams);
+        let filler = Filler::new(parts, config);
         let parts = GatewayParts {
             cache,
             ledger: ledger.clone(),
@@ -538,7 +556,7 @@ impl World {
             guard,
             namespace: NAMESPACE.to_owned(),
         });
-        Self { ledger, store, upstream, results, filler, gateway: Arc::new(gateway), desk }
+        Self { ledger, store, upstream, results, policy, filler, gateway: Arc::new(gateway), desk }
     }
 
     /// Waits until no fill is under way.

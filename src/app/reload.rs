@@ -1,0 +1,100 @@
+//! Another configuration for a running program: all of what can change without a restart is replaced,
+//! or nothing is.
+//!
+//! [`Reloader::take`] first finds out everything that can go wrong, and then only does what cannot: so
+//! there is no half of a reload. When it happens is the business of [`watch`].
+
+#[cfg(test)]
+mod tests;
+pub mod watch;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::secrets::KeyWatch;
+use super::{slots_config, terms};
+use crate::clock::Clock;
+use crate::config::{Config, LogLevel, Problems};
+use crate::crash::crash_point;
+use crate::fill::Filler;
+use crate::metrics::Metrics;
+use crate::policy::CurrentPolicy;
+
+/// What of a running program a reload reaches.
+pub struct Reloader {
+    /// The configuration in force; held while another takes its place.
+    config: Mutex<Config>,
+    parts: ReloadParts,
+}
+
+/// See [`Reloader`].
+pub(super) struct ReloadParts {
+    /// Who may call and what may be spent.
+    pub policy: CurrentPolicy,
+    /// Has the upstream's slots.
+    pub filler: Filler,
+    /// `None` when no key is needed.
+    pub keys: Option<Arc<KeyWatch>>,
+    /// Has a label for each team.
+    pub metrics: Arc<Metrics>,
+    /// The time of day.
+    pub clock: Clock,
+}
+
+/// Changes the level of the log.
+pub type SetLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
+
+impl Reloader {
+    pub(super) fn new(config: Config, parts: ReloadParts) -> Self {
+        parts.metrics.config_in_force(parts.clock.now());
+        Self { config: Mutex::new(config), parts }
+    }
+
+    /// Puts `new` in force, and names what has changed. Whoever has been admitted is not affected.
+    ///
+    /// Blocks for as long as reading a small file does.
+    ///
+    /// # Errors
+    /// What cannot be changed without a restart, or the key's file if it cannot be read any more;
+    /// then everything is as it was.
+    pub fn take(&self, new: &Config, set_level: &SetLevel) -> Result<Vec<String>, Problems> {
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = config.changes_to(new);
+        if !changes.restart.is_empty() {
+            return Err(changes.restart);
+        }
+        let key = match &self.parts.keys {
+            Some(keys) => {
+                let key = new.upstream.key().and_then(|key| key.ok_or_else(|| "is missing".to_owned()));
+                Some((keys, key.map_err(|why| Problems::one("upstream.api_key_file", why))?))
+            }
+            None => None,
+        };
+        let terms = terms(new);
+        // Before anyone can call as a new team, its series are there.
+        self.parts.metrics.add_teams(terms.teams.names());
+        self.parts.policy.replace(terms);
+        if !changes.live.is_empty() {
+            crash_point("CP36");
+        }
+        if config.upstream != new.upstream {
+            self.parts.filler.set_slots(slots_config(new));
+        }
+        if let Some((keys, key)) = key {
+            keys.replace(new.upstream.clone(), key);
+        }
+        if config.log.level != new.log.level {
+            set_level(new.log.level);
+        }
+        *config = new.clone();
+        Ok(changes.live)
+    }
+
+    /// Counts a reload. It is apart from [`take`](Self::take), because a file may also fail before it
+    /// comes to that.
+    pub(super) fn count(&self, is_ok: bool) {
+        self.parts.metrics.config_reloaded(is_ok);
+        if is_ok {
+            self.parts.metrics.config_in_force(self.parts.clock.now());
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! What differs between two configurations, and whether it can take effect without a restart.
+//!
+//! Pure: it compares, and names fields but never their values, some of which are secrets.
+
+use super::Config;
+use super::problems::Problems;
+use super::setting::Section;
+use super::team::TeamConfig;
+
+/// The settings that take effect when the file is read again, besides all of `[[team]]`. Every other
+/// one is read at the start only.
+const LIVE: [&str; 9] = [
+    "server.cors_origins",
+    "upstream.api_key",
+    "upstream.api_key_file",
+    "upstream.concurrency",
+    "upstream.max_concurrency",
+    "upstream.queue",
+    "budget.daily_credits",
+    "budget.monthly_credits",
+    "log.level",
+];
+
+/// Does another value of this setting, such as `log.level` or `team.tokens`, take effect without a
+/// restart?
+pub fn is_live(setting: &str) -> bool {
+    setting.starts_with("team.") || LIVE.contains(&setting)
+}
+
+/// What a file that was read again would change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// The fields whose new value can be used at once, such as `team.web.tokens`; a team that is new or
+    /// gone stands there as a whole, such as `team.web`.
+    pub live: Vec<String>,
+    /// The fields whose new value cannot, each with what to do.
+    pub restart: Problems,
+}
+
+impl Config {
+    /// What would change if `new` took the place of this one.
+    pub fn changes_to(&self, new: &Self) -> Changes {
+        // By name, so that a section that is added does not go unnoticed.
+        let Self { server, upstream, store, state, cache, budget, teams, log } = self;
+        let mut changes = Changes::default();
+        changes.section("server", server, &new.server);
+        changes.section("upstream", upstream, &new.upstream);
+        changes.section("store", store, &new.store);
+        changes.section("state", state, &new.state);
+        changes.section("cache", cache, &new.cache);
+        changes.section("budget", budget, &new.budget);
+        changes.section("log", log, &new.log);
+        changes.teams(teams, &new.teams);
+        changes
+    }
+}
+
+impl Changes {
+    /// Is everything as it was?
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty() && self.restart.is_empty()
+    }
+
+    fn section<S: Section>(&mut self, name: &str, old: &S, new: &S) {
+        for field in old.changed(new) {
+            let field = format!("{name}.{field}");
+            if is_live(&field) {
+                self.live.push(field);
+            } else {
+                self.restart.add(
+                    field,
+                    "was changed, which takes effect at a start only; restart, or change it back",
+                );
+            }
+        }
+    }
+
+    fn teams(&mut self, old: &[TeamConfig], new: &[TeamConfig]) {
+        if new.is_empty() && !old.is_empty() {
+            // Half a file looks like this too.
+            self.restart.add(
+                "team",
+                "was removed for every team, and without teams anyone may call without a token, so this takes \
+                 effect at a start only; restart, or keep a team, if need be with disabled = true",
+            );
+            return;
+        }
+        for team in old {
+            match new.iter().find(|other| other.name == team.name) {
+                Some(other) => {
+                    let changed = team.changed(other).into_iter();
+                    self.live.extend(changed.map(|field| format!("team.{}.{field}", team.name)));
+                }
+                None => self.live.push(format!("team.{}", team.name)),
+            }
+        }
+        let is_new = |team: &&TeamConfig| !old.iter().any(|other| other.name == team.name);
+        self.live.extend(new.iter().filter(is_new).map(|team| format!("team.{}", team.name)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use toml::Value;
+
+    use super::super::SectionVisitor;
+    use super::super::setting::{FieldDoc, FieldVisitor, Setting};
+    use super::*;
+
+    /// What is read at the start only. A setting that is neither here nor in [`LIVE`] has been added:
+    /// decide whether the running program can take another value of it, and write it down.
+    const AT_START: [&str; 35] = [
+        "server.listen",
+        "server.admin_listen",
+        "server.public_url",
+        "server.max_connections",
+        "server.head_timeout",
+        "server.idle_timeout",
+        "server.body_timeout",
+        "server.min_upload_rate",
+        "server.answer_within",
+        "server.drain_grace",
+        "upstream.kind",
+        "upstream.namespace",
+        "upstream.base_url",
+        "upstream.credits_per_call",
+        "upstream.connect_timeout",
+        "upstream.upload_timeout",
+        "upstream.hard_stop",
+        "upstream.result_hosts",
+        "upstream.result_url_ttl",
+        "upstream.result_max_bytes",
+        "upstream.result_timeout",
+        "store.kind",
+        "store.path",
+        "store.bucket",
+        "store.prefix",
+        "store.region",
+        "store.endpoint",
+        "store.path_style",
+        "store.credentials_file",
+        "store.public_url",
+        "state.path",
+        "state.spool_max",
+        "cache.memory",
+        "budget.time_zone",
+        "log.format",
+    ];
+
+    /// Gives the field of this number another value, and tells its name.
+    struct Differ {
+        number: usize,
+        section: &'static str,
+        found: Option<String>,
+    }
+
+    impl Differ {
+        fn new(number: usize) -> Self {
+            Self { number, section: "team", found: None }
+        }
+    }
+
+    impl SectionVisitor for Differ {
+        fn section<S: Section>(&mut self, name: &'static str, section: &mut S) {
+            self.section = name;
+            section.visit(self);
+        }
+    }
+
+    impl FieldVisitor for Differ {
+        fn field<T: Setting>(&mut self, field: FieldDoc, value: &mut T) {
+            match self.number.checked_sub(1) {
+                Some(left) => self.number = left,
+                None if self.found.is_none() => {
+                    *value = another(value, field.name);
+                    self.found = Some(format!("{}.{}", self.section, field.name));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Some value of this type that is not `value`.
+    fn another<T: Setting>(value: &T, name: &str) -> T {
+        let texts = [
+            "127.0.0.1:1",
+            "https://a.example.com",
+            "1h",
+            "7B",
+            "shadow",
+            "ailab",
+            "s3",
+            "json",
+            "trace",
+            "Europe/Berlin",
+        ];
+        let token: toml::Table =
+            format!("id = \"abcdefgh\"\nhash = \"{}\"", blake3::hash(b"a")).parse().unwrap();
+        let texts = texts.map(|text| Value::String(text.to_owned()));
+        let lists = texts.clone().map(|text| Value::Array(vec![text]));
+        let others = [Value::Integer(7), Value::Boolean(true), Value::Array(vec![Value::Table(token)])];
+        let mut values =
+            others.into_iter().chain(texts).chain(lists).filter_map(|value| T::from_toml(value).ok());
+        let other = values.find(|other| other.to_toml() != value.to_toml());
+        other.unwrap_or_else(|| panic!("no other value is known for {name}"))
+    }
+
+    fn team(name: &str) -> TeamConfig {
+        TeamConfig { name: name.to_owned(), ..TeamConfig::default() }
+    }
+
+    #[test]
+    fn every_setting_is_live_or_read_at_the_start_and_is_treated_so() {
+        let mut seen = BTreeSet::new();
+        let old = Config { teams: vec![team("web")], ..Config::default() };
+        for number in 0.. {
+            let (mut new, mut differ) = (old.clone(), Differ::new(number));
+            new.visit(&mut differ);
+            let Some(field) = differ.found else { break };
+            let changes = old.changes_to(&new);
+            let restart: Vec<_> = changes.restart.iter().map(|problem| problem.field.clone()).collect();
+            let expected =
+                if is_live(&field) { (vec![field.clone()], vec![]) } else { (vec![], vec![field.clone()]) };
+            assert_eq!((changes.live, restart), expected, "{field}");
+            seen.insert(field);
+        }
+        let known: BTreeSet<_> = LIVE.iter().chain(&AT_START).map(|field| (*field).to_owned()).collect();
+        assert_eq!(seen, known, "left: the settings there are; right: those of LIVE and AT_START");
+        assert_eq!(known.len(), LIVE.len() + AT_START.len(), "none is both");
+    }
+
+    #[test]
+    fn every_field_of_a_team_is_live() {
+        let old = Config { teams: vec![team("shop"), team("web")], ..Config::default() };
+        let mut seen = 0;
+        for number in 0.. {
+            let (mut new, mut differ) = (old.clone(), Differ::new(number));
+            new.teams[1].visit(&mut differ);
+            let Some(field) = differ.found else { break };
+            // Under another name it is another team.
+            let expected = match field.as_str() {
+                "team.name" => vec!["team.web".to_owned(), format!("team.{}", new.teams[1].name)],
+                field => vec![field.replace("team.", "team.web.")],
+            };
+            assert_eq!(old.changes_to(&new), Changes { live: expected, ..Changes::default() }, "{field}");
+            assert!(is_live(&field));
+            seen += 1;
+        }
+        assert_eq!(seen, 8);
+    }
+
+    #[test]
+    fn teams_come_and_go_but_the_last_one_stays() {
+        let with = |teams: &[&str]| Config {
+            teams: teams.iter().map(|name| team(name)).collect(),
+            ..Config::default()
+        };
+        let check = |old: &[&str], new: &[&str], live: &[&str]| {
+            let changes = with(old).changes_to(&with(new));
+            assert_eq!(
+                (changes.live, changes.restart.is_empty()),
+                (live.iter().map(|name| (*name).to_owned()).collect(), true)
+            );
+        };
+        check(&["a", "b"], &["b", "a"], &[]);
+        check(&["a", "b"], &["b", "c"], &["team.a", "team.c"]);
+        check(&[], &["a"], &["team.a"]);
+        check(&[], &[], &[]);
+        let changes = with(&["a", "b"]).changes_to(&with(&[]));
+        let field = changes.restart.iter().next().map(|problem| problem.field.as_str());
+        assert_eq!((changes.live, field), (vec![], Some("team")));
+    }
+
+    #[test]
+    fn no_change_tells_a_value() {
+        let with = |key: &str| {
+            let mut config = Config::default();
+            config.upstream.api_key = Some(crate::secret::Secret::new(key));
+            config.store.endpoint = Some(format!("https://user:{key}@s3.example.com"));
+            config
+        };
+        let changes = with("sesame-one").changes_to(&with("sesame-two"));
+        assert_eq!((changes.live.len(), changes.restart.iter().count()), (1, 1));
+        assert!(!format!("{changes:?} {}", changes.restart).contains("sesame"), "{changes:?}");
+    }
+}

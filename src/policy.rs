@@ -1,0 +1,225 @@
+//! What the configuration allows at the moment: who may call, from which pages, and what may be spent.
+//!
+//! A [`Policy`] never changes; a reload puts another one in its place, whole ([`CurrentPolicy`]).
+//! Whoever decides something takes one and decides all of it by that one: a request takes it when its
+//! head has been read, a fill when it asks who pays. So nothing is decided by halves of two
+//! configurations.
+//!
+//! This module performs no I/O.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant as StdInstant};
+
+use arc_swap::ArcSwap;
+use governor::middleware::NoOpMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use http::HeaderValue;
+use tokio::time::Instant;
+
+use crate::ledger::budget::{Budget, Scope, Window};
+use crate::teams::{AuthError, BudgetMode, Team, Teams};
+
+/// What a policy is made of.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Who may call.
+    pub teams: Teams,
+    /// Credits all teams together may spend in a day; `None` for no limit.
+    pub daily_credits: Option<u64>,
+    /// Credits all teams together may spend in a month; `None` for no limit.
+    pub monthly_credits: Option<u64>,
+    /// Exact origins whose pages may call, as browsers write them.
+    pub origins: Vec<HeaderValue>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Policy {
+    terms: Terms,
+    /// By team; those without a limit are left out.
+    rates: HashMap<String, Arc<Rate>>,
+}
+
+impl Policy {
+    /// `former` is the one it replaces: a team whose rate stays the same has not had a miss more or
+    /// less because of the change.
+    fn new(terms: Terms, former: Option<&Self>) -> Self {
+        let rate = |team: &Arc<Team>| {
+            let per_second = team.misses_per_second?;
+            let kept = former.and_then(|former| former.rates.get(&team.name));
+            let kept = kept.filter(|rate| rate.per_second == per_second).cloned();
+            Some((team.name.clone(), kept.or_else(|| Rate::new(per_second).map(Arc::new))?))
+        };
+        let rates = terms.teams.iter().filter_map(rate).collect();
+        Self { terms, rates }
+    }
+
+    /// Who may call.
+    pub fn teams(&self) -> &Teams {
+        &self.terms.teams
+    }
+
+    /// Exact origins whose pages may call.
+    pub fn origins(&self) -> &[HeaderValue] {
+        &self.terms.origins
+    }
+
+    /// The team of that name, if it may pay. Its token was checked when it called, which may have
+    /// been under another policy.
+    ///
+    /// # Errors
+    /// [`AuthError::Unknown`] when there is no such team any more, [`AuthError::Disabled`].
+    pub fn payer(&self, name: &str) -> Result<&Arc<Team>, AuthError> {
+        let team = self.terms.teams.get(name).ok_or(AuthError::Unknown)?;
+        if team.disabled { Err(AuthError::Disabled { team: team.name.clone() }) } else { Ok(team) }
+    }
+
+    /// Every budget a call of the team must fit into: the global ones are never in shadow mode.
+    pub fn budgets(&self, team: &Team) -> Vec<Budget> {
+        let own = Scope::Team(team.name.clone());
+        let enforced = team.mode == BudgetMode::Enforce;
+        [
+            (Scope::Global, Window::Day, self.terms.daily_credits, true),
+            (Scope::Global, Window::Month, self.terms.monthly_credits, true),
+            (own.clone(), Window::Day, team.daily_credits, enforced),
+            (own, Window::Month, team.monthly_credits, enforced),
+        ]
+        .into_iter()
+        .filter_map(|(scope, window, limit, enforced)| {
+            Some(Budget { scope, window, limit: limit?, enforced })
+        })
+        .collect()
+    }
+
+    /// Lets a miss of the team through, or says how long until the next one.
+    ///
+    /// # Errors
+    /// The time until the team's rate allows another miss.
+    pub fn check_rate(&self, team: &Team) -> Result<(), Duration> {
+        let Some(rate) = self.rates.get(&team.name) else { return Ok(()) };
+        rate.limiter.check().map_err(|denied| denied.wait_time_from(Instant::now().into_std()))
+    }
+}
+
+/// The policy in force. Cheap to clone; all clones are one.
+#[derive(Clone, Debug)]
+pub struct CurrentPolicy(Arc<ArcSwap<Policy>>);
+
+impl CurrentPolicy {
+    /// The first one.
+    pub fn new(terms: Terms) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(Policy::new(terms, None))))
+    }
+
+    /// The one in force now. To be asked once for each decision.
+    pub fn get(&self) -> Arc<Policy> {
+        self.0.load_full()
+    }
+
+    /// Puts another in its place, for whoever asks from now on. Of two at the same time, the limiters
+    /// of one are lost, so let one caller do this.
+    pub fn replace(&self, terms: Terms) {
+        let former = self.get();
+        self.0.store(Arc::new(Policy::new(terms, Some(&former))));
+    }
+}
+
+type Limiter = governor::RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<StdInstant>>;
+
+/// How fast a team may miss, and how fast it has.
+struct Rate {
+    per_second: f64,
+    limiter: Limiter,
+}
+
+impl Rate {
+    fn new(per_second: f64) -> Option<Self> {
+        let period = Duration::try_from_secs_f64(1.0 / per_second).ok()?;
+        let quota = governor::Quota::with_period(period)?;
+        Some(Self { per_second, limiter: Limiter::direct_with_clock(quota, MonotonicClock) })
+    }
+}
+
+impl fmt::Debug for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", self.per_second)
+    }
+}
+
+/// Tokio's clock, on which deadlines are measured too.
+#[derive(Clone)]
+struct MonotonicClock;
+
+impl governor::clock::Clock for MonotonicClock {
+    type Instant = StdInstant;
+
+    fn now(&self) -> StdInstant {
+        Instant::now().into_std()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn team(name: &str) -> Team {
+        Team { name: name.to_owned(), ..Team::local() }
+    }
+
+    fn terms(teams: &[Team]) -> Terms {
+        Terms {
+            teams: Teams::new(teams.iter().map(|team| (team.clone(), Vec::new()))),
+            daily_credits: Some(1000),
+            monthly_credits: Some(10_000),
+            origins: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_budgets_of_a_call_are_the_global_ones_and_then_the_teams() {
+        let policy = CurrentPolicy::new(terms(&[])).get();
+        let team = Team { daily_credits: Some(30), monthly_credits: Some(300), ..Team::local() };
+        let own = || Scope::Team("local".to_owned());
+        let shown = |team: &Team| {
+            let show = |budget: Budget| (budget.scope, budget.window, budget.limit, budget.enforced);
+            policy.budgets(team).into_iter().map(show).collect::<Vec<_>>()
+        };
+        let global = [(Scope::Global, Window::Day, 1000, true), (Scope::Global, Window::Month, 10_000, true)];
+        let expected = |enforced| {
+            [&global[..], &[(own(), Window::Day, 30, enforced), (own(), Window::Month, 300, enforced)]]
+                .concat()
+        };
+        assert_eq!(shown(&team), expected(true));
+        assert_eq!(shown(&Team { mode: BudgetMode::Shadow, ..team }), expected(false));
+        assert_eq!(shown(&Team::local()), global);
+    }
+
+    #[test]
+    fn a_team_that_is_gone_or_disabled_does_not_pay() {
+        let policy = CurrentPolicy::new(terms(&[team("a"), Team { disabled: true, ..team("b") }])).get();
+        assert_eq!(policy.payer("a").map(|team| team.name.as_str()), Ok("a"));
+        assert_eq!(policy.payer("b"), Err(AuthError::Disabled { team: "b".to_owned() }));
+        assert_eq!(policy.payer("c"), Err(AuthError::Unknown));
+        assert_eq!(policy.payer("local"), Err(AuthError::Unknown), "with teams there is no such team");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_that_stays_the_same_is_not_begun_anew() {
+        let paced = |per_second| Team { misses_per_second: Some(per_second), ..team("a") };
+        let current = CurrentPolicy::new(terms(&[paced(0.1)]));
+        let check = || {
+            let policy = current.get();
+            policy.check_rate(policy.payer("a").expect("it is there"))
+        };
+        assert_eq!(check(), Ok(()));
+        tokio::time::advance(Duration::from_secs(4)).await;
+        current.replace(terms(&[Team { daily_credits: Some(1), ..paced(0.1) }, team("b")]));
+        assert_eq!(check(), Err(Duration::from_secs(6)), "the miss before the reload counts");
+        current.replace(terms(&[paced(0.5)]));
+        assert_eq!((check(), check()), (Ok(()), Err(Duration::from_secs(2))), "another rate begins anew");
+        current.replace(terms(&[team("a")]));
+        assert_eq!([(); 5].map(|()| check()), [Ok(()); 5], "no rate");
+    }
+}
