@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::pool::{Lock, key_lock};
 use super::*;
+use crate::ledger::budget::Scope;
 use crate::ledger::contract::{Bench, answer, picture, record, stored};
 use crate::ledger::{Booking, CallId, LedgerError, Reservation, Reserved};
 
@@ -127,7 +129,7 @@ fn a_process_that_stands_still_in_a_transaction_stops_the_others_for_seconds_onl
     there.spawn(async move {
         let pool = stopped.pool.clone();
         let _ = pool
-            .write(&[super::super::Lock::Freeze.exclusive()], move |tx| {
+            .write(&[Lock::Freeze.exclusive()], move |tx| {
                 let holds = holds.clone();
                 async move {
                     tx.rows("UPDATE granary.spent SET credits = credits", &[]).await?;
@@ -156,7 +158,10 @@ async fn a_signed_url_is_erased_from_the_tables_files_when_its_state_ends() {
     let mut ended = Vec::new();
     for n in 0..30 {
         let won = bench.send(picture(n)).await;
-        let text = format!("https://results.example/{n}.png?Signature=signed-{n}-signed");
+        // Every other one is too long for its page, and of nothing that could be made shorter.
+        let chain = (0..60 * (n % 2)).map(|link| blake3::hash(&(n * 1000 + link).to_le_bytes()).to_hex());
+        let long: String = chain.map(|hash| hash.to_string()).collect();
+        let text = format!("https://results.example/{n}.png?Signature=signed-{n}-signed&{long}");
         let (request_id, log_id) = (String::new(), String::new());
         bench.book(won.id, Booking::Answered { text: Secret::new(text), request_id, log_id }).await;
         ended.push(won);
@@ -203,6 +208,104 @@ async fn no_two_owners_are_given_the_same_room_in_the_spool() {
         ledger.keep_room(None);
     }
     one.win(picture(100)).await;
+}
+
+/// Held by a transaction, until the returned end is dropped.
+async fn hold(server: &Postgres, lock: String) -> tokio::sync::oneshot::Sender<()> {
+    let clock = TurnableClock::at("2026-11-22T09:00:00Z");
+    let pool =
+        PostgresLedger::new(config(&server.socket_url("postgres"), clock.clock(), zone())).pool.clone();
+    let (holds, held) = tokio::sync::oneshot::channel::<()>();
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let ends = Arc::new(tokio::sync::Mutex::new(Some((holds, ended))));
+    tokio::spawn(async move {
+        let held = pool.write(&[lock], move |_| {
+            let ends = Arc::clone(&ends);
+            async move {
+                let (holds, ended) = ends.lock().await.take().expect("it is tried once");
+                let _ = holds.send(());
+                let _ = ended.await;
+                Ok(())
+            }
+        });
+        let _ = held.await;
+    });
+    held.await.unwrap();
+    end
+}
+
+/// Asserts that something ends only after a lock was given up.
+async fn waits_for<T: Send + 'static>(
+    what: &str,
+    server: &Postgres,
+    lock: String,
+    work: impl Future<Output = T> + Send + 'static,
+) -> T {
+    let end = hold(server, lock).await;
+    let mut work = tokio::spawn(work);
+    let early = tokio::time::timeout(Duration::from_millis(400), &mut work).await;
+    assert!(early.is_err(), "{what} did not wait");
+    drop(end);
+    work.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_needs_a_lock_waits_for_who_has_it() {
+    let server = Postgres::start();
+    let bench = bench(&server);
+    let ledger = || Arc::clone(&bench.ledger);
+    let (to_send, to_spool) = (bench.win(picture(1)).await, bench.answered(picture(2)).await);
+    bench.store(picture(3)).await;
+    let refresh = bench.answered(Reservation { refresh: true, ..picture(3) }).await;
+
+    // A freeze waits for all who spend, and who wants to spend for a freeze.
+    let freezing = {
+        let ledger = ledger();
+        async move { ledger.set_frozen(Scope::Global, false).await }
+    };
+    waits_for("a freeze", &server, Lock::Freeze.shared(), freezing).await.unwrap();
+    let sending = {
+        let ledger = ledger();
+        async move { ledger.mark_sent(to_send.id).await }
+    };
+    waits_for("sending", &server, Lock::Freeze.exclusive(), sending).await.unwrap();
+    let reserving = {
+        let ledger = ledger();
+        async move { ledger.reserve(picture(4)).await }
+    };
+    waits_for("reserving", &server, Lock::Freeze.exclusive(), reserving).await.unwrap();
+    // Two who want to spend do not wait for each other, but for a key.
+    let end = hold(&server, Lock::Freeze.shared()).await;
+    bench.win(picture(5)).await;
+    drop(end);
+    let reserving = {
+        let ledger = ledger();
+        async move { ledger.reserve(picture(6)).await }
+    };
+    waits_for("reserving a key", &server, key_lock(&picture(6).key), reserving).await.unwrap();
+    let end = hold(&server, key_lock(&picture(8).key)).await;
+    bench.win(picture(7)).await;
+    drop(end);
+
+    let kept = record(&picture(2), to_spool, bench.clock.now());
+    let spooled = Booking::Spooled { record: Box::new(kept), bytes: bytes::Bytes::from_static(b"x") };
+    let booking = {
+        let ledger = ledger();
+        async move { ledger.book(to_spool.id, spooled).await }
+    };
+    waits_for("the spool", &server, Lock::Spool.exclusive(), booking).await.unwrap();
+    bench.ledger.keep_room(Some(1));
+    let reserving = {
+        let ledger = ledger();
+        async move { ledger.reserve(picture(9)).await }
+    };
+    waits_for("room in the spool", &server, Lock::Spool.exclusive(), reserving).await.unwrap();
+    let kept = stored(&record(&picture(3), refresh, bench.clock.now()));
+    let booking = {
+        let ledger = ledger();
+        async move { ledger.book(refresh.id, kept).await }
+    };
+    waits_for("the feed of changes", &server, Lock::Changes.exclusive(), booking).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
