@@ -219,7 +219,8 @@ async fn hold(server: &Postgres, lock: String) -> tokio::sync::oneshot::Sender<(
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let ends = Arc::new(tokio::sync::Mutex::new(Some((holds, ended))));
     tokio::spawn(async move {
-        let held = pool.write(&[lock], move |_| {
+        let locks = [lock];
+        let held = pool.write(&locks, move |_| {
             let ends = Arc::clone(&ends);
             async move {
                 let (holds, ended) = ends.lock().await.take().expect("it is tried once");
