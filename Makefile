@@ -22,7 +22,7 @@ SEEDS ?= 100000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak crash faults simulate compiler curl strace nextest components
+.PHONY: help run test lint bench soak crash faults simulate compiler curl strace postgres nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ run: compiler curl ## Start Granary with no configuration: built-in engine, file
 	@exec "$$($(CARGO) metadata --locked --no-deps --format-version 1 \
 		| sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/debug/granary"
 
-test: compiler curl strace nextest ## Run every test
+test: compiler curl strace postgres nextest ## Run every test
 	$(CARGO) nextest run --locked --workspace $(TEST_FEATURES)
 	$(CARGO) test --locked --workspace $(TEST_FEATURES) --doc
 
@@ -66,12 +66,16 @@ simulate: compiler nextest ## Whole lives with all faults, SEEDS=100000 of them 
 	SIM_SEEDS=$(SEEDS) SIM_START=$(START) SIM_SEED=$(SEED) $(CARGO) nextest run --locked --workspace --lib $(TEST_FEATURES) \
 		--cargo-profile simulate --profile simulate -E 'test(=simulation::no_promise_is_broken_in_any_world)'
 
+# packages NAME, PACKAGES: installs Debian packages.
+define packages
+command -v apt-get >/dev/null || { echo "$(1) is missing: install it" >&2; exit 1; }; \
+		if [ "$$(id -u)" = 0 ]; then root=; else root=sudo; fi; \
+		$$root apt-get update -q && $$root apt-get install -qy --no-install-recommends $(2)
+endef
+
 # install COMMAND, PACKAGES: makes sure of a command by Debian packages.
 define install
-	@command -v $(1) >/dev/null || { \
-		command -v apt-get >/dev/null || { echo "$(1) is missing: install it" >&2; exit 1; }; \
-		if [ "$$(id -u)" = 0 ]; then root=; else root=sudo; fi; \
-		$$root apt-get update -q && $$root apt-get install -qy --no-install-recommends $(2); }
+	@command -v $(1) >/dev/null || { $(call packages,$(1),$(2)); }
 endef
 
 # For linking, for SQLite, and for the assembly in ring and blake3.
@@ -86,6 +90,11 @@ curl:
 # For the tests in which a disk fails: it makes chosen system calls return errors.
 strace:
 	$(call install,strace,strace)
+
+# For the tests of the fleet's ledger. Debian keeps the server's programs off the PATH.
+postgres:
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || { $(call packages,PostgreSQL,postgresql); }
+	$(call install,/usr/sbin/pgbouncer,pgbouncer)
 
 nextest: compiler
 	@$(CARGO) nextest --version >/dev/null 2>&1 || \

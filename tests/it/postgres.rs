@@ -2,18 +2,20 @@
 //! and which database is refused. Results are in a bucket, as they must be.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use granary_kit::ailab::FakeAilab;
+use granary_kit::ailab::{Behaviour, FakeAilab};
 use granary_kit::client::{self, Answer};
 use granary_kit::form::Form;
 use granary_kit::images;
-use granary_kit::postgres::Postgres;
+use granary_kit::leak::Secrets;
+use granary_kit::postgres::{PASSWORD, Postgres};
 use granary_kit::process::{GranaryBuilder, GranaryProcess};
 use granary_kit::s3::S3Server;
 use tempfile::TempDir;
 
 use crate::bucket::{path_of, store_section};
-use crate::harness::{bytes_of, cache_status, real_ailab, until, upstream_section, within};
+use crate::harness::{bytes_of, cache_status, files_below, real_ailab, until, upstream_section, within};
 
 /// An upstream, a bucket and a database, for processes of the real program.
 struct World {
@@ -99,6 +101,70 @@ async fn a_dead_database_costs_misses_and_no_hit_and_no_money() {
 
 fn url_on(granary: &GranaryProcess, answer: &Answer) -> String {
     format!("{}{}", granary.public_url(), path_of(&answer.result_url()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_paid_for_while_the_database_is_dead_is_booked_when_it_is_back() {
+    let world = World::new().await;
+    let granary = within("a start", world.replica("one").start()).await.unwrap();
+    is_bought_again(&granary, 1).await;
+    world.upstream.on_next(Behaviour::Hold);
+    let client = tokio::spawn({
+        let url = granary.public_url();
+        async move { client::post_form(&url, None, &Form::curl(images::tiny_png(24, 24, 2), 40, 40)).await }
+    });
+    world.upstream.wait_for_held(1).await;
+    world.database.kill();
+    world.upstream.release();
+    let spilled = world.state("one").join("spill");
+    until("the answer to be in a file", async || files_below(&spilled) == 1).await;
+    assert_eq!(crop(&granary, 3).await.status, 503);
+    let hit = crop(&granary, 1).await;
+    assert_eq!(cache_status(&hit), "granary; hit; detail=memory");
+
+    world.database.restart();
+    let answer = within("an answer", client).await.unwrap().unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    until("the file to go", async || files_below(&spilled) == 0).await;
+    let states = world.database.sql("postgres", "SELECT state, count(*) FROM granary.calls GROUP BY state");
+    assert_eq!(states, "stored|2");
+    assert_eq!((world.upstream.charges(), world.upstream.attempts()), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_databases_address_is_in_no_line_of_the_log_and_in_no_answer() {
+    let world = World::new().await;
+    let mut granary =
+        within("a start", world.replica("one").env("GRANARY_LOG_LEVEL", "trace").start()).await.unwrap();
+    is_bought_again(&granary, 1).await;
+    let metrics = client::get(&format!("{}/metrics", granary.admin_url())).await.unwrap().text();
+    world.database.kill();
+    let refused = crop(&granary, 2).await.text();
+    let ready = client::get(&format!("{}/readyz", granary.admin_url())).await.unwrap().text();
+    assert!(ready.contains("\"ledger\":\"down\""), "{ready}");
+    granary.kill().await;
+    let secrets = Secrets::new([("password", PASSWORD.to_owned())]);
+    let said = [
+        ("stderr", granary.stderr_text()),
+        ("stdout", granary.stdout_text()),
+        ("metrics", metrics),
+        ("answer", refused),
+        ("readyz", ready),
+    ];
+    assert_eq!(secrets.find_leaks(said), []);
+    assert!(granary.stderr_text().contains("the ledger's database is connected"), "the control: it logs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_tells_of_the_database_and_of_one_that_is_away() {
+    let world = World::new().await;
+    let check = world.replica("one").args(["check", "--live"]);
+    let found = check.run(Duration::from_secs(60)).await;
+    assert!(format!("{found:?}").contains("the database can be used, and has 0 calls"), "{found:?}");
+    world.database.kill();
+    let found = check.run(Duration::from_secs(60)).await;
+    let said = format!("{found:?}");
+    assert!(said.contains("state.database_url") && !said.contains(PASSWORD), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -42,7 +42,7 @@ pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000):
 /// Connections at once. A team's misses and hits share them; each is held for some milliseconds.
 const CONNECTIONS: usize = 16;
 /// A transaction that met another one is made again so often.
-const TRIES: u32 = 8;
+pub(super) const TRIES: u32 = 8;
 /// Three in vain, or one that was not answered. A trial is one operation, so a database that is gone
 /// for hours costs little, and is used again soon after it is back.
 const BREAKER: BreakerConfig = BreakerConfig {
@@ -97,8 +97,8 @@ pub(super) enum Failure {
     Ledger(LedgerError),
     /// The database is not one for us.
     Unfit(Unfit),
-    /// Another one came in between: once more.
-    Again,
+    /// Another one came in between: once more. In a word, what that was.
+    Again(&'static str),
     /// What the database said, or that it says nothing any more.
     Database(tokio_postgres::Error),
 }
@@ -112,11 +112,10 @@ impl From<LedgerError> for Failure {
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.code() {
-            Some(
-                &SqlState::UNIQUE_VIOLATION
-                | &SqlState::T_R_DEADLOCK_DETECTED
-                | &SqlState::T_R_SERIALIZATION_FAILURE,
-            ) => Self::Again,
+            Some(&SqlState::UNIQUE_VIOLATION) => Self::Again("a unique row"),
+            Some(&SqlState::DUPLICATE_SCHEMA | &SqlState::DUPLICATE_TABLE) => Self::Again("a new table"),
+            Some(&SqlState::T_R_DEADLOCK_DETECTED) => Self::Again("a deadlock"),
+            Some(&SqlState::T_R_SERIALIZATION_FAILURE) => Self::Again("a serialization failure"),
             _ => Self::Database(error),
         }
     }
@@ -136,7 +135,7 @@ impl Failure {
         LedgerError::Unavailable(match self {
             Self::Ledger(error) => return error,
             Self::Unfit(unfit) => unfit.to_string(),
-            Self::Again => "other transactions came in between again and again".to_owned(),
+            Self::Again(what) => format!("other transactions came in between again and again: {what}"),
             Self::Database(error) => told(&error),
         })
     }
@@ -348,6 +347,7 @@ impl Inner {
         F: Future<Output = Result<T, Failure>>,
         W: Fn(Tx) -> F,
     {
+        let mut last = "";
         for _ in 0..TRIES {
             let (connection, tx) = self.begin(begin).await?;
             let is_undone = Arc::clone(&tx.is_undone);
@@ -365,13 +365,14 @@ impl Inner {
                     if ended.is_ok() {
                         self.idle().push(connection);
                     }
-                    if !matches!(failure, Failure::Again) {
-                        return Err(failure);
+                    match failure {
+                        Failure::Again(what) => last = what,
+                        failure => return Err(failure),
                     }
                 }
             }
         }
-        Err(Failure::Again)
+        Err(Failure::Again(last))
     }
 
     async fn ask<T, F, W>(&self, work: &W) -> Result<T, Failure>

@@ -46,7 +46,9 @@ pub(super) async fn reserve(tx: &Tx, wanted: &Wanted) -> Result<Reserved, Failur
     if !reservation.refresh && is_stored {
         let found = rows::stored(tx, &reservation.namespace, reservation.key).await?;
         // Lost since.
-        return found.map(|record| Reserved::Stored(Box::new(record))).ok_or(Failure::Again);
+        return found
+            .map(|record| Reserved::Stored(Box::new(record)))
+            .ok_or(Failure::Again("it changed its state"));
     }
     if let Some(until) = budget::rests_until(&doubtful, now) {
         return Ok(Reserved::Resting { until, wait: budget::until(until, now) });
@@ -57,7 +59,7 @@ pub(super) async fn reserve(tx: &Tx, wanted: &Wanted) -> Result<Reserved, Failur
     let windows = Windows::at(now, zone);
     let Some(id) = insert(tx, reservation, owner, generation, &windows, now).await? else {
         // An adopted record, or a late answer.
-        return Err(Failure::Again);
+        return Err(Failure::Again("another row has the key"));
     };
     let counted =
         count(tx, &reservation.team, &windows.day, &windows.month, int8(reservation.credits)?).await?;
@@ -237,7 +239,7 @@ pub(super) async fn mark_sent(tx: &Tx, id: CallId, owner: &str) -> Result<Permit
         return Ok(Permit::Lost);
     }
     let found = frozen(&row, Scope::Team(row.try_get("team")?))?;
-    found.map(Permit::Frozen).ok_or(Failure::Again)
+    found.map(Permit::Frozen).ok_or(Failure::Again("it changed its state"))
 }
 
 pub(super) fn missing(id: CallId) -> Failure {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::pool::{Failure, Lock};
+use super::pool::{Failure, Lock, TRIES};
 
 /// The layout of the tables: how many of [`MIGRATIONS`] they have had. A database with a higher one
 /// is refused untouched.
@@ -138,16 +138,21 @@ pub(super) async fn prepare(client: &Client) -> Result<(), Failure> {
             );
         }
     }
-    if is_current(client).await? {
-        return Ok(());
+    // Whoever has waited for another one's schema may still be told that there is none, make it, and
+    // be refused: what a server knows of names it need not ask for again when a lock is given.
+    let mut outcome = Ok(());
+    for _ in 0..TRIES {
+        if is_current(client).await? {
+            return Ok(());
+        }
+        outcome = migrate(client).await;
+        let end = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        client.batch_execute(end).await?;
+        if !matches!(outcome, Err(Failure::Again(_))) {
+            break;
+        }
     }
-    let changed = migrate(client).await;
-    let end = if changed.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    let ended = client.batch_execute(end).await;
-    changed?;
-    ended?;
-    tracing::info!(layout = LAYOUT, "the ledger's tables are made");
-    Ok(())
+    outcome
 }
 
 /// Asked first and without a lock, because whoever may use the tables may not make them.
@@ -177,6 +182,7 @@ async fn migrate(client: &Client) -> Result<(), Failure> {
     client
         .batch_execute(&format!("DELETE FROM granary.layout; INSERT INTO granary.layout VALUES ({LAYOUT})"))
         .await?;
+    tracing::info!(layout = LAYOUT, "the ledger's tables are made");
     Ok(())
 }
 

@@ -1,9 +1,12 @@
-//! The contract, held against a real server; and what a database promises beyond it: what a crash, a
-//! server that is silent, and one that may not be used are to a ledger.
+//! The contract, held against a real server, and through a pooler; and what this ledger promises beyond
+//! it: [`faults`] of the server, and which database it takes ([`places`]).
+
+mod faults;
+mod places;
 
 use std::sync::Arc;
 
-use granary_kit::postgres::Postgres;
+use granary_kit::postgres::{Pooler, Postgres};
 use jiff::tz::TimeZone;
 use proptest::prelude::*;
 
@@ -45,6 +48,24 @@ async fn open_two(server: &Postgres, clock: Clock, zone: TimeZone) -> [PostgresL
 ledger_contract!(the_contract_holds, Postgres::start, open);
 admin_contract!(the_contract_of_operators_holds, Postgres::start, open);
 lease_contract!(the_contract_of_leases_holds, Postgres::start, open_two);
+
+/// A server, and a pooler with fewer connections to it than a ledger has to the pooler.
+fn pooled() -> (Pooler, Postgres) {
+    let server = Postgres::start();
+    (server.pooler(4), server)
+}
+
+async fn open_two_pooled(
+    (pooler, server): &(Pooler, Postgres),
+    clock: Clock,
+    zone: TimeZone,
+) -> [PostgresLedger; 2] {
+    empty(server);
+    let config = config(&pooler.url("postgres"), clock, zone);
+    [PostgresLedger::new(config.clone()), PostgresLedger::new(config)]
+}
+
+lease_contract!(the_contract_of_leases_holds_through_a_pooler, pooled, open_two_pooled);
 
 #[test]
 fn a_random_life_with_crashes_agrees_with_the_model() {

@@ -4,6 +4,8 @@
 //! root, so root runs it as the user `postgres`. A fresh cluster takes most of a second to make; one is kept in the
 //! target directory and copied. The server dies with the thread that started it, also when the test is killed.
 
+mod pooler;
+
 use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -15,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
+
+pub use self::pooler::Pooler;
 
 /// How long a start or a stop may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,7 +40,8 @@ pub struct Postgres {
 #[derive(Debug)]
 struct Server {
     child: Child,
-    _parent: mpsc::Sender<()>,
+    /// Dropped with the server.
+    parent: mpsc::Sender<()>,
 }
 
 impl Postgres {
@@ -55,9 +60,28 @@ impl Postgres {
     ///
     /// As [`start`](Self::start).
     pub fn start_with(settings: &[&str]) -> Self {
-        let folder = tempfile::Builder::new().prefix("kit-pg").tempdir().unwrap();
-        own(folder.path());
+        Self::begin(settings, &[])
+    }
+
+    /// A server that shows this certificate, in PEM, to whoever asks for TLS.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_with_tls(certificate: &str, key: &str) -> Self {
+        let settings = ["ssl=on", "ssl_cert_file=../server.crt", "ssl_key_file=../server.key"];
+        Self::begin(&settings, &[("server.crt", certificate), ("server.key", key)])
+    }
+
+    fn begin(settings: &[&str], files: &[(&str, &str)]) -> Self {
+        let folder = own_folder();
         copy(&template(), &folder.path().join("data"));
+        for (name, text) in files {
+            let file = folder.path().join(name);
+            fs::write(&file, text).unwrap();
+            fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+            own(&file);
+        }
         let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
         for _ in 0..20 {
             let port = free_port();
@@ -68,39 +92,13 @@ impl Postgres {
         panic!("PostgreSQL did not start: {}", log(folder.path()));
     }
 
-    /// A server that shows this certificate to whoever asks for TLS.
+    /// A pooler before it, which gives each transaction one of so many connections.
     ///
     /// # Panics
     ///
-    /// As [`start`](Self::start).
-    pub fn start_with_tls(certificate: &str, key: &str) -> Self {
-        let keys = tempfile::Builder::new().prefix("kit-pg-tls").tempdir().unwrap();
-        own(keys.path());
-        let put = |name: &str, text: &str| {
-            let file = keys.path().join(name);
-            fs::write(&file, text).unwrap();
-            fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
-            own(&file);
-            file.display().to_string()
-        };
-        let (certificate, key) = (put("server.crt", certificate), put("server.key", key));
-        let mut server = Self::start_with(&[
-            "ssl=on",
-            &format!("ssl_cert_file={certificate}"),
-            &format!("ssl_key_file={key}"),
-        ]);
-        // Read again at each start.
-        let kept = server.folder.path().join("tls");
-        fs::rename(keys.keep(), &kept).unwrap();
-        for setting in &mut server.settings {
-            for name in ["server.crt", "server.key"] {
-                if setting.ends_with(name) {
-                    let (field, _) = setting.split_once('=').unwrap();
-                    *setting = format!("{field}={}", kept.join(name).display());
-                }
-            }
-        }
-        server
+    /// When it cannot be started, with what it said.
+    pub fn pooler(&self, connections: u32) -> Pooler {
+        Pooler::start(self.folder.path(), self.port, connections)
     }
 
     /// Where it listens on loopback.
@@ -210,12 +208,24 @@ fn end(mut server: Server) {
         }
         thread::sleep(Duration::from_millis(2));
     }
+    drop(server.parent);
+}
+
+/// Starts what dies with the thread that starts it: a thread that lives as long as the handle.
+fn bound_to_us(mut command: Command) -> Server {
+    let (started, child) = mpsc::channel();
+    let (parent, ended) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        let _ = started.send(command.spawn());
+        let _ = ended.recv();
+    });
+    Server { child: child.recv().unwrap().unwrap(), parent }
 }
 
 /// `None` when it ended instead of getting ready, as when somebody took the port.
 fn launch(folder: &Path, port: u16, settings: &[String]) -> Option<Server> {
     let data = folder.join("data");
-    let mut command = as_user("postgres");
+    let mut command = as_user(&binary("postgres"));
     command.arg("-D").arg(&data).arg("-k").arg(folder).arg("-p").arg(port.to_string());
     for setting in [
         "listen_addresses=127.0.0.1",
@@ -233,21 +243,14 @@ fn launch(folder: &Path, port: u16, settings: &[String]) -> Option<Server> {
     let log = File::options().create(true).append(true).open(folder.join("log")).unwrap();
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     command.current_dir(folder);
-    let (started, child) = mpsc::channel();
-    let (alive, ended) = mpsc::channel::<()>();
-    // Its death is bound to that of the thread that starts it, so that is one that lives as long.
-    thread::spawn(move || {
-        let _ = started.send(command.spawn());
-        let _ = ended.recv();
-    });
-    let mut child = child.recv().unwrap().unwrap();
+    let Server { mut child, parent } = bound_to_us(command);
     let begun = Instant::now();
     loop {
         if child.try_wait().unwrap().is_some() {
             return None;
         }
         if is_ready(&data, child.id()) {
-            return Some(Server { child, _parent: alive });
+            return Some(Server { child, parent });
         }
         assert!(begun.elapsed() < PATIENCE, "PostgreSQL is not ready: {}", self::log(folder));
         thread::sleep(Duration::from_millis(5));
@@ -309,19 +312,26 @@ fn account() -> Option<(u32, u32)> {
     Some((number(), number()))
 }
 
+/// A folder that the server can write.
+fn own_folder() -> TempDir {
+    let folder = tempfile::Builder::new().prefix("kit-pg").tempdir().unwrap();
+    own(folder.path());
+    folder
+}
+
 fn own(path: &Path) {
     if let Some((user, group)) = account() {
         chown(path, Some(user), Some(group)).unwrap();
     }
 }
 
-/// One of its programs, as a user it accepts, which ends when we do.
-fn as_user(name: &str) -> Command {
+/// A program as a user that it accepts, which ends when we do.
+fn as_user(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     if let Some((user, group)) = account() {
         command.arg(format!("--reuid={user}")).arg(format!("--regid={group}")).arg("--clear-groups");
     }
-    command.args(["--pdeathsig", "QUIT", "--"]).arg(binary(name));
+    command.args(["--pdeathsig", "QUIT", "--"]).arg(program);
     command.env_clear().env("LC_ALL", "C").env("TZ", "UTC");
     command
 }
@@ -337,12 +347,11 @@ fn template() -> PathBuf {
     let lock = File::create(kept.with_extension("lock")).unwrap();
     lock.lock().unwrap();
     if !kept.exists() {
-        let folder = tempfile::Builder::new().prefix("kit-pg").tempdir().unwrap();
-        own(folder.path());
+        let folder = own_folder();
         let mut password = tempfile::NamedTempFile::new_in(folder.path()).unwrap();
         writeln!(password, "{PASSWORD}").unwrap();
         own(password.path());
-        let made = as_user("initdb")
+        let made = as_user(&binary("initdb"))
             .arg("-D")
             .arg(folder.path().join("data"))
             .arg(format!("--pwfile={}", password.path().display()))
