@@ -28,9 +28,13 @@ use crate::guard::ArchiveGuard;
 use crate::ledger::Ledger;
 use crate::ledger::spill::SpillLedger;
 use crate::ledger::sqlite::SqliteLedger;
+use crate::ledger::usage::UsageBook;
+use crate::metering::Meter;
 use crate::metrics::Metrics;
+use crate::reconcile::Reconciler;
 use crate::request::RequestLimits;
 use crate::routes::body::Pace;
+use crate::routes::usage::{UsageParts, UsageState};
 use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::secret::Secret;
 use crate::server::{self, ConnectionLimits};
@@ -67,6 +71,8 @@ pub struct App {
     stopped: tokio_util::sync::DropGuard,
     filler: Filler,
     copier: Copier,
+    meter: Arc<Meter>,
+    usage: Arc<dyn UsageBook>,
     drain_grace: Duration,
     longest_call: Duration,
     listeners: Vec<tokio::task::JoinHandle<()>>,
@@ -103,7 +109,7 @@ impl App {
         let team_names: Arc<[String]> = team_list.iter().map(|team| team.name.clone()).collect();
         let metrics = Arc::new(Metrics::new(team_names.iter().map(String::as_str), config.cache.memory.0));
         let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
-        let ledger = open_ledger(&config, &state, clock.clone())?;
+        let (ledger, usage) = open_books(&config, &state, clock.clone())?;
         let bare = store::open(&config.store).await?;
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let spool = Spool::new(bare, ledger.clone(), guard.clone(), spool_config(&config, &state));
@@ -134,7 +140,7 @@ impl App {
         let parts = FillParts {
             ledger: ledger.clone(),
             store: store.clone(),
-            upstream,
+            upstream: upstream.clone(),
             results,
             cache: cache.clone(),
             metrics: metrics.clone(),
@@ -150,19 +156,43 @@ impl App {
             tokio::spawn(stopped.clone().run_until_cancelled_owned(watch.run()));
         }
 
+        let meter = Arc::new(Meter::new(clock.clone(), config.budget.time_zone.clone()));
+        let metering = meter.clone().run(usage.clone());
+        tokio::spawn(stopped.clone().run_until_cancelled_owned(metering));
+        let namespace = config.upstream.namespace.clone();
+        let reconciler = Arc::new(Reconciler::new(usage.clone(), upstream, namespace, clock.clone()));
+        if config.upstream.kind == UpstreamKind::Ailab {
+            let (interval, filler) = (config.upstream.balance_interval, filler.clone());
+            let reconciling = reconciler.clone().run(interval, move || filler.upstream_is_called());
+            tokio::spawn(stopping.clone().run_until_cancelled_owned(reconciling));
+        }
+
+        let teams = Arc::new(ArcSwap::from_pointee(teams));
         let gateway_parts = GatewayParts {
             cache: cache.clone(),
             ledger: ledger.clone(),
             store,
             filler: filler.clone(),
             metrics: metrics.clone(),
+            meter: meter.clone(),
             guard: guard.clone(),
             clock: clock.clone(),
         };
+        let usage_state = UsageState::new(UsageParts {
+            book: usage.clone(),
+            ledger: ledger.clone(),
+            filler: filler.clone(),
+            meter: meter.clone(),
+            reconciler: reconciler.clone(),
+            teams: teams.clone(),
+            clock: clock.clone(),
+            zone: config.budget.time_zone.clone(),
+            price: config.upstream.credit_price,
+        });
         let state_of_routes = PublicState::new(PublicParts {
             gateway: Gateway::new(gateway_parts, config.upstream.namespace.clone(), public_root.clone())
                 .with_store_root(config.store.public_url.as_ref().map(ToString::to_string)),
-            teams: Arc::new(ArcSwap::from_pointee(teams)),
+            teams,
             metrics: metrics.clone(),
             clock,
             answer_within: config.server.answer_within,
@@ -174,6 +204,7 @@ impl App {
             limits: RequestLimits::default(),
             public_root: public_root.clone(),
             is_builtin: config.upstream.kind == UpstreamKind::Builtin,
+            reconciler,
         });
         let admin_state = AdminState {
             metrics,
@@ -183,6 +214,7 @@ impl App {
             filler: filler.clone(),
             stopping: stopping.clone(),
             teams: team_names,
+            usage: usage_state,
         };
         let origins: Vec<String> = config.server.cors_origins.iter().map(ToString::to_string).collect();
         let public_routes =
@@ -213,6 +245,8 @@ impl App {
             stopped: stopped.drop_guard(),
             filler,
             copier,
+            meter,
+            usage,
             drain_grace: config.server.drain_grace,
             longest_call: config.upstream.hard_stop + STOP_MARGIN,
             listeners,
@@ -241,6 +275,7 @@ impl App {
             tracing::error!("not everything came to rest in time; the ledger has what is open");
         }
         self.copier.stop().await;
+        self.meter.close(&*self.usage).await;
         drop(self.stopped);
         tracing::info!("stopped");
     }
@@ -262,12 +297,19 @@ fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
 }
 
 fn open_ledger(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<Arc<dyn Ledger>> {
+    Ok(open_books(config, state, clock)?.0)
+}
+
+/// One book, as those see it who pay, and as those who ask who did.
+type Books = (Arc<dyn Ledger>, Arc<dyn UsageBook>);
+
+fn open_books(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<Books> {
     let ledger = SqliteLedger::open(&state.ledger_file(), clock, config.budget.time_zone.clone())
         .with_context(|| {
             format!("state.path: the ledger {} cannot be opened", state.ledger_file().display())
         })?;
     let ledger = Arc::new(ledger.with_spool_max(config.state.spool_max.0));
-    Ok(Arc::new(SpillLedger::new(ledger, state.spill_folder())))
+    Ok((Arc::new(SpillLedger::new(ledger.clone(), state.spill_folder())), ledger))
 }
 
 fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {

@@ -16,6 +16,7 @@ pub(crate) mod memory;
 pub mod spill;
 pub mod spool;
 pub mod sqlite;
+pub mod usage;
 
 use std::time::Duration;
 

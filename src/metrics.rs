@@ -6,20 +6,22 @@
 
 mod labels;
 mod upstream;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 pub use self::labels::{RetryReason, ShedReason, Suspicion};
 use self::upstream::UpstreamFamilies;
+use self::usage::UsageFamilies;
 use crate::ledger::CallState;
 use crate::ledger::spool::SpoolUsage;
-use crate::outcome::CacheStatus;
+use crate::outcome::{CacheStatus, SavingCause};
 
 /// Request durations, in seconds.
 const REQUEST_BUCKETS: [f64; 15] =
@@ -116,6 +118,7 @@ pub struct Metrics {
     followers: IntGauge,
     upstream_in_flight: IntGauge,
     upstream: UpstreamFamilies,
+    usage: UsageFamilies,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
     ledger_sound: IntGauge,
@@ -181,6 +184,7 @@ impl Metrics {
             followers: families.plain("granary_coalesce_followers", "Requests waiting for a fill at the moment"),
             upstream_in_flight: families.plain("granary_upstream_in_flight", "Paid calls under way"),
             upstream: UpstreamFamilies::new(&families, teams.clone()),
+            usage: UsageFamilies::new(&families, teams.clone()),
             ledger_credits: families.gauge(
                 "granary_ledger_credits",
                 "Credits of this ledger's rows by state (grain: credits)",
@@ -221,10 +225,9 @@ impl Metrics {
                 self.requests.with_label_values(&[team, outcome]);
             }
             self.credits_spent.with_label_values(&[team]);
-            for status in CacheStatus::ALL.into_iter().filter(|status| status.is_free()) {
-                self.credits_saved.with_label_values(&[team, status.as_str()]);
+            for cause in SavingCause::ALL {
+                self.credits_saved.with_label_values(&[team, cause.as_str()]);
             }
-            self.credits_saved.with_label_values(&[team, HASH_FIRST]);
         }
         for outcome in AttemptOutcome::ALL {
             self.attempts.with_label_values(&[outcome.as_str()]);
@@ -246,14 +249,14 @@ impl Metrics {
     /// `saved`.
     pub fn answered(&self, team: &str, status: CacheStatus, saved: u64) {
         self.requests.with_label_values(&[team, status.as_str()]).inc();
-        if status.is_free() {
-            self.credits_saved.with_label_values(&[team, status.as_str()]).inc_by(saved);
+        if let Some(cause) = status.saving() {
+            self.credits_saved.with_label_values(&[team, cause.as_str()]).inc_by(saved);
         }
     }
 
     /// A hash-first look-up found its answer.
     pub fn looked_up(&self, team: &str, saved: u64) {
-        self.credits_saved.with_label_values(&[team, HASH_FIRST]).inc_by(saved);
+        self.credits_saved.with_label_values(&[team, SavingCause::HashFirst.as_str()]).inc_by(saved);
     }
 
     /// A crop request of a known team was answered with an error; `is_refusal` when by a rule or for
@@ -340,8 +343,6 @@ impl Metrics {
     }
 }
 
-const HASH_FIRST: &str = "hash_first";
-
 /// Figures that are read, not counted.
 pub struct Snapshot {
     /// Entries in memory.
@@ -388,6 +389,10 @@ impl Families<'_> {
 
     fn plain(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(name, help))
+    }
+
+    fn float(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::new(name, help))
     }
 
     fn count(&self, name: &str, help: &str) -> IntCounter {

@@ -22,6 +22,7 @@ use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
     Booking, CallFacts, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
 };
+use crate::metering::Meter;
 use crate::secret::Secret;
 use crate::slots::SlotsConfig;
 use crate::store::StoreError;
@@ -471,6 +472,7 @@ impl World {
             store: store.clone(),
             filler: filler.clone(),
             metrics,
+            meter: Arc::new(Meter::new(clock.clone(), TimeZone::UTC)),
             guard,
             clock,
         };
