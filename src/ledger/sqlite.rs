@@ -36,8 +36,8 @@ use self::worker::Worker;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved,
-    Soundness, StateTotal,
+    Booking, CallFacts, CallId, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, Soundness,
+    StateTotal,
 };
 use crate::archive::{ArchiveId, Membership};
 use crate::clock::Clock;

@@ -31,3 +31,4 @@ mod soak;
 mod spool;
 mod uploads;
 mod upstream_faults;
+mod usage;
