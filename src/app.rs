@@ -161,8 +161,9 @@ impl App {
         tokio::spawn(stopped.clone().run_until_cancelled_owned(metering));
         let namespace = config.upstream.namespace.clone();
         let reconciler = Arc::new(Reconciler::new(usage.clone(), upstream, namespace, clock.clone()));
-        if config.upstream.kind == UpstreamKind::Ailab {
-            let (interval, filler) = (config.upstream.balance_interval, filler.clone());
+        let interval = config.upstream.balance_interval;
+        if config.upstream.kind == UpstreamKind::Ailab && !interval.is_zero() {
+            let filler = filler.clone();
             let reconciling = reconciler.clone().run(interval, move || filler.upstream_is_called());
             tokio::spawn(stopping.clone().run_until_cancelled_owned(reconciling));
         }

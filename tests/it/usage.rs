@@ -17,11 +17,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PRICE: &str = "credit_price = 0.003\nbalance_interval = \"1s\"";
 
 async fn crop(granary: &GranaryProcess, token: &str, n: u64) -> Answer {
-    let form = Form::curl(&tiny_png(40, 30, n), 20, 20);
+    let form = Form::curl(tiny_png(40, 30, n), 20, 20);
     client::post_form(&granary.public_url(), token, &form).await.unwrap()
 }
 
-/// The answer, which must be a crop, says what it cost and what it saved.
+/// The key of what must be a crop.
 async fn crops(granary: &GranaryProcess, token: &str, n: u64) -> String {
     let answer = crop(granary, token, n).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -100,7 +100,8 @@ async fn usage_agrees_with_the_upstream_and_the_metrics_to_the_unit() {
     crops(&granary, &web_token, 3).await;
     let look_up = format!("{}{CROP_PATH}/{first}", granary.public_url());
     for (method, token) in [("GET", &app_token), ("HEAD", &app_token), ("GET", &web_token)] {
-        let answer = Call::new(method, &look_up).header("ailabapi-api-key", token).send().await.unwrap();
+        let answer =
+            Call::new(method, &look_up).header("ailabapi-api-key", token.as_str()).send().await.unwrap();
         assert_eq!(answer.status, 200);
     }
     upstream.on_next(Behaviour::refuse(400, "ERROR_PARAMETERS"));
