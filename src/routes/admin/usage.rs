@@ -1,6 +1,6 @@
 //! `GET /admin/v1/usage`: who paid, who was served and what that saved, as JSON or CSV.
 //!
-//! What is answered is described by [`UsageReport`]; [`compile`] makes it of what the ledger says.
+//! What is answered is described by [`UsageReport`]; `compile.rs` makes it of what the ledger says.
 
 mod compile;
 mod csv;
