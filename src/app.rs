@@ -31,10 +31,14 @@ use crate::download::{HostRule, ResultSource};
 use crate::fill::{FillConfig, FillParts, Filler};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::ArchiveGuard;
+use crate::ledger::usage::UsageBook;
+use crate::metering::Meter;
 use crate::metrics::Metrics;
 use crate::policy::{CurrentPolicy, Terms};
+use crate::reconcile::Reconciler;
 use crate::request::RequestLimits;
 use crate::routes::body::Pace;
+use crate::routes::usage::{UsageParts, UsageState};
 use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::secret::Secret;
 use crate::server::{self, ConnectionLimits, HangUps};
@@ -71,6 +75,8 @@ pub struct App {
     reloader: Arc<Reloader>,
     filler: Filler,
     copier: Copier,
+    meter: Arc<Meter>,
+    usage: Arc<dyn UsageBook>,
     drain_grace: Duration,
     longest_call: Duration,
     listeners: Vec<tokio::task::JoinHandle<()>>,
@@ -122,7 +128,7 @@ impl App {
         let policy = CurrentPolicy::new(terms(&config));
         let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
         let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
-        let ledger = ledger::open(&config, &state, clock.clone()).await?;
+        let (ledger, usage) = ledger::open(&config, &state, clock.clone()).await?;
         let bare = store::open(&config.store).await?;
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let spool = Spool::new(bare, ledger.clone(), guard.clone(), spool_config(&config, &state));
@@ -157,7 +163,7 @@ impl App {
         let parts = FillParts {
             ledger: ledger.clone(),
             store: store.clone(),
-            upstream,
+            upstream: upstream.clone(),
             results,
             cache: cache.clone(),
             metrics: metrics.clone(),
@@ -190,15 +196,38 @@ impl App {
         };
         let reloader = Arc::new(Reloader::new(config.clone(), reload_parts));
 
+        let meter = Arc::new(Meter::new(clock.clone(), config.budget.time_zone.clone()));
+        let metering = meter.clone().run(usage.clone());
+        tokio::spawn(stopped.clone().run_until_cancelled_owned(metering));
+        let namespace = config.upstream.namespace.clone();
+        let reconciler = Arc::new(Reconciler::new(usage.clone(), upstream, namespace, clock.clone()));
+        let interval = config.upstream.balance_interval;
+        if config.upstream.kind == UpstreamKind::Ailab && !interval.is_zero() {
+            let filler = filler.clone();
+            let reconciling = reconciler.clone().run(interval, move || filler.upstream_is_called());
+            tokio::spawn(stopping.clone().run_until_cancelled_owned(reconciling));
+        }
+
         let gateway_parts = GatewayParts {
             cache: cache.clone(),
             ledger: ledger.clone(),
             store,
             filler: filler.clone(),
             metrics: metrics.clone(),
+            meter: meter.clone(),
             guard: guard.clone(),
             clock: clock.clone(),
         };
+        let usage_state = UsageState::new(UsageParts {
+            book: usage.clone(),
+            ledger: ledger.clone(),
+            meter: meter.clone(),
+            reconciler: reconciler.clone(),
+            policy: policy.clone(),
+            clock: clock.clone(),
+            zone: config.budget.time_zone.clone(),
+            price: config.upstream.credit_price,
+        });
         let gateway = Gateway::new(gateway_parts, config.upstream.namespace.clone(), public_root.clone())
             .with_store_root(config.store.public_url.as_ref().map(ToString::to_string));
         let freshness = gateway.freshness();
@@ -218,6 +247,7 @@ impl App {
             limits: RequestLimits::default(),
             public_root: public_root.clone(),
             is_builtin: config.upstream.kind == UpstreamKind::Builtin,
+            reconciler,
         });
         let admin_state = AdminState {
             metrics,
@@ -227,6 +257,7 @@ impl App {
             filler: filler.clone(),
             stopping: stopping.clone(),
             policy,
+            usage: usage_state,
         };
         let public_routes = server::public_service(public_router(state_of_routes.clone()), state_of_routes);
         let limits = ConnectionLimits {
@@ -256,6 +287,8 @@ impl App {
             reloader,
             filler,
             copier,
+            meter,
+            usage,
             drain_grace: config.server.drain_grace,
             longest_call: config.upstream.hard_stop + STOP_MARGIN,
             listeners,
@@ -289,6 +322,7 @@ impl App {
             tracing::error!("not everything came to rest in time; the ledger has what is open");
         }
         self.copier.stop().await;
+        self.meter.close(&*self.usage).await;
         drop(self.stopped);
         tracing::info!("stopped");
     }

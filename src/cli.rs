@@ -3,11 +3,13 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0, 1 when
 //! something failed at work, 2 for wrong usage, 3 for a configuration that is not valid.
 
+mod admin;
 mod adopt;
 mod check;
 mod key;
 pub mod logging;
 mod token;
+mod usage;
 mod welcome;
 
 #[cfg(test)]
@@ -47,6 +49,8 @@ enum Verb {
     Key(key::KeyArguments),
     /// Say that this ledger and this store belong together, after the archive guard stopped buying
     Adopt,
+    /// Say who paid, who was served and what that saved, as a running Granary tells
+    Usage(usage::UsageArguments),
     /// Tokens, with which teams call
     #[command(subcommand)]
     Token(token::TokenVerb),
@@ -109,6 +113,7 @@ pub fn run(
         Verb::Adopt => load(arguments.config, environment).and_then(|loaded| adopt::run(&loaded, console)),
         Verb::Key(arguments) => key::run(&arguments, console),
         Verb::Token(verb) => token::run(verb, console),
+        Verb::Usage(arguments) => usage::run(&arguments, environment, console),
     };
     let (code, message) = match done {
         Ok(()) => return 0,

@@ -33,8 +33,10 @@ use crate::guard::ArchiveGuard;
 use crate::key::CacheKey;
 use crate::ledger::Ledger;
 use crate::ledger::budget::{Budget, Used};
+use crate::ledger::usage::Payer;
+use crate::metering::Meter;
 use crate::metrics::Metrics;
-use crate::outcome::CacheStatus;
+use crate::outcome::{CacheStatus, SavingCause};
 use crate::picture::ObjectName;
 use crate::request::{self, CropRequest, FormHead};
 use crate::rewrite;
@@ -59,6 +61,8 @@ pub struct GatewayParts {
     pub filler: Filler,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What is counted for the ledger.
+    pub meter: Arc<Meter>,
     /// Says whether what is missing was ever here.
     pub guard: Arc<ArchiveGuard>,
     /// The time of day.
@@ -355,7 +359,12 @@ impl Gateway {
     /// Counts how a crop request of a known team ended.
     pub fn count(&self, team: &Team, outcome: &Result<CropReply, GatewayError>) {
         match outcome {
-            Ok(reply) => self.parts.metrics.answered(&team.name, reply.status, reply.saved),
+            Ok(reply) => {
+                self.parts.metrics.answered(&team.name, reply.status, reply.saved);
+                if let Some(cause) = reply.status.saving() {
+                    self.meter(team, cause, reply);
+                }
+            }
             Err(error) => {
                 let is_refusal = matches!(error.situation().fault, Fault::Caller | Fault::Policy);
                 self.parts.metrics.not_answered(&team.name, is_refusal);
@@ -366,6 +375,12 @@ impl Gateway {
     /// Counts a hash-first look-up that found its answer.
     pub fn count_look_up(&self, team: &Team, reply: &CropReply) {
         self.parts.metrics.looked_up(&team.name, reply.saved);
+        self.meter(team, SavingCause::HashFirst, reply);
+    }
+
+    fn meter(&self, team: &Team, cause: SavingCause, reply: &CropReply) {
+        let payer = if reply.record.team == team.name { Payer::Own } else { Payer::Other };
+        self.parts.meter.served(&team.name, cause, payer, reply.saved);
     }
 }
 

@@ -20,6 +20,7 @@ pub mod spill;
 pub mod spool;
 pub mod sqlite;
 mod state;
+pub mod usage;
 
 use std::time::Duration;
 

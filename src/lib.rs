@@ -18,10 +18,13 @@
 //! | fetch | [`download`] | a client that cannot carry a credential |
 //! | **persist** | [`store`], [`spool`] | object first, then the record, then the ledger's `stored`: from here the URL is permanent; without the store, all of it in the ledger |
 //! | rewrite | [`rewrite`] | pure, on the way out, for hits as well |
-//! | respond | [`routes::respond`], [`error`] | ids, envelopes, counting, one log line |
+//! | respond | [`routes::respond`], [`error`], [`metering`] | ids, envelopes, counting, one log line |
 //!
 //! [`gateway::Gateway::handle`] is that list as code. The paid part is the state machine in
 //! [`fill::machine`], which performs nothing itself; [`fill`] is its hands.
+//!
+//! Who paid, who was served and what that saved is [`ledger::usage`]; [`reconcile`] compares the ledger
+//! with the upstream's account.
 //!
 //! # Promises
 //!
@@ -34,8 +37,8 @@
 //!
 //! ```text
 //! main > cli > app > {config, server} > routes > gateway > {cache, circuit, coalesce, fill, slots, rewrite}
-//!      > {error, guard, metrics, policy} > spool > {ledger, store, upstream, download, request, teams}
-//!      > {archive, net, breaker, envelope, code, multipart, outcome, operation, picture, key, clock, random, secret,
+//!      > {error, guard, metering, metrics, policy, reconcile} > spool > {ledger, store, upstream, download, request, teams}
+//!      > {archive, net, breaker, envelope, code, money, multipart, outcome, operation, picture, key, clock, random, secret,
 //!         crash, disk, state}
 //! ```
 //!
@@ -62,7 +65,9 @@ pub mod gateway;
 pub mod guard;
 pub mod key;
 pub mod ledger;
+pub mod metering;
 pub mod metrics;
+pub mod money;
 pub mod multipart;
 pub mod net;
 pub mod operation;
@@ -70,6 +75,7 @@ pub mod outcome;
 pub mod picture;
 pub mod policy;
 pub mod random;
+pub mod reconcile;
 pub mod request;
 pub mod rewrite;
 pub mod routes;

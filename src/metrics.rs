@@ -7,21 +7,23 @@
 mod config;
 mod labels;
 mod upstream;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use self::config::ConfigFamilies;
 pub use self::labels::{RetryReason, ShedReason, Suspicion};
 use self::upstream::UpstreamFamilies;
+use self::usage::UsageFamilies;
 use crate::ledger::CallState;
 use crate::ledger::spool::SpoolUsage;
-use crate::outcome::CacheStatus;
+use crate::outcome::{CacheStatus, SavingCause};
 
 /// Request durations, in seconds.
 const REQUEST_BUCKETS: [f64; 15] =
@@ -119,6 +121,7 @@ pub struct Metrics {
     upstream_in_flight: IntGauge,
     upstream: UpstreamFamilies,
     config: ConfigFamilies,
+    usage: UsageFamilies,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
     ledger_sound: IntGauge,
@@ -133,6 +136,7 @@ pub struct Metrics {
 impl Metrics {
     /// All families at zero, for these teams.
     pub fn new<'a>(teams: impl Iterator<Item = &'a str>, memory_capacity: u64) -> Self {
+        let teams: Vec<&str> = teams.collect();
         let registry = Registry::new();
         let families = Families(&registry);
         let metrics = Self {
@@ -184,6 +188,7 @@ impl Metrics {
             followers: families.plain("granary_coalesce_followers", "Requests waiting for a fill at the moment"),
             upstream_in_flight: families.plain("granary_upstream_in_flight", "Paid calls under way"),
             upstream: UpstreamFamilies::new(&families),
+            usage: UsageFamilies::new(&families, teams.iter().copied()),
             config: ConfigFamilies::new(&families),
             ledger_credits: families.gauge(
                 "granary_ledger_credits",
@@ -216,7 +221,7 @@ impl Metrics {
             registry,
         };
         metrics.zero(memory_capacity);
-        metrics.add_teams(teams);
+        metrics.add_teams(teams.into_iter());
         metrics
     }
 
@@ -229,10 +234,9 @@ impl Metrics {
                 self.requests.with_label_values(&[team, outcome]);
             }
             self.credits_spent.with_label_values(&[team]);
-            for status in CacheStatus::ALL.into_iter().filter(|status| status.is_free()) {
-                self.credits_saved.with_label_values(&[team, status.as_str()]);
+            for cause in SavingCause::ALL {
+                self.credits_saved.with_label_values(&[team, cause.as_str()]);
             }
-            self.credits_saved.with_label_values(&[team, HASH_FIRST]);
         }
     }
 
@@ -257,14 +261,14 @@ impl Metrics {
     /// `saved`.
     pub fn answered(&self, team: &str, status: CacheStatus, saved: u64) {
         self.requests.with_label_values(&[team, status.as_str()]).inc();
-        if status.is_free() {
-            self.credits_saved.with_label_values(&[team, status.as_str()]).inc_by(saved);
+        if let Some(cause) = status.saving() {
+            self.credits_saved.with_label_values(&[team, cause.as_str()]).inc_by(saved);
         }
     }
 
     /// A hash-first look-up found its answer.
     pub fn looked_up(&self, team: &str, saved: u64) {
-        self.credits_saved.with_label_values(&[team, HASH_FIRST]).inc_by(saved);
+        self.credits_saved.with_label_values(&[team, SavingCause::HashFirst.as_str()]).inc_by(saved);
     }
 
     /// A crop request of a known team was answered with an error; `is_refusal` when by a rule or for
@@ -351,8 +355,6 @@ impl Metrics {
     }
 }
 
-const HASH_FIRST: &str = "hash_first";
-
 /// Figures that are read, not counted.
 pub struct Snapshot {
     /// Entries in memory.
@@ -399,6 +401,10 @@ impl Families<'_> {
 
     fn plain(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(name, help))
+    }
+
+    fn float(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::new(name, help))
     }
 
     fn count(&self, name: &str, help: &str) -> IntCounter {

@@ -48,6 +48,49 @@ impl CacheStatus {
 
     /// Did answering cost the caller's team nothing?
     pub fn is_free(self) -> bool {
-        !matches!(self, Self::Miss | Self::Refresh)
+        self.saving().is_some()
+    }
+
+    /// Why answering cost the caller's team nothing; `None` when it did.
+    pub fn saving(self) -> Option<SavingCause> {
+        match self {
+            Self::HitMemory => Some(SavingCause::HitMemory),
+            Self::HitLedger => Some(SavingCause::HitLedger),
+            Self::HitStore => Some(SavingCause::HitStore),
+            Self::Coalesced => Some(SavingCause::Coalesced),
+            Self::Miss | Self::Refresh => None,
+        }
+    }
+}
+
+/// Why an answer cost its team nothing: the label of what is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SavingCause {
+    /// It was in memory.
+    HitMemory,
+    /// It was in the ledger.
+    HitLedger,
+    /// It was in the store.
+    HitStore,
+    /// It was being made for another caller.
+    Coalesced,
+    /// It was looked up by its key.
+    HashFirst,
+}
+
+impl SavingCause {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::HitMemory, Self::HitLedger, Self::HitStore, Self::Coalesced, Self::HashFirst];
+
+    /// The word in ledger, label and report.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::HitMemory => "hit_memory",
+            Self::HitLedger => "hit_ledger",
+            Self::HitStore => "hit_store",
+            Self::Coalesced => "coalesced",
+            Self::HashFirst => "hash_first",
+        }
     }
 }

@@ -21,7 +21,7 @@ use axum::routing::{MethodRouter, get, post};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE};
 use http::{HeaderMap, HeaderName, StatusCode};
 
-pub use self::admin::{ADOPT_PATH, AdminState, admin_router};
+pub use self::admin::{ADOPT_PATH, AdminState, admin_router, usage};
 use self::body::Pace;
 use self::cors::Cors;
 use crate::clock::Clock;
@@ -30,6 +30,7 @@ use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
 use crate::policy::{CurrentPolicy, Policy};
+use crate::reconcile::Reconciler;
 use crate::request::RequestLimits;
 use crate::teams::{API_KEY_HEADER, Team};
 
@@ -57,6 +58,8 @@ pub struct PublicParts {
     pub public_root: String,
     /// Is the upstream our own engine?
     pub is_builtin: bool,
+    /// What the upstream's account is known to hold.
+    pub reconciler: Arc<Reconciler>,
 }
 
 impl PublicState {

@@ -52,7 +52,7 @@ pub async fn adopt(config: &Config) -> anyhow::Result<Adopted> {
         }
         Err(error) => return Err(error.into()),
     };
-    let ledger = ledger::open(config, &state, Clock::system()).await?;
+    let (ledger, _) = ledger::open(config, &state, Clock::system()).await?;
     let store = store::open(&config.store).await?;
     let adoption = ArchiveGuard::new(ledger, store).adopt().await?;
     Ok(Adopted { found: adoption.to_string(), archive: adoption.archive.to_string() })

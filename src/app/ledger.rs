@@ -12,19 +12,23 @@ use crate::ledger::Ledger;
 use crate::ledger::postgres::{PostgresConfig, PostgresLedger, ProofError};
 use crate::ledger::spill::SpillLedger;
 use crate::ledger::sqlite::SqliteLedger;
+use crate::ledger::usage::UsageBook;
 use crate::state::StateDir;
 
 /// The pauses between attempts to book what lies in files.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// One book, as those see it who pay, and as those who ask who did.
+pub(super) type Books = (Arc<dyn Ledger>, Arc<dyn UsageBook>);
+
 /// Opens the configured ledger. A database that cannot be asked now is asked again with each use: hits
 /// are served meanwhile, and nothing is bought.
 ///
 /// # Errors
 /// In a sentence, what keeps it from opening; or that the database may not be used as it is.
-pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<Arc<dyn Ledger>> {
-    let ledger: Arc<dyn Ledger> = match database(config) {
+pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<Books> {
+    let (ledger, usage): (Arc<dyn Ledger>, Arc<dyn UsageBook>) = match database(config) {
         Some(database) => {
             match database.prove().await {
                 Ok(()) => {}
@@ -34,16 +38,18 @@ pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> any
                     "starting without the database: hits are served from the bucket, nothing is bought"
                 ),
             }
-            Arc::new(database)
+            let ledger = Arc::new(database);
+            (ledger.clone(), ledger)
         }
         None => {
             let file = state.ledger_file();
             let ledger = SqliteLedger::open(&file, clock, config.budget.time_zone.clone())
                 .with_context(|| format!("state.path: the ledger {} cannot be opened", file.display()))?;
-            Arc::new(ledger.with_spool_max(config.state.spool_max.0))
+            let ledger = Arc::new(ledger.with_spool_max(config.state.spool_max.0));
+            (ledger.clone(), ledger)
         }
     };
-    Ok(Arc::new(SpillLedger::new(ledger, state.spill_folder())))
+    Ok((Arc::new(SpillLedger::new(ledger, state.spill_folder())), usage))
 }
 
 /// The configured database's ledger, not yet connected; `None` when the ledger is a file.

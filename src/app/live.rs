@@ -72,7 +72,7 @@ async fn check_ledger(config: &Config) -> anyhow::Result<String> {
         }
         Err(error) => return Err(error.into()),
     };
-    let ledger = ledger::open(config, &state, Clock::system()).await?;
+    let (ledger, _) = ledger::open(config, &state, Clock::system()).await?;
     let calls = calls(&*ledger).await?;
     Ok(format!("{} can be used, and has {calls} calls", state.ledger_file().display()))
 }
@@ -91,7 +91,7 @@ async fn check_archive(config: &Config) -> anyhow::Result<String> {
         }
         Err(error) => return Err(error.into()),
     };
-    let ledger = ledger::open(config, &state, Clock::system()).await?;
+    let (ledger, _) = ledger::open(config, &state, Clock::system()).await?;
     let store = store::open(&config.store).await?;
     match guard::compare(&*ledger, &*store).await? {
         None => Ok("ledger and store belong together".to_owned()),

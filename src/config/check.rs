@@ -75,6 +75,10 @@ fn limits(config: &Config, reading: &mut Reading) {
             reading.problem(&[field], "leaves no time at all; write at least 1ms");
         }
     }
+    let interval = upstream.balance_interval;
+    if !interval.is_zero() && interval < Duration::from_secs(1) {
+        reading.problem(&["upstream.balance_interval"], "is too often; write at least 1s, or 0s for never");
+    }
     for (field, number, least, most) in [
         ("server.max_connections", server.max_connections as u64, 1, 1_000_000),
         ("upstream.concurrency", upstream.concurrency as u64, 1, 1_000),

@@ -39,6 +39,8 @@ api_key = "sesame-open"
 concurrency = 1
 queue = 0
 credits_per_call = 7
+credit_price = 0.0029
+balance_interval = "1h"
 connect_timeout = "1s500ms"
 upload_timeout = "6s"
 hard_stop = "1h"
@@ -197,6 +199,36 @@ fn every_field_is_printed_with_its_docs() {
     for pair in printed.lines().collect::<Vec<_>>().windows(2) {
         let is_setting = pair[1].contains(" =") && !pair[1].starts_with("# ");
         assert!(!is_setting || documented(pair[0]), "{pair:?}");
+    }
+}
+
+#[test]
+fn a_balance_is_asked_for_at_most_every_second_or_never() {
+    let check = |written: &str, is_valid: bool| {
+        let config = parse(&format!("[upstream]\nbalance_interval = \"{written}\""), &[]);
+        assert_eq!(config.is_ok(), is_valid, "{written}");
+        let problems = config.err().map(|problems| problems.to_string()).unwrap_or_default();
+        assert_eq!(problems.contains("write at least 1s, or 0s for never"), !is_valid, "{problems}");
+    };
+    check("1s", true);
+    check("0s", true);
+    check("999ms", false);
+}
+
+#[test]
+fn a_price_is_as_exact_as_it_was_written() {
+    let check = |written: &str, printed: Option<&str>| {
+        let config = parse(&format!("[upstream]\ncredit_price = {written}"), &[]);
+        let price = config.ok().map(|loaded| loaded.config.upstream.credit_price.unwrap().to_string());
+        assert_eq!(price.as_deref(), printed, "{written}");
+    };
+    check("0.0029", Some("0.0029"));
+    check("\"0.0029\"", Some("0.0029"));
+    check("0.1", Some("0.1"));
+    check("2", Some("2"));
+    check("1e-3", Some("0.001"));
+    for wrong in ["-1", "0.0000001", "nan", "\"cheap\"", "true", "1000001"] {
+        check(wrong, None);
     }
 }
 

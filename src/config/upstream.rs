@@ -7,6 +7,7 @@ use super::origin::Origin;
 use super::secret_file::read_secret_file;
 use super::setting::{section, words};
 use super::units::ByteSize;
+use crate::money::Price;
 use crate::secret::Secret;
 
 /// Who makes the crops.
@@ -57,6 +58,12 @@ section! {
         pub queue: usize = 256,
         /// What one crop costs, in credits.
         pub credits_per_call: u64 = 3,
+        /// What one credit costs, such as 0.003, in the currency of whoever reads the reports; with at
+        /// most 6 digits behind the point. Usage is told in money too when it is set.
+        pub credit_price: Option<Price> = None,
+        /// How often the account's balance is asked for, which is free, to compare it with the ledger;
+        /// 0s for never.
+        pub balance_interval: Duration = Duration::from_secs(300),
         /// How long connecting may take.
         pub connect_timeout: Duration = Duration::from_secs(3),
         /// How long sending a picture may take.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use toml::Value;
 
 use super::setting::{Fault, Setting, kind, one, shown};
+use crate::money::Price;
 use crate::secret::Secret;
 
 /// A text that is printed as it is.
@@ -107,6 +108,28 @@ impl Setting for usize {
 
     fn to_toml(&self) -> Option<Value> {
         (*self as u64).to_toml()
+    }
+}
+
+/// Exact, although TOML reads what is written without quotes as a float: the shortest text of that float
+/// is what was written.
+impl Setting for Price {
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|why| format!("is {}; {why}", shown(text)))
+    }
+
+    fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
+        let text = match value {
+            Value::String(text) => text,
+            Value::Integer(number) => number.to_string(),
+            Value::Float(number) => number.to_string(),
+            other => return Err(one(format!("is {}; write a price such as 0.003", kind(&other)))),
+        };
+        Self::from_text(&text).map_err(one)
+    }
+
+    fn to_toml(&self) -> Option<Value> {
+        text(self)
     }
 }
 

@@ -150,7 +150,7 @@ impl TurnableClock {
     }
 }
 
-fn instant(text: &str) -> Timestamp {
+pub(super) fn instant(text: &str) -> Timestamp {
     text.parse().expect("a timestamp in a test")
 }
 
@@ -219,11 +219,11 @@ pub(super) fn released() -> Booking {
     Booking::Released { reason: "the upload was cut".to_owned() }
 }
 
-fn refused() -> Booking {
+pub(super) fn refused() -> Booking {
     Booking::Refused { reason: "400 ERROR_PARAMETERS".to_owned() }
 }
 
-fn failed() -> Booking {
+pub(super) fn failed() -> Booking {
     Booking::Failed { reason: "500 ERROR_INTERNAL".to_owned() }
 }
 
@@ -248,7 +248,7 @@ fn monthly(scope: Scope, limit: u64) -> Budget {
 }
 
 /// Lets all calls race, and gives their outcomes in any order.
-async fn all_at_once<T: Send + 'static>(
+pub(super) async fn all_at_once<T: Send + 'static>(
     calls: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Vec<T> {
     calls.into_iter().collect::<JoinSet<T>>().join_all().await
@@ -302,7 +302,7 @@ impl Bench {
     }
 
     /// Takes a new call of picture `n` to a state, by the shortest way.
-    async fn bring(&self, n: u32, state: CallState) -> Won {
+    pub(super) async fn bring(&self, n: u32, state: CallState) -> Won {
         let wanted = picture(n);
         match state {
             CallState::Reserved => self.win(wanted).await,

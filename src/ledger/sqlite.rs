@@ -2,7 +2,8 @@
 //!
 //! The thread takes whatever writes have queued up, runs each in a savepoint of one transaction,
 //! and answers all of them after one durable commit (WAL, `synchronous = FULL`): group commit.
-//! Reads go through a second thread with its own connection and never wait for a disk flush.
+//! Reads go through a second thread with its own connection and never wait for a disk flush; reports,
+//! which read much, through a third.
 //!
 //! Signed result URLs rest in `answered` rows only. When such a row ends, its text is overwritten
 //! (`secure_delete`) and the write-ahead log, which still has the old page, is truncated as soon as
@@ -19,6 +20,7 @@ mod membership;
 mod spool;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod worker;
 
 use std::path::Path;
@@ -50,7 +52,7 @@ use crate::store::Record;
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// What leads from each layout to the next; it only ever adds.
-const MIGRATIONS: [&str; 4] = [SCHEMA, spool::SCHEMA, membership::SCHEMA, admin::SCHEMA];
+const MIGRATIONS: [&str; 5] = [SCHEMA, spool::SCHEMA, membership::SCHEMA, admin::SCHEMA, usage::SCHEMA];
 
 /// Bytes that may wait in the spool, unless [`SqliteLedger::with_spool_max`] says otherwise.
 const SPOOL_MAX: u64 = 2 << 30;
@@ -104,6 +106,7 @@ CREATE TABLE frozen (scope TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 pub struct SqliteLedger {
     writer: Worker,
     reader: Worker,
+    reporter: Worker,
     health: Health,
     clock: Clock,
     zone: TimeZone,
@@ -126,6 +129,8 @@ impl SqliteLedger {
         let log_has_secrets = !worker::scrub_log(&writable);
         let readable = connect(file)?;
         readable.pragma_update(None, "query_only", true)?;
+        let reported = connect(file)?;
+        reported.pragma_update(None, "query_only", true)?;
         let checked = connect(file)?;
         checked.pragma_update(None, "query_only", true)?;
         Ok(Self {
@@ -137,6 +142,7 @@ impl SqliteLedger {
                 log_has_secrets,
             ),
             reader: Worker::spawn("ledger-read", readable, "BEGIN", 1, false),
+            reporter: Worker::spawn("ledger-report", reported, "BEGIN", 1, false),
             health: Health::check(checked),
             clock,
             zone,
@@ -163,6 +169,13 @@ impl SqliteLedger {
         query: impl FnOnce(&Connection) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, LedgerError> {
         self.health.learn(self.reader.run(false, query).await)
+    }
+
+    async fn report<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        self.health.learn(self.reporter.run(false, query).await)
     }
 }
 
@@ -232,11 +245,13 @@ impl Ledger for SqliteLedger {
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
         self.health.is_sound().await?;
         let now = self.clock.now();
-        self.write(move |db| calls::mark_sent(db, id, now)).await
+        let today = Windows::at(now, &self.zone);
+        self.write(move |db| usage::adjusting(db, id, &today, || calls::mark_sent(db, id, now))).await
     }
 
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
         let now = self.clock.now();
+        let today = Windows::at(now, &self.zone);
         let erases =
             matches!(booking, Booking::Stored { .. } | Booking::Spooled { .. } | Booking::Unfetchable { .. });
         let max = self.spool_max;
@@ -244,7 +259,7 @@ impl Ledger for SqliteLedger {
             .writer
             .run(erases, move |db| {
                 spool::check_fits(db, id, &booking, max)?;
-                calls::book(db, id, &booking, now)
+                usage::adjusting(db, id, &today, || calls::book(db, id, &booking, now))
             })
             .await;
         self.health.learn(booked)
@@ -258,13 +273,19 @@ impl Ledger for SqliteLedger {
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
         let now = self.clock.now();
+        let today = Windows::at(now, &self.zone);
         let record = record.clone();
-        self.write(move |db| calls::lose(db, &record, now)).await
+        self.write(move |db| {
+            let Some(id) = calls::stored_call(db, &record)? else { return Ok(()) };
+            usage::adjusting(db, id, &today, || calls::book(db, id, &Booking::Lost, now))
+        })
+        .await
     }
 
     async fn recover(&self) -> Result<Recovery, LedgerError> {
         let now = self.clock.now();
-        self.write(move |db| calls::recover(db, now)).await
+        let today = Windows::at(now, &self.zone);
+        self.write(move |db| usage::adjusting_open(db, &today, || calls::recover(db, now))).await
     }
 
     async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {

@@ -1,5 +1,7 @@
 //! The admin listener: health, metrics, the emergency brake and adoption. Never on the public listener.
 
+pub mod usage;
+
 use std::sync::Arc;
 
 use axum::extract::{Query, State};
@@ -12,6 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use self::usage::{USAGE_PATH, UsageState};
 use crate::cache::MemoryCache;
 use crate::fill::Filler;
 use crate::guard::{ArchiveGuard, Standing};
@@ -37,6 +40,8 @@ pub struct AdminState {
     pub stopping: CancellationToken,
     /// Knows the teams there are.
     pub policy: CurrentPolicy,
+    /// For who paid and who was served.
+    pub usage: UsageState,
 }
 
 /// Where a running process is told to adopt.
@@ -51,6 +56,7 @@ pub fn admin_router(state: AdminState) -> Router {
         .route("/admin/v1/freeze", post(freeze))
         .route("/admin/v1/thaw", post(thaw))
         .route(ADOPT_PATH, post(adopt))
+        .route(USAGE_PATH, get(usage::usage))
         .with_state(state)
 }
 
@@ -101,6 +107,7 @@ async fn metrics(State(state): State<AdminState>) -> Response {
         ledger,
         spool,
     });
+    state.usage.observe(&state.metrics).await;
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
 }
 

@@ -1,6 +1,6 @@
 //! `query-credits`: what this team may still spend, in the upstream's shape.
 //!
-//! Clients use the call as a credential test. It never tells the company's own account.
+//! Clients use the call as a credential test: it answers from what is known, and asks nobody else.
 
 use axum::Json;
 use axum::extract::{Extension, State};
@@ -25,7 +25,11 @@ pub(super) async fn query(
 ) -> Result<Response, GatewayError> {
     let team = state.authenticate(&policy, &headers)?;
     let tightest = state.0.gateway.tightest_budget(policy.budgets(&team)).await?;
-    let (balance, total) = tightest.map_or((NO_LIMIT, NO_LIMIT), |used| (used.left(), used.budget.limit));
+    let (left, total) = tightest.map_or((NO_LIMIT, NO_LIMIT), |used| (used.left(), used.budget.limit));
+    // What is not in the account cannot be spent, whatever the budgets say. The account itself is not told
+    // while they are tighter.
+    let in_account = state.0.reconciler.last().map_or(NO_LIMIT, |found| found.account.balance);
+    let balance = left.min(in_account);
     let mut response = Json(json!({
         "request_id": Uuid::new_v4().to_string().to_uppercase(),
         "log_id": "0",

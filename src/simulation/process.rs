@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use tokio::task::Id;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::ArchiveGuard;
 use crate::key::CacheKey;
 use crate::ledger::{CallId, Ledger};
+use crate::metering::Meter;
 use crate::policy::CurrentPolicy;
 use crate::slots::SlotsConfig;
 use crate::spool::{Copier, Spool, SpoolConfig};
@@ -218,6 +220,7 @@ impl Process {
             store,
             filler: filler.clone(),
             metrics: world.metrics.clone(),
+            meter: Arc::new(Meter::new(world.clock(), TimeZone::UTC)),
             guard,
             clock: world.clock(),
         };

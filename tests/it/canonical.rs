@@ -12,6 +12,9 @@ use uuid::Uuid;
 
 use crate::harness::{Granary, team, upstream_section};
 
+/// Orders alone reach the upstream: its connections are counted.
+const ALONE: &str = "balance_interval = \"0s\"";
+
 /// What was bought, in the upstream's terms.
 struct Bought<'a> {
     image: &'a [u8],
@@ -64,7 +67,7 @@ fn assert_one_more(upstream: &FakeAilab, so_far: &mut BTreeSet<String>, bought: 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn name_type_and_numbers_are_ours_whatever_the_client_wrote() {
     let upstream = FakeAilab::start().await;
-    let granary = Granary::ailab(&upstream, "").await;
+    let granary = Granary::builtin(&upstream_section(&upstream, ALONE)).await;
     let mut boundaries = BTreeSet::new();
     let formats = [
         (ImageFormat::Jpeg, "jpg", "image/jpeg"),
@@ -165,7 +168,7 @@ const TRAPS: [(&str, &str); 30] = [
 async fn no_header_of_a_clients_reaches_the_upstream() {
     let upstream = FakeAilab::start().await;
     let (team, token) = team("red", "");
-    let granary = Granary::builtin(&format!("{}\n{team}", upstream_section(&upstream, ""))).await;
+    let granary = Granary::builtin(&format!("{}\n{team}", upstream_section(&upstream, ALONE))).await;
     let mut boundaries = BTreeSet::new();
     for seed in 0..200 {
         let mut dice = Dice::new(seed);
@@ -212,7 +215,7 @@ async fn no_header_of_a_clients_reaches_the_upstream() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_set_of_a_clients_own_making_cannot_move_the_call_elsewhere() {
     let (upstream, elsewhere) = (FakeAilab::start().await, FakeAilab::start().await);
-    let granary = Granary::ailab(&upstream, "").await;
+    let granary = Granary::builtin(&upstream_section(&upstream, ALONE)).await;
     let image = images::photo_jpeg();
     let form = Form::curl(image, 100, 100);
     let host = elsewhere.base_url().strip_prefix("http://").unwrap().to_owned();

@@ -37,6 +37,11 @@ impl TurnedClock {
         self.0.fetch_add(seconds, Ordering::SeqCst);
     }
 
+    /// By how many seconds it is ahead.
+    pub(crate) fn ahead(&self) -> i64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
     fn clock(&self) -> Clock {
         let ahead = self.0.clone();
         Clock::from_fn(move || {

@@ -34,3 +34,4 @@ mod soak;
 mod spool;
 mod uploads;
 mod upstream_faults;
+mod usage;

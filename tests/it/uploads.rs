@@ -30,7 +30,9 @@ impl World {
         let upstream = FakeAilab::start().await;
         let proxy = FaultProxy::start(&upstream.base_url()).await;
         let hosts = [upstream.result_host()];
-        let config = upstream_section_at(&proxy.url(), &upstream, &[&hosts[0]], more);
+        // The connections are counted: nothing but orders is to open one.
+        let more = format!("balance_interval = \"0s\"\n{more}");
+        let config = upstream_section_at(&proxy.url(), &upstream, &[&hosts[0]], &more);
         Self { granary: Granary::builtin(&config).await, upstream, proxy, pictures: 0 }
     }
 

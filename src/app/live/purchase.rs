@@ -45,7 +45,7 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
     };
     let store = store::open(&config.store).await?;
     store.prove().await?;
-    let ledger = ledger::open(config, &state, Clock::system()).await?;
+    let (ledger, _) = ledger::open(config, &state, Clock::system()).await?;
     let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
     guard.look().await;
     let (upstream, results, _) = open_upstream(config)?;

@@ -25,6 +25,7 @@ use crate::ledger::{
     Booking, CallFacts, CallId, CallState, Changes, LedgerError, Permit, Recovery, Reservation, Reserved,
     StateTotal,
 };
+use crate::metering::Meter;
 use crate::policy::{CurrentPolicy, Terms};
 use crate::secret::Secret;
 use crate::slots::SlotsConfig;
@@ -544,6 +545,7 @@ impl World {
             store: if is_spooled { spool.clone() } else { store.clone() },
             filler: filler.clone(),
             metrics,
+            meter: Arc::new(Meter::new(clock.clone(), TimeZone::UTC)),
             guard: guard.clone(),
             clock,
         };

@@ -200,7 +200,7 @@ pub(super) struct CallRow {
     team: String,
     credits: i64,
     day: String,
-    month: String,
+    pub(super) month: String,
 }
 
 /// What a row is about and how far it is, if there is one.
@@ -346,22 +346,19 @@ fn held_by_another(db: &Connection, id: CallId, row: &CallRow) -> Result<bool, L
     Ok(held)
 }
 
-/// Marks the newest stored row of a key as lost, if it names this object.
-pub(super) fn lose(db: &Connection, lost: &Record, now: Timestamp) -> Result<(), LedgerError> {
+/// The newest stored row of a key, if it names this object.
+pub(super) fn stored_call(db: &Connection, record: &Record) -> Result<Option<CallId>, LedgerError> {
     let id = db
         .prepare_cached(
             "SELECT id FROM calls WHERE namespace = ?1 AND key = ?2 AND generation = ?3 AND digest = ?4 \
              AND state = 'stored' AND late = 0",
         )?
         .query_row(
-            params![lost.namespace, lost.key.as_bytes(), lost.generation, lost.digest.as_bytes()],
+            params![record.namespace, record.key.as_bytes(), record.generation, record.digest.as_bytes()],
             |row| row.get(0),
         )
         .optional()?;
-    match id {
-        Some(id) => book(db, CallId(id), &Booking::Lost, now),
-        None => Ok(()),
-    }
+    Ok(id.map(CallId))
 }
 
 pub(super) fn adopt(db: &Connection, record: &Record, windows: &Windows) -> Result<(), LedgerError> {

@@ -28,6 +28,7 @@ use crate::ledger::contract::{
     Bench, SPOOL_MAX, TurnableClock, answer, ledger_contract, model, picture, record, released, stored, team,
     unfetchable, unknown, zone,
 };
+use crate::ledger::usage::{self, contract::usage_contract};
 use crate::ledger::{
     Booking, CallId, CallState, Ledger, LedgerError, Permit, Reservation, Reserved, StateTotal, Won,
 };
@@ -41,6 +42,7 @@ async fn open(clock: Clock, zone: TimeZone) -> (SqliteLedger, TempDir) {
 
 ledger_contract!(open);
 admin_contract!(open);
+usage_contract!(open);
 
 proptest! {
     // A case is some thirty writes to a disk; PROPTEST_CASES asks for more of them.
@@ -57,6 +59,18 @@ proptest! {
         };
         runtime().block_on(model::live_with_admin(life, clock.clone(), reopen));
         assert_counters_are_the_sum_of_the_rows(&Connection::open(&file).unwrap());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases(32)))]
+    #[test]
+    fn the_usage_of_a_random_life_agrees_with_the_model(life in usage::contract::lives()) {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = TurnableClock::at("2026-10-24T20:00:00Z");
+        let ledger = SqliteLedger::open(&directory.path().join("ledger.db"), clock.clock(), zone()).unwrap();
+        let bench = usage::contract::UsageBench::new(Arc::new(ledger), clock);
+        runtime().block_on(usage::contract::live(life, &bench));
     }
 }
 

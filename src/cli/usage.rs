@@ -1,0 +1,194 @@
+//! `granary usage`: who paid, who was served and what that saved, asked of a running Granary.
+
+use std::fmt::Write as _;
+
+use anyhow::Context;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use jiff::civil::Date;
+use url::form_urlencoded;
+
+use super::admin::{AdminArguments, AdminClient};
+use super::{CANNOT_WRITE, Console, Failure};
+use crate::config::Environment;
+use crate::routes::usage::{BudgetReport, TeamMonthReport, USAGE_PATH, UsageReport, UsageRow};
+
+#[derive(clap::Args)]
+pub(super) struct UsageArguments {
+    /// What each row is about
+    #[arg(long, default_value = "team", value_parser = PossibleValuesParser::new(["team", "day", "team,day"]).map(By))]
+    by: By,
+    /// The first day, such as 2026-11-01; by default the first of the month
+    #[arg(long, value_name = "DATE")]
+    from: Option<Date>,
+    /// The last day, itself included; by default today
+    #[arg(long, value_name = "DATE")]
+    to: Option<Date>,
+    /// Print everything there is as JSON
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print the rows as CSV, without their total
+    #[arg(long)]
+    csv: bool,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+#[derive(Clone)]
+struct By(String);
+
+pub(super) fn run(
+    arguments: &UsageArguments,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    let mut query = form_urlencoded::Serializer::new(format!("{USAGE_PATH}?"));
+    query.append_pair("by", &arguments.by.0);
+    query.append_pair("format", if arguments.csv { "csv" } else { "json" });
+    for (name, day) in [("from", arguments.from), ("to", arguments.to)] {
+        if let Some(day) = day {
+            query.append_pair(name, &day.to_string());
+        }
+    }
+    let answer = AdminClient::new(&arguments.admin, environment).get(&query.finish())?;
+    let text = if arguments.json || arguments.csv {
+        let mut text = String::from_utf8_lossy(&answer).into_owned();
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text
+    } else {
+        let report = serde_json::from_slice(&answer).context(
+            "the granary's answer is not the one of this version; use the same version, or --json",
+        )?;
+        show(&report)
+    };
+    console.stdout.write_all(text.as_bytes()).context(CANNOT_WRITE)?;
+    console.stdout.flush().context(CANNOT_WRITE)?;
+    Ok(())
+}
+
+/// A report as people read it.
+fn show(report: &UsageReport) -> String {
+    let mut text = format!("credits from {} to {} ({})\n\n", report.from, report.to, report.time_zone);
+    text.push_str(&rows(report));
+    let _ = write!(text, "\ncredits in {}, and what the month may come to\n\n", report.month.month);
+    text.push_str(&month(report));
+    if let Some(account) = &report.account {
+        let _ = writeln!(
+            text,
+            "\naccount: {} credits left at {}; {} spent outside of Granary since {}",
+            account.balance_credits, account.seen_at, account.outside_credits, account.baseline_at
+        );
+    }
+    let unknown = report.total.calls.get("unknown").copied().unwrap_or(0);
+    if unknown > 0 {
+        let _ = writeln!(text, "\nunknown: {unknown} calls that may have cost nothing are in what was spent");
+    }
+    if report.unbooked_requests > 0 {
+        let requests = report.unbooked_requests;
+        let _ = writeln!(text, "\nmissing: {requests} requests that the ledger has not taken yet");
+    }
+    text
+}
+
+fn rows(report: &UsageReport) -> String {
+    let has_money = report.total.spent_money.is_some();
+    let has_adjustments = report.rows.iter().any(|row| row.adjusted_credits != 0);
+    let first = &report.rows.first();
+    let has_day = first.is_some_and(|row| row.day.is_some());
+    let has_team = first.is_none_or(|row| row.team.is_some());
+    let cells = |row: &UsageRow| {
+        let served: u64 = row.served.values().sum();
+        let money = |money: &Option<String>| money.clone().unwrap_or_default();
+        [
+            (has_day, row.day.map(|day| day.to_string()).unwrap_or_default()),
+            (has_team, row.team.clone().unwrap_or_default()),
+            (true, row.bought.to_string()),
+            (true, row.spent_credits.to_string()),
+            (has_adjustments, row.adjusted_credits.to_string()),
+            (has_money, money(&row.spent_money)),
+            (true, served.to_string()),
+            (true, row.saved_credits.to_string()),
+            (true, row.saved_within_credits.to_string()),
+            (true, row.saved_from_others_credits.to_string()),
+            (has_money, money(&row.saved_money)),
+        ]
+        .map(|(is_shown, cell)| is_shown.then_some(cell))
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+    };
+    let head = [
+        (has_day, "day"),
+        (has_team, "team"),
+        (true, "bought"),
+        (true, "spent"),
+        (has_adjustments, "adjusted"),
+        (has_money, "cost"),
+        (true, "served"),
+        (true, "saved"),
+        (true, "within"),
+        (true, "from others"),
+        (has_money, "worth"),
+    ];
+    let head = head.into_iter().filter(|(is_shown, _)| *is_shown).map(|(_, name)| name.to_owned());
+    let mut lines = vec![head.collect()];
+    lines.extend(report.rows.iter().map(cells));
+    let mut total = cells(&report.total);
+    total[0] = "total".to_owned();
+    lines.push(total);
+    table(&lines, usize::from(has_day) + usize::from(has_team))
+}
+
+fn month(report: &UsageReport) -> String {
+    let has_money = report.month.total.spent_money.is_some();
+    let names = ["team", "spent", "cost", "saved", "forecast", "cost", "left"];
+    let is_shown = |index: usize| has_money || !matches!(index, 2 | 5);
+    let pick = |cells: Vec<String>| {
+        let shown = cells.into_iter().enumerate().filter(|(index, _)| is_shown(*index));
+        shown.map(|(_, cell)| cell).collect::<Vec<_>>()
+    };
+    let cells = |month: &TeamMonthReport| {
+        pick(vec![
+            month.team.clone().unwrap_or_else(|| "total".to_owned()),
+            month.spent_credits.to_string(),
+            month.spent_money.clone().unwrap_or_default(),
+            month.saved_credits.to_string(),
+            month.forecast_credits.to_string(),
+            month.forecast_money.clone().unwrap_or_default(),
+            left(&month.budgets),
+        ])
+    };
+    let mut lines = vec![pick(names.map(str::to_owned).to_vec())];
+    lines.extend(report.month.teams.iter().map(cells));
+    lines.push(cells(&report.month.total));
+    table(&lines, 1)
+}
+
+/// The budget with the least left.
+fn left(budgets: &[BudgetReport]) -> String {
+    let Some(least) = budgets.iter().min_by_key(|budget| (!budget.enforced, budget.left_credits)) else {
+        return "no limit".to_owned();
+    };
+    let mode = if least.enforced { "" } else { ", shadow" };
+    format!("{} of {} {}{mode}", least.left_credits, least.limit_credits, least.window)
+}
+
+/// Columns as wide as they need be: the first `names` to the left, the numbers to the right.
+fn table(lines: &[Vec<String>], names: usize) -> String {
+    let width = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..lines.first().map_or(0, Vec::len)).map(width).collect();
+    let mut text = String::new();
+    for line in lines {
+        let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
+            if column < names { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        let line = cells.collect::<Vec<_>>().join("  ");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

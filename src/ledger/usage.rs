@@ -1,0 +1,341 @@
+//! The seam to what people ask of the book: trait [`UsageBook`], who paid, who was served, what that
+//! saved, and how it agrees with the upstream's account.
+//!
+//! It stands beside [`Ledger`](super::Ledger) and is no part of the money path: nothing waits for it
+//! before paying.
+//!
+//! What was paid is read off the calls themselves, each on the day it was reserved, and so exact. What
+//! was served is counted by each process and booked in batches ([`ServedBatch`]); a process that is
+//! killed takes its last seconds of these counts with it, and never money.
+//!
+//! # Closed months
+//!
+//! A month is *closed* when the first day of the next is over ([`is_closed`]). From then on its figures
+//! never change. A call of it that changes its state all the same, as an `unknown` that an operator
+//! settles, stays in its month what it was, and is an [`Adjustment`] of the day on which it changed:
+//! credits that count no more are given back on that day. What was served in a month that is closed by
+//! the time it is booked counts on the day of booking.
+
+#[cfg(test)]
+pub(super) mod contract;
+
+use std::ops::AddAssign;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use jiff::civil::Date;
+use uuid::Uuid;
+
+use super::{CallId, CallState, LedgerError};
+use crate::outcome::SavingCause;
+
+/// Keeps and tells the usage. All methods may be called concurrently; a dropped future may still take
+/// effect.
+#[async_trait]
+pub trait UsageBook: Send + Sync {
+    /// Books what a process has served. A batch that is booked already is success and changes nothing,
+    /// so that one whose outcome was lost can be repeated; a process books its batches one after the
+    /// other, by number.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: not booked, as far as is known.
+    async fn book_served(&self, batch: ServedBatch) -> Result<(), LedgerError>;
+
+    /// What each team paid and was served on each of these days, `from` and `to` included, by day and
+    /// team. Days and teams without anything are left out.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn usage(&self, from: Date, to: Date) -> Result<Vec<DayUsage>, LedgerError>;
+
+    /// What each team has spent and saved in the present month, by team; cheap, for who asks often.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn month(&self) -> Result<Vec<TeamMonth>, LedgerError>;
+
+    /// Every adjustment booked on these days, `from` and `to` included, in the order of booking.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn adjustments(&self, from: Date, to: Date) -> Result<Vec<Adjustment>, LedgerError>;
+
+    /// What the upstream may have charged for the calls of a namespace.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn charged(&self, namespace: &str) -> Result<Charged, LedgerError>;
+
+    /// What was kept last of the account behind a namespace; `None` when nothing ever was.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn account(&self, namespace: &str) -> Result<Option<AccountRow>, LedgerError>;
+
+    /// Keeps what was seen of the account, unless somebody else has kept anything since the row that
+    /// the writer had read: `account.version` must be one more than what stands there, and 1 when
+    /// nothing does. Says whether it was kept.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: not kept, as far as is known.
+    async fn keep_account(&self, namespace: &str, account: &AccountRow) -> Result<bool, LedgerError>;
+}
+
+/// Is the month of a call, such as `2026-11`, closed on a day, such as `2026-12-02`?
+pub fn is_closed(month: &str, today: &str) -> bool {
+    today.get(..7).is_some_and(|this_month| month < this_month) && !today.ends_with("-01")
+}
+
+/// Who had paid for what a team was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Payer {
+    /// The team itself: saved within the team.
+    Own,
+    /// Another team.
+    Other,
+}
+
+impl Payer {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Own, Self::Other];
+
+    /// The word in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Answers of one kind that cost a team nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// When they were served, in the ledger's time zone.
+    pub day: Date,
+    /// Who asked.
+    pub team: String,
+    /// Why they cost nothing.
+    pub cause: SavingCause,
+    /// Who had paid.
+    pub payer: Payer,
+    /// How many, and what they would have cost.
+    pub count: Count,
+}
+
+/// What a process has served since its last batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServedBatch {
+    /// The process, by a random id of its own.
+    pub process: Uuid,
+    /// 1 for its first, and one more for each.
+    pub number: u64,
+    /// Each day, team, cause and payer at most once.
+    pub served: Vec<Served>,
+}
+
+/// A number of calls or requests, and the sum of their credits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Calls or requests.
+    pub number: u64,
+    /// Credits.
+    pub credits: u64,
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.number = self.number.saturating_add(other.number);
+        self.credits = self.credits.saturating_add(other.credits);
+    }
+}
+
+/// One team's day.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DayUsage {
+    /// The day, in the ledger's time zone.
+    pub day: Date,
+    /// The team.
+    pub team: String,
+    /// What was paid and served.
+    pub figures: Figures,
+}
+
+/// What was paid and served; sums of them are sums of each figure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    calls: [Count; CallState::ALL.len()],
+    served: [[Count; Payer::ALL.len()]; SavingCause::ALL.len()],
+    /// Credits by which calls of closed months changed; less than 0 when they are given back.
+    pub adjusted: i64,
+}
+
+impl Figures {
+    /// Calls reserved in the period, by the state they have now or had when their month was closed.
+    pub fn calls(&self, state: CallState) -> Count {
+        self.calls[state as usize]
+    }
+
+    /// The same, to be added to.
+    pub fn calls_mut(&mut self, state: CallState) -> &mut Count {
+        &mut self.calls[state as usize]
+    }
+
+    /// Requests that were answered without a purchase, and what each would have cost.
+    pub fn served(&self, cause: SavingCause, payer: Payer) -> Count {
+        self.served[cause as usize][payer as usize]
+    }
+
+    /// The same, to be added to.
+    pub fn served_mut(&mut self, cause: SavingCause, payer: Payer) -> &mut Count {
+        &mut self.served[cause as usize][payer as usize]
+    }
+
+    /// Calls whose credits count.
+    pub fn bought(&self) -> Count {
+        let mut bought = Count::default();
+        for state in CallState::ALL.into_iter().filter(|state| state.counts_credits()) {
+            bought += self.calls(state);
+        }
+        bought
+    }
+
+    /// Credits spent: those of calls that count, and the adjustments.
+    pub fn spent(&self) -> i64 {
+        i64::try_from(self.bought().credits).unwrap_or(i64::MAX).saturating_add(self.adjusted)
+    }
+
+    /// All that was served of what somebody had paid before.
+    pub fn saved(&self, payer: Payer) -> Count {
+        let mut saved = Count::default();
+        for cause in SavingCause::ALL {
+            saved += self.served(cause, payer);
+        }
+        saved
+    }
+}
+
+impl AddAssign<&Figures> for Figures {
+    fn add_assign(&mut self, other: &Figures) {
+        for state in CallState::ALL {
+            *self.calls_mut(state) += other.calls(state);
+        }
+        for cause in SavingCause::ALL {
+            for payer in Payer::ALL {
+                *self.served_mut(cause, payer) += other.served(cause, payer);
+            }
+        }
+        self.adjusted = self.adjusted.saturating_add(other.adjusted);
+    }
+}
+
+/// What a team has spent and saved in a month.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TeamMonth {
+    /// The team.
+    pub team: String,
+    /// Credits, adjustments included.
+    pub spent: i64,
+    /// Credits.
+    pub saved: u64,
+}
+
+/// A change of a call whose month was closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adjustment {
+    /// The call.
+    pub call: CallId,
+    /// Who had paid for it.
+    pub team: String,
+    /// What it was.
+    pub from: CallState,
+    /// What it became.
+    pub to: CallState,
+    /// Credits by which the day's spending changes: 0, or less when they count no more.
+    pub credits: i64,
+    /// The day on which it changed.
+    pub day: Date,
+}
+
+/// Credits of calls, by what the upstream may have charged for them. Adopted rows are not in it: they
+/// were paid through another ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Charged {
+    /// `answered`, `stored`, `unfetchable`, `lost`; and `unknown`, which counts until it is settled.
+    pub booked: u64,
+    /// `sent`: charged already, or soon, or never.
+    pub open: u64,
+}
+
+/// What is known of the upstream's account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountRow {
+    /// Counts the changes of this row.
+    pub version: u64,
+    /// Credits that were left.
+    pub balance: u64,
+    /// When they were.
+    pub seen_at: Timestamp,
+    /// What the comparison begins with.
+    pub baseline: Baseline,
+    /// Credits that have left the account since the baseline and are not in the ledger; less than 0
+    /// when calls that the ledger counts were not charged.
+    pub outside: i64,
+}
+
+/// A balance, and what the ledger had booked by then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Baseline {
+    /// Credits that were left.
+    pub balance: u64,
+    /// Credits that had been charged for calls by then: at least so many.
+    pub least: u64,
+    /// And at most so many; more than `least` when calls were under way.
+    pub most: u64,
+    /// When it was.
+    pub at: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_month_is_closed_when_the_first_day_of_the_next_is_over() {
+        for (month, today, expected) in [
+            ("2026-11", "2026-11-30", false),
+            ("2026-11", "2026-12-01", false),
+            ("2026-11", "2026-12-02", true),
+            ("2026-11", "2027-01-01", false),
+            ("2026-11", "2027-01-02", true),
+            ("2026-12", "2026-11-30", false),
+            ("2026-11", "", false),
+        ] {
+            assert_eq!(is_closed(month, today), expected, "{month} on {today}");
+        }
+    }
+
+    #[test]
+    fn every_state_and_cause_has_a_place_of_its_own() {
+        let mut figures = Figures::default();
+        for (state, number) in CallState::ALL.into_iter().zip(1..) {
+            *figures.calls_mut(state) += Count { number, credits: 3 * number };
+        }
+        for (place, number) in
+            SavingCause::ALL.into_iter().flat_map(|cause| Payer::ALL.map(|payer| (cause, payer))).zip(1..)
+        {
+            *figures.served_mut(place.0, place.1) += Count { number, credits: 3 * number };
+        }
+        figures.adjusted = -3;
+        let mut twice = figures;
+        twice += &figures;
+        for (state, number) in CallState::ALL.into_iter().zip(1..) {
+            assert_eq!(twice.calls(state), Count { number: 2 * number, credits: 6 * number });
+        }
+        // All but released, refused and failed, which are the 2nd, the 6th and the 7th.
+        assert_eq!(figures.bought().number, 55 - 2 - 6 - 7);
+        assert_eq!(twice.spent(), 2 * (3 * 40 - 3));
+        assert_eq!((figures.saved(Payer::Own).number, figures.saved(Payer::Other).number), (25, 30));
+        assert_eq!(twice.saved(Payer::Other).credits, 180);
+    }
+}
