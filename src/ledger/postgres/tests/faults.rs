@@ -135,7 +135,7 @@ fn a_process_that_stands_still_in_a_transaction_stops_the_others_for_seconds_onl
                     tx.rows("UPDATE granary.spent SET credits = credits", &[]).await?;
                     let _ = holds.send(());
                     // As under SIGSTOP: not one of its timers runs.
-                    std::thread::sleep(PATIENCE);
+                    std::thread::sleep(PATIENCE * 4);
                     Ok(())
                 }
             })
