@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::freshness::Freshness;
 use crate::guard::ArchiveGuard;
 use crate::key::CacheKey;
-use crate::ledger::admin::{LedgerAdmin, Purge};
+use crate::ledger::admin::{Actor, LedgerAdmin, Purge};
 use crate::ledger::{Ledger, LedgerError};
 use crate::store::{Store, StoreError};
 
@@ -74,7 +74,7 @@ impl KeyDesk {
     ///
     /// # Errors
     /// [`PurgeError`].
-    pub async fn purge(&self, key: CacheKey) -> Result<Purged, PurgeError> {
+    pub async fn purge(&self, key: CacheKey, by: &Actor) -> Result<Purged, PurgeError> {
         let KeyDeskParts { admin, ledger, store, freshness, guard, namespace } = &self.parts;
         let in_store = store.record(namespace, key).await;
         // Else a record that only the store knows would be there again at the next look.
@@ -83,7 +83,7 @@ impl KeyDesk {
         {
             ledger.adopt(record).await?;
         }
-        let purge = admin.purge(namespace, key).await?;
+        let purge = admin.purge(namespace, key, by).await?;
         let Some(generation) = purge.generation() else {
             return Err(match in_store {
                 Ok(None) => PurgeError::Nothing,

@@ -2,6 +2,8 @@
 //!
 //! It keeps counters beside its rows, as a database does, so that a test can compare the two.
 
+mod admin;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +13,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::admin::{LedgerAdmin, Purge};
+use super::admin::{AuditLine, Purge, Settlement};
 use super::budget::{self, Budget, BudgetRefusal, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
@@ -50,6 +52,8 @@ pub(crate) struct Book {
     purged: BTreeMap<(String, [u8; 32]), u64>,
     /// What was refreshed or purged, oldest first.
     changes: Vec<(String, CacheKey)>,
+    /// What operators did, oldest first.
+    pub(super) audit: Vec<AuditLine>,
     /// Counts the changes.
     pub(crate) version: u64,
 }
@@ -70,6 +74,12 @@ pub(crate) struct Row {
     pub(crate) answered_at: Option<Timestamp>,
     pub(crate) ended_at: Option<Timestamp>,
     pub(crate) record: Option<Record>,
+    pub(super) reserved_at: Timestamp,
+    pub(super) sent_at: Option<Timestamp>,
+    pub(super) reason: Option<String>,
+    /// The upstream's two.
+    pub(super) ids: Option<(String, String)>,
+    pub(super) settled: Option<Settlement>,
 }
 
 /// A result in the spool.
@@ -119,7 +129,12 @@ impl MemoryLedger {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self) -> MutexGuard<'_, Book> {
+    pub(super) fn now(&self) -> (Timestamp, Windows) {
+        let now = self.clock.now();
+        (now, Windows::at(now, &self.zone))
+    }
+
+    pub(super) fn change(&self) -> MutexGuard<'_, Book> {
         let mut book = self.book();
         book.version += 1;
         book
@@ -131,7 +146,8 @@ impl MemoryLedger {
     }
 
     pub(crate) fn mark_sent(&self, id: CallId) -> Permit {
-        self.change().mark_sent(id)
+        let now = self.clock.now();
+        self.change().mark_sent(id, now)
     }
 
     pub(crate) fn book_call(&self, id: CallId, booking: &Booking) -> Result<(), LedgerError> {
@@ -192,7 +208,7 @@ impl Book {
         self.rows.get(usize::try_from(id.0).ok()?.checked_sub(1)?)
     }
 
-    fn row_mut(&mut self, id: CallId) -> Result<&mut Row, LedgerError> {
+    pub(super) fn row_mut(&mut self, id: CallId) -> Result<&mut Row, LedgerError> {
         let at = usize::try_from(id.0).ok().and_then(|id| id.checked_sub(1));
         at.and_then(|at| self.rows.get_mut(at))
             .ok_or_else(|| LedgerError::Unavailable(format!("there is no call {}", id.0)))
@@ -211,7 +227,7 @@ impl Book {
         self.purged.get(&(namespace.to_owned(), *key.as_bytes())).copied()
     }
 
-    fn purge(&mut self, namespace: &str, key: CacheKey) -> Purge {
+    pub(super) fn purge(&mut self, namespace: &str, key: CacheKey) -> Purge {
         if self.stored(namespace, key).is_none() {
             let before = self.purged(namespace, key);
             return before.map_or(Purge::Nothing, |generation| Purge::Repeated { generation });
@@ -241,7 +257,7 @@ impl Book {
         u64::try_from(spent).unwrap_or(0)
     }
 
-    fn count(&mut self, row: &Row, sign: i64) {
+    pub(super) fn count(&mut self, row: &Row, sign: i64) {
         for counter in row.counters() {
             *self.spent.entry(counter).or_default() += sign * row.bought.credits as i64;
         }
@@ -286,13 +302,13 @@ impl Book {
         }
         let last = self.newest_kept(namespace, key).max(self.purged(namespace, key));
         let generation = last.map_or(0, |last| last + 1);
-        let row = self.insert(wanted.clone(), generation, windows);
+        let row = self.insert(wanted.clone(), generation, now, windows);
         self.version += 1;
         self.count(&row, 1);
         Reserved::Won(Won { id: row.id, generation })
     }
 
-    fn insert(&mut self, bought: Reservation, generation: u64, windows: &Windows) -> Row {
+    fn insert(&mut self, bought: Reservation, generation: u64, now: Timestamp, windows: &Windows) -> Row {
         let row = Row {
             id: CallId(self.rows.len() as i64 + 1),
             bought,
@@ -306,12 +322,17 @@ impl Book {
             answered_at: None,
             ended_at: None,
             record: None,
+            reserved_at: now,
+            sent_at: None,
+            reason: None,
+            ids: None,
+            settled: None,
         };
         self.rows.push(row.clone());
         row
     }
 
-    fn mark_sent(&mut self, id: CallId) -> Permit {
+    fn mark_sent(&mut self, id: CallId, now: Timestamp) -> Permit {
         let Some(row) = self.row(id).filter(|row| row.state == CallState::Reserved) else {
             return Permit::Lost;
         };
@@ -319,7 +340,7 @@ impl Book {
             return Permit::Frozen(scope);
         }
         if let Ok(row) = self.row_mut(id) {
-            row.state = CallState::Sent;
+            (row.state, row.sent_at) = (CallState::Sent, Some(now));
         }
         Permit::Granted
     }
@@ -361,8 +382,10 @@ impl Book {
         let row = self.row_mut(id)?;
         row.state = state;
         match booking {
-            Booking::Answered { text, .. } => {
+            Booking::Answered { text, request_id, log_id } => {
                 row.late = is_taken;
+                row.ids = Some((request_id.clone(), log_id.clone()));
+                row.reason = None;
                 row.text = Some(text.clone());
                 (row.answered_at, row.ended_at) = (Some(now), None);
             }
@@ -378,12 +401,13 @@ impl Book {
                 row.ended_at = Some(record.stored_at);
                 row.record = Some((**record).clone());
             }
-            Booking::Lost => {}
-            Booking::Released { .. }
-            | Booking::Refused { .. }
-            | Booking::Failed { .. }
-            | Booking::Unknown { .. }
-            | Booking::Unfetchable { .. } => {
+            Booking::Lost => row.reason = Some(format!("found missing at {now}")),
+            Booking::Released { reason }
+            | Booking::Refused { reason }
+            | Booking::Failed { reason }
+            | Booking::Unknown { reason }
+            | Booking::Unfetchable { reason } => {
+                row.reason = Some(reason.clone());
                 row.text = None;
                 row.ended_at = Some(now);
             }
@@ -429,10 +453,11 @@ impl Book {
             width: record.width,
             height: record.height,
         };
-        let id = self.insert(bought, record.generation, windows).id;
+        let id = self.insert(bought, record.generation, record.stored_at, windows).id;
         if let Ok(row) = self.row_mut(id) {
             (row.state, row.adopted) = (CallState::Stored, true);
             (row.ended_at, row.record) = (Some(record.stored_at), Some(record.clone()));
+            row.ids = Some((record.upstream_request_id.clone(), record.upstream_log_id.clone()));
         }
     }
 
@@ -624,13 +649,6 @@ impl Ledger for MemoryLedger {
     }
 }
 
-#[async_trait]
-impl LedgerAdmin for MemoryLedger {
-    async fn purge(&self, namespace: &str, key: CacheKey) -> Result<Purge, LedgerError> {
-        Ok(self.change().purge(namespace, key))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -638,6 +656,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ledger::admin::LedgerAdmin;
     use crate::ledger::contract::admin::admin_contract;
     use crate::ledger::contract::{SPOOL_MAX, TurnableClock, ledger_contract, model, zone};
 

@@ -13,8 +13,10 @@
 //! The file does not shrink: what the spool has taken is used again by it and by everything else.
 
 mod admin;
+mod audit;
 mod calls;
 mod health;
+mod inspect;
 mod membership;
 mod spool;
 #[cfg(test)]
@@ -32,7 +34,6 @@ use rusqlite::config::DbConfig;
 
 use self::health::Health;
 use self::worker::Worker;
-use super::admin::{LedgerAdmin, Purge};
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
@@ -104,6 +105,8 @@ CREATE TABLE frozen (scope TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 pub struct SqliteLedger {
     writer: Worker,
     reader: Worker,
+    /// For what operators ask, which may take longer than a look-up should wait.
+    admin_reader: Worker,
     health: Health,
     clock: Clock,
     zone: TimeZone,
@@ -126,6 +129,8 @@ impl SqliteLedger {
         let log_has_secrets = !worker::scrub_log(&writable);
         let readable = connect(file)?;
         readable.pragma_update(None, "query_only", true)?;
+        let inspected = connect(file)?;
+        inspected.pragma_update(None, "query_only", true)?;
         let checked = connect(file)?;
         checked.pragma_update(None, "query_only", true)?;
         Ok(Self {
@@ -137,6 +142,7 @@ impl SqliteLedger {
                 log_has_secrets,
             ),
             reader: Worker::spawn("ledger-read", readable, "BEGIN", 1, false),
+            admin_reader: Worker::spawn("ledger-admin", inspected, "BEGIN", 1, false),
             health: Health::check(checked),
             clock,
             zone,
@@ -290,7 +296,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
-        self.write(move |db| calls::set_frozen(db, &scope, frozen)).await
+        self.write(move |db| calls::set_frozen(db, &scope, frozen).map(|_| ())).await
     }
 
     async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
@@ -338,13 +344,5 @@ impl Ledger for SqliteLedger {
 
     fn keep_room(&self, each: Option<u64>) {
         self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
-    }
-}
-
-#[async_trait]
-impl LedgerAdmin for SqliteLedger {
-    async fn purge(&self, namespace: &str, key: CacheKey) -> Result<Purge, LedgerError> {
-        let namespace = namespace.to_owned();
-        self.write(move |db| admin::purge(db, &namespace, key)).await
     }
 }

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 use super::{PAGE_SIZE, admin, spool};
 use crate::crash::crash_point;
 use crate::key::{CacheKey, Digest};
+use crate::ledger::admin::GivenBack;
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
 use crate::ledger::{
     Booking, CallFacts, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
@@ -158,14 +159,14 @@ fn frozen(db: &Connection, team: &Scope) -> Result<Option<Scope>, LedgerError> {
     Ok(None)
 }
 
-pub(super) fn set_frozen(db: &Connection, scope: &Scope, freeze: bool) -> Result<(), LedgerError> {
+/// Says whether it was otherwise before.
+pub(super) fn set_frozen(db: &Connection, scope: &Scope, freeze: bool) -> Result<bool, LedgerError> {
     let sql = if freeze {
         "INSERT INTO frozen (scope) VALUES (?1) ON CONFLICT DO NOTHING"
     } else {
         "DELETE FROM frozen WHERE scope = ?1"
     };
-    db.execute(sql, params![scope.to_string()])?;
-    Ok(())
+    Ok(db.execute(sql, params![scope.to_string()])? > 0)
 }
 
 /// Credits counted for a scope in one day (`2026-11-22`) or month (`2026-11`).
@@ -197,10 +198,10 @@ pub(super) struct CallRow {
     key: [u8; 32],
     generation: u64,
     pub(super) state: CallState,
-    team: String,
-    credits: i64,
-    day: String,
-    month: String,
+    pub(super) team: String,
+    pub(super) credits: i64,
+    pub(super) day: String,
+    pub(super) month: String,
 }
 
 /// What a row is about and how far it is, if there is one.
@@ -334,6 +335,23 @@ fn keep(db: &Connection, id: CallId, record: &Record, late: bool) -> Result<(), 
     }
     crash_point("CP27");
     Ok(())
+}
+
+/// An `unknown` call was not charged: it counts as failed. What a closed month has counted stays.
+pub(super) fn give_back(
+    db: &Connection,
+    id: CallId,
+    row: &CallRow,
+    windows: &Windows,
+) -> Result<GivenBack, LedgerError> {
+    db.prepare_cached("UPDATE calls SET state = 'failed' WHERE id = ?1")?.execute([id.0])?;
+    if row.month >= windows.month {
+        count(db, &row.team, &row.day, &row.month, -row.credits)?;
+        return Ok(GivenBack::Budgets);
+    }
+    db.prepare_cached("INSERT INTO adjustments (call, day, team, credits) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![id.0, windows.day, row.team, -row.credits])?;
+    Ok(GivenBack::Adjustment)
 }
 
 fn held_by_another(db: &Connection, id: CallId, row: &CallRow) -> Result<bool, LedgerError> {
