@@ -1,5 +1,6 @@
 //! The composition root: it and its children alone name concrete stores, ledgers and upstreams.
 
+mod admin_tokens;
 pub mod adopt;
 pub mod live;
 mod secrets;
@@ -15,6 +16,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use self::admin_tokens::AdminTokenWatch;
 use self::secrets::KeyWatch;
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
@@ -23,15 +25,17 @@ use crate::crash::crash_point;
 use crate::download::http::{DownloadConfig, Downloader};
 use crate::download::{HostRule, ResultSource};
 use crate::fill::{FillConfig, FillParts, Filler};
+use crate::gateway::keys::{KeyDesk, KeyDeskParts};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::ArchiveGuard;
 use crate::ledger::Ledger;
+use crate::ledger::admin::LedgerAdmin;
 use crate::ledger::spill::SpillLedger;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::metrics::Metrics;
 use crate::request::RequestLimits;
 use crate::routes::body::Pace;
-use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
+use crate::routes::{About, AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::secret::Secret;
 use crate::server::{self, ConnectionLimits};
 use crate::slots::SlotsConfig;
@@ -103,7 +107,7 @@ impl App {
         let team_names: Arc<[String]> = team_list.iter().map(|team| team.name.clone()).collect();
         let metrics = Arc::new(Metrics::new(team_names.iter().map(String::as_str), config.cache.memory.0));
         let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
-        let ledger = open_ledger(&config, &state, clock.clone())?;
+        let (ledger, ledger_admin) = open_books(&config, &state, clock.clone())?;
         let bare = store::open(&config.store).await?;
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let spool = Spool::new(bare, ledger.clone(), guard.clone(), spool_config(&config, &state));
@@ -153,7 +157,7 @@ impl App {
         let gateway_parts = GatewayParts {
             cache: cache.clone(),
             ledger: ledger.clone(),
-            store,
+            store: store.clone(),
             filler: filler.clone(),
             metrics: metrics.clone(),
             guard: guard.clone(),
@@ -164,6 +168,26 @@ impl App {
         let freshness = gateway.freshness();
         let following = freshness.clone();
         tokio::spawn(stopped.clone().run_until_cancelled_owned(async move { following.follow().await }));
+        let keys = KeyDesk::new(KeyDeskParts {
+            admin: ledger_admin.clone(),
+            ledger: ledger.clone(),
+            store,
+            cache: cache.clone(),
+            freshness,
+            guard: guard.clone(),
+            clock: clock.clone(),
+            namespace: config.upstream.namespace.clone(),
+        });
+        let tokens = config.server.admin_tokens().map_err(anyhow::Error::msg);
+        let tokens = Arc::new(ArcSwap::from_pointee(tokens.context("server.admin_token_file")?));
+        let watch = AdminTokenWatch { settings: config.server.clone(), tokens: tokens.clone() };
+        tokio::spawn(stopped.clone().run_until_cancelled_owned(watch.run()));
+        let about = About {
+            config: ArcSwap::from_pointee(config.to_commented_toml()),
+            started_at: clock.now(),
+            namespace: config.upstream.namespace.clone(),
+            upstream: config.upstream.kind.as_str(),
+        };
         let state_of_routes = PublicState::new(PublicParts {
             gateway,
             teams: Arc::new(ArcSwap::from_pointee(teams)),
@@ -183,10 +207,14 @@ impl App {
             metrics,
             cache,
             ledger,
+            admin: ledger_admin,
+            keys: Arc::new(keys),
             guard,
             filler: filler.clone(),
             stopping: stopping.clone(),
             teams: team_names,
+            tokens,
+            about: Arc::new(about),
         };
         let origins: Vec<String> = config.server.cors_origins.iter().map(ToString::to_string).collect();
         let public_routes =
@@ -266,12 +294,19 @@ fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
 }
 
 fn open_ledger(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<Arc<dyn Ledger>> {
+    Ok(open_books(config, state, clock)?.0)
+}
+
+/// One book, as those see it who pay, and as operators do.
+type Books = (Arc<dyn Ledger>, Arc<dyn LedgerAdmin>);
+
+fn open_books(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<Books> {
     let ledger = SqliteLedger::open(&state.ledger_file(), clock, config.budget.time_zone.clone())
         .with_context(|| {
             format!("state.path: the ledger {} cannot be opened", state.ledger_file().display())
         })?;
     let ledger = Arc::new(ledger.with_spool_max(config.state.spool_max.0));
-    Ok(Arc::new(SpillLedger::new(ledger, state.spill_folder())))
+    Ok((Arc::new(SpillLedger::new(ledger.clone(), state.spill_folder())), ledger))
 }
 
 fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {

@@ -3,10 +3,12 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0, 1 when
 //! something failed at work, 2 for wrong usage, 3 for a configuration that is not valid.
 
+mod admin;
 mod adopt;
 mod check;
 mod key;
 pub mod logging;
+mod operator;
 mod token;
 mod welcome;
 
@@ -47,6 +49,14 @@ enum Verb {
     Key(key::KeyArguments),
     /// Say that this ledger and this store belong together, after the archive guard stopped buying
     Adopt,
+    /// Make what is stored under a key count as absent; its URLs go on serving
+    Purge(operator::PurgeArguments),
+    /// Say what became of a call whose outcome nobody knows
+    Settle(operator::SettleArguments),
+    /// Stop spending at once; hits go on
+    Freeze(operator::SpendingArguments),
+    /// Resume spending
+    Thaw(operator::SpendingArguments),
     /// Tokens, with which teams call
     #[command(subcommand)]
     Token(token::TokenVerb),
@@ -106,6 +116,10 @@ pub fn run(
         }),
         Verb::Adopt => load(arguments.config, environment).and_then(|loaded| adopt::run(&loaded, console)),
         Verb::Key(arguments) => key::run(&arguments, console),
+        Verb::Purge(arguments) => operator::purge(&arguments, environment, console),
+        Verb::Settle(arguments) => operator::settle(&arguments, environment, console),
+        Verb::Freeze(arguments) => operator::freeze(&arguments, environment, console),
+        Verb::Thaw(arguments) => operator::thaw(&arguments, environment, console),
         Verb::Token(verb) => token::run(verb, console),
     };
     let (code, message) = match done {

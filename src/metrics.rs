@@ -4,6 +4,7 @@
 //! *credits*. Labels come from closed sets and from configured teams only, and every series starts
 //! at zero, so that `rate()` and alerts work from the first event. There are no global registries.
 
+mod admin;
 mod labels;
 mod upstream;
 
@@ -15,9 +16,12 @@ use prometheus::{
     TextEncoder,
 };
 
+use self::admin::AdminFamilies;
 pub use self::labels::{RetryReason, ShedReason, Suspicion};
 use self::upstream::UpstreamFamilies;
 use crate::ledger::CallState;
+use crate::ledger::admin::Action;
+use crate::ledger::budget::Scope;
 use crate::ledger::spool::SpoolUsage;
 use crate::outcome::CacheStatus;
 
@@ -116,6 +120,7 @@ pub struct Metrics {
     followers: IntGauge,
     upstream_in_flight: IntGauge,
     upstream: UpstreamFamilies,
+    admin: AdminFamilies,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
     ledger_sound: IntGauge,
@@ -181,6 +186,7 @@ impl Metrics {
             followers: families.plain("granary_coalesce_followers", "Requests waiting for a fill at the moment"),
             upstream_in_flight: families.plain("granary_upstream_in_flight", "Paid calls under way"),
             upstream: UpstreamFamilies::new(&families, teams.clone()),
+            admin: AdminFamilies::new(&families),
             ledger_credits: families.gauge(
                 "granary_ledger_credits",
                 "Credits of this ledger's rows by state (grain: credits)",
@@ -328,6 +334,16 @@ impl Metrics {
         for total in snapshot.ledger.iter().flatten() {
             set(&self.ledger_credits.with_label_values(&[total.state.as_str()]), total.credits);
         }
+    }
+
+    /// An operator asked for a change; `result` is `done`, `refused` or `failed`.
+    pub fn admin_action(&self, action: Action, result: &'static str) {
+        self.admin.acted(action, result);
+    }
+
+    /// Sets what is left for operators: credits of unknown calls, and what stands frozen.
+    pub fn observe_admin(&self, unknown_credits: u64, frozen: &[Scope]) {
+        self.admin.observe(unknown_credits, frozen);
     }
 
     /// The text exposition.

@@ -93,7 +93,7 @@ impl UpstreamConfig {
     pub fn key(&self) -> Result<Option<Secret>, String> {
         match (&self.api_key, &self.api_key_file) {
             (Some(key), _) => usable(key.expose()).map(Some),
-            (None, Some(file)) => usable(&read_key_file(file)?).map(Some),
+            (None, Some(file)) => usable(&read_secret_file(file, LONGEST_KEY as u64 + 64)?).map(Some),
             (None, None) => Ok(None),
         }
     }
@@ -111,13 +111,14 @@ fn usable(text: &str) -> Result<Secret, String> {
     Ok(Secret::new(key))
 }
 
-fn read_key_file(path: &Path) -> Result<String, String> {
+/// The text of a file that holds secrets; at most `most` bytes of it are read.
+pub(super) fn read_secret_file(path: &Path, most: u64) -> Result<String, String> {
     let failed = |error: io::Error| {
         format!("names a file that cannot be read ({}); make it readable to this user", error.kind())
     };
     // Asked first, because opening a pipe would wait for a writer.
     if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Err("does not name a file; write the path of the file that holds the key".to_owned());
+        return Err("does not name a file; write the path of the one that holds the secret".to_owned());
     }
     let file = File::open(path).map_err(failed)?;
     if is_open_to_everyone(&file.metadata().map_err(failed)?) {
@@ -126,7 +127,7 @@ fn read_key_file(path: &Path) -> Result<String, String> {
             .to_owned());
     }
     let mut text = String::new();
-    file.take(LONGEST_KEY as u64 + 64).read_to_string(&mut text).map_err(failed)?;
+    file.take(most).read_to_string(&mut text).map_err(failed)?;
     Ok(text)
 }
 

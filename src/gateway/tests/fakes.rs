@@ -549,7 +549,7 @@ impl World {
         };
         let filler = Filler::new(parts, config, teams);
         let parts = GatewayParts {
-            cache,
+            cache: cache.clone(),
             ledger: ledger.clone(),
             store: if is_spooled { spool.clone() } else { store.clone() },
             filler: filler.clone(),
@@ -562,8 +562,10 @@ impl World {
             admin: ledger.clone(),
             ledger: ledger.clone(),
             store: spool,
+            cache: cache.clone(),
             freshness: gateway.freshness(),
             guard,
+            clock: Clock::system(),
             namespace: NAMESPACE.to_owned(),
         });
         Self { ledger, store, upstream, results, filler, gateway: Arc::new(gateway), desk }

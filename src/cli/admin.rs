@@ -1,0 +1,282 @@
+//! How a verb asks a running Granary over its admin listener: [`AdminClient`].
+//!
+//! The token comes from the variable `GRANARY_ADMIN_TOKEN`, never from an argument, which other users
+//! of the machine could read; it is printed nowhere. Nothing is retried or followed.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::{HeaderValue, Method, Request, StatusCode};
+use http_body_util::Full;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+use super::Failure;
+use crate::config::Environment;
+use crate::net::Net;
+use crate::net::exchange::Exchange;
+use crate::secret::Secret;
+
+/// The variable that holds the admin token, where one is asked for.
+const TOKEN_VARIABLE: &str = "GRANARY_ADMIN_TOKEN";
+/// How long a running Granary may take over an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest answer that is read.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// Where the running Granary is; every verb of this kind takes it.
+#[derive(clap::Args)]
+pub(super) struct AdminArguments {
+    /// The admin listener of the running Granary
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:9090",
+        value_parser = admin_url,
+        long_help = "The admin listener of the running Granary; the variable GRANARY_ADMIN_TOKEN holds the \
+                     token, if it asks for one"
+    )]
+    admin_url: Url,
+}
+
+/// Asks one running Granary, a request at a time.
+pub(super) struct AdminClient {
+    base: Url,
+    token: Option<Secret>,
+}
+
+/// What a Granary says that did not do what it was asked.
+#[derive(Deserialize)]
+struct Refused {
+    error: String,
+}
+
+impl AdminClient {
+    pub(super) fn new(arguments: &AdminArguments, environment: &Environment) -> Self {
+        let token = environment.get(TOKEN_VARIABLE).map(|text| Secret::new(text.trim()));
+        Self { base: arguments.admin_url.clone(), token }
+    }
+
+    /// The answer to a `GET`. `path` begins with a slash and may have a query.
+    ///
+    /// # Errors
+    /// In a sentence, why there is none.
+    pub(super) fn get(&self, path: &str) -> Result<Bytes, Failure> {
+        self.ask(Method::GET, path, None)
+    }
+
+    /// The answer to a `POST` with a JSON body, or with none.
+    ///
+    /// # Errors
+    /// In a sentence, why there is none; what was asked may have been done all the same when the
+    /// connection broke.
+    pub(super) fn post(&self, path: &str, body: Option<&serde_json::Value>) -> Result<Bytes, Failure> {
+        self.ask(Method::POST, path, body.map(serde_json::Value::to_string))
+    }
+
+    /// Blocks until the answer is there.
+    fn ask(&self, method: Method, path: &str, body: Option<String>) -> Result<Bytes, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start what is needed to connect")?;
+        let (status, body) = runtime.block_on(self.exchange(method, path, body)).with_context(|| {
+            format!(
+                "the granary at {} cannot be asked; start it, or name its admin listener with --admin-url",
+                self.shown()
+            )
+        })?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let said = serde_json::from_slice::<Refused>(&body).map(|refused| refused.error);
+        Err(match (status, said) {
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) if self.token.is_none() => anyhow!(
+                "the granary at {} asks for the admin token; put it into the variable {TOKEN_VARIABLE}",
+                self.shown()
+            ),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => anyhow!(
+                "the granary at {} does not know the admin token in {TOKEN_VARIABLE}; copy it again",
+                self.shown()
+            ),
+            (_, Ok(said)) => anyhow!(said),
+            (StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED, Err(_)) => anyhow!(
+                "what answers at {} does not know this; name the admin listener of a granary of this version \
+                 with --admin-url",
+                self.shown()
+            ),
+            (status, Err(_)) => {
+                anyhow!("the granary at {} answered {status}; look into its log", self.shown())
+            }
+        }
+        .into())
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
+        let deadline = Instant::now() + PATIENCE;
+        let host = self.base.host().context("the URL has no host")?.to_owned();
+        let port = self.base.port_or_known_default().context("the URL has no port")?;
+        let net = Net::system();
+        let addresses = net.resolve(&host, |_| true, deadline).await?;
+        let is_encrypted = self.base.scheme() == "https";
+        let stream = net.connect(&addresses, &host, port, is_encrypted, deadline).await?;
+        let prefix = self.base.path().trim_end_matches('/');
+        let authority = format!("{host}:{port}");
+        let mut request =
+            Request::builder().method(method).uri(format!("{prefix}{path}")).header(HOST, authority);
+        if let Some(token) = &self.token {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+                .map_err(|_| anyhow!("the variable {TOKEN_VARIABLE} holds something that is no token"))?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())))?;
+        let answer = timeout_at(deadline, async {
+            let mut exchange = Exchange::start(TokioIo::new(stream), request).await?;
+            let head = exchange.head().await?;
+            exchange.whole(head, MAX_ANSWER_BYTES).await
+        });
+        let Ok(answer) = answer.await else { bail!("there was no answer within {PATIENCE:?}") };
+        let (head, body) = answer?;
+        Ok((head.status, body))
+    }
+
+    /// The URL as it may be printed: [`admin_url`] lets no password in.
+    fn shown(&self) -> &str {
+        self.base.as_str().trim_end_matches('/')
+    }
+}
+
+/// The error repeats nothing: people put credentials into URLs.
+fn admin_url(text: &str) -> Result<Url, String> {
+    let wrong = || "write http:// or https://, a host and a port, such as http://127.0.0.1:9090".to_owned();
+    let url = Url::parse(text).map_err(|_| wrong())?;
+    let is_plain = matches!(url.scheme(), "http" | "https")
+        && url.has_host()
+        && url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none();
+    if is_plain { Ok(url) } else { Err(wrong()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::path::Path;
+    use std::thread::JoinHandle;
+
+    use serde_json::json;
+
+    use super::*;
+
+    const TOKEN: &str = "not-to-be-printed";
+
+    /// Answers one request and returns what it was.
+    fn server(answer: &'static str) -> (Url, JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let served = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !is_whole(&request) {
+                let mut piece = [0; 4096];
+                let count = stream.read(&mut piece).unwrap();
+                assert!(count > 0, "the request ends early");
+                request.extend_from_slice(&piece[..count]);
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+            String::from_utf8(request).unwrap()
+        });
+        (url, served)
+    }
+
+    fn is_whole(request: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(request);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        body.len() >= length.map_or(0, |length| length.parse().unwrap())
+    }
+
+    fn client(base: Url, token: Option<&str>) -> AdminClient {
+        let environment = Environment::of(Path::new("/nowhere"), token.map(|token| (TOKEN_VARIABLE, token)));
+        AdminClient::new(&AdminArguments { admin_url: base }, &environment)
+    }
+
+    fn error(done: Result<Bytes, Failure>) -> String {
+        let Err(Failure::Work(error)) = done else { panic!("it should have failed at work") };
+        let text = format!("{error:#}");
+        assert!(!text.contains(TOKEN) && text.lines().count() == 1, "{text}");
+        text
+    }
+
+    #[test]
+    fn a_question_carries_the_token_and_brings_the_answer() {
+        let (url, served) = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        assert_eq!(client(url, Some(TOKEN)).get("/admin/v1/usage?by=day").ok().unwrap(), "ok");
+        let request = served.join().unwrap();
+        assert!(request.starts_with("GET /admin/v1/usage?by=day HTTP/1.1\r\n"), "{request}");
+        assert!(request.contains(&format!("authorization: Bearer {TOKEN}\r\n")), "{request}");
+
+        let (url, served) = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        let base = url.join("granary/").unwrap();
+        client(base, None).post("/admin/v1/settle", Some(&json!({"call": 7}))).ok().unwrap();
+        let request = served.join().unwrap();
+        assert!(request.starts_with("POST /granary/admin/v1/settle HTTP/1.1\r\n"), "{request}");
+        assert!(request.ends_with("\r\n\r\n{\"call\":7}") && !request.contains("authorization"), "{request}");
+    }
+
+    #[test]
+    fn a_failure_is_one_sentence_that_says_what_to_do() {
+        for (answer, token, expected) in [
+            ("401 Unauthorized\r\ncontent-length: 0\r\n\r\n", None, "put it into the variable"),
+            ("401 Unauthorized\r\ncontent-length: 0\r\n\r\n", Some(TOKEN), "does not know the admin token"),
+            (
+                "404 Not Found\r\ncontent-length: 24\r\n\r\n{\"error\":\"no such team\"} ",
+                Some(TOKEN),
+                "no such team",
+            ),
+            ("404 Not Found\r\ncontent-length: 0\r\n\r\n", None, "--admin-url"),
+            ("500 Oops\r\ncontent-length: 0\r\n\r\n", None, "look into its log"),
+            ("200 OK\r\ncontent-length: 9\r\n\r\ncut", None, "cannot be asked"),
+        ] {
+            let answer: &'static str = format!("HTTP/1.1 {answer}").leak();
+            let (url, served) = server(answer);
+            let said = error(client(url, token).get("/x"));
+            assert!(said.contains(expected), "{answer:?}: {said}");
+            served.join().unwrap();
+        }
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let said = error(client(format!("http://{free}").parse().unwrap(), None).get("/x"));
+        assert!(
+            said.starts_with(&format!("the granary at http://{free} cannot be asked; start it")),
+            "{said}"
+        );
+        let said = error(client(format!("http://{free}").parse().unwrap(), Some("a\nb")).get("/x"));
+        assert!(said.contains("cannot be asked"), "{said}");
+    }
+
+    #[test]
+    fn a_url_of_an_admin_listener_has_no_credential_in_it() {
+        for good in ["http://127.0.0.1:9090", "https://granary.example.com/admin-of", "http://[::1]:9"] {
+            assert!(admin_url(good).is_ok(), "{good}");
+        }
+        for wrong in ["", "127.0.0.1:9090", "ftp://x", "http://u:secret@x:1", "http://x/?token=secret"] {
+            let said = admin_url(wrong).unwrap_err();
+            assert!(!said.contains("secret"), "{said}");
+        }
+    }
+}
