@@ -1,5 +1,6 @@
 //! The composition root: it and its children alone name concrete stores, ledgers and upstreams.
 
+mod admin_tokens;
 pub mod adopt;
 mod ledger;
 pub mod live;
@@ -19,9 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
+use self::admin_tokens::AdminTokenWatch;
 use self::reload::watch::Watch;
 use self::reload::{ReloadParts, Reloader, SetLevel};
 use self::secrets::KeyWatch;
+use crate::app::ledger::Books;
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
 use crate::config::{Config, Environment, Loaded, StoreKind, UpstreamConfig, UpstreamKind};
@@ -29,6 +32,7 @@ use crate::crash::crash_point;
 use crate::download::http::{DownloadConfig, Downloader};
 use crate::download::{HostRule, ResultSource};
 use crate::fill::{FillConfig, FillParts, Filler};
+use crate::gateway::keys::{KeyDesk, KeyDeskParts};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::ArchiveGuard;
 use crate::ledger::usage::UsageBook;
@@ -39,7 +43,7 @@ use crate::reconcile::Reconciler;
 use crate::request::RequestLimits;
 use crate::routes::body::Pace;
 use crate::routes::usage::{UsageParts, UsageState};
-use crate::routes::{AdminState, PublicParts, PublicState, admin_router, public_router};
+use crate::routes::{About, AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::secret::Secret;
 use crate::server::{self, ConnectionLimits, HangUps};
 use crate::slots::SlotsConfig;
@@ -128,7 +132,8 @@ impl App {
         let policy = CurrentPolicy::new(terms(&config));
         let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
         let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
-        let (ledger, usage) = ledger::open(&config, &state, clock.clone()).await?;
+        let Books { ledger, usage, admin: ledger_admin } =
+            ledger::open(&config, &state, clock.clone()).await?;
         let bare = store::open(&config.store).await?;
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let spool = Spool::new(bare, ledger.clone(), guard.clone(), spool_config(&config, &state));
@@ -211,7 +216,7 @@ impl App {
         let gateway_parts = GatewayParts {
             cache: cache.clone(),
             ledger: ledger.clone(),
-            store,
+            store: store.clone(),
             filler: filler.clone(),
             metrics: metrics.clone(),
             meter: meter.clone(),
@@ -233,6 +238,26 @@ impl App {
         let freshness = gateway.freshness();
         let following = freshness.clone();
         tokio::spawn(stopped.clone().run_until_cancelled_owned(async move { following.follow().await }));
+        let keys = KeyDesk::new(KeyDeskParts {
+            admin: ledger_admin.clone(),
+            ledger: ledger.clone(),
+            store,
+            cache: cache.clone(),
+            freshness,
+            guard: guard.clone(),
+            clock: clock.clone(),
+            namespace: config.upstream.namespace.clone(),
+        });
+        let tokens = config.server.admin_tokens().map_err(anyhow::Error::msg);
+        let tokens = Arc::new(ArcSwap::from_pointee(tokens.context("server.admin_token_file")?));
+        let watch = AdminTokenWatch { settings: config.server.clone(), tokens: tokens.clone() };
+        tokio::spawn(stopped.clone().run_until_cancelled_owned(watch.run()));
+        let about = About {
+            config: ArcSwap::from_pointee(config.to_commented_toml()),
+            started_at: clock.now(),
+            namespace: config.upstream.namespace.clone(),
+            upstream: config.upstream.kind.as_str(),
+        };
         let state_of_routes = PublicState::new(PublicParts {
             gateway,
             policy: policy.clone(),
@@ -253,11 +278,15 @@ impl App {
             metrics,
             cache,
             ledger,
+            admin: ledger_admin,
+            keys: Arc::new(keys),
             guard,
             filler: filler.clone(),
             stopping: stopping.clone(),
             policy,
             usage: usage_state,
+            tokens,
+            about: Arc::new(about),
         };
         let public_routes = server::public_service(public_router(state_of_routes.clone()), state_of_routes);
         let limits = ConnectionLimits {

@@ -8,6 +8,7 @@ mod adopt;
 mod check;
 mod key;
 pub mod logging;
+mod operator;
 mod token;
 mod usage;
 mod welcome;
@@ -51,6 +52,14 @@ enum Verb {
     Adopt,
     /// Say who paid, who was served and what that saved, as a running Granary tells
     Usage(usage::UsageArguments),
+    /// Make what is stored under a key count as absent; its URLs go on serving
+    Purge(operator::PurgeArguments),
+    /// Say what became of a call whose outcome nobody knows
+    Settle(operator::SettleArguments),
+    /// Stop spending at once; hits go on
+    Freeze(operator::SpendingArguments),
+    /// Resume spending
+    Thaw(operator::SpendingArguments),
     /// Tokens, with which teams call
     #[command(subcommand)]
     Token(token::TokenVerb),
@@ -112,6 +121,10 @@ pub fn run(
         }),
         Verb::Adopt => load(arguments.config, environment).and_then(|loaded| adopt::run(&loaded, console)),
         Verb::Key(arguments) => key::run(&arguments, console),
+        Verb::Purge(arguments) => operator::purge(&arguments, environment, console),
+        Verb::Settle(arguments) => operator::settle(&arguments, environment, console),
+        Verb::Freeze(arguments) => operator::freeze(&arguments, environment, console),
+        Verb::Thaw(arguments) => operator::thaw(&arguments, environment, console),
         Verb::Token(verb) => token::run(verb, console),
         Verb::Usage(arguments) => usage::run(&arguments, environment, console),
     };

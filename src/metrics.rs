@@ -4,6 +4,7 @@
 //! *credits*. Labels come from closed sets and from configured teams only, and every series starts
 //! at zero, so that `rate()` and alerts work from the first event. There are no global registries.
 
+mod admin;
 mod config;
 mod labels;
 mod upstream;
@@ -17,11 +18,14 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use self::admin::AdminFamilies;
 use self::config::ConfigFamilies;
 pub use self::labels::{RetryReason, ShedReason, Suspicion};
 use self::upstream::UpstreamFamilies;
 use self::usage::UsageFamilies;
 use crate::ledger::CallState;
+use crate::ledger::admin::Action;
+use crate::ledger::budget::Scope;
 use crate::ledger::spool::SpoolUsage;
 use crate::outcome::{CacheStatus, SavingCause};
 
@@ -122,6 +126,7 @@ pub struct Metrics {
     upstream: UpstreamFamilies,
     config: ConfigFamilies,
     usage: UsageFamilies,
+    admin: AdminFamilies,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
     ledger_sound: IntGauge,
@@ -190,6 +195,7 @@ impl Metrics {
             upstream: UpstreamFamilies::new(&families),
             usage: UsageFamilies::new(&families, teams.iter().copied()),
             config: ConfigFamilies::new(&families),
+            admin: AdminFamilies::new(&families),
             ledger_credits: families.gauge(
                 "granary_ledger_credits",
                 "Credits of this ledger's rows by state (grain: credits)",
@@ -343,6 +349,16 @@ impl Metrics {
         for total in snapshot.ledger.iter().flatten() {
             set(&self.ledger_credits.with_label_values(&[total.state.as_str()]), total.credits);
         }
+    }
+
+    /// An operator asked for a change; `result` is `done`, `refused` or `failed`.
+    pub fn admin_action(&self, action: Action, result: &'static str) {
+        self.admin.acted(action, result);
+    }
+
+    /// Sets what is left for operators: credits of unknown calls, and what stands frozen.
+    pub fn observe_admin(&self, unknown_credits: u64, frozen: &[Scope]) {
+        self.admin.observe(unknown_credits, frozen);
     }
 
     /// The text exposition.

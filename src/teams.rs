@@ -4,8 +4,11 @@
 //! id and the BLAKE3 of the whole token, so nothing here can be used to call. A token is found by
 //! its id, and its hash compared in constant time; an id that nobody has costs the same work.
 //!
+//! [`AdminTokens`] are kept apart: no team's token opens the admin listener, and none of those buys.
+//!
 //! This module never performs I/O, counts nothing, and reads no credential from a query or cookie.
 
+mod admin;
 mod token;
 
 #[cfg(test)]
@@ -18,6 +21,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 use jiff::Timestamp;
 
+pub use admin::AdminTokens;
 pub use token::{Token, TokenId};
 
 /// The header that every client of the upstream sends its key in.

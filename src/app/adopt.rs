@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use http::Request;
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Request};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
 use super::{ledger, store};
+use crate::app::ledger::Books;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::guard::ArchiveGuard;
+use crate::ledger::admin::Actor;
 use crate::net::exchange::Exchange;
 use crate::routes::ADOPT_PATH;
 use crate::state::{StateDir, StateDirError};
@@ -52,9 +55,12 @@ pub async fn adopt(config: &Config) -> anyhow::Result<Adopted> {
         }
         Err(error) => return Err(error.into()),
     };
-    let (ledger, _) = ledger::open(config, &state, Clock::system()).await?;
+    let Books { ledger, admin, .. } = ledger::open(config, &state, Clock::system()).await?;
     let store = store::open(&config.store).await?;
     let adoption = ArchiveGuard::new(ledger, store).adopt().await?;
+    let by = Actor::command_line();
+    let noted = admin.note_adoption(adoption.archive, &adoption.to_string(), &by).await;
+    noted.context("adopted, but the audit could not be written; adopt again")?;
     Ok(Adopted { found: adoption.to_string(), archive: adoption.archive.to_string() })
 }
 
@@ -64,7 +70,12 @@ async fn ask_running(config: &Config) -> anyhow::Result<Adopted> {
         format!("a granary is running on {}, and cannot be asked at {address}", config.state.path.display())
     };
     let stream = TcpStream::connect(address).await.with_context(cannot_ask)?;
-    let request = Request::post(ADOPT_PATH).header(http::header::HOST, address.to_string());
+    let mut request = Request::post(ADOPT_PATH).header(http::header::HOST, address.to_string());
+    if let Some(token) = config.server.admin_token().map_err(anyhow::Error::msg)? {
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))?;
+        value.set_sensitive(true);
+        request = request.header(AUTHORIZATION, value);
+    }
     let request = request.body(Empty::<Bytes>::new())?;
     let mut exchange = Exchange::start(TokioIo::new(stream), request).await.with_context(cannot_ask)?;
     let head = exchange.head().await.with_context(cannot_ask)?;

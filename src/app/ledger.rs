@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::fill::Filler;
 use crate::ledger::Ledger;
+use crate::ledger::admin::LedgerAdmin;
 use crate::ledger::postgres::{PostgresConfig, PostgresLedger, ProofError};
 use crate::ledger::spill::SpillLedger;
 use crate::ledger::sqlite::SqliteLedger;
@@ -19,8 +20,22 @@ use crate::state::StateDir;
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// One book, as those see it who pay, and as those who ask who did.
-pub(super) type Books = (Arc<dyn Ledger>, Arc<dyn UsageBook>);
+/// One book, as each of those sees it who use it.
+pub(super) struct Books {
+    /// Who pays.
+    pub(super) ledger: Arc<dyn Ledger>,
+    /// Who asks who paid.
+    pub(super) usage: Arc<dyn UsageBook>,
+    /// Operators.
+    pub(super) admin: Arc<dyn LedgerAdmin>,
+}
+
+impl Books {
+    fn of(book: Arc<impl Ledger + UsageBook + LedgerAdmin + 'static>, state: &StateDir) -> Self {
+        let ledger = Arc::new(SpillLedger::new(book.clone(), state.spill_folder()));
+        Self { ledger, usage: book.clone(), admin: book }
+    }
+}
 
 /// Opens the configured ledger. A database that cannot be asked now is asked again with each use: hits
 /// are served meanwhile, and nothing is bought.
@@ -28,7 +43,7 @@ pub(super) type Books = (Arc<dyn Ledger>, Arc<dyn UsageBook>);
 /// # Errors
 /// In a sentence, what keeps it from opening; or that the database may not be used as it is.
 pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<Books> {
-    let (ledger, usage): (Arc<dyn Ledger>, Arc<dyn UsageBook>) = match database(config) {
+    match database(config) {
         Some(database) => {
             match database.prove().await {
                 Ok(()) => {}
@@ -38,18 +53,15 @@ pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> any
                     "starting without the database: hits are served from the bucket, nothing is bought"
                 ),
             }
-            let ledger = Arc::new(database);
-            (ledger.clone(), ledger)
+            Ok(Books::of(Arc::new(database), state))
         }
         None => {
             let file = state.ledger_file();
             let ledger = SqliteLedger::open(&file, clock, config.budget.time_zone.clone())
                 .with_context(|| format!("state.path: the ledger {} cannot be opened", file.display()))?;
-            let ledger = Arc::new(ledger.with_spool_max(config.state.spool_max.0));
-            (ledger.clone(), ledger)
+            Ok(Books::of(Arc::new(ledger.with_spool_max(config.state.spool_max.0)), state))
         }
-    };
-    Ok((Arc::new(SpillLedger::new(ledger, state.spill_folder())), usage))
+    }
 }
 
 /// The configured database's ledger, not yet connected; `None` when the ledger is a file.

@@ -6,6 +6,7 @@ mod purchase;
 use anyhow::{Context, bail};
 
 use super::{ledger, open_ailab, store};
+use crate::app::ledger::Books;
 use crate::clock::Clock;
 use crate::config::{Config, StoreKind, UpstreamKind};
 use crate::guard;
@@ -72,7 +73,7 @@ async fn check_ledger(config: &Config) -> anyhow::Result<String> {
         }
         Err(error) => return Err(error.into()),
     };
-    let (ledger, _) = ledger::open(config, &state, Clock::system()).await?;
+    let Books { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
     let calls = calls(&*ledger).await?;
     Ok(format!("{} can be used, and has {calls} calls", state.ledger_file().display()))
 }
@@ -91,7 +92,7 @@ async fn check_archive(config: &Config) -> anyhow::Result<String> {
         }
         Err(error) => return Err(error.into()),
     };
-    let (ledger, _) = ledger::open(config, &state, Clock::system()).await?;
+    let Books { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
     let store = store::open(&config.store).await?;
     match guard::compare(&*ledger, &*store).await? {
         None => Ok("ledger and store belong together".to_owned()),

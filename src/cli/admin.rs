@@ -74,7 +74,6 @@ impl AdminClient {
     /// # Errors
     /// In a sentence, why there is none; what was asked may have been done all the same when the
     /// connection broke.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the verbs that change something come next"))]
     pub(super) fn post(&self, path: &str, body: Option<&serde_json::Value>) -> Result<Bytes, Failure> {
         self.ask(Method::POST, path, body.map(serde_json::Value::to_string))
     }

@@ -40,15 +40,18 @@ fn listeners(config: &Config, reading: &mut Reading) {
              https://granary.example.com",
         );
     }
-    if !server.admin_listen.ip().to_canonical().is_loopback() {
+    if !server.admin_listen.ip().to_canonical().is_loopback() && server.admin_token_file.is_none() {
         reading.problem(
-            &["server.admin_listen"],
+            &["server.admin_listen", "server.admin_token_file"],
             format!(
-                "is {}, which other machines can reach, and this version asks nobody for a credential there; \
-                 listen on 127.0.0.1 and let a local agent or an SSH tunnel reach it",
+                "is {}, which other machines can reach, and no admin token is configured, so anyone could \
+                 purge and thaw; set server.admin_token_file, or listen on 127.0.0.1",
                 server.admin_listen
             ),
         );
+    }
+    if let Err(why) = server.admin_tokens() {
+        reading.problem(&["server.admin_token_file"], why);
     }
     if server.listen == server.admin_listen && server.listen.port() != 0 {
         reading.problem(

@@ -1,20 +1,28 @@
 //! `[server]` and `[log]`: the listeners, their limits, and what is said about them.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::origin::Origin;
+use super::secret_file::read_secret_file;
 use super::setting::{section, words};
 use super::units::ByteSize;
+use crate::secret::Secret;
+use crate::teams::AdminTokens;
 
 section! {
     /// The two listeners: where they listen, and what a connection may take.
     pub struct ServerConfig {
         /// Address and port for clients. Beyond loopback, teams must be configured.
         pub listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
-        /// Address and port for health, metrics and usage. This version has no credential for it,
-        /// so it must be a loopback address.
+        /// Address and port for health, metrics and what operators ask and change. Beyond loopback,
+        /// admin_token_file must be set.
         pub admin_listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
+        /// A file with the tokens of operators, one on each line, not readable by every user of this
+        /// machine; without one of them, health and metrics are all that the admin listener tells. A
+        /// change of the file is noticed within seconds. Left out: whoever is on this machine is let in.
+        pub admin_token_file: Option<PathBuf> = None,
         /// Where clients reach this server: the beginning of every permanent URL, without a path,
         /// such as `https://granary.example.com`. Required when listen is not a loopback address,
         /// and else made of that address.
@@ -45,6 +53,28 @@ section! {
 }
 
 impl ServerConfig {
+    /// Who may use the admin listener; `None` when no tokens are configured.
+    ///
+    /// Blocks for as long as reading a small file does.
+    ///
+    /// # Errors
+    /// Why the file cannot be used, and what to do; nothing of it is repeated.
+    pub fn admin_tokens(&self) -> Result<Option<AdminTokens>, String> {
+        let Some(file) = &self.admin_token_file else { return Ok(None) };
+        AdminTokens::parse(&read_secret_file(file, "the tokens", AdminTokens::MAX_BYTES)?).map(Some)
+    }
+
+    /// A token with which this machine's own verbs may use the admin listener, if one is asked for.
+    ///
+    /// # Errors
+    /// As [`admin_tokens`](Self::admin_tokens).
+    pub fn admin_token(&self) -> Result<Option<Secret>, String> {
+        let Some(file) = &self.admin_token_file else { return Ok(None) };
+        let text = Secret::new(read_secret_file(file, "the tokens", AdminTokens::MAX_BYTES)?);
+        AdminTokens::parse(text.expose())?;
+        Ok(text.expose().lines().map(str::trim).find(|line| !line.is_empty()).map(Secret::new))
+    }
+
     /// What permanent URLs begin with, once the public listener is bound to `bound`.
     pub fn public_origin(&self, bound: SocketAddr) -> Origin {
         match &self.public_url {

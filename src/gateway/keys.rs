@@ -1,15 +1,20 @@
-//! What operators do with one key: [`KeyDesk`].
+//! What operators do with one key: [`KeyDesk`] purges it, and [tells](KeyDesk::explain) all about it.
 //!
 //! A purge is done when the ledger says so, the store's record is gone and this process has forgotten
 //! the answer; other processes follow the ledger's changes ([`freshness`](super::freshness)). It
 //! can be repeated whatever came of it before. Objects stay, so every URL goes on serving.
 
+mod explain;
+
 use std::sync::Arc;
 
+pub use self::explain::{Explained, Held};
 use super::freshness::Freshness;
+use crate::cache::MemoryCache;
+use crate::clock::Clock;
 use crate::guard::ArchiveGuard;
 use crate::key::CacheKey;
-use crate::ledger::admin::{LedgerAdmin, Purge};
+use crate::ledger::admin::{Actor, LedgerAdmin, Purge};
 use crate::ledger::{Ledger, LedgerError};
 use crate::store::{Store, StoreError};
 
@@ -22,9 +27,13 @@ pub struct KeyDeskParts {
     /// Where records are.
     pub store: Arc<dyn Store>,
     /// Where answers are at hand.
+    pub cache: Arc<MemoryCache>,
+    /// Says whether these are believed.
     pub freshness: Arc<Freshness>,
     /// Says whether the store is ours.
     pub guard: Arc<ArchiveGuard>,
+    /// The time of day.
+    pub clock: Clock,
     /// Everything is filed under this name.
     pub namespace: String,
 }
@@ -70,12 +79,17 @@ impl KeyDesk {
         Self { parts }
     }
 
+    /// Where the keys it is asked about are filed.
+    pub fn namespace(&self) -> &str {
+        &self.parts.namespace
+    }
+
     /// Makes everything stored under a key count as absent, over all processes.
     ///
     /// # Errors
     /// [`PurgeError`].
-    pub async fn purge(&self, key: CacheKey) -> Result<Purged, PurgeError> {
-        let KeyDeskParts { admin, ledger, store, freshness, guard, namespace } = &self.parts;
+    pub async fn purge(&self, key: CacheKey, by: &Actor) -> Result<Purged, PurgeError> {
+        let KeyDeskParts { admin, ledger, store, freshness, guard, namespace, .. } = &self.parts;
         let in_store = store.record(namespace, key).await;
         // Else a record that only the store knows would be there again at the next look.
         if let Ok(Some(record)) = &in_store
@@ -83,7 +97,7 @@ impl KeyDesk {
         {
             ledger.adopt(record).await?;
         }
-        let purge = admin.purge(namespace, key).await?;
+        let purge = admin.purge(namespace, key, by).await?;
         let Some(generation) = purge.generation() else {
             return Err(match in_store {
                 Ok(None) => PurgeError::Nothing,

@@ -1,11 +1,126 @@
 //! What operators ask of the ledger and change in it: trait [`LedgerAdmin`], beside the money path.
 //!
-//! Every change is one durable transaction, like a booking.
+//! Every change is one durable transaction, and a line about it in the [`audit`](AuditLine), which can
+//! only grow, is part of that transaction. What changes nothing leaves no line.
+
+use std::fmt;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::Serialize;
 
-use super::LedgerError;
-use crate::key::CacheKey;
+use super::budget::Scope;
+use super::{CallId, CallState, LedgerError};
+use crate::archive::ArchiveId;
+use crate::key::{CacheKey, Digest};
+
+/// Who changes something: `loopback`, the id of an admin token, or the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actor(String);
+
+impl Actor {
+    /// Somebody on this machine, whom nobody asked for a token.
+    pub fn loopback() -> Self {
+        Self("loopback".to_owned())
+    }
+
+    /// Whoever runs a verb where nothing serves.
+    pub fn command_line() -> Self {
+        Self("command line".to_owned())
+    }
+
+    /// Who has the token of this id.
+    pub fn token(id: impl fmt::Display) -> Self {
+        Self(format!("token {id}"))
+    }
+
+    /// The words in the audit.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What an operator did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Stopped spending.
+    Freeze,
+    /// Resumed it.
+    Thaw,
+    /// Made what is stored under a key count as absent.
+    Purge,
+    /// Said what became of an `unknown` call.
+    Settle,
+    /// Made ledger and store one archive.
+    Adopt,
+}
+
+impl Action {
+    /// Every action.
+    pub const ALL: [Self; 5] = [Self::Freeze, Self::Thaw, Self::Purge, Self::Settle, Self::Adopt];
+
+    /// The word in audit and label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Freeze => "freeze",
+            Self::Thaw => "thaw",
+            Self::Purge => "purge",
+            Self::Settle => "settle",
+            Self::Adopt => "adopt",
+        }
+    }
+}
+
+/// What became of a call whose outcome was unknown, as an operator found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// The upstream charged it: its credits stay counted.
+    Charged,
+    /// It did not: the call counts as failed, and its credits are given back.
+    Free,
+}
+
+impl Settlement {
+    /// The word in ledger, path and verb.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Charged => "charged",
+            Self::Free => "free",
+        }
+    }
+
+    /// Reads the word.
+    pub fn of_word(word: &str) -> Option<Self> {
+        [Self::Charged, Self::Free].into_iter().find(|settlement| settlement.as_str() == word)
+    }
+}
+
+/// What came of [`LedgerAdmin::settle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It is settled now.
+    Done {
+        /// Where the credits were given back, if they were.
+        given_back: Option<GivenBack>,
+    },
+    /// It had been settled in the same way before.
+    Repeated,
+    /// It had been settled in the other way before.
+    Otherwise(Settlement),
+    /// Its outcome is known, or still to come.
+    NotUnknown(CallState),
+    /// There is no such call.
+    NoSuchCall,
+}
+
+/// Where the credits of a call that was not charged went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GivenBack {
+    /// To the day and the month in which it was reserved, which is not over.
+    Budgets,
+    /// Its month is closed and stays as it is; an adjustment stands on the day of settling.
+    Adjustment,
+}
 
 /// What came of [`LedgerAdmin::purge`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +149,100 @@ impl Purge {
     }
 }
 
+/// One change, as it is remembered for ever.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AuditLine {
+    /// Grows from one to the next.
+    pub id: u64,
+    /// When.
+    pub at: Timestamp,
+    /// Who: see [`Actor`].
+    pub who: String,
+    /// What: see [`Action`].
+    pub action: String,
+    /// A scope (`global`, `team:NAME`), a key, the number of a call, or an archive.
+    pub subject: String,
+    /// Anything else.
+    pub detail: String,
+}
+
+/// A row, but for the text of an answer, which may name a signed URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallDetail {
+    /// Its number.
+    pub id: CallId,
+    /// Which upstream and operation.
+    pub namespace: String,
+    /// The request.
+    pub key: CacheKey,
+    /// Its generation.
+    pub generation: u64,
+    /// How far it is.
+    pub state: CallState,
+    /// Another row keeps the key.
+    pub late: bool,
+    /// It was paid through another ledger.
+    pub adopted: bool,
+    /// Who paid.
+    pub team: String,
+    /// What it cost, or would have.
+    pub credits: u64,
+    /// The day it was reserved on, which it counts to.
+    pub day: String,
+    /// BLAKE3 of the picture.
+    pub image: Digest,
+    /// Target width in pixels.
+    pub width: u32,
+    /// Target height in pixels.
+    pub height: u32,
+    /// When it was reserved.
+    pub reserved_at: Timestamp,
+    /// When its tail was let go.
+    pub sent_at: Option<Timestamp>,
+    /// When its answer was booked.
+    pub answered_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Why it ended so.
+    pub reason: Option<String>,
+    /// The upstream's `request_id`.
+    pub request_id: Option<String>,
+    /// The upstream's `log_id`.
+    pub log_id: Option<String>,
+    /// Its result's digest.
+    pub digest: Option<Digest>,
+    /// Its result's file name extension.
+    pub extension: Option<String>,
+    /// Its result's length in bytes.
+    pub bytes: Option<u64>,
+    /// What an operator said became of it.
+    pub settled: Option<Settlement>,
+}
+
+/// Which calls are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct CallFilter {
+    /// Only those of this state.
+    pub state: Option<CallState>,
+    /// Only those that this team paid.
+    pub team: Option<String>,
+    /// Only those of this key in this namespace.
+    pub key: Option<(String, CacheKey)>,
+    /// Only those of lower numbers.
+    pub before: Option<CallId>,
+    /// So many at most.
+    pub limit: usize,
+}
+
+/// Some calls, newest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallPage {
+    /// The calls; may be fewer than there are, and none although there are some.
+    pub calls: Vec<CallDetail>,
+    /// Where to go on, when there may be more.
+    pub next: Option<CallId>,
+}
+
 /// Lets an operator look and change. All methods may be called concurrently.
 #[async_trait]
 pub trait LedgerAdmin: Send + Sync {
@@ -43,5 +252,48 @@ pub trait LedgerAdmin: Send + Sync {
     ///
     /// # Errors
     /// [`LedgerError`]: not purged, as far as is known; it may be repeated.
-    async fn purge(&self, namespace: &str, key: CacheKey) -> Result<Purge, LedgerError>;
+    async fn purge(&self, namespace: &str, key: CacheKey, by: &Actor) -> Result<Purge, LedgerError>;
+
+    /// Stops (`true`) or resumes spending, as [`Ledger::set_frozen`](super::Ledger::set_frozen) does;
+    /// says whether it was otherwise before.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: nothing has changed, as far as is known; it may be repeated.
+    async fn freeze(&self, scope: Scope, frozen: bool, by: &Actor) -> Result<bool, LedgerError>;
+
+    /// What stands frozen: `global` first, then teams by name.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn frozen(&self) -> Result<Vec<Scope>, LedgerError>;
+
+    /// Says what became of an `unknown` call.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: not settled, as far as is known; it may be repeated.
+    async fn settle(&self, id: CallId, settlement: Settlement, by: &Actor) -> Result<Settled, LedgerError>;
+
+    /// Credits of `unknown` calls that nobody has settled.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn unsettled(&self) -> Result<u64, LedgerError>;
+
+    /// Adds the line about an adoption, which is done by then.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: the line is not there, as far as is known.
+    async fn note_adoption(&self, archive: ArchiveId, found: &str, by: &Actor) -> Result<(), LedgerError>;
+
+    /// Lines of the audit of lower ids than `before`, newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn audit(&self, before: Option<u64>, limit: usize) -> Result<Vec<AuditLine>, LedgerError>;
+
+    /// Calls, newest first.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    async fn calls(&self, filter: CallFilter) -> Result<CallPage, LedgerError>;
 }

@@ -2,6 +2,8 @@
 //!
 //! It keeps counters beside its rows, as a database does, so that a test can compare the two.
 
+mod admin;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +13,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::admin::{LedgerAdmin, Purge};
+use super::admin::{AuditLine, Purge, Settlement};
 use super::budget::{self, Budget, BudgetRefusal, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
@@ -52,6 +54,8 @@ pub(crate) struct Book {
     purged: BTreeMap<(String, [u8; 32]), u64>,
     /// What was refreshed or purged, oldest first.
     changes: Vec<(String, CacheKey)>,
+    /// What operators did, oldest first.
+    pub(super) audit: Vec<AuditLine>,
     /// Counts the changes.
     pub(crate) version: u64,
 }
@@ -74,6 +78,12 @@ pub(crate) struct Row {
     pub(crate) answered_at: Option<Timestamp>,
     pub(crate) ended_at: Option<Timestamp>,
     pub(crate) record: Option<Record>,
+    pub(super) reserved_at: Timestamp,
+    pub(super) sent_at: Option<Timestamp>,
+    pub(super) reason: Option<String>,
+    /// The upstream's two.
+    pub(super) ids: Option<(String, String)>,
+    pub(super) settled: Option<Settlement>,
 }
 
 /// A result in the spool.
@@ -135,7 +145,12 @@ impl MemoryLedger {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self) -> MutexGuard<'_, Book> {
+    pub(super) fn now(&self) -> (Timestamp, Windows) {
+        let now = self.clock.now();
+        (now, Windows::at(now, &self.zone))
+    }
+
+    pub(super) fn change(&self) -> MutexGuard<'_, Book> {
         let mut book = self.book();
         book.version += 1;
         book
@@ -147,7 +162,8 @@ impl MemoryLedger {
     }
 
     pub(crate) fn mark_sent(&self, id: CallId) -> Permit {
-        self.change().mark_sent(id, self.owner.unwrap_or(0))
+        let now = self.clock.now();
+        self.change().mark_sent(id, now, self.owner.unwrap_or(0))
     }
 
     pub(crate) fn book_call(&self, id: CallId, booking: &Booking) -> Result<(), LedgerError> {
@@ -248,7 +264,7 @@ impl Book {
         self.rows.get(usize::try_from(id.0).ok()?.checked_sub(1)?)
     }
 
-    fn row_mut(&mut self, id: CallId) -> Result<&mut Row, LedgerError> {
+    pub(super) fn row_mut(&mut self, id: CallId) -> Result<&mut Row, LedgerError> {
         let at = usize::try_from(id.0).ok().and_then(|id| id.checked_sub(1));
         at.and_then(|at| self.rows.get_mut(at))
             .ok_or_else(|| LedgerError::Unavailable(format!("there is no call {}", id.0)))
@@ -267,7 +283,7 @@ impl Book {
         self.purged.get(&(namespace.to_owned(), *key.as_bytes())).copied()
     }
 
-    fn purge(&mut self, namespace: &str, key: CacheKey) -> Purge {
+    pub(super) fn purge(&mut self, namespace: &str, key: CacheKey) -> Purge {
         if self.stored(namespace, key).is_none() {
             let before = self.purged(namespace, key);
             return before.map_or(Purge::Nothing, |generation| Purge::Repeated { generation });
@@ -297,7 +313,7 @@ impl Book {
         u64::try_from(spent).unwrap_or(0)
     }
 
-    fn count(&mut self, row: &Row, sign: i64) {
+    pub(super) fn count(&mut self, row: &Row, sign: i64) {
         for counter in row.counters() {
             *self.spent.entry(counter).or_default() += sign * row.bought.credits as i64;
         }
@@ -342,7 +358,7 @@ impl Book {
         }
         let last = self.newest_kept(namespace, key).max(self.purged(namespace, key));
         let generation = last.map_or(0, |last| last + 1);
-        let row = self.insert(wanted.clone(), generation, windows);
+        let row = self.insert(wanted.clone(), generation, now, windows);
         if let Ok(row) = self.row_mut(row.id) {
             row.owner = owner;
         }
@@ -351,7 +367,7 @@ impl Book {
         Reserved::Won(Won { id: row.id, generation })
     }
 
-    fn insert(&mut self, bought: Reservation, generation: u64, windows: &Windows) -> Row {
+    fn insert(&mut self, bought: Reservation, generation: u64, now: Timestamp, windows: &Windows) -> Row {
         let row = Row {
             id: CallId(self.rows.len() as i64 + 1),
             bought,
@@ -367,12 +383,17 @@ impl Book {
             answered_at: None,
             ended_at: None,
             record: None,
+            reserved_at: now,
+            sent_at: None,
+            reason: None,
+            ids: None,
+            settled: None,
         };
         self.rows.push(row.clone());
         row
     }
 
-    fn mark_sent(&mut self, id: CallId, owner: u64) -> Permit {
+    fn mark_sent(&mut self, id: CallId, now: Timestamp, owner: u64) -> Permit {
         let is_ours = |row: &&Row| row.state == CallState::Reserved && row.owner == owner;
         let Some(row) = self.row(id).filter(is_ours) else {
             return Permit::Lost;
@@ -381,7 +402,7 @@ impl Book {
             return Permit::Frozen(scope);
         }
         if let Ok(row) = self.row_mut(id) {
-            (row.state, row.beat) = (CallState::Sent, row.beat + 1);
+            (row.state, row.sent_at, row.beat) = (CallState::Sent, Some(now), row.beat + 1);
         }
         Permit::Granted
     }
@@ -423,8 +444,10 @@ impl Book {
         let row = self.row_mut(id)?;
         (row.state, row.beat) = (state, row.beat + 1);
         match booking {
-            Booking::Answered { text, .. } => {
+            Booking::Answered { text, request_id, log_id } => {
                 row.late = is_taken;
+                row.ids = Some((request_id.clone(), log_id.clone()));
+                row.reason = None;
                 row.text = Some(text.clone());
                 (row.answered_at, row.ended_at) = (Some(now), None);
             }
@@ -440,12 +463,13 @@ impl Book {
                 row.ended_at = Some(record.stored_at);
                 row.record = Some((**record).clone());
             }
-            Booking::Lost => {}
-            Booking::Released { .. }
-            | Booking::Refused { .. }
-            | Booking::Failed { .. }
-            | Booking::Unknown { .. }
-            | Booking::Unfetchable { .. } => {
+            Booking::Lost => row.reason = Some(format!("found missing at {now}")),
+            Booking::Released { reason }
+            | Booking::Refused { reason }
+            | Booking::Failed { reason }
+            | Booking::Unknown { reason }
+            | Booking::Unfetchable { reason } => {
+                row.reason = Some(reason.clone());
                 row.text = None;
                 row.ended_at = Some(now);
             }
@@ -491,13 +515,14 @@ impl Book {
             width: record.width,
             height: record.height,
         };
-        let id = self.insert(bought, record.generation, windows).id;
+        let id = self.insert(bought, record.generation, record.stored_at, windows).id;
         if record.generation > 0 {
             self.changes.push((record.namespace.clone(), record.key));
         }
         if let Ok(row) = self.row_mut(id) {
             (row.state, row.adopted) = (CallState::Stored, true);
             (row.ended_at, row.record) = (Some(record.stored_at), Some(record.clone()));
+            row.ids = Some((record.upstream_request_id.clone(), record.upstream_log_id.clone()));
         }
     }
 
@@ -711,13 +736,6 @@ impl Ledger for MemoryLedger {
     }
 }
 
-#[async_trait]
-impl LedgerAdmin for MemoryLedger {
-    async fn purge(&self, namespace: &str, key: CacheKey) -> Result<Purge, LedgerError> {
-        Ok(self.change().purge(namespace, key))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -725,6 +743,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ledger::admin::LedgerAdmin;
     use crate::ledger::contract::admin::admin_contract;
     use crate::ledger::contract::{SPOOL_MAX, TurnableClock, ledger_contract, model, zone};
 

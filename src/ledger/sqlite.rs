@@ -14,8 +14,10 @@
 //! The file does not shrink: what the spool has taken is used again by it and by everything else.
 
 mod admin;
+mod audit;
 mod calls;
 mod health;
+mod inspect;
 mod membership;
 mod spool;
 #[cfg(test)]
@@ -34,7 +36,6 @@ use rusqlite::config::DbConfig;
 
 use self::health::Health;
 use self::worker::Worker;
-use super::admin::{LedgerAdmin, Purge};
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
@@ -311,7 +312,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
-        self.write(move |db| calls::set_frozen(db, &scope, frozen)).await
+        self.write(move |db| calls::set_frozen(db, &scope, frozen).map(|_| ())).await
     }
 
     async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
@@ -359,13 +360,5 @@ impl Ledger for SqliteLedger {
 
     fn keep_room(&self, each: Option<u64>) {
         self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
-    }
-}
-
-#[async_trait]
-impl LedgerAdmin for SqliteLedger {
-    async fn purge(&self, namespace: &str, key: CacheKey) -> Result<Purge, LedgerError> {
-        let namespace = namespace.to_owned();
-        self.write(move |db| admin::purge(db, &namespace, key)).await
     }
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::clock::Clock;
-use crate::ledger::admin::{LedgerAdmin, Purge};
+use crate::ledger::admin::{Actor, LedgerAdmin, Purge};
 use crate::ledger::budget::Scope;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{Booking, CallId, Permit, Reservation, Reserved};
@@ -669,7 +669,7 @@ async fn nobody_waits_for_a_silent_bucket_while_the_spool_has_room() {
 }
 
 async fn purge(rig: &Rig<Shaky>, n: u32) {
-    let purge = rig.ledger.purge("ailab-v1", picture(n).key).await.unwrap();
+    let purge = rig.ledger.purge("ailab-v1", picture(n).key, &Actor::loopback()).await.unwrap();
     assert_eq!(purge, Purge::Done { generation: 0 });
 }
 

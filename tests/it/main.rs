@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+mod admin_api;
 mod architecture;
 mod archive;
 mod bucket;
@@ -25,6 +26,7 @@ mod harness;
 mod http;
 mod postgres;
 mod public_url;
+mod purge;
 mod race;
 mod readme;
 mod reload;

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::app::ledger::Books;
 use crate::app::{fill_config, ledger, open_upstream, store, terms};
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
@@ -45,7 +46,7 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
     };
     let store = store::open(&config.store).await?;
     store.prove().await?;
-    let (ledger, _) = ledger::open(config, &state, Clock::system()).await?;
+    let Books { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
     let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
     guard.look().await;
     let (upstream, results, _) = open_upstream(config)?;

@@ -17,7 +17,7 @@ use crate::download::{FetchError, Fetched, ResultSource};
 use crate::envelope::Answer;
 use crate::fill::{FillConfig, FillParts};
 use crate::gateway::keys::{KeyDesk, KeyDeskParts};
-use crate::ledger::admin::{LedgerAdmin, Purge};
+use crate::ledger::admin::{Actor, AuditLine, CallFilter, CallPage, LedgerAdmin, Purge, Settled, Settlement};
 use crate::ledger::budget::{Budget, Scope};
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
@@ -241,9 +241,38 @@ impl Ledger for FakeLedger {
 
 #[async_trait]
 impl LedgerAdmin for FakeLedger {
-    async fn purge(&self, namespace: &str, key: CacheKey) -> Result<Purge, LedgerError> {
+    async fn purge(&self, namespace: &str, key: CacheKey, by: &Actor) -> Result<Purge, LedgerError> {
         self.check("purge")?;
-        self.ledger.purge(namespace, key).await
+        self.ledger.purge(namespace, key, by).await
+    }
+
+    async fn freeze(&self, scope: Scope, frozen: bool, by: &Actor) -> Result<bool, LedgerError> {
+        LedgerAdmin::freeze(&self.ledger, scope, frozen, by).await
+    }
+
+    async fn frozen(&self) -> Result<Vec<Scope>, LedgerError> {
+        self.ledger.frozen().await
+    }
+
+    async fn settle(&self, id: CallId, settlement: Settlement, by: &Actor) -> Result<Settled, LedgerError> {
+        self.ledger.settle(id, settlement, by).await
+    }
+
+    async fn unsettled(&self) -> Result<u64, LedgerError> {
+        self.ledger.unsettled().await
+    }
+
+    async fn note_adoption(&self, archive: ArchiveId, found: &str, by: &Actor) -> Result<(), LedgerError> {
+        self.ledger.note_adoption(archive, found, by).await
+    }
+
+    async fn audit(&self, before: Option<u64>, limit: usize) -> Result<Vec<AuditLine>, LedgerError> {
+        self.ledger.audit(before, limit).await
+    }
+
+    async fn calls(&self, filter: CallFilter) -> Result<CallPage, LedgerError> {
+        self.check("calls")?;
+        self.ledger.calls(filter).await
     }
 }
 
@@ -540,7 +569,7 @@ impl World {
         };
         let filler = Filler::new(parts, config);
         let parts = GatewayParts {
-            cache,
+            cache: cache.clone(),
             ledger: ledger.clone(),
             store: if is_spooled { spool.clone() } else { store.clone() },
             filler: filler.clone(),
@@ -554,8 +583,10 @@ impl World {
             admin: ledger.clone(),
             ledger: ledger.clone(),
             store: spool,
+            cache: cache.clone(),
             freshness: gateway.freshness(),
             guard,
+            clock: Clock::system(),
             namespace: NAMESPACE.to_owned(),
         });
         Self { ledger, store, upstream, results, policy, filler, gateway: Arc::new(gateway), desk }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::gateway::keys::{PurgeError, Purged};
+use crate::ledger::admin::{Actor, LedgerAdmin};
 use crate::store::{Store, StoreError};
 
 impl World {
@@ -14,6 +15,10 @@ impl World {
     fn follow(&self) {
         let freshness = self.gateway.freshness();
         tokio::spawn(async move { freshness.follow().await });
+    }
+
+    async fn purge(&self, tag: u8) -> Result<Purged, PurgeError> {
+        self.desk.purge(key(tag), &Actor::loopback()).await
     }
 
     async fn found(&self, tag: u8) -> String {
@@ -49,7 +54,7 @@ async fn a_purged_key_is_bought_again_and_the_old_url_goes_on_serving() {
     let world = World::with_spool(false);
     world.ask(1).await.unwrap();
     let first = ObjectName::of(&result_bytes(1)).unwrap();
-    assert_eq!(world.desk.purge(key(1)).await.unwrap(), Purged { generation: 0, is_new: true });
+    assert_eq!(world.purge(1).await.unwrap(), Purged { generation: 0, is_new: true });
     assert_eq!(world.found(1).await, "KeyNotFound");
     assert_eq!(world.record_in_store(1).await, None);
     assert_eq!(world.gateway.result(first).await.unwrap(), result_bytes(1));
@@ -69,13 +74,13 @@ async fn a_purged_key_is_bought_again_and_the_old_url_goes_on_serving() {
 #[tokio::test]
 async fn purging_is_repeated_without_harm_and_nothing_cannot_be_purged() {
     let world = World::with_spool(false);
-    assert!(matches!(world.desk.purge(key(1)).await, Err(PurgeError::Nothing)));
+    assert!(matches!(world.purge(1).await, Err(PurgeError::Nothing)));
     world.ask(1).await.unwrap();
     for is_new in [true, false, false] {
-        assert_eq!(world.desk.purge(key(1)).await.unwrap(), Purged { generation: 0, is_new });
+        assert_eq!(world.purge(1).await.unwrap(), Purged { generation: 0, is_new });
     }
     world.ask(1).await.unwrap();
-    assert_eq!(world.desk.purge(key(1)).await.unwrap(), Purged { generation: 1, is_new: true });
+    assert_eq!(world.purge(1).await.unwrap(), Purged { generation: 1, is_new: true });
 }
 
 #[tokio::test]
@@ -83,7 +88,7 @@ async fn what_only_the_store_knows_is_purged_too() {
     let world = World::with_spool(false);
     world.ask(1).await.unwrap();
     let fresh = world.with_a_fresh_ledger();
-    assert_eq!(fresh.desk.purge(key(1)).await.unwrap(), Purged { generation: 0, is_new: true });
+    assert_eq!(fresh.purge(1).await.unwrap(), Purged { generation: 0, is_new: true });
     assert_eq!(fresh.found(1).await, "KeyNotFound");
     assert_eq!(fresh.record_in_store(1).await, None);
     assert_eq!(fresh.ask(1).await.unwrap().record.generation, 1);
@@ -94,21 +99,21 @@ async fn a_purge_says_what_kept_it_and_may_be_repeated() {
     let world = World::with_spool(false);
     world.ask(1).await.unwrap();
     world.ledger.switch.fail(&["purge"]);
-    assert!(matches!(world.desk.purge(key(1)).await, Err(PurgeError::Ledger(_))));
+    assert!(matches!(world.purge(1).await, Err(PurgeError::Ledger(_))));
     assert_eq!(world.found(1).await, "hit_memory");
     world.ledger.switch.fail(&[]);
     // Whether there is anything to purge cannot be said.
     world.store.switch.fail(&["record"]);
-    assert!(matches!(world.desk.purge(key(2)).await, Err(PurgeError::Store(_))));
+    assert!(matches!(world.purge(2).await, Err(PurgeError::Store(_))));
 
     world.store.switch.fail(&["forget_record"]);
-    assert!(matches!(world.desk.purge(key(1)).await, Err(PurgeError::RecordStays(_))));
+    assert!(matches!(world.purge(1).await, Err(PurgeError::RecordStays(_))));
     assert!(world.record_in_store(1).await.is_some());
     // It counts as absent all the same, for this process and for others.
     assert_eq!(world.found(1).await, "KeyNotFound");
     assert_eq!(world.restarted().found(1).await, "KeyNotFound");
     world.store.switch.fail(&[]);
-    assert_eq!(world.desk.purge(key(1)).await.unwrap(), Purged { generation: 0, is_new: false });
+    assert_eq!(world.purge(1).await.unwrap(), Purged { generation: 0, is_new: false });
     assert_eq!(world.record_in_store(1).await, None);
 }
 
@@ -117,7 +122,7 @@ async fn a_record_that_a_purge_left_behind_goes_at_the_next_look() {
     let world = World::with_spool(false);
     world.ask(1).await.unwrap();
     world.store.switch.fail(&["forget_record"]);
-    assert!(matches!(world.desk.purge(key(1)).await, Err(PurgeError::RecordStays(_))));
+    assert!(matches!(world.purge(1).await, Err(PurgeError::RecordStays(_))));
     world.store.switch.fail(&[]);
     assert_eq!(world.found(1).await, "KeyNotFound");
     assert_eq!(world.record_in_store(1).await, None);
@@ -129,7 +134,7 @@ async fn a_damaged_record_is_not_purged_and_says_so() {
     world.ask(1).await.unwrap();
     world.store.switch.fail(&["damaged"]);
     world.store.store.files().insert(Record::path(NAMESPACE, key(1)), "{}".into());
-    assert!(matches!(world.desk.purge(key(1)).await, Err(PurgeError::RecordStays(StoreError::Corrupt(_)))));
+    assert!(matches!(world.purge(1).await, Err(PurgeError::RecordStays(StoreError::Corrupt(_)))));
 }
 
 #[tokio::test]
@@ -140,7 +145,7 @@ async fn a_refresh_under_way_during_a_purge_brings_the_new_result() {
     let gateway = world.gateway.clone();
     let refresh = tokio::spawn(async move { ask_as(&gateway, &refresher(), 1).await });
     world.until_paid(2).await;
-    assert_eq!(world.desk.purge(key(1)).await.unwrap(), Purged { generation: 0, is_new: true });
+    assert_eq!(world.purge(1).await.unwrap(), Purged { generation: 0, is_new: true });
     assert_eq!(world.found(1).await, "KeyNotFound");
     world.upstream.release();
     let refreshed = refresh.await.unwrap().unwrap();
@@ -155,7 +160,7 @@ async fn a_refresh_under_way_during_a_purge_brings_the_new_result() {
 #[tokio::test(start_paused = true)]
 async fn a_purge_is_seen_by_every_process_within_two_seconds() {
     let (one, other) = fleet().await;
-    one.desk.purge(key(1)).await.unwrap();
+    one.purge(1).await.unwrap();
     assert_eq!(one.found(1).await, "KeyNotFound");
     seconds(2).await;
     assert_eq!(other.found(1).await, "KeyNotFound");
@@ -189,7 +194,7 @@ async fn who_cannot_learn_of_changes_asks_the_ledger_before_memory() {
         }
         seconds(3).await;
         assert_eq!(other.found(tag).await, "hit_ledger", "{trouble}: it still stands");
-        one.desk.purge(key(tag)).await.unwrap();
+        one.purge(tag).await.unwrap();
         assert_eq!(other.found(tag).await, "KeyNotFound", "{trouble}");
         // What the ledger has said is not forgotten when it is away next.
         one.ledger.switch.fail(&["all"]);
@@ -209,7 +214,7 @@ async fn who_is_cut_off_serves_from_memory_until_the_ledger_can_be_asked_again()
     assert_eq!(other.found(1).await, "hit_memory", "nor is it waited for");
     one.ledger.switch.hang("nothing");
     // Somebody purges it in a part of the network that reaches the ledger.
-    crate::ledger::admin::LedgerAdmin::purge(&one.ledger.ledger, NAMESPACE, key(1)).await.unwrap();
+    LedgerAdmin::purge(&one.ledger.ledger, NAMESPACE, key(1), &Actor::loopback()).await.unwrap();
     assert_eq!(other.found(1).await, "hit_memory", "it cannot know");
     one.ledger.switch.fail(&["changes"]);
     assert_eq!(other.found(1).await, "KeyNotFound", "now it can");

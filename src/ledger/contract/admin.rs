@@ -4,7 +4,9 @@
 
 use super::*;
 use crate::ledger::Changes;
-use crate::ledger::admin::{LedgerAdmin, Purge};
+use crate::ledger::admin::{
+    Actor, AuditLine, CallDetail, CallFilter, CallPage, GivenBack, LedgerAdmin, Purge, Settled, Settlement,
+};
 
 /// Makes one test of each check; `$open` as in [`ledger_contract!`].
 macro_rules! admin_contract {
@@ -27,6 +29,17 @@ macro_rules! admin_contract {
             a_late_result_of_a_purged_generation_stays_absent,
             changes_tell_purges_and_refreshes_in_order,
             concurrent_purges_agree,
+            each_change_is_one_line_of_the_audit,
+            the_audit_is_read_newest_first_in_pieces,
+            a_freeze_by_an_operator_is_the_ledgers,
+            a_charged_call_keeps_its_credits,
+            a_call_that_was_not_charged_gives_its_credits_back,
+            a_closed_month_does_not_change,
+            only_an_unknown_call_is_settled,
+            a_late_answer_may_follow_a_call_that_was_settled_as_charged,
+            calls_are_listed_newest_first_in_pieces,
+            calls_are_filtered,
+            a_call_is_told_in_every_field_but_its_answers_text,
         }
     };
     (@each $open:path: $($check:ident),* $(,)?) => { $(
@@ -56,9 +69,13 @@ macro_rules! admin_contract {
 }
 pub(in crate::ledger) use admin_contract;
 
+fn by() -> Actor {
+    Actor::token("opsteam1")
+}
+
 /// Asserts what a purge came to.
 async fn assert_purge(admin: &dyn LedgerAdmin, wanted: &Reservation, expected: Purge) {
-    let purge = admin.purge(&wanted.namespace, wanted.key).await.expect("the ledger can be asked");
+    let purge = admin.purge(&wanted.namespace, wanted.key, &by()).await.expect("the ledger can be asked");
     assert_eq!(purge, expected);
 }
 
@@ -265,10 +282,332 @@ pub(in crate::ledger) async fn changes_tell_purges_and_refreshes_in_order(
 pub(in crate::ledger) async fn concurrent_purges_agree(bench: &Bench, admin: &dyn LedgerAdmin) {
     bench.store(picture(1)).await;
     let Reservation { namespace, key, .. } = picture(1);
-    let purge = || admin.purge(&namespace, key);
+    let by = by();
+    let purge = || admin.purge(&namespace, key, &by);
     let (a, b, c, d) = tokio::join!(purge(), purge(), purge(), purge());
     let done = [a, b, c, d].map(|purge| purge.expect("the ledger can be asked"));
     let first = done.iter().filter(|purge| matches!(purge, Purge::Done { generation: 0 })).count();
     let rest = done.iter().filter(|purge| matches!(purge, Purge::Repeated { generation: 0 })).count();
     assert_eq!((first, rest), (1, 3), "{done:?}");
+}
+
+async fn lines(admin: &dyn LedgerAdmin) -> Vec<AuditLine> {
+    let mut lines = admin.audit(None, 1000).await.expect("the ledger can be asked");
+    lines.reverse();
+    lines
+}
+
+async fn settle(admin: &dyn LedgerAdmin, id: CallId, settlement: Settlement) -> Settled {
+    admin.settle(id, settlement, &by()).await.expect("the ledger can be asked")
+}
+
+async fn freeze(admin: &dyn LedgerAdmin, scope: Scope, frozen: bool) -> bool {
+    admin.freeze(scope, frozen, &by()).await.expect("the ledger can be asked")
+}
+
+async fn page(admin: &dyn LedgerAdmin, filter: CallFilter) -> CallPage {
+    admin.calls(filter).await.expect("the ledger can be asked")
+}
+
+/// All that a filter lets through, page by page.
+async fn all(admin: &dyn LedgerAdmin, filter: CallFilter) -> Vec<CallDetail> {
+    let (mut all, mut before) = (Vec::new(), None);
+    loop {
+        let page = page(admin, CallFilter { before, limit: 3, ..filter.clone() }).await;
+        assert!(page.calls.len() <= 3);
+        all.extend(page.calls);
+        match page.next {
+            Some(next) => before = Some(next),
+            None => return all,
+        }
+    }
+}
+
+pub(in crate::ledger) async fn each_change_is_one_line_of_the_audit(bench: &Bench, admin: &dyn LedgerAdmin) {
+    let unknown = bench.bring(1, CallState::Unknown).await;
+    bench.store(picture(2)).await;
+    let archive = ArchiveId::random();
+    for _ in 0..2 {
+        // What changes nothing leaves no line.
+        assert_purge(admin, &picture(3), Purge::Nothing).await;
+        settle(admin, CallId(4711), Settlement::Free).await;
+        freeze(admin, team("press"), false).await;
+    }
+    let began = bench.clock.now();
+    for _ in 0..2 {
+        freeze(admin, Scope::Global, true).await;
+        freeze(admin, team("press"), true).await;
+    }
+    bench.clock.turn(1);
+    for _ in 0..2 {
+        freeze(admin, team("press"), false).await;
+        settle(admin, unknown.id, Settlement::Charged).await;
+        settle(admin, unknown.id, Settlement::Free).await;
+        admin.purge(&picture(2).namespace, picture(2).key, &Actor::loopback()).await.unwrap();
+    }
+    admin.note_adoption(archive, "the store was empty", &Actor::command_line()).await.unwrap();
+
+    let lines = lines(admin).await;
+    let told: Vec<_> =
+        lines.iter().map(|line| (line.who.as_str(), line.action.as_str(), line.subject.clone())).collect();
+    let token = "token opsteam1";
+    assert_eq!(
+        told,
+        [
+            (token, "freeze", "global".to_owned()),
+            (token, "freeze", "team:press".to_owned()),
+            (token, "thaw", "team:press".to_owned()),
+            (token, "settle", unknown.id.0.to_string()),
+            ("loopback", "purge", picture(2).key.to_string()),
+            ("command line", "adopt", archive.to_string()),
+        ]
+    );
+    assert_eq!(lines[1].at, began);
+    assert_eq!(lines[2].at, began + SignedDuration::from_secs(1));
+    assert!(lines[3].detail.starts_with("charged"), "{}", lines[3].detail);
+    assert_eq!(lines[4].detail, "ailab-v1, up to generation 0");
+    assert_eq!(lines[5].detail, "the store was empty");
+}
+
+pub(in crate::ledger) async fn the_audit_is_read_newest_first_in_pieces(_: &Bench, admin: &dyn LedgerAdmin) {
+    for n in 0..7 {
+        freeze(admin, team(&format!("team-{n}")), true).await;
+    }
+    let (mut seen, mut before) = (Vec::new(), None);
+    for expected in [3, 3, 1, 0] {
+        let piece = admin.audit(before, 3).await.expect("the ledger can be asked");
+        assert_eq!(piece.len(), expected);
+        before = piece.last().map(|line| line.id).or(before);
+        seen.extend(piece.into_iter().map(|line| line.subject));
+    }
+    let expected: Vec<String> = (0..7).rev().map(|n| format!("team:team-{n}")).collect();
+    assert_eq!(seen, expected);
+}
+
+pub(in crate::ledger) async fn a_freeze_by_an_operator_is_the_ledgers(
+    bench: &Bench,
+    admin: &dyn LedgerAdmin,
+) {
+    assert_eq!(admin.frozen().await.unwrap(), []);
+    for scope in [team("press"), Scope::Global] {
+        assert!(freeze(admin, scope.clone(), true).await);
+        assert!(!freeze(admin, scope.clone(), true).await, "it was so before");
+        assert_eq!(bench.reserve(picture(1)).await, Reserved::Frozen(scope));
+    }
+    assert_eq!(admin.frozen().await.unwrap(), [Scope::Global, team("press")]);
+    for scope in [team("press"), Scope::Global] {
+        assert!(freeze(admin, scope.clone(), false).await);
+        assert!(!freeze(admin, scope, false).await);
+    }
+    bench.win(picture(1)).await;
+    // It is the same freeze, whoever asks for it.
+    bench.freeze(Scope::Global, true).await;
+    assert!(freeze(admin, Scope::Global, false).await);
+    bench.win(picture(2)).await;
+}
+
+pub(in crate::ledger) async fn a_charged_call_keeps_its_credits(bench: &Bench, admin: &dyn LedgerAdmin) {
+    let unknown = bench.bring(1, CallState::Unknown).await;
+    let (totals, used) = (bench.totals().await, bench.used(team("press"), Window::Day).await);
+    assert_eq!(admin.unsettled().await.unwrap(), 3);
+    assert_eq!(settle(admin, unknown.id, Settlement::Charged).await, Settled::Done { given_back: None });
+    assert_eq!(admin.unsettled().await.unwrap(), 0);
+    assert_eq!(bench.totals().await, totals);
+    assert_eq!(bench.used(team("press"), Window::Day).await, used);
+    bench.assert_rests(picture(1), 60).await;
+    assert_eq!(settle(admin, unknown.id, Settlement::Charged).await, Settled::Repeated);
+    let other = settle(admin, unknown.id, Settlement::Free).await;
+    assert_eq!(other, Settled::Otherwise(Settlement::Charged));
+}
+
+pub(in crate::ledger) async fn a_call_that_was_not_charged_gives_its_credits_back(
+    bench: &Bench,
+    admin: &dyn LedgerAdmin,
+) {
+    bench.clock.set(instant("2026-11-22T22:30:00Z"));
+    let (reserved_on, unknown) = (bench.clock.now(), bench.bring(1, CallState::Unknown).await);
+    bench.bring(2, CallState::Unknown).await;
+    bench.clock.turn(3600);
+    let free = settle(admin, unknown.id, Settlement::Free).await;
+    assert_eq!(free, Settled::Done { given_back: Some(GivenBack::Budgets) });
+    assert_eq!(admin.unsettled().await.unwrap(), 3, "the other one");
+    assert_eq!((bench.calls(CallState::Unknown).await, bench.calls(CallState::Failed).await), (1, 1));
+    for scope in [Scope::Global, team("press")] {
+        assert_eq!(bench.used(scope.clone(), Window::Month).await, 3);
+        assert_eq!(bench.used(scope, Window::Day).await, 0, "the new day had nothing to give back");
+    }
+    // To the day it had been taken from; and the key rests no more.
+    let now = bench.clock.now();
+    bench.clock.set(reserved_on);
+    assert_eq!(bench.used(team("press"), Window::Day).await, 3);
+    bench.clock.set(now);
+    assert_eq!(settle(admin, unknown.id, Settlement::Free).await, Settled::Repeated);
+    let other = settle(admin, unknown.id, Settlement::Charged).await;
+    assert_eq!(other, Settled::Otherwise(Settlement::Free));
+    assert_eq!(bench.used(Scope::Global, Window::Month).await, 3);
+    bench.win(picture(1)).await;
+}
+
+pub(in crate::ledger) async fn a_closed_month_does_not_change(bench: &Bench, admin: &dyn LedgerAdmin) {
+    // A month is closed when the first day of the next is over.
+    let (november, december) = (instant("2026-11-30T22:59:59Z"), instant("2026-12-01T23:00:00Z"));
+    bench.clock.set(november);
+    let unknown = bench.bring(1, CallState::Unknown).await;
+    bench.clock.set(december);
+    bench.bring(2, CallState::Unknown).await;
+    let free = settle(admin, unknown.id, Settlement::Free).await;
+    assert_eq!(free, Settled::Done { given_back: Some(GivenBack::Adjustment) });
+    // The budgets of either month have what their own calls cost; what the closed one tells as spent is
+    // a matter of usage.
+    for (at, used) in [(november, 0), (december, 3)] {
+        bench.clock.set(at);
+        for window in [Window::Day, Window::Month] {
+            assert_eq!(bench.used(team("press"), window).await, used, "{at}");
+            assert_eq!(bench.used(Scope::Global, window).await, used, "{at}");
+        }
+    }
+    bench.clock.set(december);
+    assert_eq!(settle(admin, unknown.id, Settlement::Free).await, Settled::Repeated);
+    assert_eq!(bench.calls(CallState::Failed).await, 1);
+}
+
+pub(in crate::ledger) async fn only_an_unknown_call_is_settled(bench: &Bench, admin: &dyn LedgerAdmin) {
+    assert_eq!(settle(admin, CallId(4711), Settlement::Free).await, Settled::NoSuchCall);
+    for (n, state) in (1..).zip(CallState::ALL) {
+        let won = bench.bring(n, state).await;
+        if state == CallState::Unknown {
+            continue;
+        }
+        for settlement in [Settlement::Free, Settlement::Charged] {
+            assert_eq!(settle(admin, won.id, settlement).await, Settled::NotUnknown(state));
+        }
+    }
+    assert!(lines(admin).await.is_empty());
+}
+
+pub(in crate::ledger) async fn a_late_answer_may_follow_a_call_that_was_settled_as_charged(
+    bench: &Bench,
+    admin: &dyn LedgerAdmin,
+) {
+    let charged = bench.bring(1, CallState::Unknown).await;
+    let free = bench.bring(2, CallState::Unknown).await;
+    settle(admin, charged.id, Settlement::Charged).await;
+    settle(admin, free.id, Settlement::Free).await;
+    let used = bench.used(Scope::Global, Window::Day).await;
+    bench.book(charged.id, answer(charged.id)).await;
+    let kept = record(&picture(1), charged, bench.clock.now());
+    bench.book(charged.id, stored(&kept)).await;
+    assert_eq!(bench.look_up(&picture(1)).await, Some(kept));
+    // What was declared not to have been charged cannot have an answer.
+    let late = bench.ledger.book(free.id, answer(free.id)).await;
+    assert!(matches!(late, Err(LedgerError::Contradiction { .. })), "{late:?}");
+    assert_eq!(bench.used(Scope::Global, Window::Day).await, used);
+}
+
+pub(in crate::ledger) async fn calls_are_listed_newest_first_in_pieces(
+    bench: &Bench,
+    admin: &dyn LedgerAdmin,
+) {
+    assert_eq!(page(admin, CallFilter { limit: 3, ..CallFilter::default() }).await, CallPage::default());
+    let mut ids = Vec::new();
+    for (n, state) in (1..).zip(CallState::ALL) {
+        ids.push(bench.bring(n, state).await.id);
+    }
+    ids.reverse();
+    let listed: Vec<CallId> = all(admin, CallFilter::default()).await.iter().map(|call| call.id).collect();
+    assert_eq!(listed, ids);
+    let rest = page(admin, CallFilter { before: Some(ids[7]), limit: 100, ..CallFilter::default() }).await;
+    assert_eq!((rest.calls.len(), rest.next), (2, None));
+}
+
+pub(in crate::ledger) async fn calls_are_filtered(bench: &Bench, admin: &dyn LedgerAdmin) {
+    for (n, state) in (1..).zip(CallState::ALL) {
+        bench.bring(n, state).await;
+    }
+    let elsewhere = Reservation { namespace: "builtin-v1".to_owned(), ..picture(5) };
+    bench.store(elsewhere).await;
+    let theirs = Reservation { team: "print".to_owned(), ..refresh(5) };
+    bench.store(theirs).await;
+    for state in CallState::ALL {
+        let found = all(admin, CallFilter { state: Some(state), ..CallFilter::default() }).await;
+        assert!(found.iter().all(|call| call.state == state));
+        assert_eq!(found.len(), if state == CallState::Stored { 3 } else { 1 }, "{}", state.as_str());
+    }
+    let filter = CallFilter { team: Some("print".to_owned()), ..CallFilter::default() };
+    let print = all(admin, filter.clone()).await;
+    assert_eq!((print.len(), print[0].key, print[0].generation), (1, picture(5).key, 1));
+    let nobody = CallFilter { team: Some("nobody".to_owned()), ..CallFilter::default() };
+    assert!(all(admin, nobody).await.is_empty());
+    let key = Some((picture(5).namespace, picture(5).key));
+    let of_key = all(admin, CallFilter { key: key.clone(), ..CallFilter::default() }).await;
+    let generations: Vec<u64> = of_key.iter().map(|call| call.generation).collect();
+    assert_eq!(generations, [1, 0]);
+    assert_eq!(all(admin, CallFilter { key, ..filter }).await, print);
+}
+
+pub(in crate::ledger) async fn a_call_is_told_in_every_field_but_its_answers_text(
+    bench: &Bench,
+    admin: &dyn LedgerAdmin,
+) {
+    let (start, bought) = (bench.clock.now(), picture(1));
+    let at = |seconds| start + SignedDuration::from_secs(seconds);
+    let won = bench.win(bought.clone()).await;
+    bench.clock.turn(1);
+    assert_eq!(bench.mark_sent(won.id).await, Permit::Granted);
+    bench.clock.turn(1);
+    bench.book(won.id, answer(won.id)).await;
+    let one = async || {
+        let filter = CallFilter { limit: 1, ..CallFilter::default() };
+        page(admin, filter).await.calls.remove(0)
+    };
+    let answered = CallDetail {
+        id: won.id,
+        namespace: bought.namespace.clone(),
+        key: bought.key,
+        generation: 0,
+        state: CallState::Answered,
+        late: false,
+        adopted: false,
+        team: "press".to_owned(),
+        credits: 3,
+        day: "2026-11-22".to_owned(),
+        image: bought.image,
+        width: 640,
+        height: 427,
+        reserved_at: start,
+        sent_at: Some(at(1)),
+        answered_at: Some(at(2)),
+        ended_at: None,
+        reason: None,
+        request_id: Some(format!("request {}", won.id.0)),
+        log_id: Some(format!("log {}", won.id.0)),
+        digest: None,
+        extension: None,
+        bytes: None,
+        settled: None,
+    };
+    assert_eq!(one().await, answered);
+    bench.clock.turn(1);
+    let kept = record(&bought, won, bench.clock.now());
+    bench.book(won.id, stored(&kept)).await;
+    let stored = CallDetail {
+        state: CallState::Stored,
+        ended_at: Some(at(3)),
+        digest: Some(kept.digest),
+        extension: Some(kept.extension),
+        bytes: Some(kept.bytes),
+        ..answered
+    };
+    assert_eq!(one().await, stored);
+
+    let unknown = bench.bring(2, CallState::Unknown).await;
+    settle(admin, unknown.id, Settlement::Charged).await;
+    let told = one().await;
+    assert_eq!((told.id, told.settled), (unknown.id, Some(Settlement::Charged)));
+    assert_eq!(told.reason.as_deref(), Some("no answer in time"));
+    let adopted = foreign(3, 2, bench.clock.now());
+    adopt(bench, &adopted).await;
+    let told = one().await;
+    assert_eq!((told.adopted, told.generation, told.digest), (true, 2, Some(adopted.digest)));
+    assert_eq!(told.request_id, Some(adopted.upstream_request_id));
 }

@@ -16,8 +16,9 @@ use super::{
     unfetchable, unknown, zone,
 };
 use crate::key::{CacheKey, Digest};
-use crate::ledger::admin::{LedgerAdmin, Purge};
+use crate::ledger::admin::{Actor, GivenBack, LedgerAdmin, Purge, Settled, Settlement};
 use crate::ledger::budget::{Budget, BudgetRefusal, Scope, Window};
+use crate::ledger::usage;
 use crate::ledger::{
     Booking, CallId, CallState, Ledger, LedgerError, Permit, Reservation, Reserved, StateTotal, Won,
 };
@@ -36,6 +37,7 @@ pub(in crate::ledger) enum Step {
     Lose { key: u32 },
     Adopt { key: u32, generation: u64 },
     Purge { key: u32 },
+    Settle { back: usize, settlement: Settlement },
     Freeze { scope: usize, frozen: bool },
     Turn { seconds: i64 },
     Crash,
@@ -73,6 +75,8 @@ pub(in crate::ledger) fn lives() -> impl Strategy<Value = ([u64; 4], Vec<Step>)>
         1 => (0..3_u32).prop_map(|key| Step::Lose { key }),
         1 => (0..3_u32, 0..4_u64).prop_map(|(key, generation)| Step::Adopt { key, generation }),
         1 => (0..3_u32).prop_map(|key| Step::Purge { key }),
+        2 => (0..5_usize, prop::sample::select(vec![Settlement::Free, Settlement::Charged]))
+            .prop_map(|(back, settlement)| Step::Settle { back, settlement }),
         1 => (0..3_usize, prop::bool::weighted(0.3)).prop_map(|(scope, frozen)| Step::Freeze { scope, frozen }),
         4 => turns.prop_map(|seconds| Step::Turn { seconds }),
         1 => Just(Step::Crash),
@@ -171,9 +175,13 @@ async fn live_on<F: Future<Output = (Arc<dyn Ledger>, Option<Arc<dyn LedgerAdmin
             drop((bench.ledger, admin));
             (bench.ledger, admin) = open().await;
         }
-        if let Step::Purge { key } = step {
-            let Some(admin) = &admin else { continue };
-            model.purge(&**admin, picture(key)).await;
+        match (&step, &admin) {
+            (Step::Purge { .. } | Step::Settle { .. }, None) => continue,
+            (Step::Purge { key }, Some(admin)) => model.purge(&**admin, picture(*key)).await,
+            (Step::Settle { back, settlement }, Some(admin)) => {
+                model.settle(&**admin, *back, *settlement, bench.clock.now()).await;
+            }
+            _ => {}
         }
         model.take(&bench, &step).await;
         model.compare(&bench, &step).await;
@@ -190,6 +198,7 @@ struct Row {
     reserved_on: Date,
     ended_at: Timestamp,
     record: Option<Record>,
+    settled: Option<Settlement>,
 }
 
 impl Row {
@@ -260,14 +269,17 @@ impl Model {
                 };
             }
             // Not the ledger's matter alone.
-            Step::Purge { .. } => {}
+            Step::Purge { .. } | Step::Settle { .. } => {}
             Step::Turn { seconds } => bench.clock.turn(seconds),
             Step::Crash => self.recover(bench, now).await,
         }
     }
 
     async fn purge(&mut self, admin: &dyn LedgerAdmin, wanted: Reservation) {
-        let purge = admin.purge(&wanted.namespace, wanted.key).await.expect("the ledger can be asked");
+        let purge = admin
+            .purge(&wanted.namespace, wanted.key, &Actor::loopback())
+            .await
+            .expect("the ledger can be asked");
         let before = self.purged.get(&wanted.key).copied();
         if self.newest(&wanted).is_none() {
             let repeated = before.map_or(Purge::Nothing, |generation| Purge::Repeated { generation });
@@ -278,6 +290,28 @@ impl Model {
         assert_eq!(purge, Purge::Done { generation });
         self.purged.insert(wanted.key, generation);
         self.told.push(wanted.key);
+    }
+
+    async fn settle(&mut self, admin: &dyn LedgerAdmin, back: usize, settlement: Settlement, now: Timestamp) {
+        let Some(row) = self.call(back) else { return };
+        let settled = admin.settle(row.id, settlement, &Actor::loopback()).await;
+        let month = row.reserved_on.strftime("%Y-%m").to_string();
+        let is_closed = usage::is_closed(&month, &date(now).to_string());
+        let expected = match row.settled {
+            Some(before) if before == settlement => Settled::Repeated,
+            Some(before) => Settled::Otherwise(before),
+            None if row.state != CallState::Unknown => Settled::NotUnknown(row.state),
+            None if settlement == Settlement::Charged => Settled::Done { given_back: None },
+            None if is_closed => Settled::Done { given_back: Some(GivenBack::Adjustment) },
+            None => Settled::Done { given_back: Some(GivenBack::Budgets) },
+        };
+        assert_eq!(settled.expect("the ledger can be asked"), expected);
+        if let Settled::Done { given_back } = expected {
+            row.settled = Some(settlement);
+            if given_back.is_some() {
+                row.state = CallState::Failed;
+            }
+        }
     }
 
     /// The highest generation that was ever stored under a key.
@@ -314,6 +348,7 @@ impl Model {
                 reserved_on: date(now),
                 ended_at: now,
                 record: Some(record),
+                settled: None,
             });
         }
     }
@@ -450,6 +485,7 @@ impl Model {
             reserved_on: date(now),
             ended_at: now,
             record: None,
+            settled: None,
         });
     }
 

@@ -1,10 +1,17 @@
 //! What operators change, and the feed by which every process learns what is out of date.
 
+use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::audit::{self, Change};
+use super::{SqliteLedger, inspect};
+use crate::archive::ArchiveId;
 use crate::key::CacheKey;
-use crate::ledger::admin::Purge;
-use crate::ledger::{Changes, LedgerError};
+use crate::ledger::admin::{
+    Action, Actor, AuditLine, CallFilter, CallPage, LedgerAdmin, Purge, Settled, Settlement,
+};
+use crate::ledger::budget::{Scope, Windows};
+use crate::ledger::{CallId, Changes, LedgerError};
 
 /// Layout 4.
 pub(super) const SCHEMA: &str = "
@@ -19,6 +26,20 @@ CREATE TABLE changes (
     namespace TEXT    NOT NULL,
     key       BLOB    NOT NULL
 ) STRICT;
+CREATE TABLE audit (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    at      TEXT    NOT NULL,
+    who     TEXT    NOT NULL,
+    action  TEXT    NOT NULL,
+    subject TEXT    NOT NULL,
+    detail  TEXT    NOT NULL
+) STRICT;
+CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit
+    BEGIN SELECT RAISE(ABORT, 'the audit can only grow'); END;
+CREATE TRIGGER audit_is_never_shortened BEFORE DELETE ON audit
+    BEGIN SELECT RAISE(ABORT, 'the audit can only grow'); END;
+ALTER TABLE calls ADD COLUMN settled TEXT;    -- `charged` or `free`, by an operator's word
+CREATE INDEX calls_unknown ON calls (id) WHERE state = 'unknown';
 ";
 
 /// Changes told at once.
@@ -83,4 +104,59 @@ pub(super) fn changes(db: &Connection, after: Option<u64>) -> Result<Changes, Le
         changes.keys.push((row.get(1)?, CacheKey::from_bytes(row.get(2)?)));
     }
     Ok(changes)
+}
+
+impl SqliteLedger {
+    fn change(&self, by: &Actor) -> Change {
+        Change { by: by.clone(), at: self.clock.now() }
+    }
+
+    /// Asks behind whose back look-ups go on.
+    async fn inspect<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        self.health.learn(self.reporter.run(false, query).await)
+    }
+}
+
+#[async_trait]
+impl LedgerAdmin for SqliteLedger {
+    async fn purge(&self, namespace: &str, key: CacheKey, by: &Actor) -> Result<Purge, LedgerError> {
+        let (namespace, change) = (namespace.to_owned(), self.change(by));
+        self.write(move |db| audit::purge(db, &namespace, key, &change)).await
+    }
+
+    async fn freeze(&self, scope: Scope, frozen: bool, by: &Actor) -> Result<bool, LedgerError> {
+        let change = self.change(by);
+        self.write(move |db| audit::freeze(db, &scope, frozen, &change)).await
+    }
+
+    async fn frozen(&self) -> Result<Vec<Scope>, LedgerError> {
+        self.inspect(audit::frozen).await
+    }
+
+    async fn settle(&self, id: CallId, settlement: Settlement, by: &Actor) -> Result<Settled, LedgerError> {
+        let change = self.change(by);
+        let windows = Windows::at(change.at, &self.zone);
+        self.write(move |db| audit::settle(db, id, settlement, &windows, &change)).await
+    }
+
+    async fn unsettled(&self) -> Result<u64, LedgerError> {
+        self.inspect(audit::unsettled).await
+    }
+
+    async fn note_adoption(&self, archive: ArchiveId, found: &str, by: &Actor) -> Result<(), LedgerError> {
+        let (change, found) = (self.change(by), found.to_owned());
+        let subject = archive.to_string();
+        self.write(move |db| audit::note(db, &change, Action::Adopt, &subject, &found)).await
+    }
+
+    async fn audit(&self, before: Option<u64>, limit: usize) -> Result<Vec<AuditLine>, LedgerError> {
+        self.inspect(move |db| audit::lines(db, before, limit)).await
+    }
+
+    async fn calls(&self, filter: CallFilter) -> Result<CallPage, LedgerError> {
+        self.inspect(move |db| inspect::calls(db, &filter)).await
+    }
 }

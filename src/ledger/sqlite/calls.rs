@@ -158,14 +158,14 @@ fn frozen(db: &Connection, team: &Scope) -> Result<Option<Scope>, LedgerError> {
     Ok(None)
 }
 
-pub(super) fn set_frozen(db: &Connection, scope: &Scope, freeze: bool) -> Result<(), LedgerError> {
+/// Says whether it was otherwise before.
+pub(super) fn set_frozen(db: &Connection, scope: &Scope, freeze: bool) -> Result<bool, LedgerError> {
     let sql = if freeze {
         "INSERT INTO frozen (scope) VALUES (?1) ON CONFLICT DO NOTHING"
     } else {
         "DELETE FROM frozen WHERE scope = ?1"
     };
-    db.execute(sql, params![scope.to_string()])?;
-    Ok(())
+    Ok(db.execute(sql, params![scope.to_string()])? > 0)
 }
 
 /// Credits counted for a scope in one day (`2026-11-22`) or month (`2026-11`).
@@ -197,9 +197,9 @@ pub(super) struct CallRow {
     key: [u8; 32],
     generation: u64,
     pub(super) state: CallState,
-    team: String,
-    credits: i64,
-    day: String,
+    pub(super) team: String,
+    pub(super) credits: i64,
+    pub(super) day: String,
     pub(super) month: String,
 }
 
@@ -334,6 +334,12 @@ fn keep(db: &Connection, id: CallId, record: &Record, late: bool) -> Result<(), 
     }
     crash_point("CP27");
     Ok(())
+}
+
+/// An `unknown` call was not charged: it counts as failed.
+pub(super) fn give_back(db: &Connection, id: CallId, row: &CallRow) -> Result<(), LedgerError> {
+    db.prepare_cached("UPDATE calls SET state = 'failed' WHERE id = ?1")?.execute([id.0])?;
+    count(db, &row.team, &row.day, &row.month, -row.credits)
 }
 
 fn held_by_another(db: &Connection, id: CallId, row: &CallRow) -> Result<bool, LedgerError> {

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use super::worker::Worker;
 use super::{SqliteLedger, calls, connect, migrate};
 use crate::clock::Clock;
-use crate::ledger::admin::{LedgerAdmin, Purge};
+use crate::ledger::admin::{Actor, CallFilter, LedgerAdmin, Purge, Settlement};
 use crate::ledger::budget::{Budget, Scope, Window, Windows};
 use crate::ledger::contract::admin::admin_contract;
 use crate::ledger::contract::{
@@ -625,7 +625,10 @@ fn a_file_of_the_first_layout_gets_what_is_new_and_keeps_its_book() {
     wait(ledger.book(won.id, Booking::Spooled { record: Box::new(kept), bytes })).unwrap();
     assert_eq!(wait(ledger.spool_usage()).unwrap().bytes, 8);
     // And what later layouts brought.
-    assert_eq!(wait(ledger.purge(&namespace, key)).unwrap(), Purge::Done { generation: 0 });
+    assert_eq!(
+        wait(ledger.purge(&namespace, key, &Actor::loopback())).unwrap(),
+        Purge::Done { generation: 0 }
+    );
 }
 
 #[test]
@@ -642,4 +645,72 @@ fn a_spooled_result_erases_the_signed_url_and_survives_a_kill() {
     let copy = killed(rig.directory.path());
     let survivor = reopen(copy.path(), &rig.clock);
     assert_eq!(wait(survivor.spooled_object(kept.object().unwrap())).unwrap(), Some(bytes));
+}
+
+#[test]
+fn the_file_lets_no_line_of_the_audit_be_changed_or_removed() {
+    let rig = Rig::new();
+    wait(LedgerAdmin::freeze(&*rig.ledger, Scope::Global, true, &Actor::loopback())).unwrap();
+    let db = Connection::open(rig.directory.path().join("ledger.db")).unwrap();
+    for change in [
+        "UPDATE audit SET who = 'nobody'",
+        "DELETE FROM audit",
+        "INSERT OR REPLACE INTO audit SELECT id, at, 'nobody', action, subject, detail FROM audit",
+    ] {
+        // Only who asks for it has triggers run when a row is replaced.
+        db.execute_batch("PRAGMA recursive_triggers = ON").unwrap();
+        let refused = db.execute(change, []).unwrap_err().to_string();
+        assert!(refused.contains("can only grow"), "{change}: {refused}");
+    }
+    assert_eq!(wait(rig.ledger.audit(None, 10)).unwrap()[0].who, "loopback");
+}
+
+#[test]
+fn a_change_whose_line_cannot_be_written_is_not_made() {
+    let rig = Rig::new();
+    let kept = wait(rig.bench().store(picture(1)));
+    let unknown = wait(rig.bench().send(picture(2)));
+    wait(rig.bench().book(unknown.id, self::unknown()));
+    let db = Connection::open(rig.directory.path().join("ledger.db")).unwrap();
+    db.execute_batch("ALTER TABLE audit RENAME TO hidden").unwrap();
+    let by = Actor::loopback();
+    assert!(wait(rig.ledger.purge("ailab-v1", picture(1).key, &by)).is_err());
+    assert!(wait(LedgerAdmin::freeze(&*rig.ledger, Scope::Global, true, &by)).is_err());
+    assert!(wait(rig.ledger.settle(unknown.id, Settlement::Free, &by)).is_err());
+    assert_eq!(wait(rig.bench().look_up(&picture(1))), Some(kept));
+    assert_eq!(wait(rig.ledger.frozen()).unwrap(), []);
+    assert_eq!(wait(rig.ledger.unsettled()).unwrap(), 3);
+    assert_eq!(wait(rig.ledger.changes(Some(0))).unwrap().keys, []);
+    assert_counters_are_the_sum_of_the_rows(&db);
+}
+
+#[test]
+fn a_page_of_a_long_book_looks_at_a_part_of_it_and_says_where_to_go_on() {
+    let rig = Rig::new();
+    let db = Connection::open(rig.directory.path().join("ledger.db")).unwrap();
+    db.execute_batch(
+        "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n WHERE id < 50000)
+         INSERT INTO calls (id, namespace, key, generation, state, team, credits, day, month, image, width, height,
+                            reserved_at)
+         SELECT id, 'ailab-v1', randomblob(32), 0, CASE id WHEN 7 THEN 'unknown' ELSE 'released' END,
+                CASE id WHEN 5 THEN 'rare' ELSE 'web' END, 3, '2026-11-22', '2026-11', zeroblob(32), 1, 1,
+                '2026-11-22T09:00:00Z' FROM n",
+    )
+    .unwrap();
+    let (mut filter, mut pages, mut found) =
+        (CallFilter { team: Some("rare".to_owned()), limit: 10, ..CallFilter::default() }, 0, Vec::new());
+    loop {
+        let page = wait(rig.ledger.calls(filter.clone())).unwrap();
+        pages += 1;
+        found.extend(page.calls.iter().map(|call| call.id.0));
+        filter.before = page.next;
+        if page.next.is_none() {
+            break;
+        }
+    }
+    assert_eq!((pages, found), (3, vec![5]));
+    // Where an index leads there, all of it is seen at once.
+    let unknown = CallFilter { state: Some(CallState::Unknown), limit: 10, ..CallFilter::default() };
+    let page = wait(rig.ledger.calls(unknown)).unwrap();
+    assert_eq!((page.calls[0].id.0, page.next), (7, None));
 }

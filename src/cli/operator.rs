@@ -1,0 +1,190 @@
+//! The verbs with which operators change something, asked of a running Granary: `purge`, `settle`,
+//! `freeze` and `thaw`. Each may be repeated, and says whether it changed anything.
+
+use std::fmt::Write as _;
+
+use anyhow::Context;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use url::form_urlencoded;
+
+use super::admin::{AdminArguments, AdminClient};
+use super::{CANNOT_WRITE, Console, Failure};
+use crate::config::Environment;
+use crate::key::CacheKey;
+
+#[derive(clap::Args)]
+pub(super) struct PurgeArguments {
+    /// The key, as `granary key` and the header Granary-Key tell it
+    key: CacheKey,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+#[derive(clap::Args)]
+pub(super) struct SettleArguments {
+    /// The number of the call; without one, those are listed whose outcome nobody knows
+    #[arg(requires = "outcome")]
+    call: Option<i64>,
+    /// charged: the upstream charged it, and its credits stay counted. free: it did not
+    #[arg(value_parser = ["charged", "free"])]
+    outcome: Option<String>,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+#[derive(clap::Args)]
+pub(super) struct SpendingArguments {
+    /// Only this team's; left out: everyone's
+    #[arg(long)]
+    team: Option<String>,
+    #[command(flatten)]
+    admin: AdminArguments,
+}
+
+#[derive(Deserialize)]
+struct Purged {
+    generation: u64,
+    changed: bool,
+}
+
+pub(super) fn purge(
+    arguments: &PurgeArguments,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    let PurgeArguments { key, admin } = arguments;
+    let path = format!("/admin/v1/keys/{key}/purge");
+    let Purged { generation, changed } = read(&AdminClient::new(admin, environment).post(&path, None)?)?;
+    let text = if changed {
+        format!(
+            "purged: what was stored up to generation {generation} counts as absent, and its URLs go on serving"
+        )
+    } else {
+        format!("nothing changed: all up to generation {generation} was purged before")
+    };
+    writeln!(console.stdout, "{text}").context(CANNOT_WRITE)?;
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Settled {
+    changed: bool,
+    given_back: Option<String>,
+}
+
+pub(super) fn settle(
+    arguments: &SettleArguments,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    let client = AdminClient::new(&arguments.admin, environment);
+    let (Some(call), Some(outcome)) = (arguments.call, &arguments.outcome) else {
+        let text = unsettled(&client)?;
+        console.stdout.write_all(text.as_bytes()).context(CANNOT_WRITE)?;
+        return Ok(());
+    };
+    let path = format!("/admin/v1/calls/{call}/settle?outcome={outcome}");
+    let Settled { changed, given_back } = read(&client.post(&path, None)?)?;
+    let text = match (changed, given_back.as_deref()) {
+        (false, _) => "nothing changed: so it was settled before",
+        (true, Some("adjustment")) => {
+            "settled: its month is closed and stays as it is; an adjustment stands on today"
+        }
+        (true, Some(_)) => "settled: its credits are given back to the day and month they were taken from",
+        (true, None) => "settled: its credits stay counted",
+    };
+    writeln!(console.stdout, "{text}").context(CANNOT_WRITE)?;
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Calls {
+    calls: Vec<Call>,
+    next: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct Call {
+    id: i64,
+    key: CacheKey,
+    team: String,
+    credits: u64,
+    ended_at: Option<String>,
+    reason: Option<String>,
+    settled: Option<String>,
+}
+
+/// Those that wait for somebody's word, newest first.
+fn unsettled(client: &AdminClient) -> Result<String, Failure> {
+    let (mut text, mut before) = (String::new(), None);
+    loop {
+        let mut query =
+            form_urlencoded::Serializer::new("/admin/v1/calls?state=unknown&limit=1000".to_owned());
+        if let Some(before) = before {
+            query.append_pair("before", &i64::to_string(&before));
+        }
+        let page: Calls = read(&client.get(&query.finish())?)?;
+        for call in page.calls.iter().filter(|call| call.settled.is_none()) {
+            let (ended, reason) =
+                (call.ended_at.as_deref().unwrap_or("-"), call.reason.as_deref().unwrap_or("-"));
+            let _ = writeln!(
+                text,
+                "{}\t{}\t{}\t{} credits\t{ended}\t{reason}",
+                call.id, call.key, call.team, call.credits
+            );
+        }
+        match page.next {
+            Some(next) => before = Some(next),
+            None if text.is_empty() => return Ok("no call waits to be settled\n".to_owned()),
+            None => return Ok(text),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Spending {
+    scope: String,
+    changed: bool,
+}
+
+pub(super) fn freeze(
+    arguments: &SpendingArguments,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    let Spending { scope, changed } = ask_spending("freeze", arguments, environment)?;
+    let text = if changed { "frozen, hits go on" } else { "nothing changed: it was frozen before" };
+    writeln!(console.stdout, "{scope}: {text}").context(CANNOT_WRITE)?;
+    Ok(())
+}
+
+pub(super) fn thaw(
+    arguments: &SpendingArguments,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    let Spending { scope, changed } = ask_spending("thaw", arguments, environment)?;
+    let text = if changed { "thawed" } else { "nothing changed: it was not frozen" };
+    writeln!(console.stdout, "{scope}: {text}").context(CANNOT_WRITE)?;
+    Ok(())
+}
+
+fn ask_spending(
+    verb: &str,
+    arguments: &SpendingArguments,
+    environment: &Environment,
+) -> Result<Spending, Failure> {
+    let mut query = form_urlencoded::Serializer::new(format!("/admin/v1/{verb}?"));
+    if let Some(team) = &arguments.team {
+        query.append_pair("team", team);
+    }
+    read(&AdminClient::new(&arguments.admin, environment).post(&query.finish(), None)?)
+}
+
+fn read<T: DeserializeOwned>(answer: &[u8]) -> Result<T, Failure> {
+    let read = serde_json::from_slice(answer);
+    Ok(read.context(
+        "what was asked is done, but the answer is not one of this version's; use the same version",
+    )?)
+}

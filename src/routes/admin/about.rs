@@ -1,0 +1,61 @@
+//! What this process is: its build, its configuration with stars for secrets, and the description of
+//! these routes.
+
+use arc_swap::ArcSwap;
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_TYPE;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::AdminState;
+
+/// What stands below `/admin/openapi.json`.
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// What a process knows of itself.
+pub struct About {
+    /// The effective configuration as TOML, secrets as stars; swapped when it changes.
+    pub config: ArcSwap<String>,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Everything is filed under this name.
+    pub namespace: String,
+    /// `builtin` or `ailab`.
+    pub upstream: &'static str,
+}
+
+/// The build, and what it runs as.
+#[derive(Serialize)]
+pub(super) struct Build {
+    version: &'static str,
+    /// The commit it was built from, when the build was told (`GRANARY_COMMIT`).
+    commit: Option<&'static str>,
+    /// `release` or `debug`.
+    profile: &'static str,
+    started_at: Timestamp,
+    namespace: String,
+    upstream: &'static str,
+}
+
+pub(super) async fn build(State(state): State<AdminState>) -> Json<Build> {
+    let about = &state.about;
+    Json(Build {
+        version: env!("CARGO_PKG_VERSION"),
+        commit: option_env!("GRANARY_COMMIT"),
+        profile: if cfg!(debug_assertions) { "debug" } else { "release" },
+        started_at: about.started_at,
+        namespace: about.namespace.clone(),
+        upstream: about.upstream,
+    })
+}
+
+pub(super) async fn config(State(state): State<AdminState>) -> Response {
+    let toml = String::clone(&state.about.config.load());
+    ([(CONTENT_TYPE, "application/toml")], toml).into_response()
+}
+
+pub(super) async fn openapi() -> Response {
+    ([(CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}

@@ -1,0 +1,89 @@
+//! The emergency brake: spending is stopped and resumed at once, for everyone or for a team.
+
+use axum::extract::State;
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+
+use super::AdminState;
+use super::failure::{AdminFailure, Params};
+use crate::ledger::admin::{Action, Actor};
+use crate::ledger::budget::Scope;
+
+/// Whose spending is stopped or resumed: everyone's without `team`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Whose {
+    team: Option<String>,
+}
+
+/// What holds now.
+#[derive(Serialize)]
+pub(super) struct Spending {
+    scope: String,
+    frozen: bool,
+    /// Was it otherwise before?
+    changed: bool,
+}
+
+/// All that is frozen.
+#[derive(Serialize)]
+pub(super) struct Frozen {
+    frozen: Vec<String>,
+}
+
+pub(super) async fn freeze(
+    State(state): State<AdminState>,
+    Extension(by): Extension<Actor>,
+    Params(whose): Params<Whose>,
+) -> Result<Json<Spending>, AdminFailure> {
+    set(&state, whose, true, &by).await
+}
+
+pub(super) async fn thaw(
+    State(state): State<AdminState>,
+    Extension(by): Extension<Actor>,
+    Params(whose): Params<Whose>,
+) -> Result<Json<Spending>, AdminFailure> {
+    set(&state, whose, false, &by).await
+}
+
+pub(super) async fn frozen(State(state): State<AdminState>) -> Result<Json<Frozen>, AdminFailure> {
+    let frozen = state.admin.frozen().await?.iter().map(Scope::to_string).collect();
+    Ok(Json(Frozen { frozen }))
+}
+
+async fn set(
+    state: &AdminState,
+    whose: Whose,
+    frozen: bool,
+    by: &Actor,
+) -> Result<Json<Spending>, AdminFailure> {
+    let action = if frozen { Action::Freeze } else { Action::Thaw };
+    let scope = match whose.team {
+        None => Scope::Global,
+        Some(team) if state.policy.get().teams().get(&team).is_some() => Scope::Team(team),
+        // What was frozen while it was configured can be thawed afterwards.
+        Some(team) if !frozen && state.admin.frozen().await?.contains(&Scope::Team(team.clone())) => {
+            Scope::Team(team)
+        }
+        Some(_) => {
+            state.metrics.admin_action(action, "refused");
+            return Err(AdminFailure::not_found(
+                "no_such_team",
+                "no such team; use a name from the configuration",
+            ));
+        }
+    };
+    match state.admin.freeze(scope.clone(), frozen, by).await {
+        Ok(changed) => {
+            state.metrics.admin_action(action, "done");
+            tracing::warn!(%scope, frozen, changed, by = by.as_str(), "spending was frozen or thawed");
+            Ok(Json(Spending { scope: scope.to_string(), frozen, changed }))
+        }
+        Err(error) => {
+            state.metrics.admin_action(action, "failed");
+            tracing::error!(%scope, frozen, "spending could not be frozen or thawed");
+            Err(error.into())
+        }
+    }
+}
