@@ -192,7 +192,14 @@ impl App {
         if let Some(keys) = keys.clone() {
             tokio::spawn(stopped.clone().run_until_cancelled_owned(keys.run()));
         }
+        let about = Arc::new(About {
+            config: ArcSwap::from_pointee(config.to_commented_toml()),
+            started_at: clock.now(),
+            namespace: config.upstream.namespace.clone(),
+            upstream: config.upstream.kind.as_str(),
+        });
         let reload_parts = ReloadParts {
+            about: about.clone(),
             policy: policy.clone(),
             filler: filler.clone(),
             keys,
@@ -252,12 +259,6 @@ impl App {
         let tokens = Arc::new(ArcSwap::from_pointee(tokens.context("server.admin_token_file")?));
         let watch = AdminTokenWatch { settings: config.server.clone(), tokens: tokens.clone() };
         tokio::spawn(stopped.clone().run_until_cancelled_owned(watch.run()));
-        let about = About {
-            config: ArcSwap::from_pointee(config.to_commented_toml()),
-            started_at: clock.now(),
-            namespace: config.upstream.namespace.clone(),
-            upstream: config.upstream.kind.as_str(),
-        };
         let state_of_routes = PublicState::new(PublicParts {
             gateway,
             policy: policy.clone(),
@@ -286,7 +287,7 @@ impl App {
             policy,
             usage: usage_state,
             tokens,
-            about: Arc::new(about),
+            about,
         };
         let public_routes = server::public_service(public_router(state_of_routes.clone()), state_of_routes);
         let limits = ConnectionLimits {

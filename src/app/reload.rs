@@ -18,6 +18,7 @@ use crate::crash::crash_point;
 use crate::fill::Filler;
 use crate::metrics::Metrics;
 use crate::policy::CurrentPolicy;
+use crate::routes::About;
 
 /// What of a running program a reload reaches.
 pub struct Reloader {
@@ -28,6 +29,8 @@ pub struct Reloader {
 
 /// See [`Reloader`].
 pub(super) struct ReloadParts {
+    /// For what operators are shown.
+    pub(super) about: Arc<About>,
     /// Who may call and what may be spent.
     pub policy: CurrentPolicy,
     /// Has the upstream's slots.
@@ -85,6 +88,7 @@ impl Reloader {
         if config.log.level != new.log.level {
             set_level(new.log.level);
         }
+        self.parts.about.config.store(Arc::new(new.to_commented_toml()));
         *config = new.clone();
         Ok(changes.live)
     }

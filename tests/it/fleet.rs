@@ -1,9 +1,11 @@
 //! Several real processes on one PostgreSQL and one bucket: one paid call per key, budgets exact over all of them,
 //! and what a dead one began another finishes.
 
+mod agreement;
 mod budgets;
 mod deaths;
 mod outages;
+mod reload;
 mod stops;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +34,7 @@ const HARD_STOP: &str = "4s";
 /// What all replicas share.
 pub(crate) struct Fleet {
     pub(crate) upstream: FakeAilab,
-    _bucket: S3Server,
+    pub(crate) bucket: S3Server,
     pub(crate) postgres: Postgres,
     pub(crate) token: String,
     config: String,
@@ -54,7 +56,7 @@ impl Fleet {
             store_section(&bucket, &folder),
             postgres.url("granary"),
         );
-        Self { upstream, _bucket: bucket, postgres, token, config, _folder: folder }
+        Self { upstream, bucket, postgres, token, config, _folder: folder }
     }
 
     /// How a replica is started: with a state directory of its own.

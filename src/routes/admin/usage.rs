@@ -13,16 +13,15 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use self::compile::Findings;
 pub use self::report::{AccountReport, BudgetReport, MonthReport, TeamMonthReport, UsageReport, UsageRow};
 use super::AdminState;
+use super::failure::AdminFailure;
 use crate::clock::Clock;
 use crate::ledger::usage::UsageBook;
 use crate::ledger::{Ledger, LedgerError};
@@ -164,43 +163,34 @@ impl UsageState {
 pub(super) async fn usage(
     State(state): State<AdminState>,
     query: Result<Query<UsageQuery>, QueryRejection>,
-) -> Response {
+) -> Result<Response, AdminFailure> {
     let state = &state.usage;
-    let refusal = |why: String| (StatusCode::BAD_REQUEST, Json(json!({"error": why}))).into_response();
-    let query = match query {
-        Ok(Query(query)) => query,
-        Err(rejection) => {
-            return refusal(format!(
-                "the query cannot be understood ({}); it may have from and to, days such as 2026-11-01, by \
-                 (team, day or team,day) and format (json or csv)",
-                rejection.body_text()
-            ));
-        }
-    };
+    let Query(query) = query.map_err(|rejection| {
+        AdminFailure::invalid(format!(
+            "the query cannot be understood ({}); it may have from and to, days such as 2026-11-01, by \
+             (team, day or team,day) and format (json or csv)",
+            rejection.body_text()
+        ))
+    })?;
     let today = state.0.clock.now().to_zoned(state.0.zone.clone()).date();
     let to = query.to.unwrap_or(today);
     let from = query.from.unwrap_or_else(|| to.first_of_month());
     if from > to {
-        return refusal(format!("the period ends on {to} before it begins on {from}"));
+        return Err(AdminFailure::invalid(format!("the period ends on {to} before it begins on {from}")));
     }
     if from.until(to).is_ok_and(|span| span.get_days() > MOST_DAYS) {
-        return refusal(format!("the period from {from} to {to} is longer than ten years"));
+        return Err(AdminFailure::invalid(format!(
+            "the period from {from} to {to} is longer than ten years"
+        )));
     }
     state.flush().await;
-    let findings = match state.find(from, to).await {
-        Ok(findings) => findings,
-        Err(error) => {
-            tracing::error!(%error, "the ledger could not be asked for the usage");
-            let why = format!("the usage cannot be told: {error}");
-            return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": why}))).into_response();
-        }
-    };
+    let findings = state.find(from, to).await?;
     let report = compile::compile(&findings, query.by);
-    match query.format {
+    Ok(match query.format {
         UsageFormat::Json => ([(CACHE_CONTROL, "no-store")], Json(report)).into_response(),
         UsageFormat::Csv => {
             let headers = [(CONTENT_TYPE, "text/csv; charset=utf-8"), (CACHE_CONTROL, "no-store")];
             (headers, csv::write(&report)).into_response()
         }
-    }
+    })
 }
