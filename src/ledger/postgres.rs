@@ -26,6 +26,7 @@ mod schema;
 mod spool;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ use uuid::Uuid;
 
 use self::book::Booker;
 use self::lease::Taken;
-use self::pool::{Failure, Lock, Pool, PoolConfig};
+use self::pool::{Failure, Limits, Lock, Pool, PoolConfig};
 use self::reserve::Wanted;
 use self::spool::Room;
 use super::admin::{LedgerAdmin, Purge};
@@ -85,8 +86,9 @@ pub enum ProofError {
 /// See the module.
 pub struct PostgresLedger {
     pool: Pool,
+    /// What reads much, or may wait.
+    reports: Pool,
     booker: Booker,
-    zone: TimeZone,
     /// Bytes that [`Ledger::keep_room`] keeps for each open call; 0 when it does not.
     kept_for_each: AtomicU64,
 }
@@ -95,10 +97,11 @@ impl PostgresLedger {
     /// Connects nowhere yet. The tables are made, or brought up to date, over the first connection.
     pub fn new(config: PostgresConfig) -> Self {
         let PostgresConfig { address, roots, zone, spool_max, clock } = config;
+        let pool = PoolConfig { address, roots, clock };
         Self {
-            pool: Pool::new(PoolConfig { address, roots, clock }),
-            booker: Booker { owner: Uuid::new_v4().simple().to_string(), spool_max },
-            zone,
+            pool: Pool::new(pool.clone(), Limits::CALLS),
+            reports: Pool::new(pool, Limits::REPORTS),
+            booker: Booker { owner: Uuid::new_v4().simple().to_string(), spool_max, zone },
             kept_for_each: AtomicU64::new(0),
         }
     }
@@ -134,7 +137,7 @@ impl Ledger for PostgresLedger {
             reservation,
             owner: self.booker.owner.clone(),
             room: (each > 0).then_some(Room { each, max: self.booker.spool_max }),
-            zone: self.zone.clone(),
+            zone: self.booker.zone.clone(),
         });
         self.pool
             .write(&locks, move |tx| {
@@ -145,11 +148,11 @@ impl Ledger for PostgresLedger {
     }
 
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
-        let owner: Arc<str> = self.booker.owner.as_str().into();
+        let booker = Arc::new(self.booker.clone());
         self.pool
             .write(&[Lock::Freeze.shared()], move |tx| {
-                let owner = Arc::clone(&owner);
-                async move { reserve::mark_sent(&tx, id, &owner).await }
+                let booker = Arc::clone(&booker);
+                async move { reserve::mark_sent(&tx, id, &booker).await }
             })
             .await
     }
@@ -165,7 +168,7 @@ impl Ledger for PostgresLedger {
     }
 
     async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        let what = Arc::new((record.clone(), Windows::at(record.stored_at, &self.zone)));
+        let what = Arc::new((record.clone(), Windows::at(record.stored_at, &self.booker.zone)));
         self.pool
             .write(&[], move |tx| {
                 let what = Arc::clone(&what);
@@ -251,11 +254,11 @@ impl Ledger for PostgresLedger {
     }
 
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
-        self.pool.read(|tx| async move { rows::totals(&tx).await }).await
+        self.reports.read(|tx| async move { rows::totals(&tx).await }).await
     }
 
     async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
-        let what = Arc::new((budgets, self.zone.clone()));
+        let what = Arc::new((budgets, self.booker.zone.clone()));
         self.pool
             .read(move |tx| {
                 let what = Arc::clone(&what);
@@ -307,7 +310,7 @@ impl Ledger for PostgresLedger {
     }
 
     async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError> {
-        let what = Arc::new((standing.clone(), Windows::at(standing.stored_at, &self.zone)));
+        let what = Arc::new((standing.clone(), Windows::at(standing.stored_at, &self.booker.zone)));
         self.pool
             .write(&[], move |tx| {
                 let what = Arc::clone(&what);

@@ -1,11 +1,12 @@
 //! How calls go on: each booking is one transaction on the call's own row, whoever owns it.
 
+use jiff::tz::TimeZone;
 use tokio_postgres::types::Type;
 
 use super::pool::{Failure, Lock, Tx};
 use super::reserve::{count, missing};
 use super::rows::{hash, int8, state};
-use super::spool;
+use super::{spool, usage};
 use crate::crash::crash_point;
 use crate::key::CacheKey;
 use crate::ledger::budget::Windows;
@@ -41,11 +42,12 @@ async fn locked(tx: &Tx, id: CallId) -> Result<CallRow, Failure> {
     })
 }
 
-/// Who books, and what may wait in the spool.
+/// Who books, what may wait in the spool, and where days begin.
 #[derive(Clone)]
 pub(super) struct Booker {
     pub(super) owner: String,
     pub(super) spool_max: u64,
+    pub(super) zone: TimeZone,
 }
 
 pub(super) async fn book(tx: &Tx, id: CallId, booking: &Booking, booker: &Booker) -> Result<(), Failure> {
@@ -94,7 +96,7 @@ pub(super) async fn book(tx: &Tx, id: CallId, booking: &Booking, booker: &Booker
     if row.state.counts_credits() && !state.counts_credits() {
         count(tx, &row.team, &row.day, &row.month, -row.credits).await?;
     }
-    Ok(())
+    usage::adjust(tx, id, &row.month, row.state, state, &booker.zone).await
 }
 
 /// Whoever books the answer fetches the result.

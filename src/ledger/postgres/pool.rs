@@ -27,20 +27,15 @@ use crate::key::CacheKey;
 use crate::ledger::LedgerError;
 use crate::ledger::address::DatabaseAddress;
 
-/// How long one operation may take, with waiting for a connection and making one.
-const LIMIT: Duration = Duration::from_secs(5);
 /// How long an operation waits for one of the connections: a stampede is served, one after the other.
 /// When the database is silent, whoever waits is refused as soon as the first one has found that out.
 const QUEUE: Duration = Duration::from_secs(10);
-/// What begins each transaction. The limits are the server's: one statement, and how long it waits for
-/// us in the middle of a transaction, for a process that stands still must not stop the others.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
-                     SET LOCAL statement_timeout = '4s'; \
-                     SET LOCAL idle_in_transaction_session_timeout = '5s'";
+/// What begins a transaction that changes something.
+const CHANGE: &str = "ISOLATION LEVEL READ COMMITTED READ WRITE";
+/// What begins one whose statements all see the book at the same instant.
+const REPORT: &str = "ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// The database's clock, in microseconds since 1970.
 pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-/// Connections at once. A team's misses and hits share them; each is held for some milliseconds.
-const CONNECTIONS: usize = 16;
 /// A transaction that met another one is made again so often.
 pub(super) const TRIES: u32 = 8;
 /// Three in vain, or one that was not answered. A trial is one operation, so a database that is gone
@@ -156,7 +151,38 @@ fn told(error: &tokio_postgres::Error) -> String {
     text
 }
 
+/// What operations may take of the database.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Connections at once.
+    connections: usize,
+    /// How long one operation may take, with waiting for a connection and making one.
+    operation: Duration,
+}
+
+impl Limits {
+    /// A team's misses and hits share the connections; each is held for some milliseconds.
+    pub(super) const CALLS: Self = Self { connections: 16, operation: Duration::from_secs(5) };
+    /// Some read each day of a year. Nobody waits for them to pay or to be served.
+    pub(super) const REPORTS: Self = Self { connections: 2, operation: Duration::from_secs(30) };
+
+    /// Two limits are the server's: one statement, and how long it waits for us in the middle of a
+    /// transaction, for a process that stands still must not stop the others.
+    fn begin(&self, mode: &str) -> String {
+        let statement = self.operation.saturating_sub(Duration::from_secs(1)).as_millis();
+        format!(
+            "BEGIN {mode}; SET LOCAL statement_timeout = {statement}; \
+             SET LOCAL idle_in_transaction_session_timeout = '5s'"
+        )
+    }
+
+    fn silent(&self) -> LedgerError {
+        LedgerError::Unavailable(format!("the database did not answer within {:?}", self.operation))
+    }
+}
+
 /// What a pool is made of.
+#[derive(Clone)]
 pub(super) struct PoolConfig {
     pub(super) address: AddressSource,
     pub(super) roots: Option<std::path::PathBuf>,
@@ -170,6 +196,7 @@ pub(super) struct Pool(Arc<Inner>);
 
 struct Inner {
     config: PoolConfig,
+    limits: Limits,
     permits: Semaphore,
     idle: Mutex<Vec<Connection>>,
     breaker: Breaker,
@@ -178,10 +205,11 @@ struct Inner {
 }
 
 impl Pool {
-    pub(super) fn new(config: PoolConfig) -> Self {
+    pub(super) fn new(config: PoolConfig, limits: Limits) -> Self {
         Self(Arc::new(Inner {
             config,
-            permits: Semaphore::new(CONNECTIONS),
+            limits,
+            permits: Semaphore::new(limits.connections),
             idle: Mutex::default(),
             breaker: Breaker::new(BREAKER),
             is_prepared: AtomicBool::new(false),
@@ -196,7 +224,26 @@ impl Pool {
         W: Fn(Tx) -> F + Send + Sync + 'static,
     {
         let locks: String = locks.iter().map(|lock| format!("{lock}; ")).collect();
-        let begin = format!("{BEGIN}; {locks}SELECT {NOW}, current_setting('synchronous_commit')");
+        self.transact(&format!("{}; {locks}", self.0.limits.begin(CHANGE)), work).await
+    }
+
+    /// Lets `work` ask several questions about the same instant.
+    pub(super) async fn report<T, F, W>(&self, work: W) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send,
+        W: Fn(Tx) -> F + Send + Sync + 'static,
+    {
+        self.transact(&format!("{}; ", self.0.limits.begin(REPORT)), work).await
+    }
+
+    async fn transact<T, F, W>(&self, begin: &str, work: W) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send,
+        W: Fn(Tx) -> F + Send + Sync + 'static,
+    {
+        let begin = format!("{begin}SELECT {NOW}, current_setting('synchronous_commit')");
         let inner = Arc::clone(&self.0);
         in_its_own_task(async move { inner.limited(inner.transact(&begin, &work)).await }).await
     }
@@ -216,8 +263,8 @@ impl Pool {
     pub(super) async fn prove(&self) -> Result<(), Failure> {
         let inner = Arc::clone(&self.0);
         let proof = tokio::spawn(async move {
-            let connection =
-                timeout(LIMIT, inner.connect()).await.unwrap_or_else(|_| Err(silent().into()))?;
+            let connecting = timeout(inner.limits.operation, inner.connect());
+            let connection = connecting.await.unwrap_or_else(|_| Err(inner.limits.silent().into()))?;
             inner.idle().push(connection);
             Ok(())
         });
@@ -240,10 +287,6 @@ fn broke_off() -> LedgerError {
     LedgerError::Unavailable("the ledger's task broke off".to_owned())
 }
 
-fn silent() -> LedgerError {
-    LedgerError::Unavailable(format!("the database did not answer within {LIMIT:?}"))
-}
-
 impl Inner {
     fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
@@ -257,10 +300,11 @@ impl Inner {
         self.check_breaker()?;
         let permit = timeout(QUEUE, self.permits.acquire()).await;
         let Ok(Ok(_permit)) = permit else {
-            return Err(LedgerError::Unavailable(format!("all {CONNECTIONS} connections are in use")));
+            let all = self.limits.connections;
+            return Err(LedgerError::Unavailable(format!("all {all} connections are in use")));
         };
         let pass = self.breaker.enter().map_err(asked_again_in)?;
-        match timeout(LIMIT, operation).await {
+        match timeout(self.limits.operation, operation).await {
             Ok(Ok(value)) => {
                 pass.succeeded();
                 Ok(value)
@@ -277,7 +321,7 @@ impl Inner {
             Err(_) => {
                 pass.timed_out();
                 self.idle().clear();
-                Err(silent())
+                Err(self.limits.silent())
             }
         }
     }

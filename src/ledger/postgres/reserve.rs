@@ -4,13 +4,15 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::book::Booker;
 use super::pool::{Failure, NOW, Tx};
 use super::rows::{self, int8, number};
 use super::spool::{self, Room};
+use super::usage;
 use crate::crash::crash_point;
 use crate::key::CacheKey;
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
-use crate::ledger::{CallId, LedgerError, Permit, Reservation, Reserved, Won};
+use crate::ledger::{CallId, CallState, LedgerError, Permit, Reservation, Reserved, Won};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -211,13 +213,14 @@ async fn over_budget(
 
 /// One conditional update: still reserved, still ours, nothing frozen. The shared lock on freezing is
 /// held, so that a freeze is exact from its commit.
-pub(super) async fn mark_sent(tx: &Tx, id: CallId, owner: &str) -> Result<Permit, Failure> {
+pub(super) async fn mark_sent(tx: &Tx, id: CallId, booker: &Booker) -> Result<Permit, Failure> {
     let update = "UPDATE granary.calls c SET state = 'sent', sent_at = $3, beat = beat + 1 \
                   WHERE id = $1 AND owner = $2 AND state = 'reserved' AND NOT EXISTS \
-                  (SELECT FROM granary.frozen f WHERE f.scope IN ($4, 'team:' || c.team))";
+                  (SELECT FROM granary.frozen f WHERE f.scope IN ($4, 'team:' || c.team)) RETURNING month";
+    let owner = booker.owner.as_str();
     let global = Scope::Global.to_string();
     let marked = tx
-        .execute(
+        .row(
             update,
             &[
                 (&id.0, Type::INT8),
@@ -228,7 +231,9 @@ pub(super) async fn mark_sent(tx: &Tx, id: CallId, owner: &str) -> Result<Permit
         )
         .await?;
     crash_point("CP6");
-    if marked == 1 {
+    if let Some(row) = marked {
+        let month = row.try_get("month")?;
+        usage::adjust(tx, id, month, CallState::Reserved, CallState::Sent, &booker.zone).await?;
         return Ok(Permit::Granted);
     }
     let why = "SELECT team, state = 'reserved' AND owner = $2 AS is_ours, \
