@@ -15,8 +15,10 @@
 //! in its log and its backups as long as those are kept.
 
 mod admin;
+mod audit;
 mod book;
 mod connect;
+mod inspect;
 mod lease;
 mod membership;
 mod pool;
@@ -42,7 +44,6 @@ use self::lease::Taken;
 use self::pool::{Failure, Limits, Lock, Pool, PoolConfig};
 use self::reserve::Wanted;
 use self::spool::Room;
-use super::admin::{LedgerAdmin, Purge};
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
@@ -276,7 +277,7 @@ impl Ledger for PostgresLedger {
         self.pool
             .write(&[Lock::Freeze.exclusive()], move |tx| {
                 let scope = Arc::clone(&scope);
-                async move { reserve::set_frozen(&tx, &scope, frozen).await }
+                async move { reserve::set_frozen(&tx, &scope, frozen).await.map(|_| ()) }
             })
             .await
     }
@@ -325,18 +326,5 @@ impl Ledger for PostgresLedger {
 
     fn keep_room(&self, each: Option<u64>) {
         self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
-    }
-}
-
-#[async_trait]
-impl LedgerAdmin for PostgresLedger {
-    async fn purge(&self, namespace: &str, key: CacheKey) -> Result<Purge, LedgerError> {
-        let namespace: Arc<str> = namespace.into();
-        self.pool
-            .write(&[pool::key_lock(&key)], move |tx| {
-                let namespace = Arc::clone(&namespace);
-                async move { admin::purge(&tx, &namespace, key).await }
-            })
-            .await
     }
 }

@@ -53,7 +53,8 @@ pub type AddressSource = Arc<dyn Fn() -> Result<DatabaseAddress, String> + Send 
 /// The locks that transactions take.
 ///
 /// Whoever takes several things takes them in this order, so that no two wait for each other: `Freeze`,
-/// a key ([`key_lock`]), the call's row, its place in the unique index, the counters, `Spool`, `Changes`.
+/// a key ([`key_lock`]), the call's row, its place in the unique index, the counters, `Spool`, `Changes`,
+/// `Audit`.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lock {
     /// Shared by whoever wants to spend; alone: whoever stops spending.
@@ -64,6 +65,8 @@ pub(super) enum Lock {
     Changes,
     /// The tables themselves.
     Layout,
+    /// The order of the audit's lines.
+    Audit,
 }
 
 impl Lock {

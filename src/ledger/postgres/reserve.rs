@@ -251,15 +251,15 @@ pub(super) fn missing(id: CallId) -> Failure {
     LedgerError::Unavailable(format!("the ledger has no call {}", id.0)).into()
 }
 
-/// Whoever spends holds the lock shared, and so ends before this begins.
-pub(super) async fn set_frozen(tx: &Tx, scope: &Scope, freeze: bool) -> Result<(), Failure> {
+/// Says whether it was otherwise before. Whoever spends holds the lock shared, and so ends before this
+/// begins.
+pub(super) async fn set_frozen(tx: &Tx, scope: &Scope, freeze: bool) -> Result<bool, Failure> {
     let sql = if freeze {
         "INSERT INTO granary.frozen (scope) VALUES ($1) ON CONFLICT DO NOTHING"
     } else {
         "DELETE FROM granary.frozen WHERE scope = $1"
     };
-    tx.execute(sql, &[(&scope.to_string(), Type::TEXT)]).await?;
-    Ok(())
+    Ok(tx.execute(sql, &[(&scope.to_string(), Type::TEXT)]).await? > 0)
 }
 
 /// The name of a key's lock.
