@@ -19,6 +19,8 @@ use crate::harness::{number, team, until};
 const CLIENTS: u64 = 24;
 /// Pictures that are asked for again and again.
 const POPULAR: u64 = 60;
+/// What one costs.
+const CREDITS: u64 = CREDITS_PER_CROP.unsigned_abs();
 
 /// What clients were told.
 #[derive(Default)]
@@ -123,10 +125,10 @@ async fn ledger_usage_metrics_clients_and_the_upstream_agree_to_the_unit() {
         .sql("SELECT coalesce(sum(credits), 0) FROM granary.spent WHERE scope = 'global' AND length(period) = 7")
         .parse()
         .unwrap();
-    assert_eq!(credits, charges * CREDITS_PER_CROP);
+    assert_eq!(credits, charges * CREDITS);
     // The metrics of all replicas together.
     let spent = sum(&replicas, "granary_credits_spent_total", "").await;
-    assert_eq!(spent, booked * CREDITS_PER_CROP);
+    assert_eq!(spent, booked * CREDITS);
     for (state, rows) in &rows {
         let fills = sum(&replicas, "granary_fills_total", &format!("state=\"{state}\"")).await;
         assert_eq!(fills, *rows, "{state}");
@@ -146,16 +148,23 @@ async fn ledger_usage_metrics_clients_and_the_upstream_agree_to_the_unit() {
     }
     for report in &reports[3..] {
         let total = &report["total"];
-        assert_eq!(total["spent_credits"], charges * CREDITS_PER_CROP, "{report}");
+        assert_eq!(total["spent_credits"], charges * CREDITS, "{report}");
         assert_eq!(total["saved_credits"], saved, "{report}");
-        let team = |team: &str| report["rows"].as_array().unwrap().iter().find(|row| row["team"] == team).cloned();
+        let team =
+            |team: &str| report["rows"].as_array().unwrap().iter().find(|row| row["team"] == team).cloned();
         for name in ["web", "app", "batch"] {
-            let sql = format!("SELECT coalesce(sum(credits), 0) FROM granary.calls WHERE team = '{name}' \
-                               AND NOT adopted AND state NOT IN ('released', 'refused', 'failed')");
+            let sql = format!(
+                "SELECT coalesce(sum(credits), 0) FROM granary.calls WHERE team = '{name}' \
+                               AND NOT adopted AND state NOT IN ('released', 'refused', 'failed')"
+            );
             let spent: u64 = fleet.sql(&sql).parse().unwrap();
             let saved = sum(&replicas, "granary_credits_saved_total", &format!("team=\"{name}\"")).await;
             let row = team(name).unwrap();
-            assert_eq!((row["spent_credits"].as_u64(), row["saved_credits"].as_u64()), (Some(spent), Some(saved)), "{name}");
+            assert_eq!(
+                (row["spent_credits"].as_u64(), row["saved_credits"].as_u64()),
+                (Some(spent), Some(saved)),
+                "{name}"
+            );
         }
     }
     println!("{requests} requests: {:?}; {charges} charges, {rows:?}, {saved} credits saved", told.statuses);

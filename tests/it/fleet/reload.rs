@@ -75,7 +75,8 @@ async fn a_removed_token_and_a_changed_budget_hold_on_every_replica_within_five_
     took.push(all_answer(&replicas, &other_token, 1, 200).await);
     // Nothing left for it; hits go on.
     let with_budget = |credits: u64| {
-        let table = other.replace("name = \"other\"", &format!("name = \"other\"\ndaily_credits = {credits}"));
+        let table =
+            other.replace("name = \"other\"", &format!("name = \"other\"\ndaily_credits = {credits}"));
         format!("{}\n{table}", fleet.config)
     };
     write(&with_budget(2));
@@ -85,11 +86,15 @@ async fn a_removed_token_and_a_changed_budget_hold_on_every_replica_within_five_
     took.push(all_answer(&replicas, &other_token, 77, 200).await);
 
     // What is broken, or needs a restart, changes nothing and says so.
-    let restart = with_other.replace("public_url = \"http://granary.test\"", "public_url = \"http://elsewhere.test\"");
+    let restart =
+        with_other.replace("public_url = \"http://granary.test\"", "public_url = \"http://elsewhere.test\"");
     for config in ["[[team]]\nname = ", &restart] {
         let rejected = |replica: &GranaryProcess| {
             let lines = replica.log_lines();
-            lines.iter().filter(|line| line["level"] == "ERROR" && line.to_string().contains("configuration")).count()
+            lines
+                .iter()
+                .filter(|line| line["level"] == "ERROR" && line.to_string().contains("configuration"))
+                .count()
         };
         let before: Vec<usize> = replicas.iter().map(rejected).collect();
         write(config);
@@ -103,5 +108,8 @@ async fn a_removed_token_and_a_changed_budget_hold_on_every_replica_within_five_
         client.await.unwrap();
     }
     assert!(took.iter().all(|took| *took < SOON), "{took:?}");
-    println!("changes held after {took:?}; {} requests of others, none failed", served.load(Ordering::Relaxed));
+    println!(
+        "changes held after {took:?}; {} requests of others, none failed",
+        served.load(Ordering::Relaxed)
+    );
 }
