@@ -39,7 +39,7 @@ use crate::ledger::budget::{Budget, Scope, Window};
 use crate::ledger::{Ledger, Recovery, UnfinishedCall};
 use crate::metrics::Metrics;
 use crate::slots::{Slots, SlotsConfig, SlotsLoad};
-use crate::store::Store;
+use crate::store::{Record, Store};
 use crate::teams::{BudgetMode, Team};
 use crate::upstream::{Order, Upstream};
 
@@ -288,6 +288,12 @@ impl Inner {
                 }
             }
         }));
+    }
+
+    /// Is a result known to have been bought after the last purge of its key?
+    async fn is_unpurged(&self, record: &Record) -> bool {
+        let purged = self.parts.ledger.purged(&record.namespace, record.key).await;
+        purged.is_ok_and(|up_to| up_to.is_none_or(|up_to| up_to < record.generation))
     }
 
     /// Lets a miss of the team through, or says how long until the next one.
