@@ -38,8 +38,7 @@ use crate::ledger::{Ledger, Recovery, UnfinishedCall};
 use crate::metrics::Metrics;
 use crate::policy::CurrentPolicy;
 use crate::slots::{Slots, SlotsConfig, SlotsLoad};
-use crate::store::Store;
-use crate::teams::Team;
+use crate::store::{Record, Store};
 use crate::upstream::{Order, Upstream};
 
 /// What a fill works with.
@@ -291,6 +290,12 @@ impl Inner {
                 }
             }
         }));
+    }
+
+    /// Is a result known to have been bought after the last purge of its key?
+    async fn is_unpurged(&self, record: &Record) -> bool {
+        let purged = self.parts.ledger.purged(&record.namespace, record.key).await;
+        purged.is_ok_and(|up_to| up_to.is_none_or(|up_to| up_to < record.generation))
     }
 }
 

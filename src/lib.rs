@@ -20,6 +20,9 @@
 //! | rewrite | [`rewrite`] | pure, on the way out, for hits as well |
 //! | respond | [`routes::respond`], [`error`], [`metering`] | ids, envelopes, counting, one log line |
 //!
+//! What operators ask and change is beside it: [`ledger::admin`], with a line in the audit for each change,
+//! [`gateway::keys`], and the admin listener's routes. [`gateway::freshness`] lets all replicas see it.
+//!
 //! [`gateway::Gateway::handle`] is that list as code. The paid part is the state machine in
 //! [`fill::machine`], which performs nothing itself; [`fill`] is its hands.
 //!

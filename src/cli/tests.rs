@@ -61,7 +61,8 @@ fn wrong_usage_is_exit_2_and_says_what_is_wrong() {
 fn help_names_every_verb() {
     let Outcome { code, stdout, stderr } = granary(&["--help"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
-    for verb in ["serve", "check", "config", "key", "token", "--config"] {
+    for verb in ["serve", "check", "config", "key", "token", "purge", "settle", "freeze", "thaw", "--config"]
+    {
         assert!(stdout.contains(verb), "{verb}\n{stdout}");
     }
     assert!(granary(&["--version"]).stdout.starts_with("granary 0."));

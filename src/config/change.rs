@@ -111,9 +111,10 @@ mod tests {
 
     /// What is read at the start only. A setting that is neither here nor in [`LIVE`] has been added:
     /// decide whether the running program can take another value of it, and write it down.
-    const AT_START: [&str; 35] = [
+    const AT_START: [&str; 41] = [
         "server.listen",
         "server.admin_listen",
+        "server.admin_token_file",
         "server.public_url",
         "server.max_connections",
         "server.head_timeout",
@@ -126,6 +127,8 @@ mod tests {
         "upstream.namespace",
         "upstream.base_url",
         "upstream.credits_per_call",
+        "upstream.credit_price",
+        "upstream.balance_interval",
         "upstream.connect_timeout",
         "upstream.upload_timeout",
         "upstream.hard_stop",
@@ -143,6 +146,9 @@ mod tests {
         "store.credentials_file",
         "store.public_url",
         "state.path",
+        "state.database_url",
+        "state.database_url_file",
+        "state.database_ca",
         "state.spool_max",
         "cache.memory",
         "budget.time_zone",

@@ -477,7 +477,7 @@ fn what_is_unknown_is_refused() {
         "[server]\nport = 80\n[tracing]\nx = 1",
         &[],
         &[
-            "server.port: is unknown; the fields here are listen, admin_listen, public_url, cors_origins,",
+            "server.port: is unknown; the fields here are listen, admin_listen, admin_token_file, public_url,",
             "tracing: is unknown; the sections are [server], [upstream], [store], [state], [cache], [budget], [log] and",
         ],
     );
@@ -532,9 +532,7 @@ fn listeners_beyond_loopback_need_what_makes_them_safe() {
     check(
         "[server]\nadmin_listen = \"0.0.0.0:9090\"",
         &[],
-        &[
-            "server.admin_listen: is 0.0.0.0:9090, which other machines can reach, and this version asks nobody",
-        ],
+        &["server.admin_listen: is 0.0.0.0:9090, which other machines can reach, and no admin token is"],
     );
     check(
         "[server]\nadmin_listen = \"127.0.0.1:8080\"",

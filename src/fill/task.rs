@@ -49,9 +49,10 @@ pub(super) struct Task {
     unsettled: Option<Place>,
     /// The callers have been told how it ends, or that it goes on without them.
     is_told: bool,
-    /// When the fill began, for memory. A call that was found answered may have been bought before a
-    /// purge, so its result is not kept there.
-    reading: Option<Reading>,
+    /// When the fill began, for memory.
+    reading: Reading,
+    /// The call was found answered, so it may have been bought before a purge.
+    is_resumed: bool,
     /// How old the answer was at an instant.
     pub(super) answered: Option<(Duration, Instant)>,
 }
@@ -59,12 +60,11 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(shared: Arc<Inner>, key: CacheKey, wanted: Option<Wanted>) -> Self {
         let groups = shared.groups.clone();
-        let reading = wanted.as_ref().map(|_| shared.parts.cache.begin_reading(key));
+        let reading = shared.parts.cache.begin_reading(key);
         Self {
             shared,
             groups,
             key,
-            wanted,
             payer: None,
             slot: None,
             pass: None,
@@ -75,6 +75,8 @@ impl Task {
             unsettled: None,
             is_told: false,
             reading,
+            is_resumed: wanted.is_none(),
+            wanted,
             answered: None,
         }
     }
@@ -356,10 +358,10 @@ impl Task {
         let shared = self.shared.clone();
         let cache = &shared.parts.cache;
         match &verdict {
-            Ok(filled) => match self.reading {
-                Some(reading) => cache.keep_answer(filled.record.clone(), reading).await,
-                None => cache.forget_answer(self.key).await,
-            },
+            Ok(filled) if self.is_resumed && !shared.is_unpurged(&filled.record).await => {
+                cache.forget_answer(self.key).await;
+            }
+            Ok(filled) => cache.keep_answer(filled.record.clone(), self.reading).await,
             // Once is enough, and now is later than that.
             Err(_) if self.is_told => {}
             Err(GatewayError::Upstream { status, body })

@@ -554,7 +554,7 @@ async fn what_a_dead_process_paid_for_is_fetched_and_kept_without_a_client() {
     world.rest().await;
     assert_eq!(world.ledger.states(), [CallState::Stored, CallState::Answered]);
     let hit = world.ask(1).await.unwrap();
-    assert_eq!((hit.status, hit.record.digest), (CacheStatus::HitLedger, Digest::of(&result_bytes(1))));
+    assert_eq!((hit.status, hit.record.digest), (CacheStatus::HitMemory, Digest::of(&result_bytes(1))));
     assert_eq!(world.upstream.switch.count("open"), 0);
 }
 

@@ -13,6 +13,7 @@ use granary_kit::form::Form;
 use granary_kit::images;
 use granary_kit::process::GranaryProcess;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::harness::{Granary, real, team, until};
 
@@ -424,13 +425,23 @@ async fn an_admin_listener_that_others_reach_is_not_opened_without_tokens() {
         let builder = real().env("GRANARY_SERVER_ADMIN_LISTEN", "0.0.0.0:0");
         file.map_or(builder.clone(), |file| builder.env("GRANARY_SERVER_ADMIN_TOKEN_FILE", file))
     };
+    use std::os::unix::fs::PermissionsExt;
+    let folder = TempDir::new().unwrap();
+    let open = folder.path().join("open");
+    std::fs::write(&open, ONE).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let weak = folder.path().join("weak");
+    write_tokens(&weak, "sesame\n");
     for (file, expected) in [
         (None, "server.admin_token_file"),
+        (open.to_str(), "every user of this machine may read"),
+        (weak.to_str(), "holds a line that is no token"),
         (Some("/nowhere/tokens"), "cannot be read"),
         (Some("/dev/null"), "does not name a file"),
     ] {
         let refused = start(file).start().await.unwrap_err();
         assert_eq!(refused.status.code(), Some(3), "{}", refused.stderr);
         assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+        assert!(!refused.stderr.contains(ONE) && !refused.stderr.contains("sesame"), "{}", refused.stderr);
     }
 }

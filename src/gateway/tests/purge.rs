@@ -232,3 +232,20 @@ async fn nothing_is_kept_in_memory_before_changes_are_followed() {
     assert_eq!(world.found(1).await, "hit_ledger");
     assert_eq!(world.found(1).await, "hit_memory");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_was_bought_before_the_purge_and_comes_after_it_is_not_kept_in_memory() {
+    let world = World::with_spool(false);
+    let recovery = unfinished(&world, &[(1, &answer_text(1))]);
+    // Another result came first, and was purged.
+    let theirs = crate::store::contract::record(NAMESPACE, key(1), 0, "web");
+    Ledger::adopt(&world.ledger.ledger, &Record { generation: 4, ..theirs }).await.unwrap();
+    assert_eq!(world.purge(1).await.unwrap(), Purged { generation: 4, is_new: true });
+    world.filler.resume(recovery);
+    world.rest().await;
+    assert_eq!(world.found(1).await, "KeyNotFound");
+    assert_eq!(world.record_in_store(1).await, None);
+    let name = ObjectName::of(&result_bytes(1)).unwrap();
+    assert_eq!(world.gateway.result(name).await.unwrap(), result_bytes(1), "its URL serves");
+    assert_eq!(world.ask(1).await.unwrap().record.generation, 5);
+}

@@ -132,6 +132,12 @@ pub(in crate::ledger) async fn what_was_purged_is_not_adopted_again(bench: &Benc
     assert_eq!(bench.look_up(&picture(1)).await, Some(newer), "it is none of those that were purged");
     assert_purge(admin, &picture(1), Purge::Done { generation: 1 }).await;
     assert_eq!(bench.win(picture(1)).await.generation, 2);
+    // Nor is there a row of it that could be mistaken for a result.
+    adopt(bench, &foreign(2, 3, bench.clock.now())).await;
+    assert_purge(admin, &picture(2), Purge::Done { generation: 3 }).await;
+    adopt(bench, &foreign(2, 2, bench.clock.now())).await;
+    let key = Some((picture(2).namespace, picture(2).key));
+    assert_eq!(all(admin, CallFilter { key, ..CallFilter::default() }).await.len(), 1);
 }
 
 pub(in crate::ledger) async fn a_purge_reaches_over_lost_results(bench: &Bench, admin: &dyn LedgerAdmin) {

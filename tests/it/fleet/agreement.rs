@@ -88,7 +88,7 @@ async fn ledger_usage_metrics_clients_and_the_upstream_agree_to_the_unit() {
             0..3 => fleet.upstream.on_next(Behaviour::refuse(422, "FILE_DECODING_FAILURE")),
             3 => fleet.upstream.on_next(Behaviour::CutBeforeAnswer),
             4 => fleet.upstream.on_next(Behaviour::FlowLimit { status: 429, retry_after: Some(1) }),
-            5 => fleet.upstream.on_next(Behaviour::raw(500, "text/html", "<html>")),
+            5 => fleet.upstream.on_next(Behaviour::refuse(500, "PROCESSING_FAILURE")),
             6 | 7 => fleet.upstream.on_next(Behaviour::Delay(Duration::from_millis(300))),
             8 => fleet.upstream.on_next_result(ResultBehaviour::Truncate(20)),
             9 => fleet.upstream.on_next_result(ResultBehaviour::Reset),

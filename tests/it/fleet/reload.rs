@@ -13,12 +13,23 @@ use crate::harness::{team, until};
 /// How soon a change holds.
 const SOON: Duration = Duration::from_secs(5);
 
-/// Asks all replicas again and again until each answers so; says how long that took.
-async fn all_answer(replicas: &[GranaryProcess], token: &str, seed: u64, wanted: u16) -> Duration {
+/// Asks all replicas again and again for what is there until each answers so; says how long that took.
+async fn all_answer(replicas: &[GranaryProcess], token: &str, wanted: u16) -> Duration {
+    all_answer_for(replicas, token, wanted, &AtomicU64::new(1), 0).await
+}
+
+/// The same for pictures that nobody has asked for before.
+async fn all_answer_for(
+    replicas: &[GranaryProcess],
+    token: &str,
+    wanted: u16,
+    next: &AtomicU64,
+    step: u64,
+) -> Duration {
     let begun = Instant::now();
     for replica in replicas {
-        until(&format!("{wanted} for {seed}"), async || {
-            let url = replica.public_url();
+        until(&format!("{wanted}"), async || {
+            let (url, seed) = (replica.public_url(), next.fetch_add(step, Ordering::Relaxed));
             client::post_form(&url, token, &picture(seed)).await.unwrap().status == wanted
         })
         .await;
@@ -66,13 +77,13 @@ async fn a_removed_token_and_a_changed_budget_hold_on_every_replica_within_five_
             })
         })
         .collect();
-    all_answer(&replicas, &other_token, 1, 200).await;
+    all_answer(&replicas, &other_token, 200).await;
 
     let mut took = Vec::new();
     write(&fleet.config);
-    took.push(all_answer(&replicas, &other_token, 1, 401).await);
+    took.push(all_answer(&replicas, &other_token, 401).await);
     write(&with_other);
-    took.push(all_answer(&replicas, &other_token, 1, 200).await);
+    took.push(all_answer(&replicas, &other_token, 200).await);
     // Nothing left for it; hits go on.
     let with_budget = |credits: u64| {
         let table =
@@ -80,10 +91,11 @@ async fn a_removed_token_and_a_changed_budget_hold_on_every_replica_within_five_
         format!("{}\n{table}", fleet.config)
     };
     write(&with_budget(2));
-    took.push(all_answer(&replicas, &other_token, 77, 429).await);
-    all_answer(&replicas, &other_token, 1, 200).await;
-    write(&with_budget(3));
-    took.push(all_answer(&replicas, &other_token, 77, 200).await);
+    let next = AtomicU64::new(500_000);
+    took.push(all_answer_for(&replicas, &other_token, 429, &next, 1).await);
+    all_answer(&replicas, &other_token, 200).await;
+    write(&with_budget(1_000_000));
+    took.push(all_answer_for(&replicas, &other_token, 200, &next, 1).await);
 
     // What is broken, or needs a restart, changes nothing and says so.
     let restart =
@@ -101,7 +113,7 @@ async fn a_removed_token_and_a_changed_budget_hold_on_every_replica_within_five_
         for (replica, before) in replicas.iter().zip(before) {
             until("a rejection", async || rejected(replica) > before).await;
         }
-        all_answer(&replicas, &other_token, 1, 200).await;
+        all_answer(&replicas, &other_token, 200).await;
     }
     stop.store(true, Ordering::Relaxed);
     for client in load {
