@@ -39,6 +39,7 @@ use crate::metrics::Metrics;
 use crate::policy::CurrentPolicy;
 use crate::slots::{Slots, SlotsConfig, SlotsLoad};
 use crate::store::{Record, Store};
+use crate::teams::Team;
 use crate::upstream::{Order, Upstream};
 
 /// What a fill works with.

@@ -6,10 +6,12 @@
 //!
 //! Results that wait for the store rest in the book too, in its [`spool`].
 //!
-//! Implementations: [`sqlite`] for one process, [`postgres`] for several; and around each [`spill`]. This module knows no store, no upstream and no HTTP.
+//! Implementations: [`sqlite`] for one process, [`postgres`] for several; and around each [`spill`].
+//! This module knows no store, no upstream and no HTTP.
 
 pub mod address;
 pub mod admin;
+mod booking;
 pub mod budget;
 #[cfg(test)]
 mod contract;
@@ -28,6 +30,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+pub use self::booking::Booking;
 use self::budget::{Budget, BudgetRefusal, Scope, Used};
 use self::spool::{SpoolUsage, Spooled};
 pub use self::state::CallState;
@@ -104,96 +107,6 @@ pub enum Permit {
     Frozen(Scope),
     /// The row is no longer ours: the tail must not go.
     Lost,
-}
-
-/// How a call goes on. Each is booked on the call's own row, whatever has happened to its key.
-#[derive(Clone, Debug)]
-pub enum Booking {
-    /// From `reserved` or `sent`, by the owner that still holds the tail: provably not sent whole.
-    Released {
-        /// Why, for the row.
-        reason: String,
-    },
-    /// From `sent` (or `unknown`, when the answer came late).
-    Answered {
-        /// The whole answer; erased when the state ends.
-        text: Secret,
-        /// The upstream's `request_id`.
-        request_id: String,
-        /// The upstream's `log_id`.
-        log_id: String,
-    },
-    /// From `answered`: object and record are durable.
-    Stored {
-        /// What is kept.
-        record: Box<Record>,
-        /// Does this row keep the key? Not when another result got there first.
-        holds_key: bool,
-    },
-    /// From `answered`: the store does not take the result now, so the ledger keeps its bytes. The
-    /// state is `stored`, because the result is permanent from here on.
-    Spooled {
-        /// What is kept.
-        record: Box<Record>,
-        /// The object the record names.
-        bytes: Bytes,
-    },
-    /// From `sent`, from `reserved` when the refusal came early, or from `unknown` when it came late.
-    Refused {
-        /// Status and code.
-        reason: String,
-    },
-    /// From `sent`, from `reserved` when the error came early, or from `unknown` when it came late.
-    Failed {
-        /// Status and code.
-        reason: String,
-    },
-    /// From `sent`, or from `reserved` when something that is no answer came early.
-    Unknown {
-        /// What is known of why.
-        reason: String,
-    },
-    /// From `answered`.
-    Unfetchable {
-        /// What went wrong last.
-        reason: String,
-    },
-    /// From `stored`: the store no longer has the object.
-    Lost,
-}
-
-impl Booking {
-    /// The state it leads to.
-    pub fn state(&self) -> CallState {
-        match self {
-            Self::Released { .. } => CallState::Released,
-            Self::Answered { .. } => CallState::Answered,
-            Self::Stored { .. } | Self::Spooled { .. } => CallState::Stored,
-            Self::Refused { .. } => CallState::Refused,
-            Self::Failed { .. } => CallState::Failed,
-            Self::Unknown { .. } => CallState::Unknown,
-            Self::Unfetchable { .. } => CallState::Unfetchable,
-            Self::Lost => CallState::Lost,
-        }
-    }
-
-    /// The states it may come from.
-    pub fn may_follow(&self, state: CallState) -> bool {
-        match self {
-            // From `sent` too: when the transaction that marked it was durable and its outcome lost,
-            // the tail is still in our hands, and whoever holds it knows.
-            Self::Released { .. } => matches!(state, CallState::Reserved | CallState::Sent),
-            Self::Answered { .. } => matches!(state, CallState::Sent | CallState::Unknown),
-            Self::Stored { .. } | Self::Spooled { .. } | Self::Unfetchable { .. } => {
-                matches!(state, CallState::Answered)
-            }
-            Self::Refused { .. } | Self::Failed { .. } => {
-                matches!(state, CallState::Reserved | CallState::Sent | CallState::Unknown)
-            }
-            Self::Unknown { .. } => matches!(state, CallState::Reserved | CallState::Sent),
-            Self::Lost => matches!(state, CallState::Stored),
-        }
-    }
 }
 
 /// An `answered` row whose owner died: its result is paid for and must still be fetched and kept.

@@ -20,6 +20,7 @@ mod book;
 mod connect;
 mod inspect;
 mod lease;
+mod limits;
 mod membership;
 mod pool;
 mod reserve;
@@ -41,7 +42,8 @@ use uuid::Uuid;
 
 use self::book::Booker;
 use self::lease::Taken;
-use self::pool::{Failure, Limits, Lock, Pool, PoolConfig};
+use self::limits::Limits;
+use self::pool::{Failure, Lock, Pool, PoolConfig};
 use self::reserve::Wanted;
 use self::spool::Room;
 use super::budget::{Budget, Scope, Used, Windows};
@@ -98,10 +100,10 @@ impl PostgresLedger {
     /// Connects nowhere yet. The tables are made, or brought up to date, over the first connection.
     pub fn new(config: PostgresConfig) -> Self {
         let PostgresConfig { address, roots, zone, spool_max, clock } = config;
-        let pool = PoolConfig { address, roots, clock };
+        let pool = Pool::new(PoolConfig { address, roots, clock }, Limits::CALLS);
         Self {
-            pool: Pool::new(pool.clone(), Limits::CALLS),
-            reports: Pool::new(pool, Limits::REPORTS),
+            reports: pool.beside(Limits::REPORTS),
+            pool,
             booker: Booker { owner: Uuid::new_v4().simple().to_string(), spool_max, zone },
             kept_for_each: AtomicU64::new(0),
         }

@@ -299,7 +299,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
-        self.read(calls::totals).await
+        self.report(calls::totals).await
     }
 
     async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {

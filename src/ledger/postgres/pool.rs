@@ -20,6 +20,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::connect::{self, Connection, Tls};
+use super::limits::{CHANGE, Limits, REPORT};
 use super::schema::{self, Unfit};
 use crate::breaker::{Breaker, BreakerConfig};
 use crate::clock::{self, Clock};
@@ -27,13 +28,11 @@ use crate::key::CacheKey;
 use crate::ledger::LedgerError;
 use crate::ledger::address::DatabaseAddress;
 
+/// How long making the tables may take.
+const PREPARATION: Duration = Duration::from_secs(600);
 /// How long an operation waits for one of the connections: a stampede is served, one after the other.
 /// When the database is silent, whoever waits is refused as soon as the first one has found that out.
 const QUEUE: Duration = Duration::from_secs(10);
-/// What begins a transaction that changes something.
-const CHANGE: &str = "ISOLATION LEVEL READ COMMITTED READ WRITE";
-/// What begins one whose statements all see the book at the same instant.
-const REPORT: &str = "ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// The database's clock, in microseconds since 1970.
 pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 /// A transaction that met another one is made again so often.
@@ -154,36 +153,6 @@ fn told(error: &tokio_postgres::Error) -> String {
     text
 }
 
-/// What operations may take of the database.
-#[derive(Clone, Copy)]
-pub(super) struct Limits {
-    /// Connections at once.
-    connections: usize,
-    /// How long one operation may take, with waiting for a connection and making one.
-    operation: Duration,
-}
-
-impl Limits {
-    /// A team's misses and hits share the connections; each is held for some milliseconds.
-    pub(super) const CALLS: Self = Self { connections: 16, operation: Duration::from_secs(5) };
-    /// Some read each day of a year. Nobody waits for them to pay or to be served.
-    pub(super) const REPORTS: Self = Self { connections: 2, operation: Duration::from_secs(30) };
-
-    /// Two limits are the server's: one statement, and how long it waits for us in the middle of a
-    /// transaction, for a process that stands still must not stop the others.
-    fn begin(&self, mode: &str) -> String {
-        let statement = self.operation.saturating_sub(Duration::from_secs(1)).as_millis();
-        format!(
-            "BEGIN {mode}; SET LOCAL statement_timeout = {statement}; \
-             SET LOCAL idle_in_transaction_session_timeout = '5s'"
-        )
-    }
-
-    fn silent(&self) -> LedgerError {
-        LedgerError::Unavailable(format!("the database did not answer within {:?}", self.operation))
-    }
-}
-
 /// What a pool is made of.
 #[derive(Clone)]
 pub(super) struct PoolConfig {
@@ -204,18 +173,27 @@ struct Inner {
     idle: Mutex<Vec<Connection>>,
     breaker: Breaker,
     /// The tables are those of this program.
-    is_prepared: AtomicBool,
+    is_prepared: Arc<AtomicBool>,
 }
 
 impl Pool {
     pub(super) fn new(config: PoolConfig, limits: Limits) -> Self {
+        Self::prepared(config, limits, Arc::default())
+    }
+
+    /// The same database over other connections: how busy or slow those are, nobody sees over these.
+    pub(super) fn beside(&self, limits: Limits) -> Self {
+        Self::prepared(self.0.config.clone(), limits, Arc::clone(&self.0.is_prepared))
+    }
+
+    fn prepared(config: PoolConfig, limits: Limits, is_prepared: Arc<AtomicBool>) -> Self {
         Self(Arc::new(Inner {
             config,
             limits,
             permits: Semaphore::new(limits.connections),
             idle: Mutex::default(),
             breaker: Breaker::new(BREAKER),
-            is_prepared: AtomicBool::new(false),
+            is_prepared,
         }))
     }
 
@@ -227,7 +205,7 @@ impl Pool {
         W: Fn(Tx) -> F + Send + Sync + 'static,
     {
         let locks: String = locks.iter().map(|lock| format!("{lock}; ")).collect();
-        self.transact(&format!("{}; {locks}", self.0.limits.begin(CHANGE)), work).await
+        self.transact(self.0.limits.begin(CHANGE) + &locks, work).await
     }
 
     /// Lets `work` ask several questions about the same instant.
@@ -237,16 +215,16 @@ impl Pool {
         F: Future<Output = Result<T, Failure>> + Send,
         W: Fn(Tx) -> F + Send + Sync + 'static,
     {
-        self.transact(&format!("{}; ", self.0.limits.begin(REPORT)), work).await
+        self.transact(self.0.limits.begin(REPORT), work).await
     }
 
-    async fn transact<T, F, W>(&self, begin: &str, work: W) -> Result<T, LedgerError>
+    async fn transact<T, F, W>(&self, begin: String, work: W) -> Result<T, LedgerError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Failure>> + Send,
         W: Fn(Tx) -> F + Send + Sync + 'static,
     {
-        let begin = format!("{begin}SELECT {NOW}, current_setting('synchronous_commit')");
+        let begin = begin + &format!("SELECT {NOW}, current_setting('synchronous_commit')");
         let inner = Arc::clone(&self.0);
         in_its_own_task(async move { inner.limited(inner.transact(&begin, &work)).await }).await
     }
@@ -350,12 +328,19 @@ impl Inner {
         let read = tokio::task::spawn_blocking(move || Ok((address()?, Tls::new(roots.as_deref())?)));
         let (address, tls) = read.await.map_err(|_| broke_off())?.map_err(LedgerError::Unavailable)?;
         let connection = connect::connect(&address, &tls).await?;
-        if !self.is_prepared.load(Ordering::Acquire) {
-            schema::prepare(&connection.client).await?;
-            self.is_prepared.store(true, Ordering::Release);
-            tracing::info!(database = address.place(), "the ledger's database is connected");
+        if self.is_prepared.load(Ordering::Acquire) {
+            return Ok(connection);
         }
-        Ok(connection)
+        let is_prepared = Arc::clone(&self.is_prepared);
+        // An index of many calls takes longer than its caller may wait, and is made all the same.
+        let preparation = tokio::spawn(timeout(PREPARATION, async move {
+            schema::prepare(&connection.client).await?;
+            is_prepared.store(true, Ordering::Release);
+            tracing::info!(database = address.place(), "the ledger's database is connected");
+            Ok(connection)
+        }));
+        let silent = || Err(self.limits.silent().into());
+        preparation.await.map_err(|_| broke_off())?.unwrap_or_else(|_| silent())
     }
 
     fn tx(&self, connection: &Connection, now: Timestamp) -> Tx {

@@ -83,11 +83,13 @@ pub(super) async fn facts(tx: &Tx, id: CallId) -> Result<Option<CallFacts>, Fail
     }))
 }
 
+/// All of it is in an index.
+pub(super) const TOTALS: &str = "SELECT state, count(*) AS calls, sum(credits)::bigint AS credits \
+                                 FROM granary.calls WHERE NOT adopted GROUP BY state";
+
 pub(super) async fn totals(tx: &Tx) -> Result<Vec<StateTotal>, Failure> {
     let mut totals = CallState::ALL.map(|state| StateTotal { state, calls: 0, credits: 0 });
-    let sql = "SELECT state, count(*) AS calls, sum(credits)::bigint AS credits FROM granary.calls \
-               WHERE NOT adopted GROUP BY state";
-    for row in tx.rows(sql, &[]).await? {
+    for row in tx.rows(TOTALS, &[]).await? {
         let state = state(&row)?;
         for total in totals.iter_mut().filter(|total| total.state == state) {
             (total.calls, total.credits) = (number(&row, "calls")?, number(&row, "credits")?);

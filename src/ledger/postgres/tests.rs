@@ -1,8 +1,9 @@
 //! The contract, held against a real server, and through a pooler; and what this ledger promises beyond
-//! it: [`faults`] of the server, and which database it takes ([`places`]).
+//! it: [`faults`] of the server, which database it takes ([`places`]), and how it tells the [`usage`].
 
 mod faults;
 mod places;
+mod usage;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use crate::ledger::address::DatabaseAddress;
 use crate::ledger::admin::LedgerAdmin;
 use crate::ledger::contract::admin::admin_contract;
 use crate::ledger::contract::{SPOOL_MAX, TurnableClock, lease_contract, ledger_contract, model, zone};
+use crate::ledger::usage::contract::{self as usage_model, UsageBench, usage_contract};
 use crate::secret::Secret;
 
 fn config(url: &str, clock: Clock, zone: TimeZone) -> PostgresConfig {
@@ -48,6 +50,7 @@ async fn open_two(server: &Postgres, clock: Clock, zone: TimeZone) -> [PostgresL
 ledger_contract!(the_contract_holds, Postgres::start, open);
 admin_contract!(the_contract_of_operators_holds, Postgres::start, open);
 lease_contract!(the_contract_of_leases_holds, Postgres::start, open_two);
+usage_contract!(the_contract_of_usage_holds, Postgres::start, open);
 
 /// A server, and a pooler with fewer connections to it than a ledger has to the pooler.
 fn pooled() -> (Pooler, Postgres) {
@@ -67,14 +70,21 @@ async fn open_two_pooled(
 
 lease_contract!(the_contract_of_leases_holds_through_a_pooler, pooled, open_two_pooled);
 
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// A case is some hundred transactions; PROPTEST_CASES asks for more of them.
+fn cases() -> ProptestConfig {
+    let asked = std::env::var_os("PROPTEST_CASES").is_some();
+    ProptestConfig::with_cases(if asked { ProptestConfig::default().cases } else { 24 })
+}
+
 #[test]
 fn a_random_life_with_crashes_agrees_with_the_model() {
     let server = Postgres::start();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    // A case is some hundred transactions; PROPTEST_CASES asks for more of them.
-    let asked = std::env::var_os("PROPTEST_CASES").is_some();
-    let cases = if asked { ProptestConfig::default().cases } else { 24 };
-    proptest!(ProptestConfig::with_cases(cases), |(life in model::lives())| {
+    let runtime = runtime();
+    proptest!(cases(), |(life in model::lives())| {
         let url = empty(&server);
         let clock = TurnableClock::at("2026-03-27T20:00:00Z");
         let config = config(&url, clock.clock(), zone());
@@ -83,6 +93,19 @@ fn a_random_life_with_crashes_agrees_with_the_model() {
             (ledger.clone() as Arc<dyn Ledger>, ledger as Arc<dyn LedgerAdmin>)
         };
         runtime.block_on(model::live_with_admin(life, clock.clone(), open));
+        assert_counters_are_the_sum_of_the_rows(&server);
+    });
+}
+
+#[test]
+fn the_usage_of_a_random_life_agrees_with_the_model() {
+    let server = Postgres::start();
+    let runtime = runtime();
+    proptest!(cases(), |(life in usage_model::lives())| {
+        // A day before a month is closed.
+        let clock = TurnableClock::at("2026-12-01T05:00:00Z");
+        let ledger = Arc::new(PostgresLedger::new(config(&empty(&server), clock.clock(), zone())));
+        runtime.block_on(usage_model::live(life, &UsageBench::new(ledger, clock)));
         assert_counters_are_the_sum_of_the_rows(&server);
     });
 }

@@ -52,7 +52,7 @@ proptest! {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("ledger.db");
         let clock = TurnableClock::at("2026-03-27T20:00:00Z");
-        let open = || SqliteLedger::open(&file, clock.clock(), zone()).unwrap();
+        let open = || SqliteLedger::open(&file, clock.clock(), zone()).unwrap().with_spool_max(SPOOL_MAX);
         let reopen = || async {
             let ledger = Arc::new(open());
             (ledger.clone() as Arc<dyn Ledger>, ledger as Arc<dyn LedgerAdmin>)

@@ -18,11 +18,17 @@ use crate::ledger::contract::{
 use crate::ledger::{Booking, Ledger, Reservation};
 use crate::store::Record;
 
-/// Makes one test of each check. `$open` is as for `ledger_contract!`; what it opens is a [`UsageBook`]
-/// too.
+/// Makes one test of each check, or one of all with a name before them. `$begin` and `$open` are as for
+/// `ledger_contract!`; what is opened is a [`UsageBook`] too.
 macro_rules! usage_contract {
     ($open:path) => {
-        $crate::ledger::usage::contract::usage_contract! { @each $open:
+        $crate::ledger::usage::contract::usage_contract! { @checks @each $open }
+    };
+    ($name:ident, $begin:path, $open:path) => {
+        $crate::ledger::usage::contract::usage_contract! { @checks @all $name, $begin, $open }
+    };
+    (@checks $($how:tt)*) => {
+        $crate::ledger::usage::contract::usage_contract! { $($how)*:
             what_was_paid_is_told_by_day_team_and_state,
             what_was_paid_through_another_ledger_is_nobodys_spending,
             what_was_served_adds_up_over_batches_and_processes,
@@ -46,6 +52,19 @@ macro_rules! usage_contract {
             $crate::ledger::usage::contract::$check(&bench).await;
         }
     )* };
+    (@all $name:ident, $begin:path, $open:path: $($check:ident),* $(,)?) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let ground = $begin();
+            $(
+                eprintln!("{}", stringify!($check));
+                let clock = $crate::ledger::contract::TurnableClock::at("2026-11-22T09:00:00Z");
+                let ledger = $open(&ground, clock.clock(), $crate::ledger::contract::zone()).await;
+                let bench = $crate::ledger::usage::contract::UsageBench::new(std::sync::Arc::new(ledger), clock);
+                $crate::ledger::usage::contract::$check(&bench).await;
+            )*
+        }
+    };
 }
 pub(in crate::ledger) use usage_contract;
 
@@ -80,6 +99,14 @@ impl UsageBench {
     async fn adjustments(&self) -> Vec<Adjustment> {
         let all = self.book.adjustments(date("2000-01-01"), date("2099-12-31")).await;
         all.expect("the ledger can be asked")
+    }
+
+    /// The owner of what is open has died, and another one settles it.
+    async fn recover(&self) {
+        let ledger = &self.bench.ledger;
+        ledger.recover().await.expect("the ledger can be written");
+        let silent = ledger.foreign_calls(Vec::new()).await.expect("the ledger can be asked");
+        ledger.take_over(silent).await.expect("the ledger can be written");
     }
 
     async fn serve(&self, process: Uuid, number: u64, served: Vec<Served>) {
@@ -243,7 +270,7 @@ pub(in crate::ledger) async fn whatever_becomes_of_a_closed_months_calls_its_fig
     bench.at("2027-02-03T12:00:00Z");
     let before = bench.between("2026-11-01", "2026-11-30").await;
     // The process was gone for months: what was open is settled by the next one.
-    bench.bench.ledger.recover().await.expect("the ledger can be written");
+    bench.recover().await;
     bench.bench.ledger.lose(&kept).await.expect("the ledger can be written");
     bench.at("2027-03-04T12:00:00Z");
     let unknown_call = ids[&8];
@@ -471,7 +498,7 @@ pub(in crate::ledger) async fn live(life: Vec<Step>, bench: &UsageBench) {
                 *figures.served_mut(cause, payer) += count;
             }
             Step::Recover => {
-                bench.bench.ledger.recover().await.expect("the ledger can be written");
+                bench.recover().await;
                 for index in 0..model.calls.len() {
                     match model.calls[index].state {
                         CallState::Reserved => model.becomes(index, CallState::Released, &today),
