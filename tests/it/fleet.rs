@@ -3,6 +3,7 @@
 
 mod budgets;
 mod deaths;
+mod operators;
 mod outages;
 mod stops;
 

@@ -1,7 +1,8 @@
 //! The contract, held against a real server, and through a pooler; and what this ledger promises beyond
-//! it: [`faults`] of the server, and which database it takes ([`places`]).
+//! it: [`faults`] of the server, which database it takes ([`places`]), and [`operators`] beside each other.
 
 mod faults;
+mod operators;
 mod places;
 
 use std::sync::Arc;
