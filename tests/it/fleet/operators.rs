@@ -135,7 +135,7 @@ enum Cut {
 }
 
 async fn cut_off_it_goes_on_and_then_believes_no_memory(cut: Cut) {
-    let (purged, refreshed, kept, miss) = (1, 2, 3, 4);
+    let (purged, refreshed, kept, unasked, miss) = (1, 2, 3, 4, 5);
     let fleet = Fleet::new("", "may_refresh = true", "").await;
     let port = fleet.postgres.port();
     let mut way = FaultProxy::start(&format!("127.0.0.1:{port}")).await;
@@ -146,7 +146,7 @@ async fn cut_off_it_goes_on_and_then_believes_no_memory(cut: Cut) {
     let [other] = fleet.start_as::<1>(|replica| replica.env("GRANARY_STATE_DATABASE_URL", &through)).await;
     assert!(way.connections() > 0);
     let mut old = Vec::new();
-    for seed in [purged, refreshed, kept] {
+    for seed in [purged, refreshed, kept, unasked] {
         old.push((seed, fleet.insist(&one, seed).await.text()));
         fleet.until_in_memory(&other, seed).await;
     }
@@ -156,11 +156,13 @@ async fn cut_off_it_goes_on_and_then_believes_no_memory(cut: Cut) {
         Cut::Silent => way.hold(true),
     }
     let begun = Instant::now();
-    assert_eq!(purge(&one, purged).await["changed"], true);
+    for seed in [purged, unasked] {
+        assert_eq!(purge(&one, seed).await["changed"], true);
+    }
     let refresh = Call::crop(&one.public_url(), fleet.token.as_str(), &picture(refreshed));
     let fresh = refresh.header("Granary-Refresh", "1").send().await.unwrap();
     assert_eq!(fresh.status, 200, "{}", fresh.text());
-    assert_eq!(fleet.upstream.charges(), 4);
+    assert_eq!(fleet.upstream.charges(), 5);
 
     // It cannot know, and hits go on; nothing is bought.
     let mut hits = 0;
@@ -174,7 +176,7 @@ async fn cut_off_it_goes_on_and_then_believes_no_memory(cut: Cut) {
     }
     let refused = fleet.ask(&other, miss).await.unwrap().unwrap();
     assert!(matches!(refused.status, 503 | 504), "{}: {}", refused.status, refused.text());
-    assert_eq!(fleet.upstream.charges(), 4);
+    assert_eq!(fleet.upstream.charges(), 5);
 
     match cut {
         Cut::Refused => way.come_back().await,
@@ -209,12 +211,14 @@ async fn cut_off_it_goes_on_and_then_believes_no_memory(cut: Cut) {
     })
     .await;
     println!("{hits} hits while it was cut off; believed again within {:?}", back.elapsed());
+    // What nobody asked for in between has left its memory all the same.
+    assert_eq!(fleet.look_up(&other, unasked).await.status, 404);
     assert_eq!(cache_status(&fleet.look_up(&other, refreshed).await), FROM_MEMORY, "it keeps things again");
     assert_eq!(fleet.look_up(&other, kept).await.text(), old[2].1);
     let anew = fleet.insist(&other, purged).await;
     assert_eq!(cache_status(&anew), "granary; fwd=uri-miss; fwd-status=200; stored");
     assert_eq!(fleet.insist(&other, miss).await.status, 200);
-    assert_eq!((fleet.upstream.attempts(), fleet.upstream.charges()), (6, 6));
+    assert_eq!((fleet.upstream.attempts(), fleet.upstream.charges()), (7, 7));
     fleet.check_counters();
 }
 
