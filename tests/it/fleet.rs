@@ -4,6 +4,7 @@
 mod agreement;
 mod budgets;
 mod deaths;
+mod operators;
 mod outages;
 mod reload;
 mod stops;

@@ -28,7 +28,7 @@ async fn look_up(granary: &GranaryProcess, key: &str) -> u16 {
 }
 
 /// Runs a verb against a running process; returns what it printed.
-async fn verb(granary: &GranaryProcess, arguments: &[&str]) -> String {
+pub(crate) async fn verb(granary: &GranaryProcess, arguments: &[&str]) -> String {
     let admin = granary.admin_url();
     let builder = GranaryProcess::builder(env!("CARGO_BIN_EXE_granary")).args(arguments.iter().copied());
     let done = builder.args(["--admin-url", &admin]).run(PATIENCE).await;
@@ -38,7 +38,7 @@ async fn verb(granary: &GranaryProcess, arguments: &[&str]) -> String {
 }
 
 /// The same for one that must fail; returns what it said.
-async fn failing_verb(granary: &GranaryProcess, arguments: &[&str]) -> String {
+pub(crate) async fn failing_verb(granary: &GranaryProcess, arguments: &[&str]) -> String {
     let admin = granary.admin_url();
     let builder = GranaryProcess::builder(env!("CARGO_BIN_EXE_granary")).args(arguments.iter().copied());
     let done = builder.args(["--admin-url", &admin]).run(PATIENCE).await;

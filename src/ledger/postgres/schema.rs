@@ -13,7 +13,7 @@ const LAYOUT: usize = MIGRATIONS.len();
 
 /// What leads from each layout to the next; it only ever adds, because replicas of the last version go
 /// on beside the first one of the next.
-const MIGRATIONS: [&str; 3] = [FIRST, usage::SCHEMA, admin::SCHEMA];
+pub(super) const MIGRATIONS: [&str; 3] = [FIRST, usage::SCHEMA, admin::SCHEMA];
 
 /// Times are texts of the same form as in the store's records, to the nanosecond.
 ///

@@ -1,7 +1,9 @@
 //! The contract, held against a real server, and through a pooler; and what this ledger promises beyond
-//! it: [`faults`] of the server, which database it takes ([`places`]), and how it tells the [`usage`].
+//! it: [`faults`] of the server, which database it takes ([`places`]), how it tells the [`usage`], and
+//! [`operators`] beside each other.
 
 mod faults;
+mod operators;
 mod places;
 mod usage;
 

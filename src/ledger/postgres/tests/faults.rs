@@ -236,7 +236,7 @@ async fn hold(server: &Postgres, lock: String) -> tokio::sync::oneshot::Sender<(
 }
 
 /// Asserts that something ends only after a lock was given up.
-async fn waits_for<T: Send + 'static>(
+pub(super) async fn waits_for<T: Send + 'static>(
     what: &str,
     server: &Postgres,
     lock: String,
