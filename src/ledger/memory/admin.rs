@@ -10,6 +10,7 @@ use crate::ledger::admin::{
     Settlement,
 };
 use crate::ledger::budget::Scope;
+use crate::ledger::usage::is_closed;
 use crate::ledger::{CallId, CallState, LedgerError};
 
 impl Book {
@@ -94,11 +95,11 @@ impl LedgerAdmin for MemoryLedger {
         }
         let given_back = match settlement {
             Settlement::Charged => None,
-            Settlement::Free if row.month >= windows.month => {
+            Settlement::Free => {
                 book.count(&row, -1);
-                Some(GivenBack::Budgets)
+                let is_closed = is_closed(&row.month, &windows.day);
+                Some(if is_closed { GivenBack::Adjustment } else { GivenBack::Budgets })
             }
-            Settlement::Free => Some(GivenBack::Adjustment),
         };
         let changed = book.row_mut(id)?;
         changed.settled = Some(settlement);
