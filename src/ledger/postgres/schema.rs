@@ -9,11 +9,11 @@ use super::usage;
 
 /// The layout of the tables: how many of [`MIGRATIONS`] they have had. A database with a higher one
 /// is refused untouched.
-const LAYOUT: usize = MIGRATIONS.len();
+pub(super) const LAYOUT: usize = MIGRATIONS.len();
 
 /// What leads from each layout to the next; it only ever adds, because replicas of the last version go
 /// on beside the first one of the next.
-const MIGRATIONS: [&str; 2] = [FIRST, usage::SCHEMA];
+pub(super) const MIGRATIONS: [&str; 2] = [FIRST, usage::SCHEMA];
 
 /// Times are texts of the same form as in the store's records, to the nanosecond.
 ///
