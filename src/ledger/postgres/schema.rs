@@ -9,7 +9,7 @@ use super::{admin, usage};
 
 /// The layout of the tables: how many of [`MIGRATIONS`] they have had. A database with a higher one
 /// is refused untouched.
-const LAYOUT: usize = MIGRATIONS.len();
+pub(super) const LAYOUT: usize = MIGRATIONS.len();
 
 /// What leads from each layout to the next; it only ever adds, because replicas of the last version go
 /// on beside the first one of the next.

@@ -9,11 +9,11 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::super::connect::{self, Connection, Tls};
-use super::super::{rows, usage};
+use super::super::{rows, schema, usage};
 use super::*;
-use crate::ledger::CallState;
-use crate::ledger::contract::{Bench, failed, picture, unknown};
+use crate::ledger::contract::{Bench, failed, picture};
 use crate::ledger::usage::{Count, Payer, Served, ServedBatch, UsageBook};
+use crate::ledger::{CallId, CallState};
 use crate::outcome::SavingCause;
 
 /// What may take long on a busy machine.
@@ -169,22 +169,25 @@ async fn a_process_that_is_gone_is_forgotten_unless_somebody_has_its_row() {
     assert_eq!(server.sql("postgres", "SELECT min(day) FROM granary.served_batches"), "2026-12-23");
 }
 
-/// Two replicas of a program that has none of this yet have made the tables, and a call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tables_of_the_first_layout_get_what_is_new_and_keep_their_book() {
     let server = Postgres::start();
-    let (_, bench) = two(&server);
-    let won = bench.send(picture(1)).await;
-    bench.book(won.id, unknown()).await;
     server.sql(
         "postgres",
-        "DROP TABLE granary.served, granary.served_batches, granary.adjustments, granary.accounts;
-         DROP INDEX granary.calls_by_day, granary.spent_by_period, granary.calls_unknown;
-         DROP TABLE granary.audit;
-         DROP FUNCTION granary.refuse_to_change_the_audit;
-         ALTER TABLE granary.calls DROP COLUMN settled;
-         UPDATE granary.layout SET version = 1",
+        &format!(
+            "CREATE SCHEMA granary; CREATE TABLE granary.layout (version bigint NOT NULL);
+             INSERT INTO granary.layout VALUES (1); {}
+             INSERT INTO granary.calls (namespace, key, generation, state, team, credits, day, month, image, width,
+                                        height, reserved_at, sent_at, ended_at)
+             VALUES ('ailab-v1', sha256('key'), 0, 'unknown', 'press', 3, '2026-11-22', '2026-11', sha256('image'), 640, 427,
+                     '2026-11-22T09:00:00Z', '2026-11-22T09:00:00Z', '2026-11-22T09:00:00Z');
+             INSERT INTO granary.spent SELECT * FROM unnest(
+                 ARRAY['global', 'global', 'team:press', 'team:press'],
+                 ARRAY['2026-11-22', '2026-11', '2026-11-22', '2026-11'], ARRAY[3, 3, 3, 3])",
+            schema::MIGRATIONS[0]
+        ),
     );
+    let id = CallId(1);
     // As many calls as make the new indexes take longer than anybody waits for an operation.
     server.sql(
         "postgres",
@@ -197,12 +200,13 @@ async fn tables_of_the_first_layout_get_what_is_new_and_keep_their_book() {
     ledger.prove().await.expect_err("it takes longer than a caller waits");
     bench.clock.set("2026-12-24T12:00:00Z".parse().unwrap());
     let settled = tokio::time::timeout(PATIENCE, async {
-        while ledger.book(won.id, failed()).await.is_err() {
+        while ledger.book(id, failed()).await.is_err() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     });
     settled.await.expect("the tables are made at last");
-    assert_eq!(server.sql("postgres", "SELECT count(*), max(version) FROM granary.layout"), "1|3");
+    let layout = server.sql("postgres", "SELECT count(*), max(version) FROM granary.layout");
+    assert_eq!(layout, format!("1|{}", schema::LAYOUT));
     let usage = ledger.usage(date("2026-11-01"), date("2026-12-31")).await.unwrap();
     let spent: BTreeMap<_, _> = usage.iter().map(|day| (day.day.to_string(), day.figures.spent())).collect();
     assert_eq!(spent, BTreeMap::from([("2026-11-22".to_owned(), 3), ("2026-12-24".to_owned(), -3)]));
