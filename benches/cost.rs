@@ -17,6 +17,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
 #![allow(clippy::unwrap_used, reason = "a panic is the report of what cannot be measured")]
 
+use std::any::Any;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -26,7 +27,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use granary::clock::Clock;
 use granary::key::{CacheKey, Digest};
+use granary::ledger::address::DatabaseAddress;
 use granary::ledger::budget::{Budget, Scope, Window};
+use granary::ledger::postgres::{PostgresConfig, PostgresLedger};
 use granary::ledger::sqlite::SqliteLedger;
 use granary::ledger::{Booking, Ledger, Permit, Reservation, Reserved};
 use granary::request::{self, RequestLimits};
@@ -34,6 +37,7 @@ use granary::secret::Secret;
 use granary::store::Record;
 use granary_kit::client::{Call, RawConnection};
 use granary_kit::form::Form;
+use granary_kit::postgres::Postgres;
 use granary_kit::process::{GranaryBuilder, GranaryProcess};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -309,7 +313,7 @@ fn reservation(number: usize, budgets: Vec<Budget>) -> Reservation {
 struct Book {
     name: &'static str,
     ledger: Arc<dyn Ledger>,
-    _home: TempDir,
+    _home: Box<dyn Any>,
 }
 
 /// One of each kind there is.
@@ -317,7 +321,20 @@ fn books() -> Vec<Book> {
     let home = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let zone = jiff::tz::TimeZone::UTC;
     let sqlite = SqliteLedger::open(&home.path().join("ledger.sqlite"), Clock::system(), zone).unwrap();
-    vec![Book { name: "SQLite", ledger: Arc::new(sqlite), _home: home }]
+    // As it is in service: a commit is on the disk before it is confirmed.
+    let server = Postgres::start_with(&["fsync=on"]);
+    let url = server.url("postgres");
+    let postgres = PostgresLedger::new(PostgresConfig {
+        address: Arc::new(move || DatabaseAddress::parse(&Secret::new(url.clone()))),
+        roots: None,
+        zone: jiff::tz::TimeZone::UTC,
+        spool_max: 2 << 30,
+        clock: None,
+    });
+    vec![
+        Book { name: "SQLite", ledger: Arc::new(sqlite), _home: Box::new(home) },
+        Book { name: "PostgreSQL", ledger: Arc::new(postgres), _home: Box::new(server) },
+    ]
 }
 
 /// How many misses a ledger admits: each reservation is a row and four counters, durable before the
