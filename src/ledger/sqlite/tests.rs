@@ -557,10 +557,21 @@ fn a_read_sees_every_change_acknowledged_before_it_was_asked() {
     let gate = hold(&rig.ledger.reader);
     let kept = wait(rig.bench().store(picture(1)));
     let asked = queue(rig.ledger.look_up("ailab-v1", picture(1).key));
-    let also = queue(rig.ledger.totals());
+    let also = queue(rig.ledger.call(CallId(1)));
     drop(gate);
     assert_eq!(wait(asked).unwrap(), Some(kept));
-    let stored = wait(also).unwrap().into_iter().find(|total| total.state == CallState::Stored);
+    assert_eq!(wait(also).unwrap().map(|call| call.state), Some(CallState::Stored));
+}
+
+#[test]
+fn a_report_sees_every_change_acknowledged_before_it_was_asked_and_holds_up_no_read() {
+    let rig = Rig::new();
+    let gate = hold(&rig.ledger.reporter);
+    let kept = wait(rig.bench().store(picture(1)));
+    let asked = queue(rig.ledger.totals());
+    assert_eq!(wait(rig.bench().look_up(&picture(1))), Some(kept));
+    drop(gate);
+    let stored = wait(asked).unwrap().into_iter().find(|total| total.state == CallState::Stored);
     assert_eq!(stored.map(|total| total.calls), Some(1));
 }
 
