@@ -82,18 +82,30 @@ async fn ledger_usage_metrics_clients_and_the_upstream_agree_to_the_unit() {
         .collect();
     // Everything but death, as long as anybody asks.
     let mut dice = Dice::new(4711);
-    let mut was_frozen = false;
+    let (mut was_frozen, mut call_faults, mut fetch_faults) = (false, 0, 0);
     while !clients.iter().all(|client| client.is_finished()) {
+        // No more faults than there are calls and fetches to meet them: what is left over at the end would keep the last
+        // results away for as long as it lasts.
+        let (calls, fetches) = (fleet.upstream.attempts(), fleet.upstream.fetches());
         match dice.below(12) {
-            0..3 => fleet.upstream.on_next(Behaviour::refuse(422, "FILE_DECODING_FAILURE")),
-            3 => fleet.upstream.on_next(Behaviour::CutBeforeAnswer),
-            4 => fleet.upstream.on_next(Behaviour::FlowLimit { status: 429, retry_after: Some(1) }),
-            5 => fleet.upstream.on_next(Behaviour::refuse(500, "PROCESSING_FAILURE")),
-            6 | 7 => fleet.upstream.on_next(Behaviour::Delay(Duration::from_millis(300))),
-            8 => fleet.upstream.on_next_result(ResultBehaviour::Truncate(20)),
-            9 => fleet.upstream.on_next_result(ResultBehaviour::Reset),
+            kind @ 0..8 if calls > 2 * call_faults => {
+                call_faults += 1;
+                fleet.upstream.on_next(match kind {
+                    0..3 => Behaviour::refuse(422, "FILE_DECODING_FAILURE"),
+                    3 => Behaviour::CutBeforeAnswer,
+                    4 => Behaviour::FlowLimit { status: 429, retry_after: Some(1) },
+                    5 => Behaviour::refuse(500, "PROCESSING_FAILURE"),
+                    _ => Behaviour::Delay(Duration::from_millis(300)),
+                });
+            }
+            kind @ 8..10 if fetches > 3 * fetch_faults => {
+                fetch_faults += 1;
+                let cut = kind == 8;
+                let fault = if cut { ResultBehaviour::Truncate(20) } else { ResultBehaviour::Reset };
+                fleet.upstream.on_next_result(fault);
+            }
             10 => fleet.bucket.fail_next(3, Fault::SlowDown),
-            _ if !was_frozen && left.load(Ordering::Relaxed) < requests / 2 => {
+            11 if !was_frozen && left.load(Ordering::Relaxed) < requests / 2 => {
                 was_frozen = true;
                 fleet.postgres.freeze();
                 tokio::time::sleep(Duration::from_secs(3)).await;
@@ -111,7 +123,24 @@ async fn ledger_usage_metrics_clients_and_the_upstream_agree_to_the_unit() {
     }
     assert_eq!(told.statuses.values().sum::<u64>(), requests);
     let is_open = |state: &str| fleet.rows().contains_key(state);
-    until("rest", async || !["reserved", "sent", "answered"].into_iter().any(is_open)).await;
+    let at_rest = async {
+        while ["reserved", "sent", "answered"].into_iter().any(is_open) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(60), at_rest).await.is_err() {
+        let open = "SELECT id, state, beat, owner, reserved_at, sent_at, answered_at, now() FROM granary.calls \
+                    WHERE state IN ('reserved', 'sent', 'answered')";
+        let (open, logs) = (
+            fleet.sql(open),
+            replicas.each_ref().map(|replica| {
+                let lines = replica.log_lines();
+                let told = lines.iter().filter(|line| line["level"] != "INFO").rev().take(25);
+                told.map(|line| format!("{line}\n")).collect::<String>()
+            }),
+        );
+        panic!("not at rest:\n{open}\n{}", logs.join("\n\n"));
+    }
     until("an empty spool", async || fleet.sql("SELECT count(*) FROM granary.spool") == "0").await;
 
     // The ledger and the upstream.
