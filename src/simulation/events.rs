@@ -234,7 +234,9 @@ async fn rest(world: &Arc<World>) {
                 !book.spool.is_empty() || book.rows.iter().any(|row| row.state.is_open())
             })
         };
-        while is_open() {
+        // A row is closed a step before its fill ends.
+        let is_busy = || world.alive().iter().any(|process| process.filler.load().0 > 0);
+        while is_open() || is_busy() {
             tokio::time::sleep(ms(5000)).await;
         }
     };

@@ -98,7 +98,7 @@ async fn ledger_usage_metrics_clients_and_the_upstream_agree_to_the_unit() {
                     _ => Behaviour::Delay(Duration::from_millis(300)),
                 });
             }
-            kind @ 8..10 if fetches > 3 * fetch_faults => {
+            kind @ 8..10 if fetches > 8 * fetch_faults => {
                 fetch_faults += 1;
                 let cut = kind == 8;
                 let fault = if cut { ResultBehaviour::Truncate(20) } else { ResultBehaviour::Reset };
@@ -128,7 +128,7 @@ async fn ledger_usage_metrics_clients_and_the_upstream_agree_to_the_unit() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    if tokio::time::timeout(Duration::from_secs(60), at_rest).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(100), at_rest).await.is_err() {
         let open = "SELECT id, state, beat, owner, reserved_at, sent_at, answered_at, now() FROM granary.calls \
                     WHERE state IN ('reserved', 'sent', 'answered')";
         let (open, logs) = (
