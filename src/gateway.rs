@@ -229,6 +229,11 @@ impl Gateway {
                     self.adopt(&record).await;
                 }
                 if self.is_still_there(&record).await? {
+                    // It may have been purged, which the ledger alone would tell.
+                    if in_ledger.is_err() && self.freshness.is_shared() {
+                        let record = Arc::new(record);
+                        return Ok(Some(Found { record, status: CacheStatus::HitStore }));
+                    }
                     return Ok(Some(self.remember(record, CacheStatus::HitStore, reading).await));
                 }
                 in_ledger.map(|_| None).map_err(|_| GatewayError::LedgerUnavailable)

@@ -20,14 +20,17 @@
 //! | rewrite | [`rewrite`] | pure, on the way out, for hits as well |
 //! | respond | [`routes::respond`], [`error`], [`metering`] | ids, envelopes, counting, one log line |
 //!
-//! What operators ask and change is beside it: [`ledger::admin`], with a line in the audit for each change,
-//! [`gateway::keys`], and the admin listener's routes. [`gateway::freshness`] lets all replicas see it.
-//!
 //! [`gateway::Gateway::handle`] is that list as code. The paid part is the state machine in
 //! [`fill::machine`], which performs nothing itself; [`fill`] is its hands.
 //!
-//! Who paid, who was served and what that saved is [`ledger::usage`]; [`reconcile`] compares the ledger
-//! with the upstream's account.
+//! # Beside it
+//!
+//! | what | where |
+//! |---|---|
+//! | several processes on one ledger | [`ledger::postgres`]; [`fill`] keeps leases; [`gateway::freshness`] lets memory follow what others change |
+//! | who paid, who was served, what that saved | [`ledger::usage`], [`metering`]; [`reconcile`] compares the ledger with the upstream's account |
+//! | what operators ask and change | the admin listener in [`routes`]; [`ledger::admin`], with a line in the audit for each change; [`gateway::keys`] |
+//! | another configuration while it runs | [`app::reload`] puts another [`policy`] in force |
 //!
 //! # Promises
 //!

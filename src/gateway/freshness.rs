@@ -51,6 +51,11 @@ impl Freshness {
         !self.is_shared || self.since_start(Instant::now()) < self.fresh_until.load(Ordering::Relaxed)
     }
 
+    /// May others change what the ledger says?
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
     /// This process has changed what stands under a key.
     pub async fn forget(&self, key: CacheKey) {
         self.cache.forget_answer(key).await;

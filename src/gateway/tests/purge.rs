@@ -221,6 +221,23 @@ async fn who_is_cut_off_serves_from_memory_until_the_ledger_can_be_asked_again()
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_store_alone_has_said_is_not_believed_when_the_ledger_can_be_asked_again() {
+    let (one, other) = fleet().await;
+    one.store.switch.fail(&["forget_record"]);
+    assert!(matches!(one.purge(1).await, Err(PurgeError::RecordStays(_))));
+    seconds(2).await;
+    assert_eq!(other.found(1).await, "KeyNotFound");
+    one.ledger.switch.fail(&["all"]);
+    seconds(3).await;
+    for _ in 0..2 {
+        assert_eq!(other.found(1).await, "hit_store", "nobody can say that it was purged");
+    }
+    one.ledger.switch.fail(&[]);
+    seconds(3).await;
+    assert_eq!(other.found(1).await, "KeyNotFound");
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_kept_in_memory_before_changes_are_followed() {
     let world = World::with_spool(true);
     world.ask(1).await.unwrap();
