@@ -2,6 +2,7 @@
 
 mod admin_tokens;
 pub mod adopt;
+mod certificate;
 mod ledger;
 pub mod live;
 pub mod reload;
@@ -21,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use self::admin_tokens::AdminTokenWatch;
+use self::certificate::CertificateWatch;
 use self::reload::watch::Watch;
 use self::reload::{ReloadParts, Reloader, SetLevel};
 use self::secrets::KeyWatch;
@@ -37,7 +39,7 @@ use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::ArchiveGuard;
 use crate::ledger::usage::UsageBook;
 use crate::metering::Meter;
-use crate::metrics::Metrics;
+use crate::metrics::{ListenerName, Metrics};
 use crate::policy::{CurrentPolicy, Terms};
 use crate::reconcile::Reconciler;
 use crate::request::RequestLimits;
@@ -45,7 +47,7 @@ use crate::routes::body::Pace;
 use crate::routes::usage::{UsageParts, UsageState};
 use crate::routes::{About, AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::secret::Secret;
-use crate::server::{self, ConnectionLimits, HangUps};
+use crate::server::{self, ConnectionLimits, HangUps, Listener, Stops, TakingLimits};
 use crate::slots::SlotsConfig;
 use crate::spool::{Copier, Spool, SpoolConfig};
 use crate::state::StateDir;
@@ -59,6 +61,8 @@ const UPLOAD_GRACE: Duration = Duration::from_secs(5);
 /// How much longer than its upstream's hard stop a stopping process waits for a paid call.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 
+/// Connections of operators, of load balancers that ask after our health, and of who reads metrics.
+const ADMIN_CONNECTIONS: usize = 256;
 /// Connections that wait to be accepted; the system may allow fewer.
 const ACCEPT_QUEUE: u32 = 8192;
 /// How long a start waits for the archive's markers.
@@ -72,8 +76,7 @@ pub struct App {
     pub public_addr: SocketAddr,
     /// Where operators look.
     pub admin_addr: SocketAddr,
-    stopping: CancellationToken,
-    closed: CancellationToken,
+    stops: Stops,
     /// Ends what goes on beside the requests for as long as anything is bought.
     stopped: tokio_util::sync::DropGuard,
     reloader: Arc<Reloader>,
@@ -100,6 +103,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let stop = server::stop_signal().context("cannot listen to signals")?;
     let mut hang_ups = HangUps::new().context("cannot listen to signals")?;
+    server::make_room(loaded.config.server.max_connections);
     let app = App::start(loaded.config.clone(), Clock::system()).await?;
     started(&app);
     match Watch::new(&loaded, environment, app.reloader.clone(), set_level) {
@@ -138,7 +142,8 @@ impl App {
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let spool = Spool::new(bare, ledger.clone(), guard.clone(), spool_config(&config, &state));
         let store: Arc<dyn Store> = spool.clone();
-        let (stopping, closed) = (CancellationToken::new(), CancellationToken::new());
+        let stops = Stops::default();
+        let stopping = stops.stopping.clone();
         let stopped = CancellationToken::new();
         let prove = async {
             match config.store.kind {
@@ -276,29 +281,39 @@ impl App {
             reconciler,
         });
         let admin_state = AdminState {
-            metrics,
+            metrics: metrics.clone(),
             cache,
             ledger,
             admin: ledger_admin,
             keys: Arc::new(keys),
             guard,
             filler: filler.clone(),
-            stopping: stopping.clone(),
+            stopping,
             policy,
             usage: usage_state,
             tokens,
             about,
         };
-        let public_routes = server::public_service(public_router(state_of_routes.clone()), state_of_routes);
-        let limits = ConnectionLimits {
-            max_connections: config.server.max_connections,
-            head: config.server.head_timeout,
-            idle: config.server.idle_timeout,
+        let certificate = CertificateWatch::start(&config.server, &metrics, &stopped)?;
+        let public = Listener {
+            socket: public,
+            name: ListenerName::Public,
+            routes: server::public_service(public_router(state_of_routes.clone()), state_of_routes),
+            limits: connection_limits(&config),
+            certificate,
+            metrics: metrics.clone(),
+            stops: stops.clone(),
         };
-        let listeners = vec![
-            tokio::spawn(server::serve(public, public_routes, limits, closed.clone())),
-            tokio::spawn(server::serve(admin, admin_router(admin_state), limits, closed.clone())),
-        ];
+        let admin = Listener {
+            socket: admin,
+            name: ListenerName::Admin,
+            routes: admin_router(admin_state),
+            limits: ConnectionLimits { max_connections: ADMIN_CONNECTIONS, ..public.limits },
+            certificate: None,
+            metrics,
+            stops: stops.clone(),
+        };
+        let listeners = vec![tokio::spawn(public.serve()), tokio::spawn(admin.serve())];
         tracing::info!(
             public = %public_addr,
             admin = %admin_addr,
@@ -311,8 +326,7 @@ impl App {
         Ok(Self {
             public_addr,
             admin_addr,
-            stopping,
-            closed,
+            stops,
             stopped: stopped.drop_guard(),
             reloader,
             filler,
@@ -334,12 +348,12 @@ impl App {
     /// Stops in good order: not ready at once, full service for a grace, then no new connections
     /// and no new purchases; every accepted request is answered, every paid call booked.
     pub async fn stop(self) {
-        self.stopping.cancel();
+        self.stops.stopping.cancel();
         tracing::info!(grace = ?self.drain_grace, "stopping: not ready any more, still serving");
         tokio::time::sleep(self.drain_grace).await;
         crash_point("CP35");
         self.filler.drain();
-        self.closed.cancel();
+        self.stops.closed.cancel();
         let settled = async {
             for listener in self.listeners {
                 if let Err(error) = listener.await {
@@ -371,6 +385,17 @@ fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
     listen().with_context(|| {
         format!("{field}: cannot listen on {address}; choose another address or stop what is there")
     })
+}
+
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    let server = &config.server;
+    let taking = TakingLimits { grace: server.write_timeout, bytes_per_second: server.min_download_rate.0 };
+    ConnectionLimits {
+        max_connections: server.max_connections,
+        head: server.head_timeout,
+        idle: server.idle_timeout,
+        taking,
+    }
 }
 
 fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {

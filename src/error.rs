@@ -13,6 +13,7 @@ use http::StatusCode;
 use jiff::Timestamp;
 
 use crate::code::{self, Code};
+use crate::framing::HeadError;
 use crate::ledger::budget::{self, BudgetRefusal, Scope};
 use crate::request::RequestError;
 use crate::teams::AuthError;
@@ -20,6 +21,10 @@ use crate::teams::AuthError;
 /// Why a request was not answered with a crop. Cheap to clone: coalesced callers share one.
 #[derive(Clone, Debug)]
 pub enum GatewayError {
+    /// The request's head was refused before anyone looked at what it asks for.
+    Head(HeadError),
+    /// As many connections are open as may be.
+    TooManyConnections,
     /// The request itself is wrong.
     Request(Arc<RequestError>),
     /// The credential is.
@@ -188,6 +193,18 @@ impl GatewayError {
     pub fn situation(&self) -> Situation {
         use Fault::{Caller, Gateway, Policy, Upstream};
         match self {
+            Self::Head(error) => {
+                let (status, code) = head_row(*error);
+                Situation::new(status, code, Caller, error.to_string())
+            }
+            Self::TooManyConnections => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Gateway,
+                "as many connections are open as this Granary takes; close idle ones, or ask again",
+            )
+            .because("connections")
+            .retry_after(SOON),
             Self::Request(error) => {
                 let (status, code) = request_row(error);
                 Situation::new(status, code, Caller, error.to_string())
@@ -440,6 +457,16 @@ impl GatewayError {
                 "Granary made a mistake; its log has the details under this request's id",
             ),
         }
+    }
+}
+
+fn head_row(error: HeadError) -> (u16, Code) {
+    match error {
+        HeadError::Host | HeadError::Framing => (400, code::ERROR_PARAMETERS),
+        HeadError::TooLarge => (431, code::ERROR_PARAMETERS),
+        HeadError::UriTooLong => (414, code::ERROR_PARAMETERS),
+        HeadError::Method => (405, code::ERROR_ILLEGAL_OPERATION),
+        HeadError::Slow => (408, code::ERROR_PARAMETERS),
     }
 }
 

@@ -7,6 +7,7 @@
 mod admin;
 mod config;
 mod labels;
+mod server;
 mod upstream;
 mod usage;
 
@@ -21,6 +22,8 @@ use prometheus::{
 use self::admin::AdminFamilies;
 use self::config::ConfigFamilies;
 pub use self::labels::{RetryReason, ShedReason, Suspicion};
+use self::server::ServerFamilies;
+pub use self::server::{ConnectionRefusal, ListenerName, OpenConnection, SlowPhase};
 use self::upstream::UpstreamFamilies;
 use self::usage::UsageFamilies;
 use crate::ledger::CallState;
@@ -127,6 +130,7 @@ pub struct Metrics {
     config: ConfigFamilies,
     usage: UsageFamilies,
     admin: AdminFamilies,
+    server: ServerFamilies,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
     ledger_sound: IntGauge,
@@ -196,6 +200,7 @@ impl Metrics {
             usage: UsageFamilies::new(&families, teams.iter().copied()),
             config: ConfigFamilies::new(&families),
             admin: AdminFamilies::new(&families),
+            server: ServerFamilies::new(&families),
             ledger_credits: families.gauge(
                 "granary_ledger_credits",
                 "Credits of this ledger's rows by state (grain: credits)",
