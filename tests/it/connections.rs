@@ -306,9 +306,9 @@ async fn the_limit_of_open_files_is_raised_and_one_that_is_too_low_is_said() {
         let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         (numbers, process.stderr_text().contains("may open fewer files"))
     };
-    assert_eq!(start("ulimit -Hn 1000; ulimit -Sn 400").await, (vec![1000, 1000], true));
+    assert_eq!(start("ulimit -Sn 400; ulimit -Hn 1000").await, (vec![1000, 1000], true));
     let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     if hard >= 10_512 {
-        assert_eq!(start("ulimit -Hn 10512; ulimit -Sn 400").await, (vec![10_512, 10_512], false));
+        assert_eq!(start("ulimit -Sn 400; ulimit -Hn 10512").await, (vec![10_512, 10_512], false));
     }
 }
