@@ -4,6 +4,7 @@ mod admin_tokens;
 pub mod adopt;
 mod certificate;
 mod ledger;
+mod listen;
 pub mod live;
 pub mod reload;
 mod secrets;
@@ -16,13 +17,13 @@ use std::time::Duration;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use http::HeaderValue;
-use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use self::admin_tokens::AdminTokenWatch;
 use self::certificate::CertificateWatch;
+use self::listen::{bind, connection_limits};
 use self::reload::watch::Watch;
 use self::reload::{ReloadParts, Reloader, SetLevel};
 use self::secrets::KeyWatch;
@@ -33,12 +34,16 @@ use crate::config::{Config, Environment, Loaded, StoreKind, UpstreamConfig, Upst
 use crate::crash::crash_point;
 use crate::download::http::{DownloadConfig, Downloader};
 use crate::download::{HostRule, ResultSource};
+use crate::error;
 use crate::fill::{FillConfig, FillParts, Filler};
 use crate::gateway::keys::{KeyDesk, KeyDeskParts};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::ArchiveGuard;
+use crate::ledger::Ledger;
 use crate::ledger::usage::UsageBook;
 use crate::metering::Meter;
+use crate::metrics::ledger::MeteredLedger;
+use crate::metrics::store::MeteredStore;
 use crate::metrics::{ListenerName, Metrics};
 use crate::policy::{CurrentPolicy, Terms};
 use crate::reconcile::Reconciler;
@@ -47,7 +52,7 @@ use crate::routes::body::Pace;
 use crate::routes::usage::{UsageParts, UsageState};
 use crate::routes::{About, AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::secret::Secret;
-use crate::server::{self, ConnectionLimits, HangUps, Listener, Stops, TakingLimits};
+use crate::server::{self, ConnectionLimits, HangUps, Listener, Stops};
 use crate::slots::SlotsConfig;
 use crate::spool::{Copier, Spool, SpoolConfig};
 use crate::state::StateDir;
@@ -63,8 +68,6 @@ const STOP_MARGIN: Duration = Duration::from_secs(10);
 
 /// Connections of operators, of load balancers that ask after our health, and of who reads metrics.
 const ADMIN_CONNECTIONS: usize = 256;
-/// Connections that wait to be accepted; the system may allow fewer.
-const ACCEPT_QUEUE: u32 = 8192;
 /// How long a start waits for the archive's markers.
 const START_PATIENCE: Duration = Duration::from_secs(8);
 /// How often the archive's markers are compared.
@@ -87,6 +90,7 @@ pub struct App {
     drain_grace: Duration,
     longest_call: Duration,
     listeners: Vec<tokio::task::JoinHandle<()>>,
+    metrics: Arc<Metrics>,
     _state: StateDir,
 }
 
@@ -135,10 +139,14 @@ impl App {
 
         let policy = CurrentPolicy::new(terms(&config));
         let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
-        let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
+        metrics.expect_errors(error::KINDS.iter().map(|(fault, code)| (fault.as_str(), code.name)));
+        metrics.spool_may_hold(config.state.spool_max.0);
+        let cache = Arc::new(MemoryCache::counted(config.cache.memory.0, metrics.clone()));
         let Books { ledger, usage, admin: ledger_admin } =
             ledger::open(&config, &state, clock.clone()).await?;
+        let ledger: Arc<dyn Ledger> = Arc::new(MeteredLedger::new(ledger, metrics.clone()));
         let bare = store::open(&config.store).await?;
+        let bare: Arc<dyn Store> = Arc::new(MeteredStore::new(bare, metrics.clone()));
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let spool = Spool::new(bare, ledger.clone(), guard.clone(), spool_config(&config, &state));
         let store: Arc<dyn Store> = spool.clone();
@@ -162,7 +170,7 @@ impl App {
         tokio::spawn(
             stopping.clone().run_until_cancelled_owned(async move { watched.watch(GUARD_PERIOD).await }),
         );
-        let (upstream, results, key) = open_upstream(&config)?;
+        let (upstream, results, key) = open_upstream(&config, metrics.clone())?;
 
         // Where several processes keep the ledger, leases say what is open and nobody's.
         let recovery = match ledger.has_leases() {
@@ -246,7 +254,9 @@ impl App {
             price: config.upstream.credit_price,
         });
         let gateway = Gateway::new(gateway_parts, config.upstream.namespace.clone(), public_root.clone())
-            .with_store_root(config.store.public_url.as_ref().map(ToString::to_string));
+            .with_store_root(config.store.public_url.as_ref().map(ToString::to_string))
+            // The rest of the connections is for those who only want what is stored.
+            .with_waiting_places((config.server.max_connections * 3 / 4).max(1));
         let freshness = gateway.freshness();
         let following = freshness.clone();
         tokio::spawn(stopped.clone().run_until_cancelled_owned(async move { following.follow().await }));
@@ -299,7 +309,7 @@ impl App {
             socket: public,
             name: ListenerName::Public,
             routes: server::public_service(public_router(state_of_routes.clone()), state_of_routes),
-            limits: connection_limits(&config),
+            limits: connection_limits(&config.server),
             certificate,
             metrics: metrics.clone(),
             stops: stops.clone(),
@@ -310,7 +320,7 @@ impl App {
             routes: admin_router(admin_state),
             limits: ConnectionLimits { max_connections: ADMIN_CONNECTIONS, ..public.limits },
             certificate: None,
-            metrics,
+            metrics: metrics.clone(),
             stops: stops.clone(),
         };
         let listeners = vec![tokio::spawn(public.serve()), tokio::spawn(admin.serve())];
@@ -336,6 +346,7 @@ impl App {
             drain_grace: config.server.drain_grace,
             longest_call: config.upstream.hard_stop + STOP_MARGIN,
             listeners,
+            metrics,
             _state: state,
         })
     }
@@ -343,6 +354,11 @@ impl App {
     /// What gives the running program another configuration.
     pub fn reloader(&self) -> Arc<Reloader> {
         self.reloader.clone()
+    }
+
+    /// Says how many lines of the log were lost, whenever the metrics are asked for it.
+    pub fn count_dropped_lines(&self, dropped: impl Fn() -> u64 + Send + Sync + 'static) {
+        self.metrics.count_dropped_lines(dropped);
     }
 
     /// Stops in good order: not ready at once, full service for a grace, then no new connections
@@ -372,32 +388,6 @@ impl App {
     }
 }
 
-/// With as long a queue as the system allows: when it overflows, clients that came together wait a
-/// second for their next try, or are reset.
-fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
-    let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // What a restart finds in TIME_WAIT is no reason not to listen.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(ACCEPT_QUEUE)
-    };
-    listen().with_context(|| {
-        format!("{field}: cannot listen on {address}; choose another address or stop what is there")
-    })
-}
-
-fn connection_limits(config: &Config) -> ConnectionLimits {
-    let server = &config.server;
-    let taking = TakingLimits { grace: server.write_timeout, bytes_per_second: server.min_download_rate.0 };
-    ConnectionLimits {
-        max_connections: server.max_connections,
-        head: server.head_timeout,
-        idle: server.idle_timeout,
-        taking,
-    }
-}
-
 fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {
     SpoolConfig {
         disk: Some(state.path().to_owned()),
@@ -409,7 +399,7 @@ fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {
 
 type Seller = (Arc<dyn Upstream>, Arc<dyn ResultSource>, Option<Arc<ArcSwap<Secret>>>);
 
-fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
+fn open_upstream(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Seller> {
     let settings = &config.upstream;
     match settings.kind {
         UpstreamKind::Builtin => {
@@ -427,7 +417,7 @@ fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
             download.max_bytes = usize::try_from(settings.result_max_bytes.0).unwrap_or(usize::MAX);
             download.total_timeout = settings.result_timeout;
             let (ailab, key) = open_ailab(settings)?;
-            Ok((Arc::new(ailab), Arc::new(Downloader::new(download)), Some(key)))
+            Ok((Arc::new(ailab.timed_by(metrics)), Arc::new(Downloader::new(download)), Some(key)))
         }
     }
 }
@@ -469,29 +459,5 @@ fn terms(config: &Config) -> Terms {
         daily_credits: config.budget.daily_credits,
         monthly_credits: config.budget.monthly_credits,
         origins: origins.filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok()).collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::{Ipv4Addr, TcpStream};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_thousand_clients_may_wait_to_be_accepted() {
-        let allowed = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("this is Linux");
-        let clients = allowed.trim().parse::<usize>().expect("a number").min(1000);
-        let listener =
-            bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), "server.listen").expect("a free port");
-        let address = listener.local_addr().expect("bound");
-        // Who finds the queue full is not told, and tries again after a second.
-        let patience = Duration::from_millis(900);
-        let connect = |n| {
-            TcpStream::connect_timeout(&address, patience)
-                .unwrap_or_else(|error| panic!("client {n}: {error}"))
-        };
-        let waiting: Vec<TcpStream> = (0..clients).map(connect).collect();
-        assert_eq!(waiting.len(), clients);
     }
 }

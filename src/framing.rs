@@ -48,21 +48,9 @@ pub enum HeadError {
 }
 
 impl HeadError {
-    /// The reasons that are counted as malformed, for metrics.
-    pub const MALFORMED: [Self; 5] =
-        [Self::Host, Self::Framing, Self::TooLarge, Self::UriTooLong, Self::Method];
-
-    /// The word in labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Host => "host",
-            Self::Framing => "framing",
-            Self::TooLarge => "head_too_large",
-            Self::UriTooLong => "uri_too_long",
-            Self::Method => "method",
-            Self::Slow => "slow",
-        }
-    }
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Host, Self::Framing, Self::TooLarge, Self::UriTooLong, Self::Method, Self::Slow];
 }
 
 /// How long the body is that follows a head.

@@ -13,7 +13,9 @@ use granary_kit::images;
 use granary_kit::process::GranaryProcess;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::harness::{Granary, cache_status, metric, number, real, until, within};
+use crate::harness::{
+    Granary, cache_status, metric, number, real, real_ailab, team, until, upstream_section, within,
+};
 
 /// A field of `/proc/PID/status` in KiB.
 fn memory(process: &GranaryProcess, field: &str) -> u64 {
@@ -206,6 +208,87 @@ async fn who_is_one_too_many_is_told_so_and_operators_are_not_in_the_way() {
     }
 }
 
+/// In stages, each with more load than the one before: what is refused first is what costs most and is
+/// missed least, and what was paid for is finished in every one of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_more_and_more_load_misses_go_first_and_what_is_stored_is_served_to_the_last_place() {
+    let upstream = FakeAilab::start().await;
+    let (web, token) = team("web", "");
+    let (greedy, greedy_token) = team("greedy", "");
+    let section = upstream_section(&upstream, "concurrency = 1\nmax_concurrency = 1\nqueue = 2");
+    let granary =
+        Granary::builtin(&format!("[server]\nmax_connections = 20\n{section}\n{web}\n{greedy}")).await;
+    let url = granary.url();
+    let call = |token: &str, seed| {
+        Call::crop(&url, Some(token), &Form::curl(images::tiny_png(16, 16, seed), 64, 64))
+    };
+    let stored = call(&token, 0).send().await.unwrap();
+    let (hit, result) = (call(&token, 0), Call::new("GET", &stored.result_url()));
+    upstream.always(Behaviour::Hold);
+    let wait = async |token: &str, seed| {
+        let mut connection = RawConnection::open(&url).await.unwrap();
+        connection.send(&call(token, seed).to_bytes()).await.unwrap();
+        connection
+    };
+    let served = async || {
+        for (call, status) in [(&hit, 200), (&result, 200), (&call("no-token", 9), 401)] {
+            let answer = call.send().await.unwrap();
+            assert_eq!(answer.status, status, "{}", answer.text());
+        }
+    };
+    let is_busy = |answer: &Answer| {
+        assert_eq!(
+            (answer.status, answer.header("granary-reason")),
+            (503, Some("busy")),
+            "{}",
+            answer.text()
+        );
+    };
+    let queued = "granary_upstream_queue_depth{team=\"greedy\"}";
+    // The slot is taken, and one team fills the queue.
+    let mut waiting = vec![wait(&greedy_token, 1).await];
+    upstream.wait_for_held(1).await;
+    let mut over_share = Vec::new();
+    for seed in [2, 3] {
+        over_share.push(wait(&greedy_token, seed).await);
+        granary.wait_for_metric(queued, (seed - 1) as f64).await;
+    }
+    served().await;
+    // First go the misses of who has more than its share.
+    is_busy(&call(&greedy_token, 4).send().await.unwrap());
+    waiting.push(wait(&token, 5).await);
+    is_busy(&over_share.pop().unwrap().read_answer(false).await.unwrap());
+    waiting.push(over_share.pop().unwrap());
+    served().await;
+    // Then all misses that are not being made already.
+    is_busy(&call(&token, 6).send().await.unwrap());
+    // Then those too that would only wait: three quarters of the places are taken.
+    while waiting.len() < 15 {
+        waiting.push(wait(&token, 1).await);
+        granary.wait_for_metric("granary_coalesce_followers", waiting.len() as f64).await;
+    }
+    is_busy(&call(&token, 1).send().await.unwrap());
+    served().await;
+    // To the last place what is stored is served.
+    let mut kept = Vec::new();
+    for _ in 0..5 {
+        let mut connection = RawConnection::open(&url).await.unwrap();
+        assert_eq!(connection.call(&hit).await.unwrap().status, 200);
+        kept.push(connection);
+    }
+    assert_eq!(hit.send().await.unwrap().header("granary-reason"), Some("connections"));
+    for mut connection in kept {
+        assert_eq!(connection.call(&result).await.unwrap().status, 200);
+    }
+    // And nothing that had begun was given up.
+    upstream.always(Behaviour::Success);
+    upstream.release();
+    for mut connection in waiting {
+        assert_eq!(connection.read_answer(false).await.unwrap().status, 200);
+    }
+    assert_eq!(upstream.charges(), 4);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_take_its_answer_is_closed_and_others_are_served() {
     let config = "[server]\nwrite_timeout = \"1s\"\nmin_download_rate = \"64MiB\"";
@@ -241,7 +324,7 @@ async fn a_client_that_does_not_take_its_answer_is_closed_and_others_are_served(
 async fn who_has_ended_its_half_is_still_answered_and_waiting_for_that_costs_nothing() {
     let upstream = FakeAilab::start().await;
     upstream.always(Behaviour::Hold);
-    let process = crate::harness::real_ailab(&upstream).start().await.unwrap();
+    let process = real_ailab(&upstream).start().await.unwrap();
     let url = process.public_url();
     let call = Call::crop(&url, None, &Form::curl(images::tiny_png(16, 16, 1), 64, 64));
     let mut waiting = Vec::new();
@@ -273,7 +356,7 @@ async fn who_has_ended_its_half_is_still_answered_and_waiting_for_that_costs_not
 async fn who_has_left_politely_is_not_waited_for() {
     let upstream = FakeAilab::start().await;
     upstream.on_next(Behaviour::Hold);
-    let config = crate::harness::upstream_section(&upstream, "concurrency = 1");
+    let config = upstream_section(&upstream, "concurrency = 1");
     let granary = Granary::builtin(&config).await;
     let call = |seed| Call::crop(&granary.url(), None, &Form::curl(images::tiny_png(16, 16, seed), 64, 64));
     let mut blocking = RawConnection::open(&granary.url()).await.unwrap();

@@ -164,7 +164,7 @@ fn errors() -> Vec<GatewayError> {
         })
     };
     let web = || Scope::Team("web".to_owned());
-    let head = HeadError::MALFORMED.into_iter().chain([HeadError::Slow]).map(GatewayError::Head);
+    let head = HeadError::ALL.into_iter().map(GatewayError::Head);
     let others = [
         GatewayError::TooManyConnections,
         request(RequestError::DuplicateField { field: Field::Image }),
