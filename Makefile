@@ -22,7 +22,7 @@ SEEDS ?= 100000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak crash faults simulate compiler curl strace postgres prometheus nextest components
+.PHONY: help run test lint bench soak crash faults clients simulate compiler curl strace postgres prometheus nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -61,6 +61,11 @@ faults: compiler strace nextest ## Faults in their long form: ten thousand hang-
 	DISCONNECTS=10000 CUT_UPLOADS=100 CUT_FILES=20 DISK_FAULTS=1 \
 		$(CARGO) nextest run --locked --workspace $(TEST_FEATURES) --profile soak --no-fail-fast \
 		-E 'test(/^(disconnects|downloads|uploads|disk|race)::/)'
+
+clients: compiler nextest ## Bad clients in their long form: 6,000 slow ones, 50 stops under load, 20 certificates, 100,000 pipelined requests
+	CONNECTIONS=2000 STOPS=50 SWAPS=20 PIPELINED=100000 \
+		$(CARGO) nextest run --locked --workspace $(TEST_FEATURES) --profile soak --no-fail-fast \
+		-E 'test(/^(connections|framing|stopping|tls)::/)'
 
 simulate: compiler nextest ## Whole lives with all faults, SEEDS=100000 of them from START=0, or one SEED=4711 step by step
 	SIM_SEEDS=$(SEEDS) SIM_START=$(START) SIM_SEED=$(SEED) $(CARGO) nextest run --locked --workspace --lib $(TEST_FEATURES) \

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use granary::config::{Config, Environment, is_live};
 use granary::error::{GatewayError, KINDS};
+use granary::framing::HeadError;
 use granary::key::Digest;
 use granary::ledger::CallState;
 use granary::ledger::budget::{Budget, BudgetRefusal, Scope, Window};
@@ -164,7 +165,9 @@ fn errors() -> Vec<GatewayError> {
         })
     };
     let web = || Scope::Team("web".to_owned());
-    vec![
+    let head = HeadError::ALL.into_iter().map(GatewayError::Head);
+    let others = [
+        GatewayError::TooManyConnections,
         request(RequestError::DuplicateField { field: Field::Image }),
         request(RequestError::MissingField { field: Field::Image }),
         request(RequestError::EmptyField { field: Field::Image }),
@@ -214,12 +217,14 @@ fn errors() -> Vec<GatewayError> {
         GatewayError::LedgerUnavailable,
         GatewayError::StoreUnavailable,
         GatewayError::Bug,
-    ]
+    ];
+    head.chain(others).collect()
 }
 
 fn is_listed(error: &GatewayError) -> bool {
     use GatewayError as E;
     match error {
+        E::Head(_) | E::TooManyConnections => true,
         E::Request(_) | E::Auth(_) | E::RefreshNotAllowed | E::NoSuchRoute | E::MethodNotAllowed { .. } => {
             true
         }

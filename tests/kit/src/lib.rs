@@ -23,6 +23,7 @@
 )]
 
 pub mod ailab;
+pub mod certificate;
 pub mod client;
 pub mod dice;
 pub mod disk;
