@@ -15,6 +15,7 @@ mod canonical;
 mod coalescing;
 #[cfg(feature = "crash-points")]
 mod crash;
+mod deployment;
 mod disconnects;
 mod disk;
 mod downloads;
