@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -101,10 +102,12 @@ def main(program, purchases):
         granary = Granary(program, folder)
         say("resident at rest", granary.status("VmRSS") / 1024, "KiB")
         say("descriptors at rest", granary.descriptors())
+        resident, open_before = granary.status("VmRSS"), granary.descriptors()
         idle = [socket.create_connection(granary.public.rsplit(":", 1)) for _ in range(CONNECTIONS)]
-        # Each has been heard of once the server is done with one request that came after them.
-        granary.metric("granary_ledger_up")
-        say("descriptors for each connection", (granary.descriptors() - 0) / CONNECTIONS)
+        # The kernel has them at once; the program has each when it has accepted it.
+        while granary.descriptors() < open_before + CONNECTIONS:
+            time.sleep(0.01)
+        say("resident for each open connection", (granary.status("VmRSS") - resident) / CONNECTIONS, "bytes")
         for connection in idle:
             connection.close()
         connections = threading.local()

@@ -1,4 +1,5 @@
-//! The scripts beside `deploy/compose.yaml`, run as written: what they make is what Granary starts with.
+//! The scripts beside `deploy/compose.yaml`, run as written: what they make is what Granary starts with; and
+//! what `deploy/sizing.md` says of bucket and database.
 //!
 //! No container engine runs here, so the containers are left out: the program, a PostgreSQL and a
 //! bucket stand at loopback addresses in their place. The files themselves are the subject of
@@ -15,11 +16,12 @@ use granary_kit::form::Form;
 use granary_kit::images;
 use granary_kit::postgres::Postgres;
 use granary_kit::process::GranaryProcess;
-use granary_kit::s3::S3Server;
+use granary_kit::s3::{Operation, S3Server};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::harness::{bytes_of, cache_status};
+use crate::bucket::store_section;
+use crate::harness::{bytes_of, cache_status, number, real, team, until};
 
 /// A copy of `deploy/compose`, as in a fresh clone.
 struct Compose {
@@ -169,4 +171,59 @@ async fn a_bucket_is_made_once_and_only_with_the_right_secret() {
         assert!(success && said.contains(expected), "{said}");
         assert!(!said.contains(secret), "{said}");
     }
+}
+
+/// The full form, `PURCHASES=2000`, is where the figures in `deploy/sizing.md` come from.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purchase_takes_from_bucket_and_database_what_the_sizing_page_says() {
+    let purchases = number("PURCHASES").unwrap_or(20);
+    let (bucket, database, folder) = (S3Server::start().await, Postgres::start(), TempDir::new().unwrap());
+    database.create_database("crops");
+    let (table, token) = team("web", "");
+    let state = format!("[state]\ndatabase_url = \"{}\"\n", database.url("crops"));
+    let config = format!("{}\n{state}\n{table}", store_section(&bucket, &folder));
+    let granary = real().config_text(config).start().await.unwrap_or_else(|ended| panic!("{ended:#?}"));
+    let crop = async |seed: u64| {
+        let form = Form::curl(images::tiny_png(24, 24, seed), 40, 40);
+        let answer = client::post_form(&granary.public_url(), token.as_str(), &form).await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer
+    };
+    // What a process asks of a bucket once is not a purchase's.
+    crop(0).await;
+    let size = || -> u64 {
+        let sum = "SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c JOIN pg_namespace n \
+                   ON n.oid = c.relnamespace WHERE n.nspname = 'granary' AND c.relkind = 'r'";
+        database.sql("crops", sum).parse().unwrap()
+    };
+    let (empty, asked, written) = (size(), bucket.requests(), bucket.count(Operation::Put));
+    let mut first = None;
+    for seed in 1..=purchases {
+        first.get_or_insert(crop(seed).await);
+    }
+    let for_each = |all: u64| all as f64 / purchases as f64;
+    let writes = for_each(bucket.count(Operation::Put) - written);
+    let reads = for_each(bucket.requests() - asked) - writes;
+    let row = for_each(size() - empty);
+    database.sql("crops", "VACUUM FULL");
+    let kept = for_each(size().saturating_sub(empty));
+    println!("{purchases} purchases, for each: {writes:.2} writes and {reads:.2} reads of the bucket,");
+    println!("{row:.0} bytes of database, and {kept:.0} when all that is dead in there is gone");
+    assert!((2.0..=2.5).contains(&writes), "the object and the record: {writes}");
+    // And the archive's marker, every 30 s.
+    assert!((2.0..=3.0).contains(&reads), "the record, before buying and before it is written: {reads}");
+    if purchases >= 1000 {
+        assert!(row < 16_384.0 && kept < 2048.0, "{row} bytes, and {kept}");
+    }
+
+    let asked = bucket.requests();
+    assert_eq!(cache_status(&crop(1).await), "granary; hit; detail=memory");
+    assert_eq!(bucket.requests(), asked, "a hit in memory asks nobody");
+    let url = first.expect("there were purchases").result_url();
+    until("one request for a result", async || {
+        let asked = bucket.requests();
+        bytes_of(&url).await;
+        bucket.requests() == asked + 1
+    })
+    .await;
 }
