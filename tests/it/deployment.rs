@@ -123,6 +123,9 @@ async fn what_compose_is_prepared_with_buys_and_serves_a_crop() {
         .replace("/var/lib/granary", compose.path("state").to_str().unwrap())
         .replace("http://s3:9000", &bucket.endpoint());
     let builder = GranaryProcess::builder(env!("CARGO_BIN_EXE_granary")).config_text(config);
+    let checked = builder.clone().args(["check", "--live"]).run(Duration::from_secs(60)).await;
+    assert!(checked.status.success(), "{checked:#?}");
+    assert!(checked.stdout.contains("the bucket granary keeps what is written"), "{checked:#?}");
     let granary = builder.start().await.unwrap_or_else(|ended| panic!("{ended:#?}"));
 
     let form = Form::curl(images::tiny_png(24, 24, 1), 40, 40);
