@@ -198,7 +198,7 @@ def leaves(value, path=""):
 
 def check_systemd(root):
     unit = dict(re.findall(r"^(\w+)=(.*)$", (root / "deploy/granary.service").read_text(), re.MULTILINE))
-    want(seconds(unit["TimeoutStopSec"] + "s") > STOP_SECONDS, f"TimeoutStopSec is less than {STOP_SECONDS} s")
+    want(seconds(unit.get("TimeoutStopSec", "90") + "s") > STOP_SECONDS, f"TimeoutStopSec is less than {STOP_SECONDS} s")
     want(unit.get("KillSignal", "SIGTERM") == "SIGTERM", "KillSignal is not SIGTERM")
     want("-HUP" in unit.get("ExecReload", ""), "ExecReload does not send SIGHUP")
     example = (root / "deploy/granary.example.toml").read_text()
