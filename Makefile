@@ -103,13 +103,14 @@ postgres:
 linters: target/deploy-tools/installed
 	$(call install,shellcheck,shellcheck)
 	$(call install,docker-compose,docker-compose)
+	$(call install,promtool,prometheus)
 	$(call install,kubectl,kubernetes-client)
 	$(call install,systemd-analyze,systemd)
 
 target/deploy-tools/installed: deploy/requirements.txt
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || { $(call packages,Python,python3-venv); }
 	python3 -m venv --clear target/deploy-tools
-	target/deploy-tools/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	target/deploy-tools/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --requirement $<
 	@touch $@
 
 nextest: compiler

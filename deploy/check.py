@@ -78,6 +78,10 @@ def check_compose(root):
     grace = seconds(granary.get("stop_grace_period", "10s"))
     want(grace > STOP_SECONDS, f"granary: stop_grace_period is less than {STOP_SECONDS} s")
     want(granary.get("read_only") is True, "granary: read_only is not set")
+    for job in yaml.safe_load((deploy / "compose/prometheus.yaml").read_text())["scrape_configs"]:
+        want(job["job_name"].startswith("granary"), f"prometheus.yaml: rules and boards know no job {job['job_name']}")
+        for target in (target for group in job["static_configs"] for target in group["targets"]):
+            want(target.split(":")[0] in compose["services"], f"prometheus.yaml: there is no service {target}")
     named = set(re.findall(SECRETS + r"([\w.-]+)", uncommented(deploy / "compose/granary.toml")))
     prepared = set(re.findall(r"secrets/granary/([\w.-]+)", (deploy / "compose/prepare").read_text()))
     want(named <= prepared, f"compose/granary.toml names {sorted(named - prepared)}, which prepare does not make")
