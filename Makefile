@@ -22,7 +22,7 @@ SEEDS ?= 100000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint deploy bench soak crash faults simulate compiler curl strace postgres linters nextest components
+.PHONY: help run test lint bench soak crash faults simulate compiler curl strace postgres nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -44,6 +44,7 @@ lint: compiler components deploy ## Formatting, clippy with and without crash po
 	$(CARGO) clippy --locked --workspace --all-targets $(TEST_FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
+.PHONY: deploy linters
 deploy: compiler linters ## Check every file below deploy/, and that the checks find faults
 	deploy/check
 	deploy/check --self-test
@@ -99,6 +100,14 @@ postgres:
 	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || { $(call packages,PostgreSQL,postgresql); }
 	$(call install,/usr/sbin/pgbouncer,pgbouncer)
 
+nextest: compiler
+	@$(CARGO) nextest --version >/dev/null 2>&1 || \
+		$(CARGO) install --locked cargo-nextest --version $(NEXTEST_VERSION)
+
+components:
+	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || \
+		rustup component add rustfmt clippy
+
 # For the files below deploy/. What Debian does not have comes from PyPI, each in the version that is known.
 linters: target/deploy-tools/installed
 	$(call install,shellcheck,shellcheck)
@@ -112,11 +121,3 @@ target/deploy-tools/installed: deploy/requirements.txt
 	python3 -m venv --clear target/deploy-tools
 	target/deploy-tools/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --requirement $<
 	@touch $@
-
-nextest: compiler
-	@$(CARGO) nextest --version >/dev/null 2>&1 || \
-		$(CARGO) install --locked cargo-nextest --version $(NEXTEST_VERSION)
-
-components:
-	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || \
-		rustup component add rustfmt clippy
