@@ -16,6 +16,7 @@ mod coalescing;
 mod connections;
 #[cfg(feature = "crash-points")]
 mod crash;
+mod deployment;
 mod disconnects;
 mod disk;
 mod downloads;
