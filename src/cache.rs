@@ -10,9 +10,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use moka::future::Cache;
+use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 
 use crate::key::CacheKey;
+use crate::metrics::{Eviction, Metrics};
 use crate::picture::ObjectName;
 use crate::store::{Record, Store, StoreError};
 
@@ -77,10 +79,27 @@ impl Entry {
 impl MemoryCache {
     /// Holds at most `capacity` bytes.
     pub fn new(capacity: u64) -> Self {
+        Self::watched(capacity, |_| {})
+    }
+
+    /// The same, counting what leaves it.
+    pub fn counted(capacity: u64, metrics: Arc<Metrics>) -> Self {
+        Self::watched(capacity, move |cause| metrics.evicted(cause))
+    }
+
+    fn watched(capacity: u64, left: impl Fn(Eviction) + Send + Sync + 'static) -> Self {
         Self {
             entries: Cache::builder()
                 .max_capacity(capacity)
                 .weigher(|_, entry: &Entry| entry.weight())
+                .eviction_listener(move |_, _, cause| {
+                    left(match cause {
+                        RemovalCause::Size => Eviction::Size,
+                        RemovalCause::Expired => Eviction::Expired,
+                        RemovalCause::Replaced => Eviction::Replaced,
+                        RemovalCause::Explicit => Eviction::Explicit,
+                    });
+                })
                 .build(),
             refusals: Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_LIFE).build(),
             forgotten: Box::new([const { AtomicU64::new(0) }; 256]),

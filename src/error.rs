@@ -5,6 +5,8 @@
 //! own vocabulary, which deployed clients understand already; where that is too coarse, a stable
 //! word of ours goes into `Granary-Reason`.
 
+mod kinds;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
 
+pub use self::kinds::KINDS;
 use crate::code::{self, Code};
 use crate::ledger::budget::{self, BudgetRefusal, Scope};
 use crate::request::RequestError;
