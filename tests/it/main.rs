@@ -24,6 +24,7 @@ mod faults;
 mod fleet;
 mod harness;
 mod http;
+mod observability;
 mod postgres;
 mod public_url;
 mod purge;

@@ -126,7 +126,7 @@ fn launch(folder: &Path, port: u16) -> Bound {
     command.arg(format!("--config.file={}", folder.join("etc/prometheus.yaml").display()));
     command.arg(format!("--storage.tsdb.path={}", folder.join("data").display()));
     command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
-    command.args(["--log.level=warn", "--storage.tsdb.no-lockfile"]);
+    command.arg("--log.level=warn");
     let log = File::options().create(true).append(true).open(folder.join("log")).unwrap();
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     command.current_dir(folder);
@@ -178,11 +178,9 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let rule = "groups: [{name: x, rules: [{record: a:b, expr: vector(7)}]}]";
         fs::write(folder.path().join("rules.yaml"), rule).unwrap();
-        let server = Prometheus::start(
-            "global: {evaluation_interval: 1s}\nrule_files: [rules.yaml]\n",
-            folder.path(),
-        )
-        .await;
+        let server =
+            Prometheus::start("global: {evaluation_interval: 1s}\nrule_files: [rules.yaml]\n", folder.path())
+                .await;
         let begun = Instant::now();
         while server.query("a:b").await.unwrap().is_empty() {
             assert!(begun.elapsed() < PATIENCE, "{}", server.log());
@@ -200,7 +198,8 @@ mod tests {
 
     #[test]
     fn promtool_reads_what_it_is_given() {
-        let good = promtool(&["check", "metrics"], b"# HELP a_total Some.\n# TYPE a_total counter\na_total 1\n");
+        let good =
+            promtool(&["check", "metrics"], b"# HELP a_total Some.\n# TYPE a_total counter\na_total 1\n");
         assert!(good.status.success(), "{good:?}");
         assert!(!promtool(&["check", "metrics"], b"# TYPE a counter\na 1\n").status.success());
     }
