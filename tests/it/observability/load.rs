@@ -1,23 +1,30 @@
 //! A day of a Granary in half a minute: every kind of answer, several teams with budgets, faults of the upstream and
 //! of the bucket, callers who are wrong; counted as their clients see it.
+//!
+//! `BOARDS_REQUESTS` is how many come at random beside what is asked for on purpose.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use granary::routes::usage::UsageReport;
 use granary_kit::ailab::{Behaviour, CREDITS_PER_CROP, FakeAilab, ResultBehaviour};
 use granary_kit::client::{self, Answer, CROP_PATH, Call};
+use granary_kit::dice::Dice;
 use granary_kit::form::Form;
 use granary_kit::images::tiny_png;
 use granary_kit::process::GranaryProcess;
 use granary_kit::prometheus::Prometheus;
 use granary_kit::s3::{Fault, S3Server};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use crate::bucket::store_section;
-use crate::harness::{Granary, adopt, cache_status, metric, real, team, until, upstream_section};
+use crate::harness::{Granary, adopt, cache_status, metric, number, real, team, until, upstream_section};
 
 /// Pictures that were bought before this ledger began.
 const EARLIER: [u64; 2] = [901, 902];
+/// How many ask at once in a crowd.
+const CLIENTS: u64 = 8;
 
 /// A Granary with all it needs, and what its clients have seen.
 pub(super) struct World {
@@ -48,7 +55,7 @@ impl World {
             // Two crops.
             ("app", "daily_credits = 8"),
             ("batch", "monthly_credits = 900\nmisses_per_second = 0.01"),
-            ("guest", "monthly_credits = 300\nmode = \"shadow\""),
+            ("guest", "monthly_credits = 3000\nmode = \"shadow\""),
         ];
         let made = teams.map(|(name, more)| (name, team(name, more)));
         let tables: String = made.iter().map(|(_, (table, _))| table.as_str()).collect();
@@ -101,6 +108,7 @@ impl World {
         self.faults_of_the_upstream().await;
         self.bucket_is_away(prometheus).await;
         self.what_else_is_asked().await;
+        self.crowd().await;
     }
 
     async fn answers(&mut self) {
@@ -175,7 +183,7 @@ impl World {
         let mut answer = self.crop("web", 44).await;
         while answer.status != 200 {
             assert_eq!(answer.header("granary-reason"), Some("result_not_fetched"), "{}", answer.text());
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
             answer = self.crop("web", 44).await;
         }
     }
@@ -229,6 +237,32 @@ impl World {
         for verb in ["freeze", "thaw"] {
             let url = format!("{}/admin/v1/{verb}?team=batch", self.granary.admin_url());
             assert_eq!(Call::new("POST", &url).send().await.unwrap().status, 200);
+        }
+    }
+
+    /// Many at once, for the same pictures and for others, while the upstream is slow now and then, or fails.
+    async fn crowd(&mut self) {
+        let requests = number("BOARDS_REQUESTS").unwrap_or(200);
+        let pictures = (requests / 5).clamp(20, 300);
+        let mut dice = Dice::new(requests);
+        for round in 0..requests / CLIENTS {
+            match round % 10 {
+                3 => self.upstream.on_next(Behaviour::refuse(500, "AI_SERVICE_INTERNAL_ERROR")),
+                7 => self.upstream.on_next(Behaviour::Delay(Duration::from_millis(100))),
+                _ => {}
+            }
+            let mut asking = JoinSet::new();
+            for _ in 0..CLIENTS {
+                let team = if dice.below(2) == 0 { "web" } else { "guest" };
+                let call = self.call(team, 100 + dice.below(pictures));
+                let call =
+                    if dice.below(20) == 0 { call.header("Cache-Control", "only-if-cached") } else { call };
+                asking.spawn(async move { (team, call.send().await.unwrap()) });
+            }
+            while let Some(answered) = asking.join_next().await {
+                let (team, answer) = answered.unwrap();
+                self.saw(team, &answer);
+            }
         }
     }
 
