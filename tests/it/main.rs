@@ -24,6 +24,8 @@ mod faults;
 mod fleet;
 mod harness;
 mod http;
+mod log;
+mod metrics;
 mod observability;
 mod postgres;
 mod public_url;
