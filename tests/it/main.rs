@@ -29,6 +29,7 @@ mod harness;
 mod http;
 mod log;
 mod metrics;
+mod observability;
 mod postgres;
 mod public_url;
 mod purge;
