@@ -4,6 +4,7 @@ mod admin_tokens;
 pub mod adopt;
 mod ledger;
 pub mod live;
+mod memory;
 pub mod reload;
 mod secrets;
 mod store;
@@ -29,6 +30,7 @@ use crate::cache::MemoryCache;
 use crate::clock::Clock;
 use crate::config::{Config, Environment, Loaded, StoreKind, UpstreamConfig, UpstreamKind};
 use crate::crash::crash_point;
+use crate::download::bounded::BoundedResults;
 use crate::download::http::{DownloadConfig, Downloader};
 use crate::download::{HostRule, ResultSource};
 use crate::fill::{FillConfig, FillParts, Filler};
@@ -131,7 +133,8 @@ impl App {
 
         let policy = CurrentPolicy::new(terms(&config));
         let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
-        let cache = Arc::new(MemoryCache::new(config.cache.memory.0));
+        let memory = memory::open(&config, &state)?;
+        let cache = Arc::new(MemoryCache::new(config.cache.memory.0, memory.sent.clone()));
         let Books { ledger, usage, admin: ledger_admin } =
             ledger::open(&config, &state, clock.clone()).await?;
         let bare = store::open(&config.store).await?;
@@ -158,6 +161,8 @@ impl App {
             stopping.clone().run_until_cancelled_owned(async move { watched.watch(GUARD_PERIOD).await }),
         );
         let (upstream, results, key) = open_upstream(&config)?;
+        let max_bytes = config.upstream.result_max_bytes.0;
+        let results = Arc::new(BoundedResults::new(results, memory.fetched.clone(), max_bytes));
 
         // Where several processes keep the ledger, leases say what is open and nobody's.
         let recovery = match ledger.has_leases() {
@@ -228,6 +233,7 @@ impl App {
             metrics: metrics.clone(),
             meter: meter.clone(),
             guard: guard.clone(),
+            uploads: memory.uploads.clone(),
             clock: clock.clone(),
         };
         let usage_state = UsageState::new(UsageParts {
@@ -278,6 +284,7 @@ impl App {
         let admin_state = AdminState {
             metrics,
             cache,
+            memory,
             ledger,
             admin: ledger_admin,
             keys: Arc::new(keys),

@@ -5,6 +5,8 @@
 //! own vocabulary, which deployed clients understand already; where that is too coarse, a stable
 //! word of ours goes into `Granary-Reason`.
 
+mod situation;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
 
+pub use self::situation::{Fault, Situation};
 use crate::code::{self, Code};
 use crate::ledger::budget::{self, BudgetRefusal, Scope};
 use crate::request::RequestError;
@@ -109,6 +112,10 @@ pub enum GatewayError {
     },
     /// A new result could not be kept, so none is bought.
     NoRoom,
+    /// The upload could not be kept until its crop is made.
+    NoUploadRoom,
+    /// So much is being sent to slow clients that there is no memory for another result.
+    NoResultRoom,
     /// Ledger and store do not belong together, or are not known to.
     ArchiveGuard,
     /// The ledger cannot be asked or written.
@@ -119,64 +126,13 @@ pub enum GatewayError {
     Bug,
 }
 
-/// Who has to mend it; prefixes the error class in metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fault {
-    /// Whoever sent the request.
-    Caller,
-    /// A rule somebody set: a budget, a rate, a freeze.
-    Policy,
-    /// The upstream or its storage.
-    Upstream,
-    /// Granary, or what it runs on.
-    Gateway,
-}
-
-impl Fault {
-    /// All, for metrics.
-    pub const ALL: [Self; 4] = [Self::Caller, Self::Policy, Self::Upstream, Self::Gateway];
-
-    /// The word in labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Caller => "caller",
-            Self::Policy => "policy",
-            Self::Upstream => "upstream",
-            Self::Gateway => "gateway",
+impl From<RequestError> for GatewayError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            // Not the request's fault.
+            RequestError::NoRoom => Self::NoUploadRoom,
+            error => Self::Request(Arc::new(error)),
         }
-    }
-}
-
-/// One row of the table.
-pub struct Situation {
-    /// HTTP status, `error_code` and `error_detail.status_code`.
-    pub status: StatusCode,
-    /// Code and text of the upstream's vocabulary.
-    pub code: Code,
-    /// Who has to mend it.
-    pub fault: Fault,
-    /// What was wrong with which input, and what to do.
-    pub detail: String,
-    /// `Granary-Reason`.
-    pub reason: Option<&'static str>,
-    /// `Retry-After`, before jitter and cap. Owed on every 429 and 503.
-    pub retry_after: Option<Duration>,
-}
-
-impl Situation {
-    fn new(status: u16, code: Code, fault: Fault, detail: impl Into<String>) -> Self {
-        let status = StatusCode::from_u16(status).expect("statuses in this file are valid");
-        Self { status, code, fault, detail: detail.into(), reason: None, retry_after: None }
-    }
-
-    fn because(mut self, reason: &'static str) -> Self {
-        self.reason = Some(reason);
-        self
-    }
-
-    fn retry_after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait);
-        self
     }
 }
 
@@ -408,6 +364,23 @@ impl GatewayError {
             )
             .because("no_room")
             .retry_after(LATER),
+            Self::NoUploadRoom => Situation::new(
+                503,
+                code::ERROR_RESOURCE_UNAVAILABLE,
+                Gateway,
+                "there is no room to keep this upload until its crop is made; nothing was spent, send it again in a \
+                 moment",
+            )
+            .because("no_room")
+            .retry_after(SOON),
+            Self::NoResultRoom => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Gateway,
+                "too many results are being sent to slow clients at the moment; ask again",
+            )
+            .because("busy")
+            .retry_after(SOON),
             Self::ArchiveGuard => Situation::new(
                 503,
                 code::ERROR_RESOURCE_UNAVAILABLE,
@@ -470,5 +443,6 @@ fn request_row(error: &RequestError) -> (u16, Code) {
         RequestError::UnsupportedFile => (415, code::UNSUPPORTED_FILE_TYPES),
         RequestError::UnreadableHeader => (422, code::FILE_DECODING_FAILURE),
         RequestError::BodyTimeout => (408, code::ERROR_PARAMETERS),
+        RequestError::NoRoom => (503, code::ERROR_RESOURCE_UNAVAILABLE),
     }
 }

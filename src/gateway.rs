@@ -23,7 +23,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use self::freshness::Freshness;
-use crate::cache::{MemoryCache, Reading};
+use crate::cache::{MemoryCache, ObjectError, Reading};
 use crate::clock::Clock;
 use crate::crash::crash_point;
 use crate::error::{Fault, GatewayError};
@@ -42,6 +42,7 @@ use crate::request::{self, CropRequest, FormHead};
 use crate::rewrite;
 use crate::store::{Record, Store, StoreError};
 use crate::teams::Team;
+use crate::uploads::UploadRoom;
 
 /// How long a caller waits whose body took longer than its deadline to arrive.
 const LATE_BODY_PATIENCE: Duration = Duration::from_secs(2);
@@ -65,6 +66,8 @@ pub struct GatewayParts {
     pub meter: Arc<Meter>,
     /// Says whether what is missing was ever here.
     pub guard: Arc<ArchiveGuard>,
+    /// Where pictures are until they are bought, or need not be.
+    pub uploads: UploadRoom,
     /// The time of day.
     pub clock: Clock,
 }
@@ -143,8 +146,7 @@ impl Gateway {
         B::Error: Into<request::BoxError>,
     {
         crash_point("CP1");
-        let request =
-            request::read(head, body).await.map_err(|error| GatewayError::Request(Arc::new(error)))?;
+        let request = request::read(head, body, &self.parts.uploads).await?;
         crash_point("CP3");
         let deadline = deadline_of(caller);
         let found =
@@ -153,6 +155,8 @@ impl Gateway {
                 GatewayError::StillBeingMade
             })??;
         if let Some(found) = found.filter(|_| !caller.refresh) {
+            // What is not bought makes room for other uploads at once.
+            drop(request.order);
             return self.reply(found.record, found.status, request.ignored).await;
         }
         self.may_be_bought(caller, request.key).await?;
@@ -172,15 +176,16 @@ impl Gateway {
     /// A permanent result's bytes, checked against its name.
     ///
     /// # Errors
-    /// [`GatewayError::ResultNotFound`], [`GatewayError::ArchiveGuard`] or
-    /// [`GatewayError::StoreUnavailable`].
+    /// [`GatewayError::ResultNotFound`], [`GatewayError::ArchiveGuard`],
+    /// [`GatewayError::NoResultRoom`] or [`GatewayError::StoreUnavailable`].
     pub async fn result(&self, object: ObjectName) -> Result<Bytes, GatewayError> {
         match self.parts.cache.object(object, &*self.parts.store).await {
             Ok(Some(bytes)) => Ok(bytes),
             // In another bucket than ours nothing is known to be absent.
             Ok(None) if !self.parts.guard.confirm().await => Err(GatewayError::ArchiveGuard),
             Ok(None) => Err(GatewayError::ResultNotFound),
-            Err(error) => {
+            Err(ObjectError::NoRoom(_)) => Err(GatewayError::NoResultRoom),
+            Err(ObjectError::Store(error)) => {
                 tracing::error!(%error, object = %object.path(), "a result cannot be read");
                 Err(GatewayError::StoreUnavailable)
             }

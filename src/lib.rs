@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | accept | [`server`] | a clock on every connection |
 //! | route, authenticate | [`routes`], [`teams`] | what the head forbids is refused before the body is read; a clock on every body |
-//! | parse | [`request`], [`multipart`] | limits before anything is kept; the picture is hashed as it arrives |
+//! | parse | [`request`], [`multipart`], [`uploads`] | limits before anything is kept; the picture is hashed as it arrives; memory for so much, then a file |
 //! | key | [`key`] | BLAKE3 of picture, width and height, and nothing else |
 //! | look up | [`gateway`], [`cache`], [`ledger`], [`store`] | memory, ledger, store; only what is known to be absent is bought |
 //! | coalesce | [`coalesce`] | many callers, one fill |
@@ -44,7 +44,7 @@
 //! ```text
 //! main > cli > app > {config, server} > routes > gateway > {cache, circuit, coalesce, fill, slots, rewrite}
 //!      > {error, guard, metering, metrics, policy, reconcile} > spool > {ledger, store, upstream, download, request, teams}
-//!      > {archive, net, breaker, envelope, code, money, multipart, outcome, operation, picture, key, clock, random, secret,
+//!      > {archive, net, breaker, envelope, code, money, multipart, outcome, operation, picture, results, uploads, key, clock, random, secret,
 //!         crash, disk, state}
 //! ```
 //!
@@ -83,6 +83,7 @@ pub mod policy;
 pub mod random;
 pub mod reconcile;
 pub mod request;
+pub mod results;
 pub mod rewrite;
 pub mod routes;
 pub mod secret;
@@ -94,4 +95,5 @@ pub mod spool;
 pub mod state;
 pub mod store;
 pub mod teams;
+pub mod uploads;
 pub mod upstream;

@@ -7,6 +7,7 @@
 mod admin;
 mod config;
 mod labels;
+mod uploads;
 mod upstream;
 mod usage;
 
@@ -21,6 +22,7 @@ use prometheus::{
 use self::admin::AdminFamilies;
 use self::config::ConfigFamilies;
 pub use self::labels::{RetryReason, ShedReason, Suspicion};
+use self::uploads::UploadFamilies;
 use self::upstream::UpstreamFamilies;
 use self::usage::UsageFamilies;
 use crate::ledger::CallState;
@@ -127,6 +129,7 @@ pub struct Metrics {
     config: ConfigFamilies,
     usage: UsageFamilies,
     admin: AdminFamilies,
+    uploads: UploadFamilies,
     ledger_credits: IntGaugeVec,
     ledger_up: IntGauge,
     ledger_sound: IntGauge,
@@ -196,6 +199,7 @@ impl Metrics {
             usage: UsageFamilies::new(&families, teams.iter().copied()),
             config: ConfigFamilies::new(&families),
             admin: AdminFamilies::new(&families),
+            uploads: UploadFamilies::new(&families),
             ledger_credits: families.gauge(
                 "granary_ledger_credits",
                 "Credits of this ledger's rows by state (grain: credits)",

@@ -34,6 +34,7 @@ mod restart;
 mod secrets;
 mod soak;
 mod spool;
+mod upload_memory;
 mod uploads;
 mod upstream_faults;
 mod usage;
