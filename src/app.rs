@@ -33,13 +33,17 @@ use crate::crash::crash_point;
 use crate::download::bounded::BoundedResults;
 use crate::download::http::{DownloadConfig, Downloader};
 use crate::download::{HostRule, ResultSource};
+use crate::error;
 use crate::fill::{FillConfig, FillParts, Filler};
 use crate::gateway::keys::{KeyDesk, KeyDeskParts};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::ArchiveGuard;
+use crate::ledger::Ledger;
 use crate::ledger::usage::UsageBook;
 use crate::metering::Meter;
 use crate::metrics::Metrics;
+use crate::metrics::ledger::MeteredLedger;
+use crate::metrics::store::MeteredStore;
 use crate::policy::{CurrentPolicy, Terms};
 use crate::reconcile::Reconciler;
 use crate::request::RequestLimits;
@@ -86,6 +90,7 @@ pub struct App {
     drain_grace: Duration,
     longest_call: Duration,
     listeners: Vec<tokio::task::JoinHandle<()>>,
+    metrics: Arc<Metrics>,
     _state: StateDir,
 }
 
@@ -133,11 +138,16 @@ impl App {
 
         let policy = CurrentPolicy::new(terms(&config));
         let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
+        metrics.expect_errors(error::KINDS.iter().map(|(fault, code)| (fault.as_str(), code.name)));
+        metrics.spool_may_hold(config.state.spool_max.0);
         let memory = memory::open(&config, &state)?;
-        let cache = Arc::new(MemoryCache::new(config.cache.memory.0, memory.sent.clone()));
+        let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());
+        let cache = Arc::new(cache);
         let Books { ledger, usage, admin: ledger_admin } =
             ledger::open(&config, &state, clock.clone()).await?;
+        let ledger: Arc<dyn Ledger> = Arc::new(MeteredLedger::new(ledger, metrics.clone()));
         let bare = store::open(&config.store).await?;
+        let bare: Arc<dyn Store> = Arc::new(MeteredStore::new(bare, metrics.clone()));
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let spool = Spool::new(bare, ledger.clone(), guard.clone(), spool_config(&config, &state));
         let store: Arc<dyn Store> = spool.clone();
@@ -160,7 +170,7 @@ impl App {
         tokio::spawn(
             stopping.clone().run_until_cancelled_owned(async move { watched.watch(GUARD_PERIOD).await }),
         );
-        let (upstream, results, key) = open_upstream(&config)?;
+        let (upstream, results, key) = open_upstream(&config, metrics.clone())?;
         let max_bytes = config.upstream.result_max_bytes.0;
         let results = Arc::new(BoundedResults::new(results, memory.fetched.clone(), max_bytes));
 
@@ -282,7 +292,7 @@ impl App {
             reconciler,
         });
         let admin_state = AdminState {
-            metrics,
+            metrics: metrics.clone(),
             cache,
             memory,
             ledger,
@@ -329,6 +339,7 @@ impl App {
             drain_grace: config.server.drain_grace,
             longest_call: config.upstream.hard_stop + STOP_MARGIN,
             listeners,
+            metrics,
             _state: state,
         })
     }
@@ -336,6 +347,11 @@ impl App {
     /// What gives the running program another configuration.
     pub fn reloader(&self) -> Arc<Reloader> {
         self.reloader.clone()
+    }
+
+    /// Says how many lines of the log were lost, whenever the metrics are asked for it.
+    pub fn count_dropped_lines(&self, dropped: impl Fn() -> u64 + Send + Sync + 'static) {
+        self.metrics.count_dropped_lines(dropped);
     }
 
     /// Stops in good order: not ready at once, full service for a grace, then no new connections
@@ -391,7 +407,7 @@ fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {
 
 type Seller = (Arc<dyn Upstream>, Arc<dyn ResultSource>, Option<Arc<ArcSwap<Secret>>>);
 
-fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
+fn open_upstream(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Seller> {
     let settings = &config.upstream;
     match settings.kind {
         UpstreamKind::Builtin => {
@@ -409,7 +425,7 @@ fn open_upstream(config: &Config) -> anyhow::Result<Seller> {
             download.max_bytes = usize::try_from(settings.result_max_bytes.0).unwrap_or(usize::MAX);
             download.total_timeout = settings.result_timeout;
             let (ailab, key) = open_ailab(settings)?;
-            Ok((Arc::new(ailab), Arc::new(Downloader::new(download)), Some(key)))
+            Ok((Arc::new(ailab.timed_by(metrics)), Arc::new(Downloader::new(download)), Some(key)))
         }
     }
 }

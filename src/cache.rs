@@ -13,11 +13,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use moka::future::Cache;
+use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 
 pub use self::serving::ObjectError;
 use self::serving::Serving;
 use crate::key::CacheKey;
+use crate::metrics::{Eviction, Metrics};
 use crate::picture::ObjectName;
 use crate::results::ResultRoom;
 use crate::store::{MAX_OBJECT_BYTES, Record, Store};
@@ -84,11 +86,28 @@ impl Entry {
 impl MemoryCache {
     /// Holds at most `capacity` bytes, and results that are being sent within `room`.
     pub fn new(capacity: u64, room: ResultRoom) -> Self {
+        Self::watched(capacity, room, |_| {})
+    }
+
+    /// The same, counting what leaves it.
+    pub fn counted(capacity: u64, room: ResultRoom, metrics: Arc<Metrics>) -> Self {
+        Self::watched(capacity, room, move |cause| metrics.evicted(cause))
+    }
+
+    fn watched(capacity: u64, room: ResultRoom, left: impl Fn(Eviction) + Send + Sync + 'static) -> Self {
         Self {
             serving: Serving::new(room),
             entries: Cache::builder()
                 .max_capacity(capacity)
                 .weigher(|_, entry: &Entry| entry.weight())
+                .eviction_listener(move |_, _, cause| {
+                    left(match cause {
+                        RemovalCause::Size => Eviction::Size,
+                        RemovalCause::Expired => Eviction::Expired,
+                        RemovalCause::Replaced => Eviction::Replaced,
+                        RemovalCause::Explicit => Eviction::Explicit,
+                    });
+                })
                 .build(),
             refusals: Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_LIFE).build(),
             forgotten: Box::new([const { AtomicU64::new(0) }; 256]),

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
+use self::logging::Log;
 use crate::app::App;
 use crate::config::{Config, Environment, Loaded, Problems};
 
@@ -146,7 +147,7 @@ fn load(file: Option<PathBuf>, environment: &Environment) -> Result<Loaded, Fail
 }
 
 fn serve(loaded: Loaded, environment: &Environment, console: &mut Console<'_>) -> Result<(), Failure> {
-    let level = logging::start(&loaded.config.log)?;
+    let Log { level, flushed } = logging::start(&loaded.config.log)?;
     if let Some(file) = &loaded.file {
         tracing::info!(file = %file.display(), "configuration read");
     }
@@ -158,7 +159,9 @@ fn serve(loaded: Loaded, environment: &Environment, console: &mut Console<'_>) -
         .build()
         .context("cannot start the threads that serve; allow this process more threads")?;
     let is_trial = welcome::is_trial(&loaded.config);
+    let lost = flushed.lost();
     let welcome = |app: &App| {
+        app.count_dropped_lines(lost);
         if is_trial {
             // Nobody has to read it: a closed standard output keeps nothing from being served.
             let _ = welcome::write(app.public_addr, Path::new(welcome::SAMPLE), console.stdout);

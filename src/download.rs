@@ -41,13 +41,32 @@ pub enum FetchError {
     /// The URL names a place we do not read from.
     #[error("the result's address is not allowed: {0}")]
     NotAllowed(&'static str),
-    /// The server says that there is no such result any more: 403, 404 or 410, or no picture.
+    /// The server says that there is no such result any more: 403, 404 or 410.
     #[error("the result is not there: {0}")]
     Dead(String),
-    /// Connection, time limit, length, any other status: worth another try.
+    /// What is there is no picture.
+    #[error("the result is not there: not a picture")]
+    NotPicture,
+    /// What is there has more bytes than are read.
+    #[error("the result is not there: larger than {0} bytes")]
+    TooLarge(usize),
+    /// Connection, any other status: worth another try.
     #[error("the result could not be read: {0}")]
     Transient(String),
+    /// It broke off, or ended before the picture did: worth another try.
+    #[error("the result could not be read: {0}")]
+    Incomplete(String),
     /// As [`Transient`](Self::Transient), and it was time that ran out.
     #[error("the result did not arrive in time")]
     Timeout,
+}
+
+impl FetchError {
+    /// Does the server have something else there, or nothing at all?
+    pub fn is_dead(&self) -> bool {
+        match self {
+            Self::Dead(_) | Self::NotPicture | Self::TooLarge(_) => true,
+            Self::NotAllowed(_) | Self::Transient(_) | Self::Incomplete(_) | Self::Timeout => false,
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! own vocabulary, which deployed clients understand already; where that is too coarse, a stable
 //! word of ours goes into `Granary-Reason`.
 
+mod kinds;
 mod situation;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
 
+pub use self::kinds::KINDS;
 pub use self::situation::{Fault, Situation};
 use crate::code::{self, Code};
 use crate::ledger::budget::{self, BudgetRefusal, Scope};

@@ -8,6 +8,7 @@ mod access;
 mod lease;
 pub mod machine;
 mod retry;
+mod stages;
 mod suspect;
 mod task;
 mod unsettled;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http::StatusCode;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +37,7 @@ use crate::envelope::Answer;
 use crate::guard::ArchiveGuard;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::{Ledger, Recovery, UnfinishedCall};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Stages};
 use crate::policy::CurrentPolicy;
 use crate::slots::{Slots, SlotsConfig, SlotsLoad};
 use crate::store::{Record, Store};
@@ -135,6 +137,17 @@ pub struct FillOutcome {
     pub verdict: Verdict,
     /// Who paid for it.
     pub payer: Option<WaiterId>,
+    /// What it has come through until then.
+    pub course: Course,
+}
+
+/// Where the time of a fill went, and what the upstream said.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Course {
+    /// Its stages.
+    pub stages: Stages,
+    /// The status of the upstream's last answer, if there was one.
+    pub upstream_status: Option<StatusCode>,
 }
 
 impl Filler {

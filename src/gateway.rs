@@ -15,27 +15,33 @@ pub mod freshness;
 pub mod keys;
 #[cfg(test)]
 mod tests;
+mod trail;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 
 use self::freshness::Freshness;
+pub use self::trail::Trail;
+use self::trail::WatchedBody;
 use crate::cache::{MemoryCache, ObjectError, Reading};
 use crate::clock::Clock;
+use crate::coalesce::Ticket;
 use crate::crash::crash_point;
 use crate::error::{Fault, GatewayError};
 use crate::fill::machine::FillSource;
-use crate::fill::{Filler, Seat, Wanted};
+use crate::fill::{FillOutcome, Filler, Seat, Wanted};
 use crate::guard::ArchiveGuard;
 use crate::key::CacheKey;
 use crate::ledger::Ledger;
 use crate::ledger::budget::{Budget, Used};
 use crate::ledger::usage::Payer;
 use crate::metering::Meter;
-use crate::metrics::Metrics;
+use crate::metrics::{CacheTier, CoalesceScope, Look, Metrics, Stage, Stages};
 use crate::outcome::{CacheStatus, SavingCause};
 use crate::picture::ObjectName;
 use crate::request::{self, CropRequest, FormHead};
@@ -135,22 +141,29 @@ impl Gateway {
         Self { store_root: root, ..self }
     }
 
-    /// The life of a request.
+    /// The life of a request, which leaves its `trail` however it ends.
     ///
     /// # Errors
     /// [`GatewayError`]: what the client is told instead. Whatever it says, a fill that has begun
     /// goes on, and what is paid for is kept.
-    pub async fn handle<B>(&self, caller: &Caller, head: FormHead, body: B) -> Result<CropReply, GatewayError>
+    pub async fn handle<B>(
+        &self,
+        caller: &Caller,
+        head: FormHead,
+        body: B,
+        trail: &mut Trail,
+    ) -> Result<CropReply, GatewayError>
     where
-        B: http_body::Body<Data = Bytes>,
+        B: http_body::Body<Data = Bytes> + Unpin,
         B::Error: Into<request::BoxError>,
     {
         crash_point("CP1");
-        let request = request::read(head, body, &self.parts.uploads).await?;
+        let request = self.read(head, body, trail).await?;
         crash_point("CP3");
         let deadline = deadline_of(caller);
+        let look_up = self.look_up(request.key, &mut trail.stages);
         let found =
-            tokio::time::timeout_at(deadline, self.look_up(request.key)).await.map_err(|_| {
+            tokio::time::timeout_at(deadline, look_up).await.map_err(|_| {
                 tracing::error!(key = %request.key, "neither ledger nor store said in time whether they have a key");
                 GatewayError::StillBeingMade
             })??;
@@ -160,7 +173,7 @@ impl Gateway {
             return self.reply(found.record, found.status, request.ignored).await;
         }
         self.may_be_bought(caller, request.key).await?;
-        let (record, status, ignored) = self.fill(caller, request, deadline).await?;
+        let (record, status, ignored) = self.fill(caller, request, deadline, trail).await?;
         self.reply(record, status, ignored).await
     }
 
@@ -168,8 +181,9 @@ impl Gateway {
     ///
     /// # Errors
     /// [`GatewayError::KeyNotFound`], or whatever keeps us from knowing.
-    pub async fn look_up_key(&self, key: CacheKey) -> Result<CropReply, GatewayError> {
-        let found = self.look_up(key).await?.ok_or(GatewayError::KeyNotFound)?;
+    pub async fn look_up_key(&self, key: CacheKey, trail: &mut Trail) -> Result<CropReply, GatewayError> {
+        trail.key = Some(key);
+        let found = self.look_up(key, &mut trail.stages).await?.ok_or(GatewayError::KeyNotFound)?;
         self.reply(found.record, found.status, Vec::new()).await
     }
 
@@ -197,24 +211,46 @@ impl Gateway {
         self.parts.filler.is_draining()
     }
 
+    /// Reads the form; the wait for its bytes is the client's time.
+    async fn read<B>(&self, head: FormHead, body: B, trail: &mut Trail) -> Result<CropRequest, GatewayError>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+        B::Error: Into<request::BoxError>,
+    {
+        let begun = Instant::now();
+        let mut body = pin!(WatchedBody::new(body));
+        let request = request::read(head, body.as_mut(), &self.parts.uploads).await;
+        (trail.body_bytes, trail.body_wait) = (body.bytes, body.waited);
+        trail.stages.add(Stage::Parse, begun.elapsed().saturating_sub(trail.body_wait));
+        let request = request?;
+        trail.key = Some(request.key);
+        Ok(request)
+    }
+
     /// Memory, then ledger, then store. `None` only when the key is known to be absent.
-    async fn look_up(&self, key: CacheKey) -> Result<Option<Found>, GatewayError> {
+    async fn look_up(&self, key: CacheKey, stages: &mut Stages) -> Result<Option<Found>, GatewayError> {
+        let metrics = &self.parts.metrics;
         let reading = self.parts.cache.begin_reading(key);
-        let in_memory = self.parts.cache.answer(key).await;
+        let in_memory = stages.time(Stage::Memory, self.parts.cache.answer(key)).await;
         let hit = |record: &Arc<Record>| Found { record: record.clone(), status: CacheStatus::HitMemory };
+        metrics.looked(CacheTier::Memory, if in_memory.is_some() { Look::Hit } else { Look::Miss });
         if self.freshness.is_current()
             && let Some(record) = &in_memory
         {
             return Ok(Some(hit(record)));
         }
-        let in_ledger = self.parts.ledger.look_up(&self.namespace, key);
+        let in_ledger = stages.time(Stage::Ledger, self.parts.ledger.look_up(&self.namespace, key));
         let in_ledger = match &in_memory {
             None => in_ledger.await,
             Some(record) => match tokio::time::timeout(STALE_PATIENCE, in_ledger).await {
                 Ok(Ok(found)) => Ok(found),
-                Ok(Err(_)) | Err(_) => return Ok(Some(hit(record))),
+                Ok(Err(_)) | Err(_) => {
+                    metrics.looked(CacheTier::Ledger, Look::Error);
+                    return Ok(Some(hit(record)));
+                }
             },
         };
+        metrics.looked(CacheTier::Ledger, look(&in_ledger));
         if let Some(known) = in_memory
             && in_ledger.as_ref().ok().and_then(Option::as_ref) != Some(&*known)
         {
@@ -222,18 +258,19 @@ impl Gateway {
             self.freshness.forget(key).await;
         }
         if let Ok(Some(record)) = &in_ledger
-            && self.is_still_there(record).await?
+            && stages.time(Stage::Store, self.is_still_there(record)).await?
         {
             return Ok(Some(self.remember(record.clone(), CacheStatus::HitLedger, reading).await));
         }
-        let in_store = self.parts.store.record(&self.namespace, key).await;
+        let in_store = stages.time(Stage::Store, self.parts.store.record(&self.namespace, key)).await;
+        metrics.looked(CacheTier::Store, look(&in_store));
         match (in_ledger, in_store) {
             (in_ledger, Ok(Some(record))) => {
                 // Another archive's records serve, but are not taken for ours.
                 if in_ledger.is_ok() && self.parts.guard.is_open() {
-                    self.adopt(&record).await;
+                    stages.time(Stage::Ledger, self.adopt(&record)).await;
                 }
-                if self.is_still_there(&record).await? {
+                if stages.time(Stage::Store, self.is_still_there(&record)).await? {
                     // It may have been purged, which the ledger alone would tell.
                     if in_ledger.is_err() && self.freshness.is_shared() {
                         let record = Arc::new(record);
@@ -316,6 +353,7 @@ impl Gateway {
         caller: &Caller,
         request: CropRequest,
         deadline: Instant,
+        trail: &mut Trail,
     ) -> Result<(Arc<Record>, CacheStatus, Vec<String>), GatewayError> {
         let wanted = Wanted {
             order: Arc::new(request.order),
@@ -325,11 +363,15 @@ impl Gateway {
         };
         let seat = Seat { team: caller.team.clone(), deadline };
         let ticket = self.parts.filler.join(wanted, seat);
-        let waiter = ticket.id;
-        let outcome = tokio::time::timeout_at(deadline, ticket.outcome())
-            .await
-            .map_err(|_| GatewayError::StillBeingMade)?
-            .ok_or(GatewayError::Bug)?;
+        let (waiter, is_first) = (ticket.id, ticket.first);
+        let outcome = match is_first {
+            true => tokio::time::timeout_at(deadline, ticket.outcome()).await,
+            false => self.follow(ticket, deadline, trail).await,
+        };
+        let outcome = outcome.map_err(|_| GatewayError::StillBeingMade)?.ok_or(GatewayError::Bug)?;
+        if is_first {
+            trail.was_filled(&outcome.course);
+        }
         let filled = outcome.verdict?;
         let status = match filled.source {
             FillSource::Ledger => CacheStatus::HitLedger,
@@ -339,6 +381,22 @@ impl Gateway {
             FillSource::Bought => CacheStatus::Miss,
         };
         Ok((filled.record, status, request.ignored))
+    }
+
+    /// Waits for what another request has begun.
+    async fn follow(
+        &self,
+        ticket: Ticket<FillOutcome>,
+        deadline: Instant,
+        trail: &mut Trail,
+    ) -> Result<Option<FillOutcome>, Elapsed> {
+        self.parts.metrics.follows(CoalesceScope::Local);
+        let begun = Instant::now();
+        let outcome = tokio::time::timeout_at(deadline, ticket.outcome()).await;
+        let waited = begun.elapsed();
+        trail.stages.add(Stage::CoalesceWait, waited);
+        self.parts.metrics.followed(CoalesceScope::Local, waited, outcome.is_ok());
+        outcome
     }
 
     async fn reply(
@@ -391,6 +449,15 @@ impl Gateway {
     fn meter(&self, team: &Team, cause: SavingCause, reply: &CropReply) {
         let payer = if reply.record.team == team.name { Payer::Own } else { Payer::Other };
         self.parts.meter.served(&team.name, cause, payer, reply.saved);
+    }
+}
+
+/// What a look into a tier came to.
+fn look<E>(found: &Result<Option<Record>, E>) -> Look {
+    match found {
+        Ok(Some(_)) => Look::Hit,
+        Ok(None) => Look::Miss,
+        Err(_) => Look::Error,
     }
 }
 

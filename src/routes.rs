@@ -8,6 +8,7 @@ pub mod body;
 mod cors;
 mod credits;
 mod crop;
+mod log;
 mod page;
 pub mod respond;
 mod results;

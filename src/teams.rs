@@ -137,7 +137,7 @@ impl Teams {
     }
 
     /// All teams, in the order of the configuration; `local` when none are configured.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Team>> {
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Team>> + Clone {
         self.teams.iter()
     }
 

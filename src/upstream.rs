@@ -14,6 +14,7 @@ pub mod builtin;
 pub(crate) mod contract;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -69,6 +70,37 @@ pub trait HeldCall: Send {
     /// From the first poll on the call may have cost credits. The future must not be dropped before
     /// it is done: whoever calls this does so in a task that no client can cancel.
     async fn send(self: Box<Self>) -> Reply;
+}
+
+/// A part of a paid call whose time is worth knowing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallPhase {
+    /// Resolving the name, connecting, and the TLS handshake.
+    Connect,
+    /// From the order's last byte to the first of the answer.
+    FirstByte,
+    /// The whole call, but for the time its tail was held back.
+    Total,
+}
+
+impl CallPhase {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Connect, Self::FirstByte, Self::Total];
+
+    /// The word in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::FirstByte => "first_byte",
+            Self::Total => "total",
+        }
+    }
+}
+
+/// Is told how long the phases of calls took. Must not block.
+pub trait CallTimer: Send + Sync {
+    /// A phase has ended, and led to the next.
+    fn took(&self, phase: CallPhase, time: Duration);
 }
 
 /// Why an order provably never reached the upstream whole.

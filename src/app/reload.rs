@@ -49,6 +49,8 @@ pub type SetLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
 impl Reloader {
     pub(super) fn new(config: Config, parts: ReloadParts) -> Self {
         parts.metrics.config_in_force(parts.clock.now());
+        parts.metrics.config_shown(&parts.about.config.load());
+        parts.metrics.teams_in_force(parts.policy.get().teams().iter().map(|team| &**team));
         Self { config: Mutex::new(config), parts }
     }
 
@@ -74,7 +76,7 @@ impl Reloader {
         };
         let terms = terms(new);
         // Before anyone can call as a new team, its series are there.
-        self.parts.metrics.add_teams(terms.teams.names());
+        self.parts.metrics.teams_in_force(terms.teams.iter().map(|team| &**team));
         self.parts.policy.replace(terms);
         if !changes.live.is_empty() {
             crash_point("CP36");
@@ -88,7 +90,9 @@ impl Reloader {
         if config.log.level != new.log.level {
             set_level(new.log.level);
         }
-        self.parts.about.config.store(Arc::new(new.to_commented_toml()));
+        let shown = new.to_commented_toml();
+        self.parts.metrics.config_shown(&shown);
+        self.parts.about.config.store(Arc::new(shown));
         *config = new.clone();
         Ok(changes.live)
     }

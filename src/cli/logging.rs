@@ -3,6 +3,10 @@
 //! Granary's own modules are as talkative as configured. The libraries below never say more than
 //! warnings: at lower levels some of them print header values and bodies, and the key with them. The
 //! level may change while the program runs.
+//!
+//! Nobody waits for a line to be written ([`lines`]).
+
+mod lines;
 
 use std::io::{self, IsTerminal};
 
@@ -15,17 +19,44 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use self::lines::Lines;
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
-/// Starts the log of this process, and returns what changes its level.
+/// Starts the log of this process.
 ///
 /// # Errors
-/// When it has been started before.
-pub fn start(config: &LogConfig) -> anyhow::Result<LevelControl> {
+/// When it has been started before, or there can be no thread for it.
+pub fn start(config: &LogConfig) -> anyhow::Result<Log> {
     let is_terminal = io::stderr().is_terminal();
-    let (subscriber, control) = subscriber(config, is_terminal, io::stderr);
+    let lines = Lines::to(io::stderr()).context("cannot start the thread that writes the log")?;
+    let (subscriber, level) = subscriber(config, is_terminal, lines.clone());
     subscriber.try_init().context("the log has been started already")?;
-    Ok(control)
+    Ok(Log { level, flushed: Flushed(lines) })
+}
+
+/// The log of this process.
+pub struct Log {
+    /// Changes its level.
+    pub level: LevelControl,
+    /// To be kept until nothing more is said.
+    pub flushed: Flushed,
+}
+
+/// What was said before this is dropped is written, unless nobody reads it.
+pub struct Flushed(Lines);
+
+impl Flushed {
+    /// Tells how many lines are lost, because whoever reads the log was too slow or is gone.
+    pub fn lost(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let lines = self.0.clone();
+        move || lines.lost()
+    }
+}
+
+impl Drop for Flushed {
+    fn drop(&mut self) {
+        self.0.flush();
+    }
 }
 
 /// Changes the level of a log that is being written.

@@ -127,7 +127,7 @@ impl Downloader {
         head: Response<Incoming>,
     ) -> Result<Fetched, FetchError> {
         check_head(url, &head)?;
-        let too_large = || FetchError::Dead(format!("larger than {} bytes", self.config.max_bytes));
+        let too_large = || FetchError::TooLarge(self.config.max_bytes);
         let declared = head
             .headers()
             .get(CONTENT_LENGTH)
@@ -142,7 +142,7 @@ impl Downloader {
         while let Some(chunk) = timeout(self.config.gap_timeout, exchange.chunk(&mut body))
             .await
             .map_err(|_| FetchError::Timeout)?
-            .map_err(|error| cut(url, &error))?
+            .map_err(|error| FetchError::Incomplete(format!("{}: {error}", url.host)))?
         {
             if bytes.len() + chunk.len() > self.config.max_bytes {
                 return Err(too_large());
@@ -150,9 +150,9 @@ impl Downloader {
             bytes.extend_from_slice(&chunk);
         }
         let bytes = bytes.freeze();
-        let name = ObjectName::of(&bytes).ok_or_else(|| FetchError::Dead("not a picture".to_owned()))?;
+        let name = ObjectName::of(&bytes).ok_or(FetchError::NotPicture)?;
         if !is_whole(name.format, &bytes) {
-            return Err(FetchError::Transient(format!("{}: the picture is cut short", url.host)));
+            return Err(FetchError::Incomplete(format!("{}: the picture is cut short", url.host)));
         }
         Ok(Fetched { name, bytes })
     }

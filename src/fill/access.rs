@@ -43,10 +43,12 @@ impl Task {
                 taken = shared.slots.take(&seat.team.name, self.patience()) => match taken {
                     Ok(slot) => {
                         metrics.queue_waited(asked.elapsed());
+                        self.note_turn(Some(asked.elapsed()));
                         self.slot = Some(slot);
                         return Event::Slot(Ok(()));
                     }
                     Err(busy) => {
+                        self.note_turn(None);
                         let reason = match busy.cause {
                             BusyCause::QueueFull => ShedReason::QueueFull,
                             BusyCause::TooLate => ShedReason::WaitTimeout,

@@ -290,7 +290,7 @@ impl Machine {
     }
 
     fn not_fetched(&mut self, error: &FetchError, age: Duration) -> Effect {
-        let is_dead = matches!(error, FetchError::Dead(_));
+        let is_dead = error.is_dead();
         self.dead_since = if is_dead { self.dead_since.or(Some(age)) } else { None };
         let gone = self.dead_since.is_some_and(|since| age.saturating_sub(since) >= DEAD_FOR);
         let timed_out = matches!(error, FetchError::Timeout);

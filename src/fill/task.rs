@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::lease::Held;
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
 use super::unsettled::Place;
-use super::{FillOutcome, Inner, Seat, Wanted};
+use super::{Course, FillOutcome, Inner, Seat, Wanted};
 use crate::cache::Reading;
 use crate::circuit::Pass;
 use crate::coalesce::{Coalescer, GroupGuard, WaiterId};
@@ -19,7 +19,7 @@ use crate::crash::crash_point;
 use crate::error::GatewayError;
 use crate::key::CacheKey;
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation, Reserved};
-use crate::metrics::{AttemptOutcome, ShedReason};
+use crate::metrics::{AttemptOutcome, Decision, ShedReason, Stage};
 use crate::random::jittered;
 use crate::slots::Slot;
 use crate::store::StoreError;
@@ -55,6 +55,11 @@ pub(super) struct Task {
     is_resumed: bool,
     /// How old the answer was at an instant.
     pub(super) answered: Option<(Duration, Instant)>,
+    pub(super) course: Course,
+    /// What a pause is for.
+    pub(super) stage: Stage,
+    /// Since then somebody else, who holds the key, is waited for.
+    pub(super) held_since: Option<Instant>,
 }
 
 impl Task {
@@ -78,6 +83,9 @@ impl Task {
             is_resumed: wanted.is_none(),
             wanted,
             answered: None,
+            course: Course::default(),
+            stage: Stage::QueueWait,
+            held_since: None,
         }
     }
 
@@ -95,7 +103,7 @@ impl Task {
 
     /// Carries out effects until the machine is done. If this panics, its callers are told.
     pub(super) async fn run(mut self, mut machine: Machine) {
-        let bug = FillOutcome { verdict: Err(GatewayError::Bug), payer: None };
+        let bug = FillOutcome { verdict: Err(GatewayError::Bug), payer: None, course: Course::default() };
         let guard = GroupGuard::new(self.groups.clone(), self.key, bug);
         let mut event = Event::Started;
         loop {
@@ -106,13 +114,14 @@ impl Task {
                     tracing::info!(?time, "leaving a paid result to the next process: it is in the ledger");
                     break self.finish(Err(GatewayError::StillBeingMade)).await;
                 }
-                effect => self.perform(effect, &machine).await,
+                effect => self.timed(effect, &machine).await,
             };
         }
+        self.end_course();
         guard.disarm();
     }
 
-    async fn perform(&mut self, effect: Effect, machine: &Machine) -> Event {
+    pub(super) async fn perform(&mut self, effect: Effect, machine: &Machine) -> Event {
         let shared = self.shared.clone();
         let parts = &shared.parts;
         match effect {
@@ -129,6 +138,7 @@ impl Task {
                     self.lease = Some(shared.leases.hold(won.id, before));
                 }
                 crash_point("CP5");
+                self.note_reserved(payer, &reserved);
                 Event::Reserved(reserved)
             }
             Effect::LookAgain => Event::LookedAgain(self.look_again().await),
@@ -159,6 +169,9 @@ impl Task {
                 crash_point("CP15");
                 let fetched = parts.results.fetch(&url).await;
                 self.doubt(&fetched, machine);
+                if let Err(error) = &fetched {
+                    parts.metrics.result_rejected(error);
+                }
                 Event::FetchEnded(fetched, self.answer_age())
             }
             Effect::PutObject(fetched) => {
@@ -176,7 +189,7 @@ impl Task {
             Effect::RefuseTeam(error) => {
                 self.pass = None;
                 if let Some((_, seat)) = self.payer.take() {
-                    let outcome = FillOutcome { verdict: Err(error), payer: None };
+                    let outcome = FillOutcome { verdict: Err(error), payer: None, course: self.course };
                     self.groups.refuse(self.key, &seat, &outcome);
                 }
                 Event::Told
@@ -216,11 +229,15 @@ impl Task {
             && let Err(wait) = policy.check_rate(team)
         {
             let can_wait = Instant::now() + wait < seat.deadline;
+            self.note_rate(team, if can_wait { Decision::Delay } else { Decision::Deny });
             return if can_wait {
                 Admission::TooFast(wait)
             } else {
                 Admission::Refused(GatewayError::RateLimited { wait })
             };
+        }
+        if self.rated.as_ref() != Some(&team.name) {
+            self.note_rate(team, Decision::Allow);
         }
         self.rated = Some(team.name.clone());
         Admission::Payer(Box::new(Reservation {
@@ -281,6 +298,7 @@ impl Task {
             }
             Ok(Opened::Answered(reply)) => {
                 self.tell_early(&reply);
+                self.note_reply(&reply);
                 self.shared.parts.metrics.attempt(attempt_outcome(&reply));
                 Ok(Open::Early(reply))
             }
@@ -302,6 +320,7 @@ impl Task {
         let reply = call.send().await;
         crash_point("CP12");
         self.tell_reply(&reply);
+        self.note_reply(&reply);
         self.shared.parts.metrics.attempt(attempt_outcome(&reply));
         if let Reply::Answered(_) = reply {
             self.go_on_without_a_slot();
@@ -375,7 +394,8 @@ impl Task {
             Err(_) => {}
         }
         let bought = verdict.as_ref().is_ok_and(|filled| filled.source == FillSource::Bought);
-        FillOutcome { verdict, payer: self.payer.as_ref().filter(|_| bought).map(|(waiter, _)| *waiter) }
+        let payer = self.payer.as_ref().filter(|_| bought).map(|(waiter, _)| *waiter);
+        FillOutcome { verdict, payer, course: self.course }
     }
 }
 

@@ -51,7 +51,8 @@ async fn ask_as(gateway: &Gateway, caller: &Caller, tag: u8) -> Result<CropReply
     let mut headers = HeaderMap::new();
     headers.insert(http::header::CONTENT_TYPE, form.content_type().parse().unwrap());
     let head = request::check_head(&headers, &RequestLimits::default()).unwrap();
-    gateway.handle(caller, head, http_body_util::Full::new(Bytes::from(form.into_bytes()))).await
+    let body = http_body_util::Full::new(Bytes::from(form.into_bytes()));
+    gateway.handle(caller, head, body, &mut Trail::default()).await
 }
 
 impl World {
@@ -110,7 +111,10 @@ async fn hits_need_nothing_but_memory() {
     world.upstream.switch.fail(&["all"]);
     world.results.switch.fail(&["all"]);
     assert_eq!(ended(&world.ask(1).await), "hit_memory");
-    assert_eq!(world.gateway.look_up_key(key(1)).await.unwrap().status, CacheStatus::HitMemory);
+    assert_eq!(
+        world.gateway.look_up_key(key(1), &mut Trail::default()).await.unwrap().status,
+        CacheStatus::HitMemory
+    );
     let refused = world.ask(2).await;
     assert_eq!(ended(&refused), "LedgerUnavailable");
 }
@@ -273,7 +277,10 @@ async fn an_object_that_cannot_be_looked_for_counts_as_there() {
 #[tokio::test]
 async fn a_look_up_by_key_and_a_request_for_the_cache_only_never_buy() {
     let world = World::new();
-    assert!(matches!(world.gateway.look_up_key(key(1)).await, Err(GatewayError::KeyNotFound)));
+    assert!(matches!(
+        world.gateway.look_up_key(key(1), &mut Trail::default()).await,
+        Err(GatewayError::KeyNotFound)
+    ));
     let frugal = Caller { only_if_cached: true, ..caller() };
     assert_eq!(ended(&ask_as(&world.gateway, &frugal, 1).await), "NotCached");
     assert_eq!(world.upstream.switch.count("open"), 0);

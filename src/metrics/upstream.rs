@@ -4,29 +4,47 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::labels::{ALARMS, BREAKER_POSITIONS, RetryReason, ShedReason, Suspicion};
+use super::families::{Each, Rows, gauge_value};
+use super::labels::{ALARMS, BREAKER_POSITIONS, Label, RetryReason, ShedReason, Success, Suspicion};
 use super::{Families, Metrics};
+use crate::upstream::{CallPhase, CallTimer};
 
 /// Times waited for a turn, in seconds.
 const WAIT_BUCKETS: [f64; 12] = [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0];
 
+/// Times of a paid call, in seconds, up to its hard stop.
+const CALL_BUCKETS: [f64; 14] = [0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0, 180.0];
+
+impl Label for CallPhase {
+    const ALL: &'static [Self] = &Self::ALL;
+
+    fn as_str(self) -> &'static str {
+        self.as_str()
+    }
+
+    fn position(self) -> usize {
+        self as usize
+    }
+}
+
 /// See the module.
 pub(super) struct UpstreamFamilies {
     limit: IntGauge,
-    queue: IntGaugeVec,
+    queue: Rows,
     queue_wait: HistogramVec,
-    shed: IntCounterVec,
-    retries: IntCounterVec,
+    duration: Each<CallPhase, Histogram>,
+    shed: Each<ShedReason, IntCounter>,
+    retries: Each<RetryReason, IntCounter>,
     retry_budget_exhausted: IntCounter,
     breaker_state: IntGauge,
     breaker_transitions: IntCounterVec,
     alarms: IntGaugeVec,
-    suspects: IntCounterVec,
-    key_reloads: IntCounterVec,
+    suspects: Each<Suspicion, IntCounter>,
+    key_reloads: Each<Success, IntCounter>,
     key_is_current: IntGauge,
-    /// Every team that there has been.
+    /// Labels of the teams in force.
     teams: Mutex<BTreeSet<String>>,
 }
 
@@ -37,7 +55,7 @@ impl UpstreamFamilies {
                     "granary_upstream_concurrency_limit",
                     "Paid calls that may be under way at once, adapted to what the upstream's flow control says",
                 ),
-                queue: families.gauge(
+                queue: families.rows(
                     "granary_upstream_queue_depth",
                     "Fills waiting for an upstream slot, by team",
                     &["team"],
@@ -48,15 +66,22 @@ impl UpstreamFamilies {
                     &[],
                     &WAIT_BUCKETS,
                 ),
-                shed: families.counter(
+                duration: families.histograms(
+                    "granary_upstream_duration_seconds",
+                    "Time of a paid call: to connect, from its last byte to the answer's first, and in all without \
+                     waiting for the ledger (grain: attempts)",
+                    "phase",
+                    &CALL_BUCKETS,
+                ),
+                shed: families.counters(
                     "granary_upstream_shed_total",
                     "Fills given up before anything was reserved, by why",
-                    &["reason"],
+                    "reason",
                 ),
-                retries: families.counter(
+                retries: families.counters(
                     "granary_upstream_retries_total",
                     "Attempts made again after one that cost nothing, by why (grain: attempts)",
-                    &["reason"],
+                    "reason",
                 ),
                 retry_budget_exhausted: families.count(
                     "granary_upstream_retry_budget_exhausted_total",
@@ -76,15 +101,15 @@ impl UpstreamFamilies {
                     "1 while nothing is bought for this cause, and someone should look",
                     &["cause"],
                 ),
-                suspects: families.counter(
+                suspects: families.counters(
                     "granary_results_suspect_total",
                     "Results that are kept although they are not what was ordered, by what is odd (grain: attempts)",
-                    &["reason"],
+                    "reason",
                 ),
-            key_reloads: families.counter(
+            key_reloads: families.counters(
                 "granary_upstream_key_reloads_total",
                 "Changes of the upstream's key that were noticed, by what came of them",
-                &["result"],
+                "result",
             ),
             key_is_current: families.plain(
                 "granary_upstream_key_current",
@@ -98,49 +123,52 @@ impl UpstreamFamilies {
 
     fn zero(&self) {
         self.queue_wait.with_label_values(&[] as &[&str]);
-        for reason in ShedReason::ALL {
-            self.shed.with_label_values(&[reason.as_str()]);
-        }
-        for reason in RetryReason::ALL {
-            self.retries.with_label_values(&[reason.as_str()]);
-        }
         for position in BREAKER_POSITIONS {
             self.breaker_transitions.with_label_values(&[position]);
         }
         for cause in ALARMS {
             self.alarms.with_label_values(&[cause]);
         }
-        for result in ["ok", "error"] {
-            self.key_reloads.with_label_values(&[result]);
-        }
         self.key_is_current.set(1);
-        for reason in Suspicion::ALL {
-            self.suspects.with_label_values(&[reason.as_str()]);
-        }
     }
 
-    /// A team whose fills may wait.
-    pub(super) fn add_team(&self, team: &str) {
-        self.queue.with_label_values(&[team]);
-        self.teams().insert(team.to_owned());
+    /// Teams whose fills may wait, by their labels, beside those there are.
+    pub(super) fn add_teams<'a>(&self, labels: impl Iterator<Item = &'a str>) {
+        self.teams().extend(labels.map(str::to_owned));
+        self.queue.set(self.queues(&BTreeMap::new()));
+    }
+
+    /// As [`add_teams`](Self::add_teams), and there are no others any more.
+    pub(super) fn set_teams<'a>(&self, labels: impl Iterator<Item = &'a str>) {
+        self.teams().clear();
+        self.add_teams(labels);
     }
 
     fn teams(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.teams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets what is read at scrape time.
-    pub(super) fn observe(&self, limit: usize, queued: &BTreeMap<String, usize>) {
-        let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-        self.limit.set(gauge(limit));
-        for team in &*self.teams() {
-            let waiting = queued.get(team).copied().unwrap_or(0);
-            self.queue.with_label_values(&[team]).set(gauge(waiting));
-        }
+    /// How many wait by label, the teams that have none waiting among them.
+    fn queues(&self, waiting: &BTreeMap<&str, usize>) -> BTreeMap<Vec<String>, i64> {
+        let teams = self.teams();
+        let idle = teams.iter().map(|team| (vec![team.clone()], 0));
+        let busy =
+            waiting.iter().map(|(team, number)| (vec![(*team).to_owned()], gauge_value(*number as u64)));
+        idle.chain(busy).collect()
     }
 }
 
 impl Metrics {
+    /// Sets what is read at scrape time.
+    pub(super) fn observe_queue(&self, limit: usize, queued: &BTreeMap<String, usize>) {
+        self.upstream.limit.set(gauge_value(limit as u64));
+        let mut waiting = BTreeMap::new();
+        for (team, number) in queued {
+            *waiting.entry(self.teams.label(team)).or_default() += number;
+        }
+        self.upstream.queue.set(self.upstream.queues(&waiting));
+    }
+
     /// A fill had its turn after so long.
     pub fn queue_waited(&self, time: Duration) {
         self.upstream.queue_wait.with_label_values(&[] as &[&str]).observe(time.as_secs_f64());
@@ -148,12 +176,12 @@ impl Metrics {
 
     /// A fill was given up before anything was reserved.
     pub fn shed(&self, reason: ShedReason) {
-        self.upstream.shed.with_label_values(&[reason.as_str()]).inc();
+        self.upstream.shed[reason].inc();
     }
 
     /// An attempt is made again.
     pub fn retried(&self, reason: RetryReason) {
-        self.upstream.retries.with_label_values(&[reason.as_str()]).inc();
+        self.upstream.retries[reason].inc();
     }
 
     /// One would have been made again, had there been budget left for it.
@@ -174,7 +202,7 @@ impl Metrics {
 
     /// The upstream's key was read anew, or its file turned out to be of no use.
     pub fn key_reloaded(&self, is_ok: bool) {
-        self.upstream.key_reloads.with_label_values(&[if is_ok { "ok" } else { "error" }]).inc();
+        self.upstream.key_reloads[Success::of(is_ok)].inc();
         self.key_is_current(is_ok);
     }
 
@@ -185,6 +213,12 @@ impl Metrics {
 
     /// A result is not what was ordered.
     pub fn suspect(&self, reason: Suspicion) {
-        self.upstream.suspects.with_label_values(&[reason.as_str()]).inc();
+        self.upstream.suspects[reason].inc();
+    }
+}
+
+impl CallTimer for Metrics {
+    fn took(&self, phase: CallPhase, time: Duration) {
+        self.upstream.duration[phase].observe(time.as_secs_f64());
     }
 }

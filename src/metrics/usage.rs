@@ -2,37 +2,33 @@
 //! that every replica tells the same. Boards read them with `max`, never with `increase()`.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
-use prometheus::{Gauge, IntGauge, IntGaugeVec};
+use prometheus::{Gauge, IntGauge};
 
+use super::families::{Rows, gauge_value};
+use super::teams::OTHER_TEAMS;
 use super::{Families, Metrics};
 use crate::ledger::usage::{AccountRow, TeamMonth};
 
-/// Teams that are in the ledger and no more in the configuration, together.
-const OTHER_TEAMS: &str = "other";
-
 /// See the module.
 pub(super) struct UsageFamilies {
-    spent: IntGaugeVec,
-    saved: IntGaugeVec,
+    spent: Rows,
+    saved: Rows,
     unbooked: IntGauge,
     balance: Gauge,
     balance_seen: Gauge,
     drift: Gauge,
-    /// The teams that have series.
-    teams: Mutex<Vec<String>>,
 }
 
 impl UsageFamilies {
-    pub(super) fn new<'a>(families: &Families<'_>, teams: impl Iterator<Item = &'a str>) -> Self {
+    pub(super) fn new(families: &Families<'_>) -> Self {
         let all = Self {
-            spent: families.gauge(
+            spent: families.rows(
                 "granary_month_credits",
                 "Credits spent since the month began, by team, from the ledger (grain: credits)",
                 &["team"],
             ),
-            saved: families.gauge(
+            saved: families.rows(
                 "granary_month_saved_credits",
                 "Credits saved since the month began, by the team served, from the ledger (grain: credits)",
                 &["team"],
@@ -53,40 +49,27 @@ impl UsageFamilies {
                 "granary_ledger_drift_credits",
                 "Credits that left the upstream's account and are not in the ledger: spent outside; NaN when unknown",
             ),
-            teams: Mutex::default(),
         };
-        all.observe_month(teams, &[]);
         all.balance.set(f64::NAN);
         all.drift.set(f64::NAN);
         all
     }
+}
 
-    fn observe_month<'a>(&self, teams: impl Iterator<Item = &'a str>, month: &[TeamMonth]) {
-        let all = teams.chain([OTHER_TEAMS]);
+impl Metrics {
+    /// Sets what the ledger says of the present month, for these teams. Teams that are in the ledger and
+    /// not among them, or have no series of their own, are told together.
+    pub fn observe_month<'a>(&self, teams: impl Iterator<Item = &'a str>, month: &[TeamMonth]) {
+        let all = teams.map(|team| self.teams.label(team)).chain([OTHER_TEAMS]);
         let mut sums: BTreeMap<&str, (i64, u64)> = all.map(|team| (team, (0, 0))).collect();
         for TeamMonth { team, spent, saved } in month {
             let name = if sums.contains_key(team.as_str()) { team } else { OTHER_TEAMS };
             let sum = sums.entry(name).or_default();
             *sum = (sum.0.saturating_add(*spent), sum.1.saturating_add(*saved));
         }
-        let mut known = self.teams.lock().unwrap_or_else(PoisonError::into_inner);
-        for gone in known.iter().filter(|team| !sums.contains_key(team.as_str())) {
-            // A series that is not there is as good as removed.
-            let _ = self.spent.remove_label_values(&[gone]);
-            let _ = self.saved.remove_label_values(&[gone]);
-        }
-        *known = sums.keys().map(|team| (*team).to_owned()).collect();
-        for (team, (spent, saved)) in sums {
-            self.spent.with_label_values(&[team]).set(spent);
-            self.saved.with_label_values(&[team]).set(i64::try_from(saved).unwrap_or(i64::MAX));
-        }
-    }
-}
-
-impl Metrics {
-    /// Sets what the ledger says of the present month, for these teams.
-    pub fn observe_month<'a>(&self, teams: impl Iterator<Item = &'a str>, month: &[TeamMonth]) {
-        self.usage.observe_month(teams, month);
+        let row = |team: &str, value| (vec![team.to_owned()], value);
+        self.usage.spent.set(sums.iter().map(|(team, (spent, _))| row(team, *spent)).collect());
+        self.usage.saved.set(sums.iter().map(|(team, (_, saved))| row(team, gauge_value(*saved))).collect());
     }
 
     /// Sets how many requests are counted and not booked.

@@ -9,7 +9,7 @@ use http::HeaderMap;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::respond::LogFields;
+use super::log::Told;
 use super::{InForce, PublicState};
 use crate::error::GatewayError;
 use crate::operation::IMAGE_CROPPING;
@@ -45,6 +45,6 @@ pub(super) async fn query(
         }],
     }))
     .into_response();
-    response.extensions_mut().insert(LogFields { team: Some(team.name.clone()), ..LogFields::default() });
+    response.extensions_mut().insert(Told { team: Some(team), ..Told::default() });
     Ok(response)
 }

@@ -1,5 +1,7 @@
 //! The drop-in endpoint, and its hash-first look-up.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
@@ -9,11 +11,12 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 
 use super::body::PacedBody;
-use super::respond::{self, LogFields, header};
+use super::log::Told;
+use super::respond::{self, header};
 use super::{Arrival, InForce, PublicState};
 use crate::crash::crash_point;
 use crate::error::GatewayError;
-use crate::gateway::{Caller, CropReply};
+use crate::gateway::{Caller, CropReply, Trail};
 use crate::key::CacheKey;
 use crate::request;
 use crate::teams::Team;
@@ -41,6 +44,7 @@ pub(super) async fn crop(
         Ok(team) => team,
         Err(error) => return refusal(error),
     };
+    let mut trail = Trail::default();
     let outcome = async {
         let head = request::check_head(&parts.headers, &state.0.limits)?;
         // A body already under way may be a hit, and is read; one that is still to be sent had better
@@ -51,13 +55,13 @@ pub(super) async fn crop(
         crash_point("CP2");
         let caller = caller(&state, &team, &parts.headers, arrival);
         let body = PacedBody::new(body.map_err(axum::Error::into_inner), state.0.pace);
-        let mut reply = state.0.gateway.handle(&caller, head, body).await?;
+        let mut reply = state.0.gateway.handle(&caller, head, body, &mut trail).await?;
         reply.ignored.extend(ignored_query(parts.uri.query()));
         Ok(reply)
     }
     .await;
     state.0.gateway.count(&team, &outcome);
-    respond_to(&state, &team, outcome)
+    respond_to(&state, team, outcome, trail)
 }
 
 /// `GET` and `HEAD /api/image/editing/image-cropping/{key}`.
@@ -71,15 +75,16 @@ pub(super) async fn look_up(
         Ok(team) => team,
         Err(error) => return error.into_response(),
     };
+    let mut trail = Trail::default();
     // What is no text is no key either.
     let outcome = match key.ok().and_then(|Path(key)| key.parse::<CacheKey>().ok()) {
-        Some(key) => state.0.gateway.look_up_key(key).await,
+        Some(key) => state.0.gateway.look_up_key(key, &mut trail).await,
         None => Err(GatewayError::KeyNotFound),
     };
     if let Ok(reply) = &outcome {
         state.0.gateway.count_look_up(&team, reply);
     }
-    respond_to(&state, &team, outcome)
+    respond_to(&state, team, outcome, trail)
 }
 
 /// Does the client wait to be told before it sends its body? It may expect nothing else.
@@ -123,17 +128,22 @@ fn ignored_query(query: Option<&str>) -> Vec<String> {
     names
 }
 
-fn respond_to(state: &PublicState, team: &Team, outcome: Result<CropReply, GatewayError>) -> Response {
-    let mut fields = LogFields { team: Some(team.name.clone()), ..LogFields::default() };
+fn respond_to(
+    state: &PublicState,
+    team: Arc<Team>,
+    outcome: Result<CropReply, GatewayError>,
+    trail: Trail,
+) -> Response {
+    let mut told = Told { team: Some(team), trail, ..Told::default() };
     let mut response = match outcome {
         Ok(reply) => {
-            fields.cache = Some(reply.status.as_str());
-            fields.key = Some(reply.record.key.to_string());
+            told.cache = Some(reply.status);
+            told.credits = Some((reply.charged, reply.saved));
             success(state, reply)
         }
         Err(error) => error.into_response(),
     };
-    response.extensions_mut().insert(fields);
+    response.extensions_mut().insert(told);
     response
 }
 

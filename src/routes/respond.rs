@@ -7,13 +7,15 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
+use http_body::Body;
 use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::log::{Line, Told, TraceParent};
 use super::{Arrival, InForce, PublicState};
 use crate::error::GatewayError;
-use crate::metrics::method_label;
+use crate::metrics::{Route, ServedRequest};
 use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
 
 /// RFC 9211.
@@ -40,17 +42,6 @@ pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// `Retry-After` is never longer: clients sleep it out.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// What a handler tells the log line about a crop request.
-#[derive(Clone, Debug, Default)]
-pub struct LogFields {
-    /// Who called.
-    pub team: Option<String>,
-    /// How it was answered.
-    pub cache: Option<&'static str>,
-    /// What was asked for.
-    pub key: Option<String>,
-}
-
 impl IntoResponse for GatewayError {
     /// A bare status that carries the error; [`layer`] writes the body, which needs the request's id.
     fn into_response(self) -> Response {
@@ -68,13 +59,20 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     request.extensions_mut().insert(Arrival(arrived));
     request.extensions_mut().insert(InForce(state.0.policy.get()));
     let route = route(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
+    let caller = TraceParent::of(request.headers());
+    let metrics = &state.0.metrics;
+    let in_flight = metrics.begun(route);
     let mut response = next.run(request).await;
+    drop(in_flight);
 
     let error = response.extensions_mut().remove::<GatewayError>();
     if let Some(error) = &error {
         render(error, &id, &mut response);
         let situation = error.situation();
-        state.0.metrics.error(situation.fault.as_str(), situation.code.name);
+        metrics.error(situation.fault.as_str(), situation.code.name);
+        if let GatewayError::Auth(error) = error {
+            metrics.auth_failed(error);
+        }
     }
     let took = arrived.elapsed();
     let headers = response.headers_mut();
@@ -83,33 +81,34 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 
     let status = response.status();
-    state.0.metrics.served(route, &method, status, took);
-    let fields = response.extensions().get::<LogFields>().cloned().unwrap_or_default();
-    tracing::info!(
-        request_id = id,
-        method = method_label(&method),
+    let told = response.extensions_mut().remove::<Told>().unwrap_or_default();
+    let bytes_out = response.body().size_hint().exact().unwrap_or(0);
+    metrics.served(&ServedRequest {
         route,
-        status = status.as_u16(),
-        team = fields.team,
-        cache = fields.cache,
-        key = fields.key,
-        code = error.as_ref().map(|error| error.situation().code.name),
-        reason = error.as_ref().and_then(|error| error.situation().reason),
-        duration_ms = took.as_secs_f64() * 1000.0,
-        "request"
-    );
+        method: &method,
+        status,
+        took,
+        bytes_in: told.trail.body_bytes,
+        bytes_out,
+    });
+    metrics.staged(&told.trail.stages);
+    if let Some(outcome) = told.cache.filter(|_| route == Route::Crop) {
+        metrics.overhead(outcome, took.saturating_sub(told.trail.waited()));
+    }
+    let (id, caller, error) = (id.as_str(), caller.as_ref(), error.as_ref());
+    Line { id, caller, route, method: &method, status, error, took, bytes_out, told: &told }.write();
     response
 }
 
 /// The label of a route; paths themselves never become labels.
-fn route(matched: Option<&str>) -> &'static str {
+fn route(matched: Option<&str>) -> Route {
     match matched {
-        Some(path) if path == IMAGE_CROPPING.path => "crop",
-        Some(path) if path.starts_with(IMAGE_CROPPING.path) => "lookup",
-        Some(path) if path.starts_with("/results/") => "result",
-        Some(QUERY_CREDITS_PATH) => "credits",
-        Some("/") => "page",
-        Some(_) | None => "unmatched",
+        Some(path) if path == IMAGE_CROPPING.path => Route::Crop,
+        Some(path) if path.starts_with(IMAGE_CROPPING.path) => Route::LookUp,
+        Some(path) if path.starts_with("/results/") => Route::Result,
+        Some(QUERY_CREDITS_PATH) => Route::Credits,
+        Some("/") => Route::Page,
+        Some(_) | None => Route::Unmatched,
     }
 }
 

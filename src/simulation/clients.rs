@@ -15,7 +15,7 @@ use super::process::Process;
 use super::world::World;
 use crate::download::{FetchError, Fetched};
 use crate::error::GatewayError;
-use crate::gateway::{Caller, CropReply};
+use crate::gateway::{Caller, CropReply, Trail};
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
 use crate::policy::Terms;
@@ -213,10 +213,11 @@ impl World {
     pub(super) fn send_look_up(self: &Arc<Self>, process: Arc<Process>, key: CacheKey) {
         let world = self.clone();
         tokio::spawn(async move {
+            let mut trail = Trail::default();
             let outcome = tokio::select! {
                 biased;
                 () = process.life.dead.cancelled() => return,
-                outcome = process.gateway.look_up_key(key) => outcome,
+                outcome = process.gateway.look_up_key(key, &mut trail) => outcome,
             };
             world.count(&format!("looked up: {}", ended(&outcome)));
             world.was_answered(key, &outcome);
@@ -288,5 +289,6 @@ async fn handle(process: &Process, picture: &Picture, ask: &Ask) -> Result<CropR
         only_if_cached: ask.only_if_cached,
         deadline: Instant::now() + ANSWER_WITHIN,
     };
-    process.gateway.handle(&caller, head, http_body_util::Full::new(picture.body.clone())).await
+    let body = http_body_util::Full::new(picture.body.clone());
+    process.gateway.handle(&caller, head, body, &mut Trail::default()).await
 }

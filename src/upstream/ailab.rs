@@ -23,13 +23,13 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 use url::{Host, Url};
 
-use self::call::{AilabCall, Uploaded};
+use self::call::{AilabCall, Stopwatch, Uploaded};
 pub use self::credits::CreditsError;
 use self::form::{Form, Watch};
 use crate::net::{Net, NetError, Stream};
 use crate::operation::IMAGE_CROPPING;
 use crate::secret::Secret;
-use crate::upstream::{NotSent, Opened, Order, Upstream};
+use crate::upstream::{CallPhase, CallTimer, NotSent, Opened, Order, Upstream};
 
 /// The header the key travels in.
 const API_KEY: HeaderName = HeaderName::from_static("ailabapi-api-key");
@@ -95,6 +95,7 @@ pub struct AilabUpstream {
     /// The `Host` header, made once.
     authority: HeaderValue,
     config: AilabConfig,
+    timer: Option<Arc<dyn CallTimer>>,
 }
 
 impl AilabUpstream {
@@ -145,7 +146,16 @@ impl AilabUpstream {
             None => host.to_string(),
         };
         let authority = HeaderValue::try_from(authority).map_err(|_| AilabConfigError::Scheme)?;
-        Ok(Self { net, host, port, tls, authority, config })
+        Ok(Self { net, host, port, tls, authority, config, timer: None })
+    }
+
+    /// `timer` is told how long calls take.
+    pub fn timed_by(self, timer: Arc<dyn CallTimer>) -> Self {
+        Self { timer: Some(timer), ..self }
+    }
+
+    fn took(&self, phase: CallPhase, time: Duration) {
+        self.timer.iter().for_each(|timer| timer.took(phase, time));
     }
 
     async fn connect(&self) -> Result<Stream, NetError> {
@@ -185,7 +195,9 @@ impl Upstream for AilabUpstream {
         let header = key_header(&key)
             .ok_or_else(|| NotSent::Connect("the key has characters no header can carry".to_owned()))?;
         let form = Form::new(&order).await?;
+        let begun = Instant::now();
         let stream = self.connect().await.map_err(|error| NotSent::Connect(error.to_string()))?;
+        self.took(CallPhase::Connect, begun.elapsed());
 
         let (content_type, length) = (HeaderValue::try_from(&form.content_type), form.length);
         let (body, release, progress) = form.into_body();
@@ -199,9 +211,14 @@ impl Upstream for AilabUpstream {
         match timeout(self.config.upload_timeout, upload).await {
             Err(_) => Err(NotSent::Upload("it took too long".to_owned())),
             Ok(Err(not_sent)) => Err(progress.blame(not_sent)),
-            Ok(Ok(Uploaded::Answered(reply))) => Ok(Opened::Answered(reply)),
+            Ok(Ok(Uploaded::Answered(reply))) => {
+                self.took(CallPhase::Total, begun.elapsed());
+                Ok(Opened::Answered(reply))
+            }
             Ok(Ok(Uploaded::Held(exchange))) => {
-                Ok(Opened::Held(Box::new(AilabCall::new(exchange, release, key, self.config.hard_stop))))
+                let watch = Stopwatch { timer: self.timer.clone(), until_held: begun.elapsed() };
+                let call = AilabCall::new(exchange, release, key, self.config.hard_stop, watch);
+                Ok(Opened::Held(Box::new(call)))
             }
         }
     }

@@ -155,7 +155,7 @@ impl ResultSource for InlineResults {
         let (_, encoded) =
             inline.ok_or(FetchError::NotAllowed("the built-in engine's results are data: URLs"))?;
         let bytes = STANDARD.decode(encoded).map_err(|_| FetchError::Dead("not base64".to_owned()))?;
-        let name = ObjectName::of(&bytes).ok_or_else(|| FetchError::Dead("not a picture".to_owned()))?;
+        let name = ObjectName::of(&bytes).ok_or(FetchError::NotPicture)?;
         Ok(Fetched { name, bytes: bytes.into() })
     }
 }

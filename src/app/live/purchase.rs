@@ -50,7 +50,8 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
     let Books { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
     let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
     guard.look().await;
-    let (upstream, results, _) = open_upstream(config)?;
+    let metrics = Arc::new(Metrics::new([TEAM].into_iter(), 0));
+    let (upstream, results, _) = open_upstream(config, metrics.clone())?;
     let seen = Arc::new(Mutex::new(None));
     let team = Team { name: TEAM.to_owned(), ..Team::local() };
     let parts = FillParts {
@@ -59,7 +60,7 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
         upstream: Arc::new(ShownUpstream { inner: upstream.clone(), seen: seen.clone() }),
         results,
         cache: Arc::new(MemoryCache::new(0, ResultRoom::new(0))),
-        metrics: Arc::new(Metrics::new([TEAM].into_iter(), 0)),
+        metrics,
         guard,
         policy: CurrentPolicy::new(Terms {
             teams: Teams::new([(team.clone(), Vec::new())]),

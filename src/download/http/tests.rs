@@ -83,7 +83,7 @@ fn plain(wire: FakeWire) -> Net {
 
 fn transient(result: Result<Fetched, FetchError>) -> String {
     match result {
-        Err(FetchError::Transient(reason)) => reason,
+        Err(FetchError::Transient(reason) | FetchError::Incomplete(reason)) => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -165,7 +165,7 @@ async fn what_is_no_picture_is_dead() {
     for body in [&b"<html>"[..], b"{\"error\":1}", b"<svg xmlns=\"\">", b"GIF89a", b""] {
         assert_eq!(
             fetched(&response("200 OK", "Content-Type: image/png\r\n", body)).await.unwrap_err(),
-            FetchError::Dead("not a picture".to_owned())
+            FetchError::NotPicture
         );
     }
     transient(fetched(&response("200 OK", "Content-Encoding: gzip\r\n", PNG)).await);
@@ -177,7 +177,7 @@ async fn more_than_the_cap_is_refused_declared_or_not() {
     let limited = DownloadConfig { max_bytes: 1000, ..config(address) };
     let downloader = Downloader::new(limited);
     let url = Secret::new(format!("http://{address}/a"));
-    let dead = FetchError::Dead("larger than 1000 bytes".to_owned());
+    let dead = FetchError::TooLarge(1000);
     let endless =
         [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec(), b"64\r\n".to_vec()].concat();
     for (head, repeated) in [

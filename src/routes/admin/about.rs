@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::AdminState;
+use crate::metrics::COMMIT;
 
 /// What stands below `/admin/openapi.json`.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -43,7 +44,7 @@ pub(super) async fn build(State(state): State<AdminState>) -> Json<Build> {
     let about = &state.about;
     Json(Build {
         version: env!("CARGO_PKG_VERSION"),
-        commit: option_env!("GRANARY_COMMIT"),
+        commit: COMMIT,
         profile: if cfg!(debug_assertions) { "debug" } else { "release" },
         started_at: about.started_at,
         namespace: about.namespace.clone(),

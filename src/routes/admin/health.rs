@@ -68,5 +68,7 @@ pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
     if let (Ok(unknown), Ok(frozen)) = (state.admin.unsettled().await, state.admin.frozen().await) {
         state.metrics.observe_admin(unknown, &frozen);
     }
+    // Some files of the kernel's, which are no disk, are read meanwhile.
+    state.metrics.observe_process();
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
 }

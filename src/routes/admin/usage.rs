@@ -23,12 +23,13 @@ pub use self::report::{AccountReport, BudgetReport, MonthReport, TeamMonthReport
 use super::AdminState;
 use super::failure::AdminFailure;
 use crate::clock::Clock;
+use crate::ledger::budget::{Budget, Windows};
 use crate::ledger::usage::UsageBook;
 use crate::ledger::{Ledger, LedgerError};
 use crate::metering::Meter;
 use crate::metrics::Metrics;
 use crate::money::Price;
-use crate::policy::CurrentPolicy;
+use crate::policy::{CurrentPolicy, Policy};
 use crate::reconcile::Reconciler;
 
 /// Where usage is asked for.
@@ -117,8 +118,11 @@ impl UsageState {
     /// Sets the gauges that are about usage. What the ledger does not tell stays as it was.
     pub(super) async fn observe(&self, metrics: &Metrics) {
         let parts = &self.0;
+        let policy = parts.policy.get();
+        if let Ok(used) = parts.ledger.used(self.budgets(&policy)).await {
+            metrics.observe_budgets(&used, &Windows::at(parts.clock.now(), &parts.zone));
+        }
         if let Ok(month) = parts.book.month().await {
-            let policy = parts.policy.get();
             metrics.observe_month(policy.teams().iter().map(|team| team.name.as_str()), &month);
         }
         metrics.observe_unbooked(parts.meter.unbooked());
@@ -136,14 +140,8 @@ impl UsageState {
         }
     }
 
-    async fn find(&self, from: Date, to: Date) -> Result<Findings, LedgerError> {
-        let parts = &self.0;
-        let now = parts.clock.now().to_zoned(parts.zone.clone());
-        let usage = parts.book.usage(from, to).await?;
-        let (first, today) = (now.date().first_of_month(), now.date());
-        let month =
-            if (from, to) == (first, today) { usage.clone() } else { parts.book.usage(first, today).await? };
-        let policy = parts.policy.get();
+    /// Every budget there is, once.
+    fn budgets(&self, policy: &Policy) -> Vec<Budget> {
         let mut budgets = Vec::new();
         for team in policy.teams().iter() {
             for budget in policy.budgets(team) {
@@ -152,7 +150,18 @@ impl UsageState {
                 }
             }
         }
-        let used = parts.ledger.used(budgets).await?;
+        budgets
+    }
+
+    async fn find(&self, from: Date, to: Date) -> Result<Findings, LedgerError> {
+        let parts = &self.0;
+        let now = parts.clock.now().to_zoned(parts.zone.clone());
+        let usage = parts.book.usage(from, to).await?;
+        let (first, today) = (now.date().first_of_month(), now.date());
+        let month =
+            if (from, to) == (first, today) { usage.clone() } else { parts.book.usage(first, today).await? };
+        let policy = parts.policy.get();
+        let used = parts.ledger.used(self.budgets(&policy)).await?;
         let teams = policy.teams().iter().map(|team| team.name.clone()).collect();
         let (account, unbooked) = (parts.reconciler.last(), parts.meter.unbooked());
         Ok(Findings { from, to, now, usage, month, teams, used, account, unbooked, price: parts.price })

@@ -15,7 +15,7 @@ use super::form::{FormBody, Progress, Release};
 use crate::crash::crash_point;
 use crate::net::exchange::{Exchange, ExchangeError};
 use crate::secret::Secret;
-use crate::upstream::{HeldCall, NotSent, Reply, UnknownCause};
+use crate::upstream::{CallPhase, CallTimer, HeldCall, NotSent, Reply, UnknownCause};
 
 /// The largest answer that is read, in bytes. Documented ones have less than 1 KiB.
 pub(super) const MAX_ANSWER_BYTES: usize = 256 * 1024;
@@ -55,11 +55,30 @@ pub(super) struct AilabCall {
     release: Release,
     key: Arc<Secret>,
     hard_stop: Duration,
+    watch: Stopwatch,
+}
+
+/// Who is told how long a call took, and how long it had taken when its tail was held back.
+pub(super) struct Stopwatch {
+    pub(super) timer: Option<Arc<dyn CallTimer>>,
+    pub(super) until_held: Duration,
+}
+
+impl Stopwatch {
+    fn took(&self, phase: CallPhase, time: Duration) {
+        self.timer.iter().for_each(|timer| timer.took(phase, time));
+    }
 }
 
 impl AilabCall {
-    pub(super) fn new(exchange: Exchange, release: Release, key: Arc<Secret>, hard_stop: Duration) -> Self {
-        Self { exchange, release, key, hard_stop }
+    pub(super) fn new(
+        exchange: Exchange,
+        release: Release,
+        key: Arc<Secret>,
+        hard_stop: Duration,
+        watch: Stopwatch,
+    ) -> Self {
+        Self { exchange, release, key, hard_stop, watch }
     }
 
     /// What came while the tail was held, if anything: then the tail stays here.
@@ -77,6 +96,7 @@ impl AilabCall {
     }
 
     async fn finish(mut self: Box<Self>) -> Result<Reply, ExchangeError> {
+        let released = Instant::now();
         self.release.release();
         // Drives the connection once, so that the tail is with the kernel.
         let at_once = self.exchange.head_or(|| Some(())).await?;
@@ -86,7 +106,10 @@ impl AilabCall {
             Err(()) => self.exchange.head().await?,
         };
         crash_point("CP10");
-        read(&mut self.exchange, head, &self.key).await
+        self.watch.took(CallPhase::FirstByte, released.elapsed());
+        let reply = read(&mut self.exchange, head, &self.key).await?;
+        self.watch.took(CallPhase::Total, self.watch.until_held + released.elapsed());
+        Ok(reply)
     }
 }
 

@@ -1,0 +1,182 @@
+//! Lines that nobody waits for: whoever writes one hands it to a thread, and goes on.
+//!
+//! When the reader of the log is slow or stuck, so many lines wait for it; all more are lost, and
+//! counted. So a terminal that is held, a full pipe or a slow disk never holds up a request, nor what
+//! is written into the ledger.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that wait at most: one or two megabytes, or what ten thousand requests a second say in the
+/// time that a disk may hang without anybody's notice.
+const MOST_WAITING: usize = 4096;
+/// How long the end of the process waits for the lines that are still there.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
+
+enum Message {
+    Line(Vec<u8>),
+    /// All that came before is written.
+    Tell(SyncSender<()>),
+}
+
+/// Where lines are handed over. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Lines {
+    queue: SyncSender<Message>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Lines {
+    /// Starts the thread that writes to `output`.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub(super) fn to(output: impl Write + Send + 'static) -> io::Result<Self> {
+        let (queue, waiting) = sync_channel(MOST_WAITING);
+        let lines = Self { queue, lost: Arc::default() };
+        let lost = lines.lost.clone();
+        thread::Builder::new().name("log".to_owned()).spawn(move || write_all(output, &waiting, &lost))?;
+        Ok(lines)
+    }
+
+    /// Lines that nobody will read.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Waits until what was handed over is written, for a moment at most.
+    pub(super) fn flush(&self) {
+        let until = Instant::now() + LAST_PATIENCE;
+        let (tell, told) = sync_channel(1);
+        while let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Tell(tell.clone())) {
+            if Instant::now() >= until {
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        // Nothing can be done about lines that do not leave in time.
+        let _ = told.recv_timeout(until.saturating_duration_since(Instant::now()));
+    }
+}
+
+fn write_all(mut output: impl Write, waiting: &Receiver<Message>, lost: &AtomicU64) {
+    for message in waiting {
+        match message {
+            Message::Line(line) => {
+                if output.write_all(&line).is_err() {
+                    lost.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Message::Tell(tell) => {
+                // The output of a log is not buffered, as a rule; and who asked may have gone.
+                let _ = output.flush();
+                let _ = tell.try_send(());
+            }
+        }
+    }
+}
+
+impl MakeWriter<'_> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+impl Write for Lines {
+    /// Takes a whole line: the subscriber writes each event at once.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.queue.try_send(Message::Line(line.to_vec())).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use super::*;
+
+    /// What is written, as soon as the gate is open.
+    #[derive(Clone, Default)]
+    struct Gated {
+        gate: Arc<Mutex<()>>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Gated {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _open = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+            self.written.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stuck_output_holds_up_nobody_and_what_is_lost_is_counted() {
+        let output = Gated::default();
+        let closed = output.gate.lock().expect("nobody has panicked");
+        let mut lines = Lines::to(output.clone()).expect("a thread");
+        for number in 0..2 * MOST_WAITING {
+            lines.write_all(format!("{number}\n").as_bytes()).expect("never fails");
+        }
+        // The thread has one in its hands, or has not come to it yet.
+        let lost = lines.lost();
+        assert!((MOST_WAITING as u64 - 1..=MOST_WAITING as u64).contains(&lost), "{lost}");
+        drop(closed);
+        lines.flush();
+        let written = String::from_utf8(output.written.lock().expect("nobody has panicked").clone());
+        let written: Vec<String> = written.expect("UTF-8").lines().map(str::to_owned).collect();
+        assert_eq!(written.len() as u64, 2 * MOST_WAITING as u64 - lost);
+        assert!(written.iter().enumerate().all(|(place, line)| *line == place.to_string()), "the first ones");
+    }
+
+    #[test]
+    fn the_end_waits_for_what_is_left_and_not_for_ever() {
+        let output = Gated::default();
+        let mut lines = Lines::to(output.clone()).expect("a thread");
+        lines.write_all(b"last words\n").expect("never fails");
+        lines.flush();
+        assert_eq!(output.written.lock().expect("nobody has panicked").as_slice(), b"last words\n");
+        let _closed = output.gate.lock().expect("nobody has panicked");
+        lines.write_all(b"nobody reads this\n").expect("never fails");
+        let begun = Instant::now();
+        lines.flush();
+        assert!(begun.elapsed() >= LAST_PATIENCE, "it was waited for");
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_count_as_lost() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut lines = Lines::to(Closed).expect("a thread");
+        lines.write_all(b"one\n").expect("never fails");
+        lines.write_all(b"two\n").expect("never fails");
+        lines.flush();
+        assert_eq!(lines.lost(), 2);
+    }
+}

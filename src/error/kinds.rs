@@ -1,0 +1,39 @@
+//! The errors there are, as far as the metrics tell them apart.
+
+use super::Fault;
+use crate::code::{self, Code};
+
+/// Whose fault, and the code: every pair that [`GatewayError::situation`](super::GatewayError::situation)
+/// has.
+pub const KINDS: [(Fault, Code); 30] = [
+    (Fault::Caller, code::ERROR_PARAMETERS),
+    (Fault::Caller, code::MISSING_PARAMETERS),
+    (Fault::Caller, code::PARAMETERS_CANNOT_EMPTY),
+    (Fault::Caller, code::ERROR_INVALID_PARAMETER),
+    (Fault::Caller, code::ERROR_APPLICATIONS_NOT_EXISTS),
+    (Fault::Caller, code::ERROR_USER_LOCKED),
+    (Fault::Caller, code::ERROR_AI_NOT_EXISTS),
+    (Fault::Caller, code::ERROR_ILLEGAL_OPERATION),
+    (Fault::Caller, code::ERROR_RESOURCE_NOT_FOUND),
+    (Fault::Caller, code::ERROR_FILE_NOT_FOUND),
+    (Fault::Caller, code::FILE_SIZE_EXCEEDS_LIMIT),
+    (Fault::Caller, code::ERROR_REQUEST_BODY_TOO_LARGE),
+    (Fault::Caller, code::FILE_RESOLUTION_EXCEEDS_LIMITS),
+    (Fault::Caller, code::UNSUPPORTED_FILE_TYPES),
+    (Fault::Caller, code::FILE_DECODING_FAILURE),
+    (Fault::Caller, code::AI_SERVICE_TIMEOUT),
+    (Fault::Policy, code::ERROR_ILLEGAL_OPERATION),
+    (Fault::Policy, code::ERROR_NOT_ENOUGH_CREDITS),
+    (Fault::Policy, code::EXCEEDING_LIMITS),
+    (Fault::Upstream, code::ERROR_NOT_ENOUGH_CREDITS),
+    (Fault::Upstream, code::AI_SERVICE_ERROR),
+    (Fault::Upstream, code::AI_SERVICE_INTERNAL_ERROR),
+    (Fault::Upstream, code::AI_SERVICE_UNAUTHORIZED),
+    (Fault::Upstream, code::AI_SERVICE_FLOW_RESTRICTION),
+    (Fault::Upstream, code::AI_SERVICE_TIMEOUT),
+    (Fault::Upstream, code::ERROR_FILE_DOWNLOAD_FAILED),
+    (Fault::Upstream, code::ERROR_FILE_DOWNLOAD_TIMEOUT),
+    (Fault::Gateway, code::AI_SERVICE_FLOW_RESTRICTION),
+    (Fault::Gateway, code::ERROR_RESOURCE_UNAVAILABLE),
+    (Fault::Gateway, code::SERVICE_INTERNAL_ERROR),
+];

@@ -1,0 +1,137 @@
+//! What a fill tells of its course: where its time went, whom it waited for, what limits decided.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::machine::{Effect, Event, Machine};
+use super::task::Task;
+use crate::ledger::budget::{Budget, Used};
+use crate::ledger::{Booking, LedgerError, Reservation, Reserved};
+use crate::metrics::{CoalesceScope, Decision, LimitKind, LimitMode, Stage};
+use crate::teams::Team;
+use crate::upstream::Reply;
+
+/// A turn that came within this time was not waited for.
+const AT_ONCE: Duration = Duration::from_millis(1);
+
+impl Task {
+    /// Carries out an effect, and adds the time it took to its stage.
+    pub(super) async fn timed(&mut self, effect: Effect, machine: &Machine) -> Event {
+        let Some(stage) = self.stage_of(&effect) else { return self.perform(effect, machine).await };
+        self.stage = stage;
+        let begun = Instant::now();
+        let event = self.perform(effect, machine).await;
+        self.course.stages.add(stage, begun.elapsed());
+        event
+    }
+
+    /// `None` for what takes no time.
+    fn stage_of(&self, effect: &Effect) -> Option<Stage> {
+        Some(match effect {
+            Effect::TakeSlot | Effect::Retry(_) => Stage::QueueWait,
+            Effect::CheckRoom | Effect::LookAgain => Stage::Store,
+            Effect::Reserve => Stage::Reserve,
+            Effect::Adopt(_) | Effect::MarkSent(_) => Stage::Ledger,
+            Effect::Open | Effect::Send => Stage::Upstream,
+            Effect::Book(_, Booking::Stored { .. } | Booking::Spooled { .. }) => Stage::Persist,
+            Effect::Book(..) => Stage::Ledger,
+            Effect::Fetch(_) => Stage::Download,
+            Effect::PutObject(_) | Effect::PutRecord(_) => Stage::Persist,
+            // Until what came before is tried again.
+            Effect::Pause(_) => self.stage,
+            Effect::StepAside(_) if self.held_since.is_some() => Stage::CoalesceWait,
+            Effect::StepAside(_) => Stage::QueueWait,
+            Effect::Admit | Effect::EnterCircuit | Effect::CheckWaiters => return None,
+            Effect::RefuseTeam(_) | Effect::Tell(_) | Effect::Finish(_) | Effect::Stop => return None,
+        })
+    }
+
+    /// Its end: whom it waited for until now was waited for in vain.
+    pub(super) fn end_course(&mut self) {
+        if let Some(since) = self.held_since.take() {
+            self.shared.parts.metrics.followed(self.holder(), since.elapsed(), false);
+        }
+        self.shared.parts.metrics.staged(&self.course.stages);
+    }
+
+    /// Who holds a key that could not be reserved.
+    fn holder(&self) -> CoalesceScope {
+        if self.shared.parts.ledger.has_leases() { CoalesceScope::Cluster } else { CoalesceScope::Local }
+    }
+
+    /// Whether the key was free, and what budgets said.
+    pub(super) fn note_reserved(&mut self, asked: &Reservation, reserved: &Result<Reserved, LedgerError>) {
+        let metrics = &self.shared.parts.metrics;
+        if matches!(reserved, Ok(Reserved::Held(_))) {
+            if self.held_since.is_none() {
+                metrics.follows(self.holder());
+                self.held_since = Some(Instant::now());
+            }
+        } else if let Some(since) = self.held_since.take() {
+            metrics.followed(self.holder(), since.elapsed(), true);
+        }
+        let is_limited = |enforced| asked.budgets.iter().any(|budget| budget.enforced == enforced);
+        match reserved {
+            Ok(Reserved::OverBudget(_)) => {
+                metrics.decided(LimitKind::Budget, Decision::Deny, LimitMode::Enforce)
+            }
+            Ok(Reserved::Won(_)) => {
+                if is_limited(true) {
+                    metrics.decided(LimitKind::Budget, Decision::Allow, LimitMode::Enforce);
+                }
+                if is_limited(false) {
+                    self.note_shadow(asked);
+                }
+            }
+            Ok(Reserved::Held(_) | Reserved::Stored(_) | Reserved::Resting { .. } | Reserved::Frozen(_))
+            | Err(_) => {}
+        }
+    }
+
+    /// What budgets that are only counted would have decided, said without keeping anybody waiting.
+    fn note_shadow(&self, asked: &Reservation) {
+        let shared = self.shared.clone();
+        let team = asked.team.clone();
+        let budgets: Vec<Budget> = asked.budgets.iter().filter(|budget| !budget.enforced).cloned().collect();
+        tokio::spawn(async move {
+            let Ok(used) = shared.parts.ledger.used(budgets).await else { return };
+            // The call is among what is used.
+            let over = |used: &Used| used.used > used.budget.limit;
+            let is_over = used.iter().any(over);
+            let decision = if is_over { Decision::Deny } else { Decision::Allow };
+            shared.parts.metrics.decided(LimitKind::Budget, decision, LimitMode::Shadow);
+            if is_over {
+                tracing::warn!(team, "a crop was bought beyond a budget that is in shadow mode");
+            }
+        });
+    }
+
+    /// What the team's rate decided, if it has one.
+    pub(super) fn note_rate(&self, team: &Team, decision: Decision) {
+        if team.misses_per_second.is_some() {
+            self.shared.parts.metrics.decided(LimitKind::Rate, decision, LimitMode::Enforce);
+        }
+    }
+
+    /// Whether there was a turn, and when.
+    pub(super) fn note_turn(&self, waited: Option<Duration>) {
+        let decision = match waited {
+            Some(waited) if waited <= AT_ONCE => Decision::Allow,
+            Some(_) => Decision::Delay,
+            None => Decision::Deny,
+        };
+        self.shared.parts.metrics.decided(LimitKind::Concurrency, decision, LimitMode::Enforce);
+    }
+
+    /// The status of an answer, for the log of whoever waits.
+    pub(super) fn note_reply(&mut self, reply: &Reply) {
+        let status = match reply {
+            Reply::Answered(_) => Some(http::StatusCode::OK),
+            Reply::Refused(refusal) => Some(refusal.reply.status),
+            Reply::Failed(reply) => Some(reply.status),
+            Reply::NotSent(_) | Reply::Unknown(_) => None,
+        };
+        self.course.upstream_status = status.or(self.course.upstream_status);
+    }
+}

@@ -1,0 +1,250 @@
+//! The families about the book, and [`MeteredLedger`], which times what is asked of one.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use prometheus::{Histogram, IntCounter, IntGauge};
+use tokio::time::Instant;
+
+use super::Metrics;
+use super::families::{Each, Families, gauge_value};
+use super::labels::{Label, labels};
+use crate::archive::{ArchiveId, Membership};
+use crate::key::CacheKey;
+use crate::ledger::budget::{Budget, Scope, Used};
+use crate::ledger::spool::{SpoolUsage, Spooled};
+use crate::ledger::{
+    Booking, CallFacts, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Permit, Recovery,
+    Reservation, Reserved, Soundness, StateTotal,
+};
+use crate::picture::ObjectName;
+use crate::store::Record;
+
+/// Times the ledger takes, in seconds.
+const LEDGER_BUCKETS: [f64; 15] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+labels! {
+    /// What is asked of a ledger, as far as it is told apart.
+    enum LedgerOp {
+        LookUp = "look_up",
+        Reserve = "reserve",
+        Send = "send",
+        Answer = "answer",
+        Store = "store",
+        Other = "other",
+    }
+}
+
+impl LedgerOp {
+    fn of(state: CallState) -> Self {
+        match state {
+            CallState::Answered => Self::Answer,
+            CallState::Stored => Self::Store,
+            CallState::Reserved | CallState::Sent | CallState::Released | CallState::Refused => Self::Other,
+            CallState::Failed | CallState::Unknown | CallState::Unfetchable | CallState::Lost => Self::Other,
+        }
+    }
+}
+
+impl Label for CallState {
+    const ALL: &'static [Self] = &Self::ALL;
+
+    fn as_str(self) -> &'static str {
+        self.as_str()
+    }
+
+    fn position(self) -> usize {
+        self as usize
+    }
+}
+
+/// See the module.
+pub(super) struct LedgerFamilies {
+    credits: Each<CallState, IntGauge>,
+    up: IntGauge,
+    sound: IntGauge,
+    duration: Each<LedgerOp, Histogram>,
+    write_failures: IntCounter,
+}
+
+impl LedgerFamilies {
+    pub(super) fn new(families: &Families<'_>) -> Self {
+        Self {
+            credits: families.gauges(
+                "granary_ledger_credits",
+                "Credits of this ledger's rows by state (grain: credits)",
+                "state",
+            ),
+            up: families.plain("granary_ledger_up", "1 when the ledger answered the last time it was asked"),
+            sound: families.plain(
+                "granary_ledger_sound",
+                "1 when the ledger's file was read whole since the start and found undamaged; else nothing is bought",
+            ),
+            duration: families.histograms(
+                "granary_ledger_duration_seconds",
+                "Time the ledger took, by what was asked of it",
+                "op",
+                &LEDGER_BUCKETS,
+            ),
+            write_failures: families.count(
+                "granary_ledger_write_failures_total",
+                "Changes that the ledger could not take because it could not be reached or written, or is damaged",
+            ),
+        }
+    }
+
+    /// Sets what is read at scrape time.
+    pub(super) fn observe(&self, totals: Option<&[StateTotal]>, is_sound: bool) {
+        self.up.set(i64::from(totals.is_some()));
+        self.sound.set(i64::from(is_sound));
+        for total in totals.into_iter().flatten() {
+            self.credits[total.state].set(gauge_value(total.credits));
+        }
+    }
+}
+
+/// A ledger around another one: what it is asked, it asks the other, and takes the time.
+pub struct MeteredLedger {
+    ledger: Arc<dyn Ledger>,
+    metrics: Arc<Metrics>,
+}
+
+impl MeteredLedger {
+    /// Around `ledger`.
+    pub fn new(ledger: Arc<dyn Ledger>, metrics: Arc<Metrics>) -> Self {
+        Self { ledger, metrics }
+    }
+
+    async fn read<T>(&self, op: LedgerOp, work: impl Future<Output = T>) -> T {
+        let begun = Instant::now();
+        let done = work.await;
+        self.metrics.ledger.duration[op].observe(begun.elapsed().as_secs_f64());
+        done
+    }
+
+    async fn write<T>(
+        &self,
+        op: LedgerOp,
+        work: impl Future<Output = Result<T, LedgerError>>,
+    ) -> Result<T, LedgerError> {
+        let done = self.read(op, work).await;
+        if let Err(LedgerError::Unavailable(_) | LedgerError::Damaged(_)) = done {
+            self.metrics.ledger.write_failures.inc();
+        }
+        done
+    }
+}
+
+#[async_trait]
+impl Ledger for MeteredLedger {
+    async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
+        self.read(LedgerOp::LookUp, self.ledger.look_up(namespace, key)).await
+    }
+
+    async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError> {
+        self.write(LedgerOp::Reserve, self.ledger.reserve(reservation)).await
+    }
+
+    async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
+        self.write(LedgerOp::Send, self.ledger.mark_sent(id)).await
+    }
+
+    async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
+        let op = LedgerOp::of(booking.state());
+        self.write(op, self.ledger.book(id, booking)).await
+    }
+
+    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.adopt(record)).await
+    }
+
+    async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.lose(record)).await
+    }
+
+    async fn recover(&self) -> Result<Recovery, LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.recover()).await
+    }
+
+    fn has_leases(&self) -> bool {
+        self.ledger.has_leases()
+    }
+
+    async fn renew(&self, calls: Vec<CallId>) -> Result<Vec<CallId>, LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.renew(calls)).await
+    }
+
+    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignCall>, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.foreign_calls(in_hand)).await
+    }
+
+    async fn take_over(&self, silent: Vec<ForeignCall>) -> Result<Recovery, LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.take_over(silent)).await
+    }
+
+    async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.changes(after)).await
+    }
+
+    async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.purged(namespace, key)).await
+    }
+
+    async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.totals()).await
+    }
+
+    async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.used(budgets)).await
+    }
+
+    async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.set_frozen(scope, frozen)).await
+    }
+
+    async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.archive()).await
+    }
+
+    async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.begin_archive(archive)).await
+    }
+
+    async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.settle_archive(archive)).await
+    }
+
+    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.call(id)).await
+    }
+
+    async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.spooled_object(name)).await
+    }
+
+    async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.is_spooled(name)).await
+    }
+
+    async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.spooled(after, limit)).await
+    }
+
+    async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.unspool(id, standing)).await
+    }
+
+    async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.spool_usage()).await
+    }
+
+    fn keep_room(&self, each: Option<u64>) {
+        self.ledger.keep_room(each);
+    }
+
+    fn soundness(&self) -> Soundness {
+        self.ledger.soundness()
+    }
+}
