@@ -29,7 +29,7 @@ use crate::routes::{PublicState, respond};
 
 /// hyper's read buffer per connection, in bytes: small enough for many uploads at once, large enough
 /// to hash in long pieces.
-const READ_BUFFER: usize = 128 * 1024;
+const READ_BUFFER: usize = 64 * 1024;
 /// Header lines in a head.
 const MAX_HEADERS: usize = 64;
 

@@ -91,11 +91,17 @@ impl Picture {
             Content::File(spilled) => {
                 let spilled = spilled.clone();
                 let turn = spilled.turns.clone().acquire_owned().await;
+                // Allocated and freed here: what many threads have allocated once, the allocator keeps
+                // for each of them.
+                let mut bytes = vec![0; spilled.file.len()];
                 let shown = move || {
-                    let _turn = turn.expect("the semaphore is never closed");
-                    spilled.read(0, spilled.file.len()).map(|bytes| look(&bytes))
+                    let turn = turn.expect("the semaphore is never closed");
+                    let shown = spilled.file.read_at(&mut bytes, 0).map(|()| look(&bytes));
+                    (shown, bytes, turn)
                 };
-                tokio::task::spawn_blocking(shown).await?
+                let (shown, bytes, turn) = tokio::task::spawn_blocking(shown).await?;
+                drop((bytes, turn));
+                shown
             }
         }
     }

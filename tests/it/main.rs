@@ -31,6 +31,7 @@ mod race;
 mod readme;
 mod reload;
 mod restart;
+mod result_memory;
 mod secrets;
 mod soak;
 mod spool;

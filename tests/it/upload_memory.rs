@@ -13,7 +13,9 @@ use granary_kit::form::Form;
 use granary_kit::images;
 use granary_kit::process::GranaryProcess;
 
-use crate::harness::{Granary, bytes_of, cache_status, files_below, metric, number, real_ailab, until};
+use crate::harness::{
+    Granary, bytes_of, cache_status, files_below, memory_of, metric, number, real_ailab, until,
+};
 
 const PICTURE: usize = 3_500_000;
 const MIB: usize = 1 << 20;
@@ -71,13 +73,6 @@ async fn taken(admin: &str) -> (f64, f64) {
 
 async fn wait_for_none(admin: &str) {
     until("the room to be given back", async || taken(admin).await == (0.0, 0.0)).await;
-}
-
-/// A line of `/proc/PID/status`, in MiB.
-fn memory_of(process: &GranaryProcess, line: &str) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
-    let line = status.lines().find_map(|text| text.strip_prefix(line)).unwrap();
-    line.trim_matches([':', ' ', '\t', 'k', 'B']).parse::<usize>().unwrap() / 1024
 }
 
 fn forget_the_peak(process: &GranaryProcess) {
