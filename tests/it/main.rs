@@ -24,6 +24,8 @@ mod faults;
 mod fleet;
 mod harness;
 mod http;
+mod log;
+mod metrics;
 mod postgres;
 mod public_url;
 mod purge;
