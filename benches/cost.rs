@@ -35,6 +35,7 @@ use granary::ledger::{Booking, Ledger, Permit, Reservation, Reserved};
 use granary::request::{self, RequestLimits};
 use granary::secret::Secret;
 use granary::store::Record;
+use granary::uploads::UploadRoom;
 use granary_kit::client::{Call, RawConnection};
 use granary_kit::form::Form;
 use granary_kit::postgres::Postgres;
@@ -238,6 +239,7 @@ async fn reading() {
     println!("|---|---|---|");
     for (side, _) in SIZES {
         let picture = noise(side);
+        let room = UploadRoom::in_memory(256 << 20);
         let (mut read, mut alone) = (Vec::new(), Vec::new());
         for _ in 0..201 {
             let form = Form::browser(&picture, 400, 400);
@@ -254,7 +256,7 @@ async fn reading() {
 
             let begun = Instant::now();
             let head = request::check_head(&headers, &RequestLimits::default()).unwrap();
-            let request = request::read(head, body).await.unwrap();
+            let request = request::read(head, body, &room).await.unwrap();
             read.push(begun.elapsed().as_secs_f64() * 1e6);
 
             let begun = Instant::now();

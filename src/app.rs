@@ -6,6 +6,7 @@ mod certificate;
 mod ledger;
 mod listen;
 pub mod live;
+mod memory;
 pub mod reload;
 mod secrets;
 mod store;
@@ -32,6 +33,7 @@ use crate::cache::MemoryCache;
 use crate::clock::Clock;
 use crate::config::{Config, Environment, Loaded, StoreKind, UpstreamConfig, UpstreamKind};
 use crate::crash::crash_point;
+use crate::download::bounded::BoundedResults;
 use crate::download::http::{DownloadConfig, Downloader};
 use crate::download::{HostRule, ResultSource};
 use crate::error;
@@ -141,7 +143,9 @@ impl App {
         let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
         metrics.expect_errors(error::KINDS.iter().map(|(fault, code)| (fault.as_str(), code.name)));
         metrics.spool_may_hold(config.state.spool_max.0);
-        let cache = Arc::new(MemoryCache::counted(config.cache.memory.0, metrics.clone()));
+        let memory = memory::open(&config, &state)?;
+        let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());
+        let cache = Arc::new(cache);
         let Books { ledger, usage, admin: ledger_admin } =
             ledger::open(&config, &state, clock.clone()).await?;
         let ledger: Arc<dyn Ledger> = Arc::new(MeteredLedger::new(ledger, metrics.clone()));
@@ -171,6 +175,8 @@ impl App {
             stopping.clone().run_until_cancelled_owned(async move { watched.watch(GUARD_PERIOD).await }),
         );
         let (upstream, results, key) = open_upstream(&config, metrics.clone())?;
+        let max_bytes = config.upstream.result_max_bytes.0;
+        let results = Arc::new(BoundedResults::new(results, memory.fetched.clone(), max_bytes));
 
         // Where several processes keep the ledger, leases say what is open and nobody's.
         let recovery = match ledger.has_leases() {
@@ -241,6 +247,7 @@ impl App {
             metrics: metrics.clone(),
             meter: meter.clone(),
             guard: guard.clone(),
+            uploads: memory.uploads.clone(),
             clock: clock.clone(),
         };
         let usage_state = UsageState::new(UsageParts {
@@ -293,6 +300,7 @@ impl App {
         let admin_state = AdminState {
             metrics: metrics.clone(),
             cache,
+            memory,
             ledger,
             admin: ledger_admin,
             keys: Arc::new(keys),

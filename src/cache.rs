@@ -1,7 +1,10 @@
 //! The memory tier: [`MemoryCache`]. Losing it costs time, never money.
 //!
 //! Answers by key, small result objects by name, and for ten minutes the upstream's deterministic
-//! refusals by key. Weighed in bytes against one configured budget.
+//! refusals by key. Weighed in bytes against one configured budget. Objects on their way to clients
+//! have a budget of their own, since a slow client has one for longer than memory keeps it.
+
+mod serving;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,10 +16,13 @@ use moka::future::{Cache, CacheBuilder};
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 
+pub use self::serving::ObjectError;
+use self::serving::Serving;
 use crate::key::CacheKey;
 use crate::metrics::{Eviction, Metrics};
 use crate::picture::ObjectName;
-use crate::store::{Record, Store, StoreError};
+use crate::results::ResultRoom;
+use crate::store::{MAX_OBJECT_BYTES, Record, Store};
 
 /// Objects above this size are read from the store each time: a few of them would evict all answers.
 const MAX_OBJECT: usize = 8 << 20;
@@ -31,6 +37,7 @@ const ENTRY_OVERHEAD: usize = 512;
 pub struct MemoryCache {
     entries: Cache<Slot, Entry>,
     refusals: Cache<CacheKey, (StatusCode, Bytes)>,
+    serving: Serving,
     /// How often an answer was forgotten, by the first byte of its key.
     forgotten: Box<[AtomicU64; 256]>,
     is_closed: AtomicBool,
@@ -77,13 +84,13 @@ impl Entry {
 }
 
 impl MemoryCache {
-    /// Holds at most `capacity` bytes.
-    pub fn new(capacity: u64) -> Self {
-        Self::of(Self::entries(capacity).build())
+    /// Holds at most `capacity` bytes, and results that are being sent within `room`.
+    pub fn new(capacity: u64, room: ResultRoom) -> Self {
+        Self::of(Self::entries(capacity).build(), room)
     }
 
     /// The same, counting what leaves it.
-    pub fn counted(capacity: u64, metrics: Arc<Metrics>) -> Self {
+    pub fn counted(capacity: u64, room: ResultRoom, metrics: Arc<Metrics>) -> Self {
         let count = move |_: Arc<Slot>, _: Entry, cause| {
             metrics.evicted(match cause {
                 RemovalCause::Size => Eviction::Size,
@@ -92,15 +99,16 @@ impl MemoryCache {
                 RemovalCause::Explicit => Eviction::Explicit,
             });
         };
-        Self::of(Self::entries(capacity).eviction_listener(count).build())
+        Self::of(Self::entries(capacity).eviction_listener(count).build(), room)
     }
 
     fn entries(capacity: u64) -> CacheBuilder<Slot, Entry, Cache<Slot, Entry>> {
         Cache::builder().max_capacity(capacity).weigher(|_, entry: &Entry| entry.weight())
     }
 
-    fn of(entries: Cache<Slot, Entry>) -> Self {
+    fn of(entries: Cache<Slot, Entry>, room: ResultRoom) -> Self {
         Self {
+            serving: Serving::new(room),
             entries,
             refusals: Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_LIFE).build(),
             forgotten: Box::new([const { AtomicU64::new(0) }; 256]),
@@ -196,33 +204,27 @@ impl MemoryCache {
         self.refusals.invalidate(&key).await;
     }
 
-    /// A result's bytes, from memory or read once for everyone who asks at the same time.
+    /// A result's bytes: those that another client is being sent, or from memory, or read once for
+    /// everyone who asks at the same time. They count against the room for results until the last
+    /// slice of them is gone.
     ///
     /// # Errors
-    /// The store's; errors and absences are not kept.
-    pub async fn object(&self, name: ObjectName, store: &dyn Store) -> Result<Option<Bytes>, StoreError> {
-        enum Absence {
-            Missing,
-            TooLarge(Bytes),
-            Failed(StoreError),
-        }
+    /// [`ObjectError`]; errors and absences are not kept.
+    pub async fn object(&self, name: ObjectName, store: &dyn Store) -> Result<Option<Bytes>, ObjectError> {
         let read = async {
-            match store.object(name).await {
-                Ok(Some(bytes)) if bytes.len() > MAX_OBJECT => Err(Absence::TooLarge(bytes)),
-                Ok(Some(bytes)) => Ok(Entry::Object(bytes)),
-                Ok(None) => Err(Absence::Missing),
-                Err(error) => Err(Absence::Failed(error)),
+            if let Some(Entry::Object(bytes)) = self.entries.get(&Slot::Object(name)).await {
+                // It may be evicted while it is being sent.
+                let share = self.serving.room(bytes.len() as u64).await?;
+                return Ok(Some(share.hold(bytes)));
             }
+            let share = self.serving.room(MAX_OBJECT_BYTES).await?;
+            let Some(bytes) = store.object(name).await? else { return Ok(None) };
+            if bytes.len() <= MAX_OBJECT {
+                self.entries.insert(Slot::Object(name), Entry::Object(bytes.clone())).await;
+            }
+            Ok(Some(share.hold(bytes)))
         };
-        match self.entries.try_get_with(Slot::Object(name), read).await {
-            Ok(Entry::Object(bytes)) => Ok(Some(bytes)),
-            Ok(Entry::Answer(_)) => Ok(None),
-            Err(absence) => match &*absence {
-                Absence::Missing => Ok(None),
-                Absence::TooLarge(bytes) => Ok(Some(bytes.clone())),
-                Absence::Failed(error) => Err(error.clone()),
-            },
-        }
+        self.serving.object(name, read).await
     }
 
     /// The refusal remembered for a key.
@@ -253,7 +255,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_read_before_it_was_forgotten_is_not_kept() {
-        let cache = MemoryCache::new(1 << 20);
+        let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
         let key = record(0).key;
         let before = cache.begin_reading(key);
         cache.keep_answer(record(0), before).await;
@@ -274,7 +276,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_memory_keeps_nothing_and_an_open_one_what_is_read_from_then_on() {
-        let cache = MemoryCache::new(1 << 20);
+        let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
         cache.close();
         let key = record(0).key;
         let early = cache.begin_reading(key);
@@ -289,7 +291,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_forgotten_refusal_is_not_believed() {
-        let cache = MemoryCache::new(1 << 20);
+        let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
         let key = record(0).key;
         cache.keep_refusal(key, StatusCode::BAD_REQUEST, Bytes::new()).await;
         cache.forget_answer(key).await;
@@ -298,7 +300,7 @@ mod tests {
 
     #[test]
     fn refusals_are_believed_for_ten_minutes_and_their_number_is_bounded() {
-        let policy = MemoryCache::new(1 << 20).refusals.policy();
+        let policy = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20)).refusals.policy();
         assert_eq!(policy.time_to_live(), Some(Duration::from_secs(600)));
         assert_eq!(policy.time_to_idle(), None, "asking does not prolong it");
         assert_eq!(policy.max_capacity(), Some(MAX_REFUSALS));

@@ -1,8 +1,9 @@
 //! The seam through which result bytes come in: trait [`ResultSource`].
 //!
 //! A type of its own, apart from [`upstream`](crate::upstream), because it must not be able to
-//! carry a credential. Implementation: [`http`].
+//! carry a credential. Implementation: [`http`]; [`bounded`] keeps any within its memory.
 
+pub mod bounded;
 pub mod http;
 mod rules;
 mod url;

@@ -6,8 +6,8 @@
 //! word of ours goes into `Granary-Reason`.
 
 mod kinds;
-
 mod rows;
+mod situation;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,8 @@ use jiff::Timestamp;
 
 pub use self::kinds::KINDS;
 use self::rows::{auth_row, head_row, request_row};
-use crate::code::{self, Code};
+pub use self::situation::{Fault, Situation};
+use crate::code;
 use crate::framing::HeadError;
 use crate::ledger::budget::{self, BudgetRefusal, Scope};
 use crate::request::RequestError;
@@ -120,6 +121,10 @@ pub enum GatewayError {
     },
     /// A new result could not be kept, so none is bought.
     NoRoom,
+    /// The upload could not be kept until its crop is made.
+    NoUploadRoom,
+    /// So much is being sent to slow clients that there is no memory for another result.
+    NoResultRoom,
     /// Ledger and store do not belong together, or are not known to.
     ArchiveGuard,
     /// The ledger cannot be asked or written.
@@ -130,64 +135,13 @@ pub enum GatewayError {
     Bug,
 }
 
-/// Who has to mend it; prefixes the error class in metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fault {
-    /// Whoever sent the request.
-    Caller,
-    /// A rule somebody set: a budget, a rate, a freeze.
-    Policy,
-    /// The upstream or its storage.
-    Upstream,
-    /// Granary, or what it runs on.
-    Gateway,
-}
-
-impl Fault {
-    /// All, for metrics.
-    pub const ALL: [Self; 4] = [Self::Caller, Self::Policy, Self::Upstream, Self::Gateway];
-
-    /// The word in labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Caller => "caller",
-            Self::Policy => "policy",
-            Self::Upstream => "upstream",
-            Self::Gateway => "gateway",
+impl From<RequestError> for GatewayError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            // Not the request's fault.
+            RequestError::NoRoom => Self::NoUploadRoom,
+            error => Self::Request(Arc::new(error)),
         }
-    }
-}
-
-/// One row of the table.
-pub struct Situation {
-    /// HTTP status, `error_code` and `error_detail.status_code`.
-    pub status: StatusCode,
-    /// Code and text of the upstream's vocabulary.
-    pub code: Code,
-    /// Who has to mend it.
-    pub fault: Fault,
-    /// What was wrong with which input, and what to do.
-    pub detail: String,
-    /// `Granary-Reason`.
-    pub reason: Option<&'static str>,
-    /// `Retry-After`, before jitter and cap. Owed on every 429 and 503.
-    pub retry_after: Option<Duration>,
-}
-
-impl Situation {
-    fn new(status: u16, code: Code, fault: Fault, detail: impl Into<String>) -> Self {
-        let status = StatusCode::from_u16(status).expect("statuses in this file are valid");
-        Self { status, code, fault, detail: detail.into(), reason: None, retry_after: None }
-    }
-
-    fn because(mut self, reason: &'static str) -> Self {
-        self.reason = Some(reason);
-        self
-    }
-
-    fn retry_after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait);
-        self
     }
 }
 
@@ -431,6 +385,23 @@ impl GatewayError {
             )
             .because("no_room")
             .retry_after(LATER),
+            Self::NoUploadRoom => Situation::new(
+                503,
+                code::ERROR_RESOURCE_UNAVAILABLE,
+                Gateway,
+                "there is no room to keep this upload until its crop is made; nothing was spent, send it again in a \
+                 moment",
+            )
+            .because("no_room")
+            .retry_after(SOON),
+            Self::NoResultRoom => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Gateway,
+                "too many results are being sent to slow clients at the moment; ask again",
+            )
+            .because("busy")
+            .retry_after(SOON),
             Self::ArchiveGuard => Situation::new(
                 503,
                 code::ERROR_RESOURCE_UNAVAILABLE,

@@ -29,7 +29,7 @@ use tokio::time::error::Elapsed;
 use self::freshness::Freshness;
 pub use self::trail::Trail;
 use self::trail::WatchedBody;
-use crate::cache::{MemoryCache, Reading};
+use crate::cache::{MemoryCache, ObjectError, Reading};
 use crate::clock::Clock;
 use crate::coalesce::Ticket;
 use crate::crash::crash_point;
@@ -49,6 +49,7 @@ use crate::request::{self, CropRequest, FormHead};
 use crate::rewrite;
 use crate::store::{Record, Store, StoreError};
 use crate::teams::Team;
+use crate::uploads::UploadRoom;
 
 /// How long a caller waits whose body took longer than its deadline to arrive.
 const LATE_BODY_PATIENCE: Duration = Duration::from_secs(2);
@@ -72,6 +73,8 @@ pub struct GatewayParts {
     pub meter: Arc<Meter>,
     /// Says whether what is missing was ever here.
     pub guard: Arc<ArchiveGuard>,
+    /// Where pictures are until they are bought, or need not be.
+    pub uploads: UploadRoom,
     /// The time of day.
     pub clock: Clock,
 }
@@ -184,6 +187,8 @@ impl Gateway {
                 GatewayError::StillBeingMade
             })??;
         if let Some(found) = found.filter(|_| !caller.refresh) {
+            // What is not bought makes room for other uploads at once.
+            drop(request.order);
             return self.reply(found.record, found.status, request.ignored).await;
         }
         self.may_be_bought(caller, request.key).await?;
@@ -204,15 +209,16 @@ impl Gateway {
     /// A permanent result's bytes, checked against its name.
     ///
     /// # Errors
-    /// [`GatewayError::ResultNotFound`], [`GatewayError::ArchiveGuard`] or
-    /// [`GatewayError::StoreUnavailable`].
+    /// [`GatewayError::ResultNotFound`], [`GatewayError::ArchiveGuard`],
+    /// [`GatewayError::NoResultRoom`] or [`GatewayError::StoreUnavailable`].
     pub async fn result(&self, object: ObjectName) -> Result<Bytes, GatewayError> {
         match self.parts.cache.object(object, &*self.parts.store).await {
             Ok(Some(bytes)) => Ok(bytes),
             // In another bucket than ours nothing is known to be absent.
             Ok(None) if !self.parts.guard.confirm().await => Err(GatewayError::ArchiveGuard),
             Ok(None) => Err(GatewayError::ResultNotFound),
-            Err(error) => {
+            Err(ObjectError::NoRoom(_)) => Err(GatewayError::NoResultRoom),
+            Err(ObjectError::Store(error)) => {
                 tracing::error!(%error, object = %object.path(), "a result cannot be read");
                 Err(GatewayError::StoreUnavailable)
             }
@@ -232,10 +238,10 @@ impl Gateway {
     {
         let begun = Instant::now();
         let mut body = pin!(WatchedBody::new(body));
-        let request = request::read(head, body.as_mut()).await;
+        let request = request::read(head, body.as_mut(), &self.parts.uploads).await;
         (trail.body_bytes, trail.body_wait) = (body.bytes, body.waited);
         trail.stages.add(Stage::Parse, begun.elapsed().saturating_sub(trail.body_wait));
-        let request = request.map_err(|error| GatewayError::Request(Arc::new(error)))?;
+        let request = request?;
         trail.key = Some(request.key);
         Ok(request)
     }

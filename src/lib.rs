@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | accept | [`server`], [`framing`] | a clock on every connection; a head that could be understood in two ways goes no further |
 //! | route, authenticate | [`routes`], [`teams`] | what the head forbids is refused before the body is read; a clock on every body |
-//! | parse | [`request`], [`multipart`] | limits before anything is kept; the picture is hashed as it arrives |
+//! | parse | [`request`], [`multipart`], [`uploads`] | limits before anything is kept; the picture is hashed as it arrives; memory for so much, then a file |
 //! | key | [`key`] | BLAKE3 of picture, width and height, and nothing else |
 //! | look up | [`gateway`], [`cache`], [`ledger`], [`store`] | memory, ledger, store; only what is known to be absent is bought |
 //! | coalesce | [`coalesce`] | many callers, one fill |
@@ -45,8 +45,8 @@
 //! ```text
 //! main > cli > app > {config, server} > routes > gateway > {cache, circuit, coalesce, fill, slots, rewrite}
 //!      > {error, guard, metering, metrics, policy, reconcile} > spool > {ledger, store, upstream, download, request, teams}
-//!      > {archive, net, breaker, certificate, envelope, framing, code, money, multipart, outcome, operation, picture, key,
-//!         clock, random, secret, crash, disk, state}
+//!      > {archive, net, breaker, certificate, envelope, framing, code, money, multipart, outcome, operation, picture, results,
+//!         uploads, key, clock, random, secret, crash, disk, state}
 //! ```
 //!
 //! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,
@@ -86,6 +86,7 @@ pub mod policy;
 pub mod random;
 pub mod reconcile;
 pub mod request;
+pub mod results;
 pub mod rewrite;
 pub mod routes;
 pub mod secret;
@@ -97,4 +98,5 @@ pub mod spool;
 pub mod state;
 pub mod store;
 pub mod teams;
+pub mod uploads;
 pub mod upstream;

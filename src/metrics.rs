@@ -20,6 +20,7 @@ mod server;
 mod stages;
 pub mod store;
 mod teams;
+mod uploads;
 mod upstream;
 mod usage;
 
@@ -49,6 +50,7 @@ use self::stages::StageFamilies;
 pub use self::stages::{Stage, Stages};
 use self::store::StoreFamilies;
 use self::teams::TeamFamilies;
+use self::uploads::UploadFamilies;
 use self::upstream::UpstreamFamilies;
 use self::usage::UsageFamilies;
 use crate::ledger::CallState;
@@ -87,6 +89,7 @@ pub struct Metrics {
     config: ConfigFamilies,
     admin: AdminFamilies,
     server: ServerFamilies,
+    uploads: UploadFamilies,
     process: ProcessFamilies,
     archive_guard: IntGauge,
     spool_objects: IntGauge,
@@ -134,6 +137,7 @@ impl Metrics {
             config: ConfigFamilies::new(&families),
             admin: AdminFamilies::new(&families),
             server: ServerFamilies::new(&families),
+            uploads: UploadFamilies::new(&families),
             process: ProcessFamilies::new(&families),
             archive_guard: families.plain(
                 "granary_archive_guard_ok",

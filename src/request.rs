@@ -1,13 +1,15 @@
 //! A client's request becomes a [`CropRequest`]: what to buy, and the key it is filed under.
 //!
 //! [`check_head`] refuses what can be refused before a byte of the body is read; [`read`] reads the
-//! body once, hashing the image while it arrives, and keeps nothing that is over a limit. What is
+//! body once, hashing the image while it arrives, and keeps nothing that is over a limit. What
+//! [`uploads`](crate::uploads) has no memory for is written to a file meanwhile. What is
 //! keyed is what is forwarded: names, part headers and spellings of the client's end here.
 //!
 //! This module knows no statuses and no codes: `error` chooses them, one per variant of
 //! [`RequestError`]. It never decodes a picture, and the query string is not its business.
 
 mod form;
+mod image;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +25,7 @@ use http_body_util::{BodyExt, LengthLimitError};
 
 use crate::key::{CacheKey, Digest};
 use crate::multipart::{Boundary, Broken, ContentTypeError, Parser};
+use crate::uploads::{NoRoom, UploadRoom};
 use crate::upstream::Order;
 use form::Form;
 
@@ -191,9 +194,28 @@ pub enum RequestError {
     /// The body came too slowly.
     #[error("the request body did not arrive in time; send it again over a faster connection")]
     BodyTimeout,
+    /// There is no room for the image, in memory or on the disk; the rest of it was not read.
+    #[error(
+        "more is being uploaded at the moment than there is room for; send the request again in a moment"
+    )]
+    NoRoom,
     /// The body broke off: the client hung up, or its framing was wrong.
     #[error("the request body broke off before its end; send the request again")]
     Body(#[source] BoxError),
+}
+
+impl From<NoRoom> for RequestError {
+    fn from(_: NoRoom) -> Self {
+        Self::NoRoom
+    }
+}
+
+impl RequestError {
+    /// What was written to a spill file cannot be read.
+    fn unreadable(error: std::io::Error) -> Self {
+        tracing::error!(%error, "an upload cannot be read back from its file");
+        Self::NoRoom
+    }
 }
 
 /// An error of whoever brings the body.
@@ -233,33 +255,36 @@ fn content_type(headers: &HeaderMap) -> Result<&[u8], ContentTypeError> {
 ///
 /// What is wrong with a complete body is reported in a fixed order, whatever the order of the
 /// fields: its framing, a repeated field, a missing one, an empty one, a number, the image. Only a
-/// limit cuts this short. Cancelling is safe: nothing has happened yet.
+/// limit cuts this short, or the want of `room`. Cancelling is safe: nothing has happened yet.
 ///
 /// # Errors
 /// [`RequestError`]; the rest of the body is then unread.
-pub async fn read<B>(head: FormHead, body: B) -> Result<CropRequest, RequestError>
+pub async fn read<B>(head: FormHead, body: B, room: &UploadRoom) -> Result<CropRequest, RequestError>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
     let max = head.limits.max_body_bytes();
-    let mut room = max;
+    let mut left = max;
     let mut parser = Parser::new(&head.boundary);
-    let mut form = Form::new(head.limits.max_image_bytes, head.declared_bytes);
+    let mut form = Form::new(head.limits.max_image_bytes, head.declared_bytes, room.clone());
     let mut body = pin!(body);
     while let Some(frame) = body.as_mut().frame().await {
         let frame = frame.map_err(|error| body_error(error.into(), max))?;
         let Ok(bytes) = frame.into_data() else { continue };
         // Up to the limit first, so that what is refused does not depend on how the bytes were cut.
-        let within = bytes.len().min(room);
+        let within = bytes.len().min(left);
         parser.feed(&bytes[..within], &mut |event| form.take(event))?;
         if within < bytes.len() {
             return Err(RequestError::BodyTooLarge { max });
         }
-        room -= within;
+        left -= within;
+        // It may take a while until the form lets go of its copy.
+        drop(bytes);
+        form.settle().await?;
     }
     parser.finish(&mut |event| form.take(event))?;
-    form.finish()
+    form.finish().await
 }
 
 /// Layers wrap each other's errors, so the cause may lie deeper.

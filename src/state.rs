@@ -58,6 +58,11 @@ impl StateDir {
         self.path.join("spill")
     }
 
+    /// The folder for uploads that memory has no room for.
+    pub fn upload_folder(&self) -> PathBuf {
+        self.path.join("uploads")
+    }
+
     /// The directory itself.
     pub fn path(&self) -> &Path {
         &self.path

@@ -22,12 +22,13 @@ use http::StatusCode;
 
 use crate::envelope::Answer;
 use crate::picture::ImageFormat;
+use crate::uploads::Picture;
 
 /// What is bought: exactly what the key is made of, and nothing else of the client's request.
 #[derive(Clone)]
 pub struct Order {
-    /// The picture's bytes.
-    pub image: Bytes,
+    /// The picture's bytes, wherever they are.
+    pub image: Picture,
     /// Its format, by the bytes.
     pub format: ImageFormat,
     /// Target width in pixels, 1 to 65535.
@@ -111,6 +112,9 @@ pub enum NotSent {
     /// The connection broke, or stalled, while the order was being uploaded.
     #[error("the upload to the upstream broke off: {0}")]
     Upload(String),
+    /// The picture could not be read from where it was kept meanwhile; says nothing of the upstream.
+    #[error("the picture could not be read back: {0}")]
+    Picture(String),
     /// This process slept, or could not reach the ledger, for so long that another may act for it.
     #[error("the lease on the call was about to end before its tail could go")]
     Late,

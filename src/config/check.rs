@@ -94,6 +94,10 @@ fn limits(config: &Config, reading: &mut Reading) {
     }
     for (field, number, least, most) in [
         ("server.max_connections", server.max_connections as u64, 1, 1_000_000),
+        // One picture in any case, so that nothing waits for room that cannot come.
+        ("server.upload_memory", server.upload_memory.0, 4 << 20, 1 << 40),
+        // While the largest result is being sent, the next one can be read.
+        ("server.result_memory", server.result_memory.0, 2 * MAX_OBJECT_BYTES, 1 << 40),
         ("upstream.concurrency", upstream.concurrency as u64, 1, 1_000),
         ("upstream.max_concurrency", upstream.max_concurrency as u64, 1, 1_000),
         ("upstream.queue", upstream.queue as u64, 0, 1_000_000),

@@ -58,6 +58,17 @@ section! {
         /// And how much longer, as the time that the answer's bytes take at this rate, in bytes per
         /// second.
         pub min_download_rate: ByteSize = ByteSize::kib(8),
+        /// The memory that the pictures of all uploads together may take, counted as they arrive and
+        /// until they are bought or need not be. An upload that gets no more goes on in a file.
+        pub upload_memory: ByteSize = ByteSize::mib(256),
+        /// What uploads may take on the disk of state.path in such files, which have no name and end
+        /// with the process; 1 GiB stays free there. Uploads beyond that are refused with 503. 0: no
+        /// files.
+        pub upload_spill: ByteSize = ByteSize::mib(2048),
+        /// The memory that results may take while they are being sent, each once however many read
+        /// it; the same again for results that were paid for and are being fetched and kept. When
+        /// slow clients have all of it, others wait 5 s and are then told 503.
+        pub result_memory: ByteSize = ByteSize::mib(256),
         /// A waiting client is answered so long after the head of its request at the latest, if
         /// only by an error; the crop is still made and kept. Most clients give up after 30 s.
         pub answer_within: Duration = Duration::from_secs(28),

@@ -42,5 +42,6 @@ pub(super) fn request_row(error: &RequestError) -> (u16, Code) {
         RequestError::UnsupportedFile => (415, code::UNSUPPORTED_FILE_TYPES),
         RequestError::UnreadableHeader => (422, code::FILE_DECODING_FAILURE),
         RequestError::BodyTimeout => (408, code::ERROR_PARAMETERS),
+        RequestError::NoRoom => (503, code::ERROR_RESOURCE_UNAVAILABLE),
     }
 }

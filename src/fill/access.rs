@@ -14,7 +14,7 @@ use crate::error::GatewayError;
 use crate::ledger::CallState;
 use crate::metrics::{RetryReason, ShedReason};
 use crate::slots::{BusyCause, CallEnd};
-use crate::upstream::{RefusalKind, Reply};
+use crate::upstream::{NotSent, RefusalKind, Reply};
 
 impl Task {
     /// Waits for a turn for as long as anybody waits for the fill, and the upstream may be called.
@@ -139,6 +139,11 @@ impl Task {
             Reply::Failed(reply) if reply.status.is_server_error() => (Attempt::Failed, CallEnd::Failed),
             // 200 with an error code: the upstream is there.
             Reply::Failed(_) => (Attempt::Refused, CallEnd::Served),
+            // It says nothing of the upstream.
+            Reply::NotSent(NotSent::Picture(_)) => {
+                (self.slot, self.pass) = (None, None);
+                return;
+            }
             Reply::NotSent(_) | Reply::Unknown(_) => (Attempt::Lost, CallEnd::Failed),
         };
         if let Some(slot) = self.slot.take() {

@@ -304,7 +304,9 @@ impl Task {
                 Ok(Open::Early(reply))
             }
             Err(error) => {
-                self.tell_not_sent();
+                if !matches!(error, NotSent::Picture(_)) {
+                    self.tell_not_sent();
+                }
                 self.shared.parts.metrics.attempt(AttemptOutcome::Connect);
                 Err(error)
             }

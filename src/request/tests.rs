@@ -2,6 +2,7 @@
 //! of the bytes, nor the order of the fields, nor anything but the picture and two numbers matters.
 
 mod bodies;
+mod room;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -70,6 +71,15 @@ fn head() -> FormHead {
     head_of("b", None, RequestLimits::default())
 }
 
+/// Reads with room for everything in memory.
+async fn read<B>(head: FormHead, body: B) -> Result<CropRequest, RequestError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    super::read(head, body, &UploadRoom::in_memory(u64::MAX)).await
+}
+
 /// Runs a future that never has to wait.
 fn now<T>(future: impl Future<Output = T>) -> T {
     let Poll::Ready(value) = pin!(future).poll(&mut Context::from_waker(Waker::noop())) else {
@@ -101,20 +111,10 @@ fn seen(result: Result<CropRequest, RequestError>) -> Result<Seen, String> {
         format!("{error:?}")
     })?;
     let CropRequest { order, key, image_digest: digest, ignored } = request;
-    assert_eq!(
-        key,
-        CacheKey::of(&order.image, order.width, order.height),
-        "what is keyed is what is forwarded"
-    );
-    assert_eq!(digest, Digest::of(&order.image));
-    Ok(Seen {
-        key,
-        digest,
-        format: order.format,
-        size: (order.width, order.height),
-        image: order.image,
-        ignored,
-    })
+    let image = order.image.whole().expect("it can be read");
+    assert_eq!(key, CacheKey::of(&image, order.width, order.height), "what is keyed is what is forwarded");
+    assert_eq!(digest, Digest::of(&image));
+    Ok(Seen { key, digest, format: order.format, size: (order.width, order.height), image, ignored })
 }
 
 fn ask(parts: &[Part]) -> Result<Seen, String> {

@@ -35,7 +35,9 @@ use crate::ledger::Ledger;
 use crate::ledger::admin::LedgerAdmin;
 use crate::metrics::Metrics;
 use crate::policy::CurrentPolicy;
+use crate::results::ResultRoom;
 use crate::teams::AdminTokens;
+use crate::uploads::UploadRoom;
 
 /// What the admin routes work with.
 #[derive(Clone)]
@@ -44,6 +46,8 @@ pub struct AdminState {
     pub metrics: Arc<Metrics>,
     /// For the memory tier's size.
     pub cache: Arc<MemoryCache>,
+    /// For what uploads and results take.
+    pub memory: Memory,
     /// For its sums.
     pub ledger: Arc<dyn Ledger>,
     /// For what operators ask of the ledger and change in it.
@@ -64,6 +68,17 @@ pub struct AdminState {
     pub tokens: Arc<ArcSwap<Option<AdminTokens>>>,
     /// What this process is.
     pub about: Arc<About>,
+}
+
+/// What a process takes of memory beside its cache.
+#[derive(Clone)]
+pub struct Memory {
+    /// For pictures that clients send.
+    pub uploads: UploadRoom,
+    /// For results on their way to clients.
+    pub sent: ResultRoom,
+    /// For results that were bought, until they are kept. Neither of the two is to wait for the other.
+    pub fetched: ResultRoom,
 }
 
 /// Where a running process is told to adopt.

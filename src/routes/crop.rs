@@ -46,8 +46,7 @@ pub(super) async fn crop(
     };
     let mut trail = Trail::default();
     let outcome = async {
-        let head = request::check_head(&parts.headers, &state.0.limits)
-            .map_err(|error| GatewayError::Request(error.into()))?;
+        let head = request::check_head(&parts.headers, &state.0.limits)?;
         // A body already under way may be a hit, and is read; one that is still to be sent had better
         // go where a miss is served too.
         if asks_first && state.0.gateway.is_draining() {

@@ -31,7 +31,7 @@ use crate::routes::respond::Refused;
 
 /// hyper's read buffer per connection, in bytes: small enough for many uploads at once, large enough
 /// to hash in long pieces.
-const READ_BUFFER: usize = 128 * 1024;
+const READ_BUFFER: usize = 64 * 1024;
 /// Who is only told that there is no place has to ask so soon.
 const REFUSED_HEAD: Duration = Duration::from_secs(1);
 

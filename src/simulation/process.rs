@@ -24,9 +24,11 @@ use crate::key::CacheKey;
 use crate::ledger::{CallId, Ledger};
 use crate::metering::Meter;
 use crate::policy::CurrentPolicy;
+use crate::results::ResultRoom;
 use crate::slots::SlotsConfig;
 use crate::spool::{Copier, Spool, SpoolConfig};
 use crate::store::Store;
+use crate::uploads::UploadRoom;
 
 /// How long a result's URL lives.
 pub(super) const URL_TTL: Duration = Duration::from_secs(84_600);
@@ -176,7 +178,7 @@ impl Process {
         if is_beside && !world.plan.is_fleet {
             world.count("starts beside a living process");
         }
-        let cache = Arc::new(MemoryCache::new(1 << 30));
+        let cache = Arc::new(MemoryCache::new(1 << 30, ResultRoom::new(1 << 30)));
         let bare: Arc<dyn Store> = Arc::new(StoreLine(line(Place::Store)));
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let config =
@@ -222,6 +224,7 @@ impl Process {
             metrics: world.metrics.clone(),
             meter: Arc::new(Meter::new(world.clock(), TimeZone::UTC)),
             guard,
+            uploads: UploadRoom::in_memory(1 << 30),
             clock: world.clock(),
         };
         let gateway = Arc::new(Gateway::new(parts, NAMESPACE.to_owned(), ROOT.to_owned()));

@@ -202,7 +202,8 @@ pub(super) struct UpstreamLine(pub(super) Line);
 impl Upstream for UpstreamLine {
     async fn open(&self, order: Arc<Order>) -> Result<Opened, NotSent> {
         let (line, world) = (&self.0, &self.0.world);
-        let key = CacheKey::of(&order.image, order.width, order.height);
+        let image = order.image.whole().expect("it is in memory");
+        let key = CacheKey::of(&image, order.width, order.height);
         line.may_die("open");
         line.live().await;
         let slow = world.strikes(300);

@@ -194,8 +194,7 @@ impl Upstream for AilabUpstream {
         let key = self.config.api_key.load_full();
         let header = key_header(&key)
             .ok_or_else(|| NotSent::Connect("the key has characters no header can carry".to_owned()))?;
-        let form = Form::new(&order)
-            .map_err(|error| NotSent::Connect(format!("no random bytes for a boundary: {error}")))?;
+        let form = Form::new(&order).await?;
         let begun = Instant::now();
         let stream = self.connect().await.map_err(|error| NotSent::Connect(error.to_string()))?;
         self.took(CallPhase::Connect, begun.elapsed());
@@ -211,7 +210,7 @@ impl Upstream for AilabUpstream {
         let upload = call::upload(io, request, &progress, &key);
         match timeout(self.config.upload_timeout, upload).await {
             Err(_) => Err(NotSent::Upload("it took too long".to_owned())),
-            Ok(Err(not_sent)) => Err(not_sent),
+            Ok(Err(not_sent)) => Err(progress.blame(not_sent)),
             Ok(Ok(Uploaded::Answered(reply))) => {
                 self.took(CallPhase::Total, begun.elapsed());
                 Ok(Opened::Answered(reply))

@@ -58,12 +58,14 @@ impl HeldCall for BuiltinCall {
         let Self { order, turns } = *self;
         let _turn = turns.acquire_owned().await.expect("the semaphore is never closed");
         let cropped = tokio::task::spawn_blocking(move || {
-            granary_engine::crop(&order.image, order.width, order.height)
+            let image = order.image.whole()?;
+            Ok::<_, std::io::Error>(granary_engine::crop(&image, order.width, order.height))
         })
         .await;
         match cropped {
-            Ok(Ok(crop)) => answer(&crop),
-            Ok(Err(error)) => refusal(&error),
+            Ok(Ok(Ok(crop))) => answer(&crop),
+            Ok(Ok(Err(error))) => refusal(&error),
+            Ok(Err(error)) => Reply::NotSent(NotSent::Picture(error.to_string())),
             Err(panic) => {
                 tracing::error!(%panic, "the crop engine panicked");
                 Reply::Unknown(UnknownCause::Died)

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use super::{HeldCall, Opened, Order, RefusalKind, Reply, Upstream};
 use crate::download::ResultSource;
@@ -51,7 +52,7 @@ pub(crate) use upstream_contract;
 
 /// A picture to be cropped; `seed` tells it from others.
 fn order(seed: u64, width: u32) -> Arc<Order> {
-    let image = granary_kit::images::tiny_png(24, 24, seed).into();
+    let image = Bytes::from(granary_kit::images::tiny_png(24, 24, seed)).into();
     Arc::new(Order { image, format: ImageFormat::Png, width, height: 30 })
 }
 

@@ -275,6 +275,13 @@ pub(crate) async fn bytes_of(url: &str) -> Vec<u8> {
     answer.body
 }
 
+/// A line of `/proc/PID/status`, such as `VmRSS`, in MiB.
+pub(crate) fn memory_of(process: &GranaryProcess, line: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let line = status.lines().find_map(|text| text.strip_prefix(line)).unwrap();
+    line.trim_matches([':', ' ', '\t', 'k', 'B']).parse::<usize>().unwrap() / 1024
+}
+
 /// A number that somebody who runs a test may set in the environment.
 pub(crate) fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

@@ -215,6 +215,8 @@ fn errors() -> Vec<GatewayError> {
         GatewayError::Draining,
         GatewayError::Resting { until: Timestamp::UNIX_EPOCH, wait },
         GatewayError::NoRoom,
+        GatewayError::NoUploadRoom,
+        GatewayError::NoResultRoom,
         GatewayError::ArchiveGuard,
         GatewayError::LedgerUnavailable,
         GatewayError::StoreUnavailable,
@@ -235,8 +237,8 @@ fn is_listed(error: &GatewayError) -> bool {
         E::UpstreamNonsense { .. } | E::UpstreamKeyRefused | E::UpstreamThrottled { .. } => true,
         E::CircuitOpen { .. } | E::PurchaseStopped { .. } => true,
         E::StillBeingMade | E::ResultNotFetched { .. } | E::TooBusy { .. } | E::Draining => true,
-        E::Resting { .. } | E::NoRoom | E::ArchiveGuard | E::LedgerUnavailable => true,
-        E::StoreUnavailable | E::Bug => true,
+        E::Resting { .. } | E::NoRoom | E::NoUploadRoom | E::NoResultRoom => true,
+        E::ArchiveGuard | E::LedgerUnavailable | E::StoreUnavailable | E::Bug => true,
         // Clients see the upstream's own status and code.
         E::Upstream { .. } => false,
     }

@@ -23,6 +23,7 @@ use crate::key::{CacheKey, Digest};
 use crate::metrics::Metrics;
 use crate::picture::{self, ImageFormat};
 use crate::policy::{CurrentPolicy, Terms};
+use crate::results::ResultRoom;
 use crate::state::{StateDir, StateDirError};
 use crate::store::Store;
 use crate::teams::{Team, Teams};
@@ -58,7 +59,7 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
         store: store.clone(),
         upstream: Arc::new(ShownUpstream { inner: upstream.clone(), seen: seen.clone() }),
         results,
-        cache: Arc::new(MemoryCache::new(0)),
+        cache: Arc::new(MemoryCache::new(0, ResultRoom::new(0))),
         metrics,
         guard,
         policy: CurrentPolicy::new(Terms {
@@ -72,8 +73,12 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
     let filler = Filler::new(parts, fill_config(config));
     filler.resume(recovery);
     let before = upstream.credits_left().await;
-    let order =
-        Order { image: Bytes::from_static(PICTURE), format: ImageFormat::Jpeg, width: WIDTH, height: HEIGHT };
+    let order = Order {
+        image: Bytes::from_static(PICTURE).into(),
+        format: ImageFormat::Jpeg,
+        width: WIDTH,
+        height: HEIGHT,
+    };
     let wanted = Wanted {
         order: Arc::new(order),
         key: CacheKey::of(PICTURE, WIDTH, HEIGHT),

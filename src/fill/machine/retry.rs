@@ -26,6 +26,11 @@ pub(super) struct Tries {
 
 impl Machine {
     pub(super) fn not_sent(&mut self, error: &NotSent) -> Effect {
+        if let NotSent::Picture(_) = error {
+            tracing::error!(%error, "an order cannot be sent");
+            // Another try would read the same disk.
+            return self.end(Booking::Released { reason: error.to_string() }, GatewayError::NoUploadRoom);
+        }
         tracing::warn!(%error, "the order did not reach the upstream");
         let detail = "the upstream could not be reached, nothing was charged".to_owned();
         let told = GatewayError::UpstreamUnreachable { detail };

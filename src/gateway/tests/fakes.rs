@@ -27,12 +27,14 @@ use crate::ledger::{
 };
 use crate::metering::Meter;
 use crate::policy::{CurrentPolicy, Terms};
+use crate::results::ResultRoom;
 use crate::secret::Secret;
 use crate::slots::SlotsConfig;
 use crate::spool::{Spool, SpoolConfig};
 use crate::store::StoreError;
 use crate::store::memory::MemoryStore;
 use crate::teams::Teams;
+use crate::uploads::UploadRoom;
 use crate::upstream::{HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
 pub(super) const NAMESPACE: &str = "ailab-v1";
@@ -539,7 +541,7 @@ impl World {
         teams: &[Arc<Team>],
     ) -> Self {
         let results = Arc::new(FakeResults::default());
-        let cache = Arc::new(MemoryCache::new(1 << 20));
+        let cache = Arc::new(MemoryCache::new(1 << 20, ResultRoom::new(1 << 30)));
         let metrics = Arc::new(Metrics::new(["local"].into_iter(), 1 << 20));
         let clock = Clock::system();
         let policy = CurrentPolicy::new(terms(teams));
@@ -576,6 +578,7 @@ impl World {
             metrics,
             meter: Arc::new(Meter::new(clock.clone(), TimeZone::UTC)),
             guard: guard.clone(),
+            uploads: UploadRoom::in_memory(1 << 30),
             clock,
         };
         let gateway = Gateway::new(parts, NAMESPACE.to_owned(), "https://granary.example".to_owned());

@@ -15,7 +15,8 @@ impl World {
         let image = Bytes::from(format!("picture {number}"));
         let key = CacheKey::of(&image, 400, 300);
         let digest = Digest::of(&image);
-        let order = Arc::new(Order { image, format: ImageFormat::Png, width: 400, height: 300 });
+        let order =
+            Arc::new(Order { image: image.into(), format: ImageFormat::Png, width: 400, height: 300 });
         let eye = Arc::downgrade(&order);
         let seat = Seat { team: Arc::new(Team::local()), deadline: Instant::now() + PATIENCE };
         let wanted = Wanted { order, key, image: digest, refresh: false };

@@ -7,7 +7,7 @@ use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use serde_json::json;
 
-use super::AdminState;
+use super::{AdminState, Memory};
 use crate::guard::Standing;
 use crate::ledger::Soundness;
 use crate::metrics::Snapshot;
@@ -61,6 +61,9 @@ pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
         ledger,
         spool,
     });
+    let Memory { uploads, sent, fetched } = &state.memory;
+    state.metrics.observe_uploads(&uploads.load());
+    state.metrics.observe_results(sent.used() + fetched.used(), sent.limit() + fetched.limit());
     state.usage.observe(&state.metrics).await;
     if let (Ok(unknown), Ok(frozen)) = (state.admin.unsettled().await, state.admin.frozen().await) {
         state.metrics.observe_admin(unknown, &frozen);

@@ -1,15 +1,13 @@
 //! The body of a paid request: three parts, and a tail that waits.
 //!
-//! Everything but the tail goes out as it is asked for; the tail only once it is let go. The image
-//! is never copied. [`Watch`] wraps the connection to tell when all but the tail was flushed.
+//! Everything but the tail goes out as it is asked for; the tail only once it is let go. An image in
+//! memory is never copied, and one in a file never in memory as a whole. [`Watch`] wraps the connection to tell when all but the tail was flushed.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -17,10 +15,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::sync::oneshot;
 
-use crate::upstream::Order;
-
-/// How much is given to the connection at once. Small, because a connection may copy it.
-const SLICE_BYTES: usize = 64 * 1024;
+use crate::uploads::{Picture, PicturePieces};
+use crate::upstream::{NotSent, Order};
 
 /// 192 random bits for the boundary: 48 hex digits, of the 70 characters that are allowed.
 const BOUNDARY_RANDOM_BYTES: usize = 24;
@@ -31,8 +27,11 @@ pub(super) struct Form {
     pub(super) content_type: String,
     /// Its length in bytes, tail included.
     pub(super) length: u64,
-    /// Parts before the tail, in order.
-    parts: [Bytes; 3],
+    /// What comes before the image.
+    head: Bytes,
+    image: Picture,
+    /// What comes between the image and the tail.
+    numbers: Bytes,
     /// The height and the closing boundary. Without the latter no parser can call the form complete,
     /// and without the former not even one that does not care could do the work.
     tail: Bytes,
@@ -42,13 +41,15 @@ impl Form {
     /// Lays out an order, with a boundary nobody could have foreseen.
     ///
     /// # Errors
-    /// The operating system has no random bytes to give.
-    pub(super) fn new(order: &Order) -> Result<Self, getrandom::Error> {
+    /// [`NotSent`]: the operating system has no random bytes to give, or the image cannot be read.
+    pub(super) async fn new(order: &Order) -> Result<Self, NotSent> {
         let boundary = boundary_absent_from(&order.image, || {
             let mut random = [0; BOUNDARY_RANDOM_BYTES];
-            getrandom::fill(&mut random)?;
+            let none = |error| NotSent::Connect(format!("no random bytes for a boundary: {error}"));
+            getrandom::fill(&mut random).map_err(none)?;
             Ok(random)
-        })?;
+        })
+        .await?;
         Ok(Self::with_boundary(order, &boundary))
     }
 
@@ -70,7 +71,9 @@ impl Form {
         Self {
             content_type: format!("multipart/form-data; boundary={boundary}"),
             length: (head.len() + image.len() + numbers.len() + tail.len()) as u64,
-            parts: [head.into(), image.clone(), numbers.into()],
+            head: head.into(),
+            image: image.clone(),
+            numbers: numbers.into(),
             tail: tail.into(),
         }
     }
@@ -80,7 +83,9 @@ impl Form {
         let (release, released) = oneshot::channel();
         let progress = Arc::new(Progress::default());
         let body = FormBody {
-            parts: self.parts.into_iter().collect(),
+            head: self.head,
+            image: Some(self.image.pieces()),
+            numbers: self.numbers,
             tail: self.tail,
             released,
             left: self.length,
@@ -92,13 +97,14 @@ impl Form {
 
 /// Draws until a boundary does not occur in the image: chosen by us and unforeseeable, but a picture
 /// that breaks out of its part would be someone else's order.
-fn boundary_absent_from<E>(
-    image: &[u8],
-    mut draw: impl FnMut() -> Result<[u8; BOUNDARY_RANDOM_BYTES], E>,
-) -> Result<String, E> {
+async fn boundary_absent_from(
+    image: &Picture,
+    mut draw: impl FnMut() -> Result<[u8; BOUNDARY_RANDOM_BYTES], NotSent>,
+) -> Result<String, NotSent> {
     loop {
         let boundary: String = draw()?.iter().map(|byte| format!("{byte:02x}")).collect();
-        if memchr::memmem::find(image, boundary.as_bytes()).is_none() {
+        let unreadable = |error: io::Error| NotSent::Picture(error.to_string());
+        if !image.contains(boundary.as_bytes()).await.map_err(unreadable)? {
             return Ok(boundary);
         }
     }
@@ -121,6 +127,8 @@ pub(super) struct Progress {
     at_tail: AtomicBool,
     /// After that, it was flushed.
     held: AtomicBool,
+    /// Why the image could not be read to its end, if so.
+    unreadable: OnceLock<String>,
 }
 
 impl Progress {
@@ -128,45 +136,78 @@ impl Progress {
     pub(super) fn is_held(&self) -> bool {
         self.held.load(Ordering::Acquire)
     }
+
+    /// What a broken upload broke off for: the image, or else `error`.
+    pub(super) fn blame(&self, error: NotSent) -> NotSent {
+        self.unreadable.get().map_or(error, |unreadable| NotSent::Picture(unreadable.clone()))
+    }
 }
 
 /// The form on its way out.
 pub(super) struct FormBody {
-    parts: VecDeque<Bytes>,
+    head: Bytes,
+    /// Until it has gone out.
+    image: Option<PicturePieces>,
+    numbers: Bytes,
     tail: Bytes,
     released: oneshot::Receiver<()>,
     left: u64,
     progress: Arc<Progress>,
 }
 
+impl FormBody {
+    /// The next bytes before the tail; `None` when there are no more.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        if !self.head.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.head))));
+        }
+        if let Some(image) = &mut self.image {
+            if let Some(piece) = ready!(image.poll_next(cx)) {
+                return Poll::Ready(Some(piece));
+            }
+            self.image = None;
+        }
+        let numbers = std::mem::take(&mut self.numbers);
+        Poll::Ready((!numbers.is_empty()).then_some(Ok(numbers)))
+    }
+
+    fn poll_tail(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.tail.is_empty() {
+            return Poll::Ready(None);
+        }
+        if !self.progress.at_tail.swap(true, Ordering::AcqRel) {
+            // Once more, so that a flush follows: hyper may have flushed just before it asked.
+            cx.waker().wake_by_ref();
+        }
+        if ready!(Pin::new(&mut self.released).poll(cx)).is_err() {
+            // The call was dropped: no more bytes, ever, and no end either, since an end would
+            // say that this was all.
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(std::mem::take(&mut self.tail)))
+    }
+}
+
 impl Body for FormBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let this = self.get_mut();
-        let next = if let Some(part) = this.parts.front_mut() {
-            let slice = part.split_to(part.len().min(SLICE_BYTES));
-            if part.is_empty() {
-                this.parts.pop_front();
+        let next = match ready!(this.poll_piece(cx)) {
+            Some(Ok(piece)) => piece,
+            Some(Err(error)) => {
+                // Without this, the connection's end is all that anybody learns.
+                let _ = this.progress.unreadable.set(error.to_string());
+                return Poll::Ready(Some(Err(error)));
             }
-            slice
-        } else if this.tail.is_empty() {
-            return Poll::Ready(None);
-        } else {
-            if !this.progress.at_tail.swap(true, Ordering::AcqRel) {
-                // Once more, so that a flush follows: hyper may have flushed just before it asked.
-                cx.waker().wake_by_ref();
-            }
-            if ready!(Pin::new(&mut this.released).poll(cx)).is_err() {
-                // The call was dropped: no more bytes, ever, and no end either, since an end would
-                // say that this was all.
-                return Poll::Pending;
-            }
-            std::mem::take(&mut this.tail)
+            None => match ready!(this.poll_tail(cx)) {
+                Some(tail) => tail,
+                None => return Poll::Ready(None),
+            },
         };
         this.left -= next.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(next))))

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 
+use bytes::Bytes;
 use proptest::prelude::{ProptestConfig, any, proptest};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -27,7 +28,7 @@ fn upstream(address: SocketAddr) -> AilabUpstream {
 fn order(image_bytes: usize) -> Arc<Order> {
     let mut image = vec![0x5A; image_bytes];
     image[..4].copy_from_slice(b"\xFF\xD8\xFF\xE0");
-    Arc::new(Order { image: image.into(), format: ImageFormat::Jpeg, width: 600, height: 40 })
+    Arc::new(Order { image: Bytes::from(image).into(), format: ImageFormat::Jpeg, width: 600, height: 40 })
 }
 
 fn held(opened: Result<Opened, NotSent>) -> Box<dyn HeldCall> {
@@ -122,7 +123,7 @@ async fn the_request_is_canonical_and_its_tail_waits() {
         env!("CARGO_PKG_VERSION")
     )
     .into_bytes();
-    expected.extend_from_slice(&order.image);
+    expected.extend_from_slice(&order.image.whole().unwrap());
     expected.extend_from_slice(after.as_bytes());
     assert_eq!(bytes.len(), expected.len());
     assert!(bytes == expected, "{:?}", String::from_utf8_lossy(&bytes[..900]));

@@ -89,7 +89,8 @@ impl RawConnection {
         Ok(all)
     }
 
-    pub(super) async fn read_head(&mut self) -> io::Result<Head> {
+    /// Reads the head of an answer, interim or final; what follows it is the caller's to read.
+    pub async fn read_head(&mut self) -> io::Result<Head> {
         within(self.0.answer_head()).await?.ok_or_else(|| {
             io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed without an answer")
         })

@@ -1,0 +1,29 @@
+//! What a process may take of memory beside its cache: for uploads, and for results.
+
+use anyhow::Context;
+
+use crate::config::Config;
+use crate::results::ResultRoom;
+use crate::routes::Memory;
+use crate::state::StateDir;
+use crate::uploads::{UploadConfig, UploadRoom};
+
+/// Bytes that uploads leave free on the disk of the state: what is paid for comes first.
+const SPILL_MIN_FREE: u64 = 1 << 30;
+
+/// Nothing is taken yet. Blocks on the disk for a moment.
+///
+/// # Errors
+/// When the folder for uploads cannot be used.
+pub(super) fn open(config: &Config, state: &StateDir) -> anyhow::Result<Memory> {
+    let folder = state.upload_folder();
+    let uploads = UploadRoom::open(UploadConfig {
+        memory: config.server.upload_memory.0,
+        spill: config.server.upload_spill.0,
+        folder: folder.clone(),
+        min_free: SPILL_MIN_FREE,
+    });
+    let uploads = uploads.with_context(|| format!("the folder {} cannot be used", folder.display()))?;
+    let results = || ResultRoom::new(config.server.result_memory.0);
+    Ok(Memory { uploads, sent: results(), fetched: results() })
+}

@@ -1,0 +1,185 @@
+//! Results on their way to clients: read once for everyone who asks, in memory once however many and
+//! however slow they are, and all of them within a [`ResultRoom`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+
+use crate::picture::ObjectName;
+use crate::results::{NoResultRoom, ResultRoom, ResultShare};
+use crate::store::StoreError;
+
+/// How long a client waits until others have read enough of theirs.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a result's bytes cannot be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// Others are being sent that take all the memory there is for them.
+    #[error(transparent)]
+    NoRoom(#[from] NoResultRoom),
+    /// The store's.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What came of reading a result.
+pub(super) type Outcome = Result<Option<Bytes>, ObjectError>;
+
+type Places = Arc<Mutex<HashMap<ObjectName, Weak<Place>>>>;
+
+/// See the module.
+pub(super) struct Serving {
+    room: ResultRoom,
+    places: Places,
+}
+
+/// One result, and what came of reading it, for as long as anybody has it.
+struct Place {
+    name: ObjectName,
+    outcome: OnceCell<Outcome>,
+    places: Places,
+}
+
+/// A client's hold on a result.
+struct Served {
+    bytes: Bytes,
+    _place: Arc<Place>,
+}
+
+impl AsRef<[u8]> for Served {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Serving {
+    pub(super) fn new(room: ResultRoom) -> Self {
+        Self { room, places: Places::default() }
+    }
+
+    /// Waits for room for as many bytes; see [`ResultShare::hold`].
+    pub(super) async fn room(&self, bytes: u64) -> Result<ResultShare, ObjectError> {
+        Ok(self.room.take(bytes, PATIENCE).await?)
+    }
+
+    /// What another client has, or what `read` brings. Whoever comes while it is being read shares the
+    /// outcome, errors too; who comes later reads again what was not found.
+    pub(super) async fn object(&self, name: ObjectName, read: impl Future<Output = Outcome>) -> Outcome {
+        let place = self.place(name);
+        let bytes = place.outcome.get_or_init(|| read).await.clone()?;
+        Ok(bytes.map(|bytes| Bytes::from_owner(Served { bytes, _place: place })))
+    }
+
+    fn place(&self, name: ObjectName) -> Arc<Place> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = places.get(&name).and_then(Weak::upgrade) {
+            return place;
+        }
+        let place = Arc::new(Place { name, outcome: OnceCell::new(), places: self.places.clone() });
+        places.insert(name, Arc::downgrade(&place));
+        place
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have come meanwhile, and have another.
+        if places.get(&self.name).is_some_and(|place| place.strong_count() == 0) {
+            places.remove(&self.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn name(bytes: &[u8]) -> ObjectName {
+        ObjectName::of(&[b"BM", bytes].concat()).expect("a picture by its first bytes")
+    }
+
+    /// A result of so many bytes, in the room.
+    async fn result(serving: &Serving, length: u64) -> Outcome {
+        let share = serving.room(4 * MIB).await?;
+        tokio::task::yield_now().await;
+        Ok(Some(share.hold(Bytes::from(vec![1; length as usize]))))
+    }
+
+    #[tokio::test]
+    async fn thousands_who_ask_at_once_share_one_read_and_its_memory() {
+        let serving = Serving::new(ResultRoom::new(4 * MIB));
+        let reads = AtomicUsize::new(0);
+        let read = async || {
+            reads.fetch_add(1, Ordering::Relaxed);
+            result(&serving, MIB).await
+        };
+        let asked = join_all((0..10_000).map(|_| serving.object(name(b"hot"), read()))).await;
+        let bytes: Vec<Bytes> = asked.into_iter().map(|bytes| bytes.expect("room").expect("found")).collect();
+        assert_eq!(reads.load(Ordering::Relaxed), 1);
+        assert!(bytes.iter().all(|other| other.as_ptr() == bytes[0].as_ptr()), "one copy");
+        assert_eq!(serving.room.used(), MIB);
+        let (slow, rest) = bytes.split_first().expect("ten thousand");
+        let (slow, _) = (slow.slice(5..), drop(rest.to_vec()));
+        drop(bytes);
+        // Who comes later shares what the slowest still has.
+        serving.object(name(b"hot"), read()).await.expect("room").expect("found");
+        assert_eq!((reads.load(Ordering::Relaxed), serving.room.used()), (1, MIB));
+        drop(slow);
+        assert_eq!(serving.room.used(), 0);
+        assert!(serving.places.lock().expect("no panic").is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn distinct_results_wait_for_room_and_are_refused_when_it_does_not_come() {
+        let serving = Serving::new(ResultRoom::new(4 * MIB));
+        let get = async |n: u8| serving.object(name(&[n]), result(&serving, 3 * MIB)).await;
+        let first = get(1).await.expect("room").expect("found");
+        let second = get(2).await;
+        assert!(matches!(second, Err(ObjectError::NoRoom(NoResultRoom))));
+        let (third, ()) = tokio::join!(get(3), async {
+            tokio::time::sleep(PATIENCE / 2).await;
+            drop(first);
+        });
+        assert_eq!(third.expect("room").expect("found").len() as u64, 3 * MIB);
+        assert_eq!(serving.room.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn errors_and_absences_are_shared_and_not_kept() {
+        let serving = Serving::new(ResultRoom::new(MIB));
+        let outcomes = std::sync::Mutex::new(vec![
+            Ok(None),
+            Err(ObjectError::Store(StoreError::Unavailable("planted".to_owned()))),
+        ]);
+        let read = async || {
+            tokio::task::yield_now().await;
+            outcomes.lock().expect("no panic").pop().expect("read twice at most")
+        };
+        let asked = join_all((0..100).map(|_| serving.object(name(b"x"), read()))).await;
+        assert!(asked.iter().all(|outcome| matches!(outcome, Err(ObjectError::Store(_)))));
+        drop(asked);
+        let asked = join_all((0..100).map(|_| serving.object(name(b"x"), read()))).await;
+        assert!(asked.iter().all(|outcome| matches!(outcome, Ok(None))));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_gives_up_leaves_the_reading_to_another() {
+        let serving = Serving::new(ResultRoom::new(MIB));
+        let mut first = Box::pin(serving.object(name(b"x"), std::future::pending()));
+        assert!(futures_util::poll!(&mut first).is_pending());
+        let second = serving.object(name(b"x"), async { Ok(Some(Bytes::from_static(b"found"))) });
+        let (second, ()) = tokio::join!(second, async { drop(first) });
+        assert_eq!(second.expect("no error").expect("found"), "found");
+    }
+}

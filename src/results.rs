@@ -1,0 +1,137 @@
+//! Room for the bytes of results while they are read, sent, fetched or kept: [`ResultRoom`].
+//!
+//! Whoever is about to have a result in memory takes as much as it may be, and gives back what it is not
+//! once its length is known. The rest goes with the bytes, in the same value, until the last slice of
+//! them is gone. This module knows neither where results come from nor where they go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What is counted: results take whole ones.
+const UNIT_BYTES: u64 = 4096;
+
+/// So many bytes of results may be in memory at once. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ResultRoom {
+    free: Arc<Semaphore>,
+    units: u32,
+}
+
+/// What somebody has taken; given back when dropped.
+#[derive(Debug)]
+pub struct ResultShare(OwnedSemaphorePermit);
+
+/// There was no room in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many results are in memory")]
+pub struct NoResultRoom;
+
+impl ResultRoom {
+    /// Room for `bytes`.
+    pub fn new(bytes: u64) -> Self {
+        let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX).max(1);
+        Self { free: Arc::new(Semaphore::new(units as usize)), units }
+    }
+
+    /// Waits in turn for room for `bytes`, or for all there is.
+    ///
+    /// # Errors
+    /// [`NoResultRoom`] when it has not come within `patience`.
+    pub async fn take(&self, bytes: u64, patience: Duration) -> Result<ResultShare, NoResultRoom> {
+        let taken = self.free.clone().acquire_many_owned(self.units_of(bytes));
+        match tokio::time::timeout(patience, taken).await {
+            Ok(taken) => Ok(ResultShare(taken.expect("the semaphore is never closed"))),
+            Err(_) => Err(NoResultRoom),
+        }
+    }
+
+    /// Bytes that are taken.
+    pub fn used(&self) -> u64 {
+        self.limit() - (self.free.available_permits() as u64 * UNIT_BYTES).min(self.limit())
+    }
+
+    /// Bytes that may be.
+    pub fn limit(&self) -> u64 {
+        u64::from(self.units) * UNIT_BYTES
+    }
+
+    fn units_of(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.units)
+    }
+}
+
+impl ResultShare {
+    /// Binds the share to `bytes`, but for what they do not need of it.
+    pub fn hold(mut self, bytes: Bytes) -> Bytes {
+        let needed = bytes.len().div_ceil(UNIT_BYTES as usize);
+        let surplus = self.0.num_permits().saturating_sub(needed);
+        drop(self.0.split(surplus));
+        Bytes::from_owner(Counted { bytes, _share: self })
+    }
+}
+
+/// Bytes, and what they take of the room.
+struct Counted {
+    bytes: Bytes,
+    _share: ResultShare,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const NOW: Duration = Duration::ZERO;
+
+    #[tokio::test]
+    async fn a_result_takes_its_length_until_its_last_slice_is_gone() {
+        let room = ResultRoom::new(MIB);
+        let share = room.take(MIB, NOW).await.expect("all of it is free");
+        assert_eq!((room.used(), room.limit()), (MIB, MIB));
+        assert_eq!(room.take(1, NOW).await.expect_err("nothing is free"), NoResultRoom);
+        let held = share.hold(Bytes::from(vec![7; 5000]));
+        assert_eq!(room.used(), 8192);
+        let slice = held.slice(10..20);
+        drop(held);
+        assert_eq!(room.used(), 8192);
+        assert_eq!(slice[..], [7; 10]);
+        drop(slice);
+        assert_eq!(room.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_has_room_as_soon_as_another_is_done_and_not_for_ever() {
+        let room = ResultRoom::new(MIB);
+        let first = room.take(MIB, NOW).await.expect("all of it is free");
+        let waiting = tokio::spawn({
+            let room = room.clone();
+            async move { room.take(MIB, Duration::from_secs(5)).await }
+        });
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        drop(first);
+        let second = waiting.await.expect("no panic").expect("it was in time");
+        assert!(room.take(1, Duration::from_secs(5)).await.is_err());
+        drop(second);
+        assert_eq!(room.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_larger_than_the_room_takes_all_of_it() {
+        let room = ResultRoom::new(MIB);
+        let share = room.take(u64::MAX, NOW).await.expect("all of it");
+        assert_eq!(room.used(), MIB);
+        let held = share.hold(Bytes::from(vec![0; 2 * MIB as usize]));
+        assert_eq!(room.used(), MIB);
+        drop(held);
+        assert_eq!(room.used(), 0);
+    }
+}

@@ -1,0 +1,113 @@
+//! Promise 6 for results: readers share what they read, and what slow ones hold is what is configured.
+//!
+//! `READERS` says how many read one result slowly at once; without, fewer do.
+
+use std::path::Path;
+
+use futures_util::future::join_all;
+use granary::picture::ObjectName;
+use granary_kit::client::{self, RawConnection};
+use granary_kit::images;
+
+use crate::harness::{Granary, memory_of, metric, number, real, until};
+
+const MIB: usize = 1 << 20;
+/// Connections that are opened at the same time.
+const TOGETHER: usize = 50;
+
+/// Puts a result of so many bytes into a store, and says its path below the public root.
+fn keep_result(store: &Path, seed: u64, length: usize) -> (String, Vec<u8>) {
+    let bytes = images::padded(&images::tiny_png(16, 16, seed), length);
+    let path = ObjectName::of(&bytes).unwrap().path();
+    std::fs::write(store.join(&path), &bytes).unwrap();
+    (path, bytes)
+}
+
+/// A client that has read the head of a result and nothing more.
+async fn begin(url: &str, path: &str) -> RawConnection {
+    let mut connection = RawConnection::open(url).await.unwrap();
+    connection
+        .send(format!("GET /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    let head = connection.read_head().await.unwrap();
+    assert_eq!(head.start[1], "200");
+    connection
+}
+
+/// Reads the rest, and says whether it is the result.
+async fn end(mut connection: RawConnection, bytes: &[u8]) -> bool {
+    connection.read_to_close().await.unwrap() == bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_readers_of_one_result_share_its_bytes() {
+    let readers = number("READERS").map_or(300, |readers| readers as usize);
+    let builder = real();
+    let process = builder.start().await.unwrap();
+    let (url, admin) = (process.public_url(), process.admin_url());
+    let (path, bytes) = keep_result(&builder.home().join("granary-data/store"), 1, 6 * MIB);
+    assert!(end(begin(&url, &path).await, &bytes).await);
+    let before = memory_of(&process, "VmRSS");
+
+    let mut reading = Vec::new();
+    while reading.len() < readers {
+        let more = TOGETHER.min(readers - reading.len());
+        reading.extend(join_all((0..more).map(|_| begin(&url, &path))).await);
+    }
+    assert_eq!(metric(&admin, "granary_result_memory_bytes").await, (6 * MIB) as f64, "it is there once");
+    let grown = memory_of(&process, "VmRSS").saturating_sub(before);
+    println!(
+        "{readers} slow readers of a result of 6 MiB: the process grew from {before} MiB by {grown} MiB"
+    );
+    // The goal for 5,000 is 100 MiB: 20 KiB for each.
+    let bound = 32 + readers / 32;
+    assert!(grown <= bound, "grew by {grown} MiB, more than {bound} MiB");
+    // Some hang up; the others read on, a few at a time, and get all of it.
+    reading.truncate(300);
+    while !reading.is_empty() {
+        let some = reading.split_off(reading.len().saturating_sub(TOGETHER / 5));
+        assert!(
+            join_all(some.into_iter().map(|reader| end(reader, &bytes)))
+                .await
+                .into_iter()
+                .all(|is_whole| is_whole)
+        );
+    }
+    until("its memory to be free", async || metric(&admin, "granary_result_memory_bytes").await == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_readers_of_many_results_keep_others_waiting_and_take_no_more_memory() {
+    let granary = Granary::builtin("[server]\nresult_memory = \"128MiB\"\n").await;
+    let (url, store) = (granary.url(), granary.store_path());
+    let results: Vec<_> = (0..5).map(|seed| keep_result(&store, seed, 20 * MIB)).collect();
+    let (small, small_bytes) = keep_result(&store, 9, 100_000);
+    // It is at hand from now on.
+    assert!(end(begin(&url, &small).await, &small_bytes).await);
+    let mut slow = Vec::new();
+    for (path, _) in &results[..4] {
+        slow.push(begin(&url, path).await);
+    }
+    granary.wait_for_metric("granary_result_memory_bytes", (80 * MIB) as f64).await;
+
+    let (last, last_bytes) = &results[4];
+    let refused = client::get(&format!("{url}/{last}")).await.unwrap();
+    assert_eq!((refused.status, refused.header("granary-reason")), (503, Some("busy")), "{}", refused.text());
+    assert_eq!(refused.code(), "AI_SERVICE_FLOW_RESTRICTION");
+    assert!(refused.header("retry-after").is_some() && refused.header("etag").is_none());
+    // What is at hand, or being sent, needs no more.
+    assert!(end(begin(&url, &small).await, &small_bytes).await);
+    assert!(end(begin(&url, &results[0].0).await, &results[0].1).await);
+
+    // One of them reads on, and whoever waits has room.
+    let waiting = tokio::spawn({
+        let (url, path) = (url.clone(), last.clone());
+        async move { begin(&url, &path).await }
+    });
+    assert!(end(slow.remove(0), &results[0].1).await);
+    assert!(end(waiting.await.unwrap(), last_bytes).await);
+    // Who hangs up takes nothing any more.
+    drop(slow);
+    granary.wait_for_metric("granary_result_memory_bytes", 0.0).await;
+}
