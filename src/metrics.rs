@@ -16,6 +16,7 @@ mod labels;
 pub mod ledger;
 mod limits;
 mod process;
+mod server;
 mod stages;
 pub mod store;
 mod teams;
@@ -42,6 +43,8 @@ use self::ledger::LedgerFamilies;
 use self::limits::LimitFamilies;
 pub use self::limits::{Decision, LimitKind, LimitMode};
 use self::process::ProcessFamilies;
+use self::server::ServerFamilies;
+pub use self::server::{ConnectionRefusal, ListenerName, OpenConnection, SlowPhase};
 use self::stages::StageFamilies;
 pub use self::stages::{Stage, Stages};
 use self::store::StoreFamilies;
@@ -83,6 +86,7 @@ pub struct Metrics {
     usage: UsageFamilies,
     config: ConfigFamilies,
     admin: AdminFamilies,
+    server: ServerFamilies,
     process: ProcessFamilies,
     archive_guard: IntGauge,
     spool_objects: IntGauge,
@@ -129,6 +133,7 @@ impl Metrics {
             usage: UsageFamilies::new(&families),
             config: ConfigFamilies::new(&families),
             admin: AdminFamilies::new(&families),
+            server: ServerFamilies::new(&families),
             process: ProcessFamilies::new(&families),
             archive_guard: families.plain(
                 "granary_archive_guard_ok",

@@ -111,16 +111,20 @@ mod tests {
 
     /// What is read at the start only. A setting that is neither here nor in [`LIVE`] has been added:
     /// decide whether the running program can take another value of it, and write it down.
-    const AT_START: [&str; 41] = [
+    const AT_START: [&str; 45] = [
         "server.listen",
         "server.admin_listen",
         "server.admin_token_file",
         "server.public_url",
+        "server.tls_cert",
+        "server.tls_key",
         "server.max_connections",
         "server.head_timeout",
         "server.idle_timeout",
         "server.body_timeout",
         "server.min_upload_rate",
+        "server.write_timeout",
+        "server.min_download_rate",
         "server.answer_within",
         "server.drain_grace",
         "upstream.kind",
