@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use granary::routes::usage::UsageReport;
 use granary_kit::ailab::{Behaviour, CREDITS_PER_CROP, FakeAilab, ResultBehaviour};
-use granary_kit::client::{self, Answer, CROP_PATH, Call};
+use granary_kit::client::{self, Answer, CROP_PATH, Call, RawConnection};
 use granary_kit::dice::Dice;
 use granary_kit::form::Form;
 use granary_kit::images::tiny_png;
@@ -234,6 +234,9 @@ impl World {
         {
             assert_eq!(ask("GET", &look_up, name, value).await, 401);
         }
+        let mut nameless = RawConnection::open(base.trim_start_matches("http://")).await.unwrap();
+        nameless.send(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        assert_eq!(nameless.read_answer(false).await.unwrap().status, 400, "it names no host");
         for verb in ["freeze", "thaw"] {
             let url = format!("{}/admin/v1/{verb}?team=batch", self.granary.admin_url());
             assert_eq!(Call::new("POST", &url).send().await.unwrap().status, 200);
