@@ -22,7 +22,7 @@ SEEDS ?= 100000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak crash faults clients simulate compiler curl strace postgres nextest components
+.PHONY: help run test lint bench soak crash faults clients simulate compiler curl strace postgres prometheus nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ run: compiler curl ## Start Granary with no configuration: built-in engine, file
 	@exec "$$($(CARGO) metadata --locked --no-deps --format-version 1 \
 		| sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/debug/granary"
 
-test: compiler curl strace postgres nextest ## Run every test
+test: compiler curl strace postgres prometheus nextest ## Run every test
 	$(CARGO) nextest run --locked --workspace $(TEST_FEATURES)
 	$(CARGO) test --locked --workspace $(TEST_FEATURES) --doc
 
@@ -100,6 +100,10 @@ strace:
 postgres:
 	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || { $(call packages,PostgreSQL,postgresql); }
 	$(call install,/usr/sbin/pgbouncer,pgbouncer)
+
+# For the tests of boards, rules and alerts: a real Prometheus, and promtool.
+prometheus:
+	$(call install,promtool,prometheus)
 
 nextest: compiler
 	@$(CARGO) nextest --version >/dev/null 2>&1 || \

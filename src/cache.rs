@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use moka::future::Cache;
+use moka::future::{Cache, CacheBuilder};
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 
@@ -79,28 +79,29 @@ impl Entry {
 impl MemoryCache {
     /// Holds at most `capacity` bytes.
     pub fn new(capacity: u64) -> Self {
-        Self::watched(capacity, |_| {})
+        Self::of(Self::entries(capacity).build())
     }
 
     /// The same, counting what leaves it.
     pub fn counted(capacity: u64, metrics: Arc<Metrics>) -> Self {
-        Self::watched(capacity, move |cause| metrics.evicted(cause))
+        let count = move |_: Arc<Slot>, _: Entry, cause| {
+            metrics.evicted(match cause {
+                RemovalCause::Size => Eviction::Size,
+                RemovalCause::Expired => Eviction::Expired,
+                RemovalCause::Replaced => Eviction::Replaced,
+                RemovalCause::Explicit => Eviction::Explicit,
+            });
+        };
+        Self::of(Self::entries(capacity).eviction_listener(count).build())
     }
 
-    fn watched(capacity: u64, left: impl Fn(Eviction) + Send + Sync + 'static) -> Self {
+    fn entries(capacity: u64) -> CacheBuilder<Slot, Entry, Cache<Slot, Entry>> {
+        Cache::builder().max_capacity(capacity).weigher(|_, entry: &Entry| entry.weight())
+    }
+
+    fn of(entries: Cache<Slot, Entry>) -> Self {
         Self {
-            entries: Cache::builder()
-                .max_capacity(capacity)
-                .weigher(|_, entry: &Entry| entry.weight())
-                .eviction_listener(move |_, _, cause| {
-                    left(match cause {
-                        RemovalCause::Size => Eviction::Size,
-                        RemovalCause::Expired => Eviction::Expired,
-                        RemovalCause::Replaced => Eviction::Replaced,
-                        RemovalCause::Explicit => Eviction::Explicit,
-                    });
-                })
-                .build(),
+            entries,
             refusals: Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_LIFE).build(),
             forgotten: Box::new([const { AtomicU64::new(0) }; 256]),
             is_closed: AtomicBool::new(false),

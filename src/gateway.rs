@@ -380,14 +380,18 @@ impl Gateway {
         let seat = Seat { team: caller.team.clone(), deadline };
         let ticket = self.parts.filler.join(wanted, seat);
         let (waiter, is_first) = (ticket.id, ticket.first);
+        let begun = Instant::now();
         let outcome = match is_first {
             true => tokio::time::timeout_at(deadline, ticket.outcome()).await,
             false => self.follow(ticket, deadline, trail).await,
         };
-        let outcome = outcome.map_err(|_| GatewayError::StillBeingMade)?.ok_or(GatewayError::Bug)?;
         if is_first {
-            trail.was_filled(&outcome.course);
+            match &outcome {
+                Ok(Some(outcome)) => trail.was_filled(&outcome.course),
+                Ok(None) | Err(_) => trail.gave_up(begun.elapsed()),
+            }
         }
+        let outcome = outcome.map_err(|_| GatewayError::StillBeingMade)?.ok_or(GatewayError::Bug)?;
         let filled = outcome.verdict?;
         let status = match filled.source {
             FillSource::Ledger => CacheStatus::HitLedger,

@@ -29,6 +29,7 @@
 //! |---|---|
 //! | several processes on one ledger | [`ledger::postgres`]; [`fill`] keeps leases; [`gateway::freshness`] lets memory follow what others change |
 //! | who paid, who was served, what that saved | [`ledger::usage`], [`metering`]; [`reconcile`] compares the ledger with the upstream's account |
+//! | what is counted, and where time goes | [`metrics`]: a request carries its [`gateway::Trail`], a fill its [`fill::Course`] |
 //! | what operators ask and change | the admin listener in [`routes`]; [`ledger::admin`], with a line in the audit for each change; [`gateway::keys`] |
 //! | another configuration while it runs | [`app::reload`] puts another [`policy`] in force |
 //!

@@ -225,19 +225,20 @@ impl Task {
         if wanted.refresh && seat.team.may_refresh && !team.may_refresh {
             return Admission::Refused(GatewayError::RefreshNotAllowed);
         }
-        if self.rated.as_ref() != Some(&team.name)
-            && let Err(wait) = policy.check_rate(team)
-        {
-            let can_wait = Instant::now() + wait < seat.deadline;
-            self.note_rate(team, if can_wait { Decision::Delay } else { Decision::Deny });
-            return if can_wait {
-                Admission::TooFast(wait)
-            } else {
-                Admission::Refused(GatewayError::RateLimited { wait })
-            };
-        }
         if self.rated.as_ref() != Some(&team.name) {
-            self.note_rate(team, Decision::Allow);
+            let checked = policy.check_rate(team);
+            let can_wait = |wait: Duration| Instant::now() + wait < seat.deadline;
+            let decision = match checked {
+                Ok(()) => Decision::Allow,
+                Err(wait) if can_wait(wait) => Decision::Delay,
+                Err(_) => Decision::Deny,
+            };
+            self.note_rate(team, decision);
+            match checked {
+                Ok(()) => {}
+                Err(wait) if decision == Decision::Delay => return Admission::TooFast(wait),
+                Err(wait) => return Admission::Refused(GatewayError::RateLimited { wait }),
+            }
         }
         self.rated = Some(team.name.clone());
         Admission::Payer(Box::new(Reservation {

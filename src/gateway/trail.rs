@@ -36,6 +36,11 @@ impl Trail {
         self.body_wait + self.stages.waited() + self.fill_wait
     }
 
+    /// Its fill was waited for in vain, for so long.
+    pub(super) fn gave_up(&mut self, waited: Duration) {
+        self.fill_wait = waited;
+    }
+
     /// The fill that was made for this request, until it was told the outcome.
     pub(super) fn was_filled(&mut self, course: &Course) {
         self.fill_wait = course.stages.waited();

@@ -234,6 +234,38 @@ fn only_the_composition_root_names_implementations() {
     }
 }
 
+/// The methods of a trait, or of its implementation: `fn name(` from where that begins to where it ends.
+fn methods(code: &str, beginning: &str) -> BTreeSet<String> {
+    let (_, after) = code.split_once(beginning).unwrap_or_else(|| panic!("there is no {beginning}"));
+    let (body, _) = after.split_once("\n}\n").expect("it ends");
+    let names = body.split("\n    ").filter_map(|line| {
+        let line = line.strip_prefix("async ").unwrap_or(line);
+        Some(line.strip_prefix("fn ")?.split(['(', '<']).next()?.to_owned())
+    });
+    names.collect()
+}
+
+/// What a trait says by default would be said in the place of what is inside.
+#[test]
+fn whoever_wraps_a_seam_hands_on_all_of_its_methods() {
+    let sources = sources();
+    let code = |path: &str| {
+        let source = sources.iter().find(|source| source.path == path);
+        format!("{}\n", source.unwrap_or_else(|| panic!("there is no {path}")).code)
+    };
+    for (seam, path, wrapper, file) in [
+        ("Ledger", "ledger.rs", "SpillLedger", "ledger/spill.rs"),
+        ("Ledger", "ledger.rs", "MeteredLedger", "metrics/ledger.rs"),
+        ("Store", "store.rs", "Spool", "spool.rs"),
+        ("Store", "store.rs", "MeteredStore", "metrics/store.rs"),
+    ] {
+        let promised = methods(&code(path), &format!("pub trait {seam}: Send + Sync {{"));
+        assert!(promised.len() > 8, "{promised:?}");
+        let kept = methods(&code(file), &format!("impl {seam} for {wrapper} {{"));
+        assert_eq!(kept, promised, "{wrapper}");
+    }
+}
+
 #[test]
 fn every_file_says_what_it_is_about() {
     for source in sources() {

@@ -137,6 +137,11 @@ impl Fleet {
     }
 }
 
+/// A series of a replica.
+async fn metric_of(replica: &GranaryProcess, series: &str) -> f64 {
+    metric(&replica.admin_url(), series).await
+}
+
 /// The request for picture `seed`.
 pub(crate) fn picture(seed: u64) -> Form {
     Form::curl(images::tiny_png(16, 16, seed), 64, 64)
@@ -149,6 +154,17 @@ async fn three_hundred_identical_requests_over_three_processes_are_one_paid_call
     fleet.upstream.always(Behaviour::Hold);
     let asked: Vec<_> = (0..300).map(|n| fleet.ask(&replicas[n % 3], 1)).collect();
     fleet.upstream.wait_for_held(1).await;
+    let sum = async |series: &str| {
+        let of = replicas.iter().map(|replica| metric_of(replica, series));
+        futures_util::future::join_all(of).await.into_iter().sum::<f64>()
+    };
+    // One of a hundred makes it, or waits for another process that does.
+    let followers = "granary_coalesce_followers_total{scope=";
+    until("all to wait", async || {
+        (sum(&format!("{followers}\"local\"}}")).await, sum(&format!("{followers}\"cluster\"}}")).await)
+            == (297.0, 2.0)
+    })
+    .await;
     fleet.upstream.release();
     let mut urls = BTreeSet::new();
     for asked in asked {
@@ -156,6 +172,10 @@ async fn three_hundred_identical_requests_over_three_processes_are_one_paid_call
         assert_eq!(answer.status, 200, "{}", answer.text());
         urls.insert(answer.result_url());
     }
+    for scope in ["local", "cluster"] {
+        assert_eq!(sum(&format!("granary_coalesce_timeouts_total{{scope=\"{scope}\"}}")).await, 0.0);
+    }
+    assert_eq!(sum("granary_coalesce_wait_seconds_count{scope=\"cluster\"}").await, 2.0);
     assert_eq!((urls.len(), fleet.upstream.attempts(), fleet.upstream.charges()), (1, 1, 1));
     for replica in &replicas {
         let url = format!("{}{}", replica.public_url(), path_of(urls.first().unwrap()));

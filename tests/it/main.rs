@@ -26,6 +26,8 @@ mod fleet;
 mod framing;
 mod harness;
 mod http;
+mod log;
+mod metrics;
 mod postgres;
 mod public_url;
 mod purge;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use granary::config::{Config, Environment, is_live};
-use granary::error::GatewayError;
+use granary::error::{GatewayError, KINDS};
 use granary::framing::HeadError;
 use granary::key::Digest;
 use granary::ledger::CallState;
@@ -116,7 +116,8 @@ fn every_setting_has_its_row_with_default_and_meaning() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_metric_family_has_its_row_with_type_labels_and_help() {
-    let granary = Granary::builtin("").await;
+    // Budgets have series when there are any.
+    let granary = Granary::builtin("[budget]\ndaily_credits = 300\n").await;
     // Families without a closed set of labels begin with their first event.
     granary.crop(None, images::photo_jpeg(), 40, 40).await;
     client::get(&format!("{}/nowhere", granary.url())).await.unwrap();
@@ -237,6 +238,16 @@ fn is_listed(error: &GatewayError) -> bool {
         // Clients see the upstream's own status and code.
         E::Upstream { .. } => false,
     }
+}
+
+#[test]
+fn every_error_is_counted_from_zero() {
+    let kind = |error: &GatewayError| {
+        let situation = error.situation();
+        (situation.fault.as_str(), situation.code.name)
+    };
+    let known: BTreeSet<_> = KINDS.iter().map(|(fault, code)| (fault.as_str(), code.name)).collect();
+    assert_eq!(known, errors().iter().map(kind).collect(), "left: error::KINDS; right: the errors there are");
 }
 
 #[test]

@@ -202,6 +202,7 @@ async fn an_outage_of_the_bucket_under_load_fails_no_miss_and_loses_nothing() {
     until("misses in the outage", async || misses() > before + 20).await;
     let (during, waiting) = (misses() - before, spooled(&granary.admin()).await);
     assert!(waiting > 0.0);
+    until("the store to be seen away", async || granary.metric("granary_store_up").await == 0.0).await;
     assert!(granary.metric("granary_spool_bytes").await > waiting);
     until("time to be seen passing", async || {
         granary.metric("granary_spool_oldest_age_seconds").await >= 1.0
@@ -222,6 +223,7 @@ async fn an_outage_of_the_bucket_under_load_fails_no_miss_and_loses_nothing() {
         within("a client to stop", client).await.unwrap();
     }
     until("the last result to be in the bucket", async || spooled(&granary.admin()).await == 0.0).await;
+    assert_eq!(granary.metric("granary_store_up").await, 1.0);
 
     world.assert_nothing_was_bought_twice();
     world.assert_all_is_in_the_bucket();

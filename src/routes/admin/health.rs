@@ -65,7 +65,10 @@ pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
     if let (Ok(unknown), Ok(frozen)) = (state.admin.unsettled().await, state.admin.frozen().await) {
         state.metrics.observe_admin(unknown, &frozen);
     }
-    // Some files of the kernel's, which are no disk, are read meanwhile.
-    state.metrics.observe_process();
+    // It counts open files, of which there may be thousands.
+    let metrics = state.metrics.clone();
+    if let Err(error) = tokio::task::spawn_blocking(move || metrics.observe_process()).await {
+        tracing::error!(%error, "this process could not be looked at");
+    }
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use granary_kit::ailab::Behaviour;
 use granary_kit::client;
 
-use super::{Fleet, picture};
+use super::{Fleet, metric_of, picture};
 use crate::harness::{number, until};
 
 /// Keys that are there before anything goes wrong.
@@ -103,6 +103,12 @@ async fn while_the_database_is_away_hits_go_on_and_nothing_is_paid_for_or_lost()
     })
     .await;
     check_orders("at rest");
+    for replica in &replicas {
+        assert!(
+            metric_of(replica, "granary_ledger_write_failures_total").await > 0.0,
+            "a purchase was refused"
+        );
+    }
     // What was paid for is there, on both, and nothing was paid for twice.
     let bought = fleet.upstream.charges_by_key();
     assert!(bought.values().all(|&charges| charges == 1), "{bought:?}");

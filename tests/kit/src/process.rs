@@ -246,6 +246,17 @@ impl GranaryProcess {
         self.stderr.text()
     }
 
+    /// From now on nobody reads what it writes on stderr, as when whoever collects the log hangs: as soon
+    /// as the pipe is full, a write to it takes for ever.
+    pub fn stop_reading_stderr(&self) {
+        self.stderr.pause();
+    }
+
+    /// Reads on.
+    pub fn read_stderr_again(&self) {
+        self.stderr.go_on();
+    }
+
     /// All it has written on stdout so far.
     pub fn stdout_text(&self) -> String {
         self.stdout.text()

@@ -70,6 +70,16 @@ impl RawConnection {
         is_interim.then_some(status).ok_or_else(|| io::Error::other(format!("{status} is final")))
     }
 
+    /// The status of the final answer as soon as its head is there; `None` when the server closes instead.
+    pub async fn read_status(&mut self) -> Option<u16> {
+        loop {
+            let status = self.read_head().await.ok()?.start[1].parse().ok()?;
+            if status >= 200 {
+                return Some(status);
+            }
+        }
+    }
+
     /// Waits for the server to close, and says how many bytes it sent before.
     pub async fn read_to_close(&mut self) -> io::Result<Vec<u8>> {
         let mut all = Vec::new();

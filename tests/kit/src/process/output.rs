@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -28,6 +29,7 @@ pub(super) struct Output {
     bytes: Arc<Mutex<Vec<u8>>>,
     /// Changes with every piece; the value says whether that was the last.
     ended: Arc<watch::Sender<bool>>,
+    is_paused: Arc<AtomicBool>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -35,16 +37,30 @@ impl Output {
     pub(super) fn follow(mut pipe: impl Read + Send + 'static) -> Output {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let ended = Arc::new(watch::Sender::new(false));
-        let (all, tell) = (Arc::clone(&bytes), Arc::clone(&ended));
+        let is_paused = Arc::new(AtomicBool::new(false));
+        let (all, tell, paused) = (Arc::clone(&bytes), Arc::clone(&ended), Arc::clone(&is_paused));
         let reader = std::thread::spawn(move || {
             let mut piece = [0; 8192];
             while let Ok(read @ 1..) = pipe.read(&mut piece) {
                 all.lock().unwrap().extend_from_slice(&piece[..read]);
                 tell.send_replace(false);
+                while paused.load(Ordering::SeqCst) {
+                    std::thread::park();
+                }
             }
             tell.send_replace(true);
         });
-        Output { bytes, ended, reader: Some(reader) }
+        Output { bytes, ended, is_paused, reader: Some(reader) }
+    }
+
+    /// Leaves the pipe alone, after one more piece at most.
+    pub(super) fn pause(&self) {
+        self.is_paused.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn go_on(&self) {
+        self.is_paused.store(false, Ordering::SeqCst);
+        self.reader.iter().for_each(|reader| reader.thread().unpark());
     }
 
     pub(super) fn text(&self) -> String {
@@ -79,6 +95,7 @@ impl Output {
 
     /// Waits until everything is read. Only after the child's end, and it must not have left children of its own behind.
     pub(super) fn finish(&mut self) {
+        self.go_on();
         if let Some(reader) = self.reader.take() {
             reader.join().expect("the reader does not panic");
         }
