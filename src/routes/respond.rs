@@ -108,7 +108,7 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     });
     metrics.staged(&told.trail.stages);
     if let Some(outcome) = told.cache.filter(|_| route == Route::Crop) {
-        metrics.overhead(outcome, took.saturating_sub(told.trail.waited()));
+        metrics.answered_after(outcome, took, told.trail.waited());
     }
     let (id, caller, error) = (id.as_str(), caller.as_ref(), error.as_ref());
     Line { id, caller, route, method: &method, status, error, took, bytes_out, told: &told }.write();

@@ -16,6 +16,7 @@ mod coalescing;
 mod connections;
 #[cfg(feature = "crash-points")]
 mod crash;
+mod deployment;
 mod disconnects;
 mod disk;
 mod downloads;
@@ -28,6 +29,7 @@ mod harness;
 mod http;
 mod log;
 mod metrics;
+mod observability;
 mod postgres;
 mod public_url;
 mod purge;
