@@ -4,9 +4,11 @@
 //! and of what is a request: hyper by itself holds silent and slow connections for ever, or cuts idle
 //! ones as soon as slow ones, and repairs heads that others may read differently.
 
+mod closing;
 mod connection;
 mod descriptors;
 mod gate;
+mod half_closed;
 mod phases;
 mod signals;
 mod socket;

@@ -9,12 +9,13 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::closing::Closing;
+use super::half_closed::{HalfClosed, STILL_THERE};
 use super::phases::{Phase, Phases};
 use super::socket::Socket;
 use super::taking::{Taking, TakingLimits};
@@ -27,20 +28,6 @@ use crate::metrics::{ListenerName, Metrics, SlowPhase};
 const PIECE: usize = 16 * 1024;
 /// Bytes of further requests that are held while one is being answered.
 const HELD: usize = framing::MAX_HEAD;
-/// After the last answer, what a client still sends is read and dropped for this long, so that the
-/// answer is not lost in a reset.
-const LINGER: Duration = Duration::from_secs(1);
-/// And no more than this many bytes: twice the largest request, because simple clients send theirs whole
-/// before they read why it was refused. They are dropped as they come, and cost nothing but that second.
-const LINGER_BYTES: usize = 8 << 20;
-/// What a client that has ended its half is sent before its answer: one that is gone resets the
-/// connection then, and any other has to pass over it (RFC 9110, section 15.2).
-const STILL_THERE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// How soon it is looked whether such a client has reset the connection; then after twice that, and so on.
-const LOOK: Duration = Duration::from_millis(20);
-/// How seldom, in the end.
-const LOOK_SELDOM: Duration = Duration::from_millis(500);
-
 /// What a gate counts, and for which listener.
 #[derive(Clone)]
 pub(super) struct Counts {
@@ -62,12 +49,12 @@ pub(super) struct Gate {
     /// What comes after that.
     next: Next,
     takes_interim: bool,
-    /// The client has ended its half; since then it is asked, in this way, whether it is still there.
+    /// The client has ended its half.
     half_closed: Option<HalfClosed>,
     taking: Taking,
     is_flushed: bool,
     timer: Pin<Box<Sleep>>,
-    linger: Option<Linger>,
+    closing: Option<Closing>,
 }
 
 enum Next {
@@ -76,18 +63,6 @@ enum Next {
     Chunks(Chunks),
     /// Whatever comes is not for us.
     Nothing,
-}
-
-struct HalfClosed {
-    is_asked: bool,
-    look_at: Instant,
-    look_again: Duration,
-}
-
-struct Linger {
-    until: Instant,
-    bytes: usize,
-    is_shut: bool,
 }
 
 impl Gate {
@@ -111,7 +86,7 @@ impl Gate {
             taking: Taking::new(taking),
             is_flushed: true,
             timer: Box::pin(tokio::time::sleep_until(Instant::now())),
-            linger: None,
+            closing: None,
         }
     }
 
@@ -246,44 +221,14 @@ impl Gate {
                 return Poll::Pending;
             }
             if ready!(self.poll_fill(cx))? == 0 {
-                self.half_closed =
-                    Some(HalfClosed { is_asked: false, look_at: Instant::now() + LOOK, look_again: LOOK });
+                self.half_closed = Some(HalfClosed::new());
             }
         }
-        self.ask_whether_it_is_there(cx)?;
-        loop {
-            let Some(half_closed) = &self.half_closed else { return Poll::Pending };
-            let look_at = half_closed.look_at;
-            ready!(self.poll_until(look_at, cx));
-            if let Some(error) = self.socket.take_error() {
-                return Poll::Ready(Err(error));
-            }
-            if let Some(half_closed) = &mut self.half_closed {
-                half_closed.look_again = (2 * half_closed.look_again).min(LOOK_SELDOM);
-                half_closed.look_at = Instant::now() + half_closed.look_again;
-            }
-        }
-    }
-
-    fn ask_whether_it_is_there(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let Some(half_closed) = &mut self.half_closed else { return Ok(()) };
-        // Nothing of an answer may have been sent, but for hyper's own interim one.
-        let is_between_answers = self.is_flushed
-            && self.takes_interim
-            && [0, STILL_THERE.len() as u64].contains(&self.taking.bytes());
-        if std::mem::replace(&mut half_closed.is_asked, true) || !is_between_answers {
-            return Ok(());
-        }
-        match Pin::new(&mut self.socket).poll_write(cx, STILL_THERE) {
-            // Half of it would be taken for the beginning of the answer.
-            Poll::Ready(Ok(written)) if written < STILL_THERE.len() => Err(io::ErrorKind::BrokenPipe.into()),
-            Poll::Ready(Err(error)) => Err(error),
-            Poll::Ready(Ok(_)) => match Pin::new(&mut self.socket).poll_flush(cx) {
-                Poll::Ready(Err(error)) => Err(error),
-                _ => Ok(()),
-            },
-            Poll::Pending => Ok(()),
-        }
+        // Nothing of an answer has been sent, but for hyper's own interim one.
+        let is_unanswered = self.is_flushed && [0, STILL_THERE.len() as u64].contains(&self.taking.bytes());
+        let may_be_asked = is_unanswered && self.takes_interim;
+        let Some(half_closed) = &mut self.half_closed else { return Poll::Pending };
+        half_closed.poll_gone(&mut self.socket, may_be_asked, cx).map(Err)
     }
 
     /// After a write: has the client taken something, or let us wait for too long?
@@ -386,26 +331,8 @@ impl AsyncWrite for Gate {
         Poll::Ready(Ok(()))
     }
 
-    /// Closes in two steps (RFC 9112 9.6): our side first, then what the client still sends is read
-    /// and dropped for a moment.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
-        let Linger { until, mut bytes, is_shut } =
-            gate.linger.take().unwrap_or(Linger { until: Instant::now() + LINGER, bytes: 0, is_shut: false });
-        let is_shut = is_shut || Pin::new(&mut gate.socket).poll_shutdown(cx)?.is_ready();
-        let mut piece = [MaybeUninit::uninit(); PIECE];
-        while is_shut && bytes < LINGER_BYTES {
-            let mut piece = ReadBuf::uninit(&mut piece);
-            match Pin::new(&mut gate.socket).poll_read(cx, &mut piece) {
-                Poll::Ready(Ok(())) if !piece.filled().is_empty() => bytes += piece.filled().len(),
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-                Poll::Pending => break,
-            }
-        }
-        if bytes >= LINGER_BYTES {
-            return Poll::Ready(Ok(()));
-        }
-        gate.linger = Some(Linger { until, bytes, is_shut });
-        gate.poll_until(until, cx).map(Ok)
+        gate.closing.get_or_insert_with(Closing::begin).poll(&mut gate.socket, cx)
     }
 }
