@@ -111,7 +111,7 @@ mod tests {
 
     /// What is read at the start only. A setting that is neither here nor in [`LIVE`] has been added:
     /// decide whether the running program can take another value of it, and write it down.
-    const AT_START: [&str; 41] = [
+    const AT_START: [&str; 44] = [
         "server.listen",
         "server.admin_listen",
         "server.admin_token_file",
@@ -121,6 +121,9 @@ mod tests {
         "server.idle_timeout",
         "server.body_timeout",
         "server.min_upload_rate",
+        "server.upload_memory",
+        "server.upload_spill",
+        "server.result_memory",
         "server.answer_within",
         "server.drain_grace",
         "upstream.kind",
