@@ -22,7 +22,7 @@ SEEDS ?= 100000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak crash faults simulate compiler curl strace postgres prometheus nextest components
+.PHONY: help run test lint bench soak crash faults clients simulate compiler curl strace postgres prometheus nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -38,12 +38,16 @@ test: compiler curl strace postgres prometheus nextest ## Run every test
 	$(CARGO) nextest run --locked --workspace $(TEST_FEATURES)
 	$(CARGO) test --locked --workspace $(TEST_FEATURES) --doc
 
-lint: compiler components ## Formatting, clippy with and without crash points, documentation
+lint: compiler components deploy ## Formatting, clippy with and without crash points, documentation, deploy/
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --workspace --all-targets $(TEST_FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run; fi
+
+.PHONY: deploy linters
+deploy: compiler linters ## Check every file below deploy/, and that the checks find faults
+	deploy/check
+	deploy/check --self-test
 
 bench: compiler ## Measure what a hit and the journal cost; wants a quiet machine
 	$(CARGO) bench --locked --workspace --bench cost
@@ -61,6 +65,11 @@ faults: compiler strace nextest ## Faults in their long form: ten thousand hang-
 	DISCONNECTS=10000 CUT_UPLOADS=100 CUT_FILES=20 DISK_FAULTS=1 \
 		$(CARGO) nextest run --locked --workspace $(TEST_FEATURES) --profile soak --no-fail-fast \
 		-E 'test(/^(disconnects|downloads|uploads|disk|race)::/)'
+
+clients: compiler nextest ## Bad clients in their long form: 6,000 slow ones, 50 stops under load, 20 certificates, 100,000 pipelined requests
+	CONNECTIONS=2000 STOPS=50 SWAPS=20 PIPELINED=100000 \
+		$(CARGO) nextest run --locked --workspace $(TEST_FEATURES) --profile soak --no-fail-fast \
+		-E 'test(/^(connections|framing|stopping|tls)::/)'
 
 simulate: compiler nextest ## Whole lives with all faults, SEEDS=100000 of them from START=0, or one SEED=4711 step by step
 	SIM_SEEDS=$(SEEDS) SIM_START=$(START) SIM_SEED=$(SEED) $(CARGO) nextest run --locked --workspace --lib $(TEST_FEATURES) \
@@ -107,3 +116,17 @@ nextest: compiler
 components:
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || \
 		rustup component add rustfmt clippy
+
+# For the files below deploy/. What Debian does not have comes from PyPI, each in the version that is known.
+linters: target/deploy-tools/installed
+	$(call install,shellcheck,shellcheck)
+	$(call install,docker-compose,docker-compose)
+	$(call install,promtool,prometheus)
+	$(call install,kubectl,kubernetes-client)
+	$(call install,systemd-analyze,systemd)
+
+target/deploy-tools/installed: deploy/requirements.txt
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { $(call packages,Python,python3-venv); }
+	python3 -m venv --clear target/deploy-tools
+	target/deploy-tools/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --requirement $<
+	@touch $@

@@ -2,7 +2,9 @@
 
 mod admin_tokens;
 pub mod adopt;
+mod certificate;
 mod ledger;
+mod listen;
 pub mod live;
 mod memory;
 pub mod reload;
@@ -16,12 +18,13 @@ use std::time::Duration;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use http::HeaderValue;
-use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use self::admin_tokens::AdminTokenWatch;
+use self::certificate::CertificateWatch;
+use self::listen::{bind, connection_limits};
 use self::reload::watch::Watch;
 use self::reload::{ReloadParts, Reloader, SetLevel};
 use self::secrets::KeyWatch;
@@ -41,9 +44,9 @@ use crate::guard::ArchiveGuard;
 use crate::ledger::Ledger;
 use crate::ledger::usage::UsageBook;
 use crate::metering::Meter;
-use crate::metrics::Metrics;
 use crate::metrics::ledger::MeteredLedger;
 use crate::metrics::store::MeteredStore;
+use crate::metrics::{ListenerName, Metrics};
 use crate::policy::{CurrentPolicy, Terms};
 use crate::reconcile::Reconciler;
 use crate::request::RequestLimits;
@@ -51,7 +54,7 @@ use crate::routes::body::Pace;
 use crate::routes::usage::{UsageParts, UsageState};
 use crate::routes::{About, AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::secret::Secret;
-use crate::server::{self, ConnectionLimits, HangUps};
+use crate::server::{self, ConnectionLimits, HangUps, Listener, Stops};
 use crate::slots::SlotsConfig;
 use crate::spool::{Copier, Spool, SpoolConfig};
 use crate::state::StateDir;
@@ -65,8 +68,8 @@ const UPLOAD_GRACE: Duration = Duration::from_secs(5);
 /// How much longer than its upstream's hard stop a stopping process waits for a paid call.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 
-/// Connections that wait to be accepted; the system may allow fewer.
-const ACCEPT_QUEUE: u32 = 8192;
+/// Connections of operators, of load balancers that ask after our health, and of who reads metrics.
+const ADMIN_CONNECTIONS: usize = 256;
 /// How long a start waits for the archive's markers.
 const START_PATIENCE: Duration = Duration::from_secs(8);
 /// How often the archive's markers are compared.
@@ -78,8 +81,7 @@ pub struct App {
     pub public_addr: SocketAddr,
     /// Where operators look.
     pub admin_addr: SocketAddr,
-    stopping: CancellationToken,
-    closed: CancellationToken,
+    stops: Stops,
     /// Ends what goes on beside the requests for as long as anything is bought.
     stopped: tokio_util::sync::DropGuard,
     reloader: Arc<Reloader>,
@@ -107,6 +109,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let stop = server::stop_signal().context("cannot listen to signals")?;
     let mut hang_ups = HangUps::new().context("cannot listen to signals")?;
+    server::make_room(loaded.config.server.max_connections);
     let app = App::start(loaded.config.clone(), Clock::system()).await?;
     started(&app);
     match Watch::new(&loaded, environment, app.reloader.clone(), set_level) {
@@ -151,7 +154,8 @@ impl App {
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let spool = Spool::new(bare, ledger.clone(), guard.clone(), spool_config(&config, &state));
         let store: Arc<dyn Store> = spool.clone();
-        let (stopping, closed) = (CancellationToken::new(), CancellationToken::new());
+        let stops = Stops::default();
+        let stopping = stops.stopping.clone();
         let stopped = CancellationToken::new();
         let prove = async {
             match config.store.kind {
@@ -257,7 +261,9 @@ impl App {
             price: config.upstream.credit_price,
         });
         let gateway = Gateway::new(gateway_parts, config.upstream.namespace.clone(), public_root.clone())
-            .with_store_root(config.store.public_url.as_ref().map(ToString::to_string));
+            .with_store_root(config.store.public_url.as_ref().map(ToString::to_string))
+            // The rest of the connections is for those who only want what is stored.
+            .with_waiting_places((config.server.max_connections * 3 / 4).max(1));
         let freshness = gateway.freshness();
         let following = freshness.clone();
         tokio::spawn(stopped.clone().run_until_cancelled_owned(async move { following.follow().await }));
@@ -300,22 +306,32 @@ impl App {
             keys: Arc::new(keys),
             guard,
             filler: filler.clone(),
-            stopping: stopping.clone(),
+            stopping,
             policy,
             usage: usage_state,
             tokens,
             about,
         };
-        let public_routes = server::public_service(public_router(state_of_routes.clone()), state_of_routes);
-        let limits = ConnectionLimits {
-            max_connections: config.server.max_connections,
-            head: config.server.head_timeout,
-            idle: config.server.idle_timeout,
+        let certificate = CertificateWatch::start(&config.server, &metrics, &stopped)?;
+        let public = Listener {
+            socket: public,
+            name: ListenerName::Public,
+            routes: server::public_service(public_router(state_of_routes.clone()), state_of_routes),
+            limits: connection_limits(&config.server),
+            certificate,
+            metrics: metrics.clone(),
+            stops: stops.clone(),
         };
-        let listeners = vec![
-            tokio::spawn(server::serve(public, public_routes, limits, closed.clone())),
-            tokio::spawn(server::serve(admin, admin_router(admin_state), limits, closed.clone())),
-        ];
+        let admin = Listener {
+            socket: admin,
+            name: ListenerName::Admin,
+            routes: admin_router(admin_state),
+            limits: ConnectionLimits { max_connections: ADMIN_CONNECTIONS, ..public.limits },
+            certificate: None,
+            metrics: metrics.clone(),
+            stops: stops.clone(),
+        };
+        let listeners = vec![tokio::spawn(public.serve()), tokio::spawn(admin.serve())];
         tracing::info!(
             public = %public_addr,
             admin = %admin_addr,
@@ -328,8 +344,7 @@ impl App {
         Ok(Self {
             public_addr,
             admin_addr,
-            stopping,
-            closed,
+            stops,
             stopped: stopped.drop_guard(),
             reloader,
             filler,
@@ -357,12 +372,12 @@ impl App {
     /// Stops in good order: not ready at once, full service for a grace, then no new connections
     /// and no new purchases; every accepted request is answered, every paid call booked.
     pub async fn stop(self) {
-        self.stopping.cancel();
+        self.stops.stopping.cancel();
         tracing::info!(grace = ?self.drain_grace, "stopping: not ready any more, still serving");
         tokio::time::sleep(self.drain_grace).await;
         crash_point("CP35");
         self.filler.drain();
-        self.closed.cancel();
+        self.stops.closed.cancel();
         let settled = async {
             for listener in self.listeners {
                 if let Err(error) = listener.await {
@@ -379,21 +394,6 @@ impl App {
         drop(self.stopped);
         tracing::info!("stopped");
     }
-}
-
-/// With as long a queue as the system allows: when it overflows, clients that came together wait a
-/// second for their next try, or are reset.
-fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
-    let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // What a restart finds in TIME_WAIT is no reason not to listen.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(ACCEPT_QUEUE)
-    };
-    listen().with_context(|| {
-        format!("{field}: cannot listen on {address}; choose another address or stop what is there")
-    })
 }
 
 fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {
@@ -467,29 +467,5 @@ fn terms(config: &Config) -> Terms {
         daily_credits: config.budget.daily_credits,
         monthly_credits: config.budget.monthly_credits,
         origins: origins.filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok()).collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::{Ipv4Addr, TcpStream};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_thousand_clients_may_wait_to_be_accepted() {
-        let allowed = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("this is Linux");
-        let clients = allowed.trim().parse::<usize>().expect("a number").min(1000);
-        let listener =
-            bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), "server.listen").expect("a free port");
-        let address = listener.local_addr().expect("bound");
-        // Who finds the queue full is not told, and tries again after a second.
-        let patience = Duration::from_millis(900);
-        let connect = |n| {
-            TcpStream::connect_timeout(&address, patience)
-                .unwrap_or_else(|error| panic!("client {n}: {error}"))
-        };
-        let waiting: Vec<TcpStream> = (0..clients).map(connect).collect();
-        assert_eq!(waiting.len(), clients);
     }
 }

@@ -8,6 +8,8 @@
 mod kinds;
 mod situation;
 
+mod rows;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +18,10 @@ use http::StatusCode;
 use jiff::Timestamp;
 
 pub use self::kinds::KINDS;
+use self::rows::{auth_row, head_row, request_row};
 pub use self::situation::{Fault, Situation};
-use crate::code::{self, Code};
+use crate::code;
+use crate::framing::HeadError;
 use crate::ledger::budget::{self, BudgetRefusal, Scope};
 use crate::request::RequestError;
 use crate::teams::AuthError;
@@ -25,6 +29,10 @@ use crate::teams::AuthError;
 /// Why a request was not answered with a crop. Cheap to clone: coalesced callers share one.
 #[derive(Clone, Debug)]
 pub enum GatewayError {
+    /// The request's head was refused before anyone looked at what it asks for.
+    Head(HeadError),
+    /// As many connections are open as may be.
+    TooManyConnections,
     /// The request itself is wrong.
     Request(Arc<RequestError>),
     /// The credential is.
@@ -146,6 +154,18 @@ impl GatewayError {
     pub fn situation(&self) -> Situation {
         use Fault::{Caller, Gateway, Policy, Upstream};
         match self {
+            Self::Head(error) => {
+                let (status, code) = head_row(*error);
+                Situation::new(status, code, Caller, error.to_string())
+            }
+            Self::TooManyConnections => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Gateway,
+                "as many connections are open as this Granary takes; close idle ones, or ask again",
+            )
+            .because("connections")
+            .retry_after(SOON),
             Self::Request(error) => {
                 let (status, code) = request_row(error);
                 Situation::new(status, code, Caller, error.to_string())
@@ -415,36 +435,5 @@ impl GatewayError {
                 "Granary made a mistake; its log has the details under this request's id",
             ),
         }
-    }
-}
-
-fn auth_row(error: &AuthError) -> (u16, Code) {
-    match error {
-        AuthError::Missing | AuthError::Malformed | AuthError::Unknown | AuthError::Expired => {
-            (401, code::ERROR_APPLICATIONS_NOT_EXISTS)
-        }
-        AuthError::Conflicting => (400, code::ERROR_PARAMETERS),
-        AuthError::Disabled { .. } => (403, code::ERROR_USER_LOCKED),
-    }
-}
-
-fn request_row(error: &RequestError) -> (u16, Code) {
-    match error {
-        RequestError::NotMultipart(_)
-        | RequestError::BrokenMultipart(_)
-        | RequestError::DuplicateField { .. }
-        | RequestError::Body(_) => (400, code::ERROR_PARAMETERS),
-        RequestError::MissingField { .. } => (400, code::MISSING_PARAMETERS),
-        RequestError::EmptyField { .. } => (400, code::PARAMETERS_CANNOT_EMPTY),
-        RequestError::NumberOutOfRange { .. } => (400, code::ERROR_INVALID_PARAMETER),
-        RequestError::ImageTooLarge { .. } | RequestError::DeclaredTooLarge { .. } => {
-            (413, code::FILE_SIZE_EXCEEDS_LIMIT)
-        }
-        RequestError::BodyTooLarge { .. } => (413, code::ERROR_REQUEST_BODY_TOO_LARGE),
-        RequestError::ResolutionTooHigh { .. } => (413, code::FILE_RESOLUTION_EXCEEDS_LIMITS),
-        RequestError::UnsupportedFile => (415, code::UNSUPPORTED_FILE_TYPES),
-        RequestError::UnreadableHeader => (422, code::FILE_DECODING_FAILURE),
-        RequestError::BodyTimeout => (408, code::ERROR_PARAMETERS),
-        RequestError::NoRoom => (503, code::ERROR_RESOURCE_UNAVAILABLE),
     }
 }

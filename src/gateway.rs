@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
@@ -78,6 +79,9 @@ pub struct GatewayParts {
     pub clock: Clock,
 }
 
+/// When somebody who found too many waiting may ask again.
+const CROWDED: Duration = Duration::from_secs(2);
+
 /// Answers crop requests, look-ups and results.
 pub struct Gateway {
     parts: GatewayParts,
@@ -85,6 +89,8 @@ pub struct Gateway {
     namespace: String,
     public_root: String,
     store_root: Option<String>,
+    /// Places for callers who wait for a fill.
+    waiting: Semaphore,
 }
 
 /// Who asks, and how.
@@ -127,7 +133,14 @@ impl Gateway {
     /// `public_root` is the scheme and host clients reach us at, without a trailing slash.
     pub fn new(parts: GatewayParts, namespace: String, public_root: String) -> Self {
         let freshness = Arc::new(Freshness::new(parts.ledger.clone(), parts.cache.clone()));
-        Self { parts, freshness, namespace, public_root, store_root: None }
+        Self {
+            parts,
+            freshness,
+            namespace,
+            public_root,
+            store_root: None,
+            waiting: Semaphore::new(Semaphore::MAX_PERMITS),
+        }
     }
 
     /// Decides whether memory is believed; it must [follow](Freshness::follow) the ledger.
@@ -139,6 +152,12 @@ impl Gateway {
     /// store's objects there. Without a trailing slash.
     pub fn with_store_root(self, root: Option<String>) -> Self {
         Self { store_root: root, ..self }
+    }
+
+    /// So many callers may wait for fills at the same time; more are refused at once. Waiting is what
+    /// takes long: those who only want what is stored must always find a connection.
+    pub fn with_waiting_places(self, places: usize) -> Self {
+        Self { waiting: Semaphore::new(places.min(Semaphore::MAX_PERMITS)), ..self }
     }
 
     /// The life of a request, which leaves its `trail` however it ends.
@@ -355,6 +374,9 @@ impl Gateway {
         deadline: Instant,
         trail: &mut Trail,
     ) -> Result<(Arc<Record>, CacheStatus, Vec<String>), GatewayError> {
+        let Ok(_place) = self.waiting.try_acquire() else {
+            return Err(GatewayError::TooBusy { wait: CROWDED });
+        };
         let wanted = Wanted {
             order: Arc::new(request.order),
             key: request.key,

@@ -7,7 +7,7 @@
 //!
 //! | step | where | remember |
 //! |---|---|---|
-//! | accept | [`server`] | a clock on every connection |
+//! | accept | [`server`], [`framing`] | a clock on every connection; a head that could be understood in two ways goes no further |
 //! | route, authenticate | [`routes`], [`teams`] | what the head forbids is refused before the body is read; a clock on every body |
 //! | parse | [`request`], [`multipart`], [`uploads`] | limits before anything is kept; the picture is hashed as it arrives; memory for so much, then a file |
 //! | key | [`key`] | BLAKE3 of picture, width and height, and nothing else |
@@ -45,8 +45,8 @@
 //! ```text
 //! main > cli > app > {config, server} > routes > gateway > {cache, circuit, coalesce, fill, slots, rewrite}
 //!      > {error, guard, metering, metrics, policy, reconcile} > spool > {ledger, store, upstream, download, request, teams}
-//!      > {archive, net, breaker, envelope, code, money, multipart, outcome, operation, picture, results, uploads, key, clock, random, secret,
-//!         crash, disk, state}
+//!      > {archive, net, breaker, certificate, envelope, framing, code, money, multipart, outcome, operation, picture,
+//!         results, uploads, key, clock, random, secret, crash, disk, state}
 //! ```
 //!
 //! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,
@@ -56,6 +56,7 @@ pub mod app;
 pub mod archive;
 pub mod breaker;
 pub mod cache;
+pub mod certificate;
 pub mod circuit;
 pub mod cli;
 pub mod clock;
@@ -68,6 +69,7 @@ pub mod download;
 pub mod envelope;
 pub mod error;
 pub mod fill;
+pub mod framing;
 pub mod gateway;
 pub mod guard;
 pub mod key;

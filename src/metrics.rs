@@ -16,6 +16,7 @@ mod labels;
 pub mod ledger;
 mod limits;
 mod process;
+mod server;
 mod stages;
 pub mod store;
 mod teams;
@@ -43,6 +44,8 @@ use self::ledger::LedgerFamilies;
 use self::limits::LimitFamilies;
 pub use self::limits::{Decision, LimitKind, LimitMode};
 use self::process::ProcessFamilies;
+use self::server::ServerFamilies;
+pub use self::server::{ConnectionRefusal, ListenerName, OpenConnection, SlowPhase};
 use self::stages::StageFamilies;
 pub use self::stages::{Stage, Stages};
 use self::store::StoreFamilies;
@@ -85,6 +88,7 @@ pub struct Metrics {
     usage: UsageFamilies,
     config: ConfigFamilies,
     admin: AdminFamilies,
+    server: ServerFamilies,
     uploads: UploadFamilies,
     process: ProcessFamilies,
     archive_guard: IntGauge,
@@ -132,6 +136,7 @@ impl Metrics {
             usage: UsageFamilies::new(&families),
             config: ConfigFamilies::new(&families),
             admin: AdminFamilies::new(&families),
+            server: ServerFamilies::new(&families),
             uploads: UploadFamilies::new(&families),
             process: ProcessFamilies::new(&families),
             archive_guard: families.plain(

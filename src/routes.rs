@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, get, post};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE};
 use http::{HeaderMap, HeaderName, StatusCode};
@@ -94,6 +94,7 @@ pub fn public_router(state: PublicState) -> Router {
         .route(QUERY_CREDITS_PATH, only(get(credits::query), "GET, HEAD, OPTIONS"))
         .route("/", only(get(page::page), "GET, HEAD, OPTIONS"))
         .fallback(async || GatewayError::NoSuchRoute)
+        .layer(from_fn(respond::refused))
         .layer(from_fn_with_state(api_cors(), cors::layer));
     let any_page = Cors::any("GET, HEAD", &[RANGE, IF_RANGE, IF_NONE_MATCH], &exposed());
     let results = Router::new()

@@ -111,11 +111,13 @@ mod tests {
 
     /// What is read at the start only. A setting that is neither here nor in [`LIVE`] has been added:
     /// decide whether the running program can take another value of it, and write it down.
-    const AT_START: [&str; 44] = [
+    const AT_START: [&str; 48] = [
         "server.listen",
         "server.admin_listen",
         "server.admin_token_file",
         "server.public_url",
+        "server.tls_cert",
+        "server.tls_key",
         "server.max_connections",
         "server.head_timeout",
         "server.idle_timeout",
@@ -124,6 +126,8 @@ mod tests {
         "server.upload_memory",
         "server.upload_spill",
         "server.result_memory",
+        "server.write_timeout",
+        "server.min_download_rate",
         "server.answer_within",
         "server.drain_grace",
         "upstream.kind",

@@ -53,6 +53,15 @@ fn listeners(config: &Config, reading: &mut Reading) {
     if let Err(why) = server.admin_tokens() {
         reading.problem(&["server.admin_token_file"], why);
     }
+    if let Err((field, why)) = server.certificate() {
+        reading.problem(&[field, "server.tls_cert", "server.tls_key"], why);
+    }
+    if server.is_encrypted() && server.public_url.as_ref().is_some_and(|url| !url.is_encrypted()) {
+        reading.problem(
+            &["server.public_url", "server.tls_cert"],
+            "is http, but server.tls_cert makes this server speak https; write https://",
+        );
+    }
     if server.listen == server.admin_listen && server.listen.port() != 0 {
         reading.problem(
             &["server.admin_listen", "server.listen"],
@@ -67,6 +76,7 @@ fn limits(config: &Config, reading: &mut Reading) {
         ("server.head_timeout", server.head_timeout),
         ("server.idle_timeout", server.idle_timeout),
         ("server.body_timeout", server.body_timeout),
+        ("server.write_timeout", server.write_timeout),
         ("server.answer_within", server.answer_within),
         ("upstream.connect_timeout", upstream.connect_timeout),
         ("upstream.upload_timeout", upstream.upload_timeout),

@@ -29,9 +29,10 @@ impl Origin {
         (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(Self(url))
     }
 
-    /// `http://` and an address one listens on.
-    pub fn of_address(address: SocketAddr) -> Self {
-        let url = Url::parse(&format!("http://{address}")).expect("an address is a host and a port");
+    /// `http://`, or `https://`, and an address one listens on.
+    pub fn of_address(address: SocketAddr, is_encrypted: bool) -> Self {
+        let scheme = if is_encrypted { "https" } else { "http" };
+        let url = Url::parse(&format!("{scheme}://{address}")).expect("an address is a host and a port");
         Self(url)
     }
 
@@ -146,11 +147,13 @@ mod tests {
 
     #[test]
     fn an_address_becomes_an_origin() {
-        let check = |address: &str, expected| {
-            assert_eq!(Origin::of_address(address.parse().unwrap()).as_str(), expected);
+        let check = |address: &str, is_encrypted, expected| {
+            assert_eq!(Origin::of_address(address.parse().unwrap(), is_encrypted).as_str(), expected);
         };
-        check("127.0.0.1:8080", "http://127.0.0.1:8080");
-        check("[::1]:8080", "http://[::1]:8080");
-        check("127.0.0.1:80", "http://127.0.0.1");
+        check("127.0.0.1:8080", false, "http://127.0.0.1:8080");
+        check("[::1]:8080", false, "http://[::1]:8080");
+        check("127.0.0.1:80", false, "http://127.0.0.1");
+        check("127.0.0.1:8443", true, "https://127.0.0.1:8443");
+        check("127.0.0.1:443", true, "https://127.0.0.1");
     }
 }

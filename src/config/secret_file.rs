@@ -1,4 +1,4 @@
-//! Files that hold one secret and nothing else.
+//! Small files that settings name: those that hold one secret and nothing else, and others.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -10,19 +10,33 @@ use std::path::Path;
 /// Why it cannot be used, in the words of a configuration's problem; neither its name nor anything in it
 /// is repeated, because people put one where the other belongs.
 pub(super) fn read_secret_file(path: &Path, what: &str, longest: u64) -> Result<String, String> {
-    let failed = |error: io::Error| {
-        format!("names a file that cannot be read ({}); make it readable to this user", error.kind())
-    };
-    // Asked first, because opening a pipe would wait for a writer.
-    if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(format!("does not name a file; write the path of the file that holds {what}"));
-    }
-    let file = File::open(path).map_err(failed)?;
+    let file = open(path, what)?;
     if is_open_to_everyone(&file.metadata().map_err(failed)?) {
         return Err("names a file that every user of this machine may read; take that away with \
                     chmod o= (in Kubernetes, defaultMode: 0440)"
             .to_owned());
     }
+    read(file, longest)
+}
+
+/// As [`read_secret_file`], for what everyone may know.
+pub(super) fn read_small_file(path: &Path, what: &str, longest: u64) -> Result<String, String> {
+    read(open(path, what)?, longest)
+}
+
+fn failed(error: io::Error) -> String {
+    format!("names a file that cannot be read ({}); make it readable to this user", error.kind())
+}
+
+fn open(path: &Path, what: &str) -> Result<File, String> {
+    // Asked first, because opening a pipe would wait for a writer.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(format!("does not name a file; write the path of the file that holds {what}"));
+    }
+    File::open(path).map_err(failed)
+}
+
+fn read(file: File, longest: u64) -> Result<String, String> {
     let mut text = String::new();
     file.take(longest + 64).read_to_string(&mut text).map_err(failed)?;
     Ok(text)

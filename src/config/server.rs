@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::origin::Origin;
-use super::secret_file::read_secret_file;
+use super::secret_file::{read_secret_file, read_small_file};
 use super::setting::{section, words};
 use super::units::ByteSize;
+use crate::certificate::{Certificate, CertificateError};
 use crate::secret::Secret;
 use crate::teams::AdminTokens;
+
+/// More than any chain or key has, in bytes.
+const LONGEST_PEM: u64 = 256 * 1024;
 
 section! {
     /// The two listeners: where they listen, and what a connection may take.
@@ -27,10 +31,16 @@ section! {
         /// such as `https://granary.example.com`. Required when listen is not a loopback address,
         /// and else made of that address.
         pub public_url: Option<Origin> = None,
+        /// A PEM file with this server's certificate and those between it and a root. With it and
+        /// tls_key, clients are spoken to by TLS. A change of either file is noticed within seconds.
+        pub tls_cert: Option<PathBuf> = None,
+        /// A PEM file with the key of that certificate, not readable by every user of this machine.
+        pub tls_key: Option<PathBuf> = None,
         /// Origins whose web pages may call from a browser, such as `["https://app.example.com"]`.
         /// Permanent URLs may be read by any page.
         pub cors_origins: Vec<Origin> = Vec::new(),
-        /// Connections of clients that are open at the same time, at most.
+        /// Connections of clients that are open at the same time, at most. Some more are told so
+        /// with 503, and the rest is closed. This process may open a few hundred files more than that.
         pub max_connections: usize = 10_000,
         /// How long a client may take for the head of a request, and a new connection for its
         /// first byte.
@@ -54,6 +64,11 @@ section! {
         /// it; the same again for results that were paid for and are being fetched and kept. When
         /// slow clients have all of it, others wait 5 s and are then told 503.
         pub result_memory: ByteSize = ByteSize::mib(256),
+        /// How long a client may keep an answer waiting, in all.
+        pub write_timeout: Duration = Duration::from_secs(30),
+        /// And how much longer, as the time that the answer's bytes take at this rate, in bytes per
+        /// second.
+        pub min_download_rate: ByteSize = ByteSize::kib(8),
         /// A waiting client is answered so long after the head of its request at the latest, if
         /// only by an error; the crop is still made and kept. Most clients give up after 30 s.
         pub answer_within: Duration = Duration::from_secs(28),
@@ -86,11 +101,41 @@ impl ServerConfig {
         Ok(text.expose().lines().map(str::trim).find(|line| !line.is_empty()).map(Secret::new))
     }
 
+    /// The certificate and its key; `None` when none are configured.
+    ///
+    /// Blocks for as long as reading two small files does.
+    ///
+    /// # Errors
+    /// Which field cannot be used and why, and what to do; nothing of the key is repeated.
+    pub fn certificate(&self) -> Result<Option<Certificate>, (&'static str, String)> {
+        const CERT: &str = "server.tls_cert";
+        const KEY: &str = "server.tls_key";
+        let missing = |other| format!("is missing, but {other} is set; write both, or remove it");
+        let (chain, key) = match (&self.tls_cert, &self.tls_key) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => return Err((CERT, missing(KEY))),
+            (Some(_), None) => return Err((KEY, missing(CERT))),
+            (Some(chain), Some(key)) => (chain, key),
+        };
+        let chain = read_small_file(chain, "the certificate", LONGEST_PEM).map_err(|why| (CERT, why))?;
+        let key = Secret::new(read_secret_file(key, "its key", LONGEST_PEM).map_err(|why| (KEY, why))?);
+        let made = Certificate::from_pem(chain.as_bytes(), key.expose().as_bytes());
+        made.map(Some).map_err(|error| match error {
+            CertificateError::Chain => (CERT, error.to_string()),
+            CertificateError::Key | CertificateError::Mismatch => (KEY, error.to_string()),
+        })
+    }
+
+    /// Is TLS spoken with clients?
+    pub fn is_encrypted(&self) -> bool {
+        self.tls_cert.is_some()
+    }
+
     /// What permanent URLs begin with, once the public listener is bound to `bound`.
     pub fn public_origin(&self, bound: SocketAddr) -> Origin {
         match &self.public_url {
             Some(url) => url.clone(),
-            None => Origin::of_address(bound),
+            None => Origin::of_address(bound, self.is_encrypted()),
         }
     }
 }

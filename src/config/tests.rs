@@ -482,7 +482,7 @@ fn what_is_unknown_is_refused() {
         ],
     );
     check("[server]\n\"a\\nb\" = 80", &[], &["server.\"a\\nb\": is unknown"]);
-    check("[server]\ntls_cert = \"x\"", &[], &["server.tls_cert: is unknown"]);
+    check("[server]\nport = \"x\"", &[], &["server.port: is unknown"]);
     check("[teams]", &[], &["teams: is unknown"]);
     check("server = 5", &[], &["server: is a whole number; write a section [server]"]);
     check(

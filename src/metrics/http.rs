@@ -10,7 +10,7 @@ use super::families::{Each, Families};
 use super::labels::{Label, labels};
 
 /// Request durations, in seconds.
-const REQUEST_BUCKETS: [f64; 15] =
+pub(super) const REQUEST_BUCKETS: [f64; 15] =
     [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0];
 /// Bytes of a body: 16 KiB to 64 MiB.
 const BODY_BUCKETS: [f64; 13] = [

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::Metrics;
 use super::families::{Each, Families};
+use super::http::REQUEST_BUCKETS;
 use super::labels::{Label, labels};
 use crate::outcome::CacheStatus;
 
@@ -87,6 +88,7 @@ impl Stages {
 pub(super) struct StageFamilies {
     stages: Each<Stage, Histogram>,
     overhead: Each<CacheStatus, Histogram>,
+    duration: Each<CacheStatus, Histogram>,
 }
 
 impl StageFamilies {
@@ -105,6 +107,12 @@ impl StageFamilies {
                 "outcome",
                 &OVERHEAD_BUCKETS,
             ),
+            duration: families.histograms(
+                "granary_request_duration_seconds",
+                "Time from an answered crop request's head to its answer, by where that came from (grain: requests)",
+                "outcome",
+                &REQUEST_BUCKETS,
+            ),
         }
     }
 }
@@ -119,9 +127,10 @@ impl Metrics {
         }
     }
 
-    /// So much of the time of an answered crop request was our own.
-    pub fn overhead(&self, outcome: CacheStatus, time: Duration) {
-        self.stages.overhead[outcome].observe(time.as_secs_f64());
+    /// A crop request was answered after so long, and had waited for others so long.
+    pub fn answered_after(&self, outcome: CacheStatus, took: Duration, waited: Duration) {
+        self.stages.duration[outcome].observe(took.as_secs_f64());
+        self.stages.overhead[outcome].observe(took.saturating_sub(waited).as_secs_f64());
     }
 }
 

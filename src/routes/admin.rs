@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, get, post};
 use tokio_util::sync::CancellationToken;
 
@@ -122,5 +122,6 @@ pub fn admin_router(state: AdminState) -> Router {
         .fallback(async || AdminFailure::no_such_route())
         // Around everything, so that who may not ask does not learn either what there is.
         .layer(from_fn_with_state(state.clone(), access::layer))
+        .layer(from_fn(failure::refused))
         .with_state(state)
 }

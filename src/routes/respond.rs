@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::log::{Line, Told, TraceParent};
 use super::{Arrival, InForce, PublicState};
 use crate::error::GatewayError;
+use crate::framing::HeadError;
 use crate::metrics::{Route, ServedRequest};
 use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
 
@@ -39,8 +40,22 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// How long it took.
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
+/// What some path or other allows.
+const ALL_METHODS: &str = "GET, HEAD, POST, OPTIONS";
 /// `Retry-After` is never longer: clients sleep it out.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// Refused before routing, and why: set by the listener, on a request that stands in for the real one.
+#[derive(Clone, Debug)]
+pub struct Refused(pub GatewayError);
+
+/// Answers what was refused before routing. Inside CORS, so that a page can read that too.
+pub(super) async fn refused(request: Request, next: Next) -> Response {
+    match request.extensions().get::<Refused>() {
+        Some(Refused(error)) => error.clone().into_response(),
+        None => next.run(request).await,
+    }
+}
 
 impl IntoResponse for GatewayError {
     /// A bare status that carries the error; [`layer`] writes the body, which needs the request's id.
@@ -93,7 +108,7 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     });
     metrics.staged(&told.trail.stages);
     if let Some(outcome) = told.cache.filter(|_| route == Route::Crop) {
-        metrics.overhead(outcome, took.saturating_sub(told.trail.waited()));
+        metrics.answered_after(outcome, took, told.trail.waited());
     }
     let (id, caller, error) = (id.as_str(), caller.as_ref(), error.as_ref());
     Line { id, caller, route, method: &method, status, error, took, bytes_out, told: &told }.write();
@@ -124,8 +139,14 @@ fn render(error: &GatewayError, request_id: &str, response: &mut Response) {
         headers
             .insert(RETRY_AFTER, HeaderValue::from(retry_after_seconds(wait, getrandom::u32().unwrap_or(0))));
     }
-    if let GatewayError::MethodNotAllowed { allow } = error {
-        headers.insert(ALLOW, HeaderValue::from_static(allow));
+    match error {
+        GatewayError::MethodNotAllowed { allow } => {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        GatewayError::Head(HeadError::Method) => {
+            headers.insert(ALLOW, HeaderValue::from_static(ALL_METHODS));
+        }
+        _ => {}
     }
     if matches!(error, GatewayError::Auth(_)) && situation.status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -1,201 +1,139 @@
-//! A connection's clock: how long it may be silent, by what is expected of it.
-//!
-//! hyper has one time limit for reading a head, which also cuts connections that are idle between
-//! two requests; a load balancer keeps those for a minute. Here a head has seconds and idleness has
-//! its own, longer limit. Nothing is limited while a request is being answered.
+//! One connection, from its first byte to its last: perhaps a TLS handshake, then hyper.
 
+use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use axum::Router;
+use axum::body::Body;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+use tower::ServiceExt;
 
-/// After the last answer, what a client still sends is read and dropped for this long, so that the
-/// answer is not lost in a reset.
-const LINGER: Duration = Duration::from_secs(1);
-/// And no more than this many bytes.
-const LINGER_BYTES: usize = 8 << 20;
+use super::gate::{Counts, Gate};
+use super::phases::Phases;
+use super::socket::Socket;
+use super::unread::Unread;
+use super::{Shared, Stops};
+use crate::error::GatewayError;
+use crate::framing::MAX_HEADERS;
+use crate::metrics::{ConnectionRefusal, SlowPhase};
+use crate::routes::respond::Refused;
 
-/// What a connection is waiting for, and since when. Shared by its stream and its service.
-#[derive(Clone)]
-pub(super) struct Phases {
-    head: Duration,
-    idle: Duration,
-    now: Arc<Mutex<Now>>,
-}
+/// hyper's read buffer per connection, in bytes: small enough for many uploads at once, large enough
+/// to hash in long pieces.
+const READ_BUFFER: usize = 64 * 1024;
+/// Who is only told that there is no place has to ask so soon.
+const REFUSED_HEAD: Duration = Duration::from_secs(1);
 
-struct Now {
-    phase: Phase,
-    /// Whoever reads while no limit applies: it sleeps without a timer, and must be woken when one does.
-    reader: Option<Waker>,
-}
-
-#[derive(Clone, Copy)]
-enum Phase {
-    /// A head is to be complete.
-    Head { since: Instant },
-    /// A request is being read or answered; other limits apply.
-    Request,
-    /// The next request may begin.
-    Idle { since: Instant },
-}
-
-/// Alive while a request is being answered.
-pub(super) struct InRequest(Phases);
-
-impl Phases {
-    /// A connection just accepted: its head is due.
-    pub(super) fn new(head: Duration, idle: Duration) -> Self {
-        let since = Instant::now();
-        let now = Now { phase: Phase::Head { since }, reader: None };
-        Self { head, idle, now: Arc::new(Mutex::new(now)) }
-    }
-
-    /// A head is complete.
-    pub(super) fn begin_request(&self) -> InRequest {
-        self.set(Phase::Request);
-        InRequest(self.clone())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, phase: Phase) {
-        let mut now = self.lock();
-        now.phase = phase;
-        let reader = now.reader.take();
-        drop(now);
-        if let Some(reader) = reader {
-            reader.wake();
+/// Serves a connection until it ends. With a refusal, one request of it is answered, with that.
+pub(super) async fn serve(tcp: TcpStream, shared: Arc<Shared>, refusal: Option<GatewayError>) {
+    let _open = shared.metrics.connection_opened(shared.name);
+    // Answers are written whole; waiting to fill a segment only delays them.
+    let _ = tcp.set_nodelay(true);
+    // What the kernel has taken over for a client that takes nothing is its business; this tells it when
+    // to give up.
+    let _ = SockRef::from(&tcp).set_tcp_user_timeout(Some(shared.limits.taking.grace));
+    let socket = match shared.certificate() {
+        None => Socket::Plain(tcp),
+        Some(_) => match handshake(tcp, &shared).await {
+            Some(tls) => Socket::Tls(Box::new(tls)),
+            None => return,
+        },
+    };
+    let head = if refusal.is_some() { shared.limits.head.min(REFUSED_HEAD) } else { shared.limits.head };
+    let phases = Phases::new(head, shared.limits.idle);
+    let counts = Counts { metrics: shared.metrics.clone(), listener: shared.name };
+    let gate = Gate::new(socket, phases.clone(), counts, shared.limits.taking, refusal);
+    let (asked, routes, stops) = (phases.clone(), shared.routes.clone(), shared.stops.clone());
+    let service = service_fn(move |request| answer(request, routes.clone(), asked.clone(), stops.clone()));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(READ_BUFFER)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(TokioIo::new(gate), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shared.stops.closed.cancelled() => {
+            phases.close_when_idle();
+            connection.await
         }
-    }
-
-    fn bytes_came(&self) {
-        let mut now = self.lock();
-        if let Phase::Idle { .. } = now.phase {
-            now.phase = Phase::Head { since: Instant::now() };
-        }
-    }
-
-    /// When a read that has nothing to read must end; without a limit its task is woken once there is one.
-    fn deadline(&self, cx: &Context<'_>) -> Option<Instant> {
-        let mut now = self.lock();
-        match now.phase {
-            Phase::Head { since } => Some(since + self.head),
-            Phase::Idle { since } => Some(since + self.idle),
-            Phase::Request => {
-                now.reader = Some(cx.waker().clone());
-                None
-            }
-        }
+    };
+    if let Err(error) = ended {
+        // A client that hung up, or whose time was over: nothing anyone should look at.
+        tracing::debug!(%error, "a connection ended early");
     }
 }
 
-impl Drop for InRequest {
-    fn drop(&mut self) {
-        self.0.set(Phase::Idle { since: Instant::now() });
-    }
-}
-
-/// A TCP stream that ends when its phase has lasted too long.
-pub(super) struct TimedStream {
-    stream: TcpStream,
+async fn answer(
+    mut request: Request<Incoming>,
+    routes: Router,
     phases: Phases,
-    timer: Pin<Box<Sleep>>,
-    linger: Option<Linger>,
+    stops: Stops,
+) -> Result<Response<Body>, Infallible> {
+    let (in_request, refused) = phases.begin_request();
+    let is_last = refused.is_some();
+    if let Some(error) = refused {
+        request.extensions_mut().insert(Refused(error));
+    }
+    let (request, unread) = Unread::watch(request);
+    let mut response = routes.oneshot(request.map(Body::new)).await?;
+    // Clients move on to another server while this one still answers them.
+    if is_last || unread.is_unread() || stops.stopping.is_cancelled() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(until_sent(response, in_request))
 }
 
-struct Linger {
-    until: Instant,
-    bytes: usize,
+/// Keeps `guard` alive until the response's last byte has been handed over.
+fn until_sent<G: Send + 'static>(response: Response<Body>, guard: G) -> Response<Body> {
+    let mut guard = Some(guard);
+    response.map(|body| {
+        let guard = guard.take();
+        Body::new(body.map_frame(move |frame| {
+            let _held = &guard;
+            frame
+        }))
+    })
 }
 
-impl TimedStream {
-    pub(super) fn new(stream: TcpStream, phases: Phases) -> Self {
-        let timer = Box::pin(tokio::time::sleep_until(Instant::now()));
-        Self { stream, phases, timer, linger: None }
-    }
-
-    fn poll_until(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        if self.timer.deadline() != deadline {
-            self.timer.as_mut().reset(deadline);
+/// `None` when it failed, which is counted.
+///
+/// A greeting is waited for without a limit but that of time. To answer one takes a signature, and so
+/// many are made one after the other that requests of others come in between.
+async fn handshake(tcp: TcpStream, shared: &Shared) -> Option<TlsStream<TcpStream>> {
+    let work = async {
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
+        let turn = shared.handshakes.acquire().await;
+        tokio::task::yield_now().await;
+        let config = shared.certificate().ok_or(io::ErrorKind::NotFound)?.config();
+        let mut rest = std::pin::pin!(start.into_stream(config));
+        // The signature is made in the first poll; after that the client is waited for.
+        let first = std::future::poll_fn(|cx| std::task::Poll::Ready(rest.as_mut().poll(cx))).await;
+        drop(turn);
+        match first {
+            std::task::Poll::Ready(done) => done,
+            std::task::Poll::Pending => rest.await,
         }
-        self.timer.as_mut().poll(cx)
-    }
-}
-
-impl AsyncRead for TimedStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.phases.bytes_came();
+    };
+    match tokio::time::timeout(shared.limits.head, work).await {
+        Ok(Ok(tls)) => return Some(tls),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a TLS handshake failed");
+            shared.metrics.connection_refused(shared.name, ConnectionRefusal::Handshake);
         }
-        if read.is_pending()
-            && let Some(deadline) = self.phases.deadline(cx)
-        {
-            ready!(self.poll_until(deadline, cx));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        read
+        Err(_) => shared.metrics.connection_timed_out(shared.name, SlowPhase::Handshake),
     }
-}
-
-impl AsyncWrite for TimedStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    /// Closes in two steps (RFC 9112 9.6): our side first, then what the client still sends is read
-    /// and dropped for a moment.
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.linger.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            self.linger = Some(Linger { until: Instant::now() + LINGER, bytes: 0 });
-        }
-        let mut scratch = [0; 16 * 1024];
-        loop {
-            let Some(Linger { until, bytes }) = &self.linger else { return Poll::Ready(Ok(())) };
-            let (until, bytes) = (*until, *bytes);
-            if bytes >= LINGER_BYTES {
-                return Poll::Ready(Ok(()));
-            }
-            let mut buf = ReadBuf::new(&mut scratch);
-            match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                    self.linger = Some(Linger { until, bytes: bytes + buf.filled().len() });
-                }
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-                Poll::Pending => {
-                    ready!(self.poll_until(until, cx));
-                    return Poll::Ready(Ok(()));
-                }
-            }
-        }
-    }
+    None
 }

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use http::header::CONNECTION;
-use http::{HeaderValue, Request, Response};
+use http::Request;
 use http_body::{Body, Frame, SizeHint};
 
 /// Knows whether a request's body has been read to its end.
@@ -30,11 +29,9 @@ impl Unread {
         (watched, Self(unread))
     }
 
-    /// Marks `response` as the connection's last, unless the body was read to its end.
-    pub(super) fn announce<B>(&self, response: &mut Response<B>) {
-        if self.0.load(Ordering::Acquire) {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
+    /// Is some of it still to be read? Then the answer has to be the connection's last.
+    pub(super) fn is_unread(&self) -> bool {
+        self.0.load(Ordering::Acquire)
     }
 }
 

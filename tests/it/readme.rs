@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use granary::config::{Config, Environment, is_live};
 use granary::error::{GatewayError, KINDS};
+use granary::framing::HeadError;
 use granary::key::Digest;
 use granary::ledger::CallState;
 use granary::ledger::budget::{Budget, BudgetRefusal, Scope, Window};
@@ -30,6 +31,8 @@ use crate::harness::{Granary, team};
 
 const README: &str = include_str!("../../README.md");
 const EXAMPLE: &str = include_str!("../../deploy/granary.example.toml");
+const FLEET: &str = include_str!("../../deploy/granary.fleet.example.toml");
+const COMPOSE: &str = include_str!("../../deploy/compose/granary.toml");
 
 mod sdk {
     include!("readme/sdk.rs");
@@ -164,7 +167,9 @@ fn errors() -> Vec<GatewayError> {
         })
     };
     let web = || Scope::Team("web".to_owned());
-    vec![
+    let head = HeadError::ALL.into_iter().map(GatewayError::Head);
+    let others = [
+        GatewayError::TooManyConnections,
         request(RequestError::DuplicateField { field: Field::Image }),
         request(RequestError::MissingField { field: Field::Image }),
         request(RequestError::EmptyField { field: Field::Image }),
@@ -216,12 +221,14 @@ fn errors() -> Vec<GatewayError> {
         GatewayError::LedgerUnavailable,
         GatewayError::StoreUnavailable,
         GatewayError::Bug,
-    ]
+    ];
+    head.chain(others).collect()
 }
 
 fn is_listed(error: &GatewayError) -> bool {
     use GatewayError as E;
     match error {
+        E::Head(_) | E::TooManyConnections => true,
         E::Request(_) | E::Auth(_) | E::RefreshNotAllowed | E::NoSuchRoute | E::MethodNotAllowed { .. } => {
             true
         }
@@ -303,17 +310,27 @@ async fn the_sdk_example_is_this_code_and_works() {
 }
 
 #[test]
-fn the_example_configuration_is_valid_and_lets_nobody_in() {
+fn the_example_configurations_are_valid_and_let_nobody_in() {
     let folder = tempfile::tempdir().unwrap();
-    let key = folder.path().join("ailab.key");
-    write_secretly(&key, "a-key");
-    let example = EXAMPLE.replace("/etc/granary/ailab.key", key.to_str().unwrap());
-    let loaded =
-        Config::parse(&example, &Environment::default()).unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!(loaded.warnings, [""; 0]);
-    assert_eq!(loaded.config.teams.len(), 2);
-    for token in loaded.config.teams.iter().flat_map(|team| &team.tokens) {
-        assert_eq!(token.hash.as_bytes(), &[0; 32], "a hash that no token has");
+    for (name, text) in [
+        ("ailab.key", "a-key"),
+        ("admin-tokens", "0123456789abcdef0123456789abcdef"),
+        ("database-url", "postgres://granary:secret@db.example.com/granary"),
+        ("s3-credentials", "[default]\naws_access_key_id = a\naws_secret_access_key = b\n"),
+    ] {
+        write_secretly(&folder.path().join(name), text);
+    }
+    let folder = folder.path().to_str().unwrap();
+    for (example, teams) in [(EXAMPLE, 2), (FLEET, 1), (COMPOSE, 1)] {
+        let example = example.replace("/etc/granary/", &format!("{folder}/"));
+        let example = example.replace("/run/secrets/granary/", &format!("{folder}/"));
+        let loaded = Config::parse(&example, &Environment::default())
+            .unwrap_or_else(|problems| panic!("{problems}\n{example}"));
+        assert_eq!(loaded.warnings, [""; 0]);
+        assert_eq!(loaded.config.teams.len(), teams);
+        for token in loaded.config.teams.iter().flat_map(|team| &team.tokens) {
+            assert_eq!(token.hash.as_bytes(), &[0; 32], "a hash that no token has");
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! What operators are told when something was not done: one JSON shape, [`AdminFailure`].
 
 use axum::Json;
-use axum::extract::{FromRequestParts, Query};
+use axum::extract::{FromRequestParts, Query, Request};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::WWW_AUTHENTICATE;
 use http::request::Parts;
@@ -10,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::ledger::LedgerError;
+use crate::routes::respond::Refused;
 
 /// `{"error": "a sentence", "reason": "a_stable_word"}`.
 #[derive(Debug, Serialize)]
@@ -83,6 +85,14 @@ impl AdminFailure {
             "this route takes another method; /admin/openapi.json says which",
         )
     }
+}
+
+/// Answers what was refused before routing.
+pub(super) async fn refused(request: Request, next: Next) -> Response {
+    let Some(Refused(error)) = request.extensions().get::<Refused>() else { return next.run(request).await };
+    let situation = error.situation();
+    AdminFailure::new(situation.status, situation.reason.unwrap_or("malformed"), situation.detail)
+        .into_response()
 }
 
 impl IntoResponse for AdminFailure {

@@ -5,6 +5,7 @@
 //! | [`ailab`] | a fake AILab on loopback that is also a ledger: it knows what it would have charged, and what it was sent |
 //! | [`s3`] | a bucket in memory: signatures, checksums, conditional writes, faults, and a static site over it |
 //! | [`postgres`] | a PostgreSQL server of one's own: its death, its return, its silence |
+//! | [`prometheus`] | a real Prometheus of one's own that scrapes and evaluates, and promtool |
 //! | [`proxy`] | a TCP proxy that delays, cuts, resets, stalls or damages at exact bytes, and counts them |
 //! | [`form`] | multipart bodies as real clients build them, and as hostile ones do |
 //! | [`client`] | a small HTTP/1.1 client that can stop half way, wait for a 100, or send any bytes |
@@ -23,6 +24,8 @@
 )]
 
 pub mod ailab;
+mod bound;
+pub mod certificate;
 pub mod client;
 pub mod dice;
 pub mod disk;
@@ -32,6 +35,7 @@ pub mod leak;
 pub mod model;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod s3;
 mod wire;

@@ -10,8 +10,8 @@ use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, mpsc};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
 
 pub use self::pooler::Pooler;
+use crate::bound::{Bound, free_port};
 
 /// How long a start or a stop may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,15 +34,7 @@ pub struct Postgres {
     folder: TempDir,
     port: u16,
     settings: Vec<String>,
-    server: Mutex<Option<Server>>,
-}
-
-/// A running server, and what keeps the thread alive that started it.
-#[derive(Debug)]
-struct Server {
-    child: Child,
-    /// Dropped with the server.
-    parent: mpsc::Sender<()>,
+    server: Mutex<Option<Bound>>,
 }
 
 impl Postgres {
@@ -198,7 +191,7 @@ impl Drop for Postgres {
 }
 
 /// Immediate shutdown: every process of the server ends at once, and its shared memory goes.
-fn end(mut server: Server) {
+fn end(mut server: Bound) {
     let pid = Pid::from_child(&server.child);
     kill_process(pid, Signal::QUIT).unwrap();
     let begun = Instant::now();
@@ -208,22 +201,10 @@ fn end(mut server: Server) {
         }
         thread::sleep(Duration::from_millis(2));
     }
-    drop(server.parent);
-}
-
-/// Starts what dies with the thread that starts it: a thread that lives as long as the handle.
-fn bound_to_us(mut command: Command) -> Server {
-    let (started, child) = mpsc::channel();
-    let (parent, ended) = mpsc::channel::<()>();
-    thread::spawn(move || {
-        let _ = started.send(command.spawn());
-        let _ = ended.recv();
-    });
-    Server { child: child.recv().unwrap().unwrap(), parent }
 }
 
 /// `None` when it ended instead of getting ready, as when somebody took the port.
-fn launch(folder: &Path, port: u16, settings: &[String]) -> Option<Server> {
+fn launch(folder: &Path, port: u16, settings: &[String]) -> Option<Bound> {
     let data = folder.join("data");
     let mut command = as_user(&binary("postgres"));
     command.arg("-D").arg(&data).arg("-k").arg(folder).arg("-p").arg(port.to_string());
@@ -243,14 +224,14 @@ fn launch(folder: &Path, port: u16, settings: &[String]) -> Option<Server> {
     let log = File::options().create(true).append(true).open(folder.join("log")).unwrap();
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     command.current_dir(folder);
-    let Server { mut child, parent } = bound_to_us(command);
+    let mut server = Bound::spawn(command);
     let begun = Instant::now();
     loop {
-        if child.try_wait().unwrap().is_some() {
+        if server.child.try_wait().unwrap().is_some() {
             return None;
         }
-        if is_ready(&data, child.id()) {
-            return Some(Server { child, parent });
+        if is_ready(&data, server.child.id()) {
+            return Some(server);
         }
         assert!(begun.elapsed() < PATIENCE, "PostgreSQL is not ready: {}", self::log(folder));
         thread::sleep(Duration::from_millis(5));
@@ -280,10 +261,6 @@ fn children(parent: u32) -> Vec<u32> {
         }
     }
     found
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// The newest version that is installed.
@@ -377,6 +354,8 @@ fn copy(from: &Path, to: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[test]

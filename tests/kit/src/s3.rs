@@ -43,13 +43,19 @@ pub struct S3Server {
 impl S3Server {
     /// Starts on loopback with one empty bucket and random credentials.
     pub async fn start() -> S3Server {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let access_key = format!("KIT{}", &Uuid::new_v4().simple().to_string().to_uppercase()[..17]);
         let secret_key = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+        S3Server::start_for(access_key, secret_key).await
+    }
+
+    /// The same, for whoever has these credentials.
+    pub async fn start_for(access_key: String, secret_key: String) -> S3Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
         let objects = Arc::new(Objects::default());
-        let mut builder =
-            S3ServiceBuilder::new(Backend { bucket: BUCKET.to_owned(), objects: Arc::clone(&objects) });
+        let backend =
+            Backend { bucket: BUCKET.to_owned(), objects: Arc::clone(&objects), made: Default::default() };
+        let mut builder = S3ServiceBuilder::new(backend);
         builder.set_auth(SimpleAuth::from_single(access_key.as_str(), secret_key.as_str()));
         let mut server = S3Server {
             address,

@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{PATIENCE, Server, USER, as_user, bound_to_us, end, free_port, own, own_folder};
+use super::{PATIENCE, USER, as_user, end, own, own_folder};
+use crate::bound::{Bound, free_port};
 
 /// A running pooler, until it is dropped.
 #[derive(Debug)]
 pub struct Pooler {
     port: u16,
     folder: TempDir,
-    server: Option<Server>,
+    server: Option<Bound>,
 }
 
 impl Pooler {
@@ -38,7 +39,7 @@ impl Pooler {
             let mut command = as_user(program);
             let log = File::create(folder.path().join("log")).unwrap();
             command.arg(&settings).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-            let mut pooler = Self { port: own_port, folder, server: Some(bound_to_us(command)) };
+            let mut pooler = Self { port: own_port, folder, server: Some(Bound::spawn(command)) };
             if pooler.is_there() {
                 return pooler;
             }

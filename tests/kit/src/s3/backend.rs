@@ -1,6 +1,7 @@
-//! The four operations on objects, behind the signature checks of `s3s`.
+//! The four operations on objects and two on buckets, behind the signature checks of `s3s`.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -8,22 +9,30 @@ use http_body_util::BodyExt;
 use s3s::checksum::ChecksumHasher;
 use s3s::crypto::{Checksum as _, Crc32, Sha256};
 use s3s::dto::{
-    DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition, GetObjectInput, GetObjectOutput,
-    HeadObjectInput, HeadObjectOutput, PutObjectInput, PutObjectOutput, StreamingBlob,
+    CreateBucketInput, CreateBucketOutput, DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition,
+    GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput,
+    PutObjectInput, PutObjectOutput, StreamingBlob,
 };
 use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 
 use super::objects::{Condition, Objects, StoredObject, Unmet};
 
-/// Serves one bucket.
+/// Serves one bucket, and those that clients make.
 pub(super) struct Backend {
     pub(super) bucket: String,
     pub(super) objects: Arc<Objects>,
+    pub(super) made: Mutex<BTreeSet<String>>,
 }
 
 impl Backend {
     fn check_bucket(&self, name: &str) -> S3Result<()> {
-        if name == self.bucket { Ok(()) } else { Err(s3_error!(NoSuchBucket)) }
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if name == self.bucket || made.contains(name) { Ok(()) } else { Err(s3_error!(NoSuchBucket)) }
+    }
+
+    /// What an object is called among those of all buckets; those of the first have the names they were given.
+    fn name(&self, bucket: &str, key: &str) -> String {
+        if bucket == self.bucket { key.to_owned() } else { format!("{bucket}:{key}") }
     }
 
     fn object(&self, name: &str) -> S3Result<StoredObject> {
@@ -73,17 +82,19 @@ impl S3 for Backend {
             checksummed: input.checksum_crc32.is_some() || input.checksum_sha256.is_some(),
             tag: String::new(),
         };
-        let tag = self.objects.put(&input.key, object, &conditions).map_err(|unmet| match unmet {
-            Unmet::Failed => s3_error!(PreconditionFailed),
-            Unmet::Nothing => s3_error!(NoSuchKey),
-        })?;
+        let tag = self.objects.put(&self.name(&input.bucket, &input.key), object, &conditions).map_err(
+            |unmet| match unmet {
+                Unmet::Failed => s3_error!(PreconditionFailed),
+                Unmet::Nothing => s3_error!(NoSuchKey),
+            },
+        )?;
         Ok(S3Response::new(PutObjectOutput { e_tag: Some(ETag::Strong(tag)), ..Default::default() }))
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
         self.check_bucket(&input.bucket)?;
-        let object = self.object(&input.key)?;
+        let object = self.object(&self.name(&input.bucket, &input.key))?;
         let whole = object.bytes.len();
         let range = input.range.map(|range| range.check(whole as u64));
         let range = range.transpose().map_err(|_| s3_error!(InvalidRange))?;
@@ -113,7 +124,7 @@ impl S3 for Backend {
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = request.input;
         self.check_bucket(&input.bucket)?;
-        let object = self.object(&input.key)?;
+        let object = self.object(&self.name(&input.bucket, &input.key))?;
         Ok(S3Response::new(HeadObjectOutput {
             content_length: Some(object.bytes.len() as i64),
             content_type: object.content_type,
@@ -133,11 +144,33 @@ impl S3 for Backend {
             ETagCondition::Any => Condition::Present,
             ETagCondition::ETag(tag) => Condition::Tag(tag.into_value()),
         });
-        self.objects.remove(&input.key, condition).map_err(|unmet| match unmet {
-            Unmet::Failed => s3_error!(PreconditionFailed),
-            Unmet::Nothing => s3_error!(NoSuchKey),
-        })?;
+        self.objects.remove(&self.name(&input.bucket, &input.key), condition).map_err(
+            |unmet| match unmet {
+                Unmet::Failed => s3_error!(PreconditionFailed),
+                Unmet::Nothing => s3_error!(NoSuchKey),
+            },
+        )?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
+    }
+
+    async fn head_bucket(
+        &self,
+        request: S3Request<HeadBucketInput>,
+    ) -> S3Result<S3Response<HeadBucketOutput>> {
+        self.check_bucket(&request.input.bucket)?;
+        Ok(S3Response::new(HeadBucketOutput::default()))
+    }
+
+    async fn create_bucket(
+        &self,
+        request: S3Request<CreateBucketInput>,
+    ) -> S3Result<S3Response<CreateBucketOutput>> {
+        let name = request.input.bucket;
+        if self.check_bucket(&name).is_ok() {
+            return Err(s3_error!(BucketAlreadyOwnedByYou));
+        }
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        Ok(S3Response::new(CreateBucketOutput::default()))
     }
 }
 
