@@ -30,6 +30,8 @@ const MAX_OBJECT: usize = 8 << 20;
 const REFUSAL_LIFE: Duration = Duration::from_secs(600);
 /// How many refusals are remembered: a few hundred bytes each.
 const MAX_REFUSALS: u64 = 4096;
+/// A refusal with a longer body is not remembered.
+const MAX_REFUSAL_BYTES: usize = 4096;
 /// What an entry costs beside its texts: map slots, pointers, bookkeeping.
 const ENTRY_OVERHEAD: usize = 512;
 
@@ -234,7 +236,9 @@ impl MemoryCache {
 
     /// Remembers a deterministic refusal.
     pub async fn keep_refusal(&self, key: CacheKey, status: StatusCode, body: Bytes) {
-        self.refusals.insert(key, (status, body)).await;
+        if body.len() <= MAX_REFUSAL_BYTES {
+            self.refusals.insert(key, (status, body)).await;
+        }
     }
 
     /// Entries and bytes; lags behind by moka's housekeeping, which this call runs.
@@ -296,6 +300,16 @@ mod tests {
         cache.keep_refusal(key, StatusCode::BAD_REQUEST, Bytes::new()).await;
         cache.forget_answer(key).await;
         assert_eq!(cache.refusal(key).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_takes_much_memory_is_not_kept() {
+        let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
+        let key = record(0).key;
+        for (length, is_kept) in [(MAX_REFUSAL_BYTES + 1, false), (MAX_REFUSAL_BYTES, true)] {
+            cache.keep_refusal(key, StatusCode::BAD_REQUEST, vec![b' '; length].into()).await;
+            assert_eq!(cache.refusal(key).await.is_some(), is_kept);
+        }
     }
 
     #[test]

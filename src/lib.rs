@@ -45,8 +45,8 @@
 //! ```text
 //! main > cli > app > {config, server} > routes > gateway > {cache, circuit, coalesce, fill, slots, rewrite}
 //!      > {error, guard, metering, metrics, policy, reconcile} > spool > {ledger, store, upstream, download, request, teams}
-//!      > {archive, net, breaker, certificate, envelope, framing, code, money, multipart, outcome, operation, picture, results,
-//!         uploads, key, clock, random, secret, crash, disk, state}
+//!      > {archive, net, breaker, certificate, envelope, framing, code, money, multipart, outcome, operation, picture,
+//!         results, uploads, key, clock, random, secret, crash, disk, state}
 //! ```
 //!
 //! Within one pair of braces, too, no two import each other. [`app`] alone names concrete stores,

@@ -111,7 +111,7 @@ mod tests {
 
     /// What is read at the start only. A setting that is neither here nor in [`LIVE`] has been added:
     /// decide whether the running program can take another value of it, and write it down.
-    const AT_START: [&str; 45] = [
+    const AT_START: [&str; 48] = [
         "server.listen",
         "server.admin_listen",
         "server.admin_token_file",
@@ -123,6 +123,9 @@ mod tests {
         "server.idle_timeout",
         "server.body_timeout",
         "server.min_upload_rate",
+        "server.upload_memory",
+        "server.upload_spill",
+        "server.result_memory",
         "server.write_timeout",
         "server.min_download_rate",
         "server.answer_within",

@@ -53,11 +53,6 @@ section! {
         /// The slowest upload that is borne, in bytes per second, measured after its first five
         /// seconds.
         pub min_upload_rate: ByteSize = ByteSize::kib(8),
-        /// How long a client may keep an answer waiting, in all.
-        pub write_timeout: Duration = Duration::from_secs(30),
-        /// And how much longer, as the time that the answer's bytes take at this rate, in bytes per
-        /// second.
-        pub min_download_rate: ByteSize = ByteSize::kib(8),
         /// The memory that the pictures of all uploads together may take, counted as they arrive and
         /// until they are bought or need not be. An upload that gets no more goes on in a file.
         pub upload_memory: ByteSize = ByteSize::mib(256),
@@ -69,6 +64,11 @@ section! {
         /// it; the same again for results that were paid for and are being fetched and kept. When
         /// slow clients have all of it, others wait 5 s and are then told 503.
         pub result_memory: ByteSize = ByteSize::mib(256),
+        /// How long a client may keep an answer waiting, in all.
+        pub write_timeout: Duration = Duration::from_secs(30),
+        /// And how much longer, as the time that the answer's bytes take at this rate, in bytes per
+        /// second.
+        pub min_download_rate: ByteSize = ByteSize::kib(8),
         /// A waiting client is answered so long after the head of its request at the latest, if
         /// only by an error; the crop is still made and kept. Most clients give up after 30 s.
         pub answer_within: Duration = Duration::from_secs(28),
