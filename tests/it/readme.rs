@@ -309,6 +309,49 @@ async fn the_sdk_example_is_this_code_and_works() {
     assert!(sdk::run(&granary.url(), "granary_wrong").await.is_err());
 }
 
+/// Where `](…)` leads, in a text without its code.
+fn links(text: &str) -> Vec<&str> {
+    let mut is_code = false;
+    let lines = text.lines().filter(|line| {
+        is_code ^= line.trim_start().starts_with("```");
+        !is_code
+    });
+    lines.flat_map(|line| line.split("](").skip(1).filter_map(|rest| rest.split(')').next())).collect()
+}
+
+/// The anchors that a heading gets where people read it.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| {
+            let words = line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+            words.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut count = 0;
+    for page in ["README.md", "deploy/sizing.md", "deploy/runbook.md"] {
+        let page = root.join(page);
+        let text = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+        for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            assert!(target.exists(), "{}: {link} is not there", page.display());
+            if !anchor.is_empty() {
+                let text = fs::read_to_string(&target).unwrap();
+                let has = anchors(&text).contains(anchor) || text.contains(&format!("<a id=\"{anchor}\">"));
+                assert!(has, "{}: {link} has no such heading", page.display());
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 40, "only {count} links were found");
+}
+
 #[test]
 fn the_example_configurations_are_valid_and_let_nobody_in() {
     let folder = tempfile::tempdir().unwrap();
