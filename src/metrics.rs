@@ -215,7 +215,7 @@ impl Metrics {
         self.coalesce.observe(snapshot.fills, snapshot.waiters);
         self.upstream_in_flight.set(gauge_value(snapshot.calls as u64));
         self.observe_queue(snapshot.limit, &snapshot.queued);
-        self.ledger.observe(snapshot.ledger.as_deref(), snapshot.is_ledger_sound);
+        self.ledger.observe(snapshot.is_ledger_up, snapshot.ledger.as_deref(), snapshot.is_ledger_sound);
         self.archive_guard.set(i64::from(snapshot.is_archive_known));
         if let Some(spool) = &snapshot.spool {
             self.spool_objects.set(gauge_value(spool.objects));
@@ -264,9 +264,11 @@ pub struct Snapshot {
     pub queued: BTreeMap<String, usize>,
     /// Are ledger and store known to belong together?
     pub is_archive_known: bool,
+    /// Did the ledger answer?
+    pub is_ledger_up: bool,
     /// Is the ledger's file known to be undamaged?
     pub is_ledger_sound: bool,
-    /// The ledger's sums, if it answered.
+    /// The ledger's sums, if it told them in time.
     pub ledger: Option<Vec<crate::ledger::StateTotal>>,
     /// What waits for the store, if the ledger answered.
     pub spool: Option<SpoolUsage>,

@@ -96,8 +96,8 @@ impl LedgerFamilies {
     }
 
     /// Sets what is read at scrape time.
-    pub(super) fn observe(&self, totals: Option<&[StateTotal]>, is_sound: bool) {
-        self.up.set(i64::from(totals.is_some()));
+    pub(super) fn observe(&self, is_up: bool, totals: Option<&[StateTotal]>, is_sound: bool) {
+        self.up.set(i64::from(is_up));
         self.sound.set(i64::from(is_sound));
         for total in totals.into_iter().flatten() {
             self.credits[total.state].set(gauge_value(total.credits));

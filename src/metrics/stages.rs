@@ -109,7 +109,8 @@ impl StageFamilies {
             ),
             duration: families.histograms(
                 "granary_request_duration_seconds",
-                "Time from an answered crop request's head to its answer, by where that came from (grain: requests)",
+                "Time from an answered crop request's head to its answer, without the wait for its body, by where \
+                 the answer came from (grain: requests)",
                 "outcome",
                 &REQUEST_BUCKETS,
             ),
@@ -127,7 +128,8 @@ impl Metrics {
         }
     }
 
-    /// A crop request was answered after so long, and had waited for others so long.
+    /// A crop request was answered after so long, and had waited for others so long. In neither is the wait
+    /// for its body: how fast a client sends is not for us to answer for.
     pub fn answered_after(&self, outcome: CacheStatus, took: Duration, waited: Duration) {
         self.stages.duration[outcome].observe(took.as_secs_f64());
         self.stages.overhead[outcome].observe(took.saturating_sub(waited).as_secs_f64());

@@ -108,7 +108,12 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     });
     metrics.staged(&told.trail.stages);
     if let Some(outcome) = told.cache.filter(|_| route == Route::Crop) {
-        metrics.answered_after(outcome, took, told.trail.waited());
+        let body_wait = told.trail.body_wait;
+        metrics.answered_after(
+            outcome,
+            took.saturating_sub(body_wait),
+            told.trail.waited().saturating_sub(body_wait),
+        );
     }
     let (id, caller, error) = (id.as_str(), caller.as_ref(), error.as_ref());
     Line { id, caller, route, method: &method, status, error, took, bytes_out, told: &told }.write();

@@ -12,11 +12,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use granary_kit::ailab::{Behaviour, FakeAilab};
+use granary_kit::client::{Call, RawConnection};
+use granary_kit::form::Form;
 use granary_kit::images::{photo_jpeg, tiny_png};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::harness::{Granary, team};
+use crate::harness::{Granary, cache_status, team};
 
 /// Families that all of their series are there of before anything has happened, and how many.
 const FROM_THE_START: [(&str, usize); 35] = [
@@ -190,6 +192,30 @@ async fn stages_and_overhead_add_up_to_the_time_of_a_miss_and_of_a_hit() {
     assert_eq!((count("parse"), count("memory"), count("upstream"), count("download")), (2.0, 2.0, 1.0, 1.0));
     let both = sum("granary_http_request_duration_seconds_sum{outcome=\"ok\",route=\"crop\"}");
     assert!(sum("granary_overhead_seconds_sum{outcome=\"hit_memory\"}") <= both - total + 1e-9);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hit_is_no_slower_for_a_client_that_takes_its_time_to_send() {
+    const SENDING: Duration = Duration::from_secs(2);
+    let granary = Granary::builtin("").await;
+    let crop = Call::crop(&granary.url(), None, &Form::curl(tiny_png(60, 40, 1), 20, 20));
+    assert_eq!(crop.send().await.unwrap().status, 200);
+    let bytes = crop.to_bytes();
+    let (most, rest) = bytes.split_at(bytes.len() - 100);
+    let mut connection = RawConnection::open(&granary.url()).await.unwrap();
+    connection.send(most).await.unwrap();
+    tokio::time::sleep(SENDING).await;
+    connection.send(rest).await.unwrap();
+    let hit = connection.read_answer(false).await.unwrap();
+    assert_eq!(cache_status(&hit), "granary; hit; detail=memory");
+    let text = granary.metrics().await;
+    let sum = |name: &str| series(&text, name).iter().map(|line| value(line)).sum::<f64>();
+    assert_eq!(sum("granary_request_duration_seconds_count{outcome=\"hit_memory\"}"), 1.0);
+    let hit = sum("granary_request_duration_seconds_sum{outcome=\"hit_memory\"}");
+    let overhead = sum("granary_overhead_seconds_sum{outcome=\"hit_memory\"}");
+    assert!(overhead <= hit && hit < SENDING.as_secs_f64() / 2.0, "{overhead} of {hit}");
+    let whole = sum("granary_http_request_duration_seconds_sum{outcome=\"ok\",route=\"crop\"}");
+    assert!(whole >= SENDING.as_secs_f64(), "{whole}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

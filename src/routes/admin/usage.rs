@@ -22,6 +22,7 @@ use self::compile::Findings;
 pub use self::report::{AccountReport, BudgetReport, MonthReport, TeamMonthReport, UsageReport, UsageRow};
 use super::AdminState;
 use super::failure::AdminFailure;
+use super::health::asked;
 use crate::clock::Clock;
 use crate::ledger::budget::{Budget, Windows};
 use crate::ledger::usage::UsageBook;
@@ -119,10 +120,12 @@ impl UsageState {
     pub(super) async fn observe(&self, metrics: &Metrics) {
         let parts = &self.0;
         let policy = parts.policy.get();
-        if let Ok(used) = parts.ledger.used(self.budgets(&policy)).await {
+        let (used, month) =
+            tokio::join!(asked(parts.ledger.used(self.budgets(&policy))), asked(parts.book.month()));
+        if let Some(used) = used {
             metrics.observe_budgets(&used, &Windows::at(parts.clock.now(), &parts.zone));
         }
-        if let Ok(month) = parts.book.month().await {
+        if let Some(month) = month {
             metrics.observe_month(policy.teams().iter().map(|team| team.name.as_str()), &month);
         }
         metrics.observe_unbooked(parts.meter.unbooked());

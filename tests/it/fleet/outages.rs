@@ -127,3 +127,32 @@ async fn while_the_database_is_away_hits_go_on_and_nothing_is_paid_for_or_lost()
         away / 2
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_database_keeps_neither_a_load_balancer_nor_prometheus_waiting() {
+    /// As `deploy/kubernetes` has it, and how long Prometheus waits by default.
+    const PROBE: Duration = Duration::from_secs(2);
+    const SCRAPE: Duration = Duration::from_secs(10);
+    let fleet = Fleet::new("", "", "").await;
+    let [replica] = fleet.start::<1>().await;
+    assert_eq!(metric_of(&replica, "granary_ledger_up").await, 1.0);
+    let ask = async |path: &str, patience: Duration| {
+        let url = format!("{}/{path}", replica.admin_url());
+        let answer = tokio::time::timeout(patience, client::get(&url)).await;
+        answer.unwrap_or_else(|_| panic!("/{path} took longer than {patience:?}")).unwrap()
+    };
+    // It takes questions, and answers none.
+    fleet.postgres.freeze();
+    // From the first moment, in which nobody knows, to when everybody does.
+    for _ in 0..4 {
+        let ready = ask("readyz", PROBE).await;
+        assert_eq!((ready.status, &ready.json()["ledger"]), (200, &"down".into()), "{}", ready.text());
+        let scraped = ask("metrics", SCRAPE).await;
+        assert!(
+            scraped.text().lines().any(|line| line == "granary_ledger_up 0"),
+            "it is not said to be away"
+        );
+    }
+    fleet.postgres.thaw();
+    until("the ledger", async || metric_of(&replica, "granary_ledger_up").await == 1.0).await;
+}
