@@ -30,6 +30,9 @@ pub const API_KEY_HEADER: &str = "ailabapi-api-key";
 /// The team of every caller while no teams are configured.
 pub const LOCAL_TEAM: &str = "local";
 
+/// The label of all teams that metrics have no series of their own for.
+pub const OTHER_TEAMS: &str = "other";
+
 /// Is this a team's name? Lower-case, so that names that look alike are alike.
 pub fn is_team_name(name: &str) -> bool {
     let is_inner = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');

@@ -4,9 +4,10 @@
 //! warnings: at lower levels some of them print header values and bodies, and the key with them. The
 //! level may change while the program runs.
 //!
-//! Nobody waits for a line to be written ([`lines`]).
+//! Nobody waits for a line to be written ([`lines`]), and a panic is a line as any other ([`panics`]).
 
 mod lines;
+mod panics;
 
 use std::io::{self, IsTerminal};
 
@@ -31,6 +32,7 @@ pub fn start(config: &LogConfig) -> anyhow::Result<Log> {
     let lines = Lines::to(io::stderr()).context("cannot start the thread that writes the log")?;
     let (subscriber, level) = subscriber(config, is_terminal, lines.clone());
     subscriber.try_init().context("the log has been started already")?;
+    panics::report();
     Ok(Log { level, flushed: Flushed(lines) })
 }
 

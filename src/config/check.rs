@@ -8,7 +8,7 @@ use url::Url;
 use super::read::{Reading, team_path};
 use super::{Config, StoreConfig, StoreKind, UpstreamKind};
 use crate::store::MAX_OBJECT_BYTES;
-use crate::teams::{LOCAL_TEAM, is_team_name};
+use crate::teams::{LOCAL_TEAM, OTHER_TEAMS, is_team_name};
 
 /// Notes all problems of `config`, and fills in what follows from other fields.
 pub(super) fn check(config: &mut Config, reading: &mut Reading) {
@@ -289,6 +289,8 @@ fn teams(config: &Config, reading: &mut Reading) {
             );
         } else if team.name == LOCAL_TEAM {
             reading.problem(&[&name], "is reserved for the time when no teams are configured; write another");
+        } else if team.name == OTHER_TEAMS {
+            reading.problem(&[&name], "is what metrics call all teams beyond their 200; write another");
         } else if !names.insert(&team.name) {
             reading.problem(&[&name], "is the name of two teams; give each its own");
         }

@@ -694,6 +694,7 @@ fn teams_and_tokens_are_checked() {
     check("[[team]]", &[], &["team[0].name: is missing; give the team a name"]);
     check("[[team]]\nname = \"Web\"", &[], &["team[0].name: is not 1 to 64 of a-z, 0-9, _ and -, beginning"]);
     check("[[team]]\nname = \"local\"", &[], &["team.local.name: is reserved for the time when no teams"]);
+    check("[[team]]\nname = \"other\"", &[], &["team.other.name: is what metrics call all teams beyond"]);
     check(&format!("{}{}", team(""), team("")), &[], &["team.web.name: is the name of two teams"]);
     check("[[team]]\nname = 5", &[], &["team[0].name: is a whole number; write a text in quotes"]);
     check(

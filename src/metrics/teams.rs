@@ -14,12 +14,11 @@ use super::families::{Each, Families, Rows};
 use super::labels::{Label, labels};
 use crate::ledger::CallState;
 use crate::outcome::{CacheStatus, SavingCause};
+pub(super) use crate::teams::OTHER_TEAMS;
 use crate::teams::{BudgetMode, Team};
 
 /// Teams that have series of their own, at most.
 const MOST_TEAMS: usize = 200;
-/// All others.
-pub(super) const OTHER_TEAMS: &str = "other";
 
 labels! {
     /// How a crop request ended.
