@@ -2,7 +2,7 @@
 //! and which database is refused. Results are in a bucket, as they must be.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use granary_kit::ailab::{Behaviour, FakeAilab};
 use granary_kit::client::{self, Answer};
@@ -110,6 +110,40 @@ async fn a_dead_database_costs_misses_and_no_hit_and_no_money() {
 
 fn url_on(granary: &GranaryProcess, answer: &Answer) -> String {
     format!("{}{}", granary.public_url(), path_of(&answer.result_url()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_database_keeps_neither_load_balancers_nor_prometheus_waiting() {
+    let world = World::new().await;
+    let granary = within("a start", world.replica("one").start()).await.unwrap();
+    is_bought_again(&granary, 1).await;
+    let (readyz, metrics) =
+        (format!("{}/readyz", granary.admin_url()), format!("{}/metrics", granary.admin_url()));
+    world.database.freeze();
+    // What a probe of Kubernetes does in deploy/kubernetes, for longer than the database is waited for.
+    let frozen = Instant::now();
+    let mut probes = tokio::time::interval(Duration::from_millis(200));
+    while frozen.elapsed() < Duration::from_secs(12) {
+        probes.tick().await;
+        let ready = tokio::time::timeout(Duration::from_secs(2), client::get(&readyz))
+            .await
+            .expect("in time")
+            .unwrap();
+        assert_eq!(
+            (ready.status, ready.json()["ledger"].as_str()),
+            (200, Some("down")),
+            "{:?}",
+            frozen.elapsed()
+        );
+    }
+    world.database.thaw();
+    let is_up = async || client::get(&readyz).await.unwrap().json()["ledger"] == "up";
+    until("the database to be there", is_up).await;
+    world.database.freeze();
+    let metrics =
+        tokio::time::timeout(Duration::from_secs(8), client::get(&metrics)).await.expect("in time").unwrap();
+    assert!(metrics.text().contains("granary_http_requests_total"));
+    world.database.thaw();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,6 +17,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
 
 use self::compile::Findings;
 pub use self::report::{AccountReport, BudgetReport, MonthReport, TeamMonthReport, UsageReport, UsageRow};
@@ -115,14 +116,15 @@ impl UsageState {
         Self(Arc::new(parts))
     }
 
-    /// Sets the gauges that are about usage. What the ledger does not tell stays as it was.
-    pub(super) async fn observe(&self, metrics: &Metrics) {
+    /// Sets the gauges that are about usage. What the ledger does not tell, or not by
+    /// `deadline`, stays as it was.
+    pub(super) async fn observe(&self, metrics: &Metrics, deadline: Instant) {
         let parts = &self.0;
         let policy = parts.policy.get();
-        if let Ok(used) = parts.ledger.used(self.budgets(&policy)).await {
+        if let Ok(Ok(used)) = timeout_at(deadline, parts.ledger.used(self.budgets(&policy))).await {
             metrics.observe_budgets(&used, &Windows::at(parts.clock.now(), &parts.zone));
         }
-        if let Ok(month) = parts.book.month().await {
+        if let Ok(Ok(month)) = timeout_at(deadline, parts.book.month()).await {
             metrics.observe_month(policy.teams().iter().map(|team| team.name.as_str()), &month);
         }
         metrics.observe_unbooked(parts.meter.unbooked());
