@@ -128,8 +128,9 @@ async fn uploads_held_at_once_stay_within_the_budget_and_are_all_answered() {
             held_rss.saturating_sub(before),
             memory_of(&process, "VmRSS"),
         );
-        // The goal is 32 MiB and 0.16 MiB for each connection; the rest is what other machines may do.
-        let bound = budget + 64 + uploads / 4;
+        // The goal is 32 MiB and 0.16 MiB for each connection; the rest is what an unoptimised build and the
+        // allocator add. Without the budget it would be 3.3 MiB for each.
+        let bound = budget + 96 + uploads / 4;
         assert!(peak <= bound, "grew by {peak} MiB, more than {bound} MiB");
     }
     let charges = upstream.charges_by_key();
@@ -235,9 +236,12 @@ async fn a_disk_that_fails_an_upload_costs_nothing_and_is_not_taken_for_the_upst
 
     // One is being bought, and the next one waits for its turn in a file that is cut meanwhile.
     upstream.on_next(Behaviour::Hold);
-    let mut held = hold(&url, 0..2).await.into_iter();
-    let (first, second) = (held.next().unwrap(), held.next().unwrap());
-    until("one to be in a file", async || taken(&admin).await == (PICTURE as f64, PICTURE as f64)).await;
+    let in_memory = async || taken(&admin).await == (PICTURE as f64, 0.0);
+    let first = Held::begin(&url, &picture(0)).await;
+    until("the first to be in memory", &in_memory).await;
+    let second = Held::begin(&url, &picture(1)).await;
+    until("the second to be in a file", async || taken(&admin).await == (PICTURE as f64, PICTURE as f64))
+        .await;
     let first = tokio::spawn(first.end());
     upstream.wait_for_held(1).await;
     let second = tokio::spawn(second.end());
@@ -256,9 +260,12 @@ async fn a_disk_that_fails_an_upload_costs_nothing_and_is_not_taken_for_the_upst
 
     // The next one cannot even be written.
     std::fs::remove_dir(&folder).unwrap();
-    let answers = end_all(hold(&url, 2..4).await).await;
+    let third = Held::begin(&url, &picture(2)).await;
+    until("the third to be in memory", &in_memory).await;
+    let fourth = Held::begin(&url, &picture(3)).await;
+    let answers = end_all(vec![third, fourth]).await;
     let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
-    assert!(statuses == [200, 503] || statuses == [503, 200], "{statuses:?}");
+    assert_eq!(statuses, [200, 503]);
     assert_eq!(upstream.charges(), 2);
     wait_for_none(&admin).await;
 }
