@@ -52,6 +52,7 @@ pub(super) struct Gate {
     /// The client has ended its half.
     half_closed: Option<HalfClosed>,
     taking: Taking,
+    /// All that hyper wrote is with the kernel.
     is_flushed: bool,
     timer: Pin<Box<Sleep>>,
     closing: Option<Closing>,
@@ -119,7 +120,8 @@ impl Gate {
 
     /// The next head, until it is whole and judged. Ready without one when there will be none.
     fn poll_head(&mut self, cx: &mut Context<'_>, mut end: EndOfHead) -> Poll<io::Result<bool>> {
-        if self.phases.now() == Phase::Request {
+        // hyper lets go of an answer once it has all of it, which may be long before the client has.
+        if self.phases.now() == Phase::Request || !self.is_flushed {
             return self.poll_hang_up(cx).map_ok(|()| false);
         }
         loop {
@@ -327,7 +329,9 @@ impl AsyncWrite for Gate {
         let gate = self.get_mut();
         let flushed = Pin::new(&mut gate.socket).poll_flush(cx).map_ok(|()| 0);
         ready!(gate.taken(flushed, cx))?;
-        gate.is_flushed = true;
+        if !std::mem::replace(&mut gate.is_flushed, true) {
+            gate.phases.all_is_sent();
+        }
         Poll::Ready(Ok(()))
     }
 

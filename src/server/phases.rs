@@ -80,6 +80,15 @@ impl Phases {
         }
     }
 
+    /// Nothing of an answer waits to be taken any more: if that was all of it, the rest begins now.
+    pub(super) fn all_is_sent(&self) {
+        let mut now = self.lock();
+        if let Phase::Idle { .. } = now.phase {
+            now.phase = Phase::Idle { since: Instant::now() };
+            wake(now);
+        }
+    }
+
     /// From now on the connection ends as soon as nothing is under way on it.
     pub(super) fn close_when_idle(&self) {
         let mut now = self.lock();

@@ -16,6 +16,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::harness::{
     Granary, cache_status, metric, number, real, real_ailab, team, until, upstream_section, within,
 };
+use crate::result_memory::{begin, end, keep_result};
 
 /// A field of `/proc/PID/status` in KiB.
 fn memory(process: &GranaryProcess, field: &str) -> u64 {
@@ -319,6 +320,23 @@ async fn a_client_that_does_not_take_its_answer_is_closed_and_others_are_served(
         assert_eq!(connection.call(&call).await.unwrap().body.len(), size);
     }
     assert_eq!(granary.metric(slow).await, 5.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_an_answer_for_longer_than_a_connection_may_rest_gets_all_of_it() {
+    let granary = Granary::builtin("[server]\nidle_timeout = \"1s\"").await;
+    let url = granary.url();
+    // More than the buffers of both ends hold.
+    let (path, bytes) = keep_result(&granary.store_path(), 1, 24 << 20);
+    let taking = begin(&url, &path).await;
+    for _ in 0..2 {
+        let mut resting = RawConnection::open(&url).await.unwrap();
+        assert_eq!(resting.call(&Call::new("GET", &url)).await.unwrap().status, 200);
+        assert_eq!(resting.read_to_close().await.unwrap(), b"", "it has rested for too long");
+    }
+    assert!(end(taking, &bytes).await, "an answer was cut short");
+    let idle = "granary_connections_timed_out_total{listener=\"public\",phase=\"idle\"}";
+    assert_eq!(granary.metric(idle).await, 2.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

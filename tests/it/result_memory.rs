@@ -16,7 +16,7 @@ const MIB: usize = 1 << 20;
 const TOGETHER: usize = 50;
 
 /// Puts a result of so many bytes into a store, and says its path below the public root.
-fn keep_result(store: &Path, seed: u64, length: usize) -> (String, Vec<u8>) {
+pub(crate) fn keep_result(store: &Path, seed: u64, length: usize) -> (String, Vec<u8>) {
     let bytes = images::padded(&images::tiny_png(16, 16, seed), length);
     let path = ObjectName::of(&bytes).unwrap().path();
     std::fs::write(store.join(&path), &bytes).unwrap();
@@ -24,7 +24,7 @@ fn keep_result(store: &Path, seed: u64, length: usize) -> (String, Vec<u8>) {
 }
 
 /// A client that has read the head of a result and nothing more.
-async fn begin(url: &str, path: &str) -> RawConnection {
+pub(crate) async fn begin(url: &str, path: &str) -> RawConnection {
     let mut connection = RawConnection::open(url).await.unwrap();
     connection
         .send(format!("GET /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
@@ -36,7 +36,7 @@ async fn begin(url: &str, path: &str) -> RawConnection {
 }
 
 /// Reads the rest, and says whether it is the result.
-async fn end(mut connection: RawConnection, bytes: &[u8]) -> bool {
+pub(crate) async fn end(mut connection: RawConnection, bytes: &[u8]) -> bool {
     connection.read_to_close().await.unwrap() == bytes
 }
 

@@ -11,7 +11,8 @@ use granary_kit::client::{Answer, Call, RawConnection};
 use granary_kit::form::Form;
 use granary_kit::images;
 
-use crate::harness::{number, real_ailab, within};
+use crate::harness::{Granary, number, real_ailab, until, within};
+use crate::result_memory::{begin, end, keep_result};
 
 /// Clients of each kind.
 const CLIENTS: u64 = 4;
@@ -166,4 +167,20 @@ async fn a_connection_that_rests_ends_at_once_when_the_listener_closes() {
     // Well before any of them would have been idle for too long.
     let status = process.wait_exit(Duration::from_secs(20)).await.expect("it ends");
     assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_still_taking_an_answer_when_the_listener_closes_gets_all_of_it() {
+    let granary = Granary::builtin("").await;
+    let url = granary.url();
+    // More than the buffers of both ends hold.
+    let (path, bytes) = keep_result(&granary.store_path(), 1, 24 << 20);
+    let taking = begin(&url, &path).await;
+    let mut resting = RawConnection::open(&url).await.unwrap();
+    assert_eq!(resting.call(&Call::new("GET", &url)).await.unwrap().status, 200);
+    let stopping = tokio::spawn(granary.stop());
+    assert_eq!(resting.read_to_close().await.unwrap(), b"");
+    until("the listener to close", async || RawConnection::open(&url).await.is_err()).await;
+    assert!(end(taking, &bytes).await, "an answer was cut short");
+    within("the end", stopping).await.unwrap();
 }
