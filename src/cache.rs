@@ -110,7 +110,7 @@ impl MemoryCache {
 
     fn of(entries: Cache<Slot, Entry>, room: ResultRoom) -> Self {
         Self {
-            serving: Serving::new(room),
+            serving: Serving::new(room, MAX_OBJECT_BYTES),
             entries,
             refusals: Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_LIFE).build(),
             forgotten: Box::new([const { AtomicU64::new(0) }; 256]),
@@ -219,7 +219,7 @@ impl MemoryCache {
                 let share = self.serving.room(bytes.len() as u64).await?;
                 return Ok(Some(share.hold(bytes)));
             }
-            let share = self.serving.room(MAX_OBJECT_BYTES).await?;
+            let share = self.serving.room_to_read(MAX_OBJECT_BYTES).await?;
             let Some(bytes) = store.object(name).await? else { return Ok(None) };
             if bytes.len() <= MAX_OBJECT {
                 self.entries.insert(Slot::Object(name), Entry::Object(bytes.clone())).await;

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 use crate::picture::ObjectName;
 use crate::results::{NoResultRoom, ResultRoom, ResultShare};
@@ -34,7 +35,22 @@ type Places = Arc<Mutex<HashMap<ObjectName, Weak<Place>>>>;
 /// See the module.
 pub(super) struct Serving {
     room: ResultRoom,
+    /// Those who may read from the store at once.
+    readers: Arc<Semaphore>,
     places: Places,
+}
+
+/// Room for a result that is still to be read from the store, and a reader's turn.
+pub(super) struct ReadShare {
+    share: ResultShare,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl ReadShare {
+    /// As [`ResultShare::hold`]; another one may read now.
+    pub(super) fn hold(self, bytes: Bytes) -> Bytes {
+        self.share.hold(bytes)
+    }
 }
 
 /// One result, and what came of reading it, for as long as anybody has it.
@@ -57,13 +73,25 @@ impl AsRef<[u8]> for Served {
 }
 
 impl Serving {
-    pub(super) fn new(room: ResultRoom) -> Self {
-        Self { room, places: Places::default() }
+    /// Whoever reads takes room for the `largest` result, in bytes, until its length is known.
+    pub(super) fn new(room: ResultRoom, largest: u64) -> Self {
+        let readers = (room.limit() / 4 * 3 / largest).max(1) as usize;
+        Self { room, readers: Arc::new(Semaphore::new(readers)), places: Places::default() }
     }
 
     /// Waits for room for as many bytes; see [`ResultShare::hold`].
     pub(super) async fn room(&self, bytes: u64) -> Result<ResultShare, ObjectError> {
         Ok(self.room.take(bytes, PATIENCE).await?)
+    }
+
+    /// Waits for room to read as many bytes from the store. A quarter of all room is never taken by those
+    /// who read: what is at hand goes out, too, while a store that is silent keeps all of them waiting.
+    pub(super) async fn room_to_read(&self, bytes: u64) -> Result<ReadShare, ObjectError> {
+        let deadline = Instant::now() + PATIENCE;
+        let turn =
+            timeout_at(deadline, self.readers.clone().acquire_owned()).await.map_err(|_| NoResultRoom)?;
+        let share = self.room.take(bytes, deadline.duration_since(Instant::now())).await?;
+        Ok(ReadShare { share, _turn: turn.expect("the semaphore is never closed") })
     }
 
     /// What another client has, or what `read` brings. Whoever comes while it is being read shares the
@@ -118,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn thousands_who_ask_at_once_share_one_read_and_its_memory() {
-        let serving = Serving::new(ResultRoom::new(4 * MIB));
+        let serving = Serving::new(ResultRoom::new(4 * MIB), MIB);
         let reads = AtomicUsize::new(0);
         let read = async || {
             reads.fetch_add(1, Ordering::Relaxed);
@@ -142,7 +170,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn distinct_results_wait_for_room_and_are_refused_when_it_does_not_come() {
-        let serving = Serving::new(ResultRoom::new(4 * MIB));
+        let serving = Serving::new(ResultRoom::new(4 * MIB), MIB);
         let get = async |n: u8| serving.object(name(&[n]), result(&serving, 3 * MIB)).await;
         let first = get(1).await.expect("room").expect("found");
         let second = get(2).await;
@@ -155,9 +183,26 @@ mod tests {
         assert_eq!(serving.room.used(), 0);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_is_at_hand_goes_out_while_all_who_read_wait_for_a_silent_store() {
+        let serving = Serving::new(ResultRoom::new(4 * MIB), MIB);
+        let reading = join_all((0..3).map(|_| serving.room_to_read(MIB))).await;
+        let waiting = join_all((0..10).map(|_| serving.room_to_read(MIB)));
+        let (waited, at_hand) = tokio::join!(waiting, async {
+            tokio::time::sleep(PATIENCE / 2).await;
+            let before = Instant::now();
+            serving.room(MIB).await.map(|share| (share, before.elapsed()))
+        });
+        assert_eq!(at_hand.expect("room").1, Duration::ZERO);
+        assert!(waited.iter().all(|share| matches!(share, Err(ObjectError::NoRoom(NoResultRoom)))));
+        drop(reading);
+        serving.room_to_read(MIB).await.expect("they are done");
+        assert_eq!(serving.room.used(), 0);
+    }
+
     #[tokio::test]
     async fn errors_and_absences_are_shared_and_not_kept() {
-        let serving = Serving::new(ResultRoom::new(MIB));
+        let serving = Serving::new(ResultRoom::new(MIB), MIB);
         let outcomes = std::sync::Mutex::new(vec![
             Ok(None),
             Err(ObjectError::Store(StoreError::Unavailable("planted".to_owned()))),
@@ -175,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_gives_up_leaves_the_reading_to_another() {
-        let serving = Serving::new(ResultRoom::new(MIB));
+        let serving = Serving::new(ResultRoom::new(MIB), MIB);
         let mut first = Box::pin(serving.object(name(b"x"), std::future::pending()));
         assert!(futures_util::poll!(&mut first).is_pending());
         let second = serving.object(name(b"x"), async { Ok(Some(Bytes::from_static(b"found"))) });
