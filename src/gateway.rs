@@ -3,7 +3,7 @@
 //! | step | where |
 //! |---|---|
 //! | parse, key | [`request`]: the picture is hashed while it arrives |
-//! | look up | here: memory, as far as it is [fresh](freshness), then ledger, then store; only what is known to be absent is bought |
+//! | look up | `look_up`: memory, as far as it is [fresh](freshness), then ledger, then store; only what is known to be absent is bought |
 //! | coalesce, admit, pay, fetch, persist | [`fill`](crate::fill): one tracked task per key |
 //! | rewrite | [`rewrite`], with our URL or the one of whoever serves the bucket |
 //! | respond | [`routes`](crate::routes) |
@@ -13,6 +13,7 @@
 mod address;
 pub mod freshness;
 pub mod keys;
+mod look_up;
 #[cfg(test)]
 mod tests;
 mod trail;
@@ -29,7 +30,7 @@ use tokio::time::error::Elapsed;
 use self::freshness::Freshness;
 pub use self::trail::Trail;
 use self::trail::WatchedBody;
-use crate::cache::{MemoryCache, ObjectError, Reading};
+use crate::cache::{MemoryCache, ObjectError};
 use crate::clock::Clock;
 use crate::coalesce::Ticket;
 use crate::crash::crash_point;
@@ -42,20 +43,17 @@ use crate::ledger::Ledger;
 use crate::ledger::budget::{Budget, Used};
 use crate::ledger::usage::Payer;
 use crate::metering::Meter;
-use crate::metrics::{CacheTier, CoalesceScope, Look, Metrics, Stage, Stages};
+use crate::metrics::{CoalesceScope, Metrics, Stage};
 use crate::outcome::{CacheStatus, SavingCause};
 use crate::picture::ObjectName;
 use crate::request::{self, CropRequest, FormHead};
 use crate::rewrite;
-use crate::store::{Record, Store, StoreError};
+use crate::store::{Record, Store};
 use crate::teams::Team;
 use crate::uploads::UploadRoom;
 
 /// How long a caller waits whose body took longer than its deadline to arrive.
 const LATE_BODY_PATIENCE: Duration = Duration::from_secs(2);
-
-/// How long the ledger is asked whether what memory has still stands.
-const STALE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a gateway works with.
 pub struct GatewayParts {
@@ -121,12 +119,6 @@ pub struct CropReply {
     pub age_seconds: u64,
     /// Form fields that mean nothing here.
     pub ignored: Vec<String>,
-}
-
-/// A stored answer and the tier it was found in.
-struct Found {
-    record: Arc<Record>,
-    status: CacheStatus,
 }
 
 impl Gateway {
@@ -244,109 +236,6 @@ impl Gateway {
         let request = request?;
         trail.key = Some(request.key);
         Ok(request)
-    }
-
-    /// Memory, then ledger, then store. `None` only when the key is known to be absent.
-    async fn look_up(&self, key: CacheKey, stages: &mut Stages) -> Result<Option<Found>, GatewayError> {
-        let metrics = &self.parts.metrics;
-        let reading = self.parts.cache.begin_reading(key);
-        let in_memory = stages.time(Stage::Memory, self.parts.cache.answer(key)).await;
-        let hit = |record: &Arc<Record>| Found { record: record.clone(), status: CacheStatus::HitMemory };
-        metrics.looked(CacheTier::Memory, if in_memory.is_some() { Look::Hit } else { Look::Miss });
-        if self.freshness.is_current()
-            && let Some(record) = &in_memory
-        {
-            return Ok(Some(hit(record)));
-        }
-        let in_ledger = stages.time(Stage::Ledger, self.parts.ledger.look_up(&self.namespace, key));
-        let in_ledger = match &in_memory {
-            None => in_ledger.await,
-            Some(record) => match tokio::time::timeout(STALE_PATIENCE, in_ledger).await {
-                Ok(Ok(found)) => Ok(found),
-                Ok(Err(_)) | Err(_) => {
-                    metrics.looked(CacheTier::Ledger, Look::Error);
-                    return Ok(Some(hit(record)));
-                }
-            },
-        };
-        metrics.looked(CacheTier::Ledger, look(&in_ledger));
-        if let Some(known) = in_memory
-            && in_ledger.as_ref().ok().and_then(Option::as_ref) != Some(&*known)
-        {
-            // Lest it is served when the ledger is away next.
-            self.freshness.forget(key).await;
-        }
-        if let Ok(Some(record)) = &in_ledger
-            && stages.time(Stage::Store, self.is_still_there(record)).await?
-        {
-            return Ok(Some(self.remember(record.clone(), CacheStatus::HitLedger, reading).await));
-        }
-        let in_store = stages.time(Stage::Store, self.parts.store.record(&self.namespace, key)).await;
-        metrics.looked(CacheTier::Store, look(&in_store));
-        match (in_ledger, in_store) {
-            (in_ledger, Ok(Some(record))) => {
-                // Another archive's records serve, but are not taken for ours.
-                if in_ledger.is_ok() && self.parts.guard.is_open() {
-                    stages.time(Stage::Ledger, self.adopt(&record)).await;
-                }
-                if stages.time(Stage::Store, self.is_still_there(&record)).await? {
-                    // It may have been purged, which the ledger alone would tell.
-                    if in_ledger.is_err() && self.freshness.is_shared() {
-                        let record = Arc::new(record);
-                        return Ok(Some(Found { record, status: CacheStatus::HitStore }));
-                    }
-                    return Ok(Some(self.remember(record, CacheStatus::HitStore, reading).await));
-                }
-                in_ledger.map(|_| None).map_err(|_| GatewayError::LedgerUnavailable)
-            }
-            (Ok(_), Ok(None)) => Ok(None),
-            // Something is there: it was paid for, and nothing could be kept in its place.
-            (Ok(_), Err(error @ StoreError::Corrupt(_))) => {
-                tracing::error!(%error, %key, "a record is damaged, so its key is not bought");
-                Err(GatewayError::StoreUnavailable)
-            }
-            // The store cannot be asked, so the ledger decides.
-            (Ok(_), Err(error)) => {
-                tracing::warn!(%error, %key, "the store could not be asked for a record");
-                Ok(None)
-            }
-            (Err(error), _) => {
-                tracing::error!(%error, %key, "the ledger could not be asked, and the store has no answer");
-                Err(GatewayError::LedgerUnavailable)
-            }
-        }
-    }
-
-    /// Is a record's object where it should be? When the store says that it is gone, the row is
-    /// `lost` and the key may be bought again; when the store cannot be asked, it counts as there.
-    async fn is_still_there(&self, record: &Record) -> Result<bool, GatewayError> {
-        let Some(object) = record.object() else { return Ok(false) };
-        match self.parts.store.has_object(object).await {
-            Ok(true) | Err(_) => Ok(true),
-            Ok(false) if !self.parts.guard.confirm().await => Err(GatewayError::ArchiveGuard),
-            Ok(false) => {
-                tracing::error!(key = %record.key, object = %object.path(), "the store has lost a result");
-                // Without the booking, buying again would meet the old row; and its URL is dead.
-                self.parts.ledger.lose(record).await.map_err(|error| {
-                    tracing::error!(%error, "the loss could not be booked");
-                    GatewayError::LedgerUnavailable
-                })?;
-                Ok(false)
-            }
-        }
-    }
-
-    /// A record the ledger does not know becomes a row, so that the next look-up is shorter.
-    async fn adopt(&self, record: &Record) {
-        if let Err(error) = self.parts.ledger.adopt(record).await {
-            tracing::warn!(%error, key = %record.key, "the ledger could not be told of a record");
-        }
-    }
-
-    async fn remember(&self, record: Record, status: CacheStatus, reading: Reading) -> Found {
-        let record = Arc::new(record);
-        self.parts.cache.keep_answer(record.clone(), reading).await;
-        Found { record, status }
     }
 
     /// What forbids a purchase whoever pays.
@@ -475,15 +364,6 @@ impl Gateway {
     fn meter(&self, team: &Team, cause: SavingCause, reply: &CropReply) {
         let payer = if reply.record.team == team.name { Payer::Own } else { Payer::Other };
         self.parts.meter.served(&team.name, cause, payer, reply.saved);
-    }
-}
-
-/// What a look into a tier came to.
-fn look<E>(found: &Result<Option<Record>, E>) -> Look {
-    match found {
-        Ok(Some(_)) => Look::Hit,
-        Ok(None) => Look::Miss,
-        Err(_) => Look::Error,
     }
 }
 
