@@ -81,9 +81,11 @@ pub trait UsageBook: Send + Sync {
     async fn keep_account(&self, namespace: &str, account: &AccountRow) -> Result<bool, LedgerError>;
 }
 
-/// Is the month of a call, such as `2026-11`, closed on a day, such as `2026-12-02`?
+/// Is the month of a call, such as `2026-11`, closed on a day, such as `2026-12-02`? Once it is, it stays so.
 pub fn is_closed(month: &str, today: &str) -> bool {
-    today.get(..7).is_some_and(|this_month| month < this_month) && !today.ends_with("-01")
+    let first = format!("{month}-01").parse().ok();
+    let first_of_next = first.and_then(|first: Date| first.last_of_month().tomorrow().ok());
+    first_of_next.is_some_and(|first_of_next| today.parse().is_ok_and(|today: Date| today > first_of_next))
 }
 
 /// Who had paid for what a team was served.
@@ -306,8 +308,10 @@ mod tests {
             ("2026-11", "2026-11-30", false),
             ("2026-11", "2026-12-01", false),
             ("2026-11", "2026-12-02", true),
-            ("2026-11", "2027-01-01", false),
+            // The first of a later month, too.
+            ("2026-11", "2027-01-01", true),
             ("2026-11", "2027-01-02", true),
+            ("2026-12", "2027-01-01", false),
             ("2026-12", "2026-11-30", false),
             ("2026-11", "", false),
         ] {
