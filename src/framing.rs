@@ -36,7 +36,7 @@ pub enum HeadError {
     /// More than [`MAX_HEAD`] or [`MAX_HEADERS`].
     #[error("the head has more than 16 KiB or 64 lines; send fewer or shorter headers")]
     TooLarge,
-    /// More than [`MAX_TARGET`].
+    /// More than `MAX_TARGET`.
     #[error("the request's target is longer than 2048 bytes; nothing that Granary serves needs one")]
     UriTooLong,
     /// `CONNECT` or `TRACE`.

@@ -4,7 +4,7 @@
 //! warnings: at lower levels some of them print header values and bodies, and the key with them. The
 //! level may change while the program runs.
 //!
-//! Nobody waits for a line to be written ([`lines`]), and a panic is a line as any other ([`panics`]).
+//! Nobody waits for a line to be written (`lines`), and a panic is a line as any other (`panics`).
 
 mod lines;
 mod panics;

@@ -39,7 +39,7 @@ async fn all_answer_for(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_token_and_a_changed_budget_hold_on_every_replica_within_five_seconds() {
-    let (other, other_token) = team("other", "");
+    let (other, other_token) = team("green", "");
     let fleet = Fleet::new("", "", "").await;
     let with_other = format!("{}\n{other}", fleet.config);
     let builders: [GranaryBuilder; 3] = std::array::from_fn(|_| fleet.replica().config_text(&*with_other));
@@ -87,7 +87,7 @@ async fn a_removed_token_and_a_changed_budget_hold_on_every_replica_within_five_
     // Nothing left for it; hits go on.
     let with_budget = |credits: u64| {
         let table =
-            other.replace("name = \"other\"", &format!("name = \"other\"\ndaily_credits = {credits}"));
+            other.replace("name = \"green\"", &format!("name = \"green\"\ndaily_credits = {credits}"));
         format!("{}\n{table}", fleet.config)
     };
     write(&with_budget(2));
