@@ -168,7 +168,7 @@ pub struct CallFacts {
     pub state: CallState,
 }
 
-/// The number of rows in a state, and the sum of their credits. Adopted rows are not in it: they
+/// The number of rows in a state, and the sum of their credits. Imported rows are not in it: they
 /// were paid through another ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateTotal {
@@ -214,7 +214,7 @@ pub trait Ledger: Send + Sync {
     ///
     /// # Errors
     /// [`LedgerError`]: not known to it yet.
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError>;
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError>;
 
     /// Says that the store no longer has what a record names: the row becomes `lost`, and the key
     /// may be bought again. Nothing happens when another result is stored under the key by now.
@@ -276,7 +276,7 @@ pub trait Ledger: Send + Sync {
 
     /// The generation up to which everything under a key counts as absent
     /// ([`LedgerAdmin::purge`](admin::LedgerAdmin::purge)); `None` when it was never purged.
-    /// [`look_up`](Self::look_up) finds nothing up to it, [`adopt`](Self::adopt) takes nothing in,
+    /// [`look_up`](Self::look_up) finds nothing up to it, [`import_record`](Self::import_record) takes nothing in,
     /// and [`reserve`](Self::reserve) gives a higher one.
     ///
     /// # Errors

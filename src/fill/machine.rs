@@ -85,7 +85,7 @@ enum Next {
     FetchLater(Duration),
     PutObject,
     PutRecord,
-    Adopt(Arc<Record>, FillSource),
+    Import(Arc<Record>, FillSource),
     Finish(Box<Verdict>),
     Stop,
 }
@@ -95,7 +95,7 @@ impl Next {
     fn verdict(&self) -> Option<Verdict> {
         match self {
             Self::Finish(verdict) => Some((**verdict).clone()),
-            Self::Adopt(record, source) => Some(Ok(Filled { record: record.clone(), source: *source })),
+            Self::Import(record, source) => Some(Ok(Filled { record: record.clone(), source: *source })),
             Self::TakeSlot | Self::Admit | Self::Retry(_) | Self::Book | Self::Stop => None,
             Self::Fetch | Self::FetchLater(_) | Self::PutObject | Self::PutRecord => None,
         }
@@ -171,7 +171,7 @@ impl Machine {
             Event::Reserved(Err(_)) => Effect::Finish(Err(GatewayError::LedgerUnavailable)),
 
             Event::LookedAgain(standing) => self.looked_again(standing),
-            Event::Adopted => self.after_pause(),
+            Event::Imported => self.after_pause(),
             Event::Awaited(true) => Effect::Open,
             Event::Awaited(false) => {
                 self.book(Booking::Released { reason: "nobody waited any more".to_owned() }, Next::Stop)
@@ -220,7 +220,7 @@ impl Machine {
     fn looked_again(&mut self, standing: Result<Standing, StoreError>) -> Effect {
         match standing {
             Ok(Standing::Result(record)) if record.generation >= self.generation() => {
-                let next = Next::Adopt(Arc::new(record), FillSource::Store);
+                let next = Next::Import(Arc::new(record), FillSource::Store);
                 self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
             }
             // Ours could not take its place; the next look-up books the loss first.
@@ -354,7 +354,7 @@ impl Machine {
         }
         // Another result keeps the key; ours is permanent under its own URL, and paid for.
         let booking = Booking::Stored { record: Box::new(ours), holds_key: false };
-        self.book(booking, Next::Adopt(Arc::new(standing), FillSource::Bought))
+        self.book(booking, Next::Import(Arc::new(standing), FillSource::Bought))
     }
 
     /// The store did not take it, so the ledger is to keep it until it does.
@@ -419,10 +419,10 @@ impl Machine {
                 Some(record) => Effect::PutRecord(record.clone()),
                 None => bug(),
             },
-            Next::Adopt(record, source) => {
+            Next::Import(record, source) => {
                 let filled = Filled { record: record.clone(), source };
                 self.resume = Some(Next::Finish(Box::new(Ok(filled))));
-                Effect::Adopt(record)
+                Effect::Import(record)
             }
             Next::Finish(verdict) => Effect::Finish(*verdict),
             Next::Stop => Effect::Stop,

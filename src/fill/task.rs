@@ -142,11 +142,11 @@ impl Task {
                 Event::Reserved(reserved)
             }
             Effect::LookAgain => Event::LookedAgain(self.look_again().await),
-            Effect::Adopt(record) => {
-                if let Err(error) = parts.ledger.adopt(&record).await {
+            Effect::Import(record) => {
+                if let Err(error) = parts.ledger.import_record(&record).await {
                     tracing::warn!(%error, key = %self.key, "the ledger could not be told of a record");
                 }
-                Event::Adopted
+                Event::Imported
             }
             Effect::CheckWaiters => Event::Awaited(self.check_waiters()),
             Effect::Open => self.open().await,

@@ -2,7 +2,7 @@
 //! store's record.
 //!
 //! Only what is known to be absent may be bought: whoever cannot be asked has said nothing. A record that
-//! the ledger does not know is adopted into it, so that a new database over an old bucket buys nothing
+//! the ledger does not know is imported into it, so that a new database over an old bucket buys nothing
 //! again; a result that the store no longer has is booked as lost. Nothing here spends a credit.
 
 use std::sync::Arc;
@@ -71,7 +71,7 @@ impl Gateway {
             (in_ledger, Ok(Some(record))) => {
                 // Another archive's records serve, but are not taken for ours.
                 if in_ledger.is_ok() && self.parts.guard.is_open() {
-                    stages.time(Stage::Ledger, self.adopt(&record)).await;
+                    stages.time(Stage::Ledger, self.import_record(&record)).await;
                 }
                 if stages.time(Stage::Store, self.is_still_there(&record)).await? {
                     // It may have been purged, which the ledger alone would tell.
@@ -121,8 +121,8 @@ impl Gateway {
     }
 
     /// A record the ledger does not know becomes a row, so that the next look-up is shorter.
-    async fn adopt(&self, record: &Record) {
-        if let Err(error) = self.parts.ledger.adopt(record).await {
+    async fn import_record(&self, record: &Record) {
+        if let Err(error) = self.parts.ledger.import_record(record).await {
             tracing::warn!(%error, key = %record.key, "the ledger could not be told of a record");
         }
     }

@@ -162,8 +162,12 @@ async fn only_what_is_known_to_be_absent_is_bought() {
         let bought = world.upstream.paid() - bought_before;
         assert_eq!(bought, usize::from(expected == "miss"), "ledger {ledger:?}, store {store:?}");
         // With the ledger away, it is not told either.
-        let adopted = usize::from(expected == "hit_store" && matches!(ledger, HasNot));
-        assert_eq!(world.ledger.switch.count("adopt"), adopted, "ledger {ledger:?}, store {store:?}");
+        let imported = usize::from(expected == "hit_store" && matches!(ledger, HasNot));
+        assert_eq!(
+            world.ledger.switch.count("import_record"),
+            imported,
+            "ledger {ledger:?}, store {store:?}"
+        );
     }
 }
 
@@ -198,7 +202,7 @@ async fn a_ledger_that_cannot_be_read_forbids_buying() {
 }
 
 #[tokio::test]
-async fn a_record_that_turns_up_after_the_look_up_is_adopted_and_not_bought() {
+async fn a_record_that_turns_up_after_the_look_up_is_imported_and_not_bought() {
     let world = World::new();
     world.ask(1).await.unwrap();
     let elsewhere = world.with_a_fresh_ledger();

@@ -73,10 +73,10 @@ macro_rules! ledger_contract {
             a_late_answer_takes_the_key_back_when_nobody_has_it,
             a_late_result_takes_the_key_back_when_its_rival_let_go,
             a_result_that_came_second_to_the_store_leaves_the_key_to_the_first,
-            an_adopted_record_is_found_and_costs_nothing,
-            adopting_never_displaces_a_call,
+            an_imported_record_is_found_and_costs_nothing,
+            importing_never_displaces_a_call,
             a_lost_result_is_bought_again_as_the_next_generation,
-            a_lost_result_is_not_adopted_again,
+            a_lost_result_is_not_imported_again,
             losing_a_record_that_is_not_the_stored_one_changes_nothing,
             recovery_settles_what_dead_owners_left_open,
             recovering_twice_is_the_same_as_once,
@@ -885,10 +885,10 @@ pub(super) async fn a_late_result_takes_the_key_back_when_its_rival_let_go(bench
     assert_eq!(bench.look_up(&picture(1)).await, Some(kept));
 }
 
-pub(super) async fn a_lost_result_is_not_adopted_again(bench: &Bench) {
+pub(super) async fn a_lost_result_is_not_imported_again(bench: &Bench) {
     let kept = bench.store(picture(1)).await;
     bench.ledger.lose(&kept).await.expect("the ledger can be asked");
-    adopt(bench, &kept).await;
+    import_record(bench, &kept).await;
     assert_eq!(bench.look_up(&picture(1)).await, None, "its record outlived it in the store");
     assert_eq!(bench.win(picture(1)).await.generation, 1);
 }
@@ -898,8 +898,8 @@ fn foreign(n: u32, generation: u64, stored_at: Timestamp) -> Record {
     record(&picture(n), Won { id: CallId(1_000_000 + i64::from(n)), generation }, stored_at)
 }
 
-async fn adopt(bench: &Bench, record: &Record) {
-    bench.ledger.adopt(record).await.expect("the ledger can be asked");
+async fn import_record(bench: &Bench, record: &Record) {
+    bench.ledger.import_record(record).await.expect("the ledger can be asked");
 }
 
 pub(super) async fn a_result_that_came_second_to_the_store_leaves_the_key_to_the_first(bench: &Bench) {
@@ -913,15 +913,15 @@ pub(super) async fn a_result_that_came_second_to_the_store_leaves_the_key_to_the
     bench.book(next.id, released()).await;
 
     let first = foreign(1, 0, bench.clock.now());
-    adopt(bench, &first).await;
+    import_record(bench, &first).await;
     assert_eq!(bench.look_up(&picture(1)).await, Some(first));
 }
 
-pub(super) async fn an_adopted_record_is_found_and_costs_nothing(bench: &Bench) {
+pub(super) async fn an_imported_record_is_found_and_costs_nothing(bench: &Bench) {
     let before = bench.totals().await;
     let theirs = foreign(1, 4, bench.clock.now());
     for _ in 0..2 {
-        adopt(bench, &theirs).await;
+        import_record(bench, &theirs).await;
         assert_eq!(bench.look_up(&picture(1)).await, Some(theirs.clone()));
         assert_eq!(bench.reserve(picture(1)).await, Reserved::Stored(Box::new(theirs.clone())));
         assert_eq!(bench.totals().await, before);
@@ -931,29 +931,29 @@ pub(super) async fn an_adopted_record_is_found_and_costs_nothing(bench: &Bench) 
     assert_eq!(bench.win(refresh(1)).await.generation, 5);
 }
 
-pub(super) async fn adopting_never_displaces_a_call(bench: &Bench) {
+pub(super) async fn importing_never_displaces_a_call(bench: &Bench) {
     let theirs = |n| foreign(n, 0, bench.clock.now());
     for (n, state) in (1..).zip([CallState::Reserved, CallState::Sent, CallState::Answered]) {
         let ours = bench.bring(n, state).await;
-        adopt(bench, &theirs(n)).await;
+        import_record(bench, &theirs(n)).await;
         assert_eq!(bench.look_up(&picture(n)).await, None);
         bench.assert_hold(&picture(n), ours, state, state.as_str()).await;
     }
     let ours = bench.store(picture(4)).await;
-    adopt(bench, &theirs(4)).await;
+    import_record(bench, &theirs(4)).await;
     assert_eq!(bench.look_up(&picture(4)).await, Some(ours));
 
     let newer = foreign(4, 1, bench.clock.now());
-    adopt(bench, &newer).await;
-    adopt(bench, &theirs(4)).await;
+    import_record(bench, &newer).await;
+    import_record(bench, &theirs(4)).await;
     assert_eq!(bench.look_up(&picture(4)).await, Some(newer), "the highest generation counts");
     assert_eq!(bench.calls(CallState::Stored).await, 1);
 }
 
 pub(super) async fn a_lost_result_is_bought_again_as_the_next_generation(bench: &Bench) {
-    let adopted = foreign(2, 3, bench.clock.now());
-    adopt(bench, &adopted).await;
-    for (n, kept) in [(1, bench.store(picture(1)).await), (2, adopted)] {
+    let imported = foreign(2, 3, bench.clock.now());
+    import_record(bench, &imported).await;
+    for (n, kept) in [(1, bench.store(picture(1)).await), (2, imported)] {
         for _ in 0..2 {
             bench.ledger.lose(&kept).await.expect("the ledger can be asked");
             assert_eq!(bench.look_up(&picture(n)).await, None);
@@ -962,7 +962,7 @@ pub(super) async fn a_lost_result_is_bought_again_as_the_next_generation(bench: 
         assert_eq!(again.generation, kept.generation + 1);
         assert_eq!(bench.look_up(&picture(n)).await, Some(again));
     }
-    assert_eq!(bench.calls(CallState::Lost).await, 1, "adopted ones are not ours to count");
+    assert_eq!(bench.calls(CallState::Lost).await, 1, "imported ones are not ours to count");
     assert_eq!(bench.used(Scope::Global, Window::Day).await, 9, "the lost one was paid for");
 }
 

@@ -179,8 +179,8 @@ impl MemoryLedger {
         book.book(id, booking, now)
     }
 
-    pub(crate) fn adopt_record(&self, record: &Record) {
-        self.change().adopt(record, &Windows::at(record.stored_at, &self.zone));
+    pub(crate) fn import_now(&self, record: &Record) {
+        self.change().import(record, &Windows::at(record.stored_at, &self.zone));
     }
 
     pub(crate) fn lose_record(&self, record: &Record) -> Result<(), LedgerError> {
@@ -492,7 +492,7 @@ impl Book {
         }
     }
 
-    fn adopt(&mut self, record: &Record, windows: &Windows) {
+    fn import(&mut self, record: &Record, windows: &Windows) {
         let is_known = |row: &Row| {
             let digest = row.record.as_ref().map(|record| record.digest);
             let is_lost = row.state == CallState::Lost && digest == Some(record.digest);
@@ -591,7 +591,7 @@ impl Book {
             (row.ended_at, row.record) = (Some(standing.stored_at), Some(standing.clone()));
         } else {
             row.late = true;
-            self.adopt(standing, windows);
+            self.import(standing, windows);
         }
         Ok(())
     }
@@ -642,8 +642,8 @@ impl Ledger for MemoryLedger {
         self.book_call(id, &booking)
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        self.adopt_record(record);
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        self.import_now(record);
         Ok(())
     }
 

@@ -170,12 +170,12 @@ impl Ledger for PostgresLedger {
             .await
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
         let what = Arc::new((record.clone(), Windows::at(record.stored_at, &self.booker.zone)));
         self.pool
             .write(&[], move |tx| {
                 let what = Arc::clone(&what);
-                async move { book::adopt(&tx, &what.0, &what.1).await }
+                async move { book::import_record(&tx, &what.0, &what.1).await }
             })
             .await
     }

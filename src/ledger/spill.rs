@@ -279,8 +279,8 @@ impl Ledger for SpillLedger {
         booked
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        self.ledger.adopt(record).await
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        self.ledger.import_record(record).await
     }
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {

@@ -266,10 +266,10 @@ impl Ledger for SqliteLedger {
         self.health.learn(booked)
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
         let record = record.clone();
         let windows = Windows::at(record.stored_at, &self.zone);
-        self.write(move |db| calls::adopt(db, &record, &windows)).await
+        self.write(move |db| calls::import_record(db, &record, &windows)).await
     }
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {

@@ -156,8 +156,8 @@ impl Ledger for MeteredLedger {
         self.write(op, self.ledger.book(id, booking)).await
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        self.write(LedgerOp::Other, self.ledger.adopt(record)).await
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.import_record(record)).await
     }
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {

@@ -166,11 +166,11 @@ impl Ledger for LedgerLine {
         self.book_now(id, booking).await
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
         let (world, life, record) = (self.line.world.clone(), self.line.life.clone(), record.clone());
-        self.ask("adopt", move |ledger| {
-            ledger.adopt_record(&record);
-            world.note(|| format!("{} adopt {}", life.name(), world.teams.name_of(record.key)));
+        self.ask("import_record", move |ledger| {
+            ledger.import_now(&record);
+            world.note(|| format!("{} import_record {}", life.name(), world.teams.name_of(record.key)));
             Ok(())
         })
         .await

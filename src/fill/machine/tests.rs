@@ -139,7 +139,7 @@ fn success(effect: &Effect) -> Event {
         Effect::EnterCircuit => Event::Entered(Ok(())),
         Effect::Reserve => Event::Reserved(Ok(Reserved::Won(WON))),
         Effect::LookAgain => Event::LookedAgain(Ok(Standing::Nothing)),
-        Effect::Adopt(_) => Event::Adopted,
+        Effect::Import(_) => Event::Imported,
         Effect::CheckWaiters => Event::Awaited(true),
         Effect::Open => Event::Opened(Ok(Open::Held)),
         Effect::MarkSent(_) => Event::Marked(Ok(Permit::Granted)),
@@ -288,12 +288,12 @@ fn every_answer_of_the_ledger_to_a_reservation_is_followed() {
 }
 
 #[test]
-fn a_result_that_is_in_the_store_by_then_is_adopted_and_nothing_bought() {
+fn a_result_that_is_in_the_store_by_then_is_imported_and_nothing_bought() {
     let there = |generation| looked_again(Ok(Standing::Result(other_record(generation))));
-    check(vec![there(0)], "LookAgain Book(released) Adopt Finish(Ok Store)");
+    check(vec![there(0)], "LookAgain Book(released) Import Finish(Ok Store)");
     check(
         vec![there(0), ("Book", Event::Booked(away()))],
-        "LookAgain Book(released) Tell(Ok Store) Book(released) Adopt Finish(Ok Store)",
+        "LookAgain Book(released) Tell(Ok Store) Book(released) Import Finish(Ok Store)",
     );
     // What a refresh is to replace does not stop it.
     let life = live(Machine::new(LIMITS), vec![won(1), there(0)]);
@@ -527,7 +527,7 @@ fn who_waits_for_a_kept_result_does_not_wait_for_the_ledger() {
     check(
         std::iter::once(other).chain(script()).collect(),
         "PutRecord Book(stored) Tell(Ok Bought) Book(stored) Pause Book(stored) Pause Book(stored) \
-         Adopt Finish(Ok Bought)",
+         Import Finish(Ok Bought)",
     );
 }
 
@@ -666,15 +666,19 @@ fn store_and_spool_are_asked_again_in_turns_for_ever() {
 }
 
 #[test]
-fn a_result_that_comes_second_is_booked_on_its_own_row_and_the_first_is_adopted() {
+fn a_result_that_comes_second_is_booked_on_its_own_row_and_the_first_is_imported() {
     let life = live(Machine::new(LIMITS), vec![("PutRecord", Event::RecordKept(Ok(other_record(0))))]);
-    assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}").replace("Book(stored)", "Book(stored) Adopt"));
-    let [.., Effect::Book(_, booking), Effect::Adopt(adopted), Effect::Finish(Ok(filled))] = &life[..] else {
+    assert_eq!(
+        show_life(&life),
+        format!("{BUYING} {KEEPING}").replace("Book(stored)", "Book(stored) Import")
+    );
+    let [.., Effect::Book(_, booking), Effect::Import(imported), Effect::Finish(Ok(filled))] = &life[..]
+    else {
         panic!("{}", show_life(&life))
     };
     let Booking::Stored { record, holds_key } = booking else { panic!("{booking:?}") };
     assert_eq!((&**record, *holds_key), (&bought_record(), false));
-    assert_eq!((&**adopted, &*filled.record), (&other_record(0), &other_record(0)));
+    assert_eq!((&**imported, &*filled.record), (&other_record(0), &other_record(0)));
 }
 
 #[test]

@@ -162,8 +162,8 @@ impl Ledger for FakeLedger {
         self.check("book")?.book(id, booking).await
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        self.check("adopt")?.adopt(record).await
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        self.check("import_record")?.import_record(record).await
     }
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {

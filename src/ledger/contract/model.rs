@@ -35,7 +35,7 @@ pub(in crate::ledger) enum Step {
     Spool { back: usize, bytes: usize },
     Unspool { nth: usize, by_another: bool },
     Lose { key: u32 },
-    Adopt { key: u32, generation: u64 },
+    Import { key: u32, generation: u64 },
     Purge { key: u32 },
     Settle { back: usize, settlement: Settlement },
     Freeze { scope: usize, frozen: bool },
@@ -73,7 +73,7 @@ pub(in crate::ledger) fn lives() -> impl Strategy<Value = ([u64; 4], Vec<Step>)>
         3 => (0..3_usize, prop::bool::weighted(0.3))
             .prop_map(|(nth, by_another)| Step::Unspool { nth, by_another }),
         1 => (0..3_u32).prop_map(|key| Step::Lose { key }),
-        1 => (0..3_u32, 0..4_u64).prop_map(|(key, generation)| Step::Adopt { key, generation }),
+        1 => (0..3_u32, 0..4_u64).prop_map(|(key, generation)| Step::Import { key, generation }),
         1 => (0..3_u32).prop_map(|key| Step::Purge { key }),
         2 => (0..5_usize, prop::sample::select(vec![Settlement::Free, Settlement::Charged]))
             .prop_map(|(back, settlement)| Step::Settle { back, settlement }),
@@ -253,11 +253,11 @@ impl Model {
                 bench.ledger.lose(&record).await.expect("the ledger can be asked");
                 self.rows[row].state = CallState::Lost;
             }
-            Step::Adopt { key, generation } => {
+            Step::Import { key, generation } => {
                 let bought = picture(key);
                 let record = self.foreign(&bought, generation, now);
-                bench.ledger.adopt(&record).await.expect("the ledger can be asked");
-                self.adopt(bought, record, now);
+                bench.ledger.import_record(&record).await.expect("the ledger can be asked");
+                self.import_record(bought, record, now);
             }
             Step::Freeze { scope, frozen } => {
                 let scope = [Scope::Global, team(TEAMS[0]), team(TEAMS[1])][scope].clone();
@@ -329,7 +329,7 @@ impl Model {
         record(bought, Won { id, generation }, now)
     }
 
-    fn adopt(&mut self, bought: Reservation, record: Record, now: Timestamp) {
+    fn import_record(&mut self, bought: Reservation, record: Record, now: Timestamp) {
         let generation = record.generation;
         if Some(&generation) <= self.purged.get(&bought.key) {
             return;
@@ -396,7 +396,7 @@ impl Model {
         row.late = true;
         let theirs = self.foreign(&bought, generation, now);
         bench.unspool(id, &theirs).await;
-        self.adopt(bought, theirs, now);
+        self.import_record(bought, theirs, now);
     }
 
     /// A result was stored: what was read of an older one is out of date.

@@ -179,7 +179,7 @@ pub(in crate::ledger) async fn a_spooled_result_whose_record_stands_elsewhere_le
         assert_eq!(bench.object(&ours).await, None);
         assert_eq!(bench.win(super::refresh(n)).await.generation, generation + 1);
     }
-    assert_eq!(bench.calls(CallState::Stored).await, 3, "ours are paid for, and adopted ones are not");
+    assert_eq!(bench.calls(CallState::Stored).await, 3, "ours are paid for, and imported ones are not");
 }
 
 pub(in crate::ledger) async fn spooling_and_taking_out_may_be_repeated(bench: &Bench) {

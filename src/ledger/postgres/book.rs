@@ -223,7 +223,7 @@ pub(super) async fn lose(tx: &Tx, lost: &Record, booker: &Booker) -> Result<(), 
     }
 }
 
-pub(super) async fn adopt(tx: &Tx, record: &Record, windows: &Windows) -> Result<(), Failure> {
+pub(super) async fn import_record(tx: &Tx, record: &Record, windows: &Windows) -> Result<(), Failure> {
     let sql = "INSERT INTO granary.calls (namespace, key, generation, state, adopted, team, credits, day, month, \
                image, width, height, reserved_at, ended_at, answer, request_id, log_id, digest, extension, bytes) \
                SELECT $1, $2, $3, 'stored', true, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, $15, $16, $17 \

@@ -367,8 +367,8 @@ pub(super) fn stored_call(db: &Connection, record: &Record) -> Result<Option<Cal
     Ok(id.map(CallId))
 }
 
-pub(super) fn adopt(db: &Connection, record: &Record, windows: &Windows) -> Result<(), LedgerError> {
-    let adopted = db.prepare_cached(
+pub(super) fn import_record(db: &Connection, record: &Record, windows: &Windows) -> Result<(), LedgerError> {
+    let imported = db.prepare_cached(
         "INSERT INTO calls (namespace, key, generation, state, adopted, team, credits, day, month, image, width, \
          height, reserved_at, ended_at, answer, request_id, log_id, digest, extension, bytes) \
          SELECT :namespace, :key, :generation, 'stored', 1, :team, :credits, :day, :month, :image, :width, \
@@ -397,7 +397,7 @@ pub(super) fn adopt(db: &Connection, record: &Record, windows: &Windows) -> Resu
         ":extension": record.extension,
         ":bytes": record.bytes,
     })?;
-    if adopted > 0 && record.generation > 0 {
+    if imported > 0 && record.generation > 0 {
         admin::tell(db, &record.namespace, record.key)?;
     }
     Ok(())

@@ -141,7 +141,7 @@ pub(super) fn remove(
         return Ok(());
     }
     db.prepare_cached("UPDATE calls SET late = 1 WHERE id = ?1")?.execute([id.0])?;
-    calls::adopt(db, standing, windows)
+    calls::import_record(db, standing, windows)
 }
 
 /// How many wait, and their bytes; an index has both.

@@ -110,7 +110,7 @@ impl World {
                 demand(self.answer_booked, "the answer is durable first")
             }
             Effect::PutRecord(_) => demand(self.object_kept, "object first, then record"),
-            Effect::Adopt(record) => {
+            Effect::Import(record) => {
                 let is_found = self.found == Some(FillSource::Store) && **record == other_record(0);
                 demand(self.record_kept || is_found, "only what is in the store")
             }
