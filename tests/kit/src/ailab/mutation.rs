@@ -10,7 +10,7 @@ use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
 pub struct Mutation {
     /// Instead of 200.
     pub status: Option<u16>,
-    /// Header lines as they go over the wire, each with its line end. `{url}` stands for the purchase's URL.
+    /// Header lines as they go over the wire, each with its line end. `{url}` and `{path}` stand for the purchase's URL and what follows its host.
     pub headers: String,
     /// Instead of the body.
     pub body: Option<Vec<u8>>,
@@ -64,10 +64,11 @@ impl Mutation {
     /// The whole response as it goes over the wire.
     pub fn response(&self, body: &[u8], url: &str) -> Vec<u8> {
         let (coding, content) = self.coding.encode(self.content(body));
+        let path = url.splitn(4, '/').nth(3).map_or(String::new(), |path| format!("/{path}"));
         let mut bytes = format!(
             "HTTP/1.1 {} Scripted\r\n{}{coding}",
             self.status.unwrap_or(200),
-            self.headers.replace("{url}", url)
+            self.headers.replace("{url}", url).replace("{path}", &path)
         )
         .into_bytes();
         match self.framing {
