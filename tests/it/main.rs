@@ -31,6 +31,7 @@ mod log;
 mod metrics;
 mod observability;
 mod postgres;
+mod proxies;
 mod public_url;
 mod purge;
 mod race;
