@@ -69,7 +69,7 @@ impl ReverseProxy {
             Kind::Apache => Self::launch(|folder, address| {
                 let modules = root().join("usr/lib/apache2/modules");
                 let file = write(folder, "apache.conf", &configuration::apache(address, origin, &modules));
-                run("apache2", &["-DFOREGROUND".into(), "-f".into(), file])
+                run("apache2", &["-DFOREGROUND".into(), "-d".into(), folder.into(), "-f".into(), file])
             }),
             Kind::Varnish => Self::launch(|folder, address| {
                 let file = write(folder, "default.vcl", &configuration::varnish(origin));
@@ -118,7 +118,7 @@ impl ReverseProxy {
         format!("http://{}", self.address)
     }
 
-    /// What it wrote to its outputs.
+    /// The last 30 lines that it wrote to its outputs.
     pub fn log(&self) -> String {
         log(self.folder.path())
     }
@@ -189,5 +189,7 @@ fn write(folder: &Path, name: &str, text: &str) -> OsString {
 }
 
 fn log(folder: &Path) -> String {
-    fs::read_to_string(folder.join("log")).unwrap_or_default()
+    let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
 }
