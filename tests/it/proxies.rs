@@ -3,6 +3,8 @@
 //!
 //! `make test-all` unpacks the proxies and runs these; without them they fail.
 
+#![expect(clippy::print_stdout, reason = "the figures of these tests are looked at")]
+
 mod clients;
 mod refusals;
 
