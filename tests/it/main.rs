@@ -27,6 +27,7 @@ mod fleet;
 mod framing;
 mod harness;
 mod http;
+mod lingering;
 mod log;
 mod metrics;
 mod observability;
