@@ -16,8 +16,8 @@ use crate::harness::{Granary, team};
 const TRIES: usize = 20;
 /// Tries without a proxy at full speed.
 const DIRECT: usize = 100;
-/// Tries without a proxy at 1 MB/s, all at once: with its three kinds, more than 100 of 20 MB with an upgrade or without.
-const PACED: usize = 34;
+/// Tries of each refusal without a proxy at 1 MB/s.
+const PACED: usize = 20;
 /// The largest body Granary takes: a picture and 16 KiB.
 const LIMIT: usize = 3_670_016 + 16 * 1024;
 /// What Java's HttpClient and curl's `--http2` send over plain HTTP.
@@ -209,5 +209,6 @@ async fn refusals_of_uploads_at_full_speed_are_all_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long: `make test-all` runs it"]
 async fn refusals_of_uploads_at_1_megabyte_a_second_are_all_read() {
-    every_refusal_is_read(Some(1_000_000), PACED, PACED, usize::MAX).await;
+    // Few enough that a busy machine keeps the pace: Granary waits 30 s for the 20 MB.
+    every_refusal_is_read(Some(1_000_000), PACED, PACED, 3).await;
 }
