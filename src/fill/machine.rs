@@ -50,6 +50,8 @@ pub struct Machine {
     won: Option<Won>,
     /// The row has passed the gate, or may have.
     is_marked: bool,
+    /// Another fill held the key when this one wanted it.
+    has_waited: bool,
     answer: Option<Answer>,
     fetched: Option<Fetched>,
     record: Option<Arc<Record>>,
@@ -110,6 +112,7 @@ impl Machine {
             payer: None,
             won: None,
             is_marked: false,
+            has_waited: false,
             answer: None,
             fetched: None,
             record: None,
@@ -151,7 +154,7 @@ impl Machine {
 
             Event::Admitted(Admission::Nobody) => Effect::Stop,
             Event::Admitted(Admission::Refused(error)) => self.refuse_team(error),
-            Event::Admitted(Admission::TooFast(wait)) => self.step_aside(wait),
+            Event::Admitted(Admission::Unrated) => Effect::TakeSlot,
             Event::Admitted(Admission::Payer(payer)) => {
                 self.payer = Some(*payer);
                 Effect::CheckRoom
@@ -205,9 +208,13 @@ impl Machine {
                 self.won = Some(won);
                 Effect::LookAgain
             }
-            Reserved::Held(_) => self.step_aside(HELD_POLL),
+            Reserved::Held(_) => {
+                self.has_waited = true;
+                self.resume = Some(Next::TakeSlot);
+                Effect::StepAside(HELD_POLL)
+            }
             Reserved::Stored(record) => {
-                let filled = Filled { record: Arc::new(*record), source: FillSource::Ledger };
+                let filled = Filled { record: Arc::new(*record), source: self.found_in(FillSource::Ledger) };
                 Effect::Finish(Ok(filled))
             }
             Reserved::Resting { until, wait } => Effect::Finish(Err(GatewayError::Resting { until, wait })),
@@ -220,7 +227,7 @@ impl Machine {
     fn looked_again(&mut self, standing: Result<Standing, StoreError>) -> Effect {
         match standing {
             Ok(Standing::Result(record)) if record.generation >= self.generation() => {
-                let next = Next::Adopt(Arc::new(record), FillSource::Store);
+                let next = Next::Adopt(Arc::new(record), self.found_in(FillSource::Store));
                 self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
             }
             // Ours could not take its place; the next look-up books the loss first.
@@ -385,9 +392,9 @@ impl Machine {
         Effect::Pause(time)
     }
 
-    fn step_aside(&mut self, time: Duration) -> Effect {
-        self.resume = Some(Next::TakeSlot);
-        Effect::StepAside(time)
+    /// Where a result was found that this fill did not buy.
+    fn found_in(&self, source: FillSource) -> FillSource {
+        if self.has_waited { FillSource::Awaited } else { source }
     }
 
     fn after_pause(&mut self) -> Effect {

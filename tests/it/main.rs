@@ -36,6 +36,7 @@ mod purge;
 mod race;
 mod readme;
 mod reload;
+mod requests;
 mod restart;
 mod result_memory;
 mod secrets;
