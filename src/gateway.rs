@@ -247,7 +247,7 @@ impl Gateway {
             return Err(GatewayError::RefreshNotAllowed);
         }
         if let Some((status, body)) = self.parts.cache.refusal(key).await {
-            return Err(GatewayError::Upstream { status, body });
+            return Err(GatewayError::passed_through(status, body));
         }
         if self.is_draining() {
             return Err(GatewayError::Draining);
@@ -291,6 +291,7 @@ impl Gateway {
         let status = match filled.source {
             FillSource::Ledger => CacheStatus::HitLedger,
             FillSource::Store => CacheStatus::HitStore,
+            FillSource::Awaited => CacheStatus::Coalesced,
             FillSource::Bought if outcome.payer != Some(waiter) => CacheStatus::Coalesced,
             FillSource::Bought if caller.refresh => CacheStatus::Refresh,
             FillSource::Bought => CacheStatus::Miss,
@@ -355,8 +356,12 @@ impl Gateway {
         }
     }
 
-    /// Counts a hash-first look-up that found its answer.
-    pub fn count_look_up(&self, team: &Team, reply: &CropReply) {
+    /// Counts a hash-first lookup that found its answer. It saves what a `POST` would have cost, once
+    /// for each key, team and day: neither polling nor `HEAD` would have been a `POST`.
+    pub fn count_look_up(&self, team: &Team, reply: &mut CropReply, is_get: bool) {
+        if !is_get || !self.parts.meter.is_first_look_up(&team.name, reply.record.key) {
+            reply.saved = 0;
+        }
         self.parts.metrics.looked_up(&team.name, reply.saved);
         self.meter(team, SavingCause::HashFirst, reply);
     }

@@ -364,7 +364,8 @@ async fn a_refusal_of_the_order_is_remembered_whoever_asks() {
         world.upstream.reply(move || refusal(RefusalKind::Order, status));
         let other_team = Arc::new(Team { name: "other".to_owned(), ..Team::local() });
         for asker in [caller(), caller(), caller_of(other_team), refresher()] {
-            let Err(GatewayError::Upstream { status: seen, body }) = ask_as(&world.gateway, &asker, 1).await
+            let Err(GatewayError::Upstream { status: seen, body, .. }) =
+                ask_as(&world.gateway, &asker, 1).await
             else {
                 panic!("{status} was not passed through")
             };

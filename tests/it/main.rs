@@ -39,6 +39,7 @@ mod purge;
 mod race;
 mod readme;
 mod reload;
+mod requests;
 mod restart;
 mod result_memory;
 mod secrets;
