@@ -22,7 +22,7 @@ use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation
 use crate::metrics::{AttemptOutcome, Decision, ShedReason, Stage};
 use crate::random::jittered;
 use crate::slots::Slot;
-use crate::store::StoreError;
+use crate::store::{StoreBudget, StoreError};
 use crate::upstream::{HeldCall, NotSent, Opened, RefusalKind, Reply, UnknownCause};
 
 /// See the module.
@@ -36,6 +36,8 @@ pub(super) struct Task {
     /// Whom the last admission was about.
     payer: Option<(WaiterId, Seat)>,
     pub(super) slot: Option<Slot>,
+    /// What may still be waited for the store before the spool takes over.
+    budget: StoreBudget,
     /// The right to call the upstream; given back as soon as nothing more can be learnt from the fill.
     pub(super) pass: Option<Pass>,
     /// The team whose rate has let this fill through: a fill is one miss, however often it is tried.
@@ -72,6 +74,7 @@ impl Task {
             key,
             payer: None,
             slot: None,
+            budget: wanted.as_ref().map_or_else(StoreBudget::default, |wanted| wanted.budget),
             pass: None,
             rated: None,
             is_retry: false,
@@ -176,11 +179,13 @@ impl Task {
             }
             Effect::PutObject(fetched) => {
                 crash_point("CP22");
-                let kept = parts.store.put_object(fetched.name, fetched.bytes).await;
+                let kept = self.budget.wait(parts.store.put_object(fetched.name, fetched.bytes)).await;
                 crash_point("CP24");
                 Event::ObjectKept(kept, parts.clock.now())
             }
-            Effect::PutRecord(record) => Event::RecordKept(parts.store.put_record(&record).await),
+            Effect::PutRecord(record) => {
+                Event::RecordKept(self.budget.wait(parts.store.put_record(&record)).await)
+            }
             Effect::Pause(time) => self.pause(time).await,
             Effect::StepAside(time) => {
                 (self.slot, self.pass) = (None, None);
@@ -259,17 +264,17 @@ impl Task {
         if self.shared.unsettled.is_full() {
             return Err(StoreError::Full("too many paid results are still to be fetched".to_owned()));
         }
-        self.shared.parts.store.check_room().await
+        self.budget.wait(self.shared.parts.store.check_room()).await
     }
 
     /// As at a look-up, an object that cannot be looked for counts as there.
     async fn look_again(&mut self) -> Result<Standing, StoreError> {
-        let store = &self.shared.parts.store;
-        let Some(record) = store.record(&self.shared.config.namespace, self.key).await? else {
+        let (store, namespace) = (&self.shared.parts.store, &self.shared.config.namespace);
+        let Some(record) = self.budget.wait(store.record(namespace, self.key)).await? else {
             return Ok(Standing::Nothing);
         };
         let is_gone = match record.object() {
-            Some(object) => matches!(store.has_object(object).await, Ok(false)),
+            Some(object) => matches!(self.budget.wait(store.has_object(object)).await, Ok(false)),
             None => true,
         };
         Ok(if is_gone { Standing::Remains(record) } else { Standing::Result(record) })
@@ -356,6 +361,10 @@ impl Task {
         tokio::select! {
             () = tokio::time::sleep(jittered(time)) => {}
             () = self.shared.draining.cancelled(), if self.answered.is_some() => {}
+        }
+        if self.answered.is_some() {
+            // Neither store nor spool took the result; each further try has its own time.
+            self.budget = StoreBudget::default();
         }
         Event::Paused
     }

@@ -68,7 +68,7 @@ impl LedgerLine {
         let done = self.line.call(what, move || deed(&ledger)).await;
         done.unwrap_or_else(|fault| {
             Err(LedgerError::Unavailable(match fault {
-                Fault::Before => "planted: not done".to_owned(),
+                Fault::Before | Fault::Busy => "planted: not done".to_owned(),
                 Fault::After => "planted: the acknowledgement was lost".to_owned(),
             }))
         })
@@ -307,8 +307,14 @@ impl StoreLine {
         deed: impl FnOnce(&MemoryStore) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let store = self.0.world.store.clone();
-        let done = self.0.call(what, move || deed(&store)).await;
-        done.unwrap_or_else(|_| Err(StoreError::Unavailable("planted".to_owned())))
+        self.answer(self.0.call(what, move || deed(&store)).await)
+    }
+
+    fn answer<T>(&self, done: Result<Result<T, StoreError>, Fault>) -> Result<T, StoreError> {
+        done.unwrap_or_else(|fault| {
+            let is_busy = fault == Fault::Busy && self.0.world.bug != Some(Bug::BusyIsAway);
+            Err(if is_busy { StoreError::Busy } else { StoreError::Unavailable }("planted".to_owned()))
+        })
     }
 }
 
@@ -351,11 +357,13 @@ impl Store for StoreLine {
         if is_second_look && self.0.world.bug == Some(Bug::NoSecondLookUp) {
             return Ok(None);
         }
-        let found = self.call("record", move |store| store.record(&namespace, key)).await;
-        if found.is_err() {
+        let store = self.0.world.store.clone();
+        let found = self.0.call("record", move || store.record(&namespace, key)).await;
+        // A store that cannot be asked leaves the word to the ledger; a process that is busy does not.
+        if matches!(found, Err(Fault::Before | Fault::After)) {
             self.0.life.excuse(key, task);
         }
-        found
+        self.answer(found)
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {

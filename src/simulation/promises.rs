@@ -160,7 +160,7 @@ impl World {
     }
 
     /// Does the store have a result that stands in the way of this generation?
-    fn is_permanent(&self, key: CacheKey, generation: u64) -> bool {
+    pub(super) fn is_permanent(&self, key: CacheKey, generation: u64) -> bool {
         let record = self.store.record(NAMESPACE, key).ok().flatten();
         record.is_some_and(|record| {
             record.generation >= generation
@@ -335,7 +335,9 @@ impl World {
             Ok(bytes) => Served::Bytes(bytes),
             Err(GatewayError::ResultNotFound) if waited_elsewhere => Served::Later,
             Err(GatewayError::ResultNotFound) => Served::NotThere,
-            Err(GatewayError::StoreUnavailable | GatewayError::ArchiveGuard) => Served::Later,
+            Err(GatewayError::StoreUnavailable | GatewayError::StoreBusy | GatewayError::ArchiveGuard) => {
+                Served::Later
+            }
             Err(error) => return self.violate(format!("{path} was read, and the answer was {error:?}")),
         };
         let outcome = self.state().archive.served(&path, served);

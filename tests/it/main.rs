@@ -47,3 +47,4 @@ mod upload_memory;
 mod uploads;
 mod upstream_faults;
 mod usage;
+mod waits;

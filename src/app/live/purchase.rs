@@ -25,7 +25,7 @@ use crate::picture::{self, ImageFormat};
 use crate::policy::{CurrentPolicy, Terms};
 use crate::results::ResultRoom;
 use crate::state::{StateDir, StateDirError};
-use crate::store::Store;
+use crate::store::{Store, StoreBudget};
 use crate::teams::{Team, Teams};
 use crate::upstream::{ErrorReply, HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
@@ -85,6 +85,7 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
         image: Digest::of(PICTURE),
         // It is there to see an answer, and one that is stored would not do.
         refresh: true,
+        budget: StoreBudget::default(),
     };
     let patience = config.upstream.hard_stop + Duration::from_secs(60);
     let deadline = Instant::now() + patience;
