@@ -6,7 +6,7 @@
 //! credit.
 //!
 //! A tier that hangs does not delay a hit in another one by more than [`HIT_PATIENCE`] for each question,
-//! and all waiting for the store counts against the request's [`StoreBudget`].
+//! and waiting for a record counts against the request's [`StoreBudget`].
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ impl Gateway {
             None => self.ask_ledger(key, stages, budget).await,
         };
         if let Ok(Some(record)) = &in_ledger
-            && stages.time(Stage::Store, self.is_still_there(record, budget)).await?
+            && stages.time(Stage::Store, self.is_still_there(record)).await?
         {
             return Ok(Some(self.remember(record.clone(), CacheStatus::HitLedger, reading).await));
         }
@@ -70,7 +70,7 @@ impl Gateway {
                 if in_ledger.is_ok() && self.parts.guard.is_open() {
                     stages.time(Stage::Ledger, self.import_record(&record)).await;
                 }
-                if stages.time(Stage::Store, self.is_still_there(&record, budget)).await? {
+                if stages.time(Stage::Store, self.is_still_there(&record)).await? {
                     // It may have been purged, which the ledger alone would tell.
                     if in_ledger.is_err() && self.freshness.is_shared() {
                         let record = Arc::new(record);
@@ -137,7 +137,7 @@ impl Gateway {
     /// `lost` and the key may be bought again; when the store cannot be asked, it counts as there.
     async fn is_still_there(&self, record: &Record, budget: &mut StoreBudget) -> Result<bool, GatewayError> {
         let Some(object) = record.object() else { return Ok(false) };
-        let is_there = timeout(HIT_PATIENCE, budget.wait(self.parts.store.has_object(object))).await;
+        let is_there = timeout(HIT_PATIENCE, self.parts.store.has_object(object)).await;
         if !matches!(is_there, Ok(Ok(false))) {
             return Ok(true);
         }
