@@ -135,7 +135,7 @@ impl Gateway {
 
     /// Is a record's object where it should be? When the store says that it is gone, the row is
     /// `lost` and the key may be bought again; when the store cannot be asked, it counts as there.
-    async fn is_still_there(&self, record: &Record, budget: &mut StoreBudget) -> Result<bool, GatewayError> {
+    async fn is_still_there(&self, record: &Record) -> Result<bool, GatewayError> {
         let Some(object) = record.object() else { return Ok(false) };
         let is_there = timeout(HIT_PATIENCE, self.parts.store.has_object(object)).await;
         if !matches!(is_there, Ok(Ok(false))) {
