@@ -1,9 +1,9 @@
 //! Lookup: memory, as far as it is [fresh](super::freshness), then the ledger, then the store's record.
 //!
-//! A key is bought only when it is known to be absent: a tier that cannot be asked has said nothing. A
-//! record that the ledger does not know is imported into it, so that a new database over an old bucket
-//! buys nothing again; a result that the store no longer has is booked as lost. Nothing here spends a
-//! credit.
+//! A key is bought only when it is known to be absent. If the store cannot be asked, the ledger decides,
+//! provided that it knows every record of the store. A record that the ledger does not know is imported
+//! into it, so that a new database over an old bucket buys nothing again; a result that the store no longer
+//! has is booked as lost. Nothing here spends a credit.
 //!
 //! A tier that hangs does not delay a hit in another one by more than [`HIT_PATIENCE`] for each question,
 //! and waiting for a record counts against the request's [`StoreBudget`].
@@ -81,7 +81,7 @@ impl Gateway {
                 in_ledger.map(|_| None).map_err(|_| GatewayError::LedgerUnavailable)
             }
             (Ok(_), Ok(None)) => Ok(None),
-            (Ok(_), Err(error)) => cannot_read(key, &error),
+            (Ok(_), Err(error)) => self.without_the_store(key, &error).await.map(|()| None),
             (Err(error), _) => {
                 tracing::error!(%error, %key, "the ledger could not be asked, and the store has no answer");
                 Err(GatewayError::LedgerUnavailable)
@@ -160,6 +160,27 @@ impl Gateway {
         }
     }
 
+    /// The ledger has nothing under a key, and the store did not say whether it has.
+    async fn without_the_store(&self, key: CacheKey, error: &StoreError) -> Result<(), GatewayError> {
+        match error {
+            // Something is there: it was paid for, and nothing could be kept in its place.
+            StoreError::Corrupt(_) => {
+                tracing::error!(%error, %key, "a record is damaged, so its key is not bought");
+                Err(GatewayError::StoreUnavailable)
+            }
+            StoreError::Busy(_) => Err(GatewayError::StoreBusy),
+            // The store cannot be asked, so the ledger decides, if it knows every record.
+            StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unfit(_) => {
+                tracing::warn!(%error, %key, "the store could not be asked for a record");
+                match self.parts.ledger.knows_all_of(&self.namespace, key).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(GatewayError::LedgerIncomplete),
+                    Err(_) => Err(GatewayError::LedgerUnavailable),
+                }
+            }
+        }
+    }
+
     async fn remember(&self, record: Record, status: CacheStatus, reading: Reading) -> Found {
         let record = Arc::new(record);
         self.parts.cache.keep_answer(record.clone(), reading).await;
@@ -173,23 +194,6 @@ fn hit(record: Arc<Record>) -> Found {
 
 fn slow() -> LedgerError {
     LedgerError::Unavailable(format!("it did not answer within {HIT_PATIENCE:?}"))
-}
-
-/// The ledger knows nothing of a key, and the store did not say whether it has a record.
-fn cannot_read(key: CacheKey, error: &StoreError) -> Result<Option<Found>, GatewayError> {
-    match error {
-        // Something is there: it was paid for, and nothing could be kept in its place.
-        StoreError::Corrupt(_) => {
-            tracing::error!(%error, %key, "a record is damaged, so its key is not bought");
-            Err(GatewayError::StoreUnavailable)
-        }
-        StoreError::Busy(_) => Err(GatewayError::StoreBusy),
-        // The store cannot be asked, so the ledger decides.
-        StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unfit(_) => {
-            tracing::warn!(%error, %key, "the store could not be asked for a record");
-            Ok(None)
-        }
-    }
 }
 
 /// What a look into a tier came to.

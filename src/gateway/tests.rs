@@ -180,6 +180,33 @@ async fn a_store_that_cannot_be_read_leaves_the_decision_to_the_ledger() {
 }
 
 #[tokio::test]
+async fn key_is_not_bought_while_store_is_away_and_its_records_are_not_imported() {
+    let world = World::new();
+    world.ask(1).await.unwrap();
+    let elsewhere = world.with_a_fresh_ledger();
+    elsewhere.store.switch.fail(&["record"]);
+    let bought = elsewhere.upstream.paid();
+    for number in [1, 2] {
+        assert_eq!(ended(&elsewhere.ask(number).await), "LedgerIncomplete");
+        let looked_up = elsewhere.gateway.look_up_key(key(number), &mut Trail::default()).await;
+        assert!(matches!(looked_up, Err(GatewayError::LedgerIncomplete)), "and it is not said to be absent");
+    }
+    assert_eq!((elsewhere.upstream.paid(), elsewhere.ledger.states()), (bought, Vec::new()));
+    // The store itself says what it has not.
+    elsewhere.store.switch.fail(&[]);
+    assert_eq!(ended(&elsewhere.ask(2).await), "miss");
+}
+
+#[tokio::test]
+async fn key_is_not_bought_while_store_is_away_and_ledger_cannot_say_what_it_knows() {
+    let world = World::new();
+    world.store.switch.fail(&["record"]);
+    world.ledger.switch.fail(&["knows_all_of"]);
+    assert_eq!(ended(&world.ask(1).await), "LedgerUnavailable");
+    assert_eq!(world.upstream.paid(), 0);
+}
+
+#[tokio::test]
 async fn a_key_whose_record_is_damaged_is_not_bought() {
     let world = World::new();
     world.ask(1).await.unwrap();
@@ -207,8 +234,8 @@ async fn a_record_that_turns_up_after_the_look_up_is_imported_and_not_bought() {
     let world = World::new();
     world.ask(1).await.unwrap();
     let elsewhere = world.with_a_fresh_ledger();
-    // The first look-up cannot read it; the second look, with the key in hand, can.
-    elsewhere.store.switch.fail_once("record");
+    // It is not there yet for the first look-up; the second look, with the key in hand, finds it.
+    elsewhere.store.switch.fail_once("absent");
     assert_eq!(ended(&elsewhere.ask(1).await), "hit_store");
     assert_eq!(elsewhere.ledger.states(), [CallState::Released, CallState::Stored]);
     assert_eq!(elsewhere.upstream.paid(), 1);

@@ -49,10 +49,10 @@ use self::spool::Room;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, Changes, ForeignCall, Ledger, LedgerError, Permit, Recovery, Reservation,
-    Reserved, StateTotal,
+    Booking, CallFacts, CallId, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
+    Reservation, Reserved, StateTotal,
 };
-use crate::archive::{ArchiveId, Membership};
+use crate::archive::{ArchiveId, Import, Membership};
 use crate::clock::Clock;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
@@ -171,11 +171,24 @@ impl Ledger for PostgresLedger {
     }
 
     async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
-        let what = Arc::new((record.clone(), Windows::at(record.stored_at, &self.booker.zone)));
+        let what = Arc::new((record.clone(), self.booker.clone()));
         self.pool
             .write(&[], move |tx| {
                 let what = Arc::clone(&what);
-                async move { book::import_record(&tx, &what.0, &what.1).await }
+                async move {
+                    let (record, booker) = &*what;
+                    match lease::orphan_of(&tx, record).await? {
+                        Some(id) => {
+                            let booking =
+                                Booking::Stored { record: Box::new(record.clone()), holds_key: true };
+                            book::book(&tx, id, &booking, booker).await
+                        }
+                        None => {
+                            let windows = Windows::at(record.stored_at, &booker.zone);
+                            book::import_record(&tx, record, &windows).await
+                        }
+                    }
+                }
             })
             .await
     }
@@ -294,6 +307,30 @@ impl Ledger for PostgresLedger {
 
     async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
         self.pool.write(&[], move |tx| async move { membership::settle(&tx, archive).await }).await
+    }
+
+    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError> {
+        let import = Arc::new(import);
+        self.pool
+            .write(&[], move |tx| {
+                let import = Arc::clone(&import);
+                async move { membership::note_import(&tx, archive, &import).await }
+            })
+            .await
+    }
+
+    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+        let namespace: Arc<str> = namespace.into();
+        self.pool
+            .read(move |tx| {
+                let namespace = Arc::clone(&namespace);
+                async move { lease::knows_all_of(&tx, &namespace, key).await }
+            })
+            .await
+    }
+
+    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
+        self.pool.read(move |tx| async move { lease::orphans(&tx).await }).await
     }
 
     async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {

@@ -222,7 +222,8 @@ impl World {
             };
             world.count(&format!("looked up: {}", ended(&outcome)));
             let is_absent = matches!(outcome, Err(GatewayError::KeyNotFound));
-            let is_excused = process.life.could_not_ask(tokio::task::try_id());
+            let is_excused =
+                process.life.could_not_ask(tokio::task::try_id()) && world.cannot_know(&process.life, key);
             if is_absent && was_permanent && !is_excused && world.is_permanent(key, 0) {
                 let (name, process) = (world.teams.name_of(key), process.life.name());
                 world.violate(format!("{name} is permanent, and {process} says that it is absent"));

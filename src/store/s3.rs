@@ -13,9 +13,9 @@
 //! whole and checked against their digest before the first byte leaves.
 //!
 //! Something is absent only when the bucket says `NoSuchKey`; any other answer says nothing. Every call
-//! ends within a limit of [`S3Limits`], and the first that does not be answered by then opens the breaker:
-//! from then on calls fail at once until the bucket answers a probe. A read that gets no turn among our
-//! own is [`StoreError::Busy`], which says nothing of the bucket. Nothing is ever listed, and nothing
+//! ends within a limit of [`S3Limits`], and the first that is not answered by then opens the breaker: from
+//! then on calls fail at once until the bucket answers a probe. A read that gets no turn among our own is
+//! [`StoreError::Busy`], which says nothing of the bucket. Only an import lists records, and nothing is
 //! deleted but the trial and the records of purged keys.
 
 mod bucket;
@@ -40,7 +40,7 @@ use self::records::RecordTurns;
 use crate::archive::ArchiveId;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
-use crate::store::{Record, Store, StoreError};
+use crate::store::{Record, RecordPage, Store, StoreError};
 
 /// Which bucket, and how to reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,6 +160,10 @@ impl Store for S3Store {
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         Ok(records::read(&self.bucket, namespace, key).await?.map(|(record, _)| record))
+    }
+
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        records::list(&self.bucket, after, limit).await
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {

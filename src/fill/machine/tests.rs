@@ -477,11 +477,34 @@ fn only_a_granted_permit_lets_the_tail_go() {
 }
 
 #[test]
-fn a_booking_is_repeated_until_the_ledger_confirms_it() {
-    let again = || ("Book", Event::Booked(away()));
+fn answer_that_is_not_booked_is_kept_first_and_its_result_is_booked_at_once() {
+    let not_answered = || ("Book(answered)", Event::Booked(away()));
+    check(vec![not_answered()], &format!("Book(answered) {KEEPING}"));
+    let not_stored = || ("Book(stored)", Event::Booked(away()));
     check(
-        vec![again(), again(), again()],
-        &format!("{0} Pause {0} Pause {0} Pause {0} {KEEPING}", "Book(answered)"),
+        vec![not_answered(), not_stored(), not_stored()],
+        "Book(answered) Fetch PutObject PutRecord Book(stored) Tell(Ok Bought) Book(stored) Pause Book(stored) \
+         Finish(Ok Bought)",
+    );
+    check(
+        vec![not_answered(), object_fails()],
+        "Book(answered) Fetch PutObject Book(spooled) Finish(Ok Bought)",
+    );
+}
+
+#[test]
+fn answer_that_is_not_booked_is_offered_again_before_each_fetch() {
+    let not_answered = || ("Book(answered)", Event::Booked(away()));
+    let fails = |age| fetch_fails(transient(), age);
+    check(
+        vec![not_answered(), fails(1), not_answered(), fails(2)],
+        &format!("Book(answered) Fetch Pause Book(answered) Fetch Pause Book(answered) {KEEPING}"),
+    );
+    // A result is given up only once the ledger has its answer.
+    let ttl = LIMITS.result_url_ttl.as_secs();
+    check(
+        vec![not_answered(), fails(ttl), fails(ttl)],
+        "Book(answered) Fetch Pause Book(answered) Fetch Book(unfetchable) Finish(ResultNotFetched)",
     );
 }
 
@@ -735,7 +758,9 @@ fn pauses_double_up_to_a_minute_and_a_held_key_is_looked_at_four_times_a_second(
     let doubling = [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 51_200, 60_000, 60_000];
     let nowhere = (0..11).flat_map(|_| [object_fails(), ("Book(spooled)", Event::Booked(spool_full()))]);
     assert_eq!(pauses(nowhere.collect()), doubling);
-    assert_eq!(pauses((0..11).map(|_| ("Book", Event::Booked(away()))).collect()), doubling);
+    // The first failure is told to the waiters, and followed by no pause.
+    let not_stored = (0..12).map(|_| ("Book(stored)", Event::Booked(away())));
+    assert_eq!(pauses(not_stored.collect())[..10], doubling[1..]);
     assert_eq!(pauses(vec![("Reserve", Event::Reserved(Ok(Reserved::Held(CallId(1)))))]), [250]);
     let wait = Duration::from_millis(1234);
     assert_eq!(pauses(vec![("Admit", Event::Admitted(Admission::TooFast(wait)))]), [1234]);

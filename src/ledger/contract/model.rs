@@ -198,6 +198,8 @@ struct Row {
     reserved_on: Date,
     ended_at: Timestamp,
     record: Option<Record>,
+    /// Its owner died while it was sent.
+    is_orphan: bool,
     settled: Option<Settlement>,
 }
 
@@ -257,7 +259,9 @@ impl Model {
                 let bought = picture(key);
                 let record = self.foreign(&bought, generation, now);
                 bench.ledger.import_record(&record).await.expect("the ledger can be asked");
-                self.import_record(bought, record, now);
+                if !self.settle_orphan(&bought, &record, now) {
+                    self.import_record(bought, record, now);
+                }
             }
             Step::Freeze { scope, frozen } => {
                 let scope = [Scope::Global, team(TEAMS[0]), team(TEAMS[1])][scope].clone();
@@ -329,6 +333,30 @@ impl Model {
         record(bought, Won { id, generation }, now)
     }
 
+    /// The newest call whose owner died is taken for the one that made the record.
+    fn settle_orphan(&mut self, bought: &Reservation, record: &Record, now: Timestamp) -> bool {
+        let generation = record.generation;
+        let is_its = |kept: &Record| kept.upstream_request_id == record.upstream_request_id;
+        let mut of_key = self.rows.iter().filter(|row| row.bought.key == bought.key);
+        if Some(&generation) <= self.purged.get(&bought.key)
+            || of_key.any(|row| row.record.as_ref().is_some_and(is_its))
+        {
+            return false;
+        }
+        let fits = |row: &Row| {
+            let paid = |of: &Reservation| (of.key, of.team.clone(), of.credits);
+            let is_orphan = row.is_orphan && row.state == CallState::Unknown;
+            is_orphan && row.generation == generation && paid(&row.bought) == paid(bought)
+        };
+        let Some(at) = self.rows.iter().rposition(fits) else { return false };
+        let late = self.is_taken(self.rows[at].id, bought, generation);
+        let row = &mut self.rows[at];
+        (row.state, row.late, row.ended_at, row.record) =
+            (CallState::Stored, late, now, Some(record.clone()));
+        self.tell(bought, generation);
+        true
+    }
+
     fn import_record(&mut self, bought: Reservation, record: Record, now: Timestamp) {
         let generation = record.generation;
         if Some(&generation) <= self.purged.get(&bought.key) {
@@ -348,6 +376,7 @@ impl Model {
                 reserved_on: date(now),
                 ended_at: now,
                 record: Some(record),
+                is_orphan: false,
                 settled: None,
             });
         }
@@ -363,7 +392,7 @@ impl Model {
         let kept = Record { digest: Digest::of(&bytes), bytes: length as u64, ..made };
         let booking = Booking::Spooled { record: Box::new(kept.clone()), bytes: bytes.clone() };
         let booked = bench.ledger.book(id, booking).await;
-        if from != CallState::Answered {
+        if !super::table(from).contains(&CallState::Stored) {
             let repeats = from == CallState::Stored;
             assert_eq!(booked.is_ok(), repeats, "{from:?}: {booked:?}");
             return;
@@ -485,6 +514,7 @@ impl Model {
             reserved_on: date(now),
             ended_at: now,
             record: None,
+            is_orphan: false,
             settled: None,
         });
     }
@@ -589,7 +619,7 @@ impl Model {
                 }
                 CallState::Sent => {
                     unknown += 1;
-                    (row.state, row.ended_at) = (CallState::Unknown, now);
+                    (row.state, row.ended_at, row.is_orphan) = (CallState::Unknown, now, true);
                 }
                 CallState::Answered => unfinished.push((row.id, row.generation, signed_answer(row.id.0))),
                 _ => {}

@@ -41,7 +41,7 @@ pub(super) fn check_fits(
     let Booking::Spooled { bytes, .. } = booking else { return Ok(()) };
     let (_, used) = sizes(db)?;
     let wanted = bytes.len() as u64;
-    if used.saturating_add(wanted) > max && calls::call(db, id)?.state == CallState::Answered {
+    if used.saturating_add(wanted) > max && calls::call(db, id)?.state != CallState::Stored {
         return Err(LedgerError::SpoolFull { wanted, used, max });
     }
     Ok(())
