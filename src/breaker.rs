@@ -80,8 +80,7 @@ impl Breaker {
         match &done {
             Err(CallError::TimedOut) => self.0.add_failures(FAILURES),
             Err(CallError::Failed(error)) if is_outage(error) => self.0.add_failures(1),
-            // Only the probe closes an open breaker.
-            _ => drop(self.0.update(|failures| (failures < FAILURES).then_some(0))),
+            _ => self.0.answered(),
         }
         done
     }
@@ -90,6 +89,11 @@ impl Breaker {
 impl Inner {
     fn update(&self, change: impl FnMut(u32) -> Option<u32>) -> Result<u32, u32> {
         self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change)
+    }
+
+    /// Forgets the failures so far; only the probe closes an open breaker.
+    fn answered(&self) {
+        let _ = self.update(|failures| (failures < FAILURES).then_some(0));
     }
 
     fn add_failures(self: &Arc<Self>, more: u32) {

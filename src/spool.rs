@@ -88,10 +88,9 @@ impl Spool {
     }
 
     /// What the copier found. While the store is away, a call is reserved only with room in the spool.
-    /// Returns what was known before.
-    fn set_away(&self, is_away: bool) -> bool {
+    fn set_away(&self, is_away: bool) {
         self.ledger.keep_room(self.room.of_each().filter(|_| is_away));
-        self.is_away.swap(is_away, Ordering::Relaxed)
+        self.is_away.store(is_away, Ordering::Relaxed);
     }
 
     /// Lets nobody wait for a store while the copier is trying it for all of them.

@@ -98,10 +98,11 @@ impl From<StoreError> for CopyError {
 
 async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
     let mut backlog = Backlog { spool: Arc::clone(&spool), failed: HashMap::new() };
-    let mut failing_since = None;
+    let (mut failing_since, mut is_unreachable) = (None, false);
     loop {
         match backlog.copy_all().await {
             Ok(copied) => {
+                is_unreachable = false;
                 if copied > 0 && backlog.failed.is_empty() {
                     tracing::info!(results = copied, "the spool is empty: the store has what waited");
                 }
@@ -118,9 +119,11 @@ async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
                 }
             }
             Err(error @ CopyError::Unreachable(_)) => {
-                if !spool.set_away(true) {
+                if !is_unreachable {
                     tracing::warn!(%error, "results wait in the spool: nothing is brought to the store");
                 }
+                is_unreachable = true;
+                spool.set_away(spool.room.of_each().is_some());
                 tokio::time::sleep(UNREACHABLE_PAUSE).await;
             }
             Err(error) => {
