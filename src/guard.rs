@@ -241,9 +241,7 @@ impl ArchiveGuard {
     /// last is compared: a result that is paid for may then be written to the store.
     async fn membership(&self) -> Result<Option<Membership>, LedgerError> {
         match (self.ledger.archive().await, self.standing()) {
-            (Err(LedgerError::Unavailable(_)), Standing::Open(archive)) => {
-                Ok(Some(Membership::new(archive, true)))
-            }
+            (Err(_), Standing::Open(archive)) => Ok(Some(Membership::new(archive, true))),
             (read, _) => read,
         }
     }

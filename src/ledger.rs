@@ -165,19 +165,6 @@ pub struct Orphan {
     pub key: CacheKey,
 }
 
-/// What a row is about and how far it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallFacts {
-    /// Which upstream and operation.
-    pub namespace: String,
-    /// The request.
-    pub key: CacheKey,
-    /// Its generation.
-    pub generation: u64,
-    /// How far it is.
-    pub state: CallState,
-}
-
 /// The number of rows in a state, and the sum of their credits. Imported rows are not in it: they
 /// were paid through another ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -352,12 +339,6 @@ pub trait Ledger: Send + Sync {
     /// # Errors
     /// [`LedgerError`].
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError>;
-
-    /// A row; `None` when there is none of this number.
-    ///
-    /// # Errors
-    /// [`LedgerError`].
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError>;
 
     /// The bytes of an object that waits in the spool, as they were given; `None` when it does not.
     ///

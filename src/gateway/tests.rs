@@ -247,7 +247,7 @@ async fn a_dead_record_that_turns_up_after_the_look_up_is_not_bought_over() {
     world.ask(1).await.unwrap();
     let elsewhere = world.with_a_fresh_ledger();
     elsewhere.store.lose_objects();
-    elsewhere.store.switch.fail_once("record");
+    elsewhere.store.switch.fail_once("absent");
     assert_eq!(ended(&elsewhere.ask(1).await), "StoreUnavailable");
     assert_eq!(elsewhere.upstream.paid(), 1);
     // The next look-up books the loss, so that the record can be replaced.
@@ -260,7 +260,7 @@ async fn a_record_that_turns_up_counts_as_a_result_while_its_object_cannot_be_lo
     let world = World::new();
     world.ask(1).await.unwrap();
     let elsewhere = world.with_a_fresh_ledger();
-    elsewhere.store.switch.fail_once("record");
+    elsewhere.store.switch.fail_once("absent");
     elsewhere.store.switch.fail(&["has_object"]);
     assert_eq!(ended(&elsewhere.ask(1).await), "hit_store");
     assert_eq!(elsewhere.upstream.paid(), 1);
@@ -515,18 +515,46 @@ async fn a_call_that_may_not_be_sent_is_hung_up_before_it_is_booked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paid_answer_waits_for_a_ledger_that_is_away() {
+async fn paid_result_is_kept_and_answered_while_ledger_is_away_and_booked_later() {
     let world = World::new();
     world.upstream.hold();
     let asking = world.ask_meanwhile(1);
     world.until_paid(1).await;
     world.ledger.switch.fail(&["book"]);
     world.upstream.release();
-    assert_eq!(ended(&asking.await.unwrap()), "StillBeingMade");
-    assert_eq!((world.ledger.states(), world.results.switch.count("fetch")), (vec![CallState::Sent], 0));
+    assert_eq!(ended(&asking.await.unwrap()), "miss");
+    assert_eq!((world.ledger.states(), world.filler.load().0), (vec![CallState::Sent], 1));
+    assert_eq!(ended(&world.ask(1).await), "hit_memory");
     world.ledger.switch.fail(&[]);
     world.rest().await;
     assert_eq!(world.ledger.states(), [CallState::Stored]);
+    let metrics = String::from_utf8(world.metrics.render()).unwrap();
+    assert!(metrics.contains("granary_credits_spent_total{team=\"local\"} 3"), "counted once: {metrics}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_waits_for_a_paid_result_that_is_nowhere_yet() {
+    let world = World::new();
+    world.upstream.hold();
+    let asking = world.ask_meanwhile(1);
+    world.until_paid(1).await;
+    world.ledger.switch.fail(&["book"]);
+    world.results.switch.fail(&["fetch"]);
+    world.upstream.release();
+    while world.results.switch.count("fetch") == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.filler.drain();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(world.filler.load().0, 1, "the next process could not go on with it");
+    world.results.switch.fail(&[]);
+    world.filler.settled().await;
+    assert_eq!(
+        world.ledger.states(),
+        [CallState::Sent],
+        "its record is in the store, where the next process finds it"
+    );
+    drop(asking);
 }
 
 #[tokio::test(start_paused = true)]

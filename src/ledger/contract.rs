@@ -88,7 +88,6 @@ macro_rules! ledger_contract {
             recovering_twice_is_the_same_as_once,
             totals_name_every_state_once,
             a_ledger_belongs_to_one_archive,
-            a_call_is_told_by_its_number,
             a_spooled_result_is_stored_and_its_bytes_are_found_by_name,
             what_waits_is_listed_oldest_first_in_pieces,
             a_result_that_does_not_fit_is_refused_and_its_row_stays_answered,

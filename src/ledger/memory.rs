@@ -17,8 +17,8 @@ use super::admin::{AuditLine, Purge, Settlement};
 use super::budget::{self, Budget, BudgetRefusal, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit,
-    Recovery, Reservation, Reserved, StateTotal, UnfinishedCall, Won,
+    Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
+    Reservation, Reserved, StateTotal, UnfinishedCall, Won,
 };
 use crate::archive::{ArchiveId, Import, Membership};
 use crate::clock::Clock;
@@ -777,15 +777,6 @@ impl Ledger for MemoryLedger {
 
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
         Ok(self.book().orphans())
-    }
-
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        Ok(self.book().row(id).map(|row| CallFacts {
-            namespace: row.bought.namespace.clone(),
-            key: row.bought.key,
-            generation: row.generation,
-            state: row.state,
-        }))
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {

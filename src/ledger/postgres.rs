@@ -49,8 +49,8 @@ use self::spool::Room;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
-    Reservation, Reserved, StateTotal,
+    Booking, CallId, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation,
+    Reserved, StateTotal,
 };
 use crate::archive::{ArchiveId, Import, Membership};
 use crate::clock::Clock;
@@ -331,10 +331,6 @@ impl Ledger for PostgresLedger {
 
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
         self.pool.read(move |tx| async move { lease::orphans(&tx).await }).await
-    }
-
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        self.pool.read(move |tx| async move { rows::facts(&tx, id).await }).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {

@@ -39,8 +39,8 @@ use self::worker::Worker;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, Changes, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation,
-    Reserved, Soundness, StateTotal,
+    Booking, CallId, Changes, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
+    Soundness, StateTotal,
 };
 use crate::archive::{ArchiveId, Import, Membership};
 use crate::clock::Clock;
@@ -349,10 +349,6 @@ impl Ledger for SqliteLedger {
 
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
         self.read(calls::orphans).await
-    }
-
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        self.read(move |db| calls::facts(db, id)).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {

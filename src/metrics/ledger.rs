@@ -15,8 +15,8 @@ use crate::key::CacheKey;
 use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallFacts, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit,
-    Recovery, Reservation, Reserved, Soundness, StateTotal,
+    Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
+    Reservation, Reserved, Soundness, StateTotal,
 };
 use crate::picture::ObjectName;
 use crate::store::Record;
@@ -226,10 +226,6 @@ impl Ledger for MeteredLedger {
 
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
         self.read(LedgerOp::Other, self.ledger.orphans()).await
-    }
-
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        self.read(LedgerOp::Other, self.ledger.call(id)).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {

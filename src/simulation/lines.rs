@@ -18,8 +18,8 @@ use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallFacts, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit,
-    Recovery, Reservation, Reserved, StateTotal,
+    Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
+    Reservation, Reserved, StateTotal,
 };
 use crate::picture::ObjectName;
 use crate::store::memory::MemoryStore;
@@ -293,10 +293,6 @@ impl Ledger for LedgerLine {
 
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
         self.ask("orphans", |ledger| Ok(ledger.book().orphans())).await
-    }
-
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        self.ledger.call(id).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {

@@ -23,8 +23,8 @@ use crate::ledger::budget::{Budget, Scope};
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallFacts, CallId, CallState, Changes, LedgerError, Orphan, Permit, Recovery, Reservation,
-    Reserved, StateTotal,
+    Booking, CallId, CallState, Changes, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
+    StateTotal,
 };
 use crate::metering::Meter;
 use crate::policy::{CurrentPolicy, Terms};
@@ -222,10 +222,6 @@ impl Ledger for FakeLedger {
 
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
         self.check("orphans")?.orphans().await
-    }
-
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        self.ledger.call(id).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
@@ -521,6 +517,7 @@ pub(super) struct World {
     pub(super) upstream: Arc<FakeUpstream>,
     pub(super) results: Arc<FakeResults>,
     pub(super) policy: CurrentPolicy,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) filler: Filler,
     pub(super) gateway: Arc<Gateway>,
     pub(super) desk: KeyDesk,
@@ -609,7 +606,7 @@ impl World {
             ledger: ledger.clone(),
             store: if is_spooled { spool.clone() } else { store.clone() },
             filler: filler.clone(),
-            metrics,
+            metrics: metrics.clone(),
             meter: Arc::new(Meter::new(clock.clone(), TimeZone::UTC)),
             guard: guard.clone(),
             uploads: UploadRoom::in_memory(1 << 30),
@@ -626,7 +623,7 @@ impl World {
             clock: Clock::system(),
             namespace: NAMESPACE.to_owned(),
         });
-        Self { ledger, store, upstream, results, policy, filler, gateway: Arc::new(gateway), desk }
+        Self { ledger, store, upstream, results, policy, metrics, filler, gateway: Arc::new(gateway), desk }
     }
 
     /// Waits until no fill is under way.

@@ -8,8 +8,8 @@ use crate::crash::crash_point;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
 use crate::ledger::{
-    Booking, CallFacts, CallId, CallState, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
-    StateTotal, UnfinishedCall, Won,
+    Booking, CallId, CallState, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved, StateTotal,
+    UnfinishedCall, Won,
 };
 use crate::secret::Secret;
 use crate::store::Record;
@@ -204,15 +204,6 @@ pub(super) struct CallRow {
     pub(super) credits: i64,
     pub(super) day: String,
     pub(super) month: String,
-}
-
-/// What a row is about and how far it is, if there is one.
-pub(super) fn facts(db: &Connection, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-    if !db.prepare_cached("SELECT 1 FROM calls WHERE id = ?1")?.exists([id.0])? {
-        return Ok(None);
-    }
-    let CallRow { namespace, key, generation, state, .. } = call(db, id)?;
-    Ok(Some(CallFacts { namespace, key: CacheKey::from_bytes(key), generation, state }))
 }
 
 pub(super) fn call(db: &Connection, id: CallId) -> Result<CallRow, LedgerError> {
