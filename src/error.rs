@@ -142,6 +142,8 @@ pub enum GatewayError {
     LedgerIncomplete,
     /// The store cannot be read.
     StoreUnavailable,
+    /// The store was not asked in time, because this process asks it for too much.
+    StoreBusy,
     /// Our own bug.
     Bug,
 }
@@ -461,6 +463,14 @@ impl GatewayError {
                 "the result exists and cannot be read at the moment",
             )
             .because("store")
+            .retry_after(SOON),
+            Self::StoreBusy => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Gateway,
+                "too many results are being looked for at the moment; nothing was spent, ask again",
+            )
+            .because("busy")
             .retry_after(SOON),
             Self::Bug => Situation::new(
                 500,

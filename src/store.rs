@@ -7,6 +7,7 @@
 //!
 //! Implementations: [`local`], files, and [`s3`], a bucket. This module knows no ledger and no HTTP.
 
+mod budget;
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod local;
@@ -18,6 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use self::budget::StoreBudget;
 use crate::archive::ArchiveId;
 use crate::key::{CacheKey, Digest};
 use crate::picture::ObjectName;
@@ -263,6 +265,10 @@ pub enum StoreError {
     /// It cannot be asked at the moment.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// This process asks it for so much that the question had no turn in time. That says nothing of the
+    /// store: nothing is absent, and nothing may be bought on it.
+    #[error("the store is busy: {0}")]
+    Busy(String),
     /// There is no room for a new result.
     #[error("the store has no room: {0}")]
     Full(String),

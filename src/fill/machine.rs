@@ -168,6 +168,7 @@ impl Machine {
             }
 
             Event::Room(Ok(())) => Effect::EnterCircuit,
+            Event::Room(Err(StoreError::Busy(_))) => Effect::Finish(Err(GatewayError::StoreBusy)),
             Event::Room(Err(error)) => {
                 tracing::warn!(%error, "no new result can be kept, so none is bought");
                 Effect::Finish(Err(GatewayError::NoRoom))
@@ -243,6 +244,8 @@ impl Machine {
             }
             // Nor the place of one that cannot be read.
             Err(StoreError::Corrupt(reason) | StoreError::Unfit(reason)) => self.unkeepable(&reason),
+            // Nothing was learned, neither of the store nor of the key.
+            Err(StoreError::Busy(reason)) => self.end(Booking::Released { reason }, GatewayError::StoreBusy),
             // When the store cannot be asked, the ledger decides, and it has.
             Ok(_) | Err(StoreError::Unavailable(_) | StoreError::Full(_)) => Effect::CheckWaiters,
         }

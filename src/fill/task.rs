@@ -23,7 +23,7 @@ use crate::metrics::{AttemptOutcome, ShedReason, Stage};
 use crate::policy::Turn;
 use crate::random::jittered;
 use crate::slots::Slot;
-use crate::store::StoreError;
+use crate::store::{StoreBudget, StoreError};
 use crate::upstream::{HeldCall, NotSent, Opened, RefusalKind, Reply, UnknownCause};
 
 /// See the module.
@@ -37,6 +37,8 @@ pub(super) struct Task {
     /// Whom the last admission was about.
     payer: Option<(WaiterId, Seat)>,
     pub(super) slot: Option<Slot>,
+    /// What may still be waited for the store before the spool takes over.
+    budget: StoreBudget,
     /// The right to call the upstream; given back as soon as nothing more can be learnt from the fill.
     pub(super) pass: Option<Pass>,
     /// The team whose rate was asked, and the time it gave: a fill is one miss, however often it is tried.
@@ -78,6 +80,7 @@ impl Task {
             key,
             payer: None,
             slot: None,
+            budget: wanted.as_ref().map_or_else(StoreBudget::default, |wanted| wanted.budget),
             pass: None,
             rated: None,
             is_retry: false,
@@ -184,12 +187,12 @@ impl Task {
             }
             Effect::PutObject(fetched) => {
                 crash_point("CP22");
-                let kept = parts.store.put_object(fetched.name, fetched.bytes).await;
+                let kept = self.budget.wait(parts.store.put_object(fetched.name, fetched.bytes)).await;
                 crash_point("CP24");
                 Event::ObjectKept(kept, parts.clock.now())
             }
             Effect::PutRecord(record) => {
-                let kept = parts.store.put_record(&record).await;
+                let kept = self.budget.wait(parts.store.put_record(&record)).await;
                 self.is_durable |= kept.is_ok();
                 Event::RecordKept(kept)
             }
@@ -288,17 +291,17 @@ impl Task {
         if self.shared.unsettled.is_full() {
             return Err(StoreError::Full("too many paid results are still to be fetched".to_owned()));
         }
-        self.shared.parts.store.check_room().await
+        self.budget.wait(self.shared.parts.store.check_room()).await
     }
 
     /// As at a look-up, an object that cannot be looked for counts as there.
     async fn look_again(&mut self) -> Result<Standing, StoreError> {
-        let store = &self.shared.parts.store;
-        let Some(record) = store.record(&self.shared.config.namespace, self.key).await? else {
+        let (store, namespace) = (&self.shared.parts.store, &self.shared.config.namespace);
+        let Some(record) = self.budget.wait(store.record(namespace, self.key)).await? else {
             return Ok(Standing::Nothing);
         };
         let is_gone = match record.object() {
-            Some(object) => matches!(store.has_object(object).await, Ok(false)),
+            Some(object) => matches!(self.budget.wait(store.has_object(object)).await, Ok(false)),
             None => true,
         };
         Ok(if is_gone { Standing::Remains(record) } else { Standing::Result(record) })
@@ -391,6 +394,10 @@ impl Task {
         tokio::select! {
             () = tokio::time::sleep(jittered(time)) => {}
             () = self.shared.draining.cancelled(), if self.is_durable => {}
+        }
+        if self.answered.is_some() {
+            // Neither store nor spool took the result; each further try has its own time.
+            self.budget = StoreBudget::default();
         }
         Event::Paused
     }

@@ -52,3 +52,4 @@ mod uploads;
 mod upstream_faults;
 mod upstream_matrix;
 mod usage;
+mod waits;

@@ -304,6 +304,13 @@ fn a_result_that_is_in_the_store_by_then_is_imported_and_nothing_bought() {
 }
 
 #[test]
+fn a_store_that_had_no_turn_for_us_ends_the_fill_before_paying() {
+    let busy = || StoreError::Busy("planted".to_owned());
+    check(vec![("CheckRoom", Event::Room(Err(busy())))], "CheckRoom Finish(StoreBusy)");
+    check(vec![looked_again(Err(busy()))], "LookAgain Book(released) Finish(StoreBusy)");
+}
+
+#[test]
 fn nothing_is_bought_that_could_not_be_kept_under_its_key() {
     let damaged = looked_again(Err(StoreError::Corrupt("planted".to_owned())));
     check(vec![damaged], "LookAgain Book(released) Finish(StoreUnavailable)");
