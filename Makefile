@@ -22,7 +22,7 @@ SEEDS ?= 100000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak crash faults clients simulate compiler curl strace postgres prometheus nextest components
+.PHONY: help run test lint bench count soak crash faults clients simulate compiler curl strace postgres prometheus nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ deploy: compiler linters ## Check every file below deploy/, and that the checks 
 
 bench: compiler ## Measure what a hit and the journal cost; wants a quiet machine
 	$(CARGO) bench --locked --workspace --bench cost
+
+count: ## Lines of code, long functions and names, to compare with tools/count.baseline
+	@tools/count
 
 soak: compiler nextest ## Hits, misses, hang-ups and restarts for SECONDS=60, counted to the credit
 	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(CARGO) nextest run --locked --workspace $(TEST_FEATURES) \
