@@ -44,6 +44,7 @@ mod spool;
 mod stopping;
 mod tls;
 mod upload_memory;
+mod upgrade;
 mod uploads;
 mod upstream_faults;
 mod usage;
