@@ -27,10 +27,10 @@ pub use self::copier::Copier;
 use self::purged::PurgedError;
 use self::room::Room;
 use crate::archive::{ArchiveCheck, ArchiveId};
-use crate::key::{CacheKey, Digest};
+use crate::key::CacheKey;
 use crate::ledger::{Ledger, LedgerError};
 use crate::picture::ObjectName;
-use crate::store::{Record, Store, StoreError};
+use crate::store::{Record, Store, StoreError, is_object};
 
 /// How long a reader waits for the ledger before the store is asked without it.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(2);
@@ -133,7 +133,7 @@ impl Store for Spool {
     async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
         let spooled = ask(self.ledger.spooled_object(name)).await;
         if let Ok(Some(bytes)) = &spooled {
-            if Digest::of(bytes) == name.digest {
+            if is_object(name, bytes) {
                 return Ok(Some(bytes.clone()));
             }
             tracing::error!(object = %name.path(), "a result in the spool is damaged");
