@@ -7,9 +7,10 @@
 CARGO ?= cargo
 # The version the tests are known to run under; a newer one may ask for a newer Rust.
 NEXTEST_VERSION := 0.9.143
+FUZZ_VERSION := 0.13.2
 # The crash tests need the points at which a test build kills itself. No other build has them.
 TEST_FEATURES := --features granary/crash-points
-# How long `make soak` runs, and its dice; print the seed of a failure and give it again.
+# How long `make soak` and each target of `make fuzz` run, and the dice of `make soak`; print the seed of a failure and give it again.
 SECONDS ?= 60
 SEED ?=
 # How often `make crash` kills, and the round it goes on from.
@@ -22,7 +23,7 @@ SEEDS ?= 100000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench count soak crash faults clients simulate compiler curl strace postgres prometheus nextest components
+.PHONY: help run test lint bench count fuzz soak crash faults clients simulate compiler curl strace postgres prometheus nextest components
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -77,6 +78,12 @@ clients: compiler nextest ## Bad clients in their long form: 6,000 slow ones, 50
 simulate: compiler nextest ## Whole lives with all faults, SEEDS=100000 of them from START=0, or one SEED=4711 step by step
 	SIM_SEEDS=$(SEEDS) SIM_START=$(START) SIM_SEED=$(SEED) $(CARGO) nextest run --locked --workspace --lib $(TEST_FEATURES) \
 		--cargo-profile simulate --profile simulate -E 'test(=simulation::no_promise_is_broken_in_any_world)'
+
+fuzz: compiler ## Fuzz each target for SECONDS=60, from its corpus; `make test` replays the corpus
+	$(call install,g++,g++)
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz --version $(FUZZ_VERSION)
+	@for target in $$($(CARGO) fuzz list); do \
+		$(CARGO) fuzz run -s none $$target -- -max_total_time=$(SECONDS) -max_len=65536 || exit 1; done
 
 # packages NAME, PACKAGES: installs Debian packages.
 define packages

@@ -159,8 +159,7 @@ impl World<'_> {
             assert_eq!(path_of(&again.result_url()), path_of(&bought.result_url()), "{seed}");
         }
         assert_eq!((self.upstream.charges(), self.upstream.attempts()), (4, 4));
-        let generations =
-            "SELECT generation, count(*) FROM {}calls WHERE id > 23 AND team <> 'delta' GROUP BY generation ORDER BY generation";
+        let generations = "SELECT generation, count(*) FROM {}calls WHERE id > 23 AND team <> 'delta' GROUP BY generation ORDER BY generation";
         assert_eq!((self.sql)(generations), "0|2\n1|2", "what was purged or lost has a new generation");
     }
 
