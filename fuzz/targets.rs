@@ -3,26 +3,40 @@
 #![allow(dead_code, reason = "each target uses one of them")]
 
 use granary::envelope::{self, Answer, Envelope};
-use granary::framing::{self, EndOfHead};
+use granary::framing::chunked::Chunks;
+use granary::framing::{self, BodyLength};
 use granary::key::Digest;
 use granary::multipart::{Boundary, Broken, Event, Parser};
 use granary::picture::{self, ImageFormat, ObjectName};
 use granary::rewrite;
 use granary::store::Record;
 
-/// The head of a connection's first request: found at the same place however it was cut, and framed in
-/// one way.
+/// A connection's first request: its head ends where it ends without what follows, means the same without
+/// `Upgrade`, and its chunks end at the same byte however they were cut.
 pub(crate) fn heads(bytes: &[u8]) {
-    let whole = EndOfHead::default().find(bytes);
-    let mut pieces = EndOfHead::default();
-    let piecewise =
-        (1..=bytes.len()).map(|end| pieces.find(&bytes[..end])).find(|found| !matches!(found, Ok(None)));
-    assert_eq!(piecewise.unwrap_or(Ok(None)), whole, "a head depends on how it was cut");
-    if let Ok(Some(end)) = whole {
-        let head = &bytes[..end];
-        assert_eq!(framing::judge(head), framing::judge(head));
-        framing::stand_in(head);
+    let Ok(Some(end)) = framing::head_end(bytes) else { return };
+    let (head, body) = bytes.split_at(end);
+    assert_eq!(framing::head_end(head), Ok(Some(end)));
+    assert_eq!(framing::head_end(&head[..end - 1]), Ok(None));
+    let Ok(framing) = framing::check_head(head) else { return };
+    let mut hidden = head.to_vec();
+    framing::hide_upgrade(&mut hidden);
+    assert_eq!(framing::check_head(&hidden), Ok(framing));
+    if framing.body == BodyLength::Chunked {
+        chunks(body);
     }
+}
+
+fn chunks(bytes: &[u8]) {
+    let mut whole = Chunks::default();
+    let taken = whole.advance(bytes);
+    let (mut cut, mut at) = (Chunks::default(), 0);
+    let cut_taken = (1..=bytes.len()).try_for_each(|end| {
+        at += cut.advance(&bytes[at..end])?;
+        Ok(())
+    });
+    assert_eq!(cut_taken.map(|()| at), taken);
+    assert!(taken.is_err() || cut.is_at_end() == whole.is_at_end());
 }
 
 /// A form: the same events however its bytes were cut. The first byte says how they are cut.
@@ -63,7 +77,6 @@ pub(crate) fn answers(bytes: &[u8]) {
     let kept = answer.keep(&object);
     let read = Answer::read(&kept).expect("a kept answer can be read");
     assert_eq!(read.url().expose(), object.path());
-    assert_eq!((&read.request_id, &read.log_id), (&answer.request_id, &answer.log_id));
     let complete: serde_json::Value =
         serde_json::from_str(&envelope::complete(&kept)).expect("JSON for clients");
     assert_eq!(complete["data"]["url"], object.path());
