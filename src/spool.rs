@@ -27,10 +27,10 @@ pub use self::copier::Copier;
 use self::purged::PurgedError;
 use self::room::Room;
 use crate::archive::{ArchiveCheck, ArchiveId};
-use crate::key::{CacheKey, Digest};
+use crate::key::CacheKey;
 use crate::ledger::{Ledger, LedgerError};
 use crate::picture::ObjectName;
-use crate::store::{Record, RecordPage, Store, StoreError};
+use crate::store::{Record, RecordPage, Store, StoreError, is_object};
 
 /// How long a hit waits for each word of the ledger before the store is asked without it: a ledger that
 /// hangs must not delay what the store has.
@@ -144,7 +144,7 @@ impl Store for Spool {
             is_spooled => is_spooled.map(|_| None),
         };
         if let Ok(Some(bytes)) = &spooled {
-            if Digest::of(bytes) == name.digest {
+            if is_object(name, bytes) {
                 return Ok(Some(bytes.clone()));
             }
             tracing::error!(object = %name.path(), "a result in the spool is damaged");

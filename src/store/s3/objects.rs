@@ -40,7 +40,7 @@ pub(super) async fn read(bucket: &Bucket, name: ObjectName) -> Result<Option<Byt
     let path = name.path();
     let Some(found) = bucket.get(Kind::Object, &path, MAX_OBJECT_BYTES).await? else { return Ok(None) };
     if !is_object(name, &found.bytes) {
-        return Err(StoreError::Corrupt(format!("{path} does not have the digest in its name")));
+        return Err(StoreError::Corrupt(format!("{path} is not the picture that its name says")));
     }
     Ok(Some(found.bytes))
 }
@@ -48,7 +48,7 @@ pub(super) async fn read(bucket: &Bucket, name: ObjectName) -> Result<Option<Byt
 /// Replacing it would heal it, but then a bucket in which objects change would never be noticed.
 fn damaged(path: &str) -> StoreError {
     StoreError::Corrupt(format!(
-        "{path} does not have the digest in its name, and objects are never replaced; find out who wrote \
+        "{path} is not the picture that its name says, and objects are never replaced; find out who wrote \
          it, restore or delete it, and the good copy is written by itself"
     ))
 }
