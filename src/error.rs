@@ -138,8 +138,12 @@ pub enum GatewayError {
     ArchiveGuard,
     /// The ledger cannot be asked or written.
     LedgerUnavailable,
+    /// The store cannot be asked, and may have records that the ledger does not know.
+    LedgerIncomplete,
     /// The store cannot be read.
     StoreUnavailable,
+    /// The store was not asked in time, because this process asks it for too much.
+    StoreBusy,
     /// Our own bug.
     Bug,
 }
@@ -443,6 +447,15 @@ impl GatewayError {
             )
             .because("ledger")
             .retry_after(LATER),
+            Self::LedgerIncomplete => Situation::new(
+                503,
+                code::ERROR_RESOURCE_UNAVAILABLE,
+                Gateway,
+                "this crop may be stored already: the store cannot be asked, and the ledger does not know all of its \
+                 records yet; nothing was bought, ask again",
+            )
+            .because("ledger_incomplete")
+            .retry_after(LATER),
             Self::StoreUnavailable => Situation::new(
                 503,
                 code::ERROR_RESOURCE_UNAVAILABLE,
@@ -450,6 +463,14 @@ impl GatewayError {
                 "the result exists and cannot be read at the moment",
             )
             .because("store")
+            .retry_after(SOON),
+            Self::StoreBusy => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Gateway,
+                "too many results are being looked for at the moment; nothing was spent, ask again",
+            )
+            .because("busy")
             .retry_after(SOON),
             Self::Bug => Situation::new(
                 500,

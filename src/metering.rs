@@ -24,6 +24,7 @@ use crate::ledger::LedgerError;
 use crate::ledger::usage::{Count, Payer, Served, ServedBatch, UsageBook};
 use crate::outcome::SavingCause;
 use crate::random::jittered;
+use crate::store::MAX_CREDITS;
 
 /// How often a batch is booked, at the latest.
 pub const FLUSH_PERIOD: Duration = Duration::from_secs(4);
@@ -91,6 +92,8 @@ impl Meter {
         if !teams.contains_key(team) {
             teams.insert(team.to_owned(), TeamCounts::default());
         }
+        // A ledger may have records that were imported before their numbers were checked.
+        let credits = credits.min(MAX_CREDITS);
         if let Some(team) = teams.get_mut(team) {
             team[cause as usize][payer as usize] += Count { number: 1, credits };
         }

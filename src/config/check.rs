@@ -7,7 +7,7 @@ use url::Url;
 
 use super::read::{Reading, team_path};
 use super::{Config, StoreConfig, StoreKind, UpstreamKind};
-use crate::store::MAX_OBJECT_BYTES;
+use crate::store::{MAX_CREDITS, MAX_OBJECT_BYTES};
 use crate::teams::{LOCAL_TEAM, OTHER_TEAMS, is_team_name};
 
 /// Notes all problems of `config`, and fills in what follows from other fields.
@@ -110,7 +110,7 @@ fn limits(config: &Config, reading: &mut Reading) {
         ("upstream.concurrency", upstream.concurrency as u64, 1, 1_000),
         ("upstream.max_concurrency", upstream.max_concurrency as u64, 1, 1_000),
         ("upstream.queue", upstream.queue as u64, 0, 1_000_000),
-        ("upstream.credits_per_call", upstream.credits_per_call, 1, 1_000_000),
+        ("upstream.credits_per_call", upstream.credits_per_call, 1, MAX_CREDITS),
         ("upstream.result_max_bytes", upstream.result_max_bytes.0, 1, MAX_OBJECT_BYTES),
     ] {
         if !(least..=most).contains(&number) {

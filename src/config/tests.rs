@@ -305,6 +305,7 @@ fn unknown_variables_are_warnings_and_others_are_left_alone() {
         ("GRANARY_ADMIN_TOKEN", "x"),
         ("GRANARY_CRASH_AT", "x"),
         ("GRANARY_CLOCK_OFFSET", "x"),
+        ("GRANARY_DUMPABLE", "x"),
         ("RUST_LOG", "x"),
     ];
     assert!(warnings(&ours).is_empty());

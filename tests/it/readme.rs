@@ -225,7 +225,9 @@ fn errors() -> Vec<GatewayError> {
         GatewayError::NoResultRoom,
         GatewayError::ArchiveGuard,
         GatewayError::LedgerUnavailable,
+        GatewayError::LedgerIncomplete,
         GatewayError::StoreUnavailable,
+        GatewayError::StoreBusy,
         GatewayError::Bug,
     ];
     head.chain(others).collect()
@@ -245,7 +247,8 @@ fn is_listed(error: &GatewayError) -> bool {
         E::CircuitOpen { .. } | E::PurchaseStopped { .. } => true,
         E::StillBeingMade | E::ResultNotFetched { .. } | E::TooBusy { .. } | E::Draining => true,
         E::Resting { .. } | E::NoRoom | E::NoUploadRoom | E::NoResultRoom => true,
-        E::ArchiveGuard | E::LedgerUnavailable | E::StoreUnavailable | E::Bug => true,
+        E::ArchiveGuard | E::LedgerUnavailable | E::LedgerIncomplete => true,
+        E::StoreUnavailable | E::StoreBusy | E::Bug => true,
         // Clients see the upstream's own status and code.
         E::Upstream { .. } => false,
     }

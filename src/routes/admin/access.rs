@@ -14,6 +14,7 @@ use http::header::{AUTHORIZATION, CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, StatusCode};
 
 use super::AdminState;
+use super::HEALTH_PATHS;
 use super::failure::AdminFailure;
 use crate::ledger::admin::Actor;
 use crate::metrics::method_label;
@@ -29,7 +30,7 @@ pub(super) async fn layer(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if is_open(request.uri().path()) {
+    if HEALTH_PATHS.contains(&request.uri().path()) {
         return next.run(request).await;
     }
     let mut response = match actor(&state, &request) {
@@ -52,10 +53,6 @@ pub(super) async fn layer(
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
-}
-
-fn is_open(path: &str) -> bool {
-    matches!(path, "/livez" | "/readyz" | "/metrics")
 }
 
 fn actor(state: &AdminState, request: &Request) -> Result<Actor, AdminFailure> {
