@@ -129,6 +129,8 @@ pub enum GatewayError {
     ArchiveGuard,
     /// The ledger cannot be asked or written.
     LedgerUnavailable,
+    /// The store cannot be asked, and may have records that the ledger does not know.
+    LedgerIncomplete,
     /// The store cannot be read.
     StoreUnavailable,
     /// Our own bug.
@@ -418,6 +420,15 @@ impl GatewayError {
                 "the ledger cannot be written, so nothing is bought; stored results are still answered",
             )
             .because("ledger")
+            .retry_after(LATER),
+            Self::LedgerIncomplete => Situation::new(
+                503,
+                code::ERROR_RESOURCE_UNAVAILABLE,
+                Gateway,
+                "this crop may be stored already: the store cannot be asked, and the ledger does not know all of its \
+                 records yet; nothing was bought, ask again",
+            )
+            .because("ledger_incomplete")
             .retry_after(LATER),
             Self::StoreUnavailable => Situation::new(
                 503,

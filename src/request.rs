@@ -200,7 +200,10 @@ pub enum RequestError {
     )]
     NoRoom,
     /// The body broke off: the client hung up, or its framing was wrong.
-    #[error("the request body broke off before its end; send the request again")]
+    #[error(
+        "the request body broke off before its end, or its chunks are malformed or shorter than 64 bytes on \
+         average; send the request again"
+    )]
     Body(#[source] BoxError),
 }
 

@@ -22,7 +22,9 @@ use axum::routing::{MethodRouter, get, post};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE};
 use http::{HeaderMap, HeaderName, StatusCode};
 
-pub use self::admin::{ADOPT_PATH, About, AdminState, Memory, admin_paths, admin_router, usage};
+pub use self::admin::{
+    ADOPT_PATH, About, AdminState, HEALTH_PATHS, Memory, admin_paths, admin_router, usage,
+};
 use self::body::Pace;
 use self::cors::Cors;
 use crate::clock::Clock;

@@ -48,6 +48,8 @@ enum Bug {
     AnsweredAfterReply,
     /// The winner does not look up once more.
     NoSecondLookUp,
+    /// A ledger that does not know all records of the store decides that a key is absent.
+    IncompleteDecides,
     /// The fence is applied to booking: what somebody else has settled is not booked any more.
     FencedBooking,
 }
@@ -169,4 +171,9 @@ fn a_winner_who_does_not_look_again_would_be_found() {
 #[test]
 fn a_booking_behind_the_fence_would_be_found() {
     assert_found(Bug::FencedBooking);
+}
+
+#[test]
+fn a_ledger_that_decides_although_it_is_incomplete_would_be_found() {
+    assert_found(Bug::IncompleteDecides);
 }

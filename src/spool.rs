@@ -30,7 +30,7 @@ use crate::archive::{ArchiveCheck, ArchiveId};
 use crate::key::{CacheKey, Digest};
 use crate::ledger::{Ledger, LedgerError};
 use crate::picture::ObjectName;
-use crate::store::{Record, Store, StoreError};
+use crate::store::{Record, RecordPage, Store, StoreError};
 
 /// How long a reader waits for the ledger before the store is asked without it.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(2);
@@ -167,6 +167,10 @@ impl Store for Spool {
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         self.unpurged(namespace, key).await
+    }
+
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        self.store.list_records(after, limit).await
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {

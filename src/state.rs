@@ -53,11 +53,6 @@ impl StateDir {
         self.path.join("ledger.sqlite")
     }
 
-    /// The folder for what cannot be booked because the ledger is away.
-    pub fn spill_folder(&self) -> PathBuf {
-        self.path.join("spill")
-    }
-
     /// The folder for uploads that memory has no room for.
     pub fn upload_folder(&self) -> PathBuf {
         self.path.join("uploads")

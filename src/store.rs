@@ -57,6 +57,13 @@ pub trait Store: Send + Sync {
     /// [`StoreError`]: whether there is one cannot be said, so nothing may be bought on it.
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError>;
 
+    /// Lists records in an order of the store's own, behind the position that an earlier page names;
+    /// with `None` from the beginning. A record that is there all the time is on exactly one page.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the page may be asked for again.
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError>;
+
     /// Removes the record under a key, unless its generation is higher than `up_to`; says whether
     /// there was one to remove. Objects stay. Returns once it is durable; may be repeated.
     ///
@@ -101,6 +108,8 @@ pub const MAX_OBJECT_BYTES: u64 = 64 << 20;
 /// The longest record; they have a few kilobytes.
 const MAX_RECORD_BYTES: u64 = 4 << 20;
 
+/// What the names of all records begin with.
+const RECORDS: &str = "records";
 /// The name of the marker in every store.
 const MARKER: &str = "archive";
 /// The longest marker.
@@ -127,6 +136,23 @@ fn check_object(name: ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         return Err(StoreError::Corrupt(format!("what was to be kept as {path} has another digest")));
     }
     Ok(())
+}
+
+/// A page of [`Store::list_records`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordPage {
+    /// Namespaces and keys. Names that are no record's are left out.
+    pub records: Vec<(String, CacheKey)>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<String>,
+}
+
+impl RecordPage {
+    /// Of names in order; `is_last` says that the store has no more.
+    fn of(names: &[String], is_last: bool) -> Self {
+        let records = names.iter().filter_map(|name| Record::parse_path(name)).collect();
+        Self { records, next: names.last().filter(|_| !is_last).cloned() }
+    }
 }
 
 /// The answer kept under a key: self-describing, and free of host, bucket and prefix, so that an
@@ -181,7 +207,14 @@ impl Record {
     /// The name of a record in every store: `records/{namespace}/{kk}/{key}.json`.
     pub fn path(namespace: &str, key: CacheKey) -> String {
         let key = key.to_string();
-        format!("records/{namespace}/{}/{key}.json", &key[..2])
+        format!("{RECORDS}/{namespace}/{}/{key}.json", &key[..2])
+    }
+
+    /// The namespace and the key in a record's name.
+    fn parse_path(path: &str) -> Option<(String, CacheKey)> {
+        let (namespace, rest) = path.strip_prefix(RECORDS)?.strip_prefix('/')?.split_once('/')?;
+        let key = rest.split_once('/')?.1.strip_suffix(".json")?.parse().ok()?;
+        (Self::checked_path(namespace, key).ok()? == path).then(|| (namespace.to_owned(), key))
     }
 
     /// As [`path`](Self::path), for a namespace that may be anything: one that is more than a plain

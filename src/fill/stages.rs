@@ -32,7 +32,7 @@ impl Task {
             Effect::TakeSlot | Effect::Retry(_) => Stage::QueueWait,
             Effect::CheckRoom | Effect::LookAgain => Stage::Store,
             Effect::Reserve => Stage::Reserve,
-            Effect::Adopt(_) | Effect::MarkSent(_) => Stage::Ledger,
+            Effect::Import(_) | Effect::MarkSent(_) => Stage::Ledger,
             Effect::Open | Effect::Send => Stage::Upstream,
             Effect::Book(_, Booking::Stored { .. } | Booking::Spooled { .. }) => Stage::Persist,
             Effect::Book(..) => Stage::Ledger,

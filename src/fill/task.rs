@@ -53,6 +53,11 @@ pub(super) struct Task {
     reading: Reading,
     /// The call was found answered, so it may have been bought before a purge.
     is_resumed: bool,
+    /// The answer's credits are counted.
+    is_counted: bool,
+    /// What is paid for survives the end of the process: the answer is in the ledger, or the record in
+    /// the store.
+    is_durable: bool,
     /// How old the answer was at an instant.
     pub(super) answered: Option<(Duration, Instant)>,
     pub(super) course: Course,
@@ -81,6 +86,8 @@ impl Task {
             is_told: false,
             reading,
             is_resumed: wanted.is_none(),
+            is_counted: wanted.is_none(),
+            is_durable: wanted.is_none(),
             wanted,
             answered: None,
             course: Course::default(),
@@ -142,11 +149,11 @@ impl Task {
                 Event::Reserved(reserved)
             }
             Effect::LookAgain => Event::LookedAgain(self.look_again().await),
-            Effect::Adopt(record) => {
-                if let Err(error) = parts.ledger.adopt(&record).await {
+            Effect::Import(record) => {
+                if let Err(error) = parts.ledger.import_record(&record).await {
                     tracing::warn!(%error, key = %self.key, "the ledger could not be told of a record");
                 }
-                Event::Adopted
+                Event::Imported
             }
             Effect::CheckWaiters => Event::Awaited(self.check_waiters()),
             Effect::Open => self.open().await,
@@ -180,7 +187,11 @@ impl Task {
                 crash_point("CP24");
                 Event::ObjectKept(kept, parts.clock.now())
             }
-            Effect::PutRecord(record) => Event::RecordKept(parts.store.put_record(&record).await),
+            Effect::PutRecord(record) => {
+                let kept = parts.store.put_record(&record).await;
+                self.is_durable |= kept.is_ok();
+                Event::RecordKept(kept)
+            }
             Effect::Pause(time) => self.pause(time).await,
             Effect::StepAside(time) => {
                 (self.slot, self.pass) = (None, None);
@@ -324,6 +335,7 @@ impl Task {
         self.note_reply(&reply);
         self.shared.parts.metrics.attempt(attempt_outcome(&reply));
         if let Reply::Answered(_) = reply {
+            self.answered = Some((Duration::ZERO, Instant::now()));
             self.go_on_without_a_slot();
         }
         Event::Replied(reply)
@@ -332,17 +344,22 @@ impl Task {
     async fn book(&mut self, id: CallId, booking: Booking, machine: &Machine) -> Result<(), LedgerError> {
         let state = booking.state();
         let booked = self.shared.parts.ledger.book(id, booking).await;
-        if state == CallState::Answered && matches!(booked, Err(LedgerError::Contradiction { .. })) {
-            // Somebody settled the row meanwhile; the result is fetched all the same, and its URL ages.
-            self.answered = Some((Duration::ZERO, Instant::now()));
+        // A contradiction: somebody settled the row meanwhile. The result is fetched all the same.
+        if matches!(booked, Ok(()) | Err(LedgerError::Contradiction { .. })) {
+            self.is_durable |= state == CallState::Answered;
         }
         booked?;
         self.tell_booked(state);
         if let Some(payer) = machine.payer() {
-            self.shared.parts.metrics.booked(state, &payer.team, payer.credits);
+            let metrics = &self.shared.parts.metrics;
+            // A result may be booked without its answer.
+            if state == CallState::Stored && !self.is_counted {
+                metrics.booked(CallState::Answered, &payer.team, payer.credits);
+            }
+            self.is_counted |= matches!(state, CallState::Answered | CallState::Stored);
+            metrics.booked(state, &payer.team, payer.credits);
         }
         if state == CallState::Answered {
-            self.answered = Some((Duration::ZERO, Instant::now()));
             crash_point("CP14");
         }
         if state == CallState::Stored {
@@ -355,14 +372,14 @@ impl Task {
     async fn pause(&mut self, time: Duration) -> Event {
         tokio::select! {
             () = tokio::time::sleep(jittered(time)) => {}
-            () = self.shared.draining.cancelled(), if self.answered.is_some() => {}
+            () = self.shared.draining.cancelled(), if self.is_durable => {}
         }
         Event::Paused
     }
 
     /// Is the process ending while only free work is left, which the ledger remembers?
     fn must_leave(&self) -> bool {
-        self.shared.draining.is_cancelled() && self.answered.is_some()
+        self.shared.draining.is_cancelled() && self.is_durable
     }
 
     fn answer_age(&self) -> Duration {

@@ -1,9 +1,10 @@
 //! Is a key's answer there? Memory, as far as it is [fresh](super::freshness), then the ledger, then the
 //! store's record.
 //!
-//! Only what is known to be absent may be bought: whoever cannot be asked has said nothing. A record that
-//! the ledger does not know is adopted into it, so that a new database over an old bucket buys nothing
-//! again; a result that the store no longer has is booked as lost. Nothing here spends a credit.
+//! Only what is known to be absent may be bought. If the store cannot be asked, the ledger decides, provided
+//! that it knows every record of the store. A record that the ledger does not know is imported into it, so
+//! that a new database over an old bucket buys nothing again; a result that the store no longer has is booked
+//! as lost. Nothing here spends a credit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,7 +72,7 @@ impl Gateway {
             (in_ledger, Ok(Some(record))) => {
                 // Another archive's records serve, but are not taken for ours.
                 if in_ledger.is_ok() && self.parts.guard.is_open() {
-                    stages.time(Stage::Ledger, self.adopt(&record)).await;
+                    stages.time(Stage::Ledger, self.import_record(&record)).await;
                 }
                 if stages.time(Stage::Store, self.is_still_there(&record)).await? {
                     // It may have been purged, which the ledger alone would tell.
@@ -89,10 +90,14 @@ impl Gateway {
                 tracing::error!(%error, %key, "a record is damaged, so its key is not bought");
                 Err(GatewayError::StoreUnavailable)
             }
-            // The store cannot be asked, so the ledger decides.
+            // The store cannot be asked, so the ledger decides, if it knows every record.
             (Ok(_), Err(error)) => {
                 tracing::warn!(%error, %key, "the store could not be asked for a record");
-                Ok(None)
+                match self.parts.ledger.knows_all_of(&self.namespace, key).await {
+                    Ok(true) => Ok(None),
+                    Ok(false) => Err(GatewayError::LedgerIncomplete),
+                    Err(_) => Err(GatewayError::LedgerUnavailable),
+                }
             }
             (Err(error), _) => {
                 tracing::error!(%error, %key, "the ledger could not be asked, and the store has no answer");
@@ -121,8 +126,8 @@ impl Gateway {
     }
 
     /// A record the ledger does not know becomes a row, so that the next look-up is shorter.
-    async fn adopt(&self, record: &Record) {
-        if let Err(error) = self.parts.ledger.adopt(record).await {
+    async fn import_record(&self, record: &Record) {
+        if let Err(error) = self.parts.ledger.import_record(record).await {
             tracing::warn!(%error, key = %record.key, "the ledger could not be told of a record");
         }
     }

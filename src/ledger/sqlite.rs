@@ -39,10 +39,10 @@ use self::worker::Worker;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, Changes, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved,
+    Booking, CallId, Changes, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
     Soundness, StateTotal,
 };
-use crate::archive::{ArchiveId, Membership};
+use crate::archive::{ArchiveId, Import, Membership};
 use crate::clock::Clock;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
@@ -53,7 +53,8 @@ use crate::store::Record;
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// What leads from each layout to the next; it only ever adds.
-const MIGRATIONS: [&str; 5] = [SCHEMA, spool::SCHEMA, membership::SCHEMA, admin::SCHEMA, usage::SCHEMA];
+const MIGRATIONS: [&str; 6] =
+    [SCHEMA, spool::SCHEMA, membership::SCHEMA, admin::SCHEMA, usage::SCHEMA, membership::IMPORT];
 
 /// Bytes that may wait in the spool, unless [`SqliteLedger::with_spool_max`] says otherwise.
 const SPOOL_MAX: u64 = 2 << 30;
@@ -266,10 +267,19 @@ impl Ledger for SqliteLedger {
         self.health.learn(booked)
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        let record = record.clone();
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        let now = self.clock.now();
+        let today = Windows::at(now, &self.zone);
+        let record = Box::new(record.clone());
         let windows = Windows::at(record.stored_at, &self.zone);
-        self.write(move |db| calls::adopt(db, &record, &windows)).await
+        self.write(move |db| match calls::orphan_of(db, &record)? {
+            Some(id) => {
+                let booking = Booking::Stored { record, holds_key: true };
+                usage::adjusting(db, id, &today, || calls::book(db, id, &booking, now))
+            }
+            None => calls::import_record(db, &record, &windows),
+        })
+        .await
     }
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
@@ -327,8 +337,18 @@ impl Ledger for SqliteLedger {
         self.write(move |db| membership::settle(db, archive)).await
     }
 
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        self.read(move |db| calls::facts(db, id)).await
+    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError> {
+        self.write(move |db| membership::note_import(db, archive, &import)).await
+    }
+
+    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+        let namespace = namespace.to_owned();
+        self.read(move |db| Ok(membership::is_complete(db)? && !calls::has_orphan(db, &namespace, key)?))
+            .await
+    }
+
+    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
+        self.read(calls::orphans).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {

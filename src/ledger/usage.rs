@@ -259,7 +259,7 @@ pub struct Adjustment {
     pub day: Date,
 }
 
-/// Credits of calls, by what the upstream may have charged for them. Adopted rows are not in it: they
+/// Credits of calls, by what the upstream may have charged for them. Imported rows are not in it: they
 /// were paid through another ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Charged {

@@ -81,6 +81,9 @@ pub struct Memory {
     pub fetched: ResultRoom,
 }
 
+/// Answered without a token, and above the connection limit.
+pub const HEALTH_PATHS: [&str; 3] = ["/livez", "/readyz", "/metrics"];
+
 /// Where a running process is told to adopt.
 pub const ADOPT_PATH: &str = "/admin/v1/adopt";
 
@@ -105,8 +108,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<AdminState>)> {
 
 /// The paths of all routes of the admin listener, as OpenAPI writes them.
 pub fn admin_paths() -> Vec<&'static str> {
-    let health = ["/livez", "/readyz", "/metrics"];
-    health.into_iter().chain(routes().into_iter().map(|(path, _)| path)).collect()
+    HEALTH_PATHS.into_iter().chain(routes().into_iter().map(|(path, _)| path)).collect()
 }
 
 /// The admin listener's routes.

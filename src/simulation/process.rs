@@ -19,7 +19,7 @@ use super::world::World;
 use crate::cache::MemoryCache;
 use crate::fill::{FillConfig, FillParts, Filler};
 use crate::gateway::{Gateway, GatewayParts};
-use crate::guard::ArchiveGuard;
+use crate::guard::{ArchiveGuard, Standing};
 use crate::key::CacheKey;
 use crate::ledger::{CallId, Ledger};
 use crate::metering::Meter;
@@ -35,6 +35,9 @@ pub(super) const URL_TTL: Duration = Duration::from_secs(84_600);
 
 /// How often an empty spool is looked at: nobody else fills it, and worlds last for days.
 const COPIER_IDLE: Duration = Duration::from_secs(600);
+
+/// How often a complete import is looked at, for the same reason.
+const IMPORT_PERIOD: Duration = Duration::from_secs(300);
 
 /// See the module.
 pub(super) struct Process {
@@ -59,6 +62,8 @@ pub(super) struct Life {
     /// Paid calls whose tail is in its hands or whose answer it awaits.
     pub(super) held: AtomicUsize,
     stopped_until: Mutex<Option<Instant>>,
+    /// When the store last said that it has no record of a key.
+    absent: Mutex<BTreeMap<CacheKey, Instant>>,
 }
 
 /// A reservation that was won, on its way to the upstream.
@@ -85,6 +90,7 @@ impl Life {
             purchases: Mutex::default(),
             held: AtomicUsize::new(0),
             stopped_until: Mutex::default(),
+            absent: Mutex::default(),
         })
     }
 
@@ -109,6 +115,16 @@ impl Life {
     pub(super) fn stopped_until(&self) -> Option<Instant> {
         let until = *self.stopped_until.lock().unwrap_or_else(PoisonError::into_inner);
         until.filter(|&until| Instant::now() < until)
+    }
+
+    pub(super) fn was_absent(&self, key: CacheKey) {
+        self.absent.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
+    }
+
+    /// Has the store said that it has no record of the key, before this instant?
+    pub(super) fn was_absent_before(&self, key: CacheKey, since: Instant) -> bool {
+        let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        absent.get(&key).is_some_and(|&at| at <= since)
     }
 
     fn purchases<T>(&self, with: impl FnOnce(&mut BTreeMap<CacheKey, Purchase>) -> T) -> T {
@@ -185,6 +201,9 @@ impl Process {
             SpoolConfig { disk: None, max_bytes: 2 << 30, result_max_bytes: 32 << 20, is_remote: true };
         let spool = Spool::new(bare, ledger.clone(), guard.clone(), config);
         let store: Arc<dyn Store> = spool.clone();
+        let importer = guard.clone();
+        let import = async move { importer.import_records(IMPORT_PERIOD).await };
+        tokio::spawn(life.dead.clone().run_until_cancelled_owned(import));
         let ready = Self::make_ready(guard.clone(), store.clone());
         tokio::spawn(life.dead.clone().run_until_cancelled_owned(ready));
         let parts = FillParts {
@@ -241,7 +260,9 @@ impl Process {
     /// Proves the store and says, as an operator would, that it is the ledger's: another ledger over the
     /// same store is part of every world. Until then nothing is bought.
     async fn make_ready(guard: Arc<ArchiveGuard>, store: Arc<dyn Store>) {
-        while guard.adopt().await.is_err() || store.prove().await.is_err() {
+        while !matches!(guard.look().await, Standing::Open(_)) && guard.adopt().await.is_err()
+            || store.prove().await.is_err()
+        {
             tokio::time::sleep(ms(1000)).await;
         }
     }

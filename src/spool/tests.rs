@@ -88,6 +88,11 @@ impl Store for Shaky {
         self.files.record(namespace, key).await
     }
 
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        self.check(Refuses::Everything)?;
+        self.files.list_records(after, limit).await
+    }
+
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
         self.check(Refuses::Records)?;
         self.files.forget_record(namespace, key, up_to).await

@@ -42,6 +42,8 @@ macro_rules! store_contract {
             concurrent_records_of_one_generation_have_one_winner
             concurrent_generations_end_with_the_highest
             records_of_other_keys_and_namespaces_do_not_mix
+            records_are_listed_once_in_pages_of_any_size
+            names_that_are_no_records_are_not_listed
             a_namespace_is_a_plain_word
             what_was_put_survives_reopening
             a_garbled_record_is_corrupt_and_not_absent
@@ -254,6 +256,75 @@ pub(crate) async fn records_of_other_keys_and_namespaces_do_not_mix(fixture: &im
     for (at, (namespace, key)) in places.into_iter().enumerate() {
         let read = store.record(namespace, key).await.unwrap().expect("it was put");
         assert_eq!(read.team, format!("team {at}"));
+    }
+}
+
+/// Lists in pages; `meanwhile` is done after each.
+async fn list(store: &dyn Store, limit: usize, meanwhile: impl AsyncFn()) -> Vec<(String, CacheKey)> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.list_records(after.as_deref(), limit).await.unwrap();
+        assert!(page.records.len() <= limit);
+        all.extend(page.records);
+        meanwhile().await;
+        match page.next {
+            None => return all,
+            next => after = next,
+        }
+    }
+}
+
+pub(crate) async fn records_are_listed_once_in_pages_of_any_size(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    assert_eq!(list(&*store, 10, async || {}).await, []);
+    let mut put = Vec::new();
+    // Two of one folder, and namespaces whose order depends on what follows the name.
+    let neighbour = |last| CacheKey::from_bytes(std::array::from_fn(|at| if at == 31 { last } else { 9 }));
+    for (namespace, key) in
+        (0..5).map(|n| ("a", key(n))).chain([("a-", key(0)), ("b", neighbour(0)), ("b", neighbour(1))])
+    {
+        store.put_record(&record(namespace, key, 0, "red")).await.unwrap();
+        put.push((namespace.to_owned(), key));
+    }
+    put.sort_unstable();
+    for limit in [1, 2, 3, 7, 8, 9, 1000] {
+        let mut listed = list(&*store, limit, async || {}).await;
+        listed.sort_unstable();
+        assert_eq!(listed, put, "pages of {limit}");
+    }
+    // What comes and goes meanwhile may be listed or not; what stays is.
+    let (come, gone) = (key(200), key(201));
+    store.put_record(&record("a", gone, 0, "red")).await.unwrap();
+    let change = async || {
+        store.put_record(&record("a", come, 0, "red")).await.unwrap();
+        store.forget_record("a", gone, 0).await.unwrap();
+    };
+    let mut listed = list(&*store, 2, change).await;
+    listed.retain(|(_, key)| ![come, gone].contains(key));
+    listed.sort_unstable();
+    assert_eq!(listed, put);
+}
+
+pub(crate) async fn names_that_are_no_records_are_not_listed(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let put = [key(1), key(2), key(3)];
+    for key in put {
+        store.put_record(&record("space", key, 0, "red")).await.unwrap();
+        for wrong in [".json", ".json~", ""] {
+            let path = Record::path("space", CacheKey::of(wrong.as_bytes(), 1, 1));
+            let folder = Record::path("space", key);
+            let (folder, _) = folder.rsplit_once('/').unwrap();
+            let (_, name) = path.rsplit_once('/').unwrap();
+            // A record's name in another record's folder, and names that only begin or end like one.
+            fixture.overwrite(&format!("{folder}/{}", name.replace(".json", wrong)), b"{}").await;
+        }
+    }
+    let mut expected = put.map(|key| ("space".to_owned(), key));
+    expected.sort_unstable();
+    for limit in [1, 2, 100] {
+        let mut listed = list(&*store, limit, async || {}).await;
+        listed.sort_unstable();
+        assert_eq!(listed, expected, "pages of {limit}");
     }
 }
 

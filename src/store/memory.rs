@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{MARKER, Record, Store, StoreError, archive_of, check_object, is_object};
+use super::{MARKER, RECORDS, Record, RecordPage, Store, StoreError, archive_of, check_object, is_object};
 use crate::archive::ArchiveId;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
@@ -61,6 +61,14 @@ impl MemoryStore {
         json.map(|json| Record::from_json(&path, &json, namespace, key)).transpose()
     }
 
+    pub(crate) fn list_records(&self, after: Option<&str>, limit: usize) -> RecordPage {
+        let files = self.files();
+        let is_behind = |name: &&String| after.is_none_or(|after| name.as_str() > after);
+        let mut names = files.keys().filter(|name| name.starts_with(RECORDS)).filter(is_behind).cloned();
+        let page: Vec<String> = names.by_ref().take(limit).collect();
+        RecordPage::of(&page, names.next().is_none())
+    }
+
     pub(crate) fn forget_record(
         &self,
         namespace: &str,
@@ -97,6 +105,10 @@ impl Store for MemoryStore {
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         Self::record(self, namespace, key)
+    }
+
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        Ok(Self::list_records(self, after, limit))
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {

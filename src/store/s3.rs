@@ -14,8 +14,8 @@
 //!
 //! Something is absent only when the bucket says `NoSuchKey`; any other answer says nothing. Every
 //! call ends within [`S3Limits::whole`], and a bucket that has failed several times in a row is left
-//! alone for a while, which costs no time. Nothing is ever listed, and nothing deleted but the trial
-//! and the records of purged keys.
+//! alone for a while, which costs no time. Only an import lists records, and nothing is deleted but the
+//! trial and the records of purged keys.
 
 mod bucket;
 mod client;
@@ -39,7 +39,7 @@ use self::records::RecordTurns;
 use crate::archive::ArchiveId;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
-use crate::store::{Record, Store, StoreError};
+use crate::store::{Record, RecordPage, Store, StoreError};
 
 /// Which bucket, and how to reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,6 +154,10 @@ impl Store for S3Store {
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         Ok(records::read(&self.bucket, namespace, key).await?.map(|(record, _)| record))
+    }
+
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        records::list(&self.bucket, after, limit).await
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {

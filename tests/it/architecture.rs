@@ -254,7 +254,6 @@ fn whoever_wraps_a_seam_hands_on_all_of_its_methods() {
         format!("{}\n", source.unwrap_or_else(|| panic!("there is no {path}")).code)
     };
     for (seam, path, wrapper, file) in [
-        ("Ledger", "ledger.rs", "SpillLedger", "ledger/spill.rs"),
         ("Ledger", "ledger.rs", "MeteredLedger", "metrics/ledger.rs"),
         ("Store", "store.rs", "Spool", "spool.rs"),
         ("Store", "store.rs", "MeteredStore", "metrics/store.rs"),

@@ -219,6 +219,7 @@ fn errors() -> Vec<GatewayError> {
         GatewayError::NoResultRoom,
         GatewayError::ArchiveGuard,
         GatewayError::LedgerUnavailable,
+        GatewayError::LedgerIncomplete,
         GatewayError::StoreUnavailable,
         GatewayError::Bug,
     ];
@@ -238,7 +239,7 @@ fn is_listed(error: &GatewayError) -> bool {
         E::CircuitOpen { .. } | E::PurchaseStopped { .. } => true,
         E::StillBeingMade | E::ResultNotFetched { .. } | E::TooBusy { .. } | E::Draining => true,
         E::Resting { .. } | E::NoRoom | E::NoUploadRoom | E::NoResultRoom => true,
-        E::ArchiveGuard | E::LedgerUnavailable | E::StoreUnavailable | E::Bug => true,
+        E::ArchiveGuard | E::LedgerUnavailable | E::LedgerIncomplete | E::StoreUnavailable | E::Bug => true,
         // Clients see the upstream's own status and code.
         E::Upstream { .. } => false,
     }

@@ -27,8 +27,8 @@ pub enum Effect {
     Reserve,
     /// Ask the store once more, now that nobody else can buy: [`Event::LookedAgain`].
     LookAgain,
-    /// Make a record known to the ledger: [`Event::Adopted`].
-    Adopt(Arc<Record>),
+    /// Make a record known to the ledger: [`Event::Imported`].
+    Import(Arc<Record>),
     /// Ask whether anybody waits still, now that it may have taken long: [`Event::Awaited`].
     CheckWaiters,
     /// Send all but the tail: [`Event::Opened`].
@@ -79,7 +79,7 @@ pub enum Event {
     /// What the store has by now.
     LookedAgain(Result<Standing, StoreError>),
     /// The ledger knows the record, or could not be told; it will be told again at a later look-up.
-    Adopted,
+    Imported,
     /// Somebody waits still; or nobody, and the group is dissolved.
     Awaited(bool),
     /// How far the order came.

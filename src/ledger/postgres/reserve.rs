@@ -60,7 +60,7 @@ pub(super) async fn reserve(tx: &Tx, wanted: &Wanted) -> Result<Reserved, Failur
     }
     let windows = Windows::at(now, zone);
     let Some(id) = insert(tx, reservation, owner, generation, &windows, now).await? else {
-        // An adopted record, or a late answer.
+        // An imported record, or a late answer.
         return Err(Failure::Again("another row has the key"));
     };
     let counted =

@@ -168,7 +168,7 @@ pub(in crate::ledger) async fn what_was_paid_is_told_by_day_team_and_state(bench
 pub(in crate::ledger) async fn what_was_paid_through_another_ledger_is_nobodys_spending(bench: &UsageBench) {
     let theirs = Record { team: "theirs".to_owned(), ..bench.bench.store(picture(1)).await };
     let theirs = Record { key: picture(2).key, ..theirs };
-    bench.bench.ledger.adopt(&theirs).await.expect("the ledger can be written");
+    bench.bench.ledger.import_record(&theirs).await.expect("the ledger can be written");
     bench.at("2027-01-15T09:00:00Z");
     bench.bench.ledger.lose(&theirs).await.expect("the ledger can be written");
     assert_eq!(bench.all().await.into_keys().collect::<Vec<_>>(), [key("2026-11-22", "press")]);

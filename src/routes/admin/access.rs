@@ -12,6 +12,7 @@ use http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, ORIGIN, X_CONTENT_TYPE_OP
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::AdminState;
+use super::HEALTH_PATHS;
 use super::failure::AdminFailure;
 use crate::ledger::admin::Actor;
 
@@ -19,7 +20,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Lets those in who may, and says who they are.
 pub(super) async fn layer(State(state): State<AdminState>, mut request: Request, next: Next) -> Response {
-    if is_open(request.uri().path()) {
+    if HEALTH_PATHS.contains(&request.uri().path()) {
         return next.run(request).await;
     }
     let mut response = match actor(&state, &request) {
@@ -33,10 +34,6 @@ pub(super) async fn layer(State(state): State<AdminState>, mut request: Request,
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
-}
-
-fn is_open(path: &str) -> bool {
-    matches!(path, "/livez" | "/readyz" | "/metrics")
 }
 
 fn actor(state: &AdminState, request: &Request) -> Result<Actor, AdminFailure> {

@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 
 use super::disk::{self, failed};
 use super::records::RecordLocks;
-use crate::store::StoreError;
+use crate::store::{RECORDS, StoreError};
 
 pub(super) const RESULTS: &str = "results";
-pub(super) const RECORDS: &str = "records";
 const TMP: &str = "tmp";
 
 /// The folder and what this process knows of it.

@@ -186,6 +186,29 @@ impl Bucket {
         .await
     }
 
+    /// At most `limit` names that begin with `start`, behind `after`; and whether they are the last.
+    pub(super) async fn list(
+        &self,
+        start: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<String>, bool), StoreError> {
+        let request = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.name)
+            .prefix(self.key(start))
+            .set_start_after(after.map(|after| self.key(after)))
+            .max_keys(i32::try_from(limit).unwrap_or(i32::MAX));
+        self.call("list", start, async {
+            let listed = request.send().await.map_err(|error| Failure::new(&error))?;
+            let keys = listed.contents().iter().filter_map(|object| object.key());
+            let names = keys.filter_map(|key| key.strip_prefix(&self.prefix)).map(str::to_owned);
+            Ok((names.collect(), listed.is_truncated() != Some(true)))
+        })
+        .await
+    }
+
     /// Removes what is under `name`, if anything is; with a tag only in that state.
     pub(super) async fn delete(&self, name: &str, tag: Option<&str>) -> Result<Deleted, StoreError> {
         match self.delete_in_state(name, tag).await? {

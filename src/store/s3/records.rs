@@ -8,7 +8,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::bucket::{Bucket, Condition, Deleted, Headers, Written};
 use crate::crash::crash_point;
 use crate::key::CacheKey;
-use crate::store::{MAX_RECORD_BYTES, Record, StoreError};
+use crate::store::{MAX_RECORD_BYTES, RECORDS, Record, RecordPage, StoreError};
 
 /// How often a write is tried that loses against others. Of this process there are none.
 const TRIES: u32 = 5;
@@ -72,6 +72,16 @@ pub(super) async fn read(
     let Some(found) = bucket.get(&path, MAX_RECORD_BYTES).await? else { return Ok(None) };
     let record = Record::from_json(&path, &found.bytes, namespace, key)?;
     Ok(Some((record, found.tag)))
+}
+
+/// A page of the records' names, in the order of their bytes.
+pub(super) async fn list(
+    bucket: &Bucket,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<RecordPage, StoreError> {
+    let (names, is_last) = bucket.list(&format!("{RECORDS}/"), after, limit).await?;
+    Ok(RecordPage::of(&names, is_last))
 }
 
 /// Removes the record under a key unless its generation is higher than `up_to`.

@@ -23,8 +23,8 @@ struct World {
     paid: bool,
     /// The booking that the ledger has not confirmed yet.
     unconfirmed: Option<CallState>,
-    /// An answer is durable in the ledger.
-    answer_booked: bool,
+    /// The ledger was asked to book the answer, and did or could not.
+    answer_offered: bool,
     /// `stored` or `unfetchable` is.
     answer_settled: bool,
     object_kept: bool,
@@ -47,7 +47,7 @@ impl World {
     /// An answer booked by a process that died.
     fn resumed() -> Self {
         let row = Some(CallState::Answered);
-        Self { row, sent: true, paid: true, answer_booked: true, ..Self::default() }
+        Self { row, sent: true, paid: true, answer_offered: true, ..Self::default() }
     }
 
     /// May the machine ask for this now? What came of its last effect is in the world already.
@@ -107,10 +107,10 @@ impl World {
                 demand(is_backed, "stored means kept, by the store or by the ledger when the store fails")
             }
             Effect::Fetch(_) | Effect::PutObject(_) => {
-                demand(self.answer_booked, "the answer is durable first")
+                demand(self.answer_offered, "the answer is offered to the ledger first")
             }
             Effect::PutRecord(_) => demand(self.object_kept, "object first, then record"),
-            Effect::Adopt(record) => {
+            Effect::Import(record) => {
                 let is_found = self.found == Some(FillSource::Store) && **record == other_record(0);
                 demand(self.record_kept || is_found, "only what is in the store")
             }
@@ -258,12 +258,16 @@ impl World {
                     return;
                 }
                 self.is_spooled |= is_spooling;
+                self.answer_offered |= state == CallState::Answered;
+                // The result goes to the store, or to the spool, before the row is booked.
+                if state == CallState::Answered && matches!(outcome, Err(LedgerError::Unavailable(_))) {
+                    return;
+                }
                 if matches!(outcome, Err(LedgerError::Unavailable(_))) {
                     self.unconfirmed = Some(state);
                     return;
                 }
                 self.unconfirmed = None;
-                self.answer_booked |= state == CallState::Answered;
                 self.answer_settled |= matches!(state, CallState::Stored | CallState::Unfetchable);
                 self.row = Some(state).filter(|state| state.is_open());
                 // Neither costs anything, and another row may follow.
@@ -373,8 +377,12 @@ fn planted_mistakes_are_found() {
         let is_lost = matches!(event, Event::Marked(Ok(Permit::Lost)));
         is_lost.then(|| machine.step(Event::Marked(Ok(Permit::Granted))))
     });
-    is_found("a booking is repeated", |_, event, booking| match (event, booking) {
+    is_found("ended with a paid result in hand", |_, event, booking| match (event, booking) {
         (Event::Booked(Err(_)), Some(CallState::Answered)) => gives_up(),
+        _ => None,
+    });
+    is_found("a booking is repeated", |_, event, booking| match (event, booking) {
+        (Event::Booked(Err(_)), Some(CallState::Stored)) => gives_up(),
         _ => None,
     });
     is_found("a booking is repeated", |machine, event, booking| match (event, booking) {
