@@ -7,11 +7,12 @@
 CARGO ?= cargo
 # The version the tests are known to run under; a newer one may ask for a newer Rust.
 NEXTEST_VERSION := 0.9.143
+FUZZ_VERSION := 0.13.2
 # The crash tests need the points at which a test build kills itself. No other build has them.
 TEST_FEATURES := --features granary/crash-points
 # The proxies that `make test-all` puts in front, as Debian packages.
 PROXIES := nginx haproxy apache2-bin varnish
-# How long `make soak` runs, and its dice; print the seed of a failure and give it again.
+# How long `make soak` and each target of `make fuzz` run, and the dice of `make soak`; print the seed of a failure and give it again.
 SECONDS ?= 60
 SEED ?=
 # How often `make crash` kills, and the round it goes on from.
@@ -24,7 +25,7 @@ SEEDS ?= 100000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint bench soak crash faults clients simulate compiler curl strace postgres prometheus nextest components proxies
+.PHONY: help run test test-all lint bench count fuzz soak crash faults clients simulate compiler curl strace postgres prometheus nextest components proxies
 
 help: ## What can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -58,6 +59,9 @@ deploy: compiler linters ## Check every file below deploy/, and that the checks 
 bench: compiler ## Measure what a hit and the journal cost; wants a quiet machine
 	$(CARGO) bench --locked --workspace --bench cost
 
+count: ## Lines of code, long functions and names, to compare with tools/count.baseline
+	@tools/count
+
 soak: compiler nextest ## Hits, misses, hang-ups and restarts for SECONDS=60, counted to the credit
 	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(CARGO) nextest run --locked --workspace $(TEST_FEATURES) \
 		--run-ignored only --profile soak -E 'test(=soak::everything_adds_up_after_a_long_time)'
@@ -80,6 +84,12 @@ clients: compiler nextest ## Bad clients in their long form: 6,000 slow ones, 50
 simulate: compiler nextest ## Whole lives with all faults, SEEDS=100000 of them from START=0, or one SEED=4711 step by step
 	SIM_SEEDS=$(SEEDS) SIM_START=$(START) SIM_SEED=$(SEED) $(CARGO) nextest run --locked --workspace --lib $(TEST_FEATURES) \
 		--cargo-profile simulate --profile simulate -E 'test(=simulation::no_promise_is_broken_in_any_world)'
+
+fuzz: compiler ## Fuzz each target for SECONDS=60, from its corpus; `make test` replays the corpus
+	$(call install,g++,g++)
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz --version $(FUZZ_VERSION)
+	@for target in $$($(CARGO) fuzz list); do \
+		$(CARGO) fuzz run -s none $$target -- -max_total_time=$(SECONDS) -max_len=65536 || exit 1; done
 
 # packages NAME, PACKAGES: installs Debian packages.
 define packages

@@ -29,7 +29,11 @@ use crate::policy::{CurrentPolicy, Terms};
 use crate::results::ResultRoom;
 use crate::secret::Secret;
 use crate::state::{StateDir, StateDirError};
+<<<<<<< HEAD
 use crate::store::{Record, Store};
+=======
+use crate::store::{Record, Store, StoreBudget};
+>>>>>>> main
 use crate::teams::{Team, Teams};
 use crate::upstream::{ErrorReply, HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
@@ -85,6 +89,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
         image: Digest::of(PICTURE),
         // It is there to see an answer, and one that is stored would not do.
         refresh: true,
+        budget: StoreBudget::default(),
     };
     let patience = config.upstream.hard_stop + Duration::from_secs(60);
     let deadline = Instant::now() + patience;
