@@ -238,8 +238,9 @@ async fn a_name_of_another_grammar_reaches_no_store() {
         "*",
         "%F0%9F%98%80",
     ] {
-        for path in
-            [format!("/results/{wrong}.png"), format!("/results/{wrong}"), format!("{CROP_PATH}/{wrong}")]
+        // A key may be written in either case.
+        let look_up = (*wrong != *upper).then(|| format!("{CROP_PATH}/{wrong}"));
+        for path in [format!("/results/{wrong}.png"), format!("/results/{wrong}")].into_iter().chain(look_up)
         {
             let answer = get(path.clone()).await;
             let expected = if path.starts_with("/results") {
