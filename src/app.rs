@@ -75,6 +75,9 @@ const START_PATIENCE: Duration = Duration::from_secs(8);
 /// How often the archive's markers are compared.
 const GUARD_PERIOD: Duration = Duration::from_secs(30);
 
+/// How often it is asked whether the store has records that the ledger does not know.
+const IMPORT_PERIOD: Duration = Duration::from_secs(5);
+
 /// A running Granary.
 pub struct App {
     /// Where clients call.
@@ -141,7 +144,7 @@ impl App {
 
         let policy = CurrentPolicy::new(terms(&config));
         let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
-        metrics.expect_errors(error::KINDS.iter().map(|(fault, code)| (fault.as_str(), code.name)));
+        metrics.expect_errors(error::kinds().map(|(fault, code)| (fault.as_str(), code.name)));
         metrics.spool_may_hold(config.state.spool_max.0);
         let memory = memory::open(&config, &state)?;
         let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());
@@ -178,12 +181,17 @@ impl App {
         let max_bytes = config.upstream.result_max_bytes.0;
         let results = Arc::new(BoundedResults::new(results, memory.fetched.clone(), max_bytes));
 
-        // Where several processes keep the ledger, leases say what is open and nobody's.
-        let recovery = match ledger.has_leases() {
-            true => None,
-            false => Some(ledger.recover().await.context("the ledger cannot be read")?),
-        };
+        // Where several processes keep the ledger, it settles nothing: leases say whose owner is dead.
+        let recovery = ledger.recover().await.context("the ledger cannot be read")?;
         crash_point("CP33");
+        // A new store has one page: its ledger is complete before anything is bought.
+        let _ = tokio::time::timeout(START_PATIENCE, guard.import_page()).await;
+        let importer = guard.clone();
+        tokio::spawn(
+            stopping
+                .clone()
+                .run_until_cancelled_owned(async move { importer.import_records(IMPORT_PERIOD).await }),
+        );
         let parts = FillParts {
             ledger: ledger.clone(),
             store: store.clone(),
@@ -196,13 +204,7 @@ impl App {
             clock: clock.clone(),
         };
         let filler = Filler::new(parts, fill_config(&config));
-        match recovery {
-            Some(recovery) => filler.resume(recovery),
-            None => {
-                let late = ledger::recover_late(ledger.clone(), filler.clone());
-                tokio::spawn(stopped.clone().run_until_cancelled_owned(late));
-            }
-        }
+        filler.resume(recovery);
         let leases = filler.clone();
         tokio::spawn(stopped.clone().run_until_cancelled_owned(async move { leases.keep_leases().await }));
         let copier = Copier::start(spool);

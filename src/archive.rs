@@ -14,12 +14,30 @@ use uuid::Uuid;
 pub struct ArchiveId(Uuid);
 
 /// What a ledger knows of its archive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
     /// The archive it belongs to.
     pub archive: ArchiveId,
     /// Has the store been seen to carry the same id? Until then nothing was ever bought.
     pub is_settled: bool,
+    /// How many of the store's records the ledger knows.
+    pub import: Import,
+}
+
+/// How far the import of a store's records into a ledger is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Import {
+    /// Everything up to this position of the store's list is imported; `None`: nothing yet.
+    UpTo(Option<String>),
+    /// The ledger knows every record of the archive.
+    Complete,
+}
+
+impl Membership {
+    /// A ledger that has just met its archive.
+    pub fn new(archive: ArchiveId, is_settled: bool) -> Self {
+        Self { archive, is_settled, import: Import::UpTo(None) }
+    }
 }
 
 /// Tells whether a store is the one that the ledger belongs to.

@@ -8,6 +8,7 @@
 //! What is new in both is paired at once, ledger first: its id is *settled* only after the store has
 //! been seen to carry it, so that a crash between the two is not taken for a loss.
 
+mod import;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
+pub use self::import::ImportStatus;
+use self::import::Progress;
 use crate::archive::{ArchiveCheck, ArchiveId, Membership};
 use crate::ledger::{Ledger, LedgerError};
 use crate::store::{Store, StoreError};
@@ -33,6 +36,8 @@ pub struct ArchiveGuard {
     /// When it was last looked, and whether both could be asked; held while looking, so that many who
     /// ask share one look.
     looked: tokio::sync::Mutex<Option<Look>>,
+    progress: tokio::sync::Mutex<Progress>,
+    import: Mutex<ImportStatus>,
 }
 
 /// A look, and whether both could be asked.
@@ -138,7 +143,8 @@ impl ArchiveGuard {
     /// Knows nothing yet: see [`look`](Self::look).
     pub fn new(ledger: Arc<dyn Ledger>, store: Arc<dyn Store>) -> Self {
         let (standing, looked) = (Mutex::new(Standing::Unknown), tokio::sync::Mutex::new(None));
-        Self { ledger, store, standing, looked }
+        let (progress, import) = (tokio::sync::Mutex::default(), Mutex::new(ImportStatus::NotBegun));
+        Self { ledger, store, standing, looked, progress, import }
     }
 
     /// What was found at the last look that could be made.
@@ -182,8 +188,8 @@ impl ArchiveGuard {
     /// [`GuardError`]: nothing is bought yet; it may be repeated.
     pub async fn adopt(&self) -> Result<Adoption, GuardError> {
         let mut looked = self.looked.lock().await;
-        let (membership, store) = self.read().await?;
-        let found = match judge(membership, store) {
+        let (membership, store) = (self.ledger.archive().await?, self.store.archive().await?);
+        let found = match judge(membership.as_ref(), store) {
             Finding::Apart(mismatch) => Some(mismatch),
             Finding::New | Finding::Begun(_) | Finding::Pair(..) => None,
         };
@@ -210,13 +216,12 @@ impl ArchiveGuard {
     }
 
     async fn found(&self) -> Result<Standing, GuardError> {
-        let (membership, store) = match self.read().await {
-            Err(GuardError::Store(StoreError::Corrupt(_))) => {
-                return Ok(Standing::Closed(Mismatch::StoreMarkedOtherwise));
-            }
+        let membership = self.membership().await?;
+        let store = match self.store.archive().await {
+            Err(StoreError::Corrupt(_)) => return Ok(Standing::Closed(Mismatch::StoreMarkedOtherwise)),
             read => read?,
         };
-        let archive = match judge(membership, store) {
+        let archive = match judge(membership.as_ref(), store) {
             Finding::Apart(mismatch) => return Ok(Standing::Closed(mismatch)),
             Finding::Pair(archive, true) => return Ok(Standing::Open(archive)),
             Finding::Pair(archive, false) | Finding::Begun(archive) => archive,
@@ -232,8 +237,13 @@ impl ArchiveGuard {
         Ok(Standing::Open(archive))
     }
 
-    async fn read(&self) -> Result<(Option<Membership>, Option<ArchiveId>), GuardError> {
-        Ok((self.ledger.archive().await?, self.store.archive().await?))
+    /// The ledger's archive. Only an adoption changes it, so while the ledger is away, what it said
+    /// last is compared: a result that is paid for may then be written to the store.
+    async fn membership(&self) -> Result<Option<Membership>, LedgerError> {
+        match (self.ledger.archive().await, self.standing()) {
+            (Err(_), Standing::Open(archive)) => Ok(Some(Membership::new(archive, true))),
+            (read, _) => read,
+        }
     }
 
     fn learn(&self, standing: Standing) {
@@ -273,25 +283,20 @@ pub async fn compare(ledger: &dyn Ledger, store: &dyn Store) -> Result<Option<Mi
         Err(StoreError::Corrupt(_)) => return Ok(Some(Mismatch::StoreMarkedOtherwise)),
         read => read?,
     };
-    match judge(ledger.archive().await?, store) {
+    match judge(ledger.archive().await?.as_ref(), store) {
         Finding::Apart(mismatch) => Ok(Some(mismatch)),
         Finding::New | Finding::Begun(_) | Finding::Pair(..) => Ok(None),
     }
 }
 
-fn judge(membership: Option<Membership>, store: Option<ArchiveId>) -> Finding {
-    match (membership, store) {
-        (None, None) => Finding::New,
-        (None, Some(store)) => Finding::Apart(Mismatch::LedgerUnmarked { store }),
-        (Some(Membership { archive, is_settled }), Some(store)) if archive == store => {
-            Finding::Pair(archive, is_settled)
-        }
-        (Some(Membership { archive, .. }), Some(store)) => {
-            Finding::Apart(Mismatch::Different { ledger: archive, store })
-        }
-        (Some(Membership { archive, is_settled: false }), None) => Finding::Begun(archive),
-        (Some(Membership { archive, is_settled: true }), None) => {
-            Finding::Apart(Mismatch::StoreUnmarked { ledger: archive })
-        }
+fn judge(membership: Option<&Membership>, store: Option<ArchiveId>) -> Finding {
+    let Some(&Membership { archive, is_settled, .. }) = membership else {
+        return store.map_or(Finding::New, |store| Finding::Apart(Mismatch::LedgerUnmarked { store }));
+    };
+    match store {
+        Some(store) if archive == store => Finding::Pair(archive, is_settled),
+        Some(store) => Finding::Apart(Mismatch::Different { ledger: archive, store }),
+        None if is_settled => Finding::Apart(Mismatch::StoreUnmarked { ledger: archive }),
+        None => Finding::Begun(archive),
     }
 }

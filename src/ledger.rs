@@ -6,7 +6,7 @@
 //!
 //! Results that wait for the store rest in the book too, in its [`spool`].
 //!
-//! Implementations: [`sqlite`] for one process, [`postgres`] for several; and around each [`spill`].
+//! Implementations: [`sqlite`] for one process, [`postgres`] for several.
 //! This module knows no store, no upstream and no HTTP.
 
 pub mod address;
@@ -18,7 +18,6 @@ mod contract;
 #[cfg(test)]
 pub(crate) mod memory;
 pub mod postgres;
-pub mod spill;
 pub mod spool;
 pub mod sqlite;
 mod state;
@@ -34,7 +33,7 @@ pub use self::booking::Booking;
 use self::budget::{Budget, BudgetRefusal, Scope, Used};
 use self::spool::{SpoolUsage, Spooled};
 pub use self::state::CallState;
-use crate::archive::{ArchiveId, Membership};
+use crate::archive::{ArchiveId, Import, Membership};
 use crate::key::{CacheKey, Digest};
 use crate::picture::ObjectName;
 use crate::secret::Secret;
@@ -155,20 +154,18 @@ pub struct Changes {
     pub keys: Vec<(String, CacheKey)>,
 }
 
-/// What a row is about and how far it is.
+/// A call that is `unknown` because its owner died.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallFacts {
+pub struct Orphan {
+    /// The row.
+    pub id: CallId,
     /// Which upstream and operation.
     pub namespace: String,
     /// The request.
     pub key: CacheKey,
-    /// Its generation.
-    pub generation: u64,
-    /// How far it is.
-    pub state: CallState,
 }
 
-/// The number of rows in a state, and the sum of their credits. Adopted rows are not in it: they
+/// The number of rows in a state, and the sum of their credits. Imported rows are not in it: they
 /// were paid through another ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateTotal {
@@ -209,12 +206,13 @@ pub trait Ledger: Send + Sync {
     /// [`LedgerError`]: not booked, as far as is known. [`LedgerError::SpoolFull`]: certainly not.
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError>;
 
-    /// Makes a record that the store has and the ledger does not known to the ledger, unpaid. A
-    /// result that was booked as lost is not taken in again, nor one that was purged.
+    /// Makes a record of the store known to the ledger. If its call is `unknown` because the owner
+    /// died ([`orphans`](Self::orphans)), that row becomes `stored`; otherwise an unpaid row is added.
+    /// A result that was booked as lost is not imported again, nor one that was purged.
     ///
     /// # Errors
-    /// [`LedgerError`]: not known to it yet.
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError>;
+    /// [`LedgerError`]: not imported yet.
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError>;
 
     /// Says that the store no longer has what a record names: the row becomes `lost`, and the key
     /// may be bought again. Nothing happens when another result is stored under the key by now.
@@ -276,7 +274,7 @@ pub trait Ledger: Send + Sync {
 
     /// The generation up to which everything under a key counts as absent
     /// ([`LedgerAdmin::purge`](admin::LedgerAdmin::purge)); `None` when it was never purged.
-    /// [`look_up`](Self::look_up) finds nothing up to it, [`adopt`](Self::adopt) takes nothing in,
+    /// [`look_up`](Self::look_up) finds nothing up to it, [`import_record`](Self::import_record) takes nothing in,
     /// and [`reserve`](Self::reserve) gives a higher one.
     ///
     /// # Errors
@@ -316,16 +314,31 @@ pub trait Ledger: Send + Sync {
     async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError>;
 
     /// From now on it belongs to `archive`, whatever it belonged to, and the store is known to too.
+    /// Every record of the store is to be imported.
     ///
     /// # Errors
     /// [`LedgerError`].
     async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError>;
 
-    /// A row; `None` when there is none of this number.
+    /// Notes how far the import is, unless the ledger belongs to another archive by now.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: a part of it is repeated.
+    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError>;
+
+    /// Returns true when a key that is not found here has no record in the store either: the import
+    /// is complete, and no call of the key is an orphan.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: it cannot be said.
+    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError>;
+
+    /// Calls that are `unknown` because their owner died: it may have kept a result in the store that
+    /// it could not book.
     ///
     /// # Errors
     /// [`LedgerError`].
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError>;
+    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError>;
 
     /// The bytes of an object that waits in the spool, as they were given; `None` when it does not.
     ///

@@ -48,8 +48,12 @@ enum Bug {
     AnsweredAfterReply,
     /// The winner does not look up once more.
     NoSecondLookUp,
+    /// A ledger that does not know all records of the store decides that a key is absent.
+    IncompleteDecides,
     /// The fence is applied to booking: what somebody else has settled is not booked any more.
     FencedBooking,
+    /// A store that was not asked for lack of a turn counts as one that cannot be asked.
+    BusyIsAway,
 }
 
 /// Lives the world of a seed.
@@ -167,6 +171,16 @@ fn a_winner_who_does_not_look_again_would_be_found() {
 }
 
 #[test]
+fn congestion_taken_for_an_outage_is_found() {
+    assert_found(Bug::BusyIsAway);
+}
+
+#[test]
 fn a_booking_behind_the_fence_would_be_found() {
     assert_found(Bug::FencedBooking);
+}
+
+#[test]
+fn a_ledger_that_decides_although_it_is_incomplete_would_be_found() {
+    assert_found(Bug::IncompleteDecides);
 }

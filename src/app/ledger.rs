@@ -1,24 +1,17 @@
 //! Which ledger it is, and how a start goes on without its database.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::fill::Filler;
 use crate::ledger::Ledger;
 use crate::ledger::admin::LedgerAdmin;
 use crate::ledger::postgres::{PostgresConfig, PostgresLedger, ProofError};
-use crate::ledger::spill::SpillLedger;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::usage::UsageBook;
 use crate::state::StateDir;
-
-/// The pauses between attempts to book what lies in files.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// One book, as each of those sees it who use it.
 pub(super) struct Books {
@@ -31,9 +24,25 @@ pub(super) struct Books {
 }
 
 impl Books {
-    fn of(book: Arc<impl Ledger + UsageBook + LedgerAdmin + 'static>, state: &StateDir) -> Self {
-        let ledger = Arc::new(SpillLedger::new(book.clone(), state.spill_folder()));
-        Self { ledger, usage: book.clone(), admin: book }
+    fn of(book: Arc<impl Ledger + UsageBook + LedgerAdmin + 'static>) -> Self {
+        Self { ledger: book.clone(), usage: book.clone(), admin: book }
+    }
+}
+
+/// Refuses bookings that an earlier version left in files, before the ledger is one it cannot open.
+fn check_no_spilled_bookings(state: &StateDir) -> anyhow::Result<()> {
+    let folder = state.path().join("spill");
+    let names = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let is_booking = |name: &std::ffi::OsString| {
+        name.to_string_lossy().ends_with(".answered") || name.to_string_lossy().ends_with(".spooled")
+    };
+    match names.filter(is_booking).count() {
+        0 => Ok(()),
+        files => bail!(
+            "{} has {files} paid results that an earlier version could not book yet: start that version once more, or \
+             move the files away if they are of no use",
+            folder.display()
+        ),
     }
 }
 
@@ -43,6 +52,7 @@ impl Books {
 /// # Errors
 /// In a sentence, what keeps it from opening; or that the database may not be used as it is.
 pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<Books> {
+    check_no_spilled_bookings(state)?;
     match database(config) {
         Some(database) => {
             match database.prove().await {
@@ -53,13 +63,13 @@ pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> any
                     "starting without the database: hits are served from the bucket, nothing is bought"
                 ),
             }
-            Ok(Books::of(Arc::new(database), state))
+            Ok(Books::of(Arc::new(database)))
         }
         None => {
             let file = state.ledger_file();
             let ledger = SqliteLedger::open(&file, clock, config.budget.time_zone.clone())
                 .with_context(|| format!("state.path: the ledger {} cannot be opened", file.display()))?;
-            Ok(Books::of(Arc::new(ledger.with_spool_max(config.state.spool_max.0)), state))
+            Ok(Books::of(Arc::new(ledger.with_spool_max(config.state.spool_max.0))))
         }
     }
 }
@@ -83,18 +93,4 @@ pub(super) fn database(config: &Config) -> Option<PostgresLedger> {
         spool_max: config.state.spool_max.0,
         clock: None,
     }))
-}
-
-/// Books what the last process left in files, when the database can be asked; until then it is asked
-/// again. What it left open in the ledger itself is for whoever finds its lease run out.
-pub(super) async fn recover_late(ledger: Arc<dyn Ledger>, filler: Filler) {
-    let mut pause = SHORTEST_PAUSE;
-    loop {
-        match ledger.recover().await {
-            Ok(recovery) => return filler.resume(recovery),
-            Err(error) => tracing::warn!(%error, "what lies in files cannot be booked yet"),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
 }

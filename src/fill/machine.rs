@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A store that does not take object or record is given up for the ledger's spool; when that does
-//! not take it either, both are tried again, in turns, for ever.
+//! not take it either, both are tried again, in turns, for ever. A ledger that does not take the answer
+//! holds nothing up: the result is fetched and kept, and then it is booked as `stored` at once.
 
 mod book;
 mod effect;
@@ -50,7 +51,12 @@ pub struct Machine {
     won: Option<Won>,
     /// The row has passed the gate, or may have.
     is_marked: bool,
+    /// Another fill held the key when this one wanted it.
+    has_waited: bool,
     answer: Option<Answer>,
+    /// The ledger did not take the answer yet. It is offered again before each new fetch; once the
+    /// result is kept, that is booked instead.
+    is_answer_owed: bool,
     fetched: Option<Fetched>,
     record: Option<Arc<Record>>,
     /// The booking under way, and what follows it; kept until it is durable.
@@ -81,11 +87,13 @@ enum Next {
     Admit,
     Retry(Retry),
     Book,
+    /// Offers the ledger the answer that it did not take, if any, and fetches.
+    FetchAgain,
     Fetch,
     FetchLater(Duration),
     PutObject,
     PutRecord,
-    Adopt(Arc<Record>, FillSource),
+    Import(Arc<Record>, FillSource),
     Finish(Box<Verdict>),
     Stop,
 }
@@ -95,9 +103,9 @@ impl Next {
     fn verdict(&self) -> Option<Verdict> {
         match self {
             Self::Finish(verdict) => Some((**verdict).clone()),
-            Self::Adopt(record, source) => Some(Ok(Filled { record: record.clone(), source: *source })),
+            Self::Import(record, source) => Some(Ok(Filled { record: record.clone(), source: *source })),
             Self::TakeSlot | Self::Admit | Self::Retry(_) | Self::Book | Self::Stop => None,
-            Self::Fetch | Self::FetchLater(_) | Self::PutObject | Self::PutRecord => None,
+            Self::Fetch | Self::FetchAgain | Self::FetchLater(_) | Self::PutObject | Self::PutRecord => None,
         }
     }
 }
@@ -110,7 +118,9 @@ impl Machine {
             payer: None,
             won: None,
             is_marked: false,
+            has_waited: false,
             answer: None,
+            is_answer_owed: false,
             fetched: None,
             record: None,
             booking: None,
@@ -151,13 +161,14 @@ impl Machine {
 
             Event::Admitted(Admission::Nobody) => Effect::Stop,
             Event::Admitted(Admission::Refused(error)) => self.refuse_team(error),
-            Event::Admitted(Admission::TooFast(wait)) => self.step_aside(wait),
+            Event::Admitted(Admission::Unrated) => Effect::TakeSlot,
             Event::Admitted(Admission::Payer(payer)) => {
                 self.payer = Some(*payer);
                 Effect::CheckRoom
             }
 
             Event::Room(Ok(())) => Effect::EnterCircuit,
+            Event::Room(Err(StoreError::Busy(_))) => Effect::Finish(Err(GatewayError::StoreBusy)),
             Event::Room(Err(error)) => {
                 tracing::warn!(%error, "no new result can be kept, so none is bought");
                 Effect::Finish(Err(GatewayError::NoRoom))
@@ -171,7 +182,7 @@ impl Machine {
             Event::Reserved(Err(_)) => Effect::Finish(Err(GatewayError::LedgerUnavailable)),
 
             Event::LookedAgain(standing) => self.looked_again(standing),
-            Event::Adopted => self.after_pause(),
+            Event::Imported => self.after_pause(),
             Event::Awaited(true) => Effect::Open,
             Event::Awaited(false) => {
                 self.book(Booking::Released { reason: "nobody waited any more".to_owned() }, Next::Stop)
@@ -205,9 +216,13 @@ impl Machine {
                 self.won = Some(won);
                 Effect::LookAgain
             }
-            Reserved::Held(_) => self.step_aside(HELD_POLL),
+            Reserved::Held(_) => {
+                self.has_waited = true;
+                self.resume = Some(Next::TakeSlot);
+                Effect::StepAside(HELD_POLL)
+            }
             Reserved::Stored(record) => {
-                let filled = Filled { record: Arc::new(*record), source: FillSource::Ledger };
+                let filled = Filled { record: Arc::new(*record), source: self.found_in(FillSource::Ledger) };
                 Effect::Finish(Ok(filled))
             }
             Reserved::Resting { until, wait } => Effect::Finish(Err(GatewayError::Resting { until, wait })),
@@ -220,7 +235,7 @@ impl Machine {
     fn looked_again(&mut self, standing: Result<Standing, StoreError>) -> Effect {
         match standing {
             Ok(Standing::Result(record)) if record.generation >= self.generation() => {
-                let next = Next::Adopt(Arc::new(record), FillSource::Store);
+                let next = Next::Import(Arc::new(record), self.found_in(FillSource::Store));
                 self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
             }
             // Ours could not take its place; the next look-up books the loss first.
@@ -229,6 +244,8 @@ impl Machine {
             }
             // Nor the place of one that cannot be read.
             Err(StoreError::Corrupt(reason) | StoreError::Unfit(reason)) => self.unkeepable(&reason),
+            // Nothing was learned, neither of the store nor of the key.
+            Err(StoreError::Busy(reason)) => self.end(Booking::Released { reason }, GatewayError::StoreBusy),
             // When the store cannot be asked, the ledger decides, and it has.
             Ok(_) | Err(StoreError::Unavailable(_) | StoreError::Full(_)) => Effect::CheckWaiters,
         }
@@ -268,13 +285,8 @@ impl Machine {
     fn replied(&mut self, reply: Reply) -> Effect {
         match reply {
             Reply::Answered(answer) => {
-                let booking = Booking::Answered {
-                    text: answer.text().clone(),
-                    request_id: answer.request_id.clone(),
-                    log_id: answer.log_id.clone(),
-                };
                 self.answer = Some(answer);
-                self.book(booking, Next::Fetch)
+                self.book_answer()
             }
             Reply::Refused(refusal) => self.refused(refusal),
             Reply::Failed(reply) => {
@@ -294,7 +306,8 @@ impl Machine {
         self.dead_since = if is_dead { self.dead_since.or(Some(age)) } else { None };
         let gone = self.dead_since.is_some_and(|since| age.saturating_sub(since) >= DEAD_FOR);
         let timed_out = matches!(error, FetchError::Timeout);
-        if gone || age >= self.limits.result_url_ttl {
+        let is_over = gone || age >= self.limits.result_url_ttl;
+        if is_over && !self.is_answer_owed {
             tracing::error!(%error, call = self.id().0, "a paid result is lost: its URL does not serve it");
             return self.end(
                 Booking::Unfetchable { reason: error.to_string() },
@@ -308,7 +321,7 @@ impl Machine {
             self.resume = Some(Next::FetchLater(pause));
             return Effect::Tell(Err(GatewayError::ResultNotFetched { timed_out }));
         }
-        self.pause(pause, Next::Fetch)
+        self.pause(pause, Next::FetchAgain)
     }
 
     fn object_kept(&mut self, kept: Result<(), StoreError>, now: Timestamp) -> Effect {
@@ -354,7 +367,7 @@ impl Machine {
         }
         // Another result keeps the key; ours is permanent under its own URL, and paid for.
         let booking = Booking::Stored { record: Box::new(ours), holds_key: false };
-        self.book(booking, Next::Adopt(Arc::new(standing), FillSource::Bought))
+        self.book(booking, Next::Import(Arc::new(standing), FillSource::Bought))
     }
 
     /// The store did not take it, so the ledger is to keep it until it does.
@@ -385,9 +398,9 @@ impl Machine {
         Effect::Pause(time)
     }
 
-    fn step_aside(&mut self, time: Duration) -> Effect {
-        self.resume = Some(Next::TakeSlot);
-        Effect::StepAside(time)
+    /// Where a result was found that this fill did not buy.
+    fn found_in(&self, source: FillSource) -> FillSource {
+        if self.has_waited { FillSource::Awaited } else { source }
     }
 
     fn after_pause(&mut self) -> Effect {
@@ -414,15 +427,17 @@ impl Machine {
                 Some(fetched) => Effect::PutObject(fetched.clone()),
                 None => bug(),
             },
-            Next::FetchLater(pause) => self.pause(pause, Next::Fetch),
+            Next::FetchAgain if self.is_answer_owed => self.book_answer(),
+            Next::FetchAgain => self.next(Next::Fetch),
+            Next::FetchLater(pause) => self.pause(pause, Next::FetchAgain),
             Next::PutRecord => match &self.record {
                 Some(record) => Effect::PutRecord(record.clone()),
                 None => bug(),
             },
-            Next::Adopt(record, source) => {
+            Next::Import(record, source) => {
                 let filled = Filled { record: record.clone(), source };
                 self.resume = Some(Next::Finish(Box::new(Ok(filled))));
-                Effect::Adopt(record)
+                Effect::Import(record)
             }
             Next::Finish(verdict) => Effect::Finish(*verdict),
             Next::Stop => Effect::Stop,

@@ -16,13 +16,14 @@ use crate::cache::Reading;
 use crate::circuit::Pass;
 use crate::coalesce::{Coalescer, GroupGuard, WaiterId};
 use crate::crash::crash_point;
-use crate::error::GatewayError;
+use crate::error::{GatewayError, is_about_the_request};
 use crate::key::CacheKey;
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation, Reserved};
-use crate::metrics::{AttemptOutcome, Decision, ShedReason, Stage};
+use crate::metrics::{AttemptOutcome, ShedReason, Stage};
+use crate::policy::Turn;
 use crate::random::jittered;
 use crate::slots::Slot;
-use crate::store::StoreError;
+use crate::store::{StoreBudget, StoreError};
 use crate::upstream::{HeldCall, NotSent, Opened, RefusalKind, Reply, UnknownCause};
 
 /// See the module.
@@ -36,10 +37,12 @@ pub(super) struct Task {
     /// Whom the last admission was about.
     payer: Option<(WaiterId, Seat)>,
     pub(super) slot: Option<Slot>,
+    /// What may still be waited for the store before the spool takes over.
+    budget: StoreBudget,
     /// The right to call the upstream; given back as soon as nothing more can be learnt from the fill.
     pub(super) pass: Option<Pass>,
-    /// The team whose rate has let this fill through: a fill is one miss, however often it is tried.
-    rated: Option<String>,
+    /// The team whose rate was asked, and the time it gave: a fill is one miss, however often it is tried.
+    rated: Option<(String, Option<Turn>)>,
     /// Has an order gone out before?
     pub(super) is_retry: bool,
     held: Option<Box<dyn HeldCall>>,
@@ -53,6 +56,11 @@ pub(super) struct Task {
     reading: Reading,
     /// The call was found answered, so it may have been bought before a purge.
     is_resumed: bool,
+    /// The answer's credits are counted.
+    is_counted: bool,
+    /// What is paid for survives the end of the process: the answer is in the ledger, or the record in
+    /// the store.
+    is_durable: bool,
     /// How old the answer was at an instant.
     pub(super) answered: Option<(Duration, Instant)>,
     pub(super) course: Course,
@@ -72,6 +80,7 @@ impl Task {
             key,
             payer: None,
             slot: None,
+            budget: wanted.as_ref().map_or_else(StoreBudget::default, |wanted| wanted.budget),
             pass: None,
             rated: None,
             is_retry: false,
@@ -81,6 +90,8 @@ impl Task {
             is_told: false,
             reading,
             is_resumed: wanted.is_none(),
+            is_counted: wanted.is_none(),
+            is_durable: wanted.is_none(),
             wanted,
             answered: None,
             course: Course::default(),
@@ -142,11 +153,11 @@ impl Task {
                 Event::Reserved(reserved)
             }
             Effect::LookAgain => Event::LookedAgain(self.look_again().await),
-            Effect::Adopt(record) => {
-                if let Err(error) = parts.ledger.adopt(&record).await {
+            Effect::Import(record) => {
+                if let Err(error) = parts.ledger.import_record(&record).await {
                     tracing::warn!(%error, key = %self.key, "the ledger could not be told of a record");
                 }
-                Event::Adopted
+                Event::Imported
             }
             Effect::CheckWaiters => Event::Awaited(self.check_waiters()),
             Effect::Open => self.open().await,
@@ -176,11 +187,15 @@ impl Task {
             }
             Effect::PutObject(fetched) => {
                 crash_point("CP22");
-                let kept = parts.store.put_object(fetched.name, fetched.bytes).await;
+                let kept = self.budget.wait(parts.store.put_object(fetched.name, fetched.bytes)).await;
                 crash_point("CP24");
                 Event::ObjectKept(kept, parts.clock.now())
             }
-            Effect::PutRecord(record) => Event::RecordKept(parts.store.put_record(&record).await),
+            Effect::PutRecord(record) => {
+                let kept = self.budget.wait(parts.store.put_record(&record)).await;
+                self.is_durable |= kept.is_ok();
+                Event::RecordKept(kept)
+            }
             Effect::Pause(time) => self.pause(time).await,
             Effect::StepAside(time) => {
                 (self.slot, self.pass) = (None, None);
@@ -189,8 +204,7 @@ impl Task {
             Effect::RefuseTeam(error) => {
                 self.pass = None;
                 if let Some((_, seat)) = self.payer.take() {
-                    let outcome = FillOutcome { verdict: Err(error), payer: None, course: self.course };
-                    self.groups.refuse(self.key, &seat, &outcome);
+                    self.refuse(&seat, error);
                 }
                 Event::Told
             }
@@ -203,6 +217,37 @@ impl Task {
             }
             Effect::Finish(_) | Effect::Stop => Event::Told,
         }
+    }
+
+    /// Answers the waiters of one team, and leaves the others waiting.
+    pub(super) fn refuse(&self, seat: &Seat, error: GatewayError) {
+        let outcome = FillOutcome { verdict: Err(error), payer: None, course: self.course };
+        self.groups.refuse(self.key, seat, &outcome);
+    }
+
+    /// Reserves the time of this fill's miss under the rate of a waiter's team.
+    pub(super) fn reserve_miss(&mut self, seat: &Seat) -> Result<(), GatewayError> {
+        let policy = self.shared.parts.policy.get();
+        if self.is_rated_for(&seat.team.name) {
+            return Ok(());
+        }
+        self.rated = None;
+        // A team that may not pay is refused by `admit`.
+        let Ok(team) = policy.payer(&seat.team.name) else { return Ok(()) };
+        let reserved = policy.reserve_miss(team, seat.deadline);
+        self.note_rate(&reserved);
+        let turn = reserved.map_err(|wait| GatewayError::RateLimited { wait })?;
+        self.rated = Some((team.name.clone(), turn));
+        Ok(())
+    }
+
+    fn is_rated_for(&self, team: &str) -> bool {
+        self.rated.as_ref().is_some_and(|(rated, _)| rated == team)
+    }
+
+    /// When the miss may be made, as far as its team's rate is concerned.
+    pub(super) fn rate_allows_at(&self) -> Option<Instant> {
+        self.rated.as_ref().and_then(|(_, turn)| turn.as_ref()).map(|turn| turn.at)
     }
 
     /// The longest-waiting caller's team pays, if it may.
@@ -225,29 +270,16 @@ impl Task {
         if wanted.refresh && seat.team.may_refresh && !team.may_refresh {
             return Admission::Refused(GatewayError::RefreshNotAllowed);
         }
-        if self.rated.as_ref() != Some(&team.name) {
-            let checked = policy.check_rate(team);
-            let can_wait = |wait: Duration| Instant::now() + wait < seat.deadline;
-            let decision = match checked {
-                Ok(()) => Decision::Allow,
-                Err(wait) if can_wait(wait) => Decision::Delay,
-                Err(_) => Decision::Deny,
-            };
-            self.note_rate(team, decision);
-            match checked {
-                Ok(()) => {}
-                Err(wait) if decision == Decision::Delay => return Admission::TooFast(wait),
-                Err(wait) => return Admission::Refused(GatewayError::RateLimited { wait }),
-            }
+        if !self.is_rated_for(&team.name) {
+            return Admission::Unrated;
         }
-        self.rated = Some(team.name.clone());
         Admission::Payer(Box::new(Reservation {
             namespace: self.shared.config.namespace.clone(),
             key: wanted.key,
             refresh: wanted.refresh,
             team: team.name.clone(),
             credits: self.shared.config.credits_per_call,
-            budgets: policy.budgets(team),
+            budgets: policy.limits(team, self.shared.config.credits_per_call),
             image: wanted.image,
             width: wanted.order.width,
             height: wanted.order.height,
@@ -259,17 +291,17 @@ impl Task {
         if self.shared.unsettled.is_full() {
             return Err(StoreError::Full("too many paid results are still to be fetched".to_owned()));
         }
-        self.shared.parts.store.check_room().await
+        self.budget.wait(self.shared.parts.store.check_room()).await
     }
 
     /// As at a look-up, an object that cannot be looked for counts as there.
     async fn look_again(&mut self) -> Result<Standing, StoreError> {
-        let store = &self.shared.parts.store;
-        let Some(record) = store.record(&self.shared.config.namespace, self.key).await? else {
+        let (store, namespace) = (&self.shared.parts.store, &self.shared.config.namespace);
+        let Some(record) = self.budget.wait(store.record(namespace, self.key)).await? else {
             return Ok(Standing::Nothing);
         };
         let is_gone = match record.object() {
-            Some(object) => matches!(store.has_object(object).await, Ok(false)),
+            Some(object) => matches!(self.budget.wait(store.has_object(object)).await, Ok(false)),
             None => true,
         };
         Ok(if is_gone { Standing::Remains(record) } else { Standing::Result(record) })
@@ -324,6 +356,7 @@ impl Task {
         self.note_reply(&reply);
         self.shared.parts.metrics.attempt(attempt_outcome(&reply));
         if let Reply::Answered(_) = reply {
+            self.answered = Some((Duration::ZERO, Instant::now()));
             self.go_on_without_a_slot();
         }
         Event::Replied(reply)
@@ -332,17 +365,22 @@ impl Task {
     async fn book(&mut self, id: CallId, booking: Booking, machine: &Machine) -> Result<(), LedgerError> {
         let state = booking.state();
         let booked = self.shared.parts.ledger.book(id, booking).await;
-        if state == CallState::Answered && matches!(booked, Err(LedgerError::Contradiction { .. })) {
-            // Somebody settled the row meanwhile; the result is fetched all the same, and its URL ages.
-            self.answered = Some((Duration::ZERO, Instant::now()));
+        // A contradiction: somebody settled the row meanwhile. The result is fetched all the same.
+        if matches!(booked, Ok(()) | Err(LedgerError::Contradiction { .. })) {
+            self.is_durable |= state == CallState::Answered;
         }
         booked?;
         self.tell_booked(state);
         if let Some(payer) = machine.payer() {
-            self.shared.parts.metrics.booked(state, &payer.team, payer.credits);
+            let metrics = &self.shared.parts.metrics;
+            // A result may be booked without its answer.
+            if state == CallState::Stored && !self.is_counted {
+                metrics.booked(CallState::Answered, &payer.team, payer.credits);
+            }
+            self.is_counted |= matches!(state, CallState::Answered | CallState::Stored);
+            metrics.booked(state, &payer.team, payer.credits);
         }
         if state == CallState::Answered {
-            self.answered = Some((Duration::ZERO, Instant::now()));
             crash_point("CP14");
         }
         if state == CallState::Stored {
@@ -355,14 +393,18 @@ impl Task {
     async fn pause(&mut self, time: Duration) -> Event {
         tokio::select! {
             () = tokio::time::sleep(jittered(time)) => {}
-            () = self.shared.draining.cancelled(), if self.answered.is_some() => {}
+            () = self.shared.draining.cancelled(), if self.is_durable => {}
+        }
+        if self.answered.is_some() {
+            // Neither store nor spool took the result; each further try has its own time.
+            self.budget = StoreBudget::default();
         }
         Event::Paused
     }
 
     /// Is the process ending while only free work is left, which the ledger remembers?
     fn must_leave(&self) -> bool {
-        self.shared.draining.is_cancelled() && self.answered.is_some()
+        self.shared.draining.is_cancelled() && self.is_durable
     }
 
     fn answer_age(&self) -> Duration {
@@ -386,9 +428,7 @@ impl Task {
             Ok(filled) => cache.keep_answer(filled.record.clone(), self.reading).await,
             // Once is enough, and now is later than that.
             Err(_) if self.is_told => {}
-            Err(GatewayError::Upstream { status, body })
-                if matches!(status.as_u16(), 400 | 413 | 415 | 422) =>
-            {
+            Err(GatewayError::Upstream { status, body, .. }) if is_about_the_request(*status) => {
                 cache.keep_refusal(self.key, *status, body.clone()).await;
             }
             Err(GatewayError::UpstreamThrottled { wait }) => shared.told_to_wait.note(self.key, *wait),

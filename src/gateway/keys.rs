@@ -95,7 +95,7 @@ impl KeyDesk {
         if let Ok(Some(record)) = &in_store
             && guard.is_open()
         {
-            ledger.adopt(record).await?;
+            ledger.import_record(record).await?;
         }
         let purge = admin.purge(namespace, key, by).await?;
         let Some(generation) = purge.generation() else {

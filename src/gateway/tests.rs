@@ -7,6 +7,7 @@ mod faults;
 mod purge;
 mod reload;
 mod unsettled;
+mod waits;
 
 use std::time::Duration;
 
@@ -162,8 +163,12 @@ async fn only_what_is_known_to_be_absent_is_bought() {
         let bought = world.upstream.paid() - bought_before;
         assert_eq!(bought, usize::from(expected == "miss"), "ledger {ledger:?}, store {store:?}");
         // With the ledger away, it is not told either.
-        let adopted = usize::from(expected == "hit_store" && matches!(ledger, HasNot));
-        assert_eq!(world.ledger.switch.count("adopt"), adopted, "ledger {ledger:?}, store {store:?}");
+        let imported = usize::from(expected == "hit_store" && matches!(ledger, HasNot));
+        assert_eq!(
+            world.ledger.switch.count("import_record"),
+            imported,
+            "ledger {ledger:?}, store {store:?}"
+        );
     }
 }
 
@@ -172,6 +177,33 @@ async fn a_store_that_cannot_be_read_leaves_the_decision_to_the_ledger() {
     let world = World::new();
     world.store.switch.fail(&["record"]);
     assert_eq!(ended(&world.ask(1).await), "miss");
+}
+
+#[tokio::test]
+async fn key_is_not_bought_while_store_is_away_and_its_records_are_not_imported() {
+    let world = World::new();
+    world.ask(1).await.unwrap();
+    let elsewhere = world.with_a_fresh_ledger();
+    elsewhere.store.switch.fail(&["record"]);
+    let bought = elsewhere.upstream.paid();
+    for number in [1, 2] {
+        assert_eq!(ended(&elsewhere.ask(number).await), "LedgerIncomplete");
+        let looked_up = elsewhere.gateway.look_up_key(key(number), &mut Trail::default()).await;
+        assert!(matches!(looked_up, Err(GatewayError::LedgerIncomplete)), "and it is not said to be absent");
+    }
+    assert_eq!((elsewhere.upstream.paid(), elsewhere.ledger.states()), (bought, Vec::new()));
+    // The store itself says what it has not.
+    elsewhere.store.switch.fail(&[]);
+    assert_eq!(ended(&elsewhere.ask(2).await), "miss");
+}
+
+#[tokio::test]
+async fn key_is_not_bought_while_store_is_away_and_ledger_cannot_say_what_it_knows() {
+    let world = World::new();
+    world.store.switch.fail(&["record"]);
+    world.ledger.switch.fail(&["knows_all_of"]);
+    assert_eq!(ended(&world.ask(1).await), "LedgerUnavailable");
+    assert_eq!(world.upstream.paid(), 0);
 }
 
 #[tokio::test]
@@ -198,12 +230,12 @@ async fn a_ledger_that_cannot_be_read_forbids_buying() {
 }
 
 #[tokio::test]
-async fn a_record_that_turns_up_after_the_look_up_is_adopted_and_not_bought() {
+async fn a_record_that_turns_up_after_the_look_up_is_imported_and_not_bought() {
     let world = World::new();
     world.ask(1).await.unwrap();
     let elsewhere = world.with_a_fresh_ledger();
-    // The first look-up cannot read it; the second look, with the key in hand, can.
-    elsewhere.store.switch.fail_once("record");
+    // It is not there yet for the first look-up; the second look, with the key in hand, finds it.
+    elsewhere.store.switch.fail_once("absent");
     assert_eq!(ended(&elsewhere.ask(1).await), "hit_store");
     assert_eq!(elsewhere.ledger.states(), [CallState::Released, CallState::Stored]);
     assert_eq!(elsewhere.upstream.paid(), 1);
@@ -215,7 +247,7 @@ async fn a_dead_record_that_turns_up_after_the_look_up_is_not_bought_over() {
     world.ask(1).await.unwrap();
     let elsewhere = world.with_a_fresh_ledger();
     elsewhere.store.lose_objects();
-    elsewhere.store.switch.fail_once("record");
+    elsewhere.store.switch.fail_once("absent");
     assert_eq!(ended(&elsewhere.ask(1).await), "StoreUnavailable");
     assert_eq!(elsewhere.upstream.paid(), 1);
     // The next look-up books the loss, so that the record can be replaced.
@@ -228,7 +260,7 @@ async fn a_record_that_turns_up_counts_as_a_result_while_its_object_cannot_be_lo
     let world = World::new();
     world.ask(1).await.unwrap();
     let elsewhere = world.with_a_fresh_ledger();
-    elsewhere.store.switch.fail_once("record");
+    elsewhere.store.switch.fail_once("absent");
     elsewhere.store.switch.fail(&["has_object"]);
     assert_eq!(ended(&elsewhere.ask(1).await), "hit_store");
     assert_eq!(elsewhere.upstream.paid(), 1);
@@ -333,7 +365,8 @@ async fn a_refusal_of_the_order_is_remembered_whoever_asks() {
         world.upstream.reply(move || refusal(RefusalKind::Order, status));
         let other_team = Arc::new(Team { name: "other".to_owned(), ..Team::local() });
         for asker in [caller(), caller(), caller_of(other_team), refresher()] {
-            let Err(GatewayError::Upstream { status: seen, body }) = ask_as(&world.gateway, &asker, 1).await
+            let Err(GatewayError::Upstream { status: seen, body, .. }) =
+                ask_as(&world.gateway, &asker, 1).await
             else {
                 panic!("{status} was not passed through")
             };
@@ -483,18 +516,46 @@ async fn a_call_that_may_not_be_sent_is_hung_up_before_it_is_booked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paid_answer_waits_for_a_ledger_that_is_away() {
+async fn paid_result_is_kept_and_answered_while_ledger_is_away_and_booked_later() {
     let world = World::new();
     world.upstream.hold();
     let asking = world.ask_meanwhile(1);
     world.until_paid(1).await;
     world.ledger.switch.fail(&["book"]);
     world.upstream.release();
-    assert_eq!(ended(&asking.await.unwrap()), "StillBeingMade");
-    assert_eq!((world.ledger.states(), world.results.switch.count("fetch")), (vec![CallState::Sent], 0));
+    assert_eq!(ended(&asking.await.unwrap()), "miss");
+    assert_eq!((world.ledger.states(), world.filler.load().0), (vec![CallState::Sent], 1));
+    assert_eq!(ended(&world.ask(1).await), "hit_memory");
     world.ledger.switch.fail(&[]);
     world.rest().await;
     assert_eq!(world.ledger.states(), [CallState::Stored]);
+    let metrics = String::from_utf8(world.metrics.render()).unwrap();
+    assert!(metrics.contains("granary_credits_spent_total{team=\"local\"} 3"), "counted once: {metrics}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_waits_for_a_paid_result_that_is_nowhere_yet() {
+    let world = World::new();
+    world.upstream.hold();
+    let asking = world.ask_meanwhile(1);
+    world.until_paid(1).await;
+    world.ledger.switch.fail(&["book"]);
+    world.results.switch.fail(&["fetch"]);
+    world.upstream.release();
+    while world.results.switch.count("fetch") == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.filler.drain();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(world.filler.load().0, 1, "the next process could not go on with it");
+    world.results.switch.fail(&[]);
+    world.filler.settled().await;
+    assert_eq!(
+        world.ledger.states(),
+        [CallState::Sent],
+        "its record is in the store, where the next process finds it"
+    );
+    drop(asking);
 }
 
 #[tokio::test(start_paused = true)]
@@ -621,7 +682,7 @@ async fn a_caller_is_answered_in_time_although_the_ledger_is_not() {
     let restarted = world.restarted();
     world.ledger.switch.hang("look_up");
     let asked = Instant::now();
-    assert_eq!(ended(&restarted.ask(1).await), "StillBeingMade");
+    assert_eq!(ended(&restarted.ask(2).await), "StillBeingMade");
     assert!(asked.elapsed() <= PATIENCE + Duration::from_millis(10), "{:?}", asked.elapsed());
     assert_eq!((ended(&world.ask(1).await).as_str(), world.upstream.paid()), ("hit_memory", 1));
 }

@@ -23,15 +23,16 @@ pub enum Booking {
         /// The upstream's `log_id`.
         log_id: String,
     },
-    /// From `answered`: object and record are durable.
+    /// Object and record are durable. From `answered`; from `sent` or `unknown` when the ledger could
+    /// not take the answer.
     Stored {
         /// What is kept.
         record: Box<Record>,
         /// Does this row keep the key? Not when another result got there first.
         holds_key: bool,
     },
-    /// From `answered`: the store does not take the result now, so the ledger keeps its bytes. The
-    /// state is `stored`, because the result is permanent from here on.
+    /// The store does not take the result now, so the ledger keeps its bytes. The state is `stored`,
+    /// because the result is permanent from here on. From the same states as `Stored`.
     Spooled {
         /// What is kept.
         record: Box<Record>,
@@ -42,6 +43,9 @@ pub enum Booking {
     Refused {
         /// Status and code.
         reason: String,
+        /// Was it refused for its picture or numbers? Then it counts against the team's
+        /// [`Scope::Refused`](super::budget::Scope::Refused).
+        for_order: bool,
     },
     /// From `sent`, from `reserved` when the error came early, or from `unknown` when it came late.
     Failed {
@@ -84,9 +88,10 @@ impl Booking {
             // the tail is still in our hands, and whoever holds it knows.
             Self::Released { .. } => matches!(state, CallState::Reserved | CallState::Sent),
             Self::Answered { .. } => matches!(state, CallState::Sent | CallState::Unknown),
-            Self::Stored { .. } | Self::Spooled { .. } | Self::Unfetchable { .. } => {
-                matches!(state, CallState::Answered)
+            Self::Stored { .. } | Self::Spooled { .. } => {
+                matches!(state, CallState::Sent | CallState::Unknown | CallState::Answered)
             }
+            Self::Unfetchable { .. } => matches!(state, CallState::Answered),
             Self::Refused { .. } | Self::Failed { .. } => {
                 matches!(state, CallState::Reserved | CallState::Sent | CallState::Unknown)
             }

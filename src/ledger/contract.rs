@@ -22,9 +22,10 @@ use tokio::task::JoinSet;
 
 use super::budget::{Budget, BudgetRefusal, Scope, Used, Window};
 use super::{
-    Booking, CallId, CallState, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal, Won,
+    Booking, CallId, CallState, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
+    StateTotal, Won,
 };
-use crate::archive::{ArchiveId, Membership};
+use crate::archive::{ArchiveId, Import, Membership};
 use crate::clock::Clock;
 use crate::key::{CacheKey, Digest};
 use crate::secret::Secret;
@@ -65,6 +66,7 @@ macro_rules! ledger_contract {
             a_budget_is_exact_to_the_credit_under_concurrency,
             the_first_budget_that_is_short_is_named_and_none_is_charged,
             a_shadow_budget_counts_and_never_refuses,
+            refused_orders_are_limited_by_team_and_day,
             budgets_are_counted_by_team_and_for_everyone,
             a_daily_budget_starts_anew_at_local_midnight_also_when_the_clocks_change,
             a_monthly_budget_starts_anew_on_the_first,
@@ -73,16 +75,20 @@ macro_rules! ledger_contract {
             a_late_answer_takes_the_key_back_when_nobody_has_it,
             a_late_result_takes_the_key_back_when_its_rival_let_go,
             a_result_that_came_second_to_the_store_leaves_the_key_to_the_first,
-            an_adopted_record_is_found_and_costs_nothing,
-            adopting_never_displaces_a_call,
+            an_imported_record_is_found_and_costs_nothing,
+            importing_never_displaces_a_call,
+            record_of_a_call_whose_owner_died_makes_it_stored,
+            record_that_no_call_can_have_made_settles_no_call,
+            result_stored_without_its_answer_is_booked_in_full,
+            import_is_complete_once_it_is_noted,
+            key_of_a_call_whose_owner_died_is_not_known_in_full,
             a_lost_result_is_bought_again_as_the_next_generation,
-            a_lost_result_is_not_adopted_again,
+            a_lost_result_is_not_imported_again,
             losing_a_record_that_is_not_the_stored_one_changes_nothing,
             recovery_settles_what_dead_owners_left_open,
             recovering_twice_is_the_same_as_once,
             totals_name_every_state_once,
             a_ledger_belongs_to_one_archive,
-            a_call_is_told_by_its_number,
             a_spooled_result_is_stored_and_its_bytes_are_found_by_name,
             what_waits_is_listed_oldest_first_in_pieces,
             a_result_that_does_not_fit_is_refused_and_its_row_stays_answered,
@@ -220,7 +226,7 @@ pub(super) fn released() -> Booking {
 }
 
 pub(super) fn refused() -> Booking {
-    Booking::Refused { reason: "400 ERROR_PARAMETERS".to_owned() }
+    Booking::Refused { reason: "400 ERROR_PARAMETERS".to_owned(), for_order: true }
 }
 
 pub(super) fn failed() -> Booking {
@@ -453,10 +459,10 @@ fn table(from: CallState) -> &'static [CallState] {
     use CallState::*;
     match from {
         Reserved => &[Released, Refused, Failed, Unknown],
-        Sent => &[Released, Answered, Refused, Failed, Unknown],
+        Sent => &[Released, Answered, Stored, Refused, Failed, Unknown],
         Answered => &[Stored, Unfetchable],
         Stored => &[Lost],
-        Unknown => &[Answered, Refused, Failed],
+        Unknown => &[Answered, Stored, Refused, Failed],
         Released | Refused | Failed | Unfetchable | Lost => &[],
     }
 }
@@ -652,7 +658,7 @@ pub(super) async fn a_freeze_stops_reserving_and_sending_until_the_thaw(bench: &
         let other = Reservation { team: "print".to_owned(), ..picture(n + 2) };
         match scope {
             Scope::Global => assert_eq!(bench.reserve(other).await, Reserved::Frozen(Scope::Global)),
-            Scope::Team(_) => {
+            Scope::Team(_) | Scope::Refused(_) => {
                 bench.send(other).await;
             }
         }
@@ -744,6 +750,28 @@ pub(super) async fn a_shadow_budget_counts_and_never_refuses(bench: &Bench) {
     assert_eq!(used[1].left(), 0);
     let refused = bench.reserve(Reservation { budgets: vec![shadow, hard.clone()], ..picture(3) }).await;
     assert!(matches!(refused, Reserved::OverBudget(refusal) if refusal.budget == hard));
+}
+
+pub(super) async fn refused_orders_are_limited_by_team_and_day(bench: &Bench) {
+    let scope = |name: &str| Scope::Refused(name.to_owned());
+    let limit = Budget { scope: scope("press"), ..daily(Scope::Global, 6) };
+    let want = |n| Reservation { budgets: vec![limit.clone()], ..picture(n) };
+    let other_refusal = Booking::Refused { reason: "429 EXCEEDING_LIMITS".to_owned(), for_order: false };
+    for (n, booking) in [refused(), refused(), other_refusal.clone(), failed()].into_iter().enumerate() {
+        assert_eq!(bench.used(scope("press"), Window::Day).await, [0, 3, 6, 6][n]);
+        // Only what has been refused by then counts.
+        let sent = bench.send(picture(n as u32)).await;
+        bench.book(sent.id, booking.clone()).await;
+        bench.book(sent.id, booking).await;
+    }
+    assert_eq!(bench.used(scope("press"), Window::Month).await, 0);
+    let Reserved::OverBudget(refusal) = bench.reserve(want(10)).await else { panic!("two were refused") };
+    assert_eq!((&refusal.budget, refusal.resets_at.to_string().as_str()), (&limit, "2026-11-22T23:00:00Z"));
+    assert_eq!(bench.used(Scope::Global, Window::Day).await, 0, "a refusal costs nothing");
+    let print = Budget { scope: scope("print"), ..limit.clone() };
+    bench.win(Reservation { team: "print".to_owned(), budgets: vec![print], ..picture(11) }).await;
+    bench.clock.set(refusal.resets_at);
+    bench.win(want(10)).await;
 }
 
 pub(super) async fn budgets_are_counted_by_team_and_for_everyone(bench: &Bench) {
@@ -885,10 +913,10 @@ pub(super) async fn a_late_result_takes_the_key_back_when_its_rival_let_go(bench
     assert_eq!(bench.look_up(&picture(1)).await, Some(kept));
 }
 
-pub(super) async fn a_lost_result_is_not_adopted_again(bench: &Bench) {
+pub(super) async fn a_lost_result_is_not_imported_again(bench: &Bench) {
     let kept = bench.store(picture(1)).await;
     bench.ledger.lose(&kept).await.expect("the ledger can be asked");
-    adopt(bench, &kept).await;
+    import_record(bench, &kept).await;
     assert_eq!(bench.look_up(&picture(1)).await, None, "its record outlived it in the store");
     assert_eq!(bench.win(picture(1)).await.generation, 1);
 }
@@ -898,8 +926,8 @@ fn foreign(n: u32, generation: u64, stored_at: Timestamp) -> Record {
     record(&picture(n), Won { id: CallId(1_000_000 + i64::from(n)), generation }, stored_at)
 }
 
-async fn adopt(bench: &Bench, record: &Record) {
-    bench.ledger.adopt(record).await.expect("the ledger can be asked");
+async fn import_record(bench: &Bench, record: &Record) {
+    bench.ledger.import_record(record).await.expect("the ledger can be asked");
 }
 
 pub(super) async fn a_result_that_came_second_to_the_store_leaves_the_key_to_the_first(bench: &Bench) {
@@ -913,15 +941,15 @@ pub(super) async fn a_result_that_came_second_to_the_store_leaves_the_key_to_the
     bench.book(next.id, released()).await;
 
     let first = foreign(1, 0, bench.clock.now());
-    adopt(bench, &first).await;
+    import_record(bench, &first).await;
     assert_eq!(bench.look_up(&picture(1)).await, Some(first));
 }
 
-pub(super) async fn an_adopted_record_is_found_and_costs_nothing(bench: &Bench) {
+pub(super) async fn an_imported_record_is_found_and_costs_nothing(bench: &Bench) {
     let before = bench.totals().await;
     let theirs = foreign(1, 4, bench.clock.now());
     for _ in 0..2 {
-        adopt(bench, &theirs).await;
+        import_record(bench, &theirs).await;
         assert_eq!(bench.look_up(&picture(1)).await, Some(theirs.clone()));
         assert_eq!(bench.reserve(picture(1)).await, Reserved::Stored(Box::new(theirs.clone())));
         assert_eq!(bench.totals().await, before);
@@ -931,29 +959,29 @@ pub(super) async fn an_adopted_record_is_found_and_costs_nothing(bench: &Bench) 
     assert_eq!(bench.win(refresh(1)).await.generation, 5);
 }
 
-pub(super) async fn adopting_never_displaces_a_call(bench: &Bench) {
+pub(super) async fn importing_never_displaces_a_call(bench: &Bench) {
     let theirs = |n| foreign(n, 0, bench.clock.now());
     for (n, state) in (1..).zip([CallState::Reserved, CallState::Sent, CallState::Answered]) {
         let ours = bench.bring(n, state).await;
-        adopt(bench, &theirs(n)).await;
+        import_record(bench, &theirs(n)).await;
         assert_eq!(bench.look_up(&picture(n)).await, None);
         bench.assert_hold(&picture(n), ours, state, state.as_str()).await;
     }
     let ours = bench.store(picture(4)).await;
-    adopt(bench, &theirs(4)).await;
+    import_record(bench, &theirs(4)).await;
     assert_eq!(bench.look_up(&picture(4)).await, Some(ours));
 
     let newer = foreign(4, 1, bench.clock.now());
-    adopt(bench, &newer).await;
-    adopt(bench, &theirs(4)).await;
+    import_record(bench, &newer).await;
+    import_record(bench, &theirs(4)).await;
     assert_eq!(bench.look_up(&picture(4)).await, Some(newer), "the highest generation counts");
     assert_eq!(bench.calls(CallState::Stored).await, 1);
 }
 
 pub(super) async fn a_lost_result_is_bought_again_as_the_next_generation(bench: &Bench) {
-    let adopted = foreign(2, 3, bench.clock.now());
-    adopt(bench, &adopted).await;
-    for (n, kept) in [(1, bench.store(picture(1)).await), (2, adopted)] {
+    let imported = foreign(2, 3, bench.clock.now());
+    import_record(bench, &imported).await;
+    for (n, kept) in [(1, bench.store(picture(1)).await), (2, imported)] {
         for _ in 0..2 {
             bench.ledger.lose(&kept).await.expect("the ledger can be asked");
             assert_eq!(bench.look_up(&picture(n)).await, None);
@@ -962,7 +990,7 @@ pub(super) async fn a_lost_result_is_bought_again_as_the_next_generation(bench: 
         assert_eq!(again.generation, kept.generation + 1);
         assert_eq!(bench.look_up(&picture(n)).await, Some(again));
     }
-    assert_eq!(bench.calls(CallState::Lost).await, 1, "adopted ones are not ours to count");
+    assert_eq!(bench.calls(CallState::Lost).await, 1, "imported ones are not ours to count");
     assert_eq!(bench.used(Scope::Global, Window::Day).await, 9, "the lost one was paid for");
 }
 
@@ -1055,14 +1083,116 @@ pub(super) async fn totals_name_every_state_once(bench: &Bench) {
 pub(super) async fn a_ledger_belongs_to_one_archive(bench: &Bench) {
     let (ours, other) = (ArchiveId::random(), ArchiveId::random());
     assert_eq!(bench.ledger.archive().await.unwrap(), None);
-    let begun = Membership { archive: ours, is_settled: false };
+    let begun = Membership::new(ours, false);
     assert_eq!(bench.ledger.begin_archive(ours).await.unwrap(), begun);
     assert_eq!(bench.ledger.begin_archive(other).await.unwrap(), begun, "the first one stands");
     assert_eq!(bench.ledger.archive().await.unwrap(), Some(begun));
     bench.ledger.settle_archive(ours).await.unwrap();
-    let settled = Membership { archive: ours, is_settled: true };
-    assert_eq!(bench.ledger.begin_archive(other).await.unwrap(), settled);
+    assert_eq!(bench.ledger.begin_archive(other).await.unwrap(), Membership::new(ours, true));
     bench.ledger.settle_archive(other).await.unwrap();
-    let moved = Membership { archive: other, is_settled: true };
-    assert_eq!(bench.ledger.archive().await.unwrap(), Some(moved), "an adoption");
+    assert_eq!(bench.ledger.archive().await.unwrap(), Some(Membership::new(other, true)), "an adoption");
+}
+
+pub(super) async fn import_is_complete_once_it_is_noted(bench: &Bench) {
+    let (ours, other) = (ArchiveId::random(), ArchiveId::random());
+    let knows = async || {
+        let Reservation { namespace, key, .. } = picture(1);
+        bench.ledger.knows_all_of(&namespace, key).await.expect("the ledger can be asked")
+    };
+    let import = async || bench.ledger.archive().await.unwrap().expect("it has one").import;
+    assert!(!knows().await, "it has no archive");
+    bench.ledger.settle_archive(ours).await.unwrap();
+    assert_eq!((import().await, knows().await), (Import::UpTo(None), false));
+    let half = Import::UpTo(Some("records/ailab-v1/7f/".to_owned()));
+    bench.ledger.note_import(ours, half.clone()).await.unwrap();
+    assert_eq!((import().await, knows().await), (half.clone(), false));
+    bench.ledger.note_import(other, Import::Complete).await.unwrap();
+    assert_eq!((import().await, knows().await), (half, false), "it is not about this archive");
+    bench.ledger.note_import(ours, Import::Complete).await.unwrap();
+    assert_eq!((import().await, knows().await), (Import::Complete, true));
+    bench.ledger.settle_archive(ours).await.unwrap();
+    assert_eq!((import().await, knows().await), (Import::UpTo(None), false), "adopted again");
+}
+
+pub(super) async fn key_of_a_call_whose_owner_died_is_not_known_in_full(bench: &Bench) {
+    let archive = ArchiveId::random();
+    bench.ledger.settle_archive(archive).await.unwrap();
+    bench.ledger.note_import(archive, Import::Complete).await.unwrap();
+    let knows = async |n| {
+        let Reservation { namespace, key, .. } = picture(n);
+        bench.ledger.knows_all_of(&namespace, key).await.expect("the ledger can be asked")
+    };
+    let orphans = async || bench.ledger.orphans().await.expect("the ledger can be asked");
+    // Its owner lived, and knows that there is no result.
+    bench.bring(1, CallState::Unknown).await;
+    let sent = bench.bring(2, CallState::Sent).await;
+    bench.bring(3, CallState::Answered).await;
+    assert_eq!(orphans().await, []);
+    bench.recover().await;
+    let Reservation { namespace, key, .. } = picture(2);
+    assert_eq!(orphans().await, [Orphan { id: sent.id, namespace, key }]);
+    assert_eq!((knows(1).await, knows(2).await, knows(3).await), (true, false, true));
+    import_record(bench, &foreign(2, 0, bench.clock.now())).await;
+    assert_eq!((orphans().await, knows(2).await), (Vec::new(), true));
+}
+
+pub(super) async fn record_of_a_call_whose_owner_died_makes_it_stored(bench: &Bench) {
+    let sent = bench.bring(1, CallState::Sent).await;
+    let used = bench.used(Scope::Global, Window::Day).await;
+    bench.recover().await;
+    assert_eq!(bench.calls(CallState::Unknown).await, 1);
+    let kept = record(&picture(1), sent, bench.clock.now());
+    for _ in 0..2 {
+        import_record(bench, &kept).await;
+        assert_eq!((bench.calls(CallState::Unknown).await, bench.calls(CallState::Stored).await), (0, 1));
+        assert_eq!(bench.look_up(&picture(1)).await, Some(kept.clone()));
+        assert_eq!(bench.reserve(picture(1)).await, Reserved::Stored(Box::new(kept.clone())));
+    }
+    assert_eq!(bench.used(Scope::Global, Window::Day).await, used, "it is paid for once");
+    // The owner lived after all: what it books is booked already.
+    bench.book(sent.id, stored(&kept)).await;
+    bench.ledger.lose(&kept).await.expect("the ledger can be asked");
+    import_record(bench, &kept).await;
+    assert_eq!(bench.look_up(&picture(1)).await, None, "a lost result is not imported again");
+}
+
+pub(super) async fn record_that_no_call_can_have_made_settles_no_call(bench: &Bench) {
+    // An owner that lived has no result.
+    bench.bring(1, CallState::Unknown).await;
+    for n in 2..5 {
+        bench.bring(n, CallState::Sent).await;
+    }
+    bench.recover().await;
+    let at = bench.clock.now();
+    let theirs = |n| foreign(n, 0, at);
+    for other in [
+        theirs(1),
+        Record { team: "print".to_owned(), ..theirs(2) },
+        Record { credits: 4, ..theirs(3) },
+        foreign(4, 1, at),
+    ] {
+        import_record(bench, &other).await;
+    }
+    assert_eq!((bench.calls(CallState::Unknown).await, bench.calls(CallState::Stored).await), (4, 0));
+    // One that is booked already made this record.
+    bench.clock.turn(60);
+    let again = bench.bring(5, CallState::Sent).await;
+    bench.recover().await;
+    bench.clock.turn(60);
+    let kept = bench.store(picture(5)).await;
+    import_record(bench, &kept).await;
+    assert_eq!(bench.calls(CallState::Unknown).await, 5, "call {}", again.id.0);
+}
+
+pub(super) async fn result_stored_without_its_answer_is_booked_in_full(bench: &Bench) {
+    for (n, from) in (1..).zip([CallState::Sent, CallState::Unknown]) {
+        let won = bench.bring(n, from).await;
+        let kept = record(&picture(n), won, bench.clock.now());
+        for _ in 0..2 {
+            bench.book(won.id, stored(&kept)).await;
+            assert_eq!(bench.look_up(&picture(n)).await, Some(kept.clone()), "{from:?}");
+        }
+    }
+    assert_eq!(bench.calls(CallState::Stored).await, 2);
+    assert_eq!(bench.used(Scope::Global, Window::Day).await, 6);
 }

@@ -17,10 +17,10 @@ use super::admin::{AuditLine, Purge, Settlement};
 use super::budget::{self, Budget, BudgetRefusal, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Permit, Recovery,
+    Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
     Reservation, Reserved, StateTotal, UnfinishedCall, Won,
 };
-use crate::archive::{ArchiveId, Membership};
+use crate::archive::{ArchiveId, Import, Membership};
 use crate::clock::Clock;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
@@ -36,6 +36,8 @@ pub(crate) struct MemoryLedger {
     clock: Clock,
     zone: TimeZone,
 }
+
+const OWNER_DIED: &str = "the process that owned it died";
 
 /// All that is written.
 #[derive(Default)]
@@ -105,6 +107,20 @@ impl Row {
         !self.late && self.state.holds_key()
     }
 
+    fn is_orphan(&self) -> bool {
+        self.state == CallState::Unknown && self.reason.as_deref() == Some(OWNER_DIED)
+    }
+
+    /// Its result is permanent.
+    fn keep(&mut self, record: &Record) {
+        (self.text, self.reason) = (None, None);
+        self.ended_at = Some(record.stored_at);
+        self.answered_at = self.answered_at.or(self.ended_at);
+        let ids = || (record.upstream_request_id.clone(), record.upstream_log_id.clone());
+        self.ids.get_or_insert_with(ids);
+        self.record = Some(record.clone());
+    }
+
     /// Scopes and windows its credits count in.
     pub(crate) fn counters(&self) -> [(String, String); 4] {
         let team = format!("team:{}", self.bought.team);
@@ -171,16 +187,33 @@ impl MemoryLedger {
         let mut book = self.change();
         if let Booking::Spooled { bytes, .. } = booking {
             let (wanted, used, max) = (bytes.len() as u64, book.spooled_bytes(), self.spool_max);
-            let is_answered = book.row(id).is_some_and(|row| row.state == CallState::Answered);
-            if is_answered && used + wanted > max {
+            let is_stored = book.row(id).is_some_and(|row| row.state == CallState::Stored);
+            if !is_stored && used + wanted > max {
                 return Err(LedgerError::SpoolFull { wanted, used, max });
             }
         }
         book.book(id, booking, now)
     }
 
-    pub(crate) fn adopt_record(&self, record: &Record) {
-        self.change().adopt(record, &Windows::at(record.stored_at, &self.zone));
+    pub(crate) fn import_now(&self, record: &Record) -> Result<(), LedgerError> {
+        let (now, mut book) = (self.clock.now(), self.change());
+        match book.orphan_of(record) {
+            Some(id) => {
+                let booking = Booking::Stored { record: Box::new(record.clone()), holds_key: true };
+                book.book(id, &booking, now)
+            }
+            None => {
+                book.import(record, &Windows::at(record.stored_at, &self.zone));
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn note_import(&self, archive: ArchiveId, import: Import) {
+        let mut book = self.change();
+        if let Some(membership) = book.membership.as_mut().filter(|one| one.archive == archive) {
+            membership.import = import;
+        }
     }
 
     pub(crate) fn lose_record(&self, record: &Record) -> Result<(), LedgerError> {
@@ -423,6 +456,10 @@ impl Book {
         if row.state.counts_credits() && !state.counts_credits() {
             self.count(&row, -1);
         }
+        if let Booking::Refused { for_order: true, .. } = booking {
+            let counter = (Scope::Refused(row.bought.team.clone()).to_string(), row.day.clone());
+            *self.spent.entry(counter).or_default() += row.bought.credits as i64;
+        }
         let rival = |other: &Row| {
             other.id != id
                 && other.holds()
@@ -453,19 +490,15 @@ impl Book {
             }
             Booking::Stored { record, holds_key } => {
                 row.late = !holds_key || is_taken;
-                row.text = None;
-                row.ended_at = Some(record.stored_at);
-                row.record = Some((**record).clone());
+                row.keep(record);
             }
             Booking::Spooled { record, .. } => {
                 row.late = is_taken;
-                row.text = None;
-                row.ended_at = Some(record.stored_at);
-                row.record = Some((**record).clone());
+                row.keep(record);
             }
             Booking::Lost => row.reason = Some(format!("found missing at {now}")),
             Booking::Released { reason }
-            | Booking::Refused { reason }
+            | Booking::Refused { reason, .. }
             | Booking::Failed { reason }
             | Booking::Unknown { reason }
             | Booking::Unfetchable { reason } => {
@@ -492,7 +525,39 @@ impl Book {
         }
     }
 
-    fn adopt(&mut self, record: &Record, windows: &Windows) {
+    pub(crate) fn is_complete(&self) -> bool {
+        self.membership.as_ref().is_some_and(|membership| membership.import == Import::Complete)
+    }
+
+    pub(crate) fn knows_all_of(&self, namespace: &str, key: CacheKey) -> bool {
+        self.is_complete() && !self.rows.iter().any(|row| row.is_orphan() && row.is_of(namespace, key))
+    }
+
+    pub(crate) fn orphans(&self) -> Vec<Orphan> {
+        let orphan = |row: &Row| {
+            let Reservation { namespace, key, .. } = &row.bought;
+            Orphan { id: row.id, namespace: namespace.clone(), key: *key }
+        };
+        self.rows.iter().filter(|row| row.is_orphan()).map(orphan).collect()
+    }
+
+    /// The newest call whose owner died and whose result this may be.
+    fn orphan_of(&self, record: &Record) -> Option<CallId> {
+        let of_key = || self.rows.iter().filter(|row| row.is_of(&record.namespace, record.key));
+        let ids = (record.upstream_request_id.clone(), record.upstream_log_id.clone());
+        let is_purged = Some(record.generation) <= self.purged(&record.namespace, record.key);
+        if is_purged || of_key().any(|row| row.ids.as_ref() == Some(&ids)) {
+            return None;
+        }
+        let may_be = |row: &&Row| {
+            row.is_orphan()
+                && row.generation == record.generation
+                && (&row.bought.team, row.bought.credits) == (&record.team, record.credits)
+        };
+        of_key().rev().find(may_be).map(|row| row.id)
+    }
+
+    fn import(&mut self, record: &Record, windows: &Windows) {
         let is_known = |row: &Row| {
             let digest = row.record.as_ref().map(|record| record.digest);
             let is_lost = row.state == CallState::Lost && digest == Some(record.digest);
@@ -536,7 +601,7 @@ impl Book {
             let rows = book.rows.iter().filter(|row| row.state == state && is_dead(row));
             rows.map(|row| row.id).collect()
         };
-        let died = || "the process that owned it died".to_owned();
+        let died = || OWNER_DIED.to_owned();
         let (reserved, sent) = (in_state(self, CallState::Reserved), in_state(self, CallState::Sent));
         for &id in &reserved {
             self.book(id, &Booking::Released { reason: died() }, now)?;
@@ -591,7 +656,7 @@ impl Book {
             (row.ended_at, row.record) = (Some(standing.stored_at), Some(standing.clone()));
         } else {
             row.late = true;
-            self.adopt(standing, windows);
+            self.import(standing, windows);
         }
         Ok(())
     }
@@ -642,9 +707,8 @@ impl Ledger for MemoryLedger {
         self.book_call(id, &booking)
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        self.adopt_record(record);
-        Ok(())
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        self.import_now(record)
     }
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
@@ -693,26 +757,30 @@ impl Ledger for MemoryLedger {
     }
 
     async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
-        Ok(self.book().membership)
+        Ok(self.book().membership.clone())
     }
 
     async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError> {
-        let begun = Membership { archive, is_settled: false };
-        Ok(*self.change().membership.get_or_insert(begun))
+        let begun = Membership::new(archive, false);
+        Ok(self.change().membership.get_or_insert(begun).clone())
     }
 
     async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
-        self.change().membership = Some(Membership { archive, is_settled: true });
+        self.change().membership = Some(Membership::new(archive, true));
         Ok(())
     }
 
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        Ok(self.book().row(id).map(|row| CallFacts {
-            namespace: row.bought.namespace.clone(),
-            key: row.bought.key,
-            generation: row.generation,
-            state: row.state,
-        }))
+    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError> {
+        Self::note_import(self, archive, import);
+        Ok(())
+    }
+
+    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+        Ok(self.book().knows_all_of(namespace, key))
+    }
+
+    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
+        Ok(self.book().orphans())
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {

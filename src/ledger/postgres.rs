@@ -49,10 +49,10 @@ use self::spool::Room;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, Changes, ForeignCall, Ledger, LedgerError, Permit, Recovery, Reservation,
+    Booking, CallId, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation,
     Reserved, StateTotal,
 };
-use crate::archive::{ArchiveId, Membership};
+use crate::archive::{ArchiveId, Import, Membership};
 use crate::clock::Clock;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
@@ -170,12 +170,25 @@ impl Ledger for PostgresLedger {
             .await
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        let what = Arc::new((record.clone(), Windows::at(record.stored_at, &self.booker.zone)));
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        let what = Arc::new((record.clone(), self.booker.clone()));
         self.pool
             .write(&[], move |tx| {
                 let what = Arc::clone(&what);
-                async move { book::adopt(&tx, &what.0, &what.1).await }
+                async move {
+                    let (record, booker) = &*what;
+                    match lease::orphan_of(&tx, record).await? {
+                        Some(id) => {
+                            let booking =
+                                Booking::Stored { record: Box::new(record.clone()), holds_key: true };
+                            book::book(&tx, id, &booking, booker).await
+                        }
+                        None => {
+                            let windows = Windows::at(record.stored_at, &booker.zone);
+                            book::import_record(&tx, record, &windows).await
+                        }
+                    }
+                }
             })
             .await
     }
@@ -296,8 +309,28 @@ impl Ledger for PostgresLedger {
         self.pool.write(&[], move |tx| async move { membership::settle(&tx, archive).await }).await
     }
 
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        self.pool.read(move |tx| async move { rows::facts(&tx, id).await }).await
+    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError> {
+        let import = Arc::new(import);
+        self.pool
+            .write(&[], move |tx| {
+                let import = Arc::clone(&import);
+                async move { membership::note_import(&tx, archive, &import).await }
+            })
+            .await
+    }
+
+    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+        let namespace: Arc<str> = namespace.into();
+        self.pool
+            .read(move |tx| {
+                let namespace = Arc::clone(&namespace);
+                async move { lease::knows_all_of(&tx, &namespace, key).await }
+            })
+            .await
+    }
+
+    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
+        self.pool.read(move |tx| async move { lease::orphans(&tx).await }).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {

@@ -39,11 +39,12 @@ use self::worker::Worker;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallFacts, CallId, Changes, Ledger, LedgerError, Permit, Recovery, Reservation, Reserved,
+    Booking, CallId, Changes, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
     Soundness, StateTotal,
 };
-use crate::archive::{ArchiveId, Membership};
+use crate::archive::{ArchiveId, Import, Membership};
 use crate::clock::Clock;
+use crate::disk;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
 use crate::store::Record;
@@ -53,7 +54,8 @@ use crate::store::Record;
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// What leads from each layout to the next; it only ever adds.
-const MIGRATIONS: [&str; 5] = [SCHEMA, spool::SCHEMA, membership::SCHEMA, admin::SCHEMA, usage::SCHEMA];
+const MIGRATIONS: [&str; 6] =
+    [SCHEMA, spool::SCHEMA, membership::SCHEMA, admin::SCHEMA, usage::SCHEMA, membership::IMPORT];
 
 /// Bytes that may wait in the spool, unless [`SqliteLedger::with_spool_max`] says otherwise.
 const SPOOL_MAX: u64 = 2 << 30;
@@ -124,6 +126,8 @@ impl SqliteLedger {
     /// # Errors
     /// [`LedgerError`] when the file cannot be opened, or is of a newer program.
     pub fn open(file: &Path, clock: Clock, zone: TimeZone) -> Result<Self, LedgerError> {
+        make_private(file)
+            .map_err(|error| LedgerError::Unavailable(format!("it cannot be made private: {error}")))?;
         let writable = connect(file)?;
         migrate(&writable)?;
         // After a kill the log may still have the page of an answer that has ended since.
@@ -189,6 +193,16 @@ fn connect(file: &Path) -> Result<Connection, LedgerError> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "secure_delete", true)?;
     Ok(connection)
+}
+
+/// Shuts other users out of the ledger; SQLite gives what it makes beside it the same rights.
+fn make_private(file: &Path) -> std::io::Result<()> {
+    disk::create_private(file)?;
+    ["-wal", "-shm"].iter().try_for_each(|suffix| {
+        let mut beside = file.as_os_str().to_owned();
+        beside.push(suffix);
+        disk::make_private(Path::new(&beside))
+    })
 }
 
 fn version(connection: &Connection) -> Result<i64, LedgerError> {
@@ -266,10 +280,19 @@ impl Ledger for SqliteLedger {
         self.health.learn(booked)
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        let record = record.clone();
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        let now = self.clock.now();
+        let today = Windows::at(now, &self.zone);
+        let record = Box::new(record.clone());
         let windows = Windows::at(record.stored_at, &self.zone);
-        self.write(move |db| calls::adopt(db, &record, &windows)).await
+        self.write(move |db| match calls::orphan_of(db, &record)? {
+            Some(id) => {
+                let booking = Booking::Stored { record, holds_key: true };
+                usage::adjusting(db, id, &today, || calls::book(db, id, &booking, now))
+            }
+            None => calls::import_record(db, &record, &windows),
+        })
+        .await
     }
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
@@ -327,8 +350,18 @@ impl Ledger for SqliteLedger {
         self.write(move |db| membership::settle(db, archive)).await
     }
 
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        self.read(move |db| calls::facts(db, id)).await
+    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError> {
+        self.write(move |db| membership::note_import(db, archive, &import)).await
+    }
+
+    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+        let namespace = namespace.to_owned();
+        self.read(move |db| Ok(membership::is_complete(db)? && !calls::has_orphan(db, &namespace, key)?))
+            .await
+    }
+
+    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
+        self.read(calls::orphans).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {

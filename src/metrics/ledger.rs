@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use super::Metrics;
 use super::families::{Each, Families, gauge_value};
 use super::labels::{Label, labels};
-use crate::archive::{ArchiveId, Membership};
+use crate::archive::{ArchiveId, Import, Membership};
 use crate::key::CacheKey;
 use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallFacts, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Permit, Recovery,
+    Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
     Reservation, Reserved, Soundness, StateTotal,
 };
 use crate::picture::ObjectName;
@@ -156,8 +156,8 @@ impl Ledger for MeteredLedger {
         self.write(op, self.ledger.book(id, booking)).await
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        self.write(LedgerOp::Other, self.ledger.adopt(record)).await
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.import_record(record)).await
     }
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
@@ -216,8 +216,16 @@ impl Ledger for MeteredLedger {
         self.write(LedgerOp::Other, self.ledger.settle_archive(archive)).await
     }
 
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        self.read(LedgerOp::Other, self.ledger.call(id)).await
+    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError> {
+        self.write(LedgerOp::Other, self.ledger.note_import(archive, import)).await
+    }
+
+    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.knows_all_of(namespace, key)).await
+    }
+
+    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
+        self.read(LedgerOp::Other, self.ledger.orphans()).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {

@@ -14,7 +14,7 @@ use super::labels::labels;
 use crate::archive::ArchiveId;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
-use crate::store::{Record, Store, StoreError};
+use crate::store::{Record, RecordPage, Store, StoreError};
 
 /// Times the store takes, in seconds.
 const STORE_BUCKETS: [f64; 14] =
@@ -28,6 +28,7 @@ labels! {
         HasObject = "has_object",
         PutRecord = "put_record",
         Record = "record",
+        ListRecords = "list_records",
         ForgetRecord = "forget_record",
         CheckRoom = "check_room",
         Prove = "prove",
@@ -172,6 +173,10 @@ impl Store for MeteredStore {
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         self.meter(StoreOp::Record, self.store.record(namespace, key), is_some).await
+    }
+
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        self.meter(StoreOp::ListRecords, self.store.list_records(after, limit), done).await
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {

@@ -236,7 +236,7 @@ async fn rest(world: &Arc<World>) {
         };
         // A row is closed a step before its fill ends.
         let is_busy = || world.alive().iter().any(|process| process.filler.load().0 > 0);
-        while is_open() || is_busy() {
+        while is_open() || is_busy() || !world.orphans_with_a_record().is_empty() {
             tokio::time::sleep(ms(5000)).await;
         }
     };

@@ -12,18 +12,18 @@ use tokio::time::Instant;
 
 use super::Bug;
 use super::faults::{Fault, Line};
-use crate::archive::{ArchiveId, Membership};
+use crate::archive::{ArchiveId, Import, Membership};
 use crate::key::CacheKey;
 use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallFacts, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Permit, Recovery,
+    Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
     Reservation, Reserved, StateTotal,
 };
 use crate::picture::ObjectName;
 use crate::store::memory::MemoryStore;
-use crate::store::{Record, Store, StoreError};
+use crate::store::{Record, RecordPage, Store, StoreError};
 
 /// See the module.
 #[derive(Clone)]
@@ -68,7 +68,7 @@ impl LedgerLine {
         let done = self.line.call(what, move || deed(&ledger)).await;
         done.unwrap_or_else(|fault| {
             Err(LedgerError::Unavailable(match fault {
-                Fault::Before => "planted: not done".to_owned(),
+                Fault::Before | Fault::Busy => "planted: not done".to_owned(),
                 Fault::After => "planted: the acknowledgement was lost".to_owned(),
             }))
         })
@@ -166,12 +166,11 @@ impl Ledger for LedgerLine {
         self.book_now(id, booking).await
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
         let (world, life, record) = (self.line.world.clone(), self.line.life.clone(), record.clone());
-        self.ask("adopt", move |ledger| {
-            ledger.adopt_record(&record);
-            world.note(|| format!("{} adopt {}", life.name(), world.teams.name_of(record.key)));
-            Ok(())
+        self.ask("import_record", move |ledger| {
+            world.note(|| format!("{} import_record {}", life.name(), world.teams.name_of(record.key)));
+            ledger.import_now(&record)
         })
         .await
     }
@@ -255,7 +254,7 @@ impl Ledger for LedgerLine {
     }
 
     async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
-        self.ask("archive", |ledger| Ok(ledger.book().membership)).await
+        self.ask("archive", |ledger| Ok(ledger.book().membership.clone())).await
     }
 
     async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError> {
@@ -266,8 +265,34 @@ impl Ledger for LedgerLine {
         self.ledger.settle_archive(archive).await
     }
 
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        self.ledger.call(id).await
+    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError> {
+        let (world, life) = (self.line.world.clone(), self.line.life.clone());
+        self.ask("note_import", move |ledger| {
+            world.note(|| format!("{} imported: {import:?}", life.name()));
+            let is_complete = import == Import::Complete;
+            world.count(if is_complete { "imports completed" } else { "pages imported" });
+            ledger.note_import(archive, import);
+            if is_complete {
+                world.state().complete_since.entry(life.ledger).or_insert_with(Instant::now);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+        let (world, namespace) = (self.line.world.clone(), namespace.to_owned());
+        self.ask("knows_all_of", move |ledger| {
+            let is_planted = world.bug == Some(Bug::IncompleteDecides);
+            let knows_all = is_planted || ledger.book().knows_all_of(&namespace, key);
+            world.count(if knows_all { "absences decided by a ledger" } else { "absences not decided" });
+            Ok(knows_all)
+        })
+        .await
+    }
+
+    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
+        self.ask("orphans", |ledger| Ok(ledger.book().orphans())).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
@@ -307,8 +332,14 @@ impl StoreLine {
         deed: impl FnOnce(&MemoryStore) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let store = self.0.world.store.clone();
-        let done = self.0.call(what, move || deed(&store)).await;
-        done.unwrap_or_else(|_| Err(StoreError::Unavailable("planted".to_owned())))
+        self.answer(self.0.call(what, move || deed(&store)).await)
+    }
+
+    fn answer<T>(&self, done: Result<Result<T, StoreError>, Fault>) -> Result<T, StoreError> {
+        done.unwrap_or_else(|fault| {
+            let is_busy = fault == Fault::Busy && self.0.world.bug != Some(Bug::BusyIsAway);
+            Err(if is_busy { StoreError::Busy } else { StoreError::Unavailable }("planted".to_owned()))
+        })
     }
 }
 
@@ -335,6 +366,9 @@ impl Store for StoreLine {
         let (world, life, record) = (self.0.world.clone(), self.0.life.clone(), record.clone());
         self.call("put_record", move |store| {
             let standing = store.put_record(&record)?;
+            if standing == record {
+                world.state().permanent_since.insert(record.key, (Instant::now(), life.ledger));
+            }
             world.note(|| {
                 let (ours, theirs) = (&record.upstream_request_id, &standing.upstream_request_id);
                 format!("{} put_record of {ours}: that of {theirs} stands", life.name())
@@ -351,11 +385,21 @@ impl Store for StoreLine {
         if is_second_look && self.0.world.bug == Some(Bug::NoSecondLookUp) {
             return Ok(None);
         }
-        let found = self.call("record", move |store| store.record(&namespace, key)).await;
-        if found.is_err() {
-            self.0.life.excuse(key, task);
+        let store = self.0.world.store.clone();
+        let found = self.0.call("record", move || store.record(&namespace, key)).await;
+        match found {
+            // A store that cannot be asked leaves the word to the ledger; a process that is busy does not.
+            Err(Fault::Before | Fault::After) => self.0.life.excuse(key, task),
+            Ok(Ok(None)) => self.0.life.was_absent(key),
+            Err(Fault::Busy) | Ok(_) => {}
         }
-        found
+        self.answer(found)
+    }
+
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        let after = after.map(str::to_owned);
+        // Small pages, so that an import takes more than one.
+        self.call("list_records", move |store| Ok(store.list_records(after.as_deref(), limit.min(3)))).await
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {

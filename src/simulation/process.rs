@@ -1,6 +1,6 @@
 //! A process: the production gateway and filler, unchanged, on this world's places.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::world::World;
 use crate::cache::MemoryCache;
 use crate::fill::{FillConfig, FillParts, Filler};
 use crate::gateway::{Gateway, GatewayParts};
-use crate::guard::ArchiveGuard;
+use crate::guard::{ArchiveGuard, Standing};
 use crate::key::CacheKey;
 use crate::ledger::{CallId, Ledger};
 use crate::metering::Meter;
@@ -35,6 +35,9 @@ pub(super) const URL_TTL: Duration = Duration::from_secs(84_600);
 
 /// How often an empty spool is looked at: nobody else fills it, and worlds last for days.
 const COPIER_IDLE: Duration = Duration::from_secs(600);
+
+/// How often a complete import is looked at, for the same reason.
+const IMPORT_PERIOD: Duration = Duration::from_secs(300);
 
 /// See the module.
 pub(super) struct Process {
@@ -56,9 +59,13 @@ pub(super) struct Life {
     pub(super) dead: CancellationToken,
     /// What it is about to pay for, by key.
     purchases: Mutex<BTreeMap<CacheKey, Purchase>>,
+    /// Tasks that could not ask the store for a record: what they say of it is the ledger's word.
+    unasked: Mutex<HashSet<Option<Id>>>,
     /// Paid calls whose tail is in its hands or whose answer it awaits.
     pub(super) held: AtomicUsize,
     stopped_until: Mutex<Option<Instant>>,
+    /// When the store last said that it has no record of a key.
+    absent: Mutex<BTreeMap<CacheKey, Instant>>,
 }
 
 /// A reservation that was won, on its way to the upstream.
@@ -83,8 +90,10 @@ impl Life {
             ledger,
             dead: CancellationToken::new(),
             purchases: Mutex::default(),
+            unasked: Mutex::default(),
             held: AtomicUsize::new(0),
             stopped_until: Mutex::default(),
+            absent: Mutex::default(),
         })
     }
 
@@ -109,6 +118,16 @@ impl Life {
     pub(super) fn stopped_until(&self) -> Option<Instant> {
         let until = *self.stopped_until.lock().unwrap_or_else(PoisonError::into_inner);
         until.filter(|&until| Instant::now() < until)
+    }
+
+    pub(super) fn was_absent(&self, key: CacheKey) {
+        self.absent.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
+    }
+
+    /// Has the store said that it has no record of the key, before this instant?
+    pub(super) fn was_absent_before(&self, key: CacheKey, since: Instant) -> bool {
+        let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        absent.get(&key).is_some_and(|&at| at <= since)
     }
 
     fn purchases<T>(&self, with: impl FnOnce(&mut BTreeMap<CacheKey, Purchase>) -> T) -> T {
@@ -138,7 +157,13 @@ impl Life {
         self.purchases(|all| all.get(&key).is_some_and(|one| one.task == task && !one.is_permitted))
     }
 
+    /// Could this task not ask the store for a record?
+    pub(super) fn could_not_ask(&self, task: Option<Id>) -> bool {
+        self.unasked.lock().unwrap_or_else(PoisonError::into_inner).contains(&task)
+    }
+
     pub(super) fn excuse(&self, key: CacheKey, task: Option<Id>) {
+        self.unasked.lock().unwrap_or_else(PoisonError::into_inner).insert(task);
         self.purchases(|all| {
             if let Some(purchase) = all.get_mut(&key).filter(|one| one.task == task) {
                 purchase.is_excused = true;
@@ -185,6 +210,9 @@ impl Process {
             SpoolConfig { disk: None, max_bytes: 2 << 30, result_max_bytes: 32 << 20, is_remote: true };
         let spool = Spool::new(bare, ledger.clone(), guard.clone(), config);
         let store: Arc<dyn Store> = spool.clone();
+        let importer = guard.clone();
+        let import = async move { importer.import_records(IMPORT_PERIOD).await };
+        tokio::spawn(life.dead.clone().run_until_cancelled_owned(import));
         let ready = Self::make_ready(guard.clone(), store.clone());
         tokio::spawn(life.dead.clone().run_until_cancelled_owned(ready));
         let parts = FillParts {
@@ -241,7 +269,9 @@ impl Process {
     /// Proves the store and says, as an operator would, that it is the ledger's: another ledger over the
     /// same store is part of every world. Until then nothing is bought.
     async fn make_ready(guard: Arc<ArchiveGuard>, store: Arc<dyn Store>) {
-        while guard.adopt().await.is_err() || store.prove().await.is_err() {
+        while !matches!(guard.look().await, Standing::Open(_)) && guard.adopt().await.is_err()
+            || store.prove().await.is_err()
+        {
             tokio::time::sleep(ms(1000)).await;
         }
     }

@@ -59,6 +59,13 @@ impl World {
         drop(state);
         for row in &book.rows {
             let charges = charged.get(&row.id).copied();
+            if self.is_settled_by_another(number, row) {
+                if charges.unwrap_or(0) > 1 {
+                    return Err(format!("ledger {number}: row {} was charged {charges:?}", row.id.0));
+                }
+                balance.unknown += 1;
+                continue;
+            }
             let agrees = match row.state {
                 CallState::Reserved => charges.is_none(),
                 CallState::Released | CallState::Refused | CallState::Failed => charges.unwrap_or(0) == 0,
@@ -81,6 +88,34 @@ impl World {
         self.check_counters(&book)
     }
 
+    /// A call that is unknown, for all that is true: the record of another call was taken for its own. Only
+    /// where two ledgers buy into one store, or two of its owners died, can that be.
+    fn is_settled_by_another(&self, number: usize, row: &Row) -> bool {
+        let Some(record) = row.record.as_ref().filter(|_| !row.adopted) else { return false };
+        let state = self.state();
+        let sale = number_of(&record.upstream_request_id).and_then(|sale| state.sales.get(sale));
+        sale.is_none_or(|sale| (sale.ledger, sale.row) != (number, row.id))
+    }
+
+    /// Calls whose owner died although the store has their result.
+    pub(super) fn orphans_with_a_record(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (number, ledger) in self.ledgers().iter().enumerate() {
+            for orphan in ledger.book().orphans() {
+                let Ok(Some(record)) = self.store.record(&orphan.namespace, orphan.key) else { continue };
+                let state = self.state();
+                let sale = number_of(&record.upstream_request_id).and_then(|sale| state.sales.get(sale));
+                if sale.is_some_and(|sale| (sale.ledger, sale.row) == (number, orphan.id)) {
+                    found.push(format!(
+                        "row {} of ledger {number} is unknown, and the store has its result",
+                        orphan.id.0
+                    ));
+                }
+            }
+        }
+        found
+    }
+
     fn check_counters(&self, book: &Book) -> Result<(), String> {
         let mut sums: BTreeMap<(String, String), i64> = BTreeMap::new();
         for row in book.rows.iter().filter(|row| row.state.counts_credits() && !row.adopted) {
@@ -88,7 +123,9 @@ impl World {
                 *sums.entry(counter).or_default() += row.bought.credits as i64;
             }
         }
-        for (counter @ (scope, window), &credits) in &book.spent {
+        // Refused calls have a counter of their own, which is no sum of credits.
+        let budgets = book.spent.iter().filter(|((scope, _), _)| !scope.starts_with("refused:"));
+        for (counter @ (scope, window), &credits) in budgets {
             let sum = sums.remove(counter).unwrap_or(0);
             if sum != credits {
                 return Err(format!("the counter of {scope} in {window} is {credits}, its rows say {sum}"));
@@ -160,7 +197,7 @@ impl World {
     }
 
     /// Does the store have a result that stands in the way of this generation?
-    fn is_permanent(&self, key: CacheKey, generation: u64) -> bool {
+    pub(super) fn is_permanent(&self, key: CacheKey, generation: u64) -> bool {
         let record = self.store.record(NAMESPACE, key).ok().flatten();
         record.is_some_and(|record| {
             record.generation >= generation
@@ -186,9 +223,19 @@ impl World {
             self.violate(format!("{} pays for {name} by row {row}, which is {state:?}", life.name()));
         }
         let is_permanent = purchase.was_permanent && self.is_permanent(key, purchase.generation);
-        if is_permanent && !purchase.is_excused {
+        if is_permanent && !(purchase.is_excused && self.cannot_know(life, key)) {
             self.violate(format!("{} buys {name}, which was permanent before it was reserved", life.name()));
         }
+    }
+
+    /// While the store cannot be asked: was a process told before that the key is absent, or did another
+    /// ledger buy it after this one had imported all there was?
+    pub(super) fn cannot_know(&self, life: &Life, key: CacheKey) -> bool {
+        let state = self.state();
+        let Some(&(since, payer)) = state.permanent_since.get(&key) else { return true };
+        let complete_since = state.complete_since.get(&life.ledger);
+        let is_foreign = payer != life.ledger && complete_since.is_some_and(|&complete| complete <= since);
+        is_foreign || life.was_absent_before(key, since)
     }
 
     /// Calls whose owner was silent were settled, or have a new owner.
@@ -295,7 +342,10 @@ impl World {
             return Err(format!("R{number} was told with another URL than its own"));
         }
         let row = self.ledger(ledger).book().row(row).cloned().ok_or("a reply of no row")?;
-        if row.answered_at.is_none() {
+        // The ledger may have been away since the payment: then the store's record is what there is.
+        let standing = self.store.record(NAMESPACE, key).ok().flatten();
+        let is_recorded = standing.is_some_and(|one| one.upstream_request_id == record.upstream_request_id);
+        if row.answered_at.is_none() && !is_recorded {
             let state = row.state.as_str();
             return Err(format!(
                 "a client was told R{number}, whose row {} is {state}: not booked",
@@ -335,7 +385,9 @@ impl World {
             Ok(bytes) => Served::Bytes(bytes),
             Err(GatewayError::ResultNotFound) if waited_elsewhere => Served::Later,
             Err(GatewayError::ResultNotFound) => Served::NotThere,
-            Err(GatewayError::StoreUnavailable | GatewayError::ArchiveGuard) => Served::Later,
+            Err(GatewayError::StoreUnavailable | GatewayError::StoreBusy | GatewayError::ArchiveGuard) => {
+                Served::Later
+            }
             Err(error) => return self.violate(format!("{path} was read, and the answer was {error:?}")),
         };
         let outcome = self.state().archive.served(&path, served);
@@ -386,6 +438,7 @@ impl World {
     /// At the end, after a last start on every ledger: nothing is open, everything that was answered
     /// has its result, and no key was charged for more often than can be explained.
     pub(super) fn check_at_rest(&self) {
+        self.orphans_with_a_record().into_iter().for_each(|what| self.violate(what));
         for (number, ledger) in self.ledgers().into_iter().enumerate() {
             let book = ledger.book();
             if let Err(what) = self.check_rows_at_rest(number, &book) {
@@ -446,6 +499,10 @@ impl World {
     }
 
     fn check_rows_at_rest(&self, number: usize, book: &Book) -> Result<(), String> {
+        let settled_by_another: Vec<CallId> = {
+            let rows = book.rows.iter().filter(|row| self.is_settled_by_another(number, row));
+            rows.map(|row| row.id).collect()
+        };
         let state = self.state();
         let mut charges: BTreeMap<CacheKey, u64> = BTreeMap::new();
         for sale in state.sales.iter().filter(|sale| sale.ledger == number && sale.is_charged) {
@@ -465,7 +522,7 @@ impl World {
                 || state.doubted.contains(&(number, row.id))
                 || matches!(row.state, CallState::Unfetchable | CallState::Lost);
             *doubtful.entry(row.bought.key).or_default() += u64::from(is_doubtful);
-            if row.answered_at.is_none() {
+            if row.answered_at.is_none() || settled_by_another.contains(&row.id) {
                 continue;
             }
             let Some(sale) = sale else { return Err(format!("row {} was answered by nobody", row.id.0)) };

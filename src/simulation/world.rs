@@ -18,6 +18,7 @@ use super::faults::{Fault, Place, Plan};
 use super::process::Process;
 use super::sales::Sale;
 use crate::clock::Clock;
+use crate::key::CacheKey;
 use crate::ledger::CallId;
 use crate::ledger::memory::MemoryLedger;
 use crate::metrics::Metrics;
@@ -56,6 +57,10 @@ pub(super) struct State {
     /// Objects the world took away, and rows that were `unknown` once.
     pub(super) taken: BTreeSet<String>,
     pub(super) doubted: BTreeSet<(usize, CallId)>,
+    /// Since when a key's record stands, and the ledger that paid for it; since when a ledger's import
+    /// is complete.
+    pub(super) permanent_since: BTreeMap<CacheKey, (Instant, usize)>,
+    pub(super) complete_since: BTreeMap<usize, Instant>,
     /// Which process reserved a row, while it knows.
     pub(super) owners: BTreeMap<(usize, CallId), usize>,
     /// What clients were told.
@@ -206,6 +211,7 @@ impl World {
             (Place::Ledger, Fault::After) => "ledger: failed after the deed",
             (Place::Store, Fault::Before) => "store: failed before the deed",
             (Place::Store, Fault::After) => "store: failed after the deed",
+            (_, Fault::Busy) => "store: no turn to ask",
             (Place::Upstream, _) => "upstream: not reached",
             (Place::Results, _) => "results: failed",
         });

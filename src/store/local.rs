@@ -13,8 +13,8 @@
 //! the first byte leaves.
 //!
 //! One process writes records; others (`granary check`, a static server) may share the folder meanwhile.
-//! Nothing is ever deleted here but the records of purged keys, and nothing is listed but `tmp/`, however
-//! large the archive.
+//! Nothing is ever deleted here but the records of purged keys. Only an import lists records, folder by
+//! folder.
 
 mod disk;
 mod files;
@@ -41,7 +41,7 @@ use self::room::Room;
 use crate::archive::ArchiveId;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
-use crate::store::{Record, Store, StoreError};
+use crate::store::{Record, RecordPage, Store, StoreError};
 
 /// Where and how files are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +146,13 @@ impl Store for LocalStore {
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         let namespace = namespace.to_owned();
-        self.reading(move |files| files.record(&namespace, key)).await
+        // Of a few kilobytes, so lookups do not wait for those who read results.
+        self.blocking(move |files| files.record(&namespace, key)).await
+    }
+
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        let after = after.map(str::to_owned);
+        self.blocking(move |files| files.list_records(after.as_deref(), limit)).await
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{MARKER, Record, Store, StoreError, archive_of, check_object, is_object};
+use super::{MARKER, RECORDS, Record, RecordPage, Store, StoreError, archive_of, check_object, is_object};
 use crate::archive::ArchiveId;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
@@ -31,7 +31,7 @@ impl MemoryStore {
         let found = self.files().get(&name.path()).cloned();
         match found {
             Some(bytes) if !is_object(name, &bytes) => {
-                Err(StoreError::Corrupt(format!("{} has another digest", name.path())))
+                Err(StoreError::Corrupt(format!("{} is not the picture that its name says", name.path())))
             }
             found => Ok(found),
         }
@@ -59,6 +59,14 @@ impl MemoryStore {
         let path = Record::checked_path(namespace, key)?;
         let json = self.files().get(&path).cloned();
         json.map(|json| Record::from_json(&path, &json, namespace, key)).transpose()
+    }
+
+    pub(crate) fn list_records(&self, after: Option<&str>, limit: usize) -> RecordPage {
+        let files = self.files();
+        let is_behind = |name: &&String| after.is_none_or(|after| name.as_str() > after);
+        let mut names = files.keys().filter(|name| name.starts_with(RECORDS)).filter(is_behind).cloned();
+        let page: Vec<String> = names.by_ref().take(limit).collect();
+        RecordPage::of(&page, names.next().is_none())
     }
 
     pub(crate) fn forget_record(
@@ -97,6 +105,10 @@ impl Store for MemoryStore {
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         Self::record(self, namespace, key)
+    }
+
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        Ok(Self::list_records(self, after, limit))
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {

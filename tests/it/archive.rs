@@ -3,17 +3,20 @@
 
 use std::time::Duration;
 
+use granary::key::CacheKey;
 use granary_kit::ailab::{FakeAilab, ResultBehaviour};
 use granary_kit::client::{self, Answer, Call};
 use granary_kit::form::Form;
 use granary_kit::images;
+use granary_kit::postgres::Postgres;
 use granary_kit::process::{GranaryBuilder, GranaryProcess};
-use granary_kit::s3::S3Server;
+use granary_kit::s3::{Fault, Operation, S3Server};
 use tempfile::TempDir;
 
 use crate::harness::{bucket_section, cache_status, metric, real, until, upstream_section};
 
 const PREFIX: &str = "granary/test";
+const PATIENCE: Duration = Duration::from_secs(20);
 const GUARD: &str = "granary_archive_guard_ok";
 
 /// The real program in front of a fake AILab and a bucket, each of which outlives it.
@@ -181,10 +184,135 @@ async fn with_a_replaced_ledger_hits_go_on_and_misses_wait_for_the_adoption() {
     assert!(world.adopt(None).await.contains("ledger and store belong together"));
     let process = world.start().await;
     buys(&world, &process, 200).await;
-    assert_eq!(cache_status(&crop(&process, 100).await), "granary; hit; detail=store", "not taken in before");
+    until("the import to be complete", async || import(&process).await == "complete").await;
+    assert_eq!(cache_status(&crop(&process, 100).await), "granary; hit; detail=ledger");
     let rows = metric(&process.admin_url(), "granary_ledger_credits{state=\"stored\"}").await;
-    assert_eq!(rows, 3.0, "what was adopted was paid through another ledger");
+    assert_eq!(rows, 3.0, "what was imported was paid through another ledger");
     assert_eq!(world.charges(), 2);
+}
+
+/// What `/readyz` says of the import.
+async fn import(process: &GranaryProcess) -> String {
+    let ready = client::get(&format!("{}/readyz", process.admin_url())).await.unwrap();
+    ready.json()["import"].as_str().unwrap().to_owned()
+}
+
+impl World {
+    /// The same archive, adopted by a ledger of this state folder that has never seen it.
+    async fn with_a_fresh_ledger(self, more: &[(&str, String)]) -> Self {
+        let mut builder = self.builder.clone().state_dir(self.folder.path().join("fresh state"));
+        for (name, value) in more {
+            builder = builder.env(*name, value);
+        }
+        let world = Self { builder, ..self };
+        assert!(world.adopt(None).await.contains("the ledger is a new one"));
+        world
+    }
+
+    /// Copies a record of the bucket under so many other keys.
+    fn copy_record(&self, copies: usize) {
+        let is_record = |name: &String| name.contains("/records/");
+        let name = self.bucket.names().into_iter().find(is_record).unwrap();
+        let mut record: serde_json::Value =
+            serde_json::from_slice(&self.bucket.object(&name).unwrap().bytes).unwrap();
+        for copy in 0..copies {
+            let key = blake3::hash(&copy.to_le_bytes()).to_hex().to_string();
+            record["key"] = key.as_str().into();
+            let name = format!("{PREFIX}/records/ailab-v1/{}/{key}.json", &key[..2]);
+            self.bucket.set(&name, serde_json::to_vec(&record).unwrap());
+        }
+    }
+}
+
+/// Asserts that a crop is neither bought nor said to be absent.
+async fn is_not_decided(process: &GranaryProcess, side: u32) {
+    let refused = crop(process, side).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "ERROR_RESOURCE_UNAVAILABLE"));
+    assert_eq!(refused.header("granary-reason"), Some("ledger_incomplete"), "{}", refused.text());
+    assert!(refused.header("retry-after").is_some());
+    let key = CacheKey::of(images::photo_jpeg(), side, side);
+    let url = format!("{}/api/image/editing/image-cropping/{key}", process.public_url());
+    let looked_up = client::get(&url).await.unwrap();
+    assert_eq!(looked_up.status, 503, "{}", looked_up.text());
+}
+
+async fn nothing_is_bought_again_over_a_full_bucket(more: &[(&str, String)]) {
+    let world = World::new().await;
+    let mut process = world.start().await;
+    for side in 100..103 {
+        crop(&process, side).await.result_url();
+    }
+    process.kill().await;
+    let mut world = world.with_a_fresh_ledger(more).await;
+    // Lists are refused, so the import waits; the rest of the bucket works, and decides.
+    world.bucket.fail_always_of(Operation::List, Fault::Forbidden);
+    let mut process = world.start().await;
+    buys(&world, &process, 200).await;
+    assert_eq!(import(&process).await, "not begun");
+    world.bucket.go_down().await;
+    for side in [100, 101, 300] {
+        is_not_decided(&process, side).await;
+    }
+    process.kill().await;
+    let process = world.start().await;
+    for side in [100, 300] {
+        is_not_decided(&process, side).await;
+    }
+    assert_eq!(world.charges(), 4);
+
+    world.bucket.heal();
+    world.bucket.come_back().await;
+    until("the import to be complete", async || import(&process).await == "complete").await;
+    world.bucket.go_down().await;
+    for side in [100, 101, 102, 200] {
+        assert_eq!(cache_status(&crop(&process, side).await), "granary; hit; detail=ledger");
+    }
+    let bought = crop(&process, 300).await;
+    assert_eq!(bought.status, 200, "the ledger alone decides: {}", bought.text());
+    assert_eq!(world.charges(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fresh_file_ledger_over_a_full_bucket_buys_nothing_again_while_bucket_is_away() {
+    nothing_is_bought_again_over_a_full_bucket(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fresh_database_over_a_full_bucket_buys_nothing_again_while_bucket_is_away() {
+    let database = Postgres::start();
+    let url = database.url("postgres");
+    nothing_is_bought_again_over_a_full_bucket(&[("GRANARY_STATE_DATABASE_URL", url)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn import_goes_on_after_a_kill_and_says_how_far_it_is() {
+    const RECORDS: u64 = 351;
+    let world = World::new().await;
+    let mut process = world.start().await;
+    crop(&process, 100).await.result_url();
+    process.kill().await;
+    world.copy_record(350);
+    let world = world.with_a_fresh_ledger(&[]).await;
+    let mut process = world.start().await;
+    until("some of it to be imported", async || import(&process).await.ends_with("records so far")).await;
+    assert!(
+        process
+            .wait_for_log("record import begins: the ledger does not know the whole archive", PATIENCE)
+            .await
+            .is_some()
+    );
+    process.kill().await;
+
+    let process = world.start().await;
+    until("the import to be complete", async || import(&process).await == "complete").await;
+    let end =
+        process.wait_for_log("record import complete: the ledger knows the whole archive", PATIENCE).await;
+    let records = end.unwrap()["records"].as_u64().unwrap();
+    assert!((1..=RECORDS - 100).contains(&records), "it went on: {records}");
+    let ledger = rusqlite::Connection::open(world.folder.path().join("fresh state/ledger.sqlite")).unwrap();
+    let sql = "SELECT count(*) FROM calls WHERE state = 'stored' AND adopted = 1";
+    let rows: u64 = ledger.query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!((rows, world.charges()), (RECORDS, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,7 +15,7 @@ use granary_kit::s3::S3Server;
 use tempfile::TempDir;
 
 use crate::bucket::{path_of, store_section};
-use crate::harness::{bytes_of, cache_status, files_below, real_ailab, until, upstream_section, within};
+use crate::harness::{bytes_of, cache_status, real_ailab, until, upstream_section, within};
 
 /// An upstream, a bucket and a database, for processes of the real program.
 struct World {
@@ -41,6 +41,12 @@ impl World {
             .config_text(format!("{}\n{store}", upstream_section(&self.upstream, "")))
             .env("GRANARY_STATE_DATABASE_URL", self.database.url("postgres"))
             .state_dir(self.state(name))
+    }
+
+    /// Calls by state.
+    fn states(&self) -> String {
+        let sql = "SELECT state, count(*) FROM granary.calls GROUP BY state ORDER BY state";
+        self.database.sql("postgres", sql)
     }
 
     fn state(&self, name: &str) -> PathBuf {
@@ -113,7 +119,7 @@ fn url_on(granary: &GranaryProcess, answer: &Answer) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_is_paid_for_while_the_database_is_dead_is_booked_when_it_is_back() {
+async fn result_is_answered_while_database_is_dead_and_booked_when_it_is_back() {
     let world = World::new().await;
     let granary = within("a start", world.replica("one").start()).await.unwrap();
     is_bought_again(&granary, 1).await;
@@ -126,19 +132,51 @@ async fn an_answer_that_is_paid_for_while_the_database_is_dead_is_booked_when_it
     world.upstream.wait_for_held(1).await;
     world.database.kill();
     world.upstream.release();
-    let spilled = world.state("one").join("spill");
-    until("the answer to be in a file", async || files_below(&spilled) == 1).await;
+    let answer = within("an answer", client).await.unwrap().unwrap();
+    assert_eq!(cache_status(&answer), "granary; fwd=uri-miss; fwd-status=200; stored");
+    assert!(bytes_of(&answer.result_url()).await == world.upstream.result_bytes(2), "it is served");
     assert_eq!(crop(&granary, 3).await.status, 503);
     let hit = crop(&granary, 1).await;
     assert_eq!(cache_status(&hit), "granary; hit; detail=memory");
 
     world.database.restart();
+    until("the call to be booked", async || world.states() == "stored|2").await;
+    assert_eq!((world.upstream.charges(), world.upstream.attempts()), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn result_whose_process_was_killed_while_database_was_dead_is_booked_by_another_replica() {
+    let world = World::new().await;
+    // A sent call is taken over after `hard_stop` + 20 s.
+    let replica = |name| world.replica(name).env("GRANARY_UPSTREAM_HARD_STOP", "2s");
+    let mut granary = within("a start", replica("one").start()).await.unwrap();
+    is_bought_again(&granary, 1).await;
+    world.upstream.on_next(Behaviour::Hold);
+    let client = tokio::spawn({
+        let url = granary.public_url();
+        async move { client::post_form(&url, None, &Form::curl(images::tiny_png(24, 24, 2), 40, 40)).await }
+    });
+    world.upstream.wait_for_held(1).await;
+    world.database.kill();
+    world.upstream.release();
     let answer = within("an answer", client).await.unwrap().unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
-    until("the file to go", async || files_below(&spilled) == 0).await;
-    let states = world.database.sql("postgres", "SELECT state, count(*) FROM granary.calls GROUP BY state");
-    assert_eq!(states, "stored|2");
-    assert_eq!((world.upstream.charges(), world.upstream.attempts()), (2, 2));
+    granary.kill().await;
+    world.upstream.expire_all();
+    world.database.restart();
+    assert_eq!(world.states(), "sent|1\nstored|1", "as far as the ledger knows");
+
+    let granary = within("a start", replica("two").start()).await.unwrap();
+    until("a hit", async || crop(&granary, 2).await.status == 200).await;
+    assert_eq!(path_of(&crop(&granary, 2).await.result_url()), path_of(&answer.result_url()));
+    let booked = tokio::time::timeout(Duration::from_secs(60), async {
+        while world.states() != "stored|2" {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    booked.await.unwrap_or_else(|_| panic!("after a lease of 22 s: {}", world.states()));
+    let adopted = world.database.sql("postgres", "SELECT count(*) FROM granary.calls WHERE adopted");
+    assert_eq!((adopted.as_str(), world.upstream.attempts()), ("0", 2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

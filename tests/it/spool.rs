@@ -1,12 +1,10 @@
 //! The bucket goes away, and nobody but the operator notices: every miss is answered with a URL that
 //! serves its bytes, nothing is bought twice, and all of it is in the bucket once that is back. When
-//! the ledger is away too, what was paid for waits in a file.
+//! the ledger is away, the bucket has what was paid for, and the ledger learns of it later.
 //!
 //! `GRANARY_OUTAGE_SECONDS` makes the outage under load longer; the profile `soak` has the time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,8 +21,7 @@ use tempfile::TempDir;
 
 use crate::bucket::{path_of, store_section};
 use crate::harness::{
-    Granary, TurnedClock, bytes_of, cache_status, files_below, metric, real_ailab, until, upstream_section,
-    within,
+    Granary, TurnedClock, bytes_of, cache_status, metric, real_ailab, until, upstream_section, within,
 };
 
 /// An upstream and a bucket, for a Granary in this process or a process of its own.
@@ -394,12 +391,6 @@ fn hide_ledger(ledger: &Connection, hide: bool) {
     ledger.execute_batch(&format!("ALTER TABLE {from} RENAME TO {to}")).unwrap();
 }
 
-fn spill_files(folder: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(folder.join("state/spill")) else { return Vec::new() };
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.contains('.')).collect()
-}
-
 /// Asks for a crop and does not wait for it.
 fn ask(granary: &GranaryProcess) -> tokio::task::JoinHandle<std::io::Result<Answer>> {
     let url = granary.public_url();
@@ -407,8 +398,13 @@ fn ask(granary: &GranaryProcess) -> tokio::task::JoinHandle<std::io::Result<Answ
     tokio::spawn(async move { client::post_form(&url, None, &form).await })
 }
 
+fn calls(ledger: &Connection, state: &str) -> u64 {
+    let sql = "SELECT count(*) FROM calls WHERE state = ?1";
+    ledger.query_row(sql, [state], |row| row.get(0)).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_the_ledger_does_not_take_waits_in_a_file() {
+async fn result_is_kept_and_served_while_ledger_cannot_book_its_answer() {
     for dies in [false, true] {
         let world = World::new().await;
         let process = world.process();
@@ -419,83 +415,95 @@ async fn an_answer_the_ledger_does_not_take_waits_in_a_file() {
         let ledger = world.ledger();
         hide_ledger(&ledger, true);
         world.upstream.release();
-        let here = world.folder.path();
-        until("the answer to be in a file", async || spill_files(here) == ["1.answered"]).await;
-        let file = here.join("state/spill/1.answered");
-        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
-        let signature = Secrets::new([("signature", world.upstream.last_signature().unwrap())]);
-        assert!(!signature.scan_dir(here.join("state/spill")).unwrap().is_empty(), "the control");
+        let answer = asked.await.unwrap().unwrap();
+        assert_eq!(cache_status(&answer), "granary; fwd=uri-miss; fwd-status=200; stored");
+        assert!(bytes_of(&answer.result_url()).await == world.upstream.result_bytes(1), "it is served");
+        world.assert_all_is_in_the_bucket();
 
-        let charges = |state: &'static str| {
-            let sql = "SELECT count(*) FROM calls WHERE state = ?1";
-            ledger.query_row(sql, [state], |row| row.get::<_, u64>(0)).unwrap()
-        };
         let granary = if dies {
             granary.kill().await;
-            asked.await.unwrap().unwrap_err();
             hide_ledger(&ledger, false);
-            assert_eq!(charges("sent"), 1, "as far as the ledger knows");
-            let granary = process.start().await.unwrap();
-            // It was fetched without being asked for.
-            until("the fill to be finished", async || charges("stored") == 1).await;
-            granary
+            assert_eq!(calls(&ledger, "sent"), 1, "as far as the ledger knows");
+            // From here on the result cannot be fetched any more.
+            world.upstream.expire_all();
+            process.start().await.unwrap()
         } else {
             hide_ledger(&ledger, false);
-            let answer = asked.await.unwrap().unwrap();
-            assert_eq!(cache_status(&answer), "granary; fwd=uri-miss; fwd-status=200; stored");
             granary
         };
-        until("the file to be erased", async || spill_files(here).is_empty()).await;
+        until("the call to be booked", async || calls(&ledger, "stored") == 1).await;
         let hit = ask(&granary).await.unwrap().unwrap();
         assert!(cache_status(&hit).starts_with("granary; hit"), "{hit:?}");
-        assert!(bytes_of(&hit.result_url()).await == world.upstream.result_bytes(1));
-        assert_eq!((charges("stored"), charges("unknown"), world.upstream.attempts()), (1, 0, 1));
-        assert_eq!(metric(&granary.admin_url(), "granary_fills_total{state=\"unknown\"}").await, 0.0);
+        assert_eq!(path_of(&hit.result_url()), path_of(&answer.result_url()));
+        assert_eq!((calls(&ledger, "unknown"), world.upstream.attempts()), (0, 1));
+        let spent = metric(&granary.admin_url(), "granary_ledger_credits{state=\"stored\"}").await;
+        assert_eq!(spent, 3.0, "the call is paid for, and no record of another ledger's");
+        world.assert_no_signature_is_left().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn result_that_neither_bucket_nor_ledger_takes_is_kept_by_the_first_that_is_back() {
+    for bucket_is_first in [false, true] {
+        let mut world = World::new().await;
+        let granary = world.process().start().await.unwrap();
+        world.upstream.on_next(Behaviour::Hold);
+        let asked = ask(&granary);
+        world.upstream.wait_for_held(1).await;
+        let ledger = world.ledger();
+        hide_ledger(&ledger, true);
+        world.bucket.go_down().await;
+        world.upstream.release();
+        let is_tried = async || granary.stderr_text().contains("a paid result could not be kept yet");
+        until("both to have refused the result", is_tried).await;
+        if bucket_is_first {
+            world.bucket.come_back().await;
+        } else {
+            hide_ledger(&ledger, false);
+        }
+        let answer = asked.await.unwrap().unwrap();
+        assert_eq!(cache_status(&answer), "granary; fwd=uri-miss; fwd-status=200; stored");
+        assert!(bytes_of(&answer.result_url()).await == world.upstream.result_bytes(1));
+        if bucket_is_first {
+            hide_ledger(&ledger, false);
+        } else {
+            assert_eq!(spooled(&granary.admin_url()).await, 1.0);
+            world.bucket.come_back().await;
+        }
+        until("the call to be booked", async || calls(&ledger, "stored") == 1).await;
+        until("the spool to be empty", async || spooled(&granary.admin_url()).await == 0.0).await;
+        assert_eq!(world.upstream.attempts(), 1);
         world.assert_all_is_in_the_bucket();
         world.assert_no_signature_is_left().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_result_that_neither_bucket_nor_ledger_takes_waits_in_a_file() {
-    for dies in [false, true] {
-        let mut world = World::new().await;
-        let process = world.process();
-        let mut granary = process.start().await.unwrap();
-        world.upstream.results_go_down().await;
-        let asked = ask(&granary);
-        let ledger = world.ledger();
-        let state = || ledger.query_row("SELECT state FROM calls", [], |row| row.get::<_, String>(0));
-        until("the answer to be booked", async || state().is_ok_and(|state| state == "answered")).await;
-        hide_ledger(&ledger, true);
-        world.bucket.go_down().await;
-        world.upstream.results_come_back().await;
-        let here = world.folder.path().to_owned();
-        until("the result to be in a file", async || spill_files(&here) == ["1.spooled"]).await;
+async fn call_whose_process_ends_while_bucket_and_ledger_are_away_is_unknown() {
+    let mut world = World::new().await;
+    let process = world.process();
+    let mut granary = process.start().await.unwrap();
+    world.upstream.on_next(Behaviour::Hold);
+    let asked = ask(&granary);
+    world.upstream.wait_for_held(1).await;
+    let ledger = world.ledger();
+    hide_ledger(&ledger, true);
+    world.bucket.go_down().await;
+    world.upstream.release();
+    until("the answer to have been offered", async || granary.stderr_text().contains("answer not booked"))
+        .await;
+    granary.kill().await;
+    asked.await.unwrap().unwrap_err();
+    hide_ledger(&ledger, false);
 
-        let granary = if dies {
-            granary.kill().await;
-            asked.await.unwrap().unwrap_err();
-            hide_ledger(&ledger, false);
-            // From here on nobody could fetch it any more.
-            world.upstream.expire_all();
-            process.start().await.unwrap()
-        } else {
-            hide_ledger(&ledger, false);
-            let answer = asked.await.unwrap().unwrap();
-            assert_eq!(cache_status(&answer), "granary; fwd=uri-miss; fwd-status=200; stored");
-            granary
-        };
-        until("the file to be erased", async || spill_files(&here).is_empty()).await;
-        let hit = ask(&granary).await.unwrap().unwrap();
-        assert!(bytes_of(&hit.result_url()).await == world.upstream.result_bytes(1));
-        assert_eq!(spooled(&granary.admin_url()).await, 1.0);
-        world.bucket.come_back().await;
-        until("the spool to be empty", async || spooled(&granary.admin_url()).await == 0.0).await;
-        assert_eq!((state().unwrap().as_str(), world.upstream.attempts()), ("stored", 1));
-        assert!(files_below(&here.join("state/spill")) == 0);
-        world.assert_all_is_in_the_bucket();
-        world.assert_no_signature_is_left().await;
-    }
+    // The bucket may have its record, and cannot be asked.
+    let granary = process.start().await.unwrap();
+    let refused = ask(&granary).await.unwrap().unwrap();
+    assert_eq!((refused.status, refused.header("granary-reason")), (503, Some("ledger_incomplete")));
+    world.bucket.come_back().await;
+    until("the bucket to be asked", async || {
+        ask(&granary).await.unwrap().unwrap().header("granary-reason") == Some("hold")
+    })
+    .await;
+    assert_eq!((calls(&ledger, "unknown"), world.upstream.attempts()), (1, 1));
 }

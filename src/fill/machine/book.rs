@@ -1,8 +1,8 @@
-//! What happened must be written down, however long the ledger is away.
+//! Bookings are repeated for as long as the ledger is away.
 //!
-//! Nobody waits for that where the outcome no longer depends on it: at the first failure of a
-//! booking that ends the call its callers are told, and it is repeated behind their backs. A retry
-//! that needs a new row is given up then, since the ledger has none to give.
+//! Waiters do not wait for that where the outcome no longer depends on it: at the first failure of a
+//! booking that ends the call they are answered, and it is repeated in the background. A retry that
+//! needs a new row is given up then, since the ledger has none to give.
 
 use super::{Effect, Machine, Next, Verdict, backoff, bug};
 use crate::error::GatewayError;
@@ -18,9 +18,20 @@ impl Machine {
         self.next(Next::Book)
     }
 
+    pub(super) fn book_answer(&mut self) -> Effect {
+        let Some(answer) = &self.answer else { return bug() };
+        let booking = Booking::Answered {
+            text: answer.text().clone(),
+            request_id: answer.request_id.clone(),
+            log_id: answer.log_id.clone(),
+        };
+        self.book(booking, Next::Fetch)
+    }
+
     pub(super) fn booked(&mut self) -> Effect {
         self.book_tries = 0;
         self.unkept = None;
+        self.is_answer_owed = false;
         match self.booking.take() {
             Some((_, next)) => {
                 if let Next::Retry(_) = next {
@@ -41,6 +52,12 @@ impl Machine {
         if matches!(error, LedgerError::Contradiction { .. }) {
             tracing::error!(%error, "a booking contradicts the ledger");
             return self.booked();
+        }
+        let is_answer = |booking: &mut (Booking, Next)| matches!(booking.0, Booking::Answered { .. });
+        if let Some((_, next)) = self.booking.take_if(is_answer) {
+            tracing::error!(%error, call = self.id().0, "answer not booked: its result is kept first");
+            self.is_answer_owed = true;
+            return self.next(next);
         }
         if self.booking.is_none() {
             return bug();

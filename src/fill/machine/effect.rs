@@ -27,8 +27,8 @@ pub enum Effect {
     Reserve,
     /// Ask the store once more, now that nobody else can buy: [`Event::LookedAgain`].
     LookAgain,
-    /// Make a record known to the ledger: [`Event::Adopted`].
-    Adopt(Arc<Record>),
+    /// Make a record known to the ledger: [`Event::Imported`].
+    Import(Arc<Record>),
     /// Ask whether anybody waits still, now that it may have taken long: [`Event::Awaited`].
     CheckWaiters,
     /// Send all but the tail: [`Event::Opened`].
@@ -79,7 +79,7 @@ pub enum Event {
     /// What the store has by now.
     LookedAgain(Result<Standing, StoreError>),
     /// The ledger knows the record, or could not be told; it will be told again at a later look-up.
-    Adopted,
+    Imported,
     /// Somebody waits still; or nobody, and the group is dissolved.
     Awaited(bool),
     /// How far the order came.
@@ -111,8 +111,8 @@ pub enum Admission {
     Nobody,
     /// The longest-waiting caller's team may not have a miss now.
     Refused(GatewayError),
-    /// Its team may have one a little later, and the caller can wait for that.
-    TooFast(Duration),
+    /// Its team's rate has not been asked: another team's waiter left meanwhile.
+    Unrated,
     /// This team, for this reservation.
     Payer(Box<Reservation>),
 }
@@ -175,4 +175,6 @@ pub enum FillSource {
     Ledger,
     /// It was in the store by then.
     Store,
+    /// Another fill held the key, and this one waited for it.
+    Awaited,
 }

@@ -139,7 +139,7 @@ fn success(effect: &Effect) -> Event {
         Effect::EnterCircuit => Event::Entered(Ok(())),
         Effect::Reserve => Event::Reserved(Ok(Reserved::Won(WON))),
         Effect::LookAgain => Event::LookedAgain(Ok(Standing::Nothing)),
-        Effect::Adopt(_) => Event::Adopted,
+        Effect::Import(_) => Event::Imported,
         Effect::CheckWaiters => Event::Awaited(true),
         Effect::Open => Event::Opened(Ok(Open::Held)),
         Effect::MarkSent(_) => Event::Marked(Ok(Permit::Granted)),
@@ -258,15 +258,15 @@ fn nothing_is_reserved_without_a_turn_a_payer_and_room() {
 }
 
 #[test]
-fn when_one_team_may_not_pay_the_next_is_asked_and_a_hurried_one_steps_aside() {
+fn when_one_team_may_not_pay_the_next_is_asked_and_its_rate_before_it() {
     let refused = || Event::Admitted(Admission::Refused(GatewayError::Draining));
     let nobody = || Event::Admitted(Admission::Nobody);
     check(
         vec![("Admit", refused()), ("Admit", refused()), ("Admit", nobody())],
         "Admit RefuseTeam(Draining) Admit RefuseTeam(Draining) Admit Stop",
     );
-    let hurried = Event::Admitted(Admission::TooFast(Duration::from_secs(1)));
-    check(vec![("Admit", hurried), ("Admit", nobody())], "Admit StepAside TakeSlot Admit Stop");
+    let unrated = Event::Admitted(Admission::Unrated);
+    check(vec![("Admit", unrated), ("Admit", nobody())], "Admit TakeSlot Admit Stop");
 }
 
 #[test]
@@ -288,12 +288,12 @@ fn every_answer_of_the_ledger_to_a_reservation_is_followed() {
 }
 
 #[test]
-fn a_result_that_is_in_the_store_by_then_is_adopted_and_nothing_bought() {
+fn a_result_that_is_in_the_store_by_then_is_imported_and_nothing_bought() {
     let there = |generation| looked_again(Ok(Standing::Result(other_record(generation))));
-    check(vec![there(0)], "LookAgain Book(released) Adopt Finish(Ok Store)");
+    check(vec![there(0)], "LookAgain Book(released) Import Finish(Ok Store)");
     check(
         vec![there(0), ("Book", Event::Booked(away()))],
-        "LookAgain Book(released) Tell(Ok Store) Book(released) Adopt Finish(Ok Store)",
+        "LookAgain Book(released) Tell(Ok Store) Book(released) Import Finish(Ok Store)",
     );
     // What a refresh is to replace does not stop it.
     let life = live(Machine::new(LIMITS), vec![won(1), there(0)]);
@@ -301,6 +301,13 @@ fn a_result_that_is_in_the_store_by_then_is_adopted_and_nothing_bought() {
     // Nor does a store that cannot be asked: the ledger has decided.
     let life = live(Machine::new(LIMITS), vec![looked_again(store_away())]);
     assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}"));
+}
+
+#[test]
+fn a_store_that_had_no_turn_for_us_ends_the_fill_before_paying() {
+    let busy = || StoreError::Busy("planted".to_owned());
+    check(vec![("CheckRoom", Event::Room(Err(busy())))], "CheckRoom Finish(StoreBusy)");
+    check(vec![looked_again(Err(busy()))], "LookAgain Book(released) Finish(StoreBusy)");
 }
 
 #[test]
@@ -428,11 +435,13 @@ fn every_kind_of_reply_has_its_booking_and_its_error() {
         check(vec![("Send", Event::Replied(reply))], &format!("Send {expected}"));
     }
     let life = live(Machine::new(LIMITS), vec![("Send", Event::Replied(order()))]);
-    let [.., Effect::Book(_, Booking::Refused { reason }), Effect::Finish(Err(error))] = &life[..] else {
+    let [.., Effect::Book(_, Booking::Refused { reason, for_order: true }), Effect::Finish(Err(error))] =
+        &life[..]
+    else {
         panic!("{}", show_life(&life))
     };
     assert_eq!(reason, "415 CODE");
-    let GatewayError::Upstream { status, body } = error else { panic!("{error:?}") };
+    let GatewayError::Upstream { status, body, .. } = error else { panic!("{error:?}") };
     assert_eq!((status.as_u16(), &body[..]), (415, &b"{}"[..]), "passed through as it is");
 }
 
@@ -470,11 +479,34 @@ fn only_a_granted_permit_lets_the_tail_go() {
 }
 
 #[test]
-fn a_booking_is_repeated_until_the_ledger_confirms_it() {
-    let again = || ("Book", Event::Booked(away()));
+fn answer_that_is_not_booked_is_kept_first_and_its_result_is_booked_at_once() {
+    let not_answered = || ("Book(answered)", Event::Booked(away()));
+    check(vec![not_answered()], &format!("Book(answered) {KEEPING}"));
+    let not_stored = || ("Book(stored)", Event::Booked(away()));
     check(
-        vec![again(), again(), again()],
-        &format!("{0} Pause {0} Pause {0} Pause {0} {KEEPING}", "Book(answered)"),
+        vec![not_answered(), not_stored(), not_stored()],
+        "Book(answered) Fetch PutObject PutRecord Book(stored) Tell(Ok Bought) Book(stored) Pause Book(stored) \
+         Finish(Ok Bought)",
+    );
+    check(
+        vec![not_answered(), object_fails()],
+        "Book(answered) Fetch PutObject Book(spooled) Finish(Ok Bought)",
+    );
+}
+
+#[test]
+fn answer_that_is_not_booked_is_offered_again_before_each_fetch() {
+    let not_answered = || ("Book(answered)", Event::Booked(away()));
+    let fails = |age| fetch_fails(transient(), age);
+    check(
+        vec![not_answered(), fails(1), not_answered(), fails(2)],
+        &format!("Book(answered) Fetch Pause Book(answered) Fetch Pause Book(answered) {KEEPING}"),
+    );
+    // A result is given up only once the ledger has its answer.
+    let ttl = LIMITS.result_url_ttl.as_secs();
+    check(
+        vec![not_answered(), fails(ttl), fails(ttl)],
+        "Book(answered) Fetch Pause Book(answered) Fetch Book(unfetchable) Finish(ResultNotFetched)",
     );
 }
 
@@ -527,7 +559,7 @@ fn who_waits_for_a_kept_result_does_not_wait_for_the_ledger() {
     check(
         std::iter::once(other).chain(script()).collect(),
         "PutRecord Book(stored) Tell(Ok Bought) Book(stored) Pause Book(stored) Pause Book(stored) \
-         Adopt Finish(Ok Bought)",
+         Import Finish(Ok Bought)",
     );
 }
 
@@ -666,15 +698,19 @@ fn store_and_spool_are_asked_again_in_turns_for_ever() {
 }
 
 #[test]
-fn a_result_that_comes_second_is_booked_on_its_own_row_and_the_first_is_adopted() {
+fn a_result_that_comes_second_is_booked_on_its_own_row_and_the_first_is_imported() {
     let life = live(Machine::new(LIMITS), vec![("PutRecord", Event::RecordKept(Ok(other_record(0))))]);
-    assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}").replace("Book(stored)", "Book(stored) Adopt"));
-    let [.., Effect::Book(_, booking), Effect::Adopt(adopted), Effect::Finish(Ok(filled))] = &life[..] else {
+    assert_eq!(
+        show_life(&life),
+        format!("{BUYING} {KEEPING}").replace("Book(stored)", "Book(stored) Import")
+    );
+    let [.., Effect::Book(_, booking), Effect::Import(imported), Effect::Finish(Ok(filled))] = &life[..]
+    else {
         panic!("{}", show_life(&life))
     };
     let Booking::Stored { record, holds_key } = booking else { panic!("{booking:?}") };
     assert_eq!((&**record, *holds_key), (&bought_record(), false));
-    assert_eq!((&**adopted, &*filled.record), (&other_record(0), &other_record(0)));
+    assert_eq!((&**imported, &*filled.record), (&other_record(0), &other_record(0)));
 }
 
 #[test]
@@ -724,10 +760,10 @@ fn pauses_double_up_to_a_minute_and_a_held_key_is_looked_at_four_times_a_second(
     let doubling = [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 51_200, 60_000, 60_000];
     let nowhere = (0..11).flat_map(|_| [object_fails(), ("Book(spooled)", Event::Booked(spool_full()))]);
     assert_eq!(pauses(nowhere.collect()), doubling);
-    assert_eq!(pauses((0..11).map(|_| ("Book", Event::Booked(away()))).collect()), doubling);
+    // The first failure is told to the waiters, and followed by no pause.
+    let not_stored = (0..12).map(|_| ("Book(stored)", Event::Booked(away())));
+    assert_eq!(pauses(not_stored.collect())[..10], doubling[1..]);
     assert_eq!(pauses(vec![("Reserve", Event::Reserved(Ok(Reserved::Held(CallId(1)))))]), [250]);
-    let wait = Duration::from_millis(1234);
-    assert_eq!(pauses(vec![("Admit", Event::Admitted(Admission::TooFast(wait)))]), [1234]);
 }
 
 #[test]

@@ -12,17 +12,18 @@ use jiff::tz::TimeZone;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::archive::{ArchiveId, Membership};
+use crate::archive::{ArchiveId, Import, Membership};
 use crate::download::{FetchError, Fetched, ResultSource};
 use crate::envelope::Answer;
 use crate::fill::{FillConfig, FillParts};
 use crate::gateway::keys::{KeyDesk, KeyDeskParts};
+use crate::guard::Standing;
 use crate::ledger::admin::{Actor, AuditLine, CallFilter, CallPage, LedgerAdmin, Purge, Settled, Settlement};
 use crate::ledger::budget::{Budget, Scope};
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallFacts, CallId, CallState, Changes, LedgerError, Permit, Recovery, Reservation, Reserved,
+    Booking, CallId, CallState, Changes, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
     StateTotal,
 };
 use crate::metering::Meter;
@@ -31,8 +32,8 @@ use crate::results::ResultRoom;
 use crate::secret::Secret;
 use crate::slots::SlotsConfig;
 use crate::spool::{Spool, SpoolConfig};
-use crate::store::StoreError;
 use crate::store::memory::MemoryStore;
+use crate::store::{RecordPage, StoreError};
 use crate::teams::Teams;
 use crate::uploads::UploadRoom;
 use crate::upstream::{HeldCall, NotSent, Opened, Order, Reply, Upstream};
@@ -162,8 +163,8 @@ impl Ledger for FakeLedger {
         self.check("book")?.book(id, booking).await
     }
 
-    async fn adopt(&self, record: &Record) -> Result<(), LedgerError> {
-        self.check("adopt")?.adopt(record).await
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        self.check("import_record")?.import_record(record).await
     }
 
     async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
@@ -211,8 +212,16 @@ impl Ledger for FakeLedger {
         self.ledger.settle_archive(archive).await
     }
 
-    async fn call(&self, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-        self.ledger.call(id).await
+    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError> {
+        Ledger::note_import(&self.ledger, archive, import).await
+    }
+
+    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+        self.check("knows_all_of")?.knows_all_of(namespace, key).await
+    }
+
+    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
+        self.check("orphans")?.orphans().await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
@@ -282,13 +291,18 @@ impl LedgerAdmin for FakeLedger {
 #[derive(Default)]
 pub(super) struct FakeStore {
     pub(super) switch: Switch,
+    /// Nothing has a turn.
+    pub(super) is_busy: AtomicBool,
     pub(super) store: MemoryStore,
 }
 
 impl FakeStore {
     fn check(&self, name: &'static str) -> Result<&dyn Store, StoreError> {
-        let works = self.switch.works(name);
-        if works { Ok(&self.store) } else { Err(StoreError::Unavailable("planted".to_owned())) }
+        match (self.switch.works(name), self.is_busy.load(Ordering::SeqCst)) {
+            (_, true) => Err(StoreError::Busy("planted".to_owned())),
+            (true, false) => Ok(&self.store),
+            (false, false) => Err(StoreError::Unavailable("planted".to_owned())),
+        }
     }
 
     /// Takes all objects away, and leaves the records.
@@ -300,6 +314,7 @@ impl FakeStore {
 #[async_trait]
 impl Store for FakeStore {
     async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
+        self.switch.hangs("put_object").await;
         self.check("put_object")?.put_object(name, bytes).await
     }
 
@@ -308,6 +323,7 @@ impl Store for FakeStore {
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
+        self.switch.hangs("has_object").await;
         self.check("has_object")?.has_object(name).await
     }
 
@@ -316,12 +332,20 @@ impl Store for FakeStore {
     }
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
+        self.switch.hangs("record").await;
         let store = self.check("record")?;
-        // A failure of its own: something is there, and cannot be read.
+        // Failures of their own: it is not there yet, or it is there and cannot be read.
+        if !self.switch.works("absent") {
+            return Ok(None);
+        }
         if !self.switch.works("damaged") {
             return Err(StoreError::Corrupt("planted".to_owned()));
         }
         store.record(namespace, key).await
+    }
+
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        self.check("list_records")?.list_records(after, limit).await
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
@@ -493,6 +517,7 @@ pub(super) struct World {
     pub(super) upstream: Arc<FakeUpstream>,
     pub(super) results: Arc<FakeResults>,
     pub(super) policy: CurrentPolicy,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) filler: Filler,
     pub(super) gateway: Arc<Gateway>,
     pub(super) desk: KeyDesk,
@@ -549,7 +574,13 @@ impl World {
         let config = SpoolConfig { disk: None, max_bytes: 1 << 20, result_max_bytes: 1, is_remote: false };
         let spool: Arc<dyn Store> = Spool::new(store.clone(), ledger.clone(), guard.clone(), config);
         // Where ledger and store do not know each other, the operator has looked.
-        guard.adopt().now_or_never().expect("nothing here waits").expect("both can be asked");
+        if !matches!(guard.look().now_or_never(), Some(Standing::Open(_))) {
+            guard.adopt().now_or_never().expect("nothing here waits").expect("both can be asked");
+        }
+        // Of a store with records the import has not begun.
+        if store.store.files().keys().all(|path| !path.starts_with("records")) {
+            guard.import_page().now_or_never().expect("nothing here waits");
+        }
         let is_spooled = ledger.is_spooled.load(Ordering::SeqCst);
         let parts = FillParts {
             ledger: ledger.clone(),
@@ -575,7 +606,7 @@ impl World {
             ledger: ledger.clone(),
             store: if is_spooled { spool.clone() } else { store.clone() },
             filler: filler.clone(),
-            metrics,
+            metrics: metrics.clone(),
             meter: Arc::new(Meter::new(clock.clone(), TimeZone::UTC)),
             guard: guard.clone(),
             uploads: UploadRoom::in_memory(1 << 30),
@@ -592,7 +623,7 @@ impl World {
             clock: Clock::system(),
             namespace: NAMESPACE.to_owned(),
         });
-        Self { ledger, store, upstream, results, policy, filler, gateway: Arc::new(gateway), desk }
+        Self { ledger, store, upstream, results, policy, metrics, filler, gateway: Arc::new(gateway), desk }
     }
 
     /// Waits until no fill is under way.

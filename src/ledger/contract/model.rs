@@ -35,7 +35,7 @@ pub(in crate::ledger) enum Step {
     Spool { back: usize, bytes: usize },
     Unspool { nth: usize, by_another: bool },
     Lose { key: u32 },
-    Adopt { key: u32, generation: u64 },
+    Import { key: u32, generation: u64 },
     Purge { key: u32 },
     Settle { back: usize, settlement: Settlement },
     Freeze { scope: usize, frozen: bool },
@@ -73,7 +73,7 @@ pub(in crate::ledger) fn lives() -> impl Strategy<Value = ([u64; 4], Vec<Step>)>
         3 => (0..3_usize, prop::bool::weighted(0.3))
             .prop_map(|(nth, by_another)| Step::Unspool { nth, by_another }),
         1 => (0..3_u32).prop_map(|key| Step::Lose { key }),
-        1 => (0..3_u32, 0..4_u64).prop_map(|(key, generation)| Step::Adopt { key, generation }),
+        1 => (0..3_u32, 0..4_u64).prop_map(|(key, generation)| Step::Import { key, generation }),
         1 => (0..3_u32).prop_map(|key| Step::Purge { key }),
         2 => (0..5_usize, prop::sample::select(vec![Settlement::Free, Settlement::Charged]))
             .prop_map(|(back, settlement)| Step::Settle { back, settlement }),
@@ -198,6 +198,8 @@ struct Row {
     reserved_on: Date,
     ended_at: Timestamp,
     record: Option<Record>,
+    /// Its owner died while it was sent.
+    is_orphan: bool,
     settled: Option<Settlement>,
 }
 
@@ -253,11 +255,13 @@ impl Model {
                 bench.ledger.lose(&record).await.expect("the ledger can be asked");
                 self.rows[row].state = CallState::Lost;
             }
-            Step::Adopt { key, generation } => {
+            Step::Import { key, generation } => {
                 let bought = picture(key);
                 let record = self.foreign(&bought, generation, now);
-                bench.ledger.adopt(&record).await.expect("the ledger can be asked");
-                self.adopt(bought, record, now);
+                bench.ledger.import_record(&record).await.expect("the ledger can be asked");
+                if !self.settle_orphan(&bought, &record, now) {
+                    self.import_record(bought, record, now);
+                }
             }
             Step::Freeze { scope, frozen } => {
                 let scope = [Scope::Global, team(TEAMS[0]), team(TEAMS[1])][scope].clone();
@@ -329,7 +333,31 @@ impl Model {
         record(bought, Won { id, generation }, now)
     }
 
-    fn adopt(&mut self, bought: Reservation, record: Record, now: Timestamp) {
+    /// The newest call whose owner died is taken for the one that made the record.
+    fn settle_orphan(&mut self, bought: &Reservation, record: &Record, now: Timestamp) -> bool {
+        let generation = record.generation;
+        let is_its = |kept: &Record| kept.upstream_request_id == record.upstream_request_id;
+        let mut of_key = self.rows.iter().filter(|row| row.bought.key == bought.key);
+        if Some(&generation) <= self.purged.get(&bought.key)
+            || of_key.any(|row| row.record.as_ref().is_some_and(is_its))
+        {
+            return false;
+        }
+        let fits = |row: &Row| {
+            let paid = |of: &Reservation| (of.key, of.team.clone(), of.credits);
+            let is_orphan = row.is_orphan && row.state == CallState::Unknown;
+            is_orphan && row.generation == generation && paid(&row.bought) == paid(bought)
+        };
+        let Some(at) = self.rows.iter().rposition(fits) else { return false };
+        let late = self.is_taken(self.rows[at].id, bought, generation);
+        let row = &mut self.rows[at];
+        (row.state, row.late, row.ended_at, row.record) =
+            (CallState::Stored, late, now, Some(record.clone()));
+        self.tell(bought, generation);
+        true
+    }
+
+    fn import_record(&mut self, bought: Reservation, record: Record, now: Timestamp) {
         let generation = record.generation;
         if Some(&generation) <= self.purged.get(&bought.key) {
             return;
@@ -348,6 +376,7 @@ impl Model {
                 reserved_on: date(now),
                 ended_at: now,
                 record: Some(record),
+                is_orphan: false,
                 settled: None,
             });
         }
@@ -363,7 +392,7 @@ impl Model {
         let kept = Record { digest: Digest::of(&bytes), bytes: length as u64, ..made };
         let booking = Booking::Spooled { record: Box::new(kept.clone()), bytes: bytes.clone() };
         let booked = bench.ledger.book(id, booking).await;
-        if from != CallState::Answered {
+        if !super::table(from).contains(&CallState::Stored) {
             let repeats = from == CallState::Stored;
             assert_eq!(booked.is_ok(), repeats, "{from:?}: {booked:?}");
             return;
@@ -396,7 +425,7 @@ impl Model {
         row.late = true;
         let theirs = self.foreign(&bought, generation, now);
         bench.unspool(id, &theirs).await;
-        self.adopt(bought, theirs, now);
+        self.import_record(bought, theirs, now);
     }
 
     /// A result was stored: what was read of an older one is out of date.
@@ -485,6 +514,7 @@ impl Model {
             reserved_on: date(now),
             ended_at: now,
             record: None,
+            is_orphan: false,
             settled: None,
         });
     }
@@ -589,7 +619,7 @@ impl Model {
                 }
                 CallState::Sent => {
                     unknown += 1;
-                    (row.state, row.ended_at) = (CallState::Unknown, now);
+                    (row.state, row.ended_at, row.is_orphan) = (CallState::Unknown, now, true);
                 }
                 CallState::Answered => unfinished.push((row.id, row.generation, signed_answer(row.id.0))),
                 _ => {}

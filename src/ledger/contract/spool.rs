@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use super::{Bench, SPOOL_MAX, answer, foreign, picture, record, released, stored};
 use crate::key::Digest;
 use crate::ledger::spool::{SpoolUsage, Spooled};
-use crate::ledger::{Booking, CallFacts, CallId, CallState, LedgerError, Permit, Reservation, Reserved, Won};
+use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation, Reserved, Won};
 use crate::picture::ObjectName;
 use crate::store::Record;
 
@@ -54,16 +54,6 @@ impl Bench {
     pub(super) async fn usage(&self) -> SpoolUsage {
         self.ledger.spool_usage().await.expect("the ledger can be asked")
     }
-}
-
-pub(in crate::ledger) async fn a_call_is_told_by_its_number(bench: &Bench) {
-    for (n, state) in (1..).zip(CallState::ALL) {
-        let won = bench.bring(n, state).await;
-        let Reservation { namespace, key, .. } = picture(n);
-        let told = bench.ledger.call(won.id).await.expect("the ledger can be asked");
-        assert_eq!(told, Some(CallFacts { namespace, key, generation: won.generation, state }));
-    }
-    assert_eq!(bench.ledger.call(CallId(4711)).await.expect("the ledger can be asked"), None);
 }
 
 pub(in crate::ledger) async fn a_spooled_result_is_stored_and_its_bytes_are_found_by_name(bench: &Bench) {
@@ -179,7 +169,7 @@ pub(in crate::ledger) async fn a_spooled_result_whose_record_stands_elsewhere_le
         assert_eq!(bench.object(&ours).await, None);
         assert_eq!(bench.win(super::refresh(n)).await.generation, generation + 1);
     }
-    assert_eq!(bench.calls(CallState::Stored).await, 3, "ours are paid for, and adopted ones are not");
+    assert_eq!(bench.calls(CallState::Stored).await, 3, "ours are paid for, and imported ones are not");
 }
 
 pub(in crate::ledger) async fn spooling_and_taking_out_may_be_repeated(bench: &Bench) {

@@ -4,7 +4,7 @@ use jiff::tz::TimeZone;
 use tokio_postgres::types::Type;
 
 use super::pool::{Failure, Lock, Tx};
-use super::reserve::{count, missing};
+use super::reserve::{count, count_refused, missing};
 use super::rows::{hash, int8, state};
 use super::{spool, usage};
 use crate::crash::crash_point;
@@ -80,7 +80,7 @@ pub(super) async fn book(tx: &Tx, id: CallId, booking: &Booking, booker: &Booker
             tell_if_newer(tx, record).await?;
         }
         Booking::Released { reason }
-        | Booking::Refused { reason }
+        | Booking::Refused { reason, .. }
         | Booking::Failed { reason }
         | Booking::Unknown { reason }
         | Booking::Unfetchable { reason } => end(tx, id, state, reason).await?,
@@ -95,6 +95,9 @@ pub(super) async fn book(tx: &Tx, id: CallId, booking: &Booking, booker: &Booker
     }
     if row.state.counts_credits() && !state.counts_credits() {
         count(tx, &row.team, &row.day, &row.month, -row.credits).await?;
+    }
+    if let Booking::Refused { for_order: true, .. } = booking {
+        count_refused(tx, row.team.clone(), &row.day, row.credits).await?;
     }
     usage::adjust(tx, id, &row.month, row.state, state, &booker.zone).await
 }
@@ -148,7 +151,8 @@ async fn end(tx: &Tx, id: CallId, state: CallState, reason: &str) -> Result<(), 
 /// The row's result is permanent.
 async fn keep(tx: &Tx, id: CallId, record: &Record, late: bool) -> Result<(), Failure> {
     let sql = "UPDATE granary.calls SET state = 'stored', ended_at = $2, late = $3, answer = $4, digest = $5, \
-               extension = $6, bytes = $7, beat = beat + 1 WHERE id = $1";
+               extension = $6, bytes = $7, beat = beat + 1, reason = NULL, answered_at = coalesce(answered_at, $2), \
+               request_id = coalesce(request_id, $8), log_id = coalesce(log_id, $9) WHERE id = $1";
     tx.execute(
         sql,
         &[
@@ -159,6 +163,8 @@ async fn keep(tx: &Tx, id: CallId, record: &Record, late: bool) -> Result<(), Fa
             (&&record.digest.as_bytes()[..], Type::BYTEA),
             (&record.extension, Type::TEXT),
             (&int8(record.bytes)?, Type::INT8),
+            (&record.upstream_request_id, Type::TEXT),
+            (&record.upstream_log_id, Type::TEXT),
         ],
     )
     .await?;
@@ -223,7 +229,7 @@ pub(super) async fn lose(tx: &Tx, lost: &Record, booker: &Booker) -> Result<(), 
     }
 }
 
-pub(super) async fn adopt(tx: &Tx, record: &Record, windows: &Windows) -> Result<(), Failure> {
+pub(super) async fn import_record(tx: &Tx, record: &Record, windows: &Windows) -> Result<(), Failure> {
     let sql = "INSERT INTO granary.calls (namespace, key, generation, state, adopted, team, credits, day, month, \
                image, width, height, reserved_at, ended_at, answer, request_id, log_id, digest, extension, bytes) \
                SELECT $1, $2, $3, 'stored', true, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14, $15, $16, $17 \

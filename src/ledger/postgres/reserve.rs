@@ -60,7 +60,7 @@ pub(super) async fn reserve(tx: &Tx, wanted: &Wanted) -> Result<Reserved, Failur
     }
     let windows = Windows::at(now, zone);
     let Some(id) = insert(tx, reservation, owner, generation, &windows, now).await? else {
-        // An adopted record, or a late answer.
+        // An imported record, or a late answer.
         return Err(Failure::Again("another row has the key"));
     };
     let counted =
@@ -185,6 +185,16 @@ pub(super) async fn count(
     rows.iter()
         .map(|row| Ok((row.try_get("scope")?, row.try_get("period")?, number(row, "credits")?)))
         .collect()
+}
+
+/// Counts a call that was refused for its picture or numbers, against its team's day. Runs after
+/// [`count`], so that all transactions lock counters in one order.
+pub(super) async fn count_refused(tx: &Tx, team: String, day: &str, credits: i64) -> Result<(), Failure> {
+    let sql = "INSERT INTO granary.spent AS s (scope, period, credits) VALUES ($1, $2, $3) \
+               ON CONFLICT (scope, period) DO UPDATE SET credits = s.credits + excluded.credits";
+    let scope = Scope::Refused(team).to_string();
+    tx.execute(sql, &[(&scope, Type::TEXT), (&day, Type::TEXT), (&credits, Type::INT8)]).await?;
+    Ok(())
 }
 
 /// The first budget that does not hold what has been counted.

@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 use super::pool::{Failure, Tx, damaged};
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{Budget, Used, Windows};
-use crate::ledger::{CallFacts, CallId, CallState, Changes, LedgerError, StateTotal};
+use crate::ledger::{CallState, Changes, LedgerError, StateTotal};
 use crate::store::Record;
 
 /// The columns [`record`] reads, of a row called `c`.
@@ -69,18 +69,6 @@ pub(super) fn state(row: &Row) -> Result<CallState, Failure> {
 pub(super) fn int8(number: u64) -> Result<i64, Failure> {
     let too_large = |_| LedgerError::Unavailable(format!("{number} is more than a ledger can count"));
     Ok(i64::try_from(number).map_err(too_large)?)
-}
-
-/// What a row is about and how far it is, if there is one.
-pub(super) async fn facts(tx: &Tx, id: CallId) -> Result<Option<CallFacts>, Failure> {
-    let sql = "SELECT namespace, key, generation, state FROM granary.calls WHERE id = $1";
-    let Some(row) = tx.row(sql, &[(&id.0, Type::INT8)]).await? else { return Ok(None) };
-    Ok(Some(CallFacts {
-        namespace: row.try_get("namespace")?,
-        key: CacheKey::from_bytes(hash(&row, "key")?),
-        generation: number(&row, "generation")?,
-        state: state(&row)?,
-    }))
 }
 
 /// All of it is in an index.

@@ -5,7 +5,7 @@ use std::fmt;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::pool::{Failure, Lock, TRIES};
-use super::{admin, usage};
+use super::{admin, membership, usage};
 
 /// The layout of the tables: how many of [`MIGRATIONS`] they have had. A database with a higher one
 /// is refused untouched.
@@ -13,7 +13,7 @@ pub(super) const LAYOUT: usize = MIGRATIONS.len();
 
 /// What leads from each layout to the next; it only ever adds, because replicas of the last version go
 /// on beside the first one of the next.
-pub(super) const MIGRATIONS: [&str; 3] = [FIRST, usage::SCHEMA, admin::SCHEMA];
+pub(super) const MIGRATIONS: [&str; 4] = [FIRST, usage::SCHEMA, admin::SCHEMA, membership::IMPORT];
 
 /// Times are texts of the same form as in the store's records, to the nanosecond.
 ///

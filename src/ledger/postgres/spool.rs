@@ -115,7 +115,7 @@ pub(super) async fn remove(tx: &Tx, id: CallId, standing: &Record, windows: &Win
         return Ok(());
     }
     tx.execute("UPDATE granary.calls SET late = true WHERE id = $1", &[(&id.0, Type::INT8)]).await?;
-    book::adopt(tx, standing, windows).await
+    book::import_record(tx, standing, windows).await
 }
 
 pub(super) async fn usage(tx: &Tx) -> Result<SpoolUsage, Failure> {

@@ -77,7 +77,7 @@ pub(super) fn settle(
     windows: &Windows,
     change: &Change,
 ) -> Result<Settled, LedgerError> {
-    if calls::facts(db, id)?.is_none() {
+    if !db.prepare_cached("SELECT 1 FROM calls WHERE id = ?1")?.exists([id.0])? {
         return Ok(Settled::NoSuchCall);
     }
     let (row, before) = (calls::call(db, id)?, settled(db, id)?);

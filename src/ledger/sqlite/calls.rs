@@ -8,7 +8,7 @@ use crate::crash::crash_point;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
 use crate::ledger::{
-    Booking, CallFacts, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
+    Booking, CallId, CallState, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved, StateTotal,
     UnfinishedCall, Won,
 };
 use crate::secret::Secret;
@@ -55,6 +55,9 @@ pub(super) fn instant(row: &Row<'_>, column: &str) -> rusqlite::Result<Timestamp
         rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
     })
 }
+
+/// The reason of calls that a recovery ended. It is searched for, so it does not change.
+const OWNER_DIED: &str = "the process that owned it died";
 
 /// Decides who may buy a key. The order is the order of reasons a caller is told.
 pub(super) fn reserve(
@@ -179,10 +182,7 @@ pub(super) fn spent(db: &Connection, scope: &Scope, period: &str) -> Result<u64,
 
 /// Adds to the four counters a call belongs to, always in the same order.
 fn count(db: &Connection, team: &str, day: &str, month: &str, credits: i64) -> Result<(), LedgerError> {
-    let mut statement = db.prepare_cached(
-        "INSERT INTO spent (scope, period, credits) VALUES (?1, ?2, ?3) \
-         ON CONFLICT (scope, period) DO UPDATE SET credits = credits + excluded.credits",
-    )?;
+    let mut statement = db.prepare_cached(ADD)?;
     for scope in [Scope::Global, Scope::Team(team.to_owned())] {
         for period in [day, month] {
             statement.execute(params![scope.to_string(), period, credits])?;
@@ -190,6 +190,20 @@ fn count(db: &Connection, team: &str, day: &str, month: &str, credits: i64) -> R
     }
     Ok(())
 }
+
+/// Counts a call that was refused for its picture or numbers, against its team's day.
+fn count_refused(db: &Connection, row: &CallRow) -> Result<(), LedgerError> {
+    db.prepare_cached(ADD)?.execute(params![
+        Scope::Refused(row.team.clone()).to_string(),
+        row.day,
+        row.credits
+    ])?;
+    Ok(())
+}
+
+/// Adds credits to a counter.
+const ADD: &str = "INSERT INTO spent (scope, period, credits) VALUES (?1, ?2, ?3) \
+                   ON CONFLICT (scope, period) DO UPDATE SET credits = credits + excluded.credits";
 
 /// What a booking needs to know of its row.
 pub(super) struct CallRow {
@@ -201,15 +215,6 @@ pub(super) struct CallRow {
     pub(super) credits: i64,
     pub(super) day: String,
     pub(super) month: String,
-}
-
-/// What a row is about and how far it is, if there is one.
-pub(super) fn facts(db: &Connection, id: CallId) -> Result<Option<CallFacts>, LedgerError> {
-    if !db.prepare_cached("SELECT 1 FROM calls WHERE id = ?1")?.exists([id.0])? {
-        return Ok(None);
-    }
-    let CallRow { namespace, key, generation, state, .. } = call(db, id)?;
-    Ok(Some(CallFacts { namespace, key: CacheKey::from_bytes(key), generation, state }))
 }
 
 pub(super) fn call(db: &Connection, id: CallId) -> Result<CallRow, LedgerError> {
@@ -274,6 +279,9 @@ pub(super) fn book(
     if row.state.counts_credits() && !state.counts_credits() {
         count(db, &row.team, &row.day, &row.month, -row.credits)?;
     }
+    if let Booking::Refused { for_order: true, .. } = booking {
+        count_refused(db, &row)?;
+    }
     let now = now.to_string();
     match booking {
         Booking::Answered { text, request_id, log_id } => {
@@ -297,7 +305,7 @@ pub(super) fn book(
             keep(db, id, record, late)?;
         }
         Booking::Released { reason }
-        | Booking::Refused { reason }
+        | Booking::Refused { reason, .. }
         | Booking::Failed { reason }
         | Booking::Unknown { reason }
         | Booking::Unfetchable { reason } => {
@@ -317,11 +325,14 @@ pub(super) fn book(
 /// The row's result is permanent.
 fn keep(db: &Connection, id: CallId, record: &Record, late: bool) -> Result<(), LedgerError> {
     db.prepare_cached(
-        "UPDATE calls SET state = 'stored', ended_at = :ended_at, late = :late, \
-         answer = :answer, digest = :digest, extension = :extension, bytes = :bytes WHERE id = :id",
+        "UPDATE calls SET state = 'stored', ended_at = :ended_at, late = :late, reason = NULL, \
+         answered_at = coalesce(answered_at, :ended_at), request_id = coalesce(request_id, :request_id), \
+         log_id = coalesce(log_id, :log_id), answer = :answer, digest = :digest, extension = :extension, bytes = :bytes WHERE id = :id",
     )?
     .execute(named_params! {
         ":id": id.0,
+        ":request_id": record.upstream_request_id,
+        ":log_id": record.upstream_log_id,
         ":ended_at": record.stored_at.to_string(),
         ":late": late,
         ":answer": record.answer,
@@ -367,8 +378,51 @@ pub(super) fn stored_call(db: &Connection, record: &Record) -> Result<Option<Cal
     Ok(id.map(CallId))
 }
 
-pub(super) fn adopt(db: &Connection, record: &Record, windows: &Windows) -> Result<(), LedgerError> {
-    let adopted = db.prepare_cached(
+/// The newest call whose owner died and whose result this may be; `None` when the ledger knows the
+/// purchase, or must not keep it.
+pub(super) fn orphan_of(db: &Connection, record: &Record) -> Result<Option<CallId>, LedgerError> {
+    let id = db
+        .prepare_cached(
+            "SELECT id FROM calls WHERE namespace = :namespace AND key = :key AND state = 'unknown' \
+             AND generation = :generation AND team = :team AND credits = :credits AND reason = :died \
+             AND NOT EXISTS (SELECT 1 FROM calls WHERE namespace = :namespace AND key = :key \
+             AND request_id = :request_id AND log_id = :log_id) \
+             AND NOT EXISTS (SELECT 1 FROM purged WHERE namespace = :namespace AND key = :key \
+             AND generation >= :generation) ORDER BY id DESC LIMIT 1",
+        )?
+        .query_row(
+            named_params! {
+                ":namespace": record.namespace,
+                ":key": record.key.as_bytes(),
+                ":generation": record.generation,
+                ":team": record.team,
+                ":credits": record.credits,
+                ":died": OWNER_DIED,
+                ":request_id": record.upstream_request_id,
+                ":log_id": record.upstream_log_id,
+            },
+            |row| row.get(0),
+        )
+        .optional()?;
+    Ok(id.map(CallId))
+}
+
+pub(super) fn has_orphan(db: &Connection, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+    let sql = "SELECT 1 FROM calls WHERE namespace = ?1 AND key = ?2 AND state = 'unknown' AND reason = ?3";
+    Ok(db.prepare_cached(sql)?.exists(params![namespace, key.as_bytes(), OWNER_DIED])?)
+}
+
+pub(super) fn orphans(db: &Connection) -> Result<Vec<Orphan>, LedgerError> {
+    let sql = "SELECT id, namespace, key FROM calls WHERE state = 'unknown' AND reason = ?1 ORDER BY id";
+    let mut statement = db.prepare_cached(sql)?;
+    let orphans = statement.query_map([OWNER_DIED], |row| {
+        Ok(Orphan { id: CallId(row.get(0)?), namespace: row.get(1)?, key: CacheKey::from_bytes(row.get(2)?) })
+    })?;
+    Ok(orphans.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn import_record(db: &Connection, record: &Record, windows: &Windows) -> Result<(), LedgerError> {
+    let imported = db.prepare_cached(
         "INSERT INTO calls (namespace, key, generation, state, adopted, team, credits, day, month, image, width, \
          height, reserved_at, ended_at, answer, request_id, log_id, digest, extension, bytes) \
          SELECT :namespace, :key, :generation, 'stored', 1, :team, :credits, :day, :month, :image, :width, \
@@ -397,14 +451,13 @@ pub(super) fn adopt(db: &Connection, record: &Record, windows: &Windows) -> Resu
         ":extension": record.extension,
         ":bytes": record.bytes,
     })?;
-    if adopted > 0 && record.generation > 0 {
+    if imported > 0 && record.generation > 0 {
         admin::tell(db, &record.namespace, record.key)?;
     }
     Ok(())
 }
 
 pub(super) fn recover(db: &Connection, now: Timestamp) -> Result<Recovery, LedgerError> {
-    let died = "the process that owned it died";
     let open = |state: CallState| -> Result<Vec<CallId>, LedgerError> {
         let mut statement = db.prepare_cached("SELECT id FROM calls WHERE state = ?1 ORDER BY id")?;
         let ids = statement.query_map(params![state.as_str()], |row| row.get(0).map(CallId))?;
@@ -412,11 +465,11 @@ pub(super) fn recover(db: &Connection, now: Timestamp) -> Result<Recovery, Ledge
     };
     let reserved = open(CallState::Reserved)?;
     for &id in &reserved {
-        book(db, id, &Booking::Released { reason: died.to_owned() }, now)?;
+        book(db, id, &Booking::Released { reason: OWNER_DIED.to_owned() }, now)?;
     }
     let sent = open(CallState::Sent)?;
     for &id in &sent {
-        book(db, id, &Booking::Unknown { reason: died.to_owned() }, now)?;
+        book(db, id, &Booking::Unknown { reason: OWNER_DIED.to_owned() }, now)?;
     }
     let mut statement = db.prepare_cached(
         "SELECT id, namespace, key, generation, team, credits, image, width, height, answered_at, \

@@ -41,7 +41,7 @@ pub(super) fn check_fits(
     let Booking::Spooled { bytes, .. } = booking else { return Ok(()) };
     let (_, used) = sizes(db)?;
     let wanted = bytes.len() as u64;
-    if used.saturating_add(wanted) > max && calls::call(db, id)?.state == CallState::Answered {
+    if used.saturating_add(wanted) > max && calls::call(db, id)?.state != CallState::Stored {
         return Err(LedgerError::SpoolFull { wanted, used, max });
     }
     Ok(())
@@ -141,7 +141,7 @@ pub(super) fn remove(
         return Ok(());
     }
     db.prepare_cached("UPDATE calls SET late = 1 WHERE id = ?1")?.execute([id.0])?;
-    calls::adopt(db, standing, windows)
+    calls::import_record(db, standing, windows)
 }
 
 /// How many wait, and their bytes; an index has both.

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use super::worker::Worker;
 use super::{SqliteLedger, calls, connect, migrate};
+use crate::archive::{ArchiveId, Import};
 use crate::clock::Clock;
 use crate::ledger::admin::{Actor, CallFilter, LedgerAdmin, Purge, Settlement};
 use crate::ledger::budget::{Budget, Scope, Window, Windows};
@@ -91,7 +92,9 @@ fn assert_counters_are_the_sum_of_the_rows(db: &Connection) {
                   expected AS (SELECT 'global' AS scope, day AS period, credits FROM counted
                                UNION ALL SELECT 'global', month, credits FROM counted
                                UNION ALL SELECT 'team:' || team, day, credits FROM counted
-                               UNION ALL SELECT 'team:' || team, month, credits FROM counted),
+                               UNION ALL SELECT 'team:' || team, month, credits FROM counted
+                               UNION ALL SELECT 'refused:' || team, day, credits FROM calls
+                               WHERE state = 'refused' AND reason LIKE '400 %'),
                   sums AS (SELECT scope, period, sum(credits) AS credits FROM expected GROUP BY 1, 2)
              SELECT (SELECT count(*) FROM (SELECT * FROM sums EXCEPT SELECT * FROM spent))
                   + (SELECT count(*) FROM (SELECT * FROM spent WHERE credits <> 0 EXCEPT SELECT * FROM sums))",
@@ -557,10 +560,10 @@ fn a_read_sees_every_change_acknowledged_before_it_was_asked() {
     let gate = hold(&rig.ledger.reader);
     let kept = wait(rig.bench().store(picture(1)));
     let asked = queue(rig.ledger.look_up("ailab-v1", picture(1).key));
-    let also = queue(rig.ledger.call(CallId(1)));
+    let also = queue(rig.ledger.look_up("ailab-v1", picture(1).key));
     drop(gate);
-    assert_eq!(wait(asked).unwrap(), Some(kept));
-    assert_eq!(wait(also).unwrap().map(|call| call.state), Some(CallState::Stored));
+    assert_eq!(wait(asked).unwrap().as_ref(), Some(&kept));
+    assert_eq!(wait(also).unwrap(), Some(kept));
 }
 
 #[test]
@@ -640,6 +643,29 @@ fn a_file_of_the_first_layout_gets_what_is_new_and_keeps_its_book() {
         wait(ledger.purge(&namespace, key, &Actor::loopback())).unwrap(),
         Purge::Done { generation: 0 }
     );
+}
+
+#[test]
+fn ledger_of_an_earlier_program_is_complete_unless_an_archive_was_adopted() {
+    const ADOPT: &str =
+        "INSERT INTO audit (at, who, action, subject, detail) VALUES ('', '', 'adopt', '', '')";
+    let id = ArchiveId::random();
+    for (settled, and, import) in
+        [(1, "", Import::Complete), (0, "", Import::UpTo(None)), (1, ADOPT, Import::UpTo(None))]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("ledger.db");
+        let db = Connection::open(&file).unwrap();
+        let made = super::MIGRATIONS[..5].concat();
+        db.execute_batch(&format!(
+            "{made} INSERT INTO archive (one, id, settled) VALUES (1, '{id}', {settled}); {and}; PRAGMA user_version = 5;"
+        ))
+        .unwrap();
+        drop(db);
+        let ledger = SqliteLedger::open(&file, Clock::system(), zone()).unwrap();
+        let membership = wait(ledger.archive()).unwrap().unwrap();
+        assert_eq!((membership.archive, membership.import), (id, import), "settled {settled}, {and}");
+    }
 }
 
 #[test]

@@ -44,7 +44,9 @@ pub(super) async fn ready(State(state): State<AdminState>) -> Response {
         Standing::Unknown => "unknown".to_owned(),
         Standing::Closed(mismatch) => mismatch.to_string(),
     };
-    let detail = json!({"ready": is_ready, "paying": buys, "ledger": ledger, "archive": archive});
+    let import = state.guard.import_status().to_string();
+    let detail =
+        json!({"ready": is_ready, "paying": buys, "ledger": ledger, "archive": archive, "import": import});
     (status, Json(detail)).into_response()
 }
 

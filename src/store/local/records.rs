@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::disk::{self, TempFile, failed};
-use super::files::{Files, RECORDS};
+use super::files::Files;
 use crate::crash::crash_point;
 use crate::key::CacheKey;
-use crate::store::{MAX_RECORD_BYTES, Record, StoreError};
+use crate::store::{MAX_RECORD_BYTES, RECORDS, Record, RecordPage, StoreError};
 
 /// Records name teams, so only the owner and the group read them.
 const MODE: u32 = 0o640;
@@ -92,6 +92,47 @@ impl Files {
         Record::from_json(&path, &bytes, namespace, key).map(Some)
     }
 
+    /// Folders in the order of their paths, then the names in each.
+    pub(super) fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        let mut folders = Vec::new();
+        for namespace in self.names_in(RECORDS)? {
+            folders.append(&mut self.names_in(&namespace)?);
+        }
+        folders.sort_unstable();
+        let first = after.and_then(|after| after.rsplit_once('/')).map_or("", |(folder, _)| folder);
+        let mut page = Vec::new();
+        for folder in folders.iter().filter(|folder| folder.as_str() >= first) {
+            let mut names = self.names_in(folder)?;
+            names.sort_unstable();
+            names.retain(|name| after.is_none_or(|after| folder != first || name.as_str() > after));
+            page.append(&mut names);
+            // One more says that this is not the last page.
+            if page.len() > limit {
+                page.truncate(limit);
+                return Ok(RecordPage::of(&page, false));
+            }
+        }
+        Ok(RecordPage::of(&page, true))
+    }
+
+    /// The paths of what is in a folder below the root. What is no folder has nothing in it.
+    fn names_in(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let list = failed("list", folder);
+        let entries = match fs::read_dir(self.root().join(folder)) {
+            Ok(entries) => entries,
+            Err(error) if folder != RECORDS && is_absence(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(list(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            // A name that is not UTF-8 is no record's.
+            if let Ok(name) = entry.map_err(&list)?.file_name().into_string() {
+                names.push(format!("{folder}/{name}"));
+            }
+        }
+        Ok(names)
+    }
+
     pub(super) fn forget_record(
         &self,
         namespace: &str,
@@ -135,4 +176,8 @@ impl Files {
         }
         Ok(())
     }
+}
+
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

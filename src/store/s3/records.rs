@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::bucket::{Bucket, Condition, Deleted, Headers, Written};
+use super::bucket::{Bucket, Condition, Deleted, Headers, Kind, Written};
 use crate::crash::crash_point;
 use crate::key::CacheKey;
-use crate::store::{MAX_RECORD_BYTES, Record, StoreError};
+use crate::store::{MAX_RECORD_BYTES, RECORDS, Record, RecordPage, StoreError};
 
 /// How often a write is tried that loses against others. Of this process there are none.
 const TRIES: u32 = 5;
@@ -42,7 +42,7 @@ pub(super) async fn put(bucket: &Bucket, record: &Record) -> Result<Record, Stor
     let mut tag = None;
     for tried in 0..TRIES {
         let condition = tag.as_deref().map_or(Condition::Absent, Condition::Matches);
-        match bucket.put(&path, bytes.clone(), HEADERS, condition).await? {
+        match bucket.put(Kind::Metadata, &path, bytes.clone(), HEADERS, condition).await? {
             Written::Done => {
                 crash_point("CP26");
                 return Ok(record.clone());
@@ -69,9 +69,19 @@ pub(super) async fn read(
     key: CacheKey,
 ) -> Result<Option<(Record, String)>, StoreError> {
     let path = Record::checked_path(namespace, key)?;
-    let Some(found) = bucket.get(&path, MAX_RECORD_BYTES).await? else { return Ok(None) };
+    let Some(found) = bucket.get(Kind::Metadata, &path, MAX_RECORD_BYTES).await? else { return Ok(None) };
     let record = Record::from_json(&path, &found.bytes, namespace, key)?;
     Ok(Some((record, found.tag)))
+}
+
+/// A page of the records' names, in the order of their bytes.
+pub(super) async fn list(
+    bucket: &Bucket,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<RecordPage, StoreError> {
+    let (names, is_last) = bucket.list(&format!("{RECORDS}/"), after, limit).await?;
+    Ok(RecordPage::of(&names, is_last))
 }
 
 /// Removes the record under a key unless its generation is higher than `up_to`.

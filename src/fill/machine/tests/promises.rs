@@ -23,8 +23,8 @@ struct World {
     paid: bool,
     /// The booking that the ledger has not confirmed yet.
     unconfirmed: Option<CallState>,
-    /// An answer is durable in the ledger.
-    answer_booked: bool,
+    /// The ledger was asked to book the answer, and did or could not.
+    answer_offered: bool,
     /// `stored` or `unfetchable` is.
     answer_settled: bool,
     object_kept: bool,
@@ -35,6 +35,8 @@ struct World {
     is_spooled: bool,
     /// A result of somebody else's turned up in the ledger, or in the store.
     found: Option<FillSource>,
+    /// Another fill held the key.
+    has_waited: bool,
     /// Nobody waits.
     deserted: bool,
     /// The callers were told how it ends.
@@ -47,7 +49,7 @@ impl World {
     /// An answer booked by a process that died.
     fn resumed() -> Self {
         let row = Some(CallState::Answered);
-        Self { row, sent: true, paid: true, answer_booked: true, ..Self::default() }
+        Self { row, sent: true, paid: true, answer_offered: true, ..Self::default() }
     }
 
     /// May the machine ask for this now? What came of its last effect is in the world already.
@@ -107,10 +109,10 @@ impl World {
                 demand(is_backed, "stored means kept, by the store or by the ledger when the store fails")
             }
             Effect::Fetch(_) | Effect::PutObject(_) => {
-                demand(self.answer_booked, "the answer is durable first")
+                demand(self.answer_offered, "the answer is offered to the ledger first")
             }
             Effect::PutRecord(_) => demand(self.object_kept, "object first, then record"),
-            Effect::Adopt(record) => {
+            Effect::Import(record) => {
                 let is_found = self.found == Some(FillSource::Store) && **record == other_record(0);
                 demand(self.record_kept || is_found, "only what is in the store")
             }
@@ -132,7 +134,10 @@ impl World {
             Ok(filled) if filled.source == FillSource::Bought => {
                 (self.record_kept || self.is_spooled, "a result is told once it is permanent")
             }
-            Ok(filled) => (self.found == Some(filled.source), "a result is told where it was found"),
+            Ok(filled) => {
+                let place = |found| if self.has_waited { FillSource::Awaited } else { found };
+                (self.found.map(place) == Some(filled.source), "a result is told where it was found")
+            }
             Err(GatewayError::Bug) => (false, "no order of events is a bug"),
             Err(_) => (!self.record_kept && !self.is_spooled, "a permanent result is told"),
         };
@@ -171,7 +176,7 @@ impl World {
             Effect::Admit => Event::Admitted(match pick(3) {
                 0 => Admission::Nobody,
                 1 => Admission::Refused(GatewayError::Draining),
-                _ => Admission::TooFast(Duration::from_secs(1)),
+                _ => Admission::Unrated,
             }),
             Effect::CheckRoom => Event::Room(store_away()),
             Effect::EnterCircuit => Event::Entered(Err(GatewayError::CircuitOpen { wait: Duration::ZERO })),
@@ -232,6 +237,7 @@ impl World {
             Event::Admitted(admission) => self.deserted = matches!(admission, Admission::Nobody),
             Event::Awaited(awaited) => self.deserted = !awaited,
             Event::Reserved(Ok(Reserved::Won(_))) => self.row = Some(CallState::Reserved),
+            Event::Reserved(Ok(Reserved::Held(_))) => self.has_waited = true,
             Event::Reserved(Ok(Reserved::Stored(_))) => self.found = Some(FillSource::Ledger),
             Event::LookedAgain(Ok(Standing::Result(_))) => self.found = Some(FillSource::Store),
             Event::Marked(Ok(Permit::Granted)) => {
@@ -258,12 +264,16 @@ impl World {
                     return;
                 }
                 self.is_spooled |= is_spooling;
+                self.answer_offered |= state == CallState::Answered;
+                // The result goes to the store, or to the spool, before the row is booked.
+                if state == CallState::Answered && matches!(outcome, Err(LedgerError::Unavailable(_))) {
+                    return;
+                }
                 if matches!(outcome, Err(LedgerError::Unavailable(_))) {
                     self.unconfirmed = Some(state);
                     return;
                 }
                 self.unconfirmed = None;
-                self.answer_booked |= state == CallState::Answered;
                 self.answer_settled |= matches!(state, CallState::Stored | CallState::Unfetchable);
                 self.row = Some(state).filter(|state| state.is_open());
                 // Neither costs anything, and another row may follow.
@@ -373,8 +383,12 @@ fn planted_mistakes_are_found() {
         let is_lost = matches!(event, Event::Marked(Ok(Permit::Lost)));
         is_lost.then(|| machine.step(Event::Marked(Ok(Permit::Granted))))
     });
-    is_found("a booking is repeated", |_, event, booking| match (event, booking) {
+    is_found("ended with a paid result in hand", |_, event, booking| match (event, booking) {
         (Event::Booked(Err(_)), Some(CallState::Answered)) => gives_up(),
+        _ => None,
+    });
+    is_found("a booking is repeated", |_, event, booking| match (event, booking) {
+        (Event::Booked(Err(_)), Some(CallState::Stored)) => gives_up(),
         _ => None,
     });
     is_found("a booking is repeated", |machine, event, booking| match (event, booking) {

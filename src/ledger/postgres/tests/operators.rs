@@ -5,6 +5,7 @@ use super::super::pool::{Lock, key_lock};
 use super::super::schema::MIGRATIONS;
 use super::faults::waits_for;
 use super::*;
+use crate::archive::{ArchiveId, Import};
 use crate::ledger::admin::{Actor, CallFilter, GivenBack, Purge, Settled, Settlement};
 use crate::ledger::budget::Scope;
 use crate::ledger::contract::{Bench, all_at_once, answer, picture};
@@ -159,7 +160,9 @@ async fn of_many_operators_at_once_one_changes_something() {
         let answered = answering.await.unwrap();
         let done: Vec<_> =
             outcomes.iter().filter(|settled| matches!(settled, Settled::Done { .. })).collect();
-        let state = rigs[1].ledger.call(doubtful).await.unwrap().unwrap().state;
+        let key = Some(("ailab-v1".to_owned(), picture(round).key));
+        let filter = CallFilter { state: None, team: None, key, before: None, limit: 1 };
+        let state = rigs[1].ledger.calls(filter).await.unwrap().calls[0].state;
         match (done.as_slice(), &answered) {
             ([Settled::Done { given_back: Some(_) }], Err(LedgerError::Contradiction { .. })) => {
                 assert_eq!(state, CallState::Failed);
@@ -220,6 +223,7 @@ async fn tables_of_an_earlier_layout_get_what_is_new_and_keep_their_book() {
     for done in 1..MIGRATIONS.len() {
         let server = Postgres::start();
         let made = MIGRATIONS[..done].concat();
+        let archive = ArchiveId::random();
         server.sql(
             "postgres",
             &format!(
@@ -230,11 +234,18 @@ async fn tables_of_an_earlier_layout_get_what_is_new_and_keep_their_book() {
                  SELECT 'ailab-v1', sha256('k'), 0, 'unknown', 'press', 3, '2026-11-22', '2026-11', sha256('i'), 640,
                         427, now, now, now, 'cut' FROM (SELECT '2026-11-22T09:00:00Z' AS now) AS at;
                  INSERT INTO granary.spent VALUES ('global', '2026-11-22', 3), ('global', '2026-11', 3),
-                                                  ('team:press', '2026-11-22', 3), ('team:press', '2026-11', 3)"
+                                                  ('team:press', '2026-11-22', 3), ('team:press', '2026-11', 3);
+                 INSERT INTO granary.archive VALUES (true, '{archive}', true)"
             ),
         );
         let rig = rig(&server);
         assert_eq!(rig.ledger.unsettled().await.unwrap(), 3, "layout {done}");
+        let membership = rig.ledger.archive().await.unwrap().unwrap();
+        assert_eq!(
+            (membership.archive, membership.import),
+            (archive, Import::Complete),
+            "it was created here"
+        );
         let settled = rig.ledger.settle(CallId(1), Settlement::Free, &by()).await.unwrap();
         assert_eq!(settled, Settled::Done { given_back: Some(GivenBack::Budgets) });
         assert_eq!(rig.told().await, ["1 settle 1"]);

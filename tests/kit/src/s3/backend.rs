@@ -1,4 +1,4 @@
-//! The four operations on objects and two on buckets, behind the signature checks of `s3s`.
+//! The five operations on objects and two on buckets, behind the signature checks of `s3s`.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use s3s::crypto::{Checksum as _, Crc32, Sha256};
 use s3s::dto::{
     CreateBucketInput, CreateBucketOutput, DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition,
     GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput,
-    PutObjectInput, PutObjectOutput, StreamingBlob,
+    ListObjectsV2Input, ListObjectsV2Output, Object, PutObjectInput, PutObjectOutput, StreamingBlob,
 };
 use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 
@@ -151,6 +151,32 @@ impl S3 for Backend {
             },
         )?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
+    }
+
+    async fn list_objects_v2(
+        &self,
+        request: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        let input = request.input;
+        self.check_bucket(&input.bucket)?;
+        let prefix = self.name(&input.bucket, input.prefix.as_deref().unwrap_or_default());
+        let after = input.start_after.map(|after| self.name(&input.bucket, &after));
+        let limit = usize::try_from(input.max_keys.unwrap_or(1000)).unwrap_or(0).min(1000);
+        let map = self.objects.map();
+        let is_listed =
+            |name: &&String| name.starts_with(&prefix) && after.as_ref().is_none_or(|after| *name > after);
+        let mut names = map.keys().filter(is_listed);
+        let contents: Vec<Object> = names
+            .by_ref()
+            .take(limit)
+            .map(|name| Object { key: Some(name.clone()), ..Default::default() })
+            .collect();
+        Ok(S3Response::new(ListObjectsV2Output {
+            is_truncated: Some(names.next().is_some()),
+            key_count: Some(contents.len() as i32),
+            contents: Some(contents),
+            ..Default::default()
+        }))
     }
 
     async fn head_bucket(

@@ -53,7 +53,7 @@ pub(super) async fn serve(
     script: Arc<Script>,
     request: Request<Incoming>,
 ) -> io::Result<Answer> {
-    let fault = script.request(Operation::of(request.method()));
+    let fault = script.request(Operation::of(request.method(), request.uri().query()));
     let refused = |status, code| Ok(refusal(status, code, &request));
     match fault {
         Some(Fault::SlowDown) => return refused(503, "SlowDown"),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
-/// What a request asks for, by its method: the server serves nothing but objects.
+/// What a request asks for, by its method and query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
     /// `PUT`
@@ -14,13 +14,16 @@ pub enum Operation {
     Head,
     /// `DELETE`
     Delete,
+    /// `GET` of a list of names
+    List,
     /// Anything else.
     Other,
 }
 
 impl Operation {
-    pub(super) fn of(method: &http::Method) -> Self {
+    pub(super) fn of(method: &http::Method, query: Option<&str>) -> Self {
         match method.as_str() {
+            "GET" if query.is_some_and(|query| query.contains("list-type=2")) => Self::List,
             "PUT" => Self::Put,
             "GET" => Self::Get,
             "HEAD" => Self::Head,
