@@ -7,9 +7,12 @@
 CARGO ?= cargo
 # The version the tests are known to run under; a newer one may ask for a newer Rust.
 NEXTEST_VERSION := 0.9.143
+FUZZ_VERSION := 0.13.2
 # The crash tests need the points at which a test build kills itself. No other build has them.
 TEST_FEATURES := --features granary/crash-points
-# How long `make soak` runs, and its dice; print the seed of a failure and give it again.
+# The proxies that `make test-all` puts in front, as Debian packages.
+PROXIES := nginx haproxy apache2-bin varnish
+# How long `make soak` and each target of `make fuzz` run, and the dice of `make soak`; print the seed of a failure and give it again.
 SECONDS ?= 60
 SEED ?=
 # How often `make crash` kills, and the round it goes on from.
@@ -22,10 +25,10 @@ SEEDS ?= 100000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench soak crash faults clients simulate compiler curl strace postgres prometheus nextest components
+.PHONY: help run test test-all lint bench count fuzz soak crash faults clients simulate compiler curl strace postgres prometheus nextest components proxies
 
 help: ## What can be made
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
 
 # The dev profile: it builds much faster than release, and the crates that touch pixels and
 # hashes are optimised in it all the same (Cargo.toml). For service, build with --release.
@@ -37,6 +40,10 @@ run: compiler curl ## Start Granary with no configuration: built-in engine, file
 test: compiler curl strace postgres prometheus nextest ## Run every test
 	$(CARGO) nextest run --locked --workspace $(TEST_FEATURES)
 	$(CARGO) test --locked --workspace $(TEST_FEATURES) --doc
+
+test-all: compiler nextest proxies ## What `make test` leaves out: real proxies and clients in front, which it unpacks below target/
+	$(CARGO) nextest run --locked --workspace $(TEST_FEATURES) --run-ignored only --profile proxies \
+		-E 'test(/^proxies::/)'
 
 lint: compiler components deploy ## Formatting, clippy with and without crash points, documentation, deploy/
 	$(CARGO) fmt --all --check
@@ -51,6 +58,9 @@ deploy: compiler linters ## Check every file below deploy/, and that the checks 
 
 bench: compiler ## Measure what a hit and the journal cost; wants a quiet machine
 	$(CARGO) bench --locked --workspace --bench cost
+
+count: ## Lines of code, long functions and names, to compare with tools/count.baseline
+	@tools/count
 
 soak: compiler nextest ## Hits, misses, hang-ups and restarts for SECONDS=60, counted to the credit
 	SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) $(CARGO) nextest run --locked --workspace $(TEST_FEATURES) \
@@ -75,6 +85,12 @@ simulate: compiler nextest ## Whole lives with all faults, SEEDS=100000 of them 
 	SIM_SEEDS=$(SEEDS) SIM_START=$(START) SIM_SEED=$(SEED) $(CARGO) nextest run --locked --workspace --lib $(TEST_FEATURES) \
 		--cargo-profile simulate --profile simulate -E 'test(=simulation::no_promise_is_broken_in_any_world)'
 
+fuzz: compiler ## Fuzz each target for SECONDS=60, from its corpus; `make test` replays the corpus
+	$(call install,g++,g++)
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz --version $(FUZZ_VERSION)
+	@for target in $$($(CARGO) fuzz list); do \
+		$(CARGO) fuzz run -s none $$target -- -max_total_time=$(SECONDS) -max_len=65536 || exit 1; done
+
 # packages NAME, PACKAGES: installs Debian packages.
 define packages
 command -v apt-get >/dev/null || { echo "$(1) is missing: install it" >&2; exit 1; }; \
@@ -85,6 +101,14 @@ endef
 # install COMMAND, PACKAGES: makes sure of a command by Debian packages.
 define install
 	@command -v $(1) >/dev/null || { $(call packages,$(1),$(2)); }
+endef
+
+# venv FOLDER, REQUIREMENTS: installs packages of PyPI into a folder, and marks it as installed.
+define venv
+@python3 -c 'import ensurepip, venv' 2>/dev/null || { $(call packages,Python,python3-venv); }
+	python3 -m venv --clear $(1)
+	$(1)/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --requirement $(2)
+	@touch $(1)/installed
 endef
 
 # For linking, for SQLite, and for the assembly in ring and blake3.
@@ -126,7 +150,21 @@ linters: target/deploy-tools/installed
 	$(call install,systemd-analyze,systemd)
 
 target/deploy-tools/installed: deploy/requirements.txt
-	@python3 -c 'import ensurepip, venv' 2>/dev/null || { $(call packages,Python,python3-venv); }
-	python3 -m venv --clear target/deploy-tools
-	target/deploy-tools/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --requirement $<
-	@touch $@
+	$(call venv,target/deploy-tools,$<)
+
+# For the tests with real proxies and clients. The proxies are unpacked with the libraries that are missing here, and not
+# installed: nothing of them is started but by a test.
+proxies: target/proxies/unpacked target/proxies/python/installed
+	$(call install,node,nodejs)
+
+target/proxies/unpacked:
+	@command -v apt-get >/dev/null || { echo "apt-get is missing: it brings the proxies" >&2; exit 1; }
+	@rm -rf target/proxies/debs && mkdir -p target/proxies/debs/partial
+	@if [ "$$(id -u)" = 0 ]; then root=; else root=sudo; fi; \
+		$$root apt-get update -q && $$root apt-get install -qy --no-install-recommends --reinstall --download-only \
+			-o Dir::Cache::archives="$(CURDIR)/target/proxies/debs" -o APT::Sandbox::User=root $(PROXIES)
+	@for package in target/proxies/debs/*.deb; do dpkg-deb -x "$$package" target/proxies || exit 1; done
+	@rm -rf target/proxies/debs && touch $@
+
+target/proxies/python/installed: tests/it/proxies/requirements.txt
+	$(call venv,target/proxies/python,$<)

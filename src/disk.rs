@@ -4,10 +4,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{StatVfs, StatVfsMountFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, StatVfs, StatVfsMountFlags};
+use rustix::process::geteuid;
 
 /// A file nobody can see yet. Dropped, it is gone.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ pub(crate) struct TempFile {
 impl TempFile {
     /// Makes an empty one below `folder`, with the permission bits `mode`.
     pub(crate) fn create(folder: &Path, mode: u32) -> io::Result<Self> {
-        let path = folder.join(uuid::Uuid::new_v4().simple().to_string());
+        let path = folder.join(temp_name());
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
         Ok(Self { path, file, renamed: false })
     }
@@ -55,6 +56,88 @@ impl Drop for TempFile {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// The name of a temporary file, which [`sweep`] knows again.
+pub(crate) fn temp_name() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
+/// Opens a folder of ours, itself and not what a symbolic link in its place leads to. Its group may be
+/// allowed to write, as that of a volume in Kubernetes is; its owner may be root.
+///
+/// # Errors
+/// What is there is not a folder, or another user can put names into it.
+pub(crate) fn open_own_folder(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let folder = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(folder) => File::from(folder),
+        Err(_) if path.is_symlink() => {
+            return Err(io::Error::new(ErrorKind::PermissionDenied, "it is a symbolic link; remove it"));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    check_owner(&folder)?;
+    Ok(folder)
+}
+
+/// Refuses a folder into which another user can put names.
+pub(crate) fn check_owner(folder: &File) -> io::Result<()> {
+    let refused = |why: String| Err(io::Error::new(ErrorKind::PermissionDenied, why));
+    let (metadata, user) = (folder.metadata()?, geteuid().as_raw());
+    if ![0, user].contains(&metadata.uid()) {
+        return refused(format!(
+            "it belongs to user {}, and this process runs as user {user}; run it as that user, or use a folder \
+             of its own",
+            metadata.uid()
+        ));
+    }
+    if metadata.mode() & 0o002 != 0 {
+        return refused(format!(
+            "every user may write to it (mode {:o}); take that away with chmod o-w, or use a folder below it",
+            metadata.mode() & 0o7777
+        ));
+    }
+    Ok(())
+}
+
+/// Removes the temporary files in an open folder and leaves everything else; returns their number.
+pub(crate) fn sweep(folder: &File) -> io::Result<usize> {
+    let is_hex = |name: &[u8]| name.len() == 32 && name.iter().all(u8::is_ascii_hexdigit);
+    let mut removed = 0;
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if is_hex(name.strip_prefix(b"link-").unwrap_or(name)) {
+            removed += usize::from(rustix::fs::unlinkat(folder, entry.file_name(), AtFlags::empty()).is_ok());
+        }
+    }
+    Ok(removed)
+}
+
+/// Makes an empty file that only we may read, or takes everyone else's rights to the one that is there.
+pub(crate) fn create_private(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => make_private(path),
+        created => created.map(drop),
+    }
+}
+
+/// Takes everyone else's rights to a file, if there is one. It is not opened: closing it would take the
+/// locks away that a database of this process has on it.
+pub(crate) fn make_private(path: &Path) -> io::Result<()> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        metadata => metadata?,
+    };
+    if !metadata.is_file() {
+        let why = format!("{} is not a plain file; remove it", path.display());
+        return Err(io::Error::new(ErrorKind::PermissionDenied, why));
+    }
+    if metadata.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
 }
 
 /// Makes the names in a folder durable.

@@ -6,6 +6,7 @@
 //! read. There is no pool: each connection serves one exchange (`exchange.rs`).
 
 pub mod address;
+pub(crate) mod coding;
 pub(crate) mod exchange;
 
 use std::io;

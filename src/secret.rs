@@ -7,9 +7,22 @@
 
 use std::fmt;
 
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use secrecy::{ExposeSecret, SecretString};
 
-/// A text nobody may print.
+/// Keeps what this process knows out of core dumps, and other processes of its user out of its memory.
+pub fn forbid_dumps() {
+    // So that tests which are not run by root can make its system calls fail.
+    #[cfg(feature = "crash-points")]
+    if std::env::var_os("GRANARY_DUMPABLE").is_some() {
+        return;
+    }
+    // Neither is ever refused to a process for itself.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+}
+
+/// A text that cannot be printed.
 #[derive(Clone)]
 pub struct Secret(SecretString);
 

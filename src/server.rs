@@ -1,88 +1,94 @@
 //! Listeners: from an accepted connection to the routes, and to a graceful end.
 //!
-//! hyper's HTTP/1 builder is driven directly, through a gate of our own, so that we keep control of time
-//! and of what is a request: hyper by itself holds silent and slow connections for ever, or cuts idle
-//! ones as soon as slow ones, and repairs heads that others may read differently.
+//! hyper parses and writes HTTP/1; [`framed`] stands between it and the socket. What hyper refuses by
+//! itself gets its bare status. These checks are ours:
+//!
+//! | check | why hyper's is not enough |
+//! |---|---|
+//! | first byte, head and idle timeouts ([`timers`]) | one timer for all three: an idle connection would be cut as soon as a slow head |
+//! | write timeout ([`write_timeout`]) | none |
+//! | body timeout and minimum rate (`routes::body`) | none |
+//! | Content-Length with Transfer-Encoding, repeated lengths, codings other than `chunked`, LF alone ([`framing`](crate::framing)) | accepts them, and hides from the service that there were two |
+//! | one Host that agrees with an absolute target; no CONNECT, no TRACE | leaves it to the service |
+//! | end of each request ([`framed`]) | needed for the checks above: a further head in hyper's buffer cannot be checked any more |
+//! | minimum average chunk ([`framing::chunked`](crate::framing::chunked)) | takes one-byte chunks at 60 times the CPU time |
+//! | `Upgrade` hidden from hyper | ends such a connection before its last bytes are written |
+//! | lingering close ([`linger`]) | closes at once: the reset destroys an answer that the client has not read yet |
+//! | `Connection: close` when the body was not read ([`connection`]) | closes without saying so |
+//! | half-closed clients are answered, clients that are gone are noticed | either of the two, by `half_close` |
+//! | connection limits ([`acceptor`]) | none |
 
-mod closing;
+mod acceptor;
 mod connection;
 mod descriptors;
-mod gate;
-mod half_closed;
-mod phases;
+mod framed;
+mod linger;
 mod signals;
-mod socket;
-mod taking;
-mod unread;
+mod timers;
+mod write_timeout;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use socket2::{SockFilter, SockRef};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use self::acceptor::Acceptor;
 pub(crate) use self::descriptors::make_room;
 pub use self::signals::{HangUps, stop_signal};
-pub use self::taking::TakingLimits;
+pub use self::write_timeout::WriteLimits;
 use crate::certificate::Certificate;
-use crate::error::GatewayError;
-use crate::metrics::{ConnectionRefusal, ListenerName, Metrics};
+use crate::metrics::{ListenerName, Metrics};
 use crate::routes::{PublicState, respond};
 
-/// Connections above the limit that are told so at the same time; more are closed without a word.
-const TOLD: usize = 256;
-/// A packet filter: "return 0 bytes of it" (BPF_RET | BPF_K).
-const DROP_ALL: SockFilter = SockFilter::new(0x06, 0, 0, 0);
 /// TLS handshakes that compete for each core with requests.
 const HANDSHAKES_PER_CORE: usize = 2;
 
 /// Limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Connections open at once; more are turned away.
+    /// Connections open at once.
     pub max_connections: usize,
-    /// From accept, or from a further request's first byte, to the end of its head; and for a TLS
+    /// From accept, or from a further request's first byte, to the end of its head; also for a TLS
     /// handshake.
     pub head: Duration,
     /// From an answer to the next request's first byte.
     pub idle: Duration,
-    /// How slow a client may be in taking its answer.
-    pub taking: TakingLimits,
+    /// How slowly a client may read its answer.
+    pub write: WriteLimits,
 }
 
-/// When a listener ends, in two steps.
+/// The two steps in which a listener ends.
 #[derive(Clone, Debug, Default)]
 pub struct Stops {
-    /// Everything is served, and each answer is its connection's last.
+    /// Everything is served, and each answer closes its connection.
     pub stopping: CancellationToken,
-    /// What was accepted is served, and nothing else.
+    /// Only accepted connections are served; idle ones are closed.
     pub closed: CancellationToken,
 }
 
-/// A certificate that may be swapped while it is in use.
+/// A certificate that can be replaced while it is in use.
 pub type CurrentCertificate = Arc<ArcSwap<Certificate>>;
 
-/// What is listened for, and how.
+/// One listening socket and what it serves.
 pub struct Listener {
     /// Bound already.
     pub socket: TcpListener,
-    /// Whose it is.
+    /// Labels its metrics.
     pub name: ListenerName,
-    /// What answers.
+    /// Answers its requests.
     pub routes: Router,
-    /// How many may come, and how slow.
+    /// Applies to each of its connections.
     pub limits: ConnectionLimits,
-    /// With one, TLS is spoken.
+    /// TLS is spoken if there is one.
     pub certificate: Option<CurrentCertificate>,
-    /// Where connections are counted.
+    /// Counts its connections.
     pub metrics: Arc<Metrics>,
-    /// When it ends.
+    /// Ends it.
     pub stops: Stops,
 }
 
@@ -113,77 +119,27 @@ pub fn public_service(routes: Router, state: PublicState) -> Router {
 }
 
 impl Listener {
-    /// Serves until it is told to close, then lets every accepted request be answered and returns.
+    /// Serves until [`Stops::closed`], then answers every accepted request and returns.
     pub async fn serve(self) {
         let Self { socket, name, routes, limits, certificate, metrics, stops } = self;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let handshakes = Semaphore::new(HANDSHAKES_PER_CORE * cores);
+        let closed = stops.closed.clone();
         let shared = Shared { name, routes, limits, certificate, handshakes, metrics, stops };
-        let mut door = Door {
-            places: Arc::new(Semaphore::new(limits.max_connections)),
-            told: Arc::new(Semaphore::new(if name == ListenerName::Public { TOLD } else { 0 })),
-            connections: TaskTracker::new(),
-            shared: Arc::new(shared),
-        };
-        let closed = door.shared.stops.closed.clone();
+        let mut acceptor = Acceptor::new(Arc::new(shared));
         while let Some(accepted) = closed.run_until_cancelled(socket.accept()).await {
             match accepted {
-                Ok((stream, _)) => door.let_in(stream),
+                Ok((stream, peer)) => acceptor.admit(stream, peer.ip()),
                 Err(error) => {
-                    // Out of descriptors, most likely: going round at full speed would not free any.
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    // Most likely out of descriptors: retrying at full speed would not free any.
+                    tracing::warn!(%error, "accept failed");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
         }
-        door.let_in_who_waits(socket);
-        door.connections.close();
-        door.connections.wait().await;
+        acceptor.finish(socket).await;
     }
 }
 
-/// Who comes in.
-struct Door {
-    places: Arc<Semaphore>,
-    told: Arc<Semaphore>,
-    connections: TaskTracker,
-    shared: Arc<Shared>,
-}
-
-impl Door {
-    fn let_in(&mut self, stream: TcpStream) {
-        let shared = self.shared.clone();
-        let (place, refusal) = match self.places.clone().try_acquire_owned() {
-            Ok(place) => (place, None),
-            Err(_) => {
-                shared.metrics.connection_refused(shared.name, ConnectionRefusal::Limit);
-                // A handshake is too much for so little.
-                match self.told.clone().try_acquire_owned() {
-                    Ok(place) if shared.certificate.is_none() => {
-                        (place, Some(GatewayError::TooManyConnections))
-                    }
-                    _ => return,
-                }
-            }
-        };
-        self.connections.spawn(async move {
-            let _place = place;
-            connection::serve(stream, shared, refusal).await;
-        });
-    }
-
-    /// Closing a listener resets whoever waits to be accepted; they have been told that they are
-    /// connected, and may have sent their request. So nobody new may come, then those are let in.
-    fn let_in_who_waits(&mut self, socket: TcpListener) {
-        // A packet that is dropped is sent again, and finds the port closed.
-        let _ = SockRef::from(&socket).attach_filter(&[DROP_ALL]);
-        let Ok(socket) = socket.into_std() else { return };
-        while let Ok((stream, _)) = socket.accept() {
-            if stream.set_nonblocking(true).is_ok()
-                && let Ok(stream) = TcpStream::from_std(stream)
-            {
-                self.let_in(stream);
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

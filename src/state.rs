@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::disk;
+
 /// Holds the directory until it is dropped, or the process dies.
 pub struct StateDir {
     path: PathBuf,
@@ -17,7 +19,7 @@ pub enum StateDirError {
     /// Another process has it.
     #[error("{0} is in use by another granary: stop that one, or set state.path to a directory of its own")]
     InUse(PathBuf),
-    /// It cannot be made or locked.
+    /// It cannot be made or locked, or other users can change it.
     #[error("the state directory {path} cannot be used: {source}")]
     Io {
         /// The directory.
@@ -28,19 +30,17 @@ pub enum StateDirError {
 }
 
 impl StateDir {
-    /// Makes the directory, for our user only, and locks it.
+    /// Makes the directory, for our user only, and locks it. One that other users can change is refused.
     ///
     /// # Errors
     /// [`StateDirError`].
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let failed = |source| StateDirError::Io { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.join("lock"))
-            .map_err(failed)?;
+        // The path itself may be a link that an operator made; what it leads to is checked.
+        disk::check_owner(&File::open(path).map_err(failed)?).map_err(failed)?;
+        disk::create_private(&path.join("lock")).map_err(failed)?;
+        let lock = OpenOptions::new().write(true).open(path.join("lock")).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => Err(StateDirError::InUse(path.to_owned())),

@@ -7,6 +7,7 @@
 //!
 //! Implementations: [`local`], files, and [`s3`], a bucket. This module knows no ledger and no HTTP.
 
+mod budget;
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod local;
@@ -14,11 +15,16 @@ pub mod local;
 pub(crate) mod memory;
 pub mod s3;
 
+use std::ops::RangeInclusive;
+
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
+pub use self::budget::StoreBudget;
 use crate::archive::ArchiveId;
+use crate::envelope::Answer;
 use crate::key::{CacheKey, Digest};
 use crate::picture::ObjectName;
 
@@ -105,6 +111,15 @@ pub trait Store: Send + Sync {
 /// grown beyond it is damaged, and must not cost its length in memory to find out.
 pub const MAX_OBJECT_BYTES: u64 = 64 << 20;
 
+/// The most that one call can cost, as far as the configuration allows.
+pub(crate) const MAX_CREDITS: u64 = 1_000_000;
+
+/// Far more refreshes and purges than a key can see, and few enough for every ledger to count on.
+const MAX_GENERATION: u64 = u32::MAX as u64;
+
+/// When a record may have been stored; the first program is younger.
+const SANE_YEARS: RangeInclusive<i16> = 2020..=2199;
+
 /// The longest record; they have a few kilobytes.
 const MAX_RECORD_BYTES: u64 = 4 << 20;
 
@@ -121,9 +136,9 @@ fn archive_of(marker: &[u8]) -> Result<ArchiveId, StoreError> {
         .map_err(|error| StoreError::Corrupt(format!("the marker {MARKER}: {error}")))
 }
 
-/// Are these the bytes that are named so?
-fn is_object(name: ObjectName, bytes: &[u8]) -> bool {
-    Digest::of(bytes) == name.digest
+/// Returns true for a picture of the name's format with the name's digest.
+pub(crate) fn is_object(name: ObjectName, bytes: &[u8]) -> bool {
+    ObjectName::of(bytes) == Some(name)
 }
 
 /// Refuses what could not be read again under `name`.
@@ -133,7 +148,9 @@ fn check_object(name: ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
         return Err(StoreError::Full(format!("{path} is longer than {MAX_OBJECT_BYTES} bytes")));
     }
     if !is_object(name, bytes) {
-        return Err(StoreError::Corrupt(format!("what was to be kept as {path} has another digest")));
+        return Err(StoreError::Corrupt(format!(
+            "what was to be kept as {path} is not the picture that its name says"
+        )));
     }
     Ok(())
 }
@@ -237,9 +254,11 @@ impl Record {
         Ok(bytes.into())
     }
 
-    /// Reads a record. No store keeps half a one, so an empty or torn one is damage like any other.
-    /// What is wrong is said by its place alone: the text itself may be anything.
-    fn from_json(path: &str, bytes: &[u8], namespace: &str, key: CacheKey) -> Result<Self, StoreError> {
+    /// Reads what is kept at `path`, which must be about its own name and what a purchase leaves.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`], without the text itself, which may be anything.
+    pub fn from_json(path: &str, bytes: &[u8], namespace: &str, key: CacheKey) -> Result<Self, StoreError> {
         let record: Self = serde_json::from_slice(bytes).map_err(|error| {
             let (line, column) = (error.line(), error.column());
             StoreError::Corrupt(format!(
@@ -253,7 +272,27 @@ impl Record {
         if record.namespace != namespace || record.key != key || record.object().is_none() {
             return Err(StoreError::Corrupt(format!("{path} is not about its own name")));
         }
+        if !record.is_plausible() {
+            return Err(StoreError::Corrupt(format!("{path} is not what a purchase leaves")));
+        }
         Ok(record)
+    }
+
+    /// Returns false for what no purchase leaves: whoever can write to a bucket must not be able to answer
+    /// a key with anything else, nor to book numbers that no ledger can add up.
+    fn is_plausible(&self) -> bool {
+        let side = 1..=u32::from(u16::MAX);
+        let answer = Answer::read(&self.answer);
+        let names_object =
+            |object: ObjectName| answer.as_ref().is_ok_and(|answer| answer.url().expose() == object.path());
+        self.object().is_some_and(names_object)
+            && (1..=MAX_OBJECT_BYTES).contains(&self.bytes)
+            && self.credits <= MAX_CREDITS
+            && self.generation <= MAX_GENERATION
+            && side.contains(&self.width)
+            && side.contains(&self.height)
+            && SANE_YEARS.contains(&self.stored_at.to_zoned(TimeZone::UTC).year())
+            && self.team.len() <= 64
     }
 }
 
@@ -263,6 +302,10 @@ pub enum StoreError {
     /// It cannot be asked at the moment.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// This process asks it for so much that the question had no turn in time. That says nothing of the
+    /// store: nothing is absent, and nothing may be bought on it.
+    #[error("the store is busy: {0}")]
+    Busy(String),
     /// There is no room for a new result.
     #[error("the store has no room: {0}")]
     Full(String),

@@ -121,7 +121,7 @@ pub enum NotSent {
 }
 
 /// What became of a call, as far as money goes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Reply {
     /// Success, with a result to fetch: billed.
     Answered(Answer),

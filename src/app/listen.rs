@@ -1,4 +1,4 @@
-//! Where it is listened, and what a connection may take.
+//! The listening sockets and the limits of their connections.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config::ServerConfig;
-use crate::server::{ConnectionLimits, TakingLimits};
+use crate::server::{ConnectionLimits, WriteLimits};
 
 /// Connections that wait to be accepted; the system may allow fewer.
 const ACCEPT_QUEUE: u32 = 8192;
@@ -26,13 +26,13 @@ pub(super) fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListen
     })
 }
 
-/// What is configured for clients' connections.
+/// The configured limits of clients' connections.
 pub(super) fn connection_limits(server: &ServerConfig) -> ConnectionLimits {
     ConnectionLimits {
         max_connections: server.max_connections,
         head: server.head_timeout,
         idle: server.idle_timeout,
-        taking: TakingLimits { grace: server.write_timeout, bytes_per_second: server.min_download_rate.0 },
+        write: WriteLimits { grace: server.write_timeout, bytes_per_second: server.min_download_rate.0 },
     }
 }
 

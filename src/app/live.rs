@@ -2,6 +2,9 @@
 //! the one crop of `purchase`.
 
 mod purchase;
+mod report;
+
+use std::fs::File;
 
 use anyhow::{Context, bail};
 
@@ -31,8 +34,9 @@ pub enum CheckCost {
     OneCrop,
 }
 
-/// Tries every part that has something outside of this process.
-pub async fn check(config: &Config, cost: CheckCost) -> Vec<Finding> {
+/// Tries every part that has something outside of this process. What a purchase shows of the upstream
+/// goes into the file `report` as well.
+pub async fn check(config: &Config, cost: CheckCost, report: Option<File>) -> Vec<Finding> {
     let mut findings = vec![
         Finding { part: "store", result: check_store(config).await },
         Finding { part: "ledger", result: check_ledger(config).await },
@@ -42,7 +46,7 @@ pub async fn check(config: &Config, cost: CheckCost) -> Vec<Finding> {
         findings.push(Finding { part: "upstream", result: check_ailab(config).await });
     }
     if cost == CheckCost::OneCrop && findings.iter().all(|finding| finding.result.is_ok()) {
-        findings.push(Finding { part: "purchase", result: purchase::buy(config).await });
+        findings.push(Finding { part: "purchase", result: purchase::buy(config, report).await });
     }
     findings
 }

@@ -1,5 +1,9 @@
 //! `granary check`: is the configuration valid, and with `--live`, does what it names work?
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+
 use anyhow::{Context, anyhow};
 use clap::Args;
 
@@ -15,6 +19,10 @@ pub(super) struct CheckArguments {
     /// With --live: also buy one crop, which costs credits, and show the upstream's answer
     #[arg(long, requires = "live")]
     spend: bool,
+    /// With --spend: also write what the answer says about the upstream, as JSON, without secrets or
+    /// signed addresses; makes one more call, which is refused and free
+    #[arg(long, requires = "spend", value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 pub(super) fn run(
@@ -30,18 +38,31 @@ pub(super) fn run(
         None => "no file, only defaults and variables".to_owned(),
     };
     writeln!(console.stdout, "the configuration is valid ({source})").context(CANNOT_WRITE)?;
+    if !arguments.live {
+        return Ok(());
+    }
     let cost = if arguments.spend { live::CheckCost::OneCrop } else { live::CheckCost::Free };
-    if arguments.live { try_everything(loaded, cost, console) } else { Ok(()) }
+    // Before anything is bought.
+    let report = arguments.report.as_deref().map(|path| {
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+        file.with_context(|| format!("the report {} cannot be written", path.display()))
+    });
+    try_everything(loaded, cost, report.transpose()?, console)
 }
 
 /// What works goes to standard output, a line each; what does not is the failure.
-fn try_everything(loaded: &Loaded, cost: live::CheckCost, console: &mut Console<'_>) -> Result<(), Failure> {
+fn try_everything(
+    loaded: &Loaded,
+    cost: live::CheckCost,
+    report: Option<File>,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start what is needed to connect")?;
     let mut failed = Vec::new();
-    for live::Finding { part, result } in runtime.block_on(live::check(&loaded.config, cost)) {
+    for live::Finding { part, result } in runtime.block_on(live::check(&loaded.config, cost, report)) {
         match result {
             Ok(text) => writeln!(console.stdout, "{part}: {text}").context(CANNOT_WRITE)?,
             Err(error) => failed.push(format!("{part}: {error:#}")),

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::read::{Reading, team_path};
 use super::{Config, StoreConfig, StoreKind, UpstreamKind};
-use crate::store::MAX_OBJECT_BYTES;
+use crate::store::{MAX_CREDITS, MAX_OBJECT_BYTES};
 use crate::teams::{LOCAL_TEAM, OTHER_TEAMS, is_team_name};
 
 /// Notes all problems of `config`, and fills in what follows from other fields.
@@ -31,6 +31,15 @@ fn listeners(config: &Config, reading: &mut Reading) {
                  credits; add a [[team]] with a token (granary token new TEAM), or listen on 127.0.0.1",
                 server.listen
             ),
+        );
+    }
+    let budget = &config.budget;
+    let is_limited = budget.daily_credits.is_some() || budget.monthly_credits.is_some();
+    if config.upstream.kind == UpstreamKind::Ailab && config.teams.is_empty() && !is_limited {
+        reading.problem(
+            &["upstream.kind", "team", "budget.daily_credits", "budget.monthly_credits"],
+            "is \"ailab\", which costs credits, and neither teams nor a budget limit who may spend how many; add a \
+             [[team]] with a token (granary token new TEAM), or set budget.daily_credits or budget.monthly_credits",
         );
     }
     if is_public && server.public_url.is_none() {
@@ -101,7 +110,7 @@ fn limits(config: &Config, reading: &mut Reading) {
         ("upstream.concurrency", upstream.concurrency as u64, 1, 1_000),
         ("upstream.max_concurrency", upstream.max_concurrency as u64, 1, 1_000),
         ("upstream.queue", upstream.queue as u64, 0, 1_000_000),
-        ("upstream.credits_per_call", upstream.credits_per_call, 1, 1_000_000),
+        ("upstream.credits_per_call", upstream.credits_per_call, 1, MAX_CREDITS),
         ("upstream.result_max_bytes", upstream.result_max_bytes.0, 1, MAX_OBJECT_BYTES),
     ] {
         if !(least..=most).contains(&number) {

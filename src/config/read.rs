@@ -10,8 +10,14 @@ use super::team::TeamConfig;
 use super::{Config, Environment, SECTIONS, SectionVisitor};
 
 /// Variables that are ours and no settings.
-const OTHER_VARIABLES: [&str; 5] =
-    ["GRANARY_CONFIG", "GRANARY_ADMIN_TOKEN", "GRANARY_CRASH_AT", "GRANARY_STOP_AT", "GRANARY_CLOCK_OFFSET"];
+const OTHER_VARIABLES: [&str; 6] = [
+    "GRANARY_CONFIG",
+    "GRANARY_ADMIN_TOKEN",
+    "GRANARY_CRASH_AT",
+    "GRANARY_STOP_AT",
+    "GRANARY_CLOCK_OFFSET",
+    "GRANARY_DUMPABLE",
+];
 
 /// What has been found out while reading.
 #[derive(Default)]

@@ -39,8 +39,10 @@ section! {
         /// Origins whose web pages may call from a browser, such as `["https://app.example.com"]`.
         /// Permanent URLs may be read by any page.
         pub cors_origins: Vec<Origin> = Vec::new(),
-        /// Connections of clients that are open at the same time, at most. Some more are told so
-        /// with 503, and the rest is closed. This process may open a few hundred files more than that.
+        /// Connections of clients that are open at the same time, at most. When there are as many,
+        /// the longest-idle one of the address that holds most is closed for another; while none is
+        /// idle, some more are refused with 503, and the rest is closed. This process may open a
+        /// few hundred files more than that.
         pub max_connections: usize = 10_000,
         /// How long a client may take for the head of a request, and a new connection for its
         /// first byte.

@@ -61,8 +61,8 @@ section! {
     /// What Granary has to remember besides the results: the ledger above all.
     pub struct StateConfig {
         /// The folder of the ledger, and of what a ledger that is away cannot take; made when missing,
-        /// and locked by the process that uses it. On a local disk. A relative path starts at the
-        /// working directory.
+        /// and locked by the process that uses it; refused while another user can change it. On a local
+        /// disk. A relative path starts at the working directory.
         pub path: PathBuf = PathBuf::from("granary-data/state"),
         /// Keeps the ledger in a PostgreSQL database instead, so that several processes can share it,
         /// such as `postgres://granary:PASSWORD@db.example.com/granary`. Its certificate is verified;

@@ -1,31 +1,33 @@
 //! Reads results over HTTP: [`Downloader`].
 //!
 //! It can carry no credential: it knows none, and sends four constant headers. It reads only where
-//! the rules allow, at addresses that were checked after resolution, follows no redirect, and gives
-//! out nothing but whole pictures. The URL is in none of its errors, the host at most.
+//! the rules allow, at addresses that were checked after resolution, and judges each redirect like
+//! the first URL. It gives out nothing but pictures that are intact to their end mark, with whatever
+//! follows it. The URL is in none of its errors, the host at most.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, HOST, USER_AGENT};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, HOST, LOCATION, USER_AGENT};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
-use super::rules::{HostRule, Permission, Scheme, permission};
+use super::rules::{HostRule, Scheme, permission};
 use super::url::ResultUrl;
 use super::{FetchError, Fetched, ResultSource};
 use crate::net::address::is_public;
-use crate::net::exchange::{Exchange, ExchangeError, is_identity};
+use crate::net::coding::decoded;
+use crate::net::exchange::{Exchange, ExchangeError};
 use crate::net::{Net, NetError};
-use crate::picture::{ImageFormat, ObjectName};
+use crate::picture::{self, ObjectName};
 use crate::secret::Secret;
 
-/// How far from the end of a picture its end mark may stand: some encoders pad.
-const END_WINDOW_BYTES: usize = 64;
+/// Redirects that are followed from one URL.
+const MAX_REDIRECTS: usize = 3;
 
 /// Where results may be read from, and how much of our time and memory they may take.
 #[derive(Debug, Clone)]
@@ -71,7 +73,21 @@ impl Downloader {
         Self { config, net }
     }
 
-    async fn fetch_allowed(&self, url: &ResultUrl, permission: Permission) -> Result<Fetched, FetchError> {
+    async fn follow(&self, mut url: ResultUrl) -> Result<Fetched, FetchError> {
+        for _ in 0..=MAX_REDIRECTS {
+            let (exchange, head) = self.open(&url).await?;
+            match redirect(&url, &head)? {
+                None => return self.picture(&url, exchange, head).await,
+                Some(next) => url = next,
+            }
+        }
+        Err(FetchError::Transient(format!("{}: more than {MAX_REDIRECTS} redirects", url.host)))
+    }
+
+    /// Asks for one URL, if the rules allow it.
+    async fn open(&self, url: &ResultUrl) -> Result<(Exchange, Response<Incoming>), FetchError> {
+        let permission = permission(&self.config.hosts, url.scheme, &url.host, url.port)
+            .ok_or(FetchError::NotAllowed("no entry of result_hosts allows its scheme, host and port"))?;
         let deadline = Instant::now() + self.config.connect_timeout;
         let allowed = |address| permission.anywhere || is_public(address);
         // Once, for both schemes: a name that changes its mind gains nothing.
@@ -81,10 +97,9 @@ impl Downloader {
             && let Ok((exchange, head)) = self.ask(url, &addresses, Scheme::Https, 443).await
             && head.status() == StatusCode::OK
         {
-            return self.picture(url, exchange, head).await;
+            return Ok((exchange, head));
         }
-        let (exchange, head) = self.ask(url, &addresses, url.scheme, url.port).await?;
-        self.picture(url, exchange, head).await
+        self.ask(url, &addresses, url.scheme, url.port).await
     }
 
     /// Sends the request and waits for the response's head.
@@ -119,7 +134,7 @@ impl Downloader {
         head.await.map_err(|_| FetchError::Timeout)?.map_err(|error| cut(url, &error))
     }
 
-    /// Reads the body and makes sure that it is a whole picture.
+    /// Reads the body and makes sure that it is a picture with its end.
     async fn picture(
         &self,
         url: &ResultUrl,
@@ -136,7 +151,7 @@ impl Downloader {
         if declared > self.config.max_bytes {
             return Err(too_large());
         }
-        let mut body = head.into_body();
+        let (parts, mut body) = head.into_parts();
         // The declared length, so that what is kept has no slack; it is within the cap.
         let mut bytes = BytesMut::with_capacity(declared);
         while let Some(chunk) = timeout(self.config.gap_timeout, exchange.chunk(&mut body))
@@ -149,9 +164,13 @@ impl Downloader {
             }
             bytes.extend_from_slice(&chunk);
         }
-        let bytes = bytes.freeze();
+        // What is coded and what is decoded are in memory together, and within the cap together.
+        let left = self.config.max_bytes - bytes.len();
+        let bytes = decoded(&parts.headers, bytes.freeze(), left).ok_or_else(|| {
+            FetchError::Incomplete(format!("{}: its content coding cannot be undone", url.host))
+        })?;
         let name = ObjectName::of(&bytes).ok_or(FetchError::NotPicture)?;
-        if !is_whole(name.format, &bytes) {
+        if picture::end(&bytes).is_none() {
             return Err(FetchError::Incomplete(format!("{}: the picture is cut short", url.host)));
         }
         Ok(Fetched { name, bytes })
@@ -162,25 +181,29 @@ impl Downloader {
 impl ResultSource for Downloader {
     async fn fetch(&self, url: &Secret) -> Result<Fetched, FetchError> {
         let url = ResultUrl::parse(url.expose()).map_err(FetchError::NotAllowed)?;
-        let permission = permission(&self.config.hosts, url.scheme, &url.host, url.port)
-            .ok_or(FetchError::NotAllowed("no entry of result_hosts allows its scheme, host and port"))?;
-        timeout(self.config.total_timeout, self.fetch_allowed(&url, permission))
-            .await
-            .unwrap_or(Err(FetchError::Timeout))
+        let fetched = timeout(self.config.total_timeout, self.follow(url)).await;
+        fetched.unwrap_or(Err(FetchError::Timeout))
     }
+}
+
+/// Where the response sends us; the next hop is judged by the same rules.
+fn redirect(url: &ResultUrl, head: &Response<Incoming>) -> Result<Option<ResultUrl>, FetchError> {
+    let location = match head.status().as_u16() {
+        301 | 302 | 303 | 307 | 308 => head.headers().get(LOCATION),
+        _ => None,
+    };
+    let location = location.and_then(|location| std::str::from_utf8(location.as_bytes()).ok());
+    location.map(|location| url.join(location)).transpose().map_err(FetchError::NotAllowed)
 }
 
 fn check_head(url: &ResultUrl, head: &Response<Incoming>) -> Result<(), FetchError> {
     match head.status() {
-        StatusCode::OK if is_identity(head.headers()) => Ok(()),
-        StatusCode::OK => {
-            Err(FetchError::Transient(format!("{}: compressed, which we did not ask for", url.host)))
-        }
+        // The latter from a proxy that changed something, as browsers read it too.
+        StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION => Ok(()),
         status @ (StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::GONE) => {
             Err(FetchError::Dead(format!("{} answered {}", url.host, status.as_u16())))
         }
-        // Redirects too: where one leads is not for us to read, but it does not say that the result
-        // is gone; a storage that is being moved or repaired sends them.
+        // Redirects to nowhere too: they do not say that the result is gone.
         status => Err(FetchError::Transient(format!("{} answered {}", url.host, status.as_u16()))),
     }
 }
@@ -197,25 +220,6 @@ fn unreachable(url: &ResultUrl, error: NetError) -> FetchError {
 
 fn cut(url: &ResultUrl, error: &ExchangeError) -> FetchError {
     FetchError::Transient(format!("{}: {error}", url.host))
-}
-
-/// Whether a picture has its end. A length that matches proves that we have all the server sent,
-/// not that the server had all of the picture; and a cut JPEG decodes without complaint.
-fn is_whole(format: ImageFormat, bytes: &[u8]) -> bool {
-    let end = &bytes[bytes.len().saturating_sub(END_WINDOW_BYTES)..];
-    let ends_with = |mark: &[u8]| end.windows(mark.len()).any(|window| window == mark);
-    let length_at = |at: usize| {
-        let field = bytes.get(at..at + 4)?.try_into().ok()?;
-        usize::try_from(u32::from_le_bytes(field)).ok()
-    };
-    match format {
-        ImageFormat::Jpeg => ends_with(b"\xFF\xD9"),
-        ImageFormat::Png => ends_with(b"IEND\xAE\x42\x60\x82"),
-        // RIFF counts what follows its length; an odd count is padded by a byte nobody needs.
-        ImageFormat::Webp => length_at(4).is_some_and(|length| bytes.len() >= length.saturating_add(8)),
-        // Some writers leave the length 0, which passes.
-        ImageFormat::Bmp => length_at(2).is_some_and(|length| bytes.len() >= length),
-    }
 }
 
 #[cfg(test)]

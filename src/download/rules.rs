@@ -60,6 +60,13 @@ impl Scheme {
         }
     }
 
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
     pub(super) fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,
@@ -168,10 +175,7 @@ impl FromStr for HostRule {
 /// The entry in full, which reads back as the same rule.
 impl fmt::Display for HostRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match self.scheme {
-            Scheme::Http => "http",
-            Scheme::Https => "https",
-        };
+        let scheme = self.scheme.as_str();
         match &self.host {
             Pattern::Any => write!(f, "{scheme}://*:{}", self.port),
             Pattern::Below(suffix) => write!(f, "{scheme}://*.{suffix}:{}", self.port),

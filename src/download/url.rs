@@ -1,10 +1,14 @@
-//! A result's URL, taken apart without being changed: [`ResultUrl`].
+//! A result's URL, taken apart almost without being changed: [`ResultUrl`].
 //!
 //! Signed URLs must be asked for byte for byte, and the usual parser normalises what it reads. So
-//! the text is cut by hand, strictly, and what follows the host is never touched.
+//! the text is cut by hand, strictly; of what follows the host, only characters that cannot stand in
+//! a request line are escaped, as browsers escape them.
+
+use std::borrow::Cow;
 
 use http::Uri;
 use http::uri::PathAndQuery;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use url::Host;
 
 use super::rules::{Scheme, parse_host, split_port};
@@ -12,12 +16,15 @@ use super::rules::{Scheme, parse_host, split_port};
 /// The longest URL that is looked at, in bytes.
 const MAX_URL_BYTES: usize = 8 * 1024;
 
+/// What browsers escape, besides all that is not ASCII. What is escaped already stays as it is.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'`');
+
 /// Where a result is. No `Debug`: it may be signed.
 pub(super) struct ResultUrl {
     pub(super) scheme: Scheme,
     pub(super) host: Host,
     pub(super) port: u16,
-    /// Path and query as given, without the fragment, which is not for servers.
+    /// Path and query, without the fragment, which is not for servers.
     pub(super) path_and_query: PathAndQuery,
 }
 
@@ -27,34 +34,94 @@ impl ResultUrl {
     /// # Errors
     /// Why it is not one we read, in words that contain no part of it.
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
-        if text.len() > MAX_URL_BYTES {
-            return Err("it is too long");
-        }
-        if text.bytes().any(|byte| byte.is_ascii_control() || matches!(byte, b' ' | b'\\')) {
-            return Err("it contains a blank, a backslash or a control character");
-        }
+        let text = clean(text)?;
         let (scheme, rest) = text.split_once("://").ok_or("it has no scheme")?;
         let scheme = Scheme::parse(scheme).ok_or("its scheme is not http or https")?;
-        let rest = rest.split('#').next().unwrap_or_default();
-        let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let (authority, target) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         if authority.contains('@') {
             return Err("it carries a user name");
         }
         let (host, port) = split_port(authority)?;
         let host = parse_host(host).ok_or("its host is neither a name nor a plain address")?;
-        // A URL that ends with its host, or goes on with a query, means the root.
-        let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
-        let path_and_query = PathAndQuery::try_from(target.as_str())
-            .ok()
-            .filter(|parsed| parsed.as_str() == target)
-            .ok_or("it contains a character no URL may contain")?;
+        let path_and_query = request_target(target)?;
         Ok(Self { scheme, host, port: port.unwrap_or(scheme.default_port()), path_and_query })
+    }
+
+    /// Where a redirect from here leads (RFC 3986, section 5.2).
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub(super) fn join(&self, location: &str) -> Result<Self, &'static str> {
+        let location = clean(location)?;
+        let is_absolute = location.split_once("://").is_some_and(|(scheme, _)| {
+            scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
+        });
+        if is_absolute {
+            return Self::parse(&location);
+        }
+        if location.starts_with("//") {
+            return Self::parse(&format!("{}:{location}", self.scheme.as_str()));
+        }
+        let path = self.path_and_query.path();
+        let target = match location.as_bytes().first() {
+            None | Some(b'#') => self.path_and_query.to_string(),
+            Some(b'/') => location.into_owned(),
+            Some(b'?') => format!("{path}{location}"),
+            Some(_) => {
+                let (mut folder, mut rest) = (parent(path), &*location);
+                loop {
+                    if let Some(below) = rest.strip_prefix("./") {
+                        rest = below;
+                    } else if let Some(above) = rest.strip_prefix("../") {
+                        (folder, rest) = (parent(folder), above);
+                    } else {
+                        break format!("{folder}/{rest}");
+                    }
+                }
+            }
+        };
+        let path_and_query = request_target(&target)?;
+        Ok(Self { scheme: self.scheme, host: self.host.clone(), port: self.port, path_and_query })
     }
 
     /// What stands in the request line.
     pub(super) fn request_target(&self) -> Uri {
         Uri::from(self.path_and_query.clone())
     }
+}
+
+/// The path without its last segment and that one's slash.
+fn parent(path: &str) -> &str {
+    path.rfind('/').map_or("", |slash| &path[..slash])
+}
+
+/// Without what browsers drop: surrounding blanks, and line breaks and tabs anywhere.
+fn clean(text: &str) -> Result<Cow<'_, str>, &'static str> {
+    if text.len() > MAX_URL_BYTES {
+        return Err("it is too long");
+    }
+    let text = text.trim_matches(|c: char| c == ' ' || c.is_ascii_control());
+    let is_dropped = |c: char| matches!(c, '\t' | '\r' | '\n');
+    let text = match text.contains(is_dropped) {
+        true => Cow::Owned(text.replace(is_dropped, "")),
+        false => Cow::Borrowed(text),
+    };
+    if text.bytes().any(|byte| byte.is_ascii_control() || byte == b'\\') {
+        return Err("it contains a backslash or a control character");
+    }
+    Ok(text)
+}
+
+/// What stands after the host, as it is asked for. A URL that ends with its host, or goes on with a
+/// query, means the root.
+fn request_target(text: &str) -> Result<PathAndQuery, &'static str> {
+    let text = text.split('#').next().unwrap_or_default();
+    let slash = if text.starts_with('/') { "" } else { "/" };
+    let target = format!("{slash}{}", utf8_percent_encode(text, ESCAPED));
+    PathAndQuery::try_from(target.as_str())
+        .ok()
+        .filter(|parsed| parsed.as_str() == target)
+        .ok_or("it contains a character no URL may contain")
 }
 
 #[cfg(test)]

@@ -1,99 +1,107 @@
-//! Where a chunked body ends. What passes here ends there for hyper too, or is refused by it.
+//! Where a chunked body ends. What passes here ends at the same byte for hyper, or is refused by it.
 
-/// Digits of a chunk's size.
-const MAX_DIGITS: u32 = 16;
-/// Bytes of what may follow the size on its line.
-const MAX_EXTENSION: u32 = 64;
-/// Bytes of all trailers together.
-const MAX_TRAILERS: u32 = 4096;
+use thiserror::Error;
 
-/// The bytes are not chunks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadChunk;
+/// Maximum bytes of a line that says how long a chunk is.
+const MAX_SIZE_LINE: usize = 80;
+/// Maximum bytes of all trailers together.
+const MAX_TRAILERS: usize = 4096;
+/// Chunks of any length that a body may have; with more, their average has a minimum.
+const FREE_CHUNKS: u64 = 1024;
+const MIN_AVERAGE: u64 = 64;
 
-/// Follows the chunks of one body.
-#[derive(Clone, Debug)]
-pub struct Chunks {
-    state: State,
-    size: u64,
-    trailers: u32,
+/// Why a chunked body is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ChunkError {
+    /// Not chunks, or chunks that two readers might understand differently.
+    #[error("the chunks of the body are malformed")]
+    Malformed,
+    /// Too many small ones: each costs as much time as some kilobytes.
+    #[error("the body has more than 1024 chunks of less than 64 bytes on average")]
+    TooSmall,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Size { digits: u32 },
-    Extension { bytes: u32 },
-    SizeLf,
-    Data { left: u64 },
-    DataCr,
-    DataLf,
-    LineStart,
-    Trailer,
-    TrailerLf,
-    LastLf,
+/// Follows the chunks of one body.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Chunks {
+    part: Part,
+    chunks: u64,
+    bytes: u64,
+    trailers: usize,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Part {
+    #[default]
+    Size,
+    /// Bytes left of a chunk and of the CR LF after it, which hyper checks.
+    Data(u64),
+    Trailers,
     End,
 }
 
-impl Default for Chunks {
-    fn default() -> Self {
-        Self { state: State::Size { digits: 0 }, size: 0, trailers: 0 }
-    }
-}
-
 impl Chunks {
-    /// How many of `bytes`, which follow those of the calls before, belong to the body.
+    /// Returns how many of `bytes` belong to the body. The rest is to be given again, with more.
     ///
     /// # Errors
-    /// [`BadChunk`] when one of them cannot.
-    pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, BadChunk> {
+    /// [`ChunkError`], after which nothing more can be read.
+    pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
         let mut at = 0;
-        while at < bytes.len() && self.state != State::End {
-            if let State::Data { left } = self.state {
-                let here = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len() - at);
-                at += here;
+        while at < bytes.len() && self.part != Part::End {
+            let rest = &bytes[at..];
+            if let Part::Data(left) = self.part {
+                let here = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
                 let left = left - here as u64;
-                self.state = if left == 0 { State::DataCr } else { State::Data { left } };
-            } else {
-                self.state = self.step(bytes[at])?;
-                at += 1;
+                self.part = if left == 0 { Part::Size } else { Part::Data(left) };
+                at += here;
+                continue;
             }
+            let is_size = self.part == Part::Size;
+            let max = if is_size { MAX_SIZE_LINE } else { MAX_TRAILERS - self.trailers };
+            let Some(line) = line(rest, max)? else { break };
+            if is_size {
+                self.begin_chunk(line)?;
+            } else {
+                self.trailers += line.len();
+                self.part = if line.is_empty() { Part::End } else { Part::Trailers };
+            }
+            at += line.len() + 2;
         }
         Ok(at)
     }
 
-    /// Has the last byte been seen?
+    /// Returns true after the last byte.
     pub fn is_at_end(&self) -> bool {
-        self.state == State::End
+        self.part == Part::End
     }
 
-    fn step(&mut self, byte: u8) -> Result<State, BadChunk> {
-        match (self.state, byte) {
-            (State::Size { digits: MAX_DIGITS }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => Err(BadChunk),
-            (State::Size { digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
-                let digit = (byte as char).to_digit(16).ok_or(BadChunk)?;
-                self.size = self.size << 4 | u64::from(digit);
-                Ok(State::Size { digits: digits + 1 })
-            }
-            (State::Size { digits: 1.. } | State::Extension { .. }, b'\r') => Ok(State::SizeLf),
-            (State::Size { digits: 1.. }, b';' | b' ' | b'\t') => Ok(State::Extension { bytes: 1 }),
-            (State::Extension { bytes: MAX_EXTENSION }, _) => Err(BadChunk),
-            (State::Extension { bytes }, byte) if byte != b'\n' => Ok(State::Extension { bytes: bytes + 1 }),
-            (State::SizeLf, b'\n') => match std::mem::take(&mut self.size) {
-                0 => Ok(State::LineStart),
-                left => Ok(State::Data { left }),
-            },
-            (State::DataCr, b'\r') => Ok(State::DataLf),
-            (State::DataLf, b'\n') => Ok(State::Size { digits: 0 }),
-            (State::LineStart, b'\r') => Ok(State::LastLf),
-            (State::Trailer, b'\r') => Ok(State::TrailerLf),
-            (State::LineStart | State::Trailer, byte) if byte != b'\n' && self.trailers < MAX_TRAILERS => {
-                self.trailers += 1;
-                Ok(State::Trailer)
-            }
-            (State::TrailerLf, b'\n') => Ok(State::LineStart),
-            (State::LastLf, b'\n') => Ok(State::End),
-            _ => Err(BadChunk),
+    fn begin_chunk(&mut self, line: &[u8]) -> Result<(), ChunkError> {
+        let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        let (size, extension) = line.split_at(digits);
+        // 15 digits are far from an overflow.
+        let size = std::str::from_utf8(size).ok().filter(|size| size.len() <= 15);
+        let size = size.and_then(|size| u64::from_str_radix(size, 16).ok()).ok_or(ChunkError::Malformed)?;
+        if !matches!(extension, [] | [b';' | b' ' | b'\t', ..]) {
+            return Err(ChunkError::Malformed);
         }
+        self.chunks += 1;
+        self.bytes = self.bytes.saturating_add(size);
+        if self.chunks > FREE_CHUNKS && self.bytes / self.chunks < MIN_AVERAGE {
+            return Err(ChunkError::TooSmall);
+        }
+        self.part = if size == 0 { Part::Trailers } else { Part::Data(size + 2) };
+        Ok(())
+    }
+}
+
+/// The line at the beginning of `bytes` without its CR LF; `None` if its end is still to come.
+fn line(bytes: &[u8], max: usize) -> Result<Option<&[u8]>, ChunkError> {
+    let end = memchr::memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len());
+    match &bytes[end..] {
+        _ if end > max => Err(ChunkError::Malformed),
+        [b'\r', b'\n', ..] => Ok(Some(&bytes[..end])),
+        [] | [b'\r'] => Ok(None),
+        _ => Err(ChunkError::Malformed),
     }
 }
 
@@ -101,27 +109,24 @@ impl Chunks {
 mod tests {
     use super::*;
 
-    /// What `bytes` come to when they arrive in pieces of this size.
-    fn in_pieces(bytes: &[u8], piece: usize) -> Result<(usize, bool), BadChunk> {
-        let (mut chunks, mut used) = (Chunks::default(), 0);
-        for piece in bytes.chunks(piece) {
-            let here = chunks.advance(piece)?;
-            used += here;
-            if here < piece.len() {
-                break;
-            }
+    /// How many of `bytes` belong to the body when they arrive in pieces of this size, and whether it ends.
+    fn in_pieces(bytes: &[u8], piece: usize) -> Result<(usize, bool), ChunkError> {
+        let (mut chunks, mut used, mut seen) = (Chunks::default(), 0, 0);
+        while seen < bytes.len() && !chunks.is_at_end() {
+            seen = (seen + piece).min(bytes.len());
+            used += chunks.advance(&bytes[used..seen])?;
         }
         Ok((used, chunks.is_at_end()))
     }
 
-    fn check(bytes: &[u8], expected: Result<(usize, bool), BadChunk>) {
-        for piece in [1, 2, 3, 7, 1000] {
+    fn check(bytes: &[u8], expected: Result<(usize, bool), ChunkError>) {
+        for piece in [1, 2, 3, 7, 100_000] {
             assert_eq!(in_pieces(bytes, piece), expected, "{:?}", String::from_utf8_lossy(bytes));
         }
     }
 
     #[test]
-    fn a_body_ends_after_its_last_chunk_and_what_follows_is_not_its_own() {
+    fn a_body_ends_after_its_last_chunk_and_following_bytes_are_left() {
         for body in [
             &b"0\r\n\r\n"[..],
             b"5\r\nhello\r\n0\r\n\r\n",
@@ -133,15 +138,17 @@ mod tests {
             check(body, Ok((body.len(), true)));
             check(&[body, b"GET / HTTP/1.1\r\n\r\n"].concat(), Ok((body.len(), true)));
             for cut in 0..body.len() {
-                check(&body[..cut], Ok((cut, false)));
+                let (used, is_at_end) = in_pieces(&body[..cut], 1).unwrap();
+                assert!(used <= cut && !is_at_end, "{cut}");
             }
         }
     }
 
     #[test]
-    fn whatever_two_readers_might_understand_differently_is_no_chunk() {
+    fn ambiguous_chunks_are_refused() {
         let long = [&b"1;"[..], &[b'a'; 100], b"\r\nx\r\n0\r\n\r\n"].concat();
         let trailers = [&b"0\r\n"[..], &[b'a'; 5000], b"\r\n\r\n"].concat();
+        let many_trailers = [&b"0\r\n"[..], &b"abcdefgh\r\n".repeat(600), b"\r\n"].concat();
         for body in [
             &b"\r\n"[..],
             b"x\r\n",
@@ -151,17 +158,33 @@ mod tests {
             b";a\r\n",
             b" 1\r\nx\r\n",
             b"1\nx\n0\n\n",
-            b"1\r\nxy\r\n",
-            b"1\r\nx\n",
             b"1\r\rx\r\n",
             b"1;a\nb\r\nx",
-            b"00000000000000001\r\nx\r\n",
+            b"1;a\rb\r\nx",
+            b"0000000000000001\r\nx\r\n",
+            b"ffffffffffffffff\r\nx\r\n",
             b"0\r\n\n",
             b"0\r\nA: b\n\r\n",
             &long,
             &trailers,
+            &many_trailers,
         ] {
-            check(body, Err(BadChunk));
+            check(body, Err(ChunkError::Malformed));
         }
+        // What follows a chunk's data is counted here, and checked by hyper.
+        check(b"1\r\nxy\r\n", Err(ChunkError::Malformed));
+    }
+
+    #[test]
+    fn many_chunks_need_a_minimum_average_length() {
+        let body = |count: usize, length: usize| {
+            let chunk = format!("{length:x}\r\n{}\r\n", "x".repeat(length));
+            [chunk.repeat(count).as_bytes(), b"0\r\n\r\n"].concat()
+        };
+        for good in [body(1000, 1), body(5000, 65)] {
+            check(&good, Ok((good.len(), true)));
+        }
+        check(&body(1025, 1), Err(ChunkError::TooSmall));
+        check(&body(5000, 63), Err(ChunkError::TooSmall));
     }
 }

@@ -44,6 +44,7 @@ use super::{
 };
 use crate::archive::{ArchiveId, Import, Membership};
 use crate::clock::Clock;
+use crate::disk;
 use crate::key::CacheKey;
 use crate::picture::ObjectName;
 use crate::store::Record;
@@ -125,6 +126,8 @@ impl SqliteLedger {
     /// # Errors
     /// [`LedgerError`] when the file cannot be opened, or is of a newer program.
     pub fn open(file: &Path, clock: Clock, zone: TimeZone) -> Result<Self, LedgerError> {
+        make_private(file)
+            .map_err(|error| LedgerError::Unavailable(format!("it cannot be made private: {error}")))?;
         let writable = connect(file)?;
         migrate(&writable)?;
         // After a kill the log may still have the page of an answer that has ended since.
@@ -190,6 +193,16 @@ fn connect(file: &Path) -> Result<Connection, LedgerError> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "secure_delete", true)?;
     Ok(connection)
+}
+
+/// Shuts other users out of the ledger; SQLite gives what it makes beside it the same rights.
+fn make_private(file: &Path) -> std::io::Result<()> {
+    disk::create_private(file)?;
+    ["-wal", "-shm"].iter().try_for_each(|suffix| {
+        let mut beside = file.as_os_str().to_owned();
+        beside.push(suffix);
+        disk::make_private(Path::new(&beside))
+    })
 }
 
 fn version(connection: &Connection) -> Result<i64, LedgerError> {

@@ -81,6 +81,9 @@ pub trait UsageBook: Send + Sync {
     async fn keep_account(&self, namespace: &str, account: &AccountRow) -> Result<bool, LedgerError>;
 }
 
+/// The most that one line of [`ServedBatch`] can count: 64-bit sums hold thousands of such lines.
+const MAX_SERVED: u64 = 1 << 50;
+
 /// Is the month of a call, such as `2026-11`, closed on a day, such as `2026-12-02`? Once it is, it stays so.
 pub fn is_closed(month: &str, today: &str) -> bool {
     let first = format!("{month}-01").parse().ok();
@@ -134,6 +137,20 @@ pub struct ServedBatch {
     pub number: u64,
     /// Each day, team, cause and payer at most once.
     pub served: Vec<Served>,
+}
+
+impl ServedBatch {
+    /// The lines that a ledger can add up. Others are dropped with a line in the log, because the rest of
+    /// the batch would wait for them for as long as the process lives.
+    pub fn bookable(&self) -> impl Iterator<Item = &Served> {
+        self.served.iter().filter(|line| {
+            let is_bookable = line.count.number.max(line.count.credits) <= MAX_SERVED;
+            if !is_bookable {
+                tracing::error!(team = line.team, day = %line.day, "usage line dropped: its numbers cannot be");
+            }
+            is_bookable
+        })
+    }
 }
 
 /// A number of calls or requests, and the sum of their credits.

@@ -12,7 +12,7 @@ use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use http::response::Parts;
-use http::{HeaderMap, Request, Response, header};
+use http::{Request, Response};
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -21,7 +21,10 @@ use hyper::client::conn::http1;
 /// Room for a response's head, and for what is written but not yet sent; in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// How many interim (1xx) responses are borne before the final one.
+/// Header lines of one response. Vendors' networks add dozens; the head's bytes are limited as well.
+const MAX_HEADERS: usize = 1000;
+
+/// Interim (1xx) responses before the final one.
 const MAX_INTERIM: usize = 8;
 
 /// A request under way. Cancelling any of its futures is safe; dropping it closes the connection.
@@ -67,7 +70,15 @@ impl Exchange {
         hyper::ext::on_informational(&mut request, move |_| {
             counter.fetch_add(1, Ordering::Relaxed);
         });
-        let (mut sender, connection) = http1::Builder::new().max_buf_size(BUFFER_BYTES).handshake(io).await?;
+        // Sloppy header lines are read as browsers read them: the response may be paid for.
+        let (mut sender, connection) = http1::Builder::new()
+            .max_buf_size(BUFFER_BYTES)
+            .max_headers(MAX_HEADERS)
+            .allow_spaces_after_header_name_in_responses(true)
+            .allow_obsolete_multiline_headers_in_responses(true)
+            .ignore_invalid_headers_in_responses(true)
+            .handshake(io)
+            .await?;
         // The sender lives as long as the response is awaited and no longer: there is no second
         // request on this connection.
         let response = Box::pin(async move { sender.send_request(request).await });
@@ -135,11 +146,6 @@ impl Exchange {
         }
         Ok((parts, bytes.freeze()))
     }
-}
-
-/// Whether a body is as it was meant, not compressed against our wish.
-pub(crate) fn is_identity(headers: &HeaderMap) -> bool {
-    headers.get_all(header::CONTENT_ENCODING).iter().all(|coding| coding.as_bytes() == b"identity")
 }
 
 /// Awaits `work` while the connection moves. The connection moves first, so that `work` sees what

@@ -94,14 +94,14 @@ pub(super) fn webp(file: &[u8]) -> Option<(u32, u32)> {
     }
 }
 
-fn be16(file: &[u8], at: usize) -> Option<u32> {
+pub(super) fn be16(file: &[u8], at: usize) -> Option<u32> {
     array(file, at).map(|bytes| u16::from_be_bytes(bytes).into())
 }
 
-fn le16(file: &[u8], at: usize) -> Option<u32> {
+pub(super) fn le16(file: &[u8], at: usize) -> Option<u32> {
     array(file, at).map(|bytes| u16::from_le_bytes(bytes).into())
 }
 
-fn array<const N: usize>(file: &[u8], at: usize) -> Option<[u8; N]> {
+pub(super) fn array<const N: usize>(file: &[u8], at: usize) -> Option<[u8; N]> {
     file.get(at..)?.first_chunk().copied()
 }

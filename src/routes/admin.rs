@@ -36,6 +36,7 @@ use crate::ledger::admin::LedgerAdmin;
 use crate::metrics::Metrics;
 use crate::policy::CurrentPolicy;
 use crate::results::ResultRoom;
+use crate::routes::log::Sampler;
 use crate::teams::AdminTokens;
 use crate::uploads::UploadRoom;
 
@@ -81,6 +82,9 @@ pub struct Memory {
     pub fetched: ResultRoom,
 }
 
+/// Answered without a token, and above the connection limit.
+pub const HEALTH_PATHS: [&str; 3] = ["/livez", "/readyz", "/metrics"];
+
 /// Where a running process is told to adopt.
 pub const ADOPT_PATH: &str = "/admin/v1/adopt";
 
@@ -105,8 +109,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<AdminState>)> {
 
 /// The paths of all routes of the admin listener, as OpenAPI writes them.
 pub fn admin_paths() -> Vec<&'static str> {
-    let health = ["/livez", "/readyz", "/metrics"];
-    health.into_iter().chain(routes().into_iter().map(|(path, _)| path)).collect()
+    HEALTH_PATHS.into_iter().chain(routes().into_iter().map(|(path, _)| path)).collect()
 }
 
 /// The admin listener's routes.
@@ -121,7 +124,7 @@ pub fn admin_router(state: AdminState) -> Router {
         .method_not_allowed_fallback(async || AdminFailure::wrong_method())
         .fallback(async || AdminFailure::no_such_route())
         // Around everything, so that who may not ask does not learn either what there is.
-        .layer(from_fn_with_state(state.clone(), access::layer))
+        .layer(from_fn_with_state((state.clone(), Sampler::default()), access::layer))
         .layer(from_fn(failure::refused))
         .with_state(state)
 }

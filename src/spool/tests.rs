@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::clock::Clock;
+use crate::key::Digest;
 use crate::ledger::admin::{Actor, LedgerAdmin, Purge};
 use crate::ledger::budget::Scope;
 use crate::ledger::sqlite::SqliteLedger;
@@ -233,7 +234,7 @@ fn picture(n: u32) -> Reservation {
         credits: 3,
         budgets: Vec::new(),
         image: Digest::of(b"picture"),
-        width: n,
+        width: n + 1,
         height: 1,
     }
 }
@@ -249,7 +250,7 @@ fn record(n: u32) -> Record {
         namespace,
         key,
         generation: 0,
-        answer: "{}".to_owned(),
+        answer: format!(r#"{{"data":{{"url":"{}"}}}}"#, name(n).path()),
         digest: Digest::of(&result(n)),
         extension: "bmp".to_owned(),
         bytes: result(n).len() as u64,
@@ -462,7 +463,12 @@ async fn a_store_that_is_not_known_to_be_ours_is_not_away_and_gets_all_soon_afte
 async fn a_result_that_comes_second_is_kept_and_leaves_the_key_to_the_first() {
     let rig = Rig::new();
     let theirs = Record { team: "batch".to_owned(), upstream_request_id: "R0".to_owned(), ..record(1) };
-    let theirs = Record { digest: Digest::of(&result(9)), bytes: result(9).len() as u64, ..theirs };
+    let theirs = Record {
+        digest: Digest::of(&result(9)),
+        bytes: result(9).len() as u64,
+        answer: record(9).answer,
+        ..theirs
+    };
     rig.store.put_object(name(9), result(9)).await.unwrap();
     rig.store.put_record(&theirs).await.unwrap();
     rig.spooled(1).await;
@@ -612,7 +618,7 @@ async fn a_disk_that_cannot_take_it_is_no_room() {
 }
 
 /// A bucket that is waited for as long as these limits say.
-async fn bucket(server: &S3Server, folder: &TempDir, attempt: Duration) -> S3Store {
+async fn bucket(server: &S3Server, folder: &TempDir, limit: Duration) -> S3Store {
     let file = folder.path().join("credentials");
     server.write_credentials(&file).unwrap();
     S3Store::open(S3StoreConfig {
@@ -620,7 +626,7 @@ async fn bucket(server: &S3Server, folder: &TempDir, attempt: Duration) -> S3Sto
         endpoint: Some(server.endpoint()),
         path_style: true,
         credentials_file: Some(file),
-        limits: S3Limits { attempt, whole: 3 * attempt, ..S3Limits::default() },
+        limits: S3Limits { metadata: limit, object: limit, ..S3Limits::default() },
         ..S3StoreConfig::new(server.bucket())
     })
     .await

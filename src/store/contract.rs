@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::archive::ArchiveId;
 use crate::key::{CacheKey, Digest};
 use crate::picture::{ImageFormat, ObjectName};
-use crate::store::{Record, Store, StoreError};
+use crate::store::{MAX_CREDITS, MAX_GENERATION, MAX_OBJECT_BYTES, Record, Store, StoreError};
 
 /// Where a store under test lives.
 #[async_trait]
@@ -48,6 +48,8 @@ macro_rules! store_contract {
             what_was_put_survives_reopening
             a_garbled_record_is_corrupt_and_not_absent
             a_record_that_is_not_about_its_name_is_corrupt
+            a_forged_record_is_corrupt
+            an_object_that_is_no_picture_is_corrupt
             a_healthy_store_has_room
             a_fit_store_proves_it_and_keeps_what_it_has
             a_store_is_marked_once
@@ -97,7 +99,7 @@ pub(crate) fn record(namespace: &str, key: CacheKey, generation: u64, team: &str
         extension: name.format.extension().to_owned(),
         bytes: bytes.len() as u64,
         team: team.to_owned(),
-        credits: u64::MAX,
+        credits: MAX_CREDITS,
         stored_at: "2026-01-02T03:04:05.678901234Z".parse().expect("a timestamp"),
         upstream_request_id: "7C2C5B55-1E1B-4B5C-A6BD-5F5B4D2F0A11".to_owned(),
         upstream_log_id: String::new(),
@@ -209,7 +211,9 @@ pub(crate) async fn the_first_record_of_a_generation_stands(fixture: &impl Store
 
 pub(crate) async fn a_record_is_replaced_by_a_higher_generation_only(fixture: &impl StoreFixture) {
     let store = fixture.open().await;
-    for (put, stands) in [(1, 1), (0, 1), (2, 2), (7, 7), (6, 7), (u64::MAX, u64::MAX), (7, u64::MAX)] {
+    for (put, stands) in
+        [(1, 1), (0, 1), (2, 2), (7, 7), (6, 7), (MAX_GENERATION, MAX_GENERATION), (7, MAX_GENERATION)]
+    {
         let answer = store.put_record(&record("space", key(4), put, "red")).await.unwrap();
         assert_eq!(answer.generation, stands, "after {put}");
         assert_eq!(store.record("space", key(4)).await.unwrap(), Some(answer));
@@ -385,6 +389,72 @@ pub(crate) async fn a_record_that_is_not_about_its_name_is_corrupt(fixture: &imp
         fixture.overwrite(&Record::path("space", key(10)), &json).await;
         assert!(matches!(store.record("space", key(10)).await, Err(StoreError::Corrupt(_))));
     }
+}
+
+/// A record that no purchase leaves, and what is forged in it.
+pub(crate) fn forgeries(real: &Record) -> Vec<(&'static str, Record)> {
+    let with = |change: &dyn Fn(&mut Record)| {
+        let mut forged = real.clone();
+        change(&mut forged);
+        forged
+    };
+    let (other, _) = picture(ImageFormat::Jpeg, 99, 100);
+    let answer = |from: &str, to: &str| with(&|forged| forged.answer = real.answer.replace(from, to));
+    let path = real.object().expect("a real record names an object").path();
+    let at = |text: &str| with(&|forged| forged.stored_at = text.parse().expect("a timestamp"));
+    vec![
+        ("no answer", with(&|forged| forged.answer = "{}".to_owned())),
+        ("HTML for an answer", with(&|forged| forged.answer = "<script>alert(1)</script>".to_owned())),
+        ("an error for an answer", answer("{\"data\"", "{\"error_code\":500,\"data\"")),
+        ("a foreign URL", answer(&path, "https://evil.example/1.jpg")),
+        ("a foreign host before the path", answer(&path, &format!("//evil.example/{path}"))),
+        ("another object's URL", answer(&path, &other.path())),
+        ("another digest", with(&|forged| forged.digest = other.digest)),
+        ("another extension", with(&|forged| forged.extension = "png".to_owned())),
+        ("no format of ours", with(&|forged| forged.extension = "html".to_owned())),
+        ("an empty result", with(&|forged| forged.bytes = 0)),
+        ("a result longer than any", with(&|forged| forged.bytes = MAX_OBJECT_BYTES + 1)),
+        ("too many credits", with(&|forged| forged.credits = MAX_CREDITS + 1)),
+        ("credits of 2^63", with(&|forged| forged.credits = 1 << 63)),
+        ("a generation that cannot be followed", with(&|forged| forged.generation = MAX_GENERATION + 1)),
+        ("the last generation", with(&|forged| forged.generation = u64::MAX)),
+        ("no width", with(&|forged| forged.width = 0)),
+        ("too high", with(&|forged| forged.height = 65_536)),
+        ("too early", at("2019-12-31T23:59:59Z")),
+        ("too late", at("2200-01-01T00:00:00Z")),
+        ("a team's name that is none", with(&|forged| forged.team = "x".repeat(65))),
+    ]
+}
+
+pub(crate) async fn a_forged_record_is_corrupt(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    let real = record("space", key(18), 0, "red");
+    store.put_record(&real).await.unwrap();
+    for (what, forged) in forgeries(&real) {
+        fixture.overwrite(&Record::path("space", key(18)), &serde_json::to_vec(&forged).unwrap()).await;
+        let read = store.record("space", key(18)).await;
+        assert!(matches!(read, Err(StoreError::Corrupt(_))), "{what}: {read:?}");
+        // Nothing takes its place, nor is such a record ever written.
+        assert!(matches!(store.put_record(&real).await, Err(StoreError::Corrupt(_))), "{what}");
+        assert!(matches!(store.put_record(&forged).await, Err(StoreError::Corrupt(_))), "{what}");
+    }
+}
+
+pub(crate) async fn an_object_that_is_no_picture_is_corrupt(fixture: &impl StoreFixture) {
+    let store = fixture.open().await;
+    // Whoever can write to a bucket can name these by their digests.
+    let (real, png) = picture(ImageFormat::Png, 12, 700);
+    for bytes in [&b"<script>alert(1)</script>"[..], b"{}", b"", &png] {
+        let name = ObjectName { digest: Digest::of(bytes), format: ImageFormat::Jpeg };
+        assert!(matches!(
+            store.put_object(name, Bytes::copy_from_slice(bytes)).await,
+            Err(StoreError::Corrupt(_))
+        ));
+        fixture.overwrite(&name.path(), bytes).await;
+        assert!(matches!(store.object(name).await, Err(StoreError::Corrupt(_))));
+    }
+    store.put_object(real, png.clone()).await.unwrap();
+    assert_eq!(store.object(real).await.unwrap(), Some(png));
 }
 
 pub(crate) async fn a_healthy_store_has_room(fixture: &impl StoreFixture) {

@@ -31,7 +31,7 @@ impl MemoryStore {
         let found = self.files().get(&name.path()).cloned();
         match found {
             Some(bytes) if !is_object(name, &bytes) => {
-                Err(StoreError::Corrupt(format!("{} has another digest", name.path())))
+                Err(StoreError::Corrupt(format!("{} is not the picture that its name says", name.path())))
             }
             found => Ok(found),
         }

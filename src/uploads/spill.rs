@@ -22,9 +22,7 @@ impl SpillFolder {
     pub(super) fn open(path: &Path, min_free: u64) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         // Of filesystems that know no files without a name.
-        for entry in fs::read_dir(path)? {
-            fs::remove_file(entry?.path())?;
-        }
+        disk::sweep(&disk::open_own_folder(path)?)?;
         Ok(Self { path: path.to_owned(), min_free })
     }
 
@@ -40,7 +38,7 @@ impl SpillFolder {
     }
 
     fn create_and_unlink(&self) -> io::Result<File> {
-        let path = self.path.join(uuid::Uuid::new_v4().simple().to_string());
+        let path = self.path.join(disk::temp_name());
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         fs::remove_file(&path)?;
         Ok(file)

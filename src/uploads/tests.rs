@@ -196,7 +196,7 @@ async fn a_file_that_was_cut_is_an_error_and_no_shorter_picture() {
 #[test]
 fn what_a_killed_process_left_is_swept() {
     let fixture = Fixture::new(1, 1);
-    std::fs::write(fixture.path().join("left"), "half").expect("a writable folder");
+    std::fs::write(fixture.path().join(crate::disk::temp_name()), "half").expect("a writable folder");
     let again = UploadConfig { memory: 1, spill: 1, folder: fixture.path(), min_free: 0 };
     UploadRoom::open(again).expect("as before");
     assert_eq!(names(&fixture.path()), 0);

@@ -9,6 +9,7 @@
 mod answer;
 mod call;
 mod credits;
+mod echo;
 mod form;
 
 use std::net::IpAddr;

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use granary_kit::ailab::{Behaviour, FakeAilab};
-use granary_kit::client::{Answer, Call, RawConnection};
+use granary_kit::client::{Answer, CROP_PATH, Call, RawConnection};
 use granary_kit::form::Form;
 use granary_kit::images;
 use granary_kit::process::GranaryProcess;
@@ -167,15 +167,25 @@ fn count_down(mut left: u32) -> impl FnMut() -> bool {
     }
 }
 
+/// A connection with a request that stays under way: its body does not come.
+async fn uploading(url: &str) -> RawConnection {
+    let mut connection = RawConnection::open(url).await.unwrap();
+    let head = format!(
+        "POST {CROP_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n\
+         Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+    );
+    connection.send(head.as_bytes()).await.unwrap();
+    assert_eq!(connection.read_interim().await.unwrap(), 100);
+    connection
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_one_too_many_is_told_so_and_operators_are_not_in_the_way() {
-    let granary = Granary::builtin("[server]\nmax_connections = 20").await;
+async fn connection_above_the_limit_is_refused_while_none_is_idle() {
+    let granary = Granary::builtin("[server]\nmax_connections = 20\nmin_upload_rate = 0").await;
     let call = Call::new("GET", &granary.url());
     let mut open = Vec::new();
     for _ in 0..20 {
-        let mut connection = RawConnection::open(&granary.url()).await.unwrap();
-        assert_eq!(connection.call(&call).await.unwrap().status, 200);
-        open.push(connection);
+        open.push(uploading(&granary.url()).await);
     }
     for _ in 0..5 {
         let answer = call.send().await.unwrap();
@@ -186,20 +196,16 @@ async fn who_is_one_too_many_is_told_so_and_operators_are_not_in_the_way() {
     }
     let refused = "granary_connections_refused_total{listener=\"public\",reason=\"limit\"}";
     assert_eq!(granary.metric(refused).await, 5.0);
-    // Those who are in are served, and a place that is left is taken.
-    assert_eq!(open[7].call(&call).await.unwrap().status, 200);
+    // A place that is left is taken.
     drop(open.pop());
     until("a place", async || call.send().await.is_ok_and(|answer| answer.status == 200)).await;
-    let open_now = granary.metric("granary_connections_open{listener=\"public\"}").await;
-    assert!((19.0..=21.0).contains(&open_now), "{open_now}");
-    // Far more than can be told at once, and silent: they are closed, and operators are answered.
+    // Far more than can be refused with an answer at once, and silent: they are closed.
+    open.push(uploading(&granary.url()).await);
     let url = granary.url();
     let flood = futures_util::future::join_all((0..600).map(|_| RawConnection::open(&url))).await;
     let asked = Instant::now();
-    assert_eq!(
-        granary.metric("granary_connections_refused_total{listener=\"admin\",reason=\"limit\"}").await,
-        0.0
-    );
+    let admin = "granary_connections_refused_total{listener=\"admin\",reason=\"limit\"}";
+    assert_eq!(granary.metric(admin).await, 0.0);
     println!("an operator was answered in {:?}", asked.elapsed());
     for connection in flood {
         let mut connection = connection.unwrap();
@@ -208,6 +214,66 @@ async fn who_is_one_too_many_is_told_so_and_operators_are_not_in_the_way() {
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn longest_idle_connection_of_the_peer_with_most_makes_way_for_another() {
+    let granary = Granary::builtin("[server]\nmax_connections = 20\nmin_upload_rate = 0").await;
+    let url = granary.url();
+    let call = Call::new("GET", &url);
+    let idle = async |from: [u8; 4]| {
+        let mut connection = RawConnection::open_from(&url, from).await.unwrap();
+        assert_eq!(connection.call(&call).await.unwrap().status, 200);
+        connection
+    };
+    // The longest-idle of all, of a peer that holds few.
+    let mut few = vec![idle([127, 0, 0, 2]).await, idle([127, 0, 0, 2]).await];
+    let mut working = uploading(&url).await;
+    let mut many = Vec::new();
+    for _ in 0..17 {
+        many.push(idle([127, 0, 0, 1]).await);
+    }
+    // The oldest is not the longest-idle any more.
+    assert_eq!(many[0].call(&call).await.unwrap().status, 200);
+    for from in [[127, 0, 0, 3], [127, 0, 0, 4], [127, 0, 0, 1]] {
+        few.push(idle(from).await);
+    }
+    for (number, connection) in many.iter_mut().enumerate() {
+        let is_open = connection.call(&call).await.is_ok_and(|answer| answer.status == 200);
+        assert_eq!(is_open, !(1..4).contains(&number), "{number}");
+    }
+    for connection in &mut few {
+        assert_eq!(connection.call(&call).await.unwrap().status, 200);
+    }
+    working.send(&[b'x'; 1000]).await.unwrap();
+    assert_eq!(working.read_answer(false).await.unwrap().status, 400, "its request goes on");
+    let evicted = "granary_connections_refused_total{listener=\"public\",reason=\"limit\"}";
+    assert_eq!(granary.metric(evicted).await, 3.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_and_metrics_answer_while_256_idle_admin_connections_are_held() {
+    let granary = Granary::builtin("").await;
+    let admin = granary.admin();
+    // Silent ones and kept ones make way.
+    let mut held = Vec::new();
+    for number in 0..256 {
+        let mut connection = RawConnection::open(&admin).await.unwrap();
+        if number % 2 == 0 {
+            assert_eq!(
+                connection.call(&Call::new("GET", &format!("{admin}/livez"))).await.unwrap().status,
+                200
+            );
+        }
+        held.push(connection);
+    }
+    for path in ["/livez", "/readyz", "/metrics", "/admin/v1/build"] {
+        for _ in 0..5 {
+            let call = Call::new("GET", &format!("{admin}{path}"));
+            assert_eq!(within("health", call.send()).await.unwrap().status, 200, "{path}");
+        }
+    }
+    drop(held);
 }
 
 /// In stages, each with more load than the one before: what is refused first is what costs most and is
@@ -278,7 +344,9 @@ async fn under_more_and_more_load_misses_go_first_and_what_is_stored_is_served_t
         assert_eq!(connection.call(&hit).await.unwrap().status, 200);
         kept.push(connection);
     }
-    assert_eq!(hit.send().await.unwrap().header("granary-reason"), Some("connections"));
+    // And beyond: the longest-idle connection makes way.
+    assert_eq!(hit.send().await.unwrap().status, 200);
+    assert!(kept.remove(0).call(&result).await.is_err());
     for mut connection in kept {
         assert_eq!(connection.call(&result).await.unwrap().status, 200);
     }

@@ -39,7 +39,8 @@ impl World {
             "{}\n[server]\nanswer_within = \"3s\"\ndrain_grace = \"0s\"",
             upstream_section(&upstream, "")
         );
-        Self { builder: real().config_text(config), upstream }
+        // strace attaches to it, which only root could do otherwise.
+        Self { builder: real().config_text(config).env("GRANARY_DUMPABLE", "1"), upstream }
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -82,7 +82,7 @@ fn hostile() -> Vec<(u16, String)> {
         "GET a HTTP/1.1\nHost: a\n\n",
         "GET * HTTP/1.1\nHost: a\n\n",
         "GET / HTTP/1.0\nHost: a\nTransfer-Encoding: chunked\n\n0\n\n",
-        "POST / HTTP/1.0\nHost: a\nContent-Length: 5\n\nhello",
+        "POST / HTTP/1.0\nHost: a\nContent-Length: 5\nTransfer-Encoding: chunked\n\nhello",
         "GET / HTTP/1.2\nHost: a\n\n",
         "GET / HTTP/3.0\nHost: a\n\n",
         "GET /\n\n",
@@ -174,7 +174,7 @@ async fn what_has_one_meaning_is_served_and_so_is_what_follows_it() {
     for (status, bytes) in [
         (200, chunked),
         (200, sized),
-        (200, plain("GET http://a/ HTTP/1.1\r\nHost: A:80\r\n\r\n")),
+        (200, plain("GET http://a:80/ HTTP/1.1\r\nHost: A:80\r\n\r\n")),
         (200, plain("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")),
         (200, plain("GET / HTTP/1.1\r\nHost: [::1]:8080\r\nX: \u{e4}\r\n\r\n")),
         // Nothing else is ever spoken on a connection.
@@ -199,8 +199,79 @@ async fn what_has_one_meaning_is_served_and_so_is_what_follows_it() {
         assert_eq!(statuses, [status, 404], "{shown}");
         assert!(seen.iter().all(|answer| !answer.interim.contains(&101)), "{shown}");
     }
-    let old = answers(&granary, b"GET / HTTP/1.0\r\n\r\n").await;
-    assert_eq!(old.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http_1_0_requests_with_a_content_length_are_served_and_kept_alive_on_request() {
+    let granary = Granary::builtin("").await;
+    let form = Form::curl(images::photo_jpeg(), 40, 40);
+    let body = form.to_bytes();
+    let post = |more: &str| {
+        let head = format!(
+            "POST {CROP_PATH} HTTP/1.0\r\n{more}Content-Type: {}\r\nContent-Length: {}\r\n\r\n",
+            form.content_type(),
+            body.len()
+        );
+        [head.as_bytes(), &body].concat()
+    };
+    let get = |more: &str| format!("GET / HTTP/1.0\r\n{more}\r\n").into_bytes();
+    for (bytes, is_kept) in [
+        (post(""), false),
+        (post("Host: a\r\nConnection: close\r\n"), false),
+        (post("Host: a\r\nConnection: Keep-Alive\r\n"), true),
+        (get(""), false),
+        (get("Connection: keep-alive\r\n"), true),
+    ] {
+        let seen = answers(&granary, &[&bytes[..], &bytes].concat()).await;
+        let statuses: Vec<u16> = seen.iter().map(|answer| answer.status).collect();
+        assert_eq!(statuses, vec![200; if is_kept { 2 } else { 1 }]);
+        let keep_alive = is_kept.then_some("keep-alive");
+        assert_eq!(seen[0].header("connection").filter(|value| *value != "close"), keep_alive);
+        assert_eq!(seen[0].header("keep-alive"), is_kept.then_some("timeout=75"));
+    }
+    // Later requests of one connection, cut at every place.
+    let mut connection = RawConnection::open(&granary.url()).await.unwrap();
+    for piece in post("Connection: keep-alive\r\n").repeat(3).chunks(4001) {
+        connection.send(piece).await.unwrap();
+    }
+    for _ in 0..3 {
+        assert_eq!(connection.read_answer(false).await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn answers_name_the_idle_timeout_unless_they_close() {
+    let granary = Granary::builtin("[server]\nidle_timeout = \"33s\"").await;
+    for (headers, expected) in
+        [("", Some("timeout=33")), ("Connection: close\r\n", None), ("Content-Length: 1\r\n", None)]
+    {
+        let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
+        let seen = answers(&granary, head.as_bytes()).await;
+        assert_eq!(seen[0].header("keep-alive"), expected, "{headers}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tiny_chunks_are_refused_and_ordinary_ones_are_served() {
+    let granary = Granary::builtin("").await;
+    let form = Form::curl(images::photo_jpeg(), 40, 40);
+    let body = form.to_bytes();
+    for (length, status) in [(1, 400), (63, 400), (4096, 200)] {
+        let mut bytes = format!(
+            "POST {CROP_PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: {}\r\nTransfer-Encoding: chunked\r\n\r\n",
+            form.content_type()
+        )
+        .into_bytes();
+        for chunk in body.chunks(length) {
+            bytes.extend([format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat());
+        }
+        bytes.extend_from_slice(b"0\r\n\r\n");
+        let seen = answers(&granary, &bytes).await;
+        assert_eq!((seen.len(), seen[0].status), (1, status), "{length}: {}", seen[0].text());
+        if status == 400 {
+            assert!(seen[0].text().contains("64 bytes on average"), "{}", seen[0].text());
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -531,3 +531,39 @@ async fn an_alarm_is_one_line_in_the_log_however_many_ask() {
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].to_string().contains("has no credits left"), "{errors:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hung_upstream_answers_waiters_at_their_deadline_ends_unknown_and_opens_the_circuit() {
+    let upstream = FakeAilab::start().await;
+    upstream.always(Behaviour::NeverAnswer);
+    // As by default, but with 28 s and 180 s shortened.
+    let config = format!(
+        "{}\n[server]\nanswer_within = \"300ms\"",
+        upstream_section(&upstream, "hard_stop = \"1500ms\"")
+    );
+    let granary = Granary::builtin(&config).await;
+    let url = granary.url();
+    for number in 0..5_u32 {
+        let asked = Instant::now();
+        let waiters = [ask(&url, None, number), ask(&url, None, number)];
+        for waiter in waiters {
+            is_told(&waiter.await.unwrap(), 504, "still_being_made");
+        }
+        assert!(asked.elapsed() < Duration::from_millis(1500), "before the hard stop: {:?}", asked.elapsed());
+        let rows = f64::from(number) + 1.0;
+        granary.wait_for_metric("granary_fills_total{state=\"unknown\"}", rows).await;
+        assert_eq!(granary.metric("granary_ledger_credits{state=\"unknown\"}").await, rows * 3.0);
+        // Its outcome is not known, so the same crop is not bought again.
+        is_told(
+            &ask(&url, None, number).await.unwrap(),
+            503,
+            if number < 4 { "hold" } else { "circuit_open" },
+        );
+    }
+    granary.wait_for_metric("granary_upstream_alarm{cause=\"outage\"}", 1.0).await;
+    let asked = Instant::now();
+    is_told(&ask(&url, None, 9).await.unwrap(), 503, "circuit_open");
+    assert!(asked.elapsed() < Duration::from_millis(300), "at once: {:?}", asked.elapsed());
+    assert_eq!((upstream.attempts(), upstream.charges()), (5, 5), "each was sent once");
+    nothing_is_reserved(&granary).await;
+}

@@ -2,20 +2,23 @@
 //! other, so that it is booked and its result kept.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::report::{ErrorReport, Report};
 use crate::app::ledger::Books;
-use crate::app::{fill_config, ledger, open_upstream, store, terms};
+use crate::app::{fill_config, ledger, open_ailab, open_upstream, store, terms};
 use crate::cache::MemoryCache;
 use crate::clock::Clock;
 use crate::config::{Config, UpstreamKind};
-use crate::envelope;
 use crate::fill::machine::Filled;
 use crate::fill::{FillParts, Filler, Seat, Wanted};
 use crate::guard::ArchiveGuard;
@@ -24,8 +27,9 @@ use crate::metrics::Metrics;
 use crate::picture::{self, ImageFormat};
 use crate::policy::{CurrentPolicy, Terms};
 use crate::results::ResultRoom;
+use crate::secret::Secret;
 use crate::state::{StateDir, StateDirError};
-use crate::store::Store;
+use crate::store::{Record, Store, StoreBudget};
 use crate::teams::{Team, Teams};
 use crate::upstream::{ErrorReply, HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
@@ -36,8 +40,8 @@ const HEIGHT: u32 = 320;
 /// Who pays for it, in the ledger.
 const TEAM: &str = "granary-check";
 
-/// Buys one crop, whatever is stored, and tells what came of it.
-pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
+/// Buys one crop, whatever is stored, and returns what came of it in words; with more detail in `report`.
+pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result<String> {
     let state = match StateDir::open(&config.state.path) {
         Ok(state) => state,
         Err(error @ StateDirError::InUse(_)) => {
@@ -68,23 +72,20 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
         }),
         clock: Clock::system(),
     };
+    let key = CacheKey::of(PICTURE, WIDTH, HEIGHT);
+    let earlier = store.record(&config.upstream.namespace, key).await.ok().flatten();
     // What an earlier process left open comes first: it may be this very purchase.
     let recovery = parts.ledger.recover().await.context("the ledger cannot be read")?;
     let filler = Filler::new(parts, fill_config(config));
     filler.resume(recovery);
     let before = upstream.credits_left().await;
-    let order = Order {
-        image: Bytes::from_static(PICTURE).into(),
-        format: ImageFormat::Jpeg,
-        width: WIDTH,
-        height: HEIGHT,
-    };
     let wanted = Wanted {
-        order: Arc::new(order),
-        key: CacheKey::of(PICTURE, WIDTH, HEIGHT),
+        order: Arc::new(order()),
+        key,
         image: Digest::of(PICTURE),
         // It is there to see an answer, and one that is stored would not do.
         refresh: true,
+        budget: StoreBudget::default(),
     };
     let patience = config.upstream.hard_stop + Duration::from_secs(60);
     let deadline = Instant::now() + patience;
@@ -94,15 +95,67 @@ pub(super) async fn buy(config: &Config) -> anyhow::Result<String> {
     filler.drain();
     filler.settled().await;
 
-    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let seen = seen.unwrap_or_else(|| "there was no answer".to_owned());
+    let reply = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
     let cost = cost(config, before, after);
-    let Ok(Some(outcome)) = outcome else {
-        return Err(anyhow!("there was no result within {patience:?}; {cost}\n{seen}"));
+    let verdict = match outcome {
+        Ok(Some(outcome)) => outcome.verdict.map_err(|error| error.situation().detail),
+        Ok(None) | Err(_) => Err(format!("there was no result within {patience:?}")),
     };
-    match outcome.verdict {
+    if let Some(mut file) = report {
+        let report = full_report(config, reply.as_ref(), &verdict, earlier.as_ref(), &*store).await;
+        file.write_all(report.to_json().as_bytes()).context("the report cannot be written")?;
+    }
+    let seen = reply.as_ref().map_or("there was no answer".to_owned(), describe);
+    match verdict {
         Ok(filled) => Ok(format!("{cost}\n{seen}\n{}", kept(&filled, &*store).await)),
-        Err(error) => Err(anyhow!("{}; {cost}\n{seen}", error.situation().detail)),
+        Err(detail) => Err(anyhow!("{detail}; {cost}\n{seen}")),
+    }
+}
+
+async fn full_report(
+    config: &Config,
+    reply: Option<&Reply>,
+    verdict: &Result<Filled, String>,
+    earlier: Option<&Record>,
+    store: &dyn Store,
+) -> Report {
+    let upstream = config.upstream.base_url.to_string();
+    let mut report = Report { at: Timestamp::now(), upstream, repeat: "unknown", ..Report::default() };
+    report.outcome = verdict.as_ref().map_or_else(String::clone, |_| "bought and kept".to_owned());
+    if let Some(Reply::Answered(answer)) = reply {
+        let (width, height) = picture::dimensions(PICTURE).unwrap_or_default();
+        report.note_answer(answer, (width as u32, height as u32), (WIDTH, HEIGHT));
+    }
+    report.refusal = reply.and_then(ErrorReport::of);
+    if let Ok(filled) = verdict
+        && let Some(object) = filled.record.object()
+    {
+        if let Ok(Some(bytes)) = store.object(object).await {
+            report.note_result(ImageFormat::Jpeg, object.format, &bytes, (WIDTH, HEIGHT));
+        }
+        if let Some(earlier) = earlier {
+            report.repeat = if earlier.digest == object.digest { "same" } else { "different" };
+        }
+    }
+    if config.upstream.kind == UpstreamKind::Ailab {
+        report.wrong_key = refused_key(config).await;
+    }
+    report
+}
+
+/// How a wrong key is refused, by a call that is free whatever the key; `None` when it is not.
+async fn refused_key(config: &Config) -> Option<ErrorReport> {
+    let (upstream, key) = open_ailab(&config.upstream).ok()?;
+    key.store(Arc::new(Secret::new("granary-check-of-a-wrong-key")));
+    upstream.refusal_of_key().await.as_ref().and_then(ErrorReport::of)
+}
+
+fn order() -> Order {
+    Order {
+        image: Bytes::from_static(PICTURE).into(),
+        format: ImageFormat::Jpeg,
+        width: WIDTH,
+        height: HEIGHT,
     }
 }
 
@@ -137,9 +190,9 @@ async fn kept(filled: &Filled, store: &dyn Store) -> String {
     format!("its result was fetched and kept: {} bytes of {kind}, {size}, {}", bytes.len(), object.path())
 }
 
-type Seen = Arc<Mutex<Option<String>>>;
+type Seen = Arc<Mutex<Option<Reply>>>;
 
-/// Writes down what the upstream answers, without its addresses.
+/// Remembers what the upstream answered last.
 struct ShownUpstream {
     inner: Arc<dyn Upstream>,
     seen: Seen,
@@ -173,21 +226,23 @@ impl HeldCall for ShownCall {
 }
 
 fn note(seen: &Seen, reply: &Reply) {
+    *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(reply.clone());
+}
+
+/// A reply for a person to look at.
+fn describe(reply: &Reply) -> String {
     let of_error = |reply: &ErrorReply| {
         let body = reply
             .body
             .as_ref()
             .map_or("no body in its envelope".into(), |body| String::from_utf8_lossy(body));
-        format!("the answer, with status {}: {}", reply.status.as_u16(), envelope::without_addresses(&body))
+        format!("the answer, with status {}: {body}", reply.status.as_u16())
     };
-    let text = match reply {
-        Reply::Answered(answer) => {
-            format!("the answer, with status 200: {}", envelope::without_addresses(answer.text().expose()))
-        }
+    match reply {
+        Reply::Answered(answer) => format!("the answer, with status 200: {}", answer.shown()),
         Reply::Refused(refusal) => of_error(&refusal.reply),
         Reply::Failed(reply) => of_error(reply),
         Reply::NotSent(error) => error.to_string(),
         Reply::Unknown(cause) => cause.to_string(),
-    };
-    *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    }
 }

@@ -110,15 +110,16 @@ mod tests {
 
     use super::*;
 
-    /// What is written, as soon as the gate is open.
-    #[derive(Clone, Default)]
+    /// An output that says when a write has begun, and writes when the gate is open.
     struct Gated {
         gate: Arc<Mutex<()>>,
+        begun: SyncSender<()>,
         written: Arc<Mutex<Vec<u8>>>,
     }
 
     impl Write for Gated {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.begun.try_send(());
             let _open = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
             self.written.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
             Ok(bytes.len())
@@ -129,41 +130,51 @@ mod tests {
         }
     }
 
+    /// Lines to a gated output, its gate, the signal that a write has begun, and what was written.
+    fn gated() -> (Lines, Arc<Mutex<()>>, Receiver<()>, Arc<Mutex<Vec<u8>>>) {
+        let (begun, signal) = sync_channel(1);
+        let (gate, written) = (Arc::default(), Arc::default());
+        let output = Gated { gate: Arc::clone(&gate), begun, written: Arc::clone(&written) };
+        (Lines::to(output).expect("a thread"), gate, signal, written)
+    }
+
+    fn text(written: &Mutex<Vec<u8>>) -> String {
+        String::from_utf8(written.lock().expect("no test thread panics").clone()).expect("UTF-8")
+    }
+
     #[test]
-    fn a_stuck_output_holds_up_nobody_and_what_is_lost_is_counted() {
-        let output = Gated::default();
-        let closed = output.gate.lock().expect("nobody has panicked");
-        let mut lines = Lines::to(output.clone()).expect("a thread");
-        for number in 0..2 * MOST_WAITING {
-            lines.write_all(format!("{number}\n").as_bytes()).expect("never fails");
-        }
-        // The thread has one in its hands, or has not come to it yet.
-        let lost = lines.lost();
-        assert!((MOST_WAITING as u64 - 1..=MOST_WAITING as u64).contains(&lost), "{lost}");
+    fn stuck_output_delays_no_writer_and_lost_lines_are_counted() {
+        const LOST: usize = 100;
+        let (mut lines, gate, begun, written) = gated();
+        let closed = gate.lock().expect("no test thread panics");
+        let mut write =
+            |number: usize| lines.write_all(format!("{number}\n").as_bytes()).expect("never fails");
+        write(0);
+        // From here on the thread is stuck in its first line, and takes no other.
+        begun.recv_timeout(Duration::from_secs(60)).expect("the thread writes");
+        (1..=MOST_WAITING + LOST).for_each(&mut write);
+        assert_eq!(lines.lost(), LOST as u64);
         drop(closed);
         lines.flush();
-        let written = String::from_utf8(output.written.lock().expect("nobody has panicked").clone());
-        let written: Vec<String> = written.expect("UTF-8").lines().map(str::to_owned).collect();
-        assert_eq!(written.len() as u64, 2 * MOST_WAITING as u64 - lost);
-        assert!(written.iter().enumerate().all(|(place, line)| *line == place.to_string()), "the first ones");
+        let expected: String = (0..=MOST_WAITING).map(|number| format!("{number}\n")).collect();
+        assert!(text(&written) == expected, "the lines that found room, in their order");
     }
 
     #[test]
-    fn the_end_waits_for_what_is_left_and_not_for_ever() {
-        let output = Gated::default();
-        let mut lines = Lines::to(output.clone()).expect("a thread");
+    fn flush_waits_for_waiting_lines_and_not_for_a_stuck_output() {
+        let (mut lines, gate, _begun, written) = gated();
         lines.write_all(b"last words\n").expect("never fails");
         lines.flush();
-        assert_eq!(output.written.lock().expect("nobody has panicked").as_slice(), b"last words\n");
-        let _closed = output.gate.lock().expect("nobody has panicked");
-        lines.write_all(b"nobody reads this\n").expect("never fails");
+        assert_eq!(text(&written), "last words\n");
+        let _closed = gate.lock().expect("no test thread panics");
+        lines.write_all(b"not read\n").expect("never fails");
         let begun = Instant::now();
         lines.flush();
-        assert!(begun.elapsed() >= LAST_PATIENCE, "it was waited for");
+        assert!(begun.elapsed() >= LAST_PATIENCE, "it returned before its time");
     }
 
     #[test]
-    fn lines_that_cannot_be_written_count_as_lost() {
+    fn failed_writes_count_as_lost() {
         struct Closed;
         impl Write for Closed {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {

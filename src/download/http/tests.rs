@@ -10,7 +10,9 @@ use tokio::time::sleep;
 use super::*;
 use crate::net::tests::{FakeWire, listen, tls_server};
 
-const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR....\0\0\0\0IEND\xAE\x42\x60\x82";
+/// One grey pixel.
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0\x3A\x7E\x9B\x55\
+    \0\0\0\nIDAT\x78\x9C\x63\x68\0\0\0\x82\0\x81\x77\xCD\x72\xB6\0\0\0\0IEND\xAE\x42\x60\x82";
 const PATH: &str = "/x/y.png?Expires=1&Signature=s3cret%2Fp4rt%3D";
 
 fn config(address: SocketAddr) -> DownloadConfig {
@@ -120,14 +122,120 @@ async fn a_status_says_whether_it_is_gone_or_worth_another_try() {
     }
 }
 
+/// Fetches from a server that answers one request after the other; says what was asked for.
+async fn fetched_in_turn(answers: &[Vec<u8>]) -> (Result<Fetched, FetchError>, Vec<String>) {
+    let (listener, address) = listen().await;
+    let downloader = Downloader::new(config(address));
+    let url = Secret::new(format!("http://{address}{PATH}"));
+    let asked = std::sync::Mutex::new(Vec::new());
+    let server = async {
+        for bytes in answers {
+            let head = answer(&mut listener.accept().await.unwrap().0, bytes).await;
+            asked.lock().unwrap().push(head.lines().next().unwrap_or_default().to_owned());
+        }
+        std::future::pending::<()>().await;
+    };
+    let result = tokio::select! {
+        result = downloader.fetch(&url) => result,
+        () = server => unreachable!("it is pending"),
+    };
+    (result, asked.into_inner().unwrap())
+}
+
+fn redirect_to(status: &str, location: &str) -> Vec<u8> {
+    response(status, &format!("Location: {location}\r\n"), b"moved")
+}
+
 #[tokio::test]
-async fn a_redirect_is_not_followed() {
-    let (elsewhere, other) = listen().await;
-    for status in ["301 X", "302 X", "307 X", "308 X"] {
-        let location = format!("Location: http://{other}/\r\n");
-        transient(fetched(&response(status, &location, b"")).await);
+async fn redirect_is_followed_three_times_at_most() {
+    for status in ["301 X", "302 X", "303 X", "307 X", "308 X"] {
+        let (result, asked) =
+            fetched_in_turn(&[redirect_to(status, "/b%2Fc?s=1"), response("200 OK", "", PNG)]).await;
+        assert_eq!(result.expect("a picture").bytes.as_ref(), PNG);
+        assert_eq!(asked, [format!("GET {PATH} HTTP/1.1"), "GET /b%2Fc?s=1 HTTP/1.1".to_owned()]);
     }
+    let hops: Vec<_> = (1..=4).map(|hop| redirect_to("302 X", &format!("/{hop}"))).collect();
+    let (result, asked) = fetched_in_turn(&[&hops[..3], &[response("200 OK", "", PNG)]].concat()).await;
+    assert!(result.is_ok() && asked.len() == 4, "{result:?} {asked:?}");
+    let (result, asked) = fetched_in_turn(&hops).await;
+    assert!(transient(result).contains("redirects") && asked.len() == 4);
+    // What a redirect without a place means is not known; what it leads to may be gone.
+    transient(fetched(&response("302 X", "", b"")).await);
+    transient(fetched(&response("300 X", "Location: /b\r\n", b"")).await);
+    let (result, _) = fetched_in_turn(&[redirect_to("302 X", "/b"), response("404 X", "", b"")]).await;
+    assert!(result.unwrap_err().is_dead());
+}
+
+#[tokio::test]
+async fn redirect_to_a_place_that_is_not_allowed_is_not_followed() {
+    let (elsewhere, other) = listen().await;
+    let port = other.port();
+    for location in [
+        format!("http://{other}/"),
+        format!("//127.0.0.1:{port}/"),
+        format!("http://localhost:{port}/"),
+        format!("http://[::ffff:127.0.0.1]:{port}/"),
+        format!("http://user@{other}/"),
+        "http://169.254.169.254/latest/meta-data".to_owned(),
+        "https://127.0.0.1/".to_owned(),
+        "file:///etc/passwd".to_owned(),
+    ] {
+        let (result, _) = fetched_in_turn(&[redirect_to("302 X", &location)]).await;
+        assert!(matches!(result, Err(FetchError::NotAllowed(_))), "{location}: {result:?}");
+    }
+    // A public name that leads inside.
+    let (listener, address) = listen().await;
+    let wire = FakeWire::default()
+        .name("a.aliyuncs.com", &["8.8.8.8"])
+        .name("b.aliyuncs.com", &["10.0.0.1"])
+        .route("8.8.8.8:80", address)
+        .route("10.0.0.1:80", other);
+    let downloader = Downloader::with_net(DownloadConfig::default(), plain(wire));
+    let url = Secret::new("http://a.aliyuncs.com/a.png");
+    let (result, _) = tokio::join!(downloader.fetch(&url), async {
+        answer(&mut listener.accept().await.unwrap().0, &redirect_to("302 X", "http://b.aliyuncs.com/a.png"))
+            .await
+    });
+    assert!(matches!(result, Err(FetchError::NotAllowed(_))), "{result:?}");
     assert!(timeout(Duration::from_millis(20), elsewhere.accept()).await.is_err());
+}
+
+#[tokio::test]
+async fn what_follows_the_end_of_a_picture_is_kept() {
+    for after in [&b"\0"[..], &[0; 64], &[0; 5000], b"AIGC label", PNG] {
+        let longer = [PNG, after].concat();
+        let chunked = [
+            format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n", longer.len()).as_bytes(),
+            &longer,
+            b"\r\n0\r\n\r\n",
+        ]
+        .concat();
+        for bytes in [response("200 OK", "", &longer), chunked, until_closed(&longer)] {
+            assert_eq!(fetched(&bytes).await.expect("a picture").bytes.as_ref(), longer);
+        }
+        // By length and by chunks we know that more was to come.
+        let cut = response("200 OK", "", &longer);
+        transient(fetched(&cut[..cut.len() - 1]).await);
+    }
+}
+
+#[tokio::test]
+async fn sloppy_header_lines_are_read() {
+    let many: String = (0..300).map(|number| format!("X-Node-{number}: a\r\n")).collect();
+    for headers in [
+        "X-Cache : HIT\r\n",
+        "X Powered By: WAF\r\n",
+        "no colon at all\r\n",
+        "X-Folded: a\r\n  b\r\n",
+        "X-Control: a\x01b\r\n",
+        "Content-Encoding:\r\n",
+        "Content-Encoding: identity, \r\n",
+        "X-Latin: caf\u{e9}\r\n",
+        &many,
+    ] {
+        let result = fetched(&response("200 OK", headers, PNG)).await;
+        assert_eq!(result.expect(headers).bytes.as_ref(), PNG);
+    }
 }
 
 #[tokio::test]
@@ -367,30 +475,4 @@ async fn the_vendors_plain_urls_are_tried_over_tls_first() {
     let (result, asked) = vendor(picture(), Some(picture()[..60].to_vec())).await.fetch().await;
     transient(result);
     assert_eq!(asked, ["https"]);
-}
-
-#[test]
-fn a_picture_is_whole_when_its_end_is_there() {
-    let webp =
-        |length: u32, body: usize| [b"RIFF", &length.to_le_bytes()[..], b"WEBP", &vec![0; body][..]].concat();
-    let bmp = |length: u32, body: usize| [b"BM", &length.to_le_bytes()[..], &vec![0; body][..]].concat();
-    for (bytes, whole) in [
-        (b"\xFF\xD8\xFF\xE0data\xFF\xD9".to_vec(), true),
-        ([b"\xFF\xD8\xFF\xE0data\xFF\xD9".to_vec(), vec![0; 60]].concat(), true),
-        ([b"\xFF\xD8\xFF\xE0thumb\xFF\xD9".to_vec(), vec![7; 500]].concat(), false),
-        (b"\xFF\xD8\xFF\xE0data\xFF".to_vec(), false),
-        (PNG.to_vec(), true),
-        (PNG[..PNG.len() - 1].to_vec(), false),
-        (webp(14, 10), true),
-        (webp(14, 11), true),
-        (webp(14, 9), false),
-        (webp(u32::MAX, 9), false),
-        (bmp(26, 20), true),
-        (bmp(26, 19), false),
-        (bmp(0, 20), true),
-        (b"BM".to_vec(), false),
-    ] {
-        let format = ImageFormat::sniff(&bytes).expect("a picture");
-        assert_eq!(is_whole(format, &bytes), whole, "{bytes:?}");
-    }
 }

@@ -186,7 +186,7 @@ async fn book_served(tx: &Tx, batch: &ServedBatch, today: &Windows) -> Result<()
     if tx.execute(sql, &values).await? == 0 {
         return Ok(());
     }
-    add_served(tx, &batch.served, today).await?;
+    add_served(tx, batch.bookable(), today).await?;
     if batch.number == 1 {
         forget_batches(tx, today).await?;
     }
@@ -194,7 +194,7 @@ async fn book_served(tx: &Tx, batch: &ServedBatch, today: &Windows) -> Result<()
 }
 
 /// Processes add to the same rows; all take them in the same order, so that no two wait for each other.
-async fn add_served(tx: &Tx, served: &[Served], today: &Windows) -> Result<(), Failure> {
+async fn add_served(tx: &Tx, served: impl Iterator<Item = &Served>, today: &Windows) -> Result<(), Failure> {
     // Two that were served on different days may be booked on the same one.
     let mut sums: BTreeMap<(String, &str, &str, &str), Count> = BTreeMap::new();
     for Served { day, team, cause, payer, count } in served {

@@ -198,7 +198,7 @@ fn book_served(db: &Connection, batch: &ServedBatch, today: &Windows) -> Result<
          ON CONFLICT (day, team, cause, payer) DO UPDATE SET \
          requests = served.requests + excluded.requests, credits = served.credits + excluded.credits",
     )?;
-    for Served { day, team, cause, payer, count } in &batch.served {
+    for Served { day, team, cause, payer, count } in batch.bookable() {
         let served_on = day.to_string();
         let is_closed = served_on.get(..7).is_some_and(|month| is_closed(month, &today.day));
         let day = if is_closed { &today.day } else { &served_on };

@@ -33,6 +33,7 @@ macro_rules! usage_contract {
             what_was_paid_through_another_ledger_is_nobodys_spending,
             what_was_served_adds_up_over_batches_and_processes,
             a_batch_is_booked_once_however_often_it_comes,
+            a_bad_line_is_dropped_and_not_its_batch,
             what_was_served_in_a_closed_month_counts_on_the_day_of_booking,
             an_unknown_call_that_is_settled_late_is_an_adjustment_of_that_day,
             whatever_becomes_of_a_closed_months_calls_its_figures_stay,
@@ -218,6 +219,29 @@ pub(in crate::ledger) async fn a_batch_is_booked_once_however_often_it_comes(ben
     bench.book.book_served(batch(1)).await.expect("it is booked already");
     let saved = bench.all().await[&key("2026-11-22", "web")].saved(Payer::Other);
     assert_eq!(saved, Count { number: 2, credits: 6 });
+}
+
+pub(in crate::ledger) async fn a_bad_line_is_dropped_and_not_its_batch(bench: &UsageBench) {
+    let line = |team: &str, count| Served {
+        count,
+        ..served("2026-11-22", team, SavingCause::HitStore, Payer::Other, 1)
+    };
+    let forged = Count { number: 1, credits: 1 << 63 };
+    let batch = |number: u8| ServedBatch {
+        process: Uuid::from_u128(number.into()),
+        number: 1,
+        served: vec![
+            line("bad", forged),
+            line("web", Count { number: 2, credits: 6 }),
+            line("worse", Count { number: u64::MAX, credits: u64::MAX }),
+        ],
+    };
+    for number in 1..=3 {
+        bench.book.book_served(batch(number)).await.expect("the good line can be booked");
+    }
+    let all = bench.all().await;
+    assert_eq!(all[&key("2026-11-22", "web")].saved(Payer::Other), Count { number: 6, credits: 18 });
+    assert_eq!(all.len(), 1, "{all:?}");
 }
 
 pub(in crate::ledger) async fn what_was_served_in_a_closed_month_counts_on_the_day_of_booking(

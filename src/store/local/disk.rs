@@ -2,7 +2,9 @@
 
 use std::io::{self, ErrorKind};
 
-pub(super) use crate::disk::{TempFile, check_space, create_folder, create_folders, read, sync_folder};
+pub(super) use crate::disk::{
+    TempFile, check_space, create_folder, create_folders, open_own_folder, read, sweep, sync_folder,
+};
 use crate::store::StoreError;
 
 /// Turns an error of the disk into the store's: `map_err(failed("write", path))`.

@@ -42,8 +42,8 @@ impl Files {
             ));
         }
         let tmp = root.join(TMP);
-        let in_use = File::open(&tmp).map_err(failed("open", TMP))?;
-        sweep(&tmp, &in_use);
+        let in_use = disk::open_own_folder(&tmp).map_err(failed("use", &tmp.display().to_string()))?;
+        sweep(&in_use);
         Ok(Self { root, tmp, locks: RecordLocks::default(), _in_use: in_use })
     }
 
@@ -89,12 +89,12 @@ impl Files {
 
 /// Removes what dead processes left in `tmp`. Not while a living one has the folder open, as
 /// `granary check` beside a server: it would lose what it is writing. What stays is harmless.
-fn sweep(tmp: &Path, in_use: &File) {
+fn sweep(in_use: &File) {
     if in_use.try_lock().is_ok() {
-        let entries = fs::read_dir(tmp).into_iter().flatten().flatten();
-        let swept = entries.filter(|entry| fs::remove_file(entry.path()).is_ok()).count();
-        if swept > 0 {
-            tracing::info!(files = swept, "removed what was left half written");
+        match disk::sweep(in_use) {
+            Ok(0) => {}
+            Ok(files) => tracing::info!(files, "removed files that were left half written"),
+            Err(error) => tracing::warn!(%error, "cannot read tmp, where files may be left half written"),
         }
     }
     if let Err(error) = in_use.lock_shared() {

@@ -50,7 +50,7 @@ impl Files {
         let path = name.path();
         let Some(bytes) = self.read(RESULTS, &path, MAX_OBJECT_BYTES)? else { return Ok(None) };
         if !is_object(name, &bytes) {
-            return Err(StoreError::Corrupt(format!("{path} does not have the digest in its name")));
+            return Err(StoreError::Corrupt(format!("{path} is not the picture that its name says")));
         }
         Ok(Some(bytes.into()))
     }

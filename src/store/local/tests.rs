@@ -10,6 +10,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk::temp_name;
 use crate::key::Digest;
 use crate::picture::ImageFormat;
 use crate::store::MAX_OBJECT_BYTES;
@@ -94,15 +95,40 @@ async fn nothing_stays_in_tmp_whatever_happened() {
 async fn orphans_are_swept_but_not_what_a_living_process_writes() {
     let fixture = LocalFixture::new();
     let living = fixture.local();
-    fs::write(fixture.path("tmp/being-written"), b"half").unwrap();
+    let ours = temp_name();
+    let orphan = fixture.path("tmp").join(&ours);
+    fs::write(&orphan, b"half").unwrap();
     drop(fixture.local());
-    assert_eq!(names(&fixture.path("tmp")), ["being-written"]);
+    assert_eq!(names(&fixture.path("tmp")), [ours.as_str()]);
     drop(living);
     let _again = fixture.local();
     assert_eq!(names(&fixture.path("tmp")), [""; 0]);
-    fs::write(fixture.path("tmp/being-written"), b"half").unwrap();
+    fs::write(&orphan, b"half").unwrap();
     let _beside = fixture.local();
-    assert_eq!(names(&fixture.path("tmp")), ["being-written"]);
+    assert_eq!(names(&fixture.path("tmp")), [ours.as_str()]);
+}
+
+#[test]
+fn sweep_of_tmp_follows_no_link_and_removes_no_foreign_file() {
+    let fixture = LocalFixture::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let theirs = elsewhere.path().join(temp_name());
+    fs::write(&theirs, b"theirs").unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), fixture.path("tmp")).unwrap();
+    let refused = LocalStore::open(fixture.0.path()).unwrap_err().to_string();
+    assert!(refused.contains("tmp") && refused.contains("symbolic link"), "{refused}");
+    assert_eq!(fs::read(&theirs).unwrap(), b"theirs");
+
+    fs::remove_file(fixture.path("tmp")).unwrap();
+    fs::create_dir(fixture.path("tmp")).unwrap();
+    for name in ["notes.txt", "lost+found", "0123456789abcdef0123456789abcdef.txt"] {
+        fs::write(fixture.path("tmp").join(name), b"theirs").unwrap();
+    }
+    drop(fixture.local());
+    assert_eq!(names(&fixture.path("tmp")).len(), 3);
+    fs::set_permissions(fixture.path("tmp"), fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = LocalStore::open(fixture.0.path()).unwrap_err().to_string();
+    assert!(refused.contains("every user may write"), "{refused}");
 }
 
 #[test]

@@ -2,9 +2,13 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
+use serde_json::json;
 
-use crate::envelope::Envelope;
-use crate::net::exchange::is_identity;
+use super::call::MAX_ANSWER_BYTES;
+use super::echo::quotes;
+use crate::envelope::{Answer, Envelope};
+use crate::net::coding::decoded;
+use crate::secret::Secret;
 use crate::upstream::{ErrorReply, Refusal, RefusalKind, Reply, UnknownCause};
 
 /// The codes of refusals whose status says too little.
@@ -23,18 +27,36 @@ const MAX_CODE_BYTES: usize = 64;
 
 /// Classifies a complete answer. Everything that is not plainly one of the upstream's own is
 /// [`Reply::Unknown`], since a gateway in between may have lost an answer that was billed.
-pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Reply {
-    // Compressed against our wish, the body cannot be read; the status still says what it says.
-    let envelope = is_identity(headers).then(|| Envelope::read(body).ok()).flatten();
-    let (is_error, code) = match envelope {
-        Some(Envelope::Success(answer)) if status == StatusCode::OK => return Reply::Answered(answer),
+///
+/// Of an answer that quotes `key` nothing goes on but what it means: answers are kept and passed on.
+pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &Bytes, key: &Secret) -> Reply {
+    // In a coding that cannot be undone, the body is not read; the status still says what it says.
+    let body = decoded(headers, body.clone(), MAX_ANSWER_BYTES);
+    let envelope = body.and_then(|body| Envelope::read(&body).ok());
+    let (code, body) = match envelope {
+        Some(Envelope::Success(answer)) if status == StatusCode::OK => {
+            let is_harmless = |answer: &Answer| !quotes(key, answer.text().expose());
+            let harmless =
+                Some(answer).map(|answer| if is_harmless(&answer) { answer } else { answer.bare() });
+            return match harmless.filter(is_harmless) {
+                Some(answer) => Reply::Answered(answer),
+                // Its URL would carry the key to another host.
+                None => Reply::Unknown(UnknownCause::NoResult),
+            };
+        }
         Some(Envelope::NoResult) if status == StatusCode::OK => {
             return Reply::Unknown(UnknownCause::NoResult);
         }
-        Some(Envelope::Error { code }) => (true, plain(code)),
-        Some(Envelope::Success(_) | Envelope::NoResult) | None => (false, String::new()),
+        Some(Envelope::Error { code, text }) => {
+            let code = plain(code);
+            let code = if quotes(key, &code) { String::new() } else { code };
+            let text = if quotes(key, &text) { generic(status, &code) } else { text };
+            (code, Some(Bytes::from(text)))
+        }
+        Some(Envelope::Success(_) | Envelope::NoResult) | None => (String::new(), None),
     };
-    let reply = |status, code| ErrorReply { status, body: is_error.then(|| body.clone()), code };
+    let is_error = body.is_some();
+    let reply = |status, code| ErrorReply { status, body, code };
     match status.as_u16() {
         400..=499 => {
             let kind = refusal(status, headers, &code);
@@ -47,6 +69,14 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &Bytes) ->
         200 | 500..=599 if is_error => Reply::Failed(reply(status, code)),
         _ => Reply::Unknown(UnknownCause::Garbage),
     }
+}
+
+/// An error envelope with nothing in it that the upstream wrote but a plain code.
+fn generic(status: StatusCode, code: &str) -> String {
+    let (status, message) = (status.as_u16(), "the upstream's message is withheld: it quoted a secret");
+    let detail = json!({"status_code": status, "code": code, "code_message": "", "message": message});
+    json!({"error_code": status, "error_code_str": code, "error_detail": detail, "error_msg": message})
+        .to_string()
 }
 
 fn refusal(status: StatusCode, headers: &HeaderMap, code: &str) -> RefusalKind {

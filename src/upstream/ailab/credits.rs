@@ -1,16 +1,21 @@
 //! What is left to spend: the API's free `query-credits` call.
 
+use bytes::Bytes;
+use http::response::Parts;
 use http::{Method, StatusCode};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::time::timeout;
 
+use super::answer::classify;
 use super::call::MAX_ANSWER_BYTES;
 use super::{AilabUpstream, key_header};
 use crate::envelope::Envelope;
-use crate::net::exchange::{Exchange, is_identity};
+use crate::net::coding::decoded;
+use crate::net::exchange::Exchange;
 use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
+use crate::upstream::Reply;
 
 /// The pool that serves every operation without one of its own.
 const COMMON_POOL: &str = "common";
@@ -36,6 +41,24 @@ impl AilabUpstream {
     /// # Errors
     /// [`CreditsError`]: the balance is not known.
     pub async fn query_credits(&self) -> Result<u64, CreditsError> {
+        let (head, body) = self.ask_for_credits().await?;
+        let status = head.status.as_u16();
+        match head.status {
+            StatusCode::OK => decoded(&head.headers, body, MAX_ANSWER_BYTES)
+                .and_then(|body| balance(&body))
+                .ok_or(CreditsError::Format(status)),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(CreditsError::Key(status)),
+            _ => Err(CreditsError::Format(status)),
+        }
+    }
+
+    /// How the same free call is refused, as one does with a wrong key; `None` without an answer.
+    pub async fn refusal_of_key(&self) -> Option<Reply> {
+        let (head, body) = self.ask_for_credits().await.ok()?;
+        Some(classify(head.status, &head.headers, &body, &self.config.api_key.load()))
+    }
+
+    async fn ask_for_credits(&self) -> Result<(Parts, Bytes), CreditsError> {
         let unreachable = |error: &dyn std::fmt::Display| CreditsError::Unreachable(error.to_string());
         let key = key_header(&self.config.api_key.load()).ok_or(CreditsError::Key(0))?;
         let stream = self.connect().await.map_err(|error| unreachable(&error))?;
@@ -45,25 +68,16 @@ impl AilabUpstream {
             let head = exchange.head().await?;
             exchange.whole(head, MAX_ANSWER_BYTES).await
         });
-        let (head, body) = answer
-            .await
-            .map_err(|_| unreachable(&"it took too long"))?
-            .map_err(|error| unreachable(&error))?;
-        match head.status {
-            StatusCode::OK if is_identity(&head.headers) => {
-                balance(&body).ok_or(CreditsError::Format(head.status.as_u16()))
-            }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(CreditsError::Key(head.status.as_u16())),
-            other => Err(CreditsError::Format(other.as_u16())),
-        }
+        answer.await.map_err(|_| unreachable(&"it took too long"))?.map_err(|error| unreachable(&error))
     }
 }
 
 /// Reads `data[]{unique_sign, balance}`: our pool's, else the common one's. An overdrawn balance is 0.
 fn balance(body: &[u8]) -> Option<u64> {
-    // The envelope's reader knows what is an error, and refuses what a reader's stack may not bear.
+    // The envelope's reader knows what is an error.
     let Ok(Envelope::NoResult) = Envelope::read(body) else { return None };
-    let answer: Value = serde_json::from_slice(body).ok()?;
+    let (text, ..) = encoding_rs::UTF_8.decode(body);
+    let answer: Value = serde_json::from_str(&text).ok()?;
     let pools = answer.get("data")?.as_array()?;
     let of = |name: &str| {
         let pool = pools.iter().find(|pool| pool.get("unique_sign").and_then(Value::as_str) == Some(name))?;

@@ -585,6 +585,6 @@ proptest! {
     #[test]
     fn no_answer_makes_a_panic(status in 200u16..600, body in any::<Vec<u8>>()) {
         let status = http::StatusCode::from_u16(status).unwrap();
-        answer::classify(status, &http::HeaderMap::new(), &body.into());
+        answer::classify(status, &http::HeaderMap::new(), &body.into(), &Secret::new(KEY));
     }
 }

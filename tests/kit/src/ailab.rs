@@ -11,6 +11,7 @@ mod envelope;
 mod ledger;
 mod listen;
 mod multipart;
+mod mutation;
 mod picture;
 mod results;
 
@@ -27,6 +28,7 @@ pub use behaviour::{Behaviour, ResultBehaviour};
 pub use envelope::ODD_RETAIN_LOCATION;
 pub use ledger::{CREDITS_PER_CROP, Purchase, SeenRequest, Stats};
 pub use multipart::{SeenPart, parse as parse_multipart};
+pub use mutation::{Coding, Framing, Mutation};
 
 pub use crate::wire::Head;
 use ledger::{Book, Ledger};
@@ -79,6 +81,21 @@ impl FakeAilab {
     /// From now on result URLs name this host, `http://host:port`, which must lead to [`FakeAilab::result_host`].
     pub fn sell_results_at(&self, host: &str) {
         self.ledger.book().result_host = host.trim_end_matches('/').to_owned();
+    }
+
+    /// From now on every result is a PNG, whatever was sent.
+    pub fn sell_png(&self) {
+        self.ledger.book().always_png = true;
+    }
+
+    /// From now on the same order brings the same picture; without it, each purchase has its own.
+    pub fn sell_the_same_again(&self) {
+        self.ledger.book().same_again = true;
+    }
+
+    /// From now on URLs say that they end after this time.
+    pub fn sell_urls_for(&self, time: Duration) {
+        self.ledger.book().url_life = Some(time);
     }
 
     /// The only key that is accepted; random for each fake, so that it can be searched for.
@@ -207,7 +224,7 @@ impl FakeAilab {
     pub fn result_bytes(&self, number: u64) -> Vec<u8> {
         let index = usize::try_from(number).unwrap() - 1;
         let p = self.ledger.book().purchases[index].clone();
-        picture::draw(p.number, p.width, p.height, p.format)
+        picture::draw(p.drawn, p.width, p.height, p.format)
     }
 
     /// The random core of every signature sold: secrets to search for.

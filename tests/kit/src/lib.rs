@@ -6,6 +6,7 @@
 //! | [`s3`] | a bucket in memory: signatures, checksums, conditional writes, faults, and a static site over it |
 //! | [`postgres`] | a PostgreSQL server of one's own: its death, its return, its silence |
 //! | [`prometheus`] | a real Prometheus of one's own that scrapes and evaluates, and promtool |
+//! | [`reverse_proxy`] | nginx, HAProxy, Apache httpd and Varnish in front of an origin |
 //! | [`proxy`] | a TCP proxy that delays, cuts, resets, stalls or damages at exact bytes, and counts them |
 //! | [`form`] | multipart bodies as real clients build them, and as hostile ones do |
 //! | [`client`] | a small HTTP/1.1 client that can stop half way, wait for a 100, or send any bytes |
@@ -37,5 +38,6 @@ pub mod postgres;
 pub mod process;
 pub mod prometheus;
 pub mod proxy;
+pub mod reverse_proxy;
 pub mod s3;
 mod wire;

@@ -2,10 +2,13 @@ use http::HeaderValue;
 
 use super::*;
 
+const KEY: &str = "server-held-secret-key-0123456789";
+
 fn classified(status: u16, headers: &[(header::HeaderName, &str)], body: &str) -> Reply {
     let headers: HeaderMap =
         headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect();
-    classify(StatusCode::from_u16(status).unwrap(), &headers, &Bytes::copy_from_slice(body.as_bytes()))
+    let body = Bytes::copy_from_slice(body.as_bytes());
+    classify(StatusCode::from_u16(status).unwrap(), &headers, &body, &Secret::new(KEY))
 }
 
 fn envelope(status: u16, code: &str) -> String {
@@ -125,6 +128,8 @@ fn a_200_is_what_its_body_says() {
     for (headers, body, expected) in [
         (&[][..], success.to_owned(), "answered"),
         (&identity, success.to_owned(), "answered"),
+        (&[(header::CONTENT_ENCODING, "")], success.to_owned(), "answered"),
+        (&[], format!("\u{feff}{success}"), "answered"),
         (&[(header::CONTENT_ENCODING, "br")], success.to_owned(), "unknown: Garbage"),
         (&[], r#"{"error_code":0,"data":{"url":""}}"#.to_owned(), "unknown: NoResult"),
         (&[], r#"{"request_id":"r","data":null}"#.to_owned(), "unknown: NoResult"),
@@ -139,6 +144,48 @@ fn a_200_is_what_its_body_says() {
     ] {
         assert_eq!(summary(&classified(200, headers, &body)), expected, "{body}");
     }
+}
+
+#[test]
+fn error_that_quotes_the_key_goes_on_without_its_text() {
+    let escaped: String = KEY.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+    for quoted in [KEY.to_owned(), KEY.to_uppercase(), KEY[..17].to_owned(), escaped] {
+        for status in [400, 422, 429, 500] {
+            let body = format!(
+                r#"{{"error_code":{status},"error_msg":"bad {quoted}","error_detail":{{"code":"ERROR_X"}},"x":"other text"}}"#
+            );
+            let reply = match classified(status, &[], &body) {
+                Reply::Refused(refusal) => refusal.reply,
+                Reply::Failed(reply) => reply,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(reply.code, "ERROR_X");
+            let text = String::from_utf8(reply.body.expect("an envelope").to_vec()).unwrap();
+            assert!(!quotes(&Secret::new(KEY), &text) && !text.contains("other text"), "{text}");
+            assert!(matches!(Envelope::read(text.as_bytes()), Ok(Envelope::Error { .. })), "{text}");
+        }
+    }
+    let as_code = envelope(400, &KEY.replace('-', "_"));
+    let reply = format!("{:?}", classified(400, &[], &as_code));
+    assert!(!quotes(&Secret::new(KEY), &reply), "{reply}");
+}
+
+#[test]
+fn success_that_quotes_the_key_keeps_its_result_and_its_place() {
+    let body = format!(
+        r#"{{"request_id":"{KEY}","m":"other text","data":{{"url":"https://h.example/a","retain_location":{{"x":-1,"y":2.5,"k":"{KEY}"}}}}}}"#
+    );
+    let Reply::Answered(answer) = classified(200, &[], &body) else { panic!("not answered") };
+    assert_eq!((answer.url().expose(), answer.request_id.as_str()), ("https://h.example/a", ""));
+    let text = answer.text().expose();
+    assert!(
+        text.contains(r#""retain_location":{"y":2.5,"x":-1}"#)
+            || text.contains(r#""retain_location":{"x":-1,"y":2.5}"#),
+        "{text}"
+    );
+    assert!(!quotes(&Secret::new(KEY), text) && !text.contains("other text"), "{text}");
+    let in_the_url = format!(r#"{{"error_code":0,"data":{{"url":"https://h.example/{KEY}/a"}}}}"#);
+    assert_eq!(summary(&classified(200, &[], &in_the_url)), "unknown: NoResult");
 }
 
 #[test]

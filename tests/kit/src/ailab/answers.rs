@@ -55,6 +55,14 @@ pub(super) async fn paid(
             wire.send(&bytes).await?;
             return Ok(Next::Close);
         }
+        Behaviour::Mutated(template, mutation) => {
+            let body = template
+                .replace("{url}", &purchase.url)
+                .replace("{width}", &purchase.width.to_string())
+                .replace("{height}", &purchase.height.to_string());
+            wire.send(&mutation.response(body.as_bytes(), &purchase.url)).await?;
+            return Ok(Next::Close);
+        }
         Behaviour::CutBeforeAnswer => return Ok(Next::Drop),
         Behaviour::CutMidAnswer(sent) => {
             let bytes = json_answer(200, &body);

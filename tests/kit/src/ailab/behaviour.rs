@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::mutation::Mutation;
+
 /// What happens to one crop request that carries the right key.
 ///
 /// A request is charged at the moment it has been received whole, before any waiting: a gateway that dies while the
@@ -61,6 +63,9 @@ pub enum Behaviour {
     },
     /// These bytes instead of an answer, head and all, then the connection ends: interim storms, 101, gzip, trailers, extra bytes. Charged.
     Bytes(Vec<u8>),
+    /// A crop answered with this text, in which `{url}`, `{width}` and `{height}` stand for what was sold, and the
+    /// response changed in this way.
+    Mutated(String, Mutation),
     /// A redirect (307) to here, not charged.
     Redirect(String),
     /// The whole request is received, then the connection ends in order, without a byte.
@@ -98,6 +103,7 @@ impl Behaviour {
             | Behaviour::UrlOverride(_)
             | Behaviour::Drip(_)
             | Behaviour::Bytes(_)
+            | Behaviour::Mutated(..)
             | Behaviour::CutBeforeAnswer
             | Behaviour::CutMidAnswer(_)
             | Behaviour::StallMidAnswer(_)
@@ -145,6 +151,8 @@ pub enum ResultBehaviour {
     },
     /// A redirect (302) to here.
     Redirect(String),
+    /// The picture in a response changed in this way.
+    Mutated(Mutation),
     /// The head is read and nothing is ever said.
     Hang,
     /// The connection is reset after the request.

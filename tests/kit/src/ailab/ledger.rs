@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
@@ -67,7 +68,7 @@ impl SeenRequest {
 /// One billed crop.
 #[derive(Clone, Debug)]
 pub struct Purchase {
-    /// Counted from 1 over the life of the fake; decides the pixels of the result.
+    /// Counted from 1 over the life of the fake.
     pub number: u64,
     /// BLAKE3 of the image bytes and both numbers as u32 little-endian, computed from what arrived; 64 hex digits.
     pub key: String,
@@ -79,6 +80,8 @@ pub struct Purchase {
     pub url: String,
     /// The random core of its signature: a secret to look for.
     pub signature: String,
+    /// Decides the pixels of the result.
+    pub(crate) drawn: u64,
     pub(crate) format: Format,
     pub(crate) target: String,
     pub(crate) expired: bool,
@@ -101,6 +104,9 @@ pub(crate) struct Book {
     pub(crate) total_credits: i64,
     pub(crate) forget_bodies: bool,
     pub(crate) result_host: String,
+    pub(crate) always_png: bool,
+    pub(crate) same_again: bool,
+    pub(crate) url_life: Option<Duration>,
 }
 
 /// The one state behind both listeners of a fake.
@@ -143,16 +149,24 @@ impl Ledger {
             return None;
         }
         let (width, height) = size;
+        let format = if book.always_png { Format::Png } else { format };
+        let expires = match book.url_life {
+            Some(life) => (SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + life).as_secs(),
+            None => 1_795_392_000,
+        };
         let signature = Uuid::new_v4().simple().to_string();
         // Escapes that a URL parser likes to undo: the store would refuse the request, and so does the result server.
         let target = format!(
-            "/image/changeImageSize/2026-11-22/{}.{}?Expires=1795392000&OSSAccessKeyId=LTAI5tFAKEFAKEFAKE&Signature={signature}%2Bq%2F7%3D",
+            "/image/changeImageSize/2026-11-22/{}.{}?Expires={expires}&OSSAccessKeyId=LTAI5tFAKEFAKEFAKE&Signature={signature}%2Bq%2F7%3D",
             Uuid::new_v4(),
             format.extension(),
         );
+        let (number, key) = (book.purchases.len() as u64 + 1, key(image, width, height));
+        let drawn = if book.same_again { u64::from_str_radix(&key[..8], 16).unwrap() } else { number };
         let purchase = Purchase {
-            number: book.purchases.len() as u64 + 1,
-            key: key(image, width, height),
+            number,
+            key,
+            drawn,
             width,
             height,
             url: format!("{}{target}", book.result_host),

@@ -95,6 +95,10 @@ pub(crate) async fn serve_result(ledger: &Ledger, wire: &mut Wire, head: Head) -
             answer(wire, 302, &[("Location", &location)], b"", to_head).await?;
             Ok(Next::Close)
         }
+        ResultBehaviour::Mutated(mutation) => {
+            wire.send(&mutation.response(&picture, &purchase.url)).await?;
+            Ok(Next::Close)
+        }
         ResultBehaviour::Hang => {
             wire.gone().await;
             Ok(Next::Drop)
@@ -113,7 +117,7 @@ fn picture(purchase: &Purchase, behaviour: &ResultBehaviour) -> Vec<u8> {
         ResultBehaviour::WrongSize(width, height) => (*width, *height),
         _ => (purchase.width, purchase.height),
     };
-    draw(purchase.number, width, height, purchase.format)
+    draw(purchase.drawn, width, height, purchase.format)
 }
 
 async fn start(wire: &mut Wire, kind: &str, length: u64) -> io::Result<()> {

@@ -1,9 +1,10 @@
 //! One client connection, byte by byte.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Answer, Call, split};
 use crate::wire::{Framing, Head, Wire};
@@ -20,6 +21,15 @@ impl RawConnection {
     pub async fn open(base_url: &str) -> io::Result<RawConnection> {
         let (authority, _) = split(base_url);
         Ok(RawConnection(Wire::new(within(TcpStream::connect(authority)).await?)))
+    }
+
+    /// The same from one of this machine's addresses.
+    pub async fn open_from(base_url: &str, from: impl Into<IpAddr>) -> io::Result<RawConnection> {
+        let (authority, _) = split(base_url);
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(from.into(), 0))?;
+        let address = authority.parse().map_err(io::Error::other)?;
+        Ok(RawConnection(Wire::new(within(socket.connect(address)).await?)))
     }
 
     /// Sends a request whole and reads its answer; the connection can be used again if the server keeps it.
