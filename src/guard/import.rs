@@ -180,8 +180,12 @@ async fn import(
     namespace: &str,
     key: CacheKey,
 ) -> Result<(), GuardError> {
-    if let Some(record) = store.record(namespace, key).await? {
-        ledger.import_record(&record).await?;
+    match store.record(namespace, key).await {
+        Ok(Some(record)) => ledger.import_record(&record).await?,
+        Ok(None) => {}
+        // One record that cannot be believed does not keep all others out.
+        Err(error @ StoreError::Corrupt(_)) => tracing::error!(%error, %key, "record not imported"),
+        Err(error) => return Err(error.into()),
     }
     Ok(())
 }
