@@ -144,7 +144,7 @@ impl App {
 
         let policy = CurrentPolicy::new(terms(&config));
         let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
-        metrics.expect_errors(error::KINDS.iter().map(|(fault, code)| (fault.as_str(), code.name)));
+        metrics.expect_errors(error::kinds().map(|(fault, code)| (fault.as_str(), code.name)));
         metrics.spool_may_hold(config.state.spool_max.0);
         let memory = memory::open(&config, &state)?;
         let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());

@@ -1,229 +1,223 @@
-//! A circuit breaker: what has failed several times in a row is left alone for a while, so that
-//! asking a dead service costs no time.
+//! A circuit breaker for one dependency: while it is open, calls fail at once, and a probe in the
+//! background finds out when the dependency answers again.
 //!
-//! After [`BreakerConfig::failures`] failures in a row it opens. When the wait is over one caller
-//! may try, alone: its success closes the breaker, its failure doubles the wait. This module
-//! performs no I/O and does not know what it protects.
+//! One call that times out opens it: every later call would wait as long. Other failures open it after
+//! [`FAILURES`] in a row. No caller is ever the probe, so an outage costs callers no time, and the
+//! breaker closes without traffic. This module does not know what it protects.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{sleep, timeout};
 
-/// When a breaker opens, and for how long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BreakerConfig {
-    /// This many failures in a row open it.
-    pub failures: u32,
-    /// The first wait; each failed trial doubles it.
-    pub shortest_wait: Duration,
-    /// No wait is longer.
-    pub longest_wait: Duration,
+/// So many failures in a row, short of a timeout, open a breaker.
+const FAILURES: u32 = 3;
+/// The pause before each probe.
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
+/// A probe that takes longer has failed.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+type Probe = Box<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
+
+/// See the module. Clones share one state.
+#[derive(Clone)]
+pub struct Breaker(Arc<Inner>);
+
+struct Inner {
+    dependency: &'static str,
+    /// Failures in a row; open at [`FAILURES`].
+    failures: AtomicU32,
+    probe: Probe,
 }
 
-/// See the module.
-#[derive(Debug)]
-pub struct Breaker {
-    config: BreakerConfig,
-    state: Mutex<State>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum State {
-    Closed {
-        failures: u32,
-    },
-    Open {
-        until: Instant,
-        wait: Duration,
-    },
-    /// One caller tries.
-    HalfOpen,
+/// Why a call brought nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub enum CallError<E> {
+    /// The breaker is open, and nothing was asked.
+    Open,
+    /// There was no answer within the call's limit.
+    TimedOut,
+    /// The call's own error.
+    Failed(E),
 }
 
 impl Breaker {
-    /// Starts closed.
-    pub fn new(config: BreakerConfig) -> Self {
-        Self { config, state: Mutex::new(State::Closed { failures: 0 }) }
+    /// Starts closed. `probe` returns true when the dependency, whose name goes into the log, answers.
+    pub fn new<P, F>(dependency: &'static str, probe: P) -> Self
+    where
+        P: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = bool> + Send + 'static,
+    {
+        let probe: Probe = Box::new(move || Box::pin(probe()));
+        Self(Arc::new(Inner { dependency, failures: AtomicU32::new(0), probe }))
     }
 
-    /// Asks to call the protected service. The caller says by the pass what came of it.
+    /// Returns true while the dependency is known not to answer.
+    pub fn is_open(&self) -> bool {
+        self.0.failures.load(Ordering::Relaxed) >= FAILURES
+    }
+
+    /// Runs `work` for at most `limit`. A future that is dropped before its end counts as nothing.
     ///
     /// # Errors
-    /// Not now; it may be asked again after this time.
-    pub fn enter(&self) -> Result<Pass<'_>, Duration> {
-        let mut state = self.state();
-        let trial = match *state {
-            State::Closed { .. } => None,
-            State::Open { until, wait } if until <= Instant::now() => {
-                *state = State::HalfOpen;
-                Some(wait)
-            }
-            State::Open { until, .. } => return Err(until - Instant::now()),
-            State::HalfOpen => return Err(self.config.shortest_wait),
+    /// [`CallError`]; of the errors of `work`, those that `is_outage` names count as failures.
+    pub async fn call<T, E>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, E>>,
+        is_outage: impl Fn(&E) -> bool,
+    ) -> Result<T, CallError<E>> {
+        if self.is_open() {
+            return Err(CallError::Open);
+        }
+        let done = match timeout(limit, work).await {
+            Ok(done) => done.map_err(CallError::Failed),
+            Err(_) => Err(CallError::TimedOut),
         };
-        Ok(Pass { breaker: self, trial, told: false })
-    }
-
-    /// While it is open: how long it stays so at least.
-    pub fn open_for(&self) -> Option<Duration> {
-        match *self.state() {
-            State::Closed { .. } => None,
-            State::Open { until, .. } => {
-                Some(until.saturating_duration_since(Instant::now())).filter(|wait| !wait.is_zero())
-            }
-            State::HalfOpen => Some(self.config.shortest_wait),
+        match &done {
+            Err(CallError::TimedOut) => self.0.add_failures(FAILURES),
+            Err(CallError::Failed(error)) if is_outage(error) => self.0.add_failures(1),
+            _ => self.0.answered(),
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn open(&self, wait: Duration) -> State {
-        let wait = wait.min(self.config.longest_wait);
-        State::Open { until: Instant::now() + wait, wait }
+        done
     }
 }
 
-/// The right to one call. Dropped without a word, as when the caller is cancelled, it counts as
-/// neither success nor failure.
-#[derive(Debug)]
-pub struct Pass<'b> {
-    breaker: &'b Breaker,
-    /// For a trial: the wait that preceded it.
-    trial: Option<Duration>,
-    told: bool,
-}
-
-impl Pass<'_> {
-    /// Is this the one trial of a breaker that was open?
-    pub fn is_trial(&self) -> bool {
-        self.trial.is_some()
+impl Inner {
+    fn update(&self, change: impl FnMut(u32) -> Option<u32>) -> Result<u32, u32> {
+        self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change)
     }
 
-    /// The service answered.
-    pub fn succeeded(mut self) {
-        self.told = true;
-        *self.breaker.state() = State::Closed { failures: 0 };
+    /// Forgets the failures so far; only the probe closes an open breaker.
+    fn answered(&self) {
+        let _ = self.update(|failures| (failures < FAILURES).then_some(0));
     }
 
-    /// It did not answer at all in all the time it was given: reason enough to open at once, or each
-    /// of the next callers would wait as long.
-    pub fn timed_out(mut self) {
-        let closed = matches!(*self.breaker.state(), State::Closed { .. });
-        if self.trial.is_some() || !closed {
-            return self.failed();
+    fn add_failures(self: &Arc<Self>, more: u32) {
+        let sum = |failures: u32| (failures < FAILURES).then(|| (failures + more).min(FAILURES));
+        if self.update(sum).ok().and_then(sum) == Some(FAILURES) {
+            tracing::warn!(dependency = self.dependency, "circuit breaker opened");
+            tokio::spawn(Self::probe(Arc::downgrade(self)));
         }
-        self.told = true;
-        *self.breaker.state() = self.breaker.open(self.breaker.config.shortest_wait);
     }
 
-    /// It did not.
-    pub fn failed(mut self) {
-        self.told = true;
-        let mut state = self.breaker.state();
-        *state = match (*state, self.trial) {
-            (_, Some(wait)) => self.breaker.open(wait.saturating_mul(2)),
-            (State::Closed { failures }, None) if failures + 1 < self.breaker.config.failures => {
-                State::Closed { failures: failures + 1 }
+    /// Closes the breaker as soon as a probe succeeds; ends with the breaker.
+    async fn probe(breaker: std::sync::Weak<Self>) {
+        loop {
+            sleep(PROBE_PAUSE).await;
+            let Some(breaker) = breaker.upgrade() else { return };
+            if timeout(PROBE_TIMEOUT, (breaker.probe)()).await == Ok(true) {
+                tracing::info!(dependency = breaker.dependency, "circuit breaker closed");
+                return breaker.failures.store(0, Ordering::Relaxed);
             }
-            (State::Closed { .. }, None) => self.breaker.open(self.breaker.config.shortest_wait),
-            // It began before the breaker opened, and tells nothing new.
-            (state, None) => state,
-        };
+        }
     }
 }
 
-impl Drop for Pass<'_> {
-    fn drop(&mut self) {
-        if let Some(wait) = self.trial.filter(|_| !self.told) {
-            // Whoever comes next tries at once.
-            let mut state = self.breaker.state();
-            if matches!(*state, State::HalfOpen) {
-                *state = State::Open { until: Instant::now(), wait };
-            }
-        }
+impl std::fmt::Debug for Breaker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (dependency, is_open) = (self.0.dependency, self.is_open());
+        f.debug_struct("Breaker").field("dependency", &dependency).field("is_open", &is_open).finish()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
-    const SECOND: Duration = Duration::from_secs(1);
+    const LIMIT: Duration = Duration::from_secs(2);
 
-    fn breaker() -> Breaker {
-        Breaker::new(BreakerConfig { failures: 3, shortest_wait: SECOND, longest_wait: 5 * SECOND })
+    /// A breaker whose probe succeeds when the test says so, and the probes so far.
+    fn breaker() -> (Breaker, Arc<AtomicBool>, Arc<AtomicU32>) {
+        let (answers, probes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let (answers_probe, counted) = (answers.clone(), probes.clone());
+        let breaker = Breaker::new("test", move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(answers_probe.load(Ordering::Relaxed))
+        });
+        (breaker, answers, probes)
     }
 
-    fn fail(breaker: &Breaker) {
-        breaker.enter().expect("it is not open").failed();
+    async fn call(breaker: &Breaker, outcome: Result<(), bool>) -> Result<(), CallError<bool>> {
+        breaker.call(LIMIT, std::future::ready(outcome), |is_outage| *is_outage).await
+    }
+
+    async fn hang(breaker: &Breaker) -> Result<(), CallError<bool>> {
+        breaker.call(LIMIT, std::future::pending(), |is_outage| *is_outage).await
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_opens_after_failures_in_a_row() {
-        let breaker = breaker();
+    async fn failures_in_a_row_open_it_and_refusals_do_not() {
+        let (breaker, _, _) = breaker();
         for _ in 0..5 {
-            fail(&breaker);
-            fail(&breaker);
-            breaker.enter().unwrap().succeeded();
+            for outcome in [Err(true), Err(true), Ok(()), Err(true), Err(true), Err(false)] {
+                assert_eq!(call(&breaker, outcome).await, outcome.map_err(CallError::Failed));
+            }
         }
-        for _ in 0..3 {
-            assert_eq!(breaker.open_for(), None);
-            fail(&breaker);
+        for _ in 0..FAILURES {
+            assert_eq!(call(&breaker, Err(true)).await, Err(CallError::Failed(true)));
         }
-        assert_eq!(breaker.open_for(), Some(SECOND));
-        assert_eq!(breaker.enter().unwrap_err(), SECOND);
+        assert_eq!(call(&breaker, Ok(())).await, Err(CallError::Open));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_caller_tries_at_a_time_and_each_failure_doubles_the_wait() {
-        let breaker = breaker();
-        (0..3).for_each(|_| fail(&breaker));
-        for wait in [1, 2, 4, 5, 5] {
-            assert_eq!(breaker.open_for(), Some(wait * SECOND));
-            tokio::time::advance(wait * SECOND).await;
-            assert_eq!(breaker.open_for(), None);
-            let trial = breaker.enter().unwrap();
-            assert!(trial.is_trial() && breaker.enter().is_err() && breaker.open_for().is_some());
-            trial.failed();
+    async fn one_timeout_opens_it_and_later_calls_take_no_time() {
+        let (breaker, _, _) = breaker();
+        assert_eq!(hang(&breaker).await, Err(CallError::TimedOut));
+        let begun = tokio::time::Instant::now();
+        for _ in 0..1000 {
+            assert_eq!(hang(&breaker).await, Err(CallError::Open));
         }
-        tokio::time::advance(5 * SECOND).await;
-        breaker.enter().unwrap().succeeded();
-        assert!(!breaker.enter().unwrap().is_trial());
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_trial_that_is_cancelled_leaves_the_next_one_to_another() {
-        let breaker = breaker();
-        (0..3).for_each(|_| fail(&breaker));
-        tokio::time::advance(SECOND).await;
-        drop(breaker.enter().unwrap());
-        assert!(breaker.enter().unwrap().is_trial());
+    async fn an_open_breaker_closes_within_a_second_of_the_return_without_traffic() {
+        let (breaker, answers, probes) = breaker();
+        hang(&breaker).await.unwrap_err();
+        sleep(Duration::from_secs(3600)).await;
+        assert!(breaker.is_open());
+        let probed = probes.load(Ordering::Relaxed);
+        assert!((3500..=3600).contains(&probed), "{probed}");
+        answers.store(true, Ordering::Relaxed);
+        sleep(PROBE_PAUSE).await;
+        assert!(!breaker.is_open());
+        assert_eq!(call(&breaker, Ok(())).await, Ok(()));
+        let probed = probes.load(Ordering::Relaxed);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(probes.load(Ordering::Relaxed), probed, "a closed breaker does not probe");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_opens_it_at_once() {
-        let breaker = breaker();
-        let other = breaker.enter().unwrap();
-        breaker.enter().unwrap().timed_out();
-        assert_eq!(breaker.open_for(), Some(SECOND));
-        other.timed_out();
-        assert_eq!(breaker.open_for(), Some(SECOND), "it began before");
-        tokio::time::advance(SECOND).await;
-        breaker.enter().unwrap().timed_out();
-        assert_eq!(breaker.open_for(), Some(2 * SECOND), "a trial like any other");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn calls_from_before_it_opened_count_only_when_they_succeed() {
-        let breaker = breaker();
-        let (old, older) = (breaker.enter().unwrap(), breaker.enter().unwrap());
-        (0..3).for_each(|_| fail(&breaker));
-        older.failed();
-        assert_eq!(breaker.open_for(), Some(SECOND));
-        old.succeeded();
-        assert_eq!(breaker.open_for(), None);
+    async fn calls_begun_before_it_opened_change_nothing_when_they_end() {
+        let (breaker, answers, probes) = breaker();
+        let late = |outcome| {
+            let breaker = breaker.clone();
+            tokio::spawn(async move {
+                let work = async {
+                    sleep(LIMIT / 2).await;
+                    outcome
+                };
+                breaker.call(LIMIT, work, |is_outage: &bool| *is_outage).await
+            })
+        };
+        let (good, bad) = (late(Ok(())), late(Err(true)));
+        tokio::task::yield_now().await;
+        for _ in 0..FAILURES {
+            call(&breaker, Err(true)).await.unwrap_err();
+        }
+        good.await.unwrap().unwrap();
+        bad.await.unwrap().unwrap_err();
+        assert!(breaker.is_open());
+        sleep(10 * PROBE_PAUSE).await;
+        assert!(probes.load(Ordering::Relaxed) <= 12, "there is one probe at a time");
+        answers.store(true, Ordering::Relaxed);
+        sleep(PROBE_PAUSE).await;
+        assert!(!breaker.is_open());
     }
 }

@@ -22,7 +22,7 @@ use crate::key::CacheKey;
 use crate::metrics::{Eviction, Metrics};
 use crate::picture::ObjectName;
 use crate::results::ResultRoom;
-use crate::store::{MAX_OBJECT_BYTES, Record, Store};
+use crate::store::{MAX_OBJECT_BYTES, Record, Store, StoreBudget};
 
 /// Objects above this size are read from the store each time: a few of them would evict all answers.
 const MAX_OBJECT: usize = 8 << 20;
@@ -220,7 +220,8 @@ impl MemoryCache {
                 return Ok(Some(share.hold(bytes)));
             }
             let share = self.serving.room_to_read(MAX_OBJECT_BYTES).await?;
-            let Some(bytes) = store.object(name).await? else { return Ok(None) };
+            let read = StoreBudget::default().wait(store.object(name)).await?;
+            let Some(bytes) = read else { return Ok(None) };
             if bytes.len() <= MAX_OBJECT {
                 self.entries.insert(Slot::Object(name), Entry::Object(bytes.clone())).await;
             }

@@ -9,6 +9,16 @@ pub struct Code {
     pub text: &'static str,
 }
 
+/// Any code of the upstream's that is not in the table. Clients see the upstream's own; this is a label.
+pub const OTHER: Code = Code { name: "other", text: "" };
+
+impl Code {
+    /// The code of this name, or [`OTHER`].
+    pub fn named(name: &str) -> Self {
+        ALL.iter().copied().find(|code| code.name == name).unwrap_or(OTHER)
+    }
+}
+
 /// What the upstream appends to the texts of passing troubles.
 macro_rules! try_again {
     ($text:literal) => {
@@ -22,6 +32,9 @@ macro_rules! codes {
             #[doc = $text]
             pub const $name: Code = Code { name: stringify!($name), text: $text };
         )*
+
+        /// Every code.
+        pub const ALL: &[Code] = &[$($name),*];
     };
 }
 

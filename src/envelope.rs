@@ -154,7 +154,8 @@ impl Answer {
         let place = answer.pointer("/data/retain_location").and_then(Value::as_object);
         let place = place.map(|place| {
             let sides = ["width", "height", "y", "x"].into_iter();
-            let numbers = sides.filter_map(|side| place.get(side).filter(|value| value.is_number()).map(|n| (side, n)));
+            let numbers =
+                sides.filter_map(|side| place.get(side).filter(|value| value.is_number()).map(|n| (side, n)));
             numbers.map(|(side, number)| (side.to_owned(), number.clone())).collect::<serde_json::Map<_, _>>()
         });
         let text = json!({"data": {"url": self.url.expose(), "retain_location": place}, "error_code": 0});

@@ -16,10 +16,11 @@ use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
 
-pub use self::kinds::KINDS;
-use self::rows::{auth_row, head_row, request_row};
+pub use self::kinds::kinds;
+use self::rows::{auth_row, head_row, over_budget, request_row};
 pub use self::situation::{Fault, Situation};
-use crate::code;
+use crate::code::{self, Code};
+use crate::envelope::Envelope;
 use crate::framing::HeadError;
 use crate::ledger::budget::{self, BudgetRefusal, Scope};
 use crate::request::RequestError;
@@ -36,6 +37,10 @@ pub enum GatewayError {
     Request(Arc<RequestError>),
     /// The credential is.
     Auth(AuthError),
+    /// Without teams: a browser says that another site's page asks.
+    CrossSite,
+    /// Without teams: called by a name that is not this machine's.
+    ForeignName,
     /// A refresh by a team that may not ask for one.
     RefreshNotAllowed,
     /// No such path.
@@ -49,6 +54,8 @@ pub enum GatewayError {
     UnknownExpectation,
     /// Hash-first look-up of a key nothing is stored under.
     KeyNotFound,
+    /// Hash-first lookup of something that is not a key.
+    NotAKey,
     /// No result has this name.
     ResultNotFound,
     /// `only-if-cached`, and nothing is stored.
@@ -91,12 +98,14 @@ pub enum GatewayError {
         /// Until the next purchase may find out.
         wait: Duration,
     },
-    /// A complete error of the upstream, passed through.
+    /// A complete error of the upstream, passed through; see [`GatewayError::passed_through`].
     Upstream {
         /// Its status.
         status: StatusCode,
         /// Its body.
         body: Bytes,
+        /// Its code, from the closed vocabulary.
+        code: Code,
     },
     /// The caller's time is over and the fill goes on.
     StillBeingMade,
@@ -133,6 +142,8 @@ pub enum GatewayError {
     LedgerIncomplete,
     /// The store cannot be read.
     StoreUnavailable,
+    /// The store was not asked in time, because this process asks it for too much.
+    StoreBusy,
     /// Our own bug.
     Bug,
 }
@@ -150,7 +161,21 @@ impl From<RequestError> for GatewayError {
 const SOON: Duration = Duration::from_secs(2);
 const LATER: Duration = Duration::from_secs(30);
 
+/// Is a refusal of the upstream about the picture or its numbers, and so the same every time?
+pub fn is_about_the_request(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 413 | 415 | 422)
+}
+
 impl GatewayError {
+    /// A complete error of the upstream, with the code that its body names.
+    pub fn passed_through(status: StatusCode, body: Bytes) -> Self {
+        let code = match Envelope::read(&body) {
+            Ok(Envelope::Error { code }) => Code::named(&code),
+            Ok(Envelope::Success(_) | Envelope::NoResult) | Err(_) => code::OTHER,
+        };
+        Self::Upstream { status, body, code }
+    }
+
     /// What a client is told.
     pub fn situation(&self) -> Situation {
         use Fault::{Caller, Gateway, Policy, Upstream};
@@ -175,6 +200,22 @@ impl GatewayError {
                 let (status, code) = auth_row(error);
                 Situation::new(status, code, Caller, error.to_string())
             }
+            Self::CrossSite => Situation::new(
+                403,
+                code::ERROR_ILLEGAL_OPERATION,
+                Caller,
+                "a browser sent this for a page of another site, which could spend credits here because no teams are \
+                 configured; add the page's origin to server.cors_origins, or configure teams",
+            )
+            .because("cross_site"),
+            Self::ForeignName => Situation::new(
+                403,
+                code::ERROR_ILLEGAL_OPERATION,
+                Caller,
+                "while no teams are configured, Granary is called by its address, as localhost, or by the host of \
+                 server.public_url; the request's Host is none of them",
+            )
+            .because("foreign_name"),
             Self::RefreshNotAllowed => Situation::new(
                 403,
                 code::ERROR_ILLEGAL_OPERATION,
@@ -208,6 +249,12 @@ impl GatewayError {
                 Caller,
                 "nothing is stored under this key; send the picture with POST to have it cropped",
             ),
+            Self::NotAKey => Situation::new(
+                404,
+                code::ERROR_RESOURCE_NOT_FOUND,
+                Caller,
+                "a key has 64 hex digits; copy it from the Granary-Key header of an answer",
+            ),
             Self::ResultNotFound => Situation::new(
                 404,
                 code::ERROR_FILE_NOT_FOUND,
@@ -221,33 +268,11 @@ impl GatewayError {
                 "nothing is stored for this request, and Cache-Control: only-if-cached forbids buying it",
             )
             .because("only_if_cached"),
-            Self::OverBudget(refusal) => {
-                let BudgetRefusal { budget, resets_at, resets_in } = refusal;
-                let (whose, reason) = match (&budget.scope, budget.window) {
-                    (Scope::Global, budget::Window::Day) => ("all teams together".to_owned(), "global_daily"),
-                    (Scope::Global, budget::Window::Month) => ("all teams together".to_owned(), "global_monthly"),
-                    (Scope::Team(name), budget::Window::Day) => (format!("the team {name}"), "team_daily"),
-                    (Scope::Team(name), budget::Window::Month) => (format!("the team {name}"), "team_monthly"),
-                };
-                Situation::new(
-                    429,
-                    code::ERROR_NOT_ENOUGH_CREDITS,
-                    Policy,
-                    format!(
-                        "the {} budget of {whose} ({} credits) is used up and resets at {}; stored results are \
-                         still answered",
-                        budget.window.as_str(),
-                        budget.limit,
-                        budget::show(*resets_at),
-                    ),
-                )
-                .because(reason)
-                .retry_after(*resets_in)
-            }
+            Self::OverBudget(refusal) => over_budget(refusal),
             Self::Frozen(scope) => {
                 let whose = match scope {
                     Scope::Global => "all teams".to_owned(),
-                    Scope::Team(name) => format!("the team {name}"),
+                    Scope::Team(name) | Scope::Refused(name) => format!("the team {name}"),
                 };
                 Situation::new(
                     429,
@@ -320,10 +345,11 @@ impl GatewayError {
             )
             .because("purchase_stop")
             .retry_after(*wait),
-            Self::Upstream { status, .. } => {
-                // Its own body is what clients see; this row serves log and metrics.
+            Self::Upstream { status, code, .. } => {
+                // Clients see the upstream's own body; this row serves log and metrics.
+                let fault = if is_about_the_request(*status) { Caller } else { Upstream };
                 let detail = format!("the upstream answered {status}");
-                let situation = Situation::new(502, code::AI_SERVICE_ERROR, Upstream, detail);
+                let situation = Situation::new(status.as_u16(), *code, fault, detail);
                 let asks_to_wait =
                     matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
                 if asks_to_wait { situation.retry_after(SOON) } else { situation }
@@ -437,6 +463,14 @@ impl GatewayError {
                 "the result exists and cannot be read at the moment",
             )
             .because("store")
+            .retry_after(SOON),
+            Self::StoreBusy => Situation::new(
+                503,
+                code::AI_SERVICE_FLOW_RESTRICTION,
+                Gateway,
+                "too many results are being looked for at the moment; nothing was spent, ask again",
+            )
+            .because("busy")
             .retry_after(SOON),
             Self::Bug => Situation::new(
                 500,

@@ -40,7 +40,7 @@ use crate::ledger::{Ledger, Recovery, UnfinishedCall};
 use crate::metrics::{Metrics, Stages};
 use crate::policy::CurrentPolicy;
 use crate::slots::{Slots, SlotsConfig, SlotsLoad};
-use crate::store::{Record, Store};
+use crate::store::{Record, Store, StoreBudget};
 use crate::teams::Team;
 use crate::upstream::{Order, Upstream};
 
@@ -112,6 +112,8 @@ pub struct Wanted {
     pub image: Digest,
     /// Buy although a result is stored.
     pub refresh: bool,
+    /// What the request that starts the fill may still wait for the store.
+    pub budget: StoreBudget,
 }
 
 /// Who waits, and until when.

@@ -11,6 +11,8 @@ use http::uri::Authority;
 use http::{Method, Request, Version};
 use thiserror::Error;
 
+use self::chunked::Chunks;
+
 /// Maximum bytes of a head, its last empty line included.
 pub const MAX_HEAD: usize = 16 * 1024;
 /// Maximum header lines in a head.
@@ -56,22 +58,17 @@ impl HeadError {
         [Self::Host, Self::Framing, Self::TooLarge, Self::UriTooLong, Self::Method, Self::Slow];
 }
 
-/// Length of the body that follows a head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyLength {
-    /// Exactly so many bytes, often none.
+/// What a connection reads next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A head.
+    Head,
+    /// So many bytes of a body.
     Bytes(u64),
-    /// Until the last chunk.
-    Chunked,
-}
-
-/// What a head says of its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Framing {
-    /// Length of its body.
-    pub body: BodyLength,
-    /// HTTP/1.0 otherwise.
-    pub is_http_11: bool,
+    /// A body in chunks.
+    Chunks(Chunks),
+    /// Nothing any more.
+    Nothing,
 }
 
 /// Finds the length of the head at the beginning of `bytes`; `None` if its end is still to come.
@@ -93,11 +90,11 @@ pub fn head_end(bytes: &[u8]) -> Result<Option<usize>, HeadError> {
     }
 }
 
-/// Checks a whole head for everything that hyper accepts in more than one meaning, or hides.
+/// Checks a whole head for all that hyper accepts in more than one meaning, or hides. Returns its body.
 ///
 /// # Errors
 /// The first reason found.
-pub fn check_head(head: &[u8]) -> Result<Framing, HeadError> {
+pub fn check_head(head: &[u8]) -> Result<Next, HeadError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(head) {
@@ -111,34 +108,32 @@ pub fn check_head(head: &[u8]) -> Result<Framing, HeadError> {
     if matches!(request.method, Some("CONNECT" | "TRACE")) {
         return Err(HeadError::Method);
     }
-    let framing = Framing { body: body_length(request.headers)?, is_http_11: request.version == Some(1) };
-    match framing.body {
-        BodyLength::Chunked if !framing.is_http_11 => Err(HeadError::Framing),
-        _ => Ok(framing),
-    }
-}
-
-/// One `Content-Length` of digits alone, or one `Transfer-Encoding` that is `chunked`, or neither.
-fn body_length(headers: &[httparse::Header<'_>]) -> Result<BodyLength, HeadError> {
     let values = |name: &'static str| {
-        headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
+        let named = request.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
+        named.map(|header| header.value)
     };
     let mut lengths = values("content-length");
     let mut codings = values("transfer-encoding");
     match (lengths.next(), lengths.next(), codings.next(), codings.next()) {
-        (None, None, None, None) => Ok(BodyLength::Bytes(0)),
-        (Some(length), None, None, None) => {
-            let digits = std::str::from_utf8(length).ok();
-            let digits = digits.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        (None, None, None, None) => Ok(Next::Bytes(0)),
+        (Some(length), None, None, None) if length.iter().all(u8::is_ascii_digit) => {
+            let bytes = std::str::from_utf8(length).ok().and_then(|digits| digits.parse().ok());
             // hyper reserves the highest numbers.
-            let bytes = digits.and_then(|text| text.parse().ok()).filter(|bytes| *bytes < u64::MAX - 2);
-            bytes.map(BodyLength::Bytes).ok_or(HeadError::Framing)
+            bytes.filter(|bytes| *bytes < u64::MAX - 2).map(Next::Bytes).ok_or(HeadError::Framing)
         }
-        (None, None, Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => {
-            Ok(BodyLength::Chunked)
+        // Not in HTTP/1.0.
+        (None, None, Some(coding), None)
+            if coding.eq_ignore_ascii_case(b"chunked") && request.version == Some(1) =>
+        {
+            Ok(Next::Chunks(Chunks::default()))
         }
         _ => Err(HeadError::Framing),
     }
+}
+
+/// Returns true for a good head of HTTP/1.0.
+pub fn is_http_10(head: &[u8]) -> bool {
+    head.split(|byte| *byte == b'\r').next().is_some_and(|line| line.ends_with(b" HTTP/1.0"))
 }
 
 /// Renames `Upgrade` lines in a head that was found good; nothing else is ever spoken on a connection.
@@ -167,19 +162,14 @@ pub fn check_target<B>(request: &Request<B>) -> Result<(), HeadError> {
         (None, _) if request.version() == Version::HTTP_10 => None,
         _ => return Err(HeadError::Host),
     };
-    match (uri.scheme_str(), uri.authority()) {
+    match (uri.scheme_str(), uri.authority().map(Authority::as_str)) {
         (None, None) if uri.path().starts_with('/') => Ok(()),
         (None, None) if uri.path() == "*" && request.method() == Method::OPTIONS => Ok(()),
-        (Some(scheme @ ("http" | "https")), Some(named)) => {
-            let named = authority(named.as_str().as_bytes()).ok_or(HeadError::Host)?;
-            let default = if scheme == "https" { 443 } else { 80 };
-            let place =
-                |one: &Authority| (one.host().to_ascii_lowercase(), one.port_u16().unwrap_or(default));
-            match host {
-                Some(host) if place(&host) != place(&named) => Err(HeadError::Host),
-                _ => Ok(()),
-            }
-        }
+        (Some("http" | "https"), Some(named)) => match host {
+            None if authority(named.as_bytes()).is_some() => Ok(()),
+            Some(host) if host.as_str().eq_ignore_ascii_case(named) => Ok(()),
+            _ => Err(HeadError::Host),
+        },
         _ => Err(HeadError::Framing),
     }
 }
@@ -188,9 +178,8 @@ pub fn check_target<B>(request: &Request<B>) -> Result<(), HeadError> {
 fn authority(value: &[u8]) -> Option<Authority> {
     let authority = Authority::try_from(value).ok().filter(|authority| !authority.as_str().contains('@'))?;
     let port = &authority.as_str()[authority.host().len()..];
-    let is_good =
-        !authority.host().is_empty() && (matches!(port, "" | ":") || authority.port_u16().is_some());
-    is_good.then_some(authority)
+    let is_good = matches!(port, "" | ":") || authority.port_u16().is_some();
+    (is_good && !authority.host().is_empty()).then_some(authority)
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ use crate::outcome::{CacheStatus, SavingCause};
 use crate::picture::ObjectName;
 use crate::request::{self, CropRequest, FormHead};
 use crate::rewrite;
-use crate::store::{Record, Store};
+use crate::store::{Record, Store, StoreBudget, StoreError};
 use crate::teams::Team;
 use crate::uploads::UploadRoom;
 
@@ -172,7 +172,8 @@ impl Gateway {
         let request = self.read(head, body, trail).await?;
         crash_point("CP3");
         let deadline = deadline_of(caller);
-        let look_up = self.look_up(request.key, &mut trail.stages);
+        let mut budget = StoreBudget::default();
+        let look_up = self.look_up(request.key, &mut trail.stages, &mut budget);
         let found =
             tokio::time::timeout_at(deadline, look_up).await.map_err(|_| {
                 tracing::error!(key = %request.key, "neither ledger nor store said in time whether they have a key");
@@ -184,7 +185,7 @@ impl Gateway {
             return self.reply(found.record, found.status, request.ignored).await;
         }
         self.may_be_bought(caller, request.key).await?;
-        let (record, status, ignored) = self.fill(caller, request, deadline, trail).await?;
+        let (record, status, ignored) = self.fill(caller, request, budget, deadline, trail).await?;
         self.reply(record, status, ignored).await
     }
 
@@ -194,7 +195,9 @@ impl Gateway {
     /// [`GatewayError::KeyNotFound`], or whatever keeps us from knowing.
     pub async fn look_up_key(&self, key: CacheKey, trail: &mut Trail) -> Result<CropReply, GatewayError> {
         trail.key = Some(key);
-        let found = self.look_up(key, &mut trail.stages).await?.ok_or(GatewayError::KeyNotFound)?;
+        let mut budget = StoreBudget::default();
+        let found = self.look_up(key, &mut trail.stages, &mut budget).await?;
+        let found = found.ok_or(GatewayError::KeyNotFound)?;
         self.reply(found.record, found.status, Vec::new()).await
     }
 
@@ -202,7 +205,7 @@ impl Gateway {
     ///
     /// # Errors
     /// [`GatewayError::ResultNotFound`], [`GatewayError::ArchiveGuard`],
-    /// [`GatewayError::NoResultRoom`] or [`GatewayError::StoreUnavailable`].
+    /// [`GatewayError::NoResultRoom`], [`GatewayError::StoreBusy`] or [`GatewayError::StoreUnavailable`].
     pub async fn result(&self, object: ObjectName) -> Result<Bytes, GatewayError> {
         match self.parts.cache.object(object, &*self.parts.store).await {
             Ok(Some(bytes)) => Ok(bytes),
@@ -210,6 +213,7 @@ impl Gateway {
             Ok(None) if !self.parts.guard.confirm().await => Err(GatewayError::ArchiveGuard),
             Ok(None) => Err(GatewayError::ResultNotFound),
             Err(ObjectError::NoRoom(_)) => Err(GatewayError::NoResultRoom),
+            Err(ObjectError::Store(StoreError::Busy(_))) => Err(GatewayError::StoreBusy),
             Err(ObjectError::Store(error)) => {
                 tracing::error!(%error, object = %object.path(), "a result cannot be read");
                 Err(GatewayError::StoreUnavailable)
@@ -247,7 +251,7 @@ impl Gateway {
             return Err(GatewayError::RefreshNotAllowed);
         }
         if let Some((status, body)) = self.parts.cache.refusal(key).await {
-            return Err(GatewayError::Upstream { status, body });
+            return Err(GatewayError::passed_through(status, body));
         }
         if self.is_draining() {
             return Err(GatewayError::Draining);
@@ -260,6 +264,7 @@ impl Gateway {
         &self,
         caller: &Caller,
         request: CropRequest,
+        budget: StoreBudget,
         deadline: Instant,
         trail: &mut Trail,
     ) -> Result<(Arc<Record>, CacheStatus, Vec<String>), GatewayError> {
@@ -271,6 +276,7 @@ impl Gateway {
             key: request.key,
             image: request.image_digest,
             refresh: caller.refresh,
+            budget,
         };
         let seat = Seat { team: caller.team.clone(), deadline };
         let ticket = self.parts.filler.join(wanted, seat);
@@ -291,6 +297,7 @@ impl Gateway {
         let status = match filled.source {
             FillSource::Ledger => CacheStatus::HitLedger,
             FillSource::Store => CacheStatus::HitStore,
+            FillSource::Awaited => CacheStatus::Coalesced,
             FillSource::Bought if outcome.payer != Some(waiter) => CacheStatus::Coalesced,
             FillSource::Bought if caller.refresh => CacheStatus::Refresh,
             FillSource::Bought => CacheStatus::Miss,
@@ -355,8 +362,12 @@ impl Gateway {
         }
     }
 
-    /// Counts a hash-first look-up that found its answer.
-    pub fn count_look_up(&self, team: &Team, reply: &CropReply) {
+    /// Counts a hash-first lookup that found its answer. It saves what a `POST` would have cost, once
+    /// for each key, team and day: neither polling nor `HEAD` would have been a `POST`.
+    pub fn count_look_up(&self, team: &Team, reply: &mut CropReply, is_get: bool) {
+        if !is_get || !self.parts.meter.is_first_look_up(&team.name, reply.record.key) {
+            reply.saved = 0;
+        }
         self.parts.metrics.looked_up(&team.name, reply.saved);
         self.meter(team, SavingCause::HashFirst, reply);
     }

@@ -8,7 +8,8 @@
 //! A process that is killed loses what it has counted since its last batch: seconds, or as long as the
 //! ledger was away before. It is a loss of figures, never of money: what was paid is not counted here.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::key::CacheKey;
 use crate::ledger::LedgerError;
 use crate::ledger::usage::{Count, Payer, Served, ServedBatch, UsageBook};
 use crate::outcome::SavingCause;
@@ -30,6 +32,8 @@ pub const FLUSH_PERIOD: Duration = Duration::from_secs(4);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Days that are kept apart while the ledger is away; the oldest ones become one.
 const MOST_DAYS: usize = 32;
+/// Lookups of a day that are remembered, in about 2 MiB; savings of further ones are not counted.
+const MOST_LOOK_UPS: usize = 100_000;
 /// How long the clock is believed to be on the same day as at the last look.
 const SAME_DAY: SignedDuration = SignedDuration::from_secs(30);
 
@@ -41,6 +45,7 @@ pub struct Meter {
     process: Uuid,
     clock: Clock,
     zone: TimeZone,
+    hasher: RandomState,
 }
 
 /// What is counted and in no batch yet.
@@ -48,6 +53,8 @@ pub struct Meter {
 struct Counts {
     days: VecDeque<(Date, HashMap<String, TeamCounts>)>,
     today: Option<Today>,
+    /// The lookups of a day that were counted as savings, by a hash of team and key.
+    looked_up: (Option<Date>, HashSet<u64>),
     /// Requests in the batch under way, and in `days`.
     unbooked: u64,
 }
@@ -73,7 +80,7 @@ impl Meter {
     /// Counts from zero, as a process of its own. Days are those of `zone`, by `clock`.
     pub fn new(clock: Clock, zone: TimeZone) -> Self {
         let (counts, flushing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { counts, flushing, process: Uuid::new_v4(), clock, zone }
+        Self { counts, flushing, process: Uuid::new_v4(), clock, zone, hasher: RandomState::new() }
     }
 
     /// An answer cost its team nothing; a purchase would have cost `credits`.
@@ -91,6 +98,18 @@ impl Meter {
             team[cause as usize][payer as usize] += Count { number: 1, credits };
         }
         counts.unbooked += 1;
+    }
+
+    /// Is this the first lookup of a key by a team today, as far as this process remembers?
+    pub fn is_first_look_up(&self, team: &str, key: CacheKey) -> bool {
+        let now = self.clock.now();
+        let mut counts = self.counts();
+        let today = counts.today(now, &self.zone);
+        let (day, seen) = &mut counts.looked_up;
+        if *day != Some(today) {
+            (*day, *seen) = (Some(today), HashSet::new());
+        }
+        seen.len() < MOST_LOOK_UPS && seen.insert(self.hasher.hash_one((team, key)))
     }
 
     /// Requests that are counted and not booked yet, as far as is known.

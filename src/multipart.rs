@@ -18,7 +18,7 @@ pub(crate) use header::trim;
 pub use header::{Boundary, ContentTypeError};
 
 /// The most parts a form may have.
-pub const MAX_PARTS: usize = 16;
+pub const MAX_PARTS: usize = 128;
 /// The most header lines a part may have.
 pub const MAX_HEADER_LINES: usize = 8;
 /// The most bytes between a part's boundary and its data: padding, header lines and all line ends.
@@ -73,7 +73,7 @@ pub enum Broken {
     /// A line feed or a carriage return of its own.
     #[error("a header line of a part does not end in CRLF")]
     LineEnd,
-    /// A header line that is not `name: value`, or is folded, or has control characters.
+    /// A header line that is not `name: value`, or has control characters.
     #[error("a header line of a part is not of the form \"name: value\"")]
     HeaderLine,
     /// A `Content-Disposition` that cannot be read, or given twice, or with two names.
@@ -181,8 +181,7 @@ impl Parser {
             self.delimiter_found(true, sink)?;
         }
         match self.place {
-            Place::Tail | Place::Epilogue => Ok(()),
-            Place::TailEnd => Err(Broken::BoundaryLine.into()),
+            Place::Tail | Place::TailEnd | Place::Epilogue => Ok(()),
             Place::Preamble => Err(Broken::NoFirstBoundary.into()),
             Place::Head | Place::Data => Err(Broken::Truncated.into()),
         }
@@ -328,7 +327,7 @@ impl Parser {
         self.place = match (self.place, byte) {
             (Place::Tail, b' ' | b'\t') => Place::Tail,
             (Place::Tail, b'\r') => Place::TailEnd,
-            (Place::TailEnd, b'\n') => Place::Epilogue,
+            (Place::Tail | Place::TailEnd, b'\n') => Place::Epilogue,
             _ => return Err(Broken::BoundaryLine),
         };
         self.count_epilogue(1)

@@ -7,17 +7,18 @@
 //!
 //! This module performs no I/O.
 
+mod rate;
+
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant as StdInstant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use governor::middleware::NoOpMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
 use http::HeaderValue;
 use tokio::time::Instant;
 
+use self::rate::Rate;
+pub use self::rate::Turn;
 use crate::ledger::budget::{Budget, Scope, Window};
 use crate::teams::{AuthError, BudgetMode, Team, Teams};
 
@@ -49,8 +50,9 @@ impl Policy {
         let rate = |team: &Arc<Team>| {
             let per_second = team.misses_per_second?;
             let kept = former.and_then(|former| former.rates.get(&team.name));
-            let kept = kept.filter(|rate| rate.per_second == per_second).cloned();
-            Some((team.name.clone(), kept.or_else(|| Rate::new(per_second).map(Arc::new))?))
+            let period = Duration::try_from_secs_f64(1.0 / per_second).ok()?;
+            let kept = kept.filter(|rate| rate.period() == period).cloned();
+            Some((team.name.clone(), kept.unwrap_or_else(|| Rate::new(period))))
         };
         let rates = terms.teams.iter().filter_map(rate).collect();
         Self { terms, rates }
@@ -93,13 +95,25 @@ impl Policy {
         .collect()
     }
 
-    /// Lets a miss of the team through, or says how long until the next one.
+    /// Every limit a call that costs `credits` is reserved under: the team's
+    /// [budgets](Self::budgets), and the refused calls of its day.
+    pub fn limits(&self, team: &Team, credits: u64) -> Vec<Budget> {
+        let mut limits = self.budgets(team);
+        limits.push(Budget {
+            scope: Scope::Refused(team.name.clone()),
+            window: Window::Day,
+            limit: credits.saturating_mul(team.refused_per_day),
+            enforced: true,
+        });
+        limits
+    }
+
+    /// Reserves the time of the team's next miss; `None` for a team without a rate.
     ///
     /// # Errors
-    /// The time until the team's rate allows another miss.
-    pub fn check_rate(&self, team: &Team) -> Result<(), Duration> {
-        let Some(rate) = self.rates.get(&team.name) else { return Ok(()) };
-        rate.limiter.check().map_err(|denied| denied.wait_time_from(Instant::now().into_std()))
+    /// How long until a miss could be made, when none can before the deadline.
+    pub fn reserve_miss(&self, team: &Team, deadline: Instant) -> Result<Option<Turn>, Duration> {
+        self.rates.get(&team.name).map(|rate| rate.reserve(deadline)).transpose()
     }
 }
 
@@ -123,40 +137,6 @@ impl CurrentPolicy {
     pub fn replace(&self, terms: Terms) {
         let former = self.get();
         self.0.store(Arc::new(Policy::new(terms, Some(&former))));
-    }
-}
-
-type Limiter = governor::RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<StdInstant>>;
-
-/// How fast a team may miss, and how fast it has.
-struct Rate {
-    per_second: f64,
-    limiter: Limiter,
-}
-
-impl Rate {
-    fn new(per_second: f64) -> Option<Self> {
-        let period = Duration::try_from_secs_f64(1.0 / per_second).ok()?;
-        let quota = governor::Quota::with_period(period)?;
-        Some(Self { per_second, limiter: Limiter::direct_with_clock(quota, MonotonicClock) })
-    }
-}
-
-impl fmt::Debug for Rate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/s", self.per_second)
-    }
-}
-
-/// Tokio's clock, on which deadlines are measured too.
-#[derive(Clone)]
-struct MonotonicClock;
-
-impl governor::clock::Clock for MonotonicClock {
-    type Instant = StdInstant;
-
-    fn now(&self) -> StdInstant {
-        Instant::now().into_std()
     }
 }
 
@@ -205,13 +185,24 @@ mod tests {
         assert_eq!(policy.payer("local"), Err(AuthError::Unknown), "with teams there is no such team");
     }
 
+    #[test]
+    fn refused_calls_of_a_team_are_limited_by_the_credits_they_would_have_cost() {
+        let policy = CurrentPolicy::new(terms(&[])).get();
+        let team = Team { refused_per_day: 5, ..Team::local() };
+        let added = policy.limits(&team, 3).split_off(policy.budgets(&team).len());
+        let scope = Scope::Refused("local".to_owned());
+        assert_eq!(added, [Budget { scope, window: Window::Day, limit: 15, enforced: true }]);
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn a_rate_that_stays_the_same_is_not_begun_anew() {
+    async fn unchanged_rate_survives_a_reload() {
         let paced = |per_second| Team { misses_per_second: Some(per_second), ..team("a") };
         let current = CurrentPolicy::new(terms(&[paced(0.1)]));
         let check = || {
             let policy = current.get();
-            policy.check_rate(policy.payer("a").expect("it is there"))
+            let team = policy.payer("a").expect("it is there");
+            let turn = policy.reserve_miss(team, Instant::now() + Duration::from_millis(1))?;
+            Ok::<_, Duration>(drop(turn))
         };
         assert_eq!(check(), Ok(()));
         tokio::time::advance(Duration::from_secs(4)).await;

@@ -19,15 +19,15 @@ use std::pin::pin;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError};
 
 use crate::key::{CacheKey, Digest};
-use crate::multipart::{Boundary, Broken, ContentTypeError, Parser};
+use crate::multipart::{Boundary, Broken, ContentTypeError, Parser, trim};
 use crate::uploads::{NoRoom, UploadRoom};
 use crate::upstream::Order;
-use form::Form;
+use form::{Form, MAX_SHOWN, visible};
 
 /// The longest side a picture may have, in pixels: the upstream's limit.
 pub const MAX_SIDE_PIXELS: usize = 2000;
@@ -124,6 +124,14 @@ pub enum RequestError {
     /// The head announces no form that can be read.
     #[error("{0}")]
     NotMultipart(ContentTypeError),
+    /// The body is in a content coding, such as gzip.
+    #[error(
+        "the request body has the Content-Encoding \"{shown}\"; send it as it is, pictures do not get smaller"
+    )]
+    Encoded {
+        /// The beginning of the coding, in visible ASCII.
+        shown: String,
+    },
     /// The body is not a well-formed form.
     #[error("the multipart body cannot be read: {0}; let the HTTP library write the body")]
     BrokenMultipart(#[from] Broken),
@@ -232,8 +240,14 @@ pub struct BodyTooSlow;
 /// Decides by the head alone whether the body is worth reading.
 ///
 /// # Errors
-/// [`RequestError::NotMultipart`] or [`RequestError::DeclaredTooLarge`].
+/// [`RequestError::Encoded`], [`RequestError::NotMultipart`] or [`RequestError::DeclaredTooLarge`].
 pub fn check_head(headers: &HeaderMap, limits: &RequestLimits) -> Result<FormHead, RequestError> {
+    let is_coding = |coding: &&[u8]| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
+    let codings =
+        headers.get_all(CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    if let Some(coding) = codings.map(trim).find(is_coding) {
+        return Err(RequestError::Encoded { shown: visible(coding, MAX_SHOWN) });
+    }
     let boundary = content_type(headers).and_then(Boundary::parse).map_err(RequestError::NotMultipart)?;
     // A length that cannot be read is the server's to refuse; here it only means counting.
     let declared: Option<u64> =

@@ -12,6 +12,7 @@ mod log;
 mod page;
 pub mod respond;
 mod results;
+mod site;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, get, post};
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, PRAGMA, RANGE};
 use http::{HeaderMap, HeaderName, StatusCode};
 
 pub use self::admin::{
@@ -27,6 +28,7 @@ pub use self::admin::{
 };
 use self::body::Pace;
 use self::cors::Cors;
+use self::log::Sampler;
 use crate::clock::Clock;
 use crate::error::GatewayError;
 use crate::gateway::Gateway;
@@ -39,7 +41,7 @@ use crate::teams::{API_KEY_HEADER, Team};
 
 /// What the public routes work with. Cheap to clone.
 #[derive(Clone)]
-pub struct PublicState(Arc<PublicParts>);
+pub struct PublicState(Arc<PublicParts>, Sampler);
 
 /// See [`PublicState`].
 pub struct PublicParts {
@@ -68,7 +70,11 @@ pub struct PublicParts {
 impl PublicState {
     /// Shares the parts.
     pub fn new(parts: PublicParts) -> Self {
-        Self(Arc::new(parts))
+        Self(Arc::new(parts), Sampler::default())
+    }
+
+    fn parts(&self) -> &PublicParts {
+        &self.0
     }
 
     /// The team whose token the headers carry, by the policy that this request came under.
@@ -96,6 +102,7 @@ pub fn public_router(state: PublicState) -> Router {
         .route(QUERY_CREDITS_PATH, only(get(credits::query), "GET, HEAD, OPTIONS"))
         .route("/", only(get(page::page), "GET, HEAD, OPTIONS"))
         .fallback(async || GatewayError::NoSuchRoute)
+        .layer(from_fn_with_state(state.clone(), site::layer))
         .layer(from_fn(respond::refused))
         .layer(from_fn_with_state(api_cors(), cors::layer));
     let any_page = Cors::any("GET, HEAD", &[RANGE, IF_RANGE, IF_NONE_MATCH], &exposed());
@@ -113,8 +120,14 @@ fn only(routes: MethodRouter<PublicState>, allow: &'static str) -> MethodRouter<
 }
 
 fn api_cors() -> Cors {
-    let api_key = HeaderName::from_static(API_KEY_HEADER);
-    let headers = [CONTENT_TYPE, AUTHORIZATION, CACHE_CONTROL, api_key, respond::REFRESH];
+    // Tracing and HTTP libraries add these to every call of a page, unasked.
+    let added = ["traceparent", "tracestate", "baggage", "x-requested-with", "x-request-id"];
+    let headers: Vec<_> = [API_KEY_HEADER]
+        .into_iter()
+        .chain(added)
+        .map(HeaderName::from_static)
+        .chain([CONTENT_TYPE, AUTHORIZATION, CACHE_CONTROL, respond::REFRESH, IF_NONE_MATCH, PRAGMA])
+        .collect();
     Cors::of_configured("GET, HEAD, POST", &headers, &exposed())
 }
 

@@ -14,7 +14,7 @@
 //! | minimum average chunk ([`framing::chunked`](crate::framing::chunked)) | takes one-byte chunks at 60 times the CPU time |
 //! | `Upgrade` hidden from hyper | ends such a connection before its last bytes are written |
 //! | lingering close ([`linger`]) | closes at once: the reset destroys an answer that the client has not read yet |
-//! | `Connection: close` when the body was not read ([`watched_body`]) | closes without saying so |
+//! | `Connection: close` when the body was not read ([`connection`]) | closes without saying so |
 //! | half-closed clients are answered, clients that are gone are noticed | either of the two, by `half_close` |
 //! | connection limits ([`acceptor`]) | none |
 
@@ -25,7 +25,6 @@ mod framed;
 mod linger;
 mod signals;
 mod timers;
-mod watched_body;
 mod write_timeout;
 
 use std::sync::Arc;

@@ -52,6 +52,8 @@ enum Bug {
     IncompleteDecides,
     /// The fence is applied to booking: what somebody else has settled is not booked any more.
     FencedBooking,
+    /// A store that was not asked for lack of a turn counts as one that cannot be asked.
+    BusyIsAway,
 }
 
 /// Lives the world of a seed.
@@ -166,6 +168,11 @@ fn an_answer_written_after_the_reply_would_be_found() {
 #[test]
 fn a_winner_who_does_not_look_again_would_be_found() {
     assert_found(Bug::NoSecondLookUp);
+}
+
+#[test]
+fn congestion_taken_for_an_outage_is_found() {
+    assert_found(Bug::BusyIsAway);
 }
 
 #[test]

@@ -32,7 +32,12 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::picture::ObjectName;
 use crate::store::{Record, RecordPage, Store, StoreError, is_object};
 
-/// How long a reader waits for the ledger before the store is asked without it.
+/// How long a hit waits for each word of the ledger before the store is asked without it: a ledger that
+/// hangs must not delay what the store has.
+const HIT_PATIENCE: Duration = Duration::from_millis(200);
+/// The same for the bytes of a result.
+const READ_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the ledger is waited for where there is no answer without it.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How much may wait, and where it is kept meanwhile.
@@ -108,10 +113,13 @@ impl Spool {
 }
 
 /// Asks the ledger, for a time.
-async fn ask<T>(question: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
-    match tokio::time::timeout(LEDGER_PATIENCE, question).await {
+async fn ask<T>(
+    patience: Duration,
+    question: impl Future<Output = Result<T, LedgerError>>,
+) -> Result<T, LedgerError> {
+    match tokio::time::timeout(patience, question).await {
         Ok(answer) => answer,
-        Err(_) => Err(LedgerError::Unavailable(format!("it did not answer within {LEDGER_PATIENCE:?}"))),
+        Err(_) => Err(LedgerError::Unavailable(format!("it did not answer within {patience:?}"))),
     }
 }
 
@@ -131,7 +139,10 @@ impl Store for Spool {
     }
 
     async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
-        let spooled = ask(self.ledger.spooled_object(name)).await;
+        let spooled = match ask(READ_PATIENCE, self.ledger.is_spooled(name)).await {
+            Ok(true) => ask(LEDGER_PATIENCE, self.ledger.spooled_object(name)).await,
+            is_spooled => is_spooled.map(|_| None),
+        };
         if let Ok(Some(bytes)) = &spooled {
             if is_object(name, bytes) {
                 return Ok(Some(bytes.clone()));
@@ -147,7 +158,7 @@ impl Store for Spool {
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
-        let spooled = ask(self.ledger.is_spooled(name)).await;
+        let spooled = ask(HIT_PATIENCE, self.ledger.is_spooled(name)).await;
         if matches!(spooled, Ok(true)) || self.store.has_object(name).await? {
             return Ok(true);
         }
@@ -158,8 +169,8 @@ impl Store for Spool {
         self.check_not_away()?;
         self.check_ours().await?;
         let standing = self.learn(self.store.put_record(record).await)?;
-        match self.forget_if_purged(&standing).await {
-            // Without the ledger it is known at a later look, and whoever asked has to wait for it anyway.
+        match self.forget_if_purged(&standing, LEDGER_PATIENCE).await {
+            // Without the ledger a later lookup finds out.
             Ok(_) | Err(PurgedError::Ledger(_)) => Ok(standing),
             Err(PurgedError::Store(error)) => Err(error),
         }

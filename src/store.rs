@@ -7,6 +7,7 @@
 //!
 //! Implementations: [`local`], files, and [`s3`], a bucket. This module knows no ledger and no HTTP.
 
+mod budget;
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod local;
@@ -21,6 +22,7 @@ use bytes::Bytes;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
+pub use self::budget::StoreBudget;
 use crate::archive::ArchiveId;
 use crate::envelope::Answer;
 use crate::key::{CacheKey, Digest};
@@ -300,6 +302,10 @@ pub enum StoreError {
     /// It cannot be asked at the moment.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// This process asks it for so much that the question had no turn in time. That says nothing of the
+    /// store: nothing is absent, and nothing may be bought on it.
+    #[error("the store is busy: {0}")]
+    Busy(String),
     /// There is no room for a new result.
     #[error("the store has no room: {0}")]
     Full(String),

@@ -27,6 +27,9 @@ pub use token::{Token, TokenId};
 /// The header that every client of the upstream sends its key in.
 pub const API_KEY_HEADER: &str = "ailabapi-api-key";
 
+/// [`Team::refused_per_day`] where nothing else is configured.
+pub const REFUSED_PER_DAY: u64 = 200;
+
 /// The team of every caller while no teams are configured.
 pub const LOCAL_TEAM: &str = "local";
 
@@ -58,10 +61,12 @@ pub struct Team {
     pub monthly_credits: Option<u64>,
     /// New crops per second and replica, more than 0; `None` for no limit.
     pub misses_per_second: Option<f64>,
+    /// Calls per calendar day that the upstream may refuse for their picture or numbers.
+    pub refused_per_day: u64,
 }
 
 impl Team {
-    /// The team of every caller while none are configured: no limits.
+    /// The team of every caller while none are configured: no budgets.
     pub fn local() -> Self {
         Self {
             name: LOCAL_TEAM.to_owned(),
@@ -71,6 +76,7 @@ impl Team {
             daily_credits: None,
             monthly_credits: None,
             misses_per_second: None,
+            refused_per_day: REFUSED_PER_DAY,
         }
     }
 }
@@ -161,7 +167,9 @@ impl Teams {
     pub fn authenticate(&self, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Team>, AuthError> {
         let Some(tokens) = &self.tokens else { return Ok(self.teams[0].clone()) };
         let presented = credential(headers)?;
-        let id = Token::id_of(presented).ok_or(AuthError::Malformed)?;
+        let id = Token::id_of(presented).ok_or_else(|| {
+            if presented.starts_with(token::PREFIX) { AuthError::Incomplete } else { AuthError::Malformed }
+        })?;
         let hash = blake3::hash(presented.as_bytes());
         let holder = tokens.get(&id);
         // Equality of `blake3::Hash` takes constant time, and an unknown id is compared as well.
@@ -177,23 +185,26 @@ impl Teams {
     }
 }
 
-/// The one token the headers carry. A header without a value carries none.
+/// The one token the headers carry. A header without a value carries none, and neither does an
+/// `Authorization` of another scheme, which a proxy may have left.
 fn credential(headers: &HeaderMap) -> Result<&str, AuthError> {
     let api_key = single(headers.get_all(API_KEY_HEADER).iter())?;
-    let authorization = single(headers.get_all(AUTHORIZATION).iter())?;
-    match (api_key, authorization.map(bearer)) {
-        (None, None | Some(Ok(""))) => Err(AuthError::Missing),
-        (None, Some(token)) => token,
-        (Some(token), None | Some(Ok(""))) => Ok(token),
-        (Some(token), Some(Ok(same))) if same == token => Ok(token),
+    let bearer = single(headers.get_all(AUTHORIZATION).iter().filter(|value| is_bearer(value)))?;
+    // Without the scheme's name.
+    let bearer = bearer.map(|value| value[BEARER.len()..].trim()).filter(|token| !token.is_empty());
+    match (api_key, bearer) {
+        (None, None) => Err(AuthError::Missing),
+        (Some(token), None) | (None, Some(token)) => Ok(token),
+        (Some(token), Some(same)) if same == token => Ok(token),
         (Some(_), Some(_)) => Err(AuthError::Conflicting),
     }
 }
 
-/// What stands after the word Bearer.
-fn bearer(value: &str) -> Result<&str, AuthError> {
-    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-    if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(AuthError::Malformed) }
+const BEARER: &str = "bearer";
+
+fn is_bearer(value: &HeaderValue) -> bool {
+    let (scheme, rest) = value.as_bytes().split_at(value.len().min(BEARER.len()));
+    scheme.eq_ignore_ascii_case(BEARER.as_bytes()) && matches!(rest, [] | [b' ' | b'\t', ..])
 }
 
 /// The only value of a header, trimmed; `None` when it is empty.
@@ -222,6 +233,12 @@ pub enum AuthError {
          so send your team's Granary token instead"
     )]
     Malformed,
+    /// 401: the beginning of a Granary token, or one with something added.
+    #[error(
+        "this token begins like a Granary token but is incomplete or has been changed; copy it again, from \
+         granary_ to its last character"
+    )]
+    Incomplete,
     /// 401: well-formed, and nobody's.
     #[error(
         "this token is unknown or has been revoked; copy it again, or ask whoever runs this Granary for a \

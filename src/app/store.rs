@@ -13,8 +13,10 @@ use crate::store::{Store, StoreError};
 
 /// How long a start waits for the bucket.
 const START_PATIENCE: Duration = Duration::from_secs(8);
-/// A bucket that was away at the start is asked for at least this often.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often a bucket that was away at the start is asked for; while its breaker is open, at no cost.
+const AWAY_PAUSE: Duration = Duration::from_secs(1);
+/// How often one is asked that lacks what nothing can be kept without.
+const UNFIT_PAUSE: Duration = Duration::from_secs(30);
 
 /// Opens the configured store; a bucket is asked nothing yet.
 ///
@@ -56,17 +58,16 @@ pub(super) async fn prove_bucket(store: Arc<dyn Store>, stopping: CancellationTo
     };
     tracing::warn!(%error, "starting without the bucket: hits are served from memory and ledger, nothing is bought");
     tokio::spawn(stopping.run_until_cancelled_owned(async move {
-        let mut pause = Duration::from_secs(1);
         loop {
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(AWAY_PAUSE).await;
             match store.prove().await {
                 Ok(()) => break tracing::info!("the bucket is there, and proved"),
                 Err(error @ StoreError::Unfit(_)) => {
                     tracing::error!(%error, "nothing is bought for this bucket; use another and restart");
+                    tokio::time::sleep(UNFIT_PAUSE).await;
                 }
-                Err(error) => tracing::warn!(%error, "the bucket cannot be proved yet"),
+                Err(error) => tracing::debug!(%error, "the bucket cannot be proved yet"),
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }));
     Ok(())

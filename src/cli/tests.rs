@@ -173,7 +173,7 @@ fn check_live_spend_buys_one_crop_and_shows_the_answer_without_its_address() {
     let directory = TempDir::new().unwrap();
     let folder = directory.path().display();
     let config = format!(
-        "[upstream]\nkind = \"ailab\"\nbase_url = \"{}\"\napi_key = \"{}\"\nresult_hosts = [\"{}\"]\n\
+        "[budget]\nmonthly_credits = 1000\n[upstream]\nkind = \"ailab\"\nbase_url = \"{}\"\napi_key = \"{}\"\nresult_hosts = [\"{}\"]\n\
          [store]\npath = \"{folder}/store\"\n[state]\npath = \"{folder}/state\"\n",
         upstream.base_url(),
         upstream.api_key(),
@@ -235,7 +235,7 @@ fn check_live_says_of_each_part_what_does_not_work() {
     bucket.write_credentials(&directory.path().join("credentials")).unwrap();
     let write = |key: &str| {
         let config = format!(
-            "[upstream]\nkind = \"ailab\"\nbase_url = \"{}\"\napi_key = \"{key}\"\n[state]\npath = \"{folder}/state\"\n\
+            "[budget]\nmonthly_credits = 1000\n[upstream]\nkind = \"ailab\"\nbase_url = \"{}\"\napi_key = \"{key}\"\n[state]\npath = \"{folder}/state\"\n\
              [store]\nkind = \"s3\"\nbucket = \"{}\"\nendpoint = \"{}\"\ncredentials_file = \"{folder}/credentials\"\n",
             upstream.base_url(),
             bucket.bucket(),

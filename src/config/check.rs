@@ -33,6 +33,15 @@ fn listeners(config: &Config, reading: &mut Reading) {
             ),
         );
     }
+    let budget = &config.budget;
+    let is_limited = budget.daily_credits.is_some() || budget.monthly_credits.is_some();
+    if config.upstream.kind == UpstreamKind::Ailab && config.teams.is_empty() && !is_limited {
+        reading.problem(
+            &["upstream.kind", "team", "budget.daily_credits", "budget.monthly_credits"],
+            "is \"ailab\", which costs credits, and neither teams nor a budget limit who may spend how many; add a \
+             [[team]] with a token (granary token new TEAM), or set budget.daily_credits or budget.monthly_credits",
+        );
+    }
     if is_public && server.public_url.is_none() {
         reading.problem(
             &["server.public_url", "server.listen"],

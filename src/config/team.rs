@@ -4,7 +4,7 @@ use jiff::tz::TimeZone;
 use toml::Value;
 
 use super::setting::{Fault, Setting, kind, one, section, shown};
-use crate::teams::{BudgetMode, Team, Token, TokenId};
+use crate::teams::{BudgetMode, REFUSED_PER_DAY, Team, Token, TokenId};
 
 section! {
     /// What all teams together may spend.
@@ -39,6 +39,10 @@ section! {
         /// New crops per second that it may ask of this server, such as 2 or 0.5; no limit when
         /// left out. Hits are not counted.
         pub misses_per_second: Option<f64> = None,
+        /// Calls per day that the upstream may refuse for their picture or size, such as grey images;
+        /// further new crops of the team are refused until the day ends. Refusals are free, and each
+        /// takes a call that another team could have had.
+        pub refused_per_day: u64 = REFUSED_PER_DAY,
         /// May it buy a crop again that is stored already, with the header Granary-Refresh?
         pub may_refresh: bool = false,
         /// Refuse all its calls.
@@ -57,6 +61,7 @@ impl TeamConfig {
             daily_credits: self.daily_credits,
             monthly_credits: self.monthly_credits,
             misses_per_second: self.misses_per_second,
+            refused_per_day: self.refused_per_day,
         }
     }
 }

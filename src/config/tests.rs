@@ -161,7 +161,11 @@ fn every_field_is_read() {
 /// No field of the full example has its default, so a field that is not printed, or not read, shows.
 #[test]
 fn what_is_printed_parses_back() {
-    for text in ["", &full(), "[upstream]\nkind = \"ailab\"\napi_key_file = \"/dev/null\"\n"] {
+    for text in [
+        "",
+        &full(),
+        "[budget]\ndaily_credits = 9\n[upstream]\nkind = \"ailab\"\napi_key_file = \"/dev/null\"\n",
+    ] {
         let mut reading = read::Reading::default();
         let mut config = reading.file(text).unwrap();
         check::check(&mut config, &mut reading);
@@ -625,10 +629,18 @@ fn a_bucket_is_named_and_its_service_has_an_address() {
 
 #[test]
 fn the_upstream_needs_what_its_kind_needs() {
-    let ailab = |rest: &str| format!("[upstream]\nkind = \"ailab\"\n{rest}");
+    let ailab = |rest: &str| format!("[budget]\nmonthly_credits = 9\n[upstream]\nkind = \"ailab\"\n{rest}");
     let key = [("GRANARY_UPSTREAM_API_KEY", "sesame")];
     check(&ailab(""), &[], &["upstream.api_key: is missing; put the key of the AILabTools account into"]);
     check(&ailab(""), &key, &[]);
+    let unlimited = "[upstream]\nkind = \"ailab\"\n";
+    let refused =
+        ["upstream.kind: is \"ailab\", which costs credits, and neither teams nor a budget limit who"];
+    check(unlimited, &key, &refused);
+    check(&format!("{unlimited}[budget]\ndaily_credits = 0"), &key, &[]);
+    check(unlimited, &[key[0], ("GRANARY_BUDGET_MONTHLY_CREDITS", "30")], &[]);
+    let team = format!("{unlimited}[[team]]\nname = \"web\"\ndisabled = true");
+    check(&team, &key, &[]);
     check(
         &ailab("api_key_file = \"/nowhere\""),
         &key,
@@ -771,7 +783,7 @@ fn a_token_in_the_wrong_place_is_not_repeated() {
         format!("[[team]]\nname = \"web\"\ntokens = [\"{token}\"]"),
         format!("[[team]]\nname = \"web\"\ntokens = [{{ id = \"{token}\", hash = \"{token}\" }}]"),
         format!("[[team]]\nname = \"{token}\""),
-        format!("[upstream]\nkind = \"ailab\"\napi_key_file = \"{token}\""),
+        format!("[budget]\ndaily_credits = 9\n[upstream]\nkind = \"ailab\"\napi_key_file = \"{token}\""),
         format!("[server]\nlisten = \"{token}\"\nhead_timeout = \"{token}\"\n{token} = 1\n[{token}]"),
         format!("[upstream]\nbase_url = \"{token}\"\nnamespace = \"{token}\""),
         format!("[upstream]\nbase_url = \"https://user:{token}@www.ailabapi.com\""),
@@ -814,7 +826,10 @@ fn the_key_may_be_in_a_file_of_its_own() {
             (Err(why), Err(expected)) => assert!(why.starts_with(expected), "{why}"),
             (other, expected) => panic!("{other:?} instead of {expected:?}"),
         }
-        let text = format!("[upstream]\nkind = \"ailab\"\napi_key_file = \"{}\"", path.display());
+        let text = format!(
+            "[budget]\ndaily_credits = 9\n[upstream]\nkind = \"ailab\"\napi_key_file = \"{}\"",
+            path.display()
+        );
         match expected {
             Ok(_) => super::tests::check(&text, &[], &[]),
             Err(why) => super::tests::check(&text, &[], &[&format!("upstream.api_key_file: {why}")]),
@@ -876,7 +891,7 @@ fn a_file_is_found_where_it_is_named() {
 #[test]
 fn a_key_in_a_file_that_all_may_read_is_a_warning() {
     let directory = TempDir::new().unwrap();
-    let text = b"[upstream]\nkind = \"ailab\"\napi_key = \"sesame\"";
+    let text = b"[budget]\ndaily_credits = 9\n[upstream]\nkind = \"ailab\"\napi_key = \"sesame\"";
     let warnings = |mode| {
         let path = write(&directory, "granary.toml", text, mode);
         Config::load(Some(&path), &Environment::default()).unwrap().warnings

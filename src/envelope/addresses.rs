@@ -33,7 +33,8 @@ fn without_addresses(meaning: &str, result: Option<&str>) -> Option<String> {
     let is_address = |word: &str| {
         decodings(word).iter().any(|form| {
             let form = form.to_ascii_lowercase();
-            MARKS.iter().any(|mark| form.contains(mark)) || host.as_ref().is_some_and(|host| form.contains(host))
+            MARKS.iter().any(|mark| form.contains(mark))
+                || host.as_ref().is_some_and(|host| form.contains(host))
         })
     };
     if !is_address(meaning) {
@@ -48,7 +49,11 @@ fn without_addresses(meaning: &str, result: Option<&str>) -> Option<String> {
     let words = meaning.split_inclusive(is_gap).map(|word| {
         let gap = word.chars().next_back().filter(|last| is_gap(*last));
         let bare = word.trim_end_matches(is_gap);
-        if is_address(bare) { format!("{REMOVED}{}", gap.map_or(String::new(), String::from)) } else { word.to_owned() }
+        if is_address(bare) {
+            format!("{REMOVED}{}", gap.map_or(String::new(), String::from))
+        } else {
+            word.to_owned()
+        }
     });
     Some(words.collect())
 }
@@ -120,7 +125,10 @@ mod tests {
             (r#"{"b":"https:\/\/other.example\/a b.png?Signature=s"}"#, r#"{"b":""}"#),
             (r#"{"b":"//b.oss.aliyuncs.com/a"}"#, r#"{"b":""}"#),
             (r#"{"b":"ftp:\u002f/other.example/a"}"#, r#"{"b":""}"#),
-            (r#"{"b":"see URL or (http://x/y), thanks"}"#, r#"{"b":"see [address removed] or [address removed] thanks"}"#),
+            (
+                r#"{"b":"see URL or (http://x/y), thanks"}"#,
+                r#"{"b":"see [address removed] or [address removed] thanks"}"#,
+            ),
             (r#"{"b":"failed: h.example/p/a.png"}"#, r#"{"b":"failed: [address removed]"}"#),
             (r#"{"b":"on b.oss-cn-shanghai.AliyunCS.com now"}"#, r#"{"b":"on [address removed] now"}"#),
             (r#"{"b":"at Expires=1&Signature=s2"}"#, r#"{"b":"at [address removed]"}"#),

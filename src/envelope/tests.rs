@@ -104,7 +104,8 @@ fn whatever_is_not_an_envelope_is_refused() {
 #[test]
 fn body_is_read_as_clients_in_wide_use_read_it() {
     let plain = r#"{"error_code":0,"data":{"url":"https://h/a"}}"#;
-    let utf16: Vec<u8> = std::iter::once(0xFEFF).chain(plain.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    let utf16: Vec<u8> =
+        std::iter::once(0xFEFF).chain(plain.encode_utf16()).flat_map(u16::to_le_bytes).collect();
     for body in [
         format!("\u{feff}{plain}").into_bytes(),
         format!("\r\n {plain}\n").into_bytes(),
@@ -126,10 +127,12 @@ fn body_is_read_as_clients_in_wide_use_read_it() {
 #[test]
 fn ids_are_cut_and_never_addresses() {
     let long = "é".repeat(100);
-    let text = format!(r#"{{"request_id":"{long}","log_id":77496025,"data":{{"url":"https://h.example/a"}}}}"#);
+    let text =
+        format!(r#"{{"request_id":"{long}","log_id":77496025,"data":{{"url":"https://h.example/a"}}}}"#);
     let answer = success(&text);
     assert_eq!((answer.request_id.as_str(), answer.log_id.as_str()), (&long[..128], "77496025"));
-    let answer = success(r#"{"request_id":"https://x.example/?Signature=s","data":{"url":"https://h.example/a"}}"#);
+    let answer =
+        success(r#"{"request_id":"https://x.example/?Signature=s","data":{"url":"https://h.example/a"}}"#);
     assert_eq!(answer.request_id, "");
 }
 
@@ -141,7 +144,8 @@ fn second_address_is_in_neither_the_kept_nor_the_passed_on_text() {
         assert!(!text.contains("two") && !text.contains("three") && !text.contains("o.example"), "{text}");
         assert!(text.contains(" ok"), "{text}");
     }
-    let error = br#"{"error_code":500,"error_msg":"cannot read http://o.example/c?Signature=three","log_id":"1"}"#;
+    let error =
+        br#"{"error_code":500,"error_msg":"cannot read http://o.example/c?Signature=three","log_id":"1"}"#;
     let Ok(Envelope::Error { text, .. }) = Envelope::read(error) else { panic!("no error") };
     assert_eq!(text, r#"{"error_code":500,"error_msg":"cannot read [address removed]","log_id":"1"}"#);
 }

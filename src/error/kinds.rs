@@ -4,8 +4,15 @@ use super::Fault;
 use crate::code::{self, Code};
 
 /// Whose fault, and the code: every pair that [`GatewayError::situation`](super::GatewayError::situation)
-/// has.
-pub const KINDS: [(Fault, Code); 30] = [
+/// may have.
+pub fn kinds() -> impl Iterator<Item = (Fault, Code)> {
+    let passed_through = |fault| code::ALL.iter().chain([&code::OTHER]).map(move |code| (fault, *code));
+    let passed_through = passed_through(Fault::Caller).chain(passed_through(Fault::Upstream));
+    OURS.into_iter().chain(passed_through.filter(|kind| !OURS.contains(kind)))
+}
+
+/// The pairs of the errors that Granary itself makes.
+const OURS: [(Fault, Code); 30] = [
     (Fault::Caller, code::ERROR_PARAMETERS),
     (Fault::Caller, code::MISSING_PARAMETERS),
     (Fault::Caller, code::PARAMETERS_CANNOT_EMPTY),

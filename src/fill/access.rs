@@ -8,9 +8,12 @@ use super::machine::{Admission, Event, FillSource, Machine, Retry, Verdict};
 use super::retry::wait_before;
 use super::suspect::suspicions;
 use super::task::Task;
+use super::{FillOutcome, Seat};
 use crate::circuit::Attempt;
+use crate::coalesce::Coalescer;
 use crate::download::{FetchError, Fetched};
 use crate::error::GatewayError;
+use crate::key::CacheKey;
 use crate::ledger::CallState;
 use crate::metrics::{RetryReason, ShedReason};
 use crate::slots::{BusyCause, CallEnd};
@@ -22,7 +25,6 @@ impl Task {
         (self.slot, self.pass) = (None, None);
         let shared = self.shared.clone();
         let metrics = &shared.parts.metrics;
-        let asked = Instant::now();
         // No failure is remembered for its own sake; but an upstream that throttles even single calls
         // is not called for clients that do not wait as they were told.
         if !self.is_retry
@@ -36,14 +38,26 @@ impl Task {
             let Some((_, seat)) = self.groups.candidate(self.key) else {
                 return Event::Admitted(Admission::Nobody);
             };
+            if let Err(error) = self.reserve_miss(&seat) {
+                self.refuse(&seat, error);
+                continue;
+            }
+            let (rated, groups, key) = (self.rate_allows_at(), self.groups.clone(), self.key);
+            let turn = async {
+                if let Some(at) = rated {
+                    tokio::time::sleep_until(at).await;
+                }
+                let asked = Instant::now();
+                (shared.slots.take(&seat.team.name, patience(&groups, key)).await, asked.elapsed())
+            };
             let (shed, error) = tokio::select! {
                 biased;
                 error = shared.circuit.refuses() => (ShedReason::BreakerOpen, error),
                 () = shared.draining.cancelled() => (ShedReason::Draining, GatewayError::Draining),
-                taken = shared.slots.take(&seat.team.name, self.patience()) => match taken {
+                (taken, waited) = turn => match taken {
                     Ok(slot) => {
-                        metrics.queue_waited(asked.elapsed());
-                        self.note_turn(Some(asked.elapsed()));
+                        metrics.queue_waited(waited);
+                        self.note_turn(Some(waited));
                         self.slot = Some(slot);
                         return Event::Slot(Ok(()));
                     }
@@ -84,7 +98,7 @@ impl Task {
         };
         let may_call = self.pass.as_ref().is_none_or(|pass| pass.may_retry());
         let wait = wait_before(number, asked);
-        if !may_call || wait >= self.patience() || shared.draining.is_cancelled() {
+        if !may_call || wait >= patience(&self.groups, self.key) || shared.draining.is_cancelled() {
             return false;
         }
         if reason == RetryReason::RateLimited && !shared.retries.take() {
@@ -97,13 +111,6 @@ impl Task {
         }
         shared.parts.metrics.retried(reason);
         true
-    }
-
-    /// How long the most patient caller waits still.
-    fn patience(&self) -> Duration {
-        let seats = self.groups.waiting(self.key);
-        let latest = seats.iter().map(|seat| seat.deadline).max();
-        latest.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
     /// The order did not go out whole; its slot stays, for another try.
@@ -196,4 +203,10 @@ impl Task {
             self.shared.parts.metrics.suspect(reason);
         }
     }
+}
+
+/// How long the most patient waiter for a key still waits.
+fn patience(groups: &Coalescer<CacheKey, Seat, FillOutcome>, key: CacheKey) -> Duration {
+    let latest = groups.waiting(key).iter().map(|seat| seat.deadline).max();
+    latest.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()))
 }

@@ -51,6 +51,8 @@ pub struct Machine {
     won: Option<Won>,
     /// The row has passed the gate, or may have.
     is_marked: bool,
+    /// Another fill held the key when this one wanted it.
+    has_waited: bool,
     answer: Option<Answer>,
     /// The ledger did not take the answer yet. It is offered again before each new fetch; once the
     /// result is kept, that is booked instead.
@@ -116,6 +118,7 @@ impl Machine {
             payer: None,
             won: None,
             is_marked: false,
+            has_waited: false,
             answer: None,
             is_answer_owed: false,
             fetched: None,
@@ -158,13 +161,14 @@ impl Machine {
 
             Event::Admitted(Admission::Nobody) => Effect::Stop,
             Event::Admitted(Admission::Refused(error)) => self.refuse_team(error),
-            Event::Admitted(Admission::TooFast(wait)) => self.step_aside(wait),
+            Event::Admitted(Admission::Unrated) => Effect::TakeSlot,
             Event::Admitted(Admission::Payer(payer)) => {
                 self.payer = Some(*payer);
                 Effect::CheckRoom
             }
 
             Event::Room(Ok(())) => Effect::EnterCircuit,
+            Event::Room(Err(StoreError::Busy(_))) => Effect::Finish(Err(GatewayError::StoreBusy)),
             Event::Room(Err(error)) => {
                 tracing::warn!(%error, "no new result can be kept, so none is bought");
                 Effect::Finish(Err(GatewayError::NoRoom))
@@ -212,9 +216,13 @@ impl Machine {
                 self.won = Some(won);
                 Effect::LookAgain
             }
-            Reserved::Held(_) => self.step_aside(HELD_POLL),
+            Reserved::Held(_) => {
+                self.has_waited = true;
+                self.resume = Some(Next::TakeSlot);
+                Effect::StepAside(HELD_POLL)
+            }
             Reserved::Stored(record) => {
-                let filled = Filled { record: Arc::new(*record), source: FillSource::Ledger };
+                let filled = Filled { record: Arc::new(*record), source: self.found_in(FillSource::Ledger) };
                 Effect::Finish(Ok(filled))
             }
             Reserved::Resting { until, wait } => Effect::Finish(Err(GatewayError::Resting { until, wait })),
@@ -227,7 +235,7 @@ impl Machine {
     fn looked_again(&mut self, standing: Result<Standing, StoreError>) -> Effect {
         match standing {
             Ok(Standing::Result(record)) if record.generation >= self.generation() => {
-                let next = Next::Import(Arc::new(record), FillSource::Store);
+                let next = Next::Import(Arc::new(record), self.found_in(FillSource::Store));
                 self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
             }
             // Ours could not take its place; the next look-up books the loss first.
@@ -236,6 +244,8 @@ impl Machine {
             }
             // Nor the place of one that cannot be read.
             Err(StoreError::Corrupt(reason) | StoreError::Unfit(reason)) => self.unkeepable(&reason),
+            // Nothing was learned, neither of the store nor of the key.
+            Err(StoreError::Busy(reason)) => self.end(Booking::Released { reason }, GatewayError::StoreBusy),
             // When the store cannot be asked, the ledger decides, and it has.
             Ok(_) | Err(StoreError::Unavailable(_) | StoreError::Full(_)) => Effect::CheckWaiters,
         }
@@ -388,9 +398,9 @@ impl Machine {
         Effect::Pause(time)
     }
 
-    fn step_aside(&mut self, time: Duration) -> Effect {
-        self.resume = Some(Next::TakeSlot);
-        Effect::StepAside(time)
+    /// Where a result was found that this fill did not buy.
+    fn found_in(&self, source: FillSource) -> FillSource {
+        if self.has_waited { FillSource::Awaited } else { source }
     }
 
     fn after_pause(&mut self) -> Effect {

@@ -6,10 +6,10 @@ use tokio::time::Instant;
 
 use super::machine::{Effect, Event, Machine};
 use super::task::Task;
-use crate::ledger::budget::{Budget, Used};
+use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::{Booking, LedgerError, Reservation, Reserved};
 use crate::metrics::{CoalesceScope, Decision, LimitKind, LimitMode, Stage};
-use crate::teams::Team;
+use crate::policy::Turn;
 use crate::upstream::Reply;
 
 /// A turn that came within this time was not waited for.
@@ -40,8 +40,7 @@ impl Task {
             Effect::PutObject(_) | Effect::PutRecord(_) => Stage::Persist,
             // Until what came before is tried again.
             Effect::Pause(_) => self.stage,
-            Effect::StepAside(_) if self.held_since.is_some() => Stage::CoalesceWait,
-            Effect::StepAside(_) => Stage::QueueWait,
+            Effect::StepAside(_) => Stage::CoalesceWait,
             Effect::Admit | Effect::EnterCircuit | Effect::CheckWaiters => return None,
             Effect::RefuseTeam(_) | Effect::Tell(_) | Effect::Finish(_) | Effect::Stop => return None,
         })
@@ -71,10 +70,14 @@ impl Task {
         } else if let Some(since) = self.held_since.take() {
             metrics.followed(self.holder(), since.elapsed(), true);
         }
-        let is_limited = |enforced| asked.budgets.iter().any(|budget| budget.enforced == enforced);
+        let is_budget = |budget: &&Budget| !matches!(budget.scope, Scope::Refused(_));
+        let is_limited =
+            |enforced| asked.budgets.iter().filter(is_budget).any(|budget| budget.enforced == enforced);
         match reserved {
-            Ok(Reserved::OverBudget(_)) => {
-                metrics.decided(LimitKind::Budget, Decision::Deny, LimitMode::Enforce)
+            Ok(Reserved::OverBudget(refusal)) => {
+                let is_budget = is_budget(&&refusal.budget);
+                let kind = if is_budget { LimitKind::Budget } else { LimitKind::Refused };
+                metrics.decided(kind, Decision::Deny, LimitMode::Enforce);
             }
             Ok(Reserved::Won(_)) => {
                 if is_limited(true) {
@@ -107,11 +110,15 @@ impl Task {
         });
     }
 
-    /// What the team's rate decided, if it has one.
-    pub(super) fn note_rate(&self, team: &Team, decision: Decision) {
-        if team.misses_per_second.is_some() {
-            self.shared.parts.metrics.decided(LimitKind::Rate, decision, LimitMode::Enforce);
-        }
+    /// What a team's rate decided, if it has one.
+    pub(super) fn note_rate(&self, reserved: &Result<Option<Turn>, Duration>) {
+        let decision = match reserved {
+            Ok(None) => return,
+            Ok(Some(turn)) if turn.at <= Instant::now() => Decision::Allow,
+            Ok(Some(_)) => Decision::Delay,
+            Err(_) => Decision::Deny,
+        };
+        self.shared.parts.metrics.decided(LimitKind::Rate, decision, LimitMode::Enforce);
     }
 
     /// Whether there was a turn, and when.

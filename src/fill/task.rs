@@ -16,13 +16,14 @@ use crate::cache::Reading;
 use crate::circuit::Pass;
 use crate::coalesce::{Coalescer, GroupGuard, WaiterId};
 use crate::crash::crash_point;
-use crate::error::GatewayError;
+use crate::error::{GatewayError, is_about_the_request};
 use crate::key::CacheKey;
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation, Reserved};
-use crate::metrics::{AttemptOutcome, Decision, ShedReason, Stage};
+use crate::metrics::{AttemptOutcome, ShedReason, Stage};
+use crate::policy::Turn;
 use crate::random::jittered;
 use crate::slots::Slot;
-use crate::store::StoreError;
+use crate::store::{StoreBudget, StoreError};
 use crate::upstream::{HeldCall, NotSent, Opened, RefusalKind, Reply, UnknownCause};
 
 /// See the module.
@@ -36,10 +37,12 @@ pub(super) struct Task {
     /// Whom the last admission was about.
     payer: Option<(WaiterId, Seat)>,
     pub(super) slot: Option<Slot>,
+    /// What may still be waited for the store before the spool takes over.
+    budget: StoreBudget,
     /// The right to call the upstream; given back as soon as nothing more can be learnt from the fill.
     pub(super) pass: Option<Pass>,
-    /// The team whose rate has let this fill through: a fill is one miss, however often it is tried.
-    rated: Option<String>,
+    /// The team whose rate was asked, and the time it gave: a fill is one miss, however often it is tried.
+    rated: Option<(String, Option<Turn>)>,
     /// Has an order gone out before?
     pub(super) is_retry: bool,
     held: Option<Box<dyn HeldCall>>,
@@ -77,6 +80,7 @@ impl Task {
             key,
             payer: None,
             slot: None,
+            budget: wanted.as_ref().map_or_else(StoreBudget::default, |wanted| wanted.budget),
             pass: None,
             rated: None,
             is_retry: false,
@@ -183,12 +187,12 @@ impl Task {
             }
             Effect::PutObject(fetched) => {
                 crash_point("CP22");
-                let kept = parts.store.put_object(fetched.name, fetched.bytes).await;
+                let kept = self.budget.wait(parts.store.put_object(fetched.name, fetched.bytes)).await;
                 crash_point("CP24");
                 Event::ObjectKept(kept, parts.clock.now())
             }
             Effect::PutRecord(record) => {
-                let kept = parts.store.put_record(&record).await;
+                let kept = self.budget.wait(parts.store.put_record(&record)).await;
                 self.is_durable |= kept.is_ok();
                 Event::RecordKept(kept)
             }
@@ -200,8 +204,7 @@ impl Task {
             Effect::RefuseTeam(error) => {
                 self.pass = None;
                 if let Some((_, seat)) = self.payer.take() {
-                    let outcome = FillOutcome { verdict: Err(error), payer: None, course: self.course };
-                    self.groups.refuse(self.key, &seat, &outcome);
+                    self.refuse(&seat, error);
                 }
                 Event::Told
             }
@@ -214,6 +217,37 @@ impl Task {
             }
             Effect::Finish(_) | Effect::Stop => Event::Told,
         }
+    }
+
+    /// Answers the waiters of one team, and leaves the others waiting.
+    pub(super) fn refuse(&self, seat: &Seat, error: GatewayError) {
+        let outcome = FillOutcome { verdict: Err(error), payer: None, course: self.course };
+        self.groups.refuse(self.key, seat, &outcome);
+    }
+
+    /// Reserves the time of this fill's miss under the rate of a waiter's team.
+    pub(super) fn reserve_miss(&mut self, seat: &Seat) -> Result<(), GatewayError> {
+        let policy = self.shared.parts.policy.get();
+        if self.is_rated_for(&seat.team.name) {
+            return Ok(());
+        }
+        self.rated = None;
+        // A team that may not pay is refused by `admit`.
+        let Ok(team) = policy.payer(&seat.team.name) else { return Ok(()) };
+        let reserved = policy.reserve_miss(team, seat.deadline);
+        self.note_rate(&reserved);
+        let turn = reserved.map_err(|wait| GatewayError::RateLimited { wait })?;
+        self.rated = Some((team.name.clone(), turn));
+        Ok(())
+    }
+
+    fn is_rated_for(&self, team: &str) -> bool {
+        self.rated.as_ref().is_some_and(|(rated, _)| rated == team)
+    }
+
+    /// When the miss may be made, as far as its team's rate is concerned.
+    pub(super) fn rate_allows_at(&self) -> Option<Instant> {
+        self.rated.as_ref().and_then(|(_, turn)| turn.as_ref()).map(|turn| turn.at)
     }
 
     /// The longest-waiting caller's team pays, if it may.
@@ -236,29 +270,16 @@ impl Task {
         if wanted.refresh && seat.team.may_refresh && !team.may_refresh {
             return Admission::Refused(GatewayError::RefreshNotAllowed);
         }
-        if self.rated.as_ref() != Some(&team.name) {
-            let checked = policy.check_rate(team);
-            let can_wait = |wait: Duration| Instant::now() + wait < seat.deadline;
-            let decision = match checked {
-                Ok(()) => Decision::Allow,
-                Err(wait) if can_wait(wait) => Decision::Delay,
-                Err(_) => Decision::Deny,
-            };
-            self.note_rate(team, decision);
-            match checked {
-                Ok(()) => {}
-                Err(wait) if decision == Decision::Delay => return Admission::TooFast(wait),
-                Err(wait) => return Admission::Refused(GatewayError::RateLimited { wait }),
-            }
+        if !self.is_rated_for(&team.name) {
+            return Admission::Unrated;
         }
-        self.rated = Some(team.name.clone());
         Admission::Payer(Box::new(Reservation {
             namespace: self.shared.config.namespace.clone(),
             key: wanted.key,
             refresh: wanted.refresh,
             team: team.name.clone(),
             credits: self.shared.config.credits_per_call,
-            budgets: policy.budgets(team),
+            budgets: policy.limits(team, self.shared.config.credits_per_call),
             image: wanted.image,
             width: wanted.order.width,
             height: wanted.order.height,
@@ -270,17 +291,17 @@ impl Task {
         if self.shared.unsettled.is_full() {
             return Err(StoreError::Full("too many paid results are still to be fetched".to_owned()));
         }
-        self.shared.parts.store.check_room().await
+        self.budget.wait(self.shared.parts.store.check_room()).await
     }
 
     /// As at a look-up, an object that cannot be looked for counts as there.
     async fn look_again(&mut self) -> Result<Standing, StoreError> {
-        let store = &self.shared.parts.store;
-        let Some(record) = store.record(&self.shared.config.namespace, self.key).await? else {
+        let (store, namespace) = (&self.shared.parts.store, &self.shared.config.namespace);
+        let Some(record) = self.budget.wait(store.record(namespace, self.key)).await? else {
             return Ok(Standing::Nothing);
         };
         let is_gone = match record.object() {
-            Some(object) => matches!(store.has_object(object).await, Ok(false)),
+            Some(object) => matches!(self.budget.wait(store.has_object(object)).await, Ok(false)),
             None => true,
         };
         Ok(if is_gone { Standing::Remains(record) } else { Standing::Result(record) })
@@ -374,6 +395,10 @@ impl Task {
             () = tokio::time::sleep(jittered(time)) => {}
             () = self.shared.draining.cancelled(), if self.is_durable => {}
         }
+        if self.answered.is_some() {
+            // Neither store nor spool took the result; each further try has its own time.
+            self.budget = StoreBudget::default();
+        }
         Event::Paused
     }
 
@@ -403,9 +428,7 @@ impl Task {
             Ok(filled) => cache.keep_answer(filled.record.clone(), self.reading).await,
             // Once is enough, and now is later than that.
             Err(_) if self.is_told => {}
-            Err(GatewayError::Upstream { status, body })
-                if matches!(status.as_u16(), 400 | 413 | 415 | 422) =>
-            {
+            Err(GatewayError::Upstream { status, body, .. }) if is_about_the_request(*status) => {
                 cache.keep_refusal(self.key, *status, body.clone()).await;
             }
             Err(GatewayError::UpstreamThrottled { wait }) => shared.told_to_wait.note(self.key, *wait),

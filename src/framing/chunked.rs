@@ -6,9 +6,8 @@ use thiserror::Error;
 const MAX_SIZE_LINE: usize = 80;
 /// Maximum bytes of all trailers together.
 const MAX_TRAILERS: usize = 4096;
-/// Chunks of any length that a body may have.
+/// Chunks of any length that a body may have; with more, their average has a minimum.
 const FREE_CHUNKS: u64 = 1024;
-/// Minimum average length of all its chunks, once it has more.
 const MIN_AVERAGE: u64 = 64;
 
 /// Why a chunked body is refused.
@@ -17,13 +16,13 @@ pub enum ChunkError {
     /// Not chunks, or chunks that two readers might understand differently.
     #[error("the chunks of the body are malformed")]
     Malformed,
-    /// Each chunk costs as much time as some kilobytes.
+    /// Too many small ones: each costs as much time as some kilobytes.
     #[error("the body has more than 1024 chunks of less than 64 bytes on average")]
     TooSmall,
 }
 
 /// Follows the chunks of one body.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Chunks {
     part: Part,
     chunks: u64,
@@ -31,48 +30,42 @@ pub struct Chunks {
     trailers: usize,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 enum Part {
     #[default]
     Size,
-    /// With the CR LF after it, which hyper checks.
-    Data {
-        left: u64,
-    },
+    /// Bytes left of a chunk and of the CR LF after it, which hyper checks.
+    Data(u64),
     Trailers,
     End,
 }
 
 impl Chunks {
-    /// Returns how many of `bytes`, which follow those of earlier calls, belong to the body and can be
-    /// passed on. What is left over is to be given again, with more.
+    /// Returns how many of `bytes` belong to the body. The rest is to be given again, with more.
     ///
     /// # Errors
     /// [`ChunkError`], after which nothing more can be read.
     pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
         let mut at = 0;
-        while at < bytes.len() {
+        while at < bytes.len() && self.part != Part::End {
             let rest = &bytes[at..];
-            at += match self.part {
-                Part::End => break,
-                Part::Data { left } => {
-                    let here = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
-                    let left = left - here as u64;
-                    self.part = if left == 0 { Part::Size } else { Part::Data { left } };
-                    here
-                }
-                Part::Size => {
-                    let Some(line) = line(rest, MAX_SIZE_LINE)? else { break };
-                    self.begin_chunk(line)?;
-                    line.len() + 2
-                }
-                Part::Trailers => {
-                    let Some(line) = line(rest, MAX_TRAILERS - self.trailers)? else { break };
-                    self.trailers += line.len();
-                    self.part = if line.is_empty() { Part::End } else { Part::Trailers };
-                    line.len() + 2
-                }
-            };
+            if let Part::Data(left) = self.part {
+                let here = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
+                let left = left - here as u64;
+                self.part = if left == 0 { Part::Size } else { Part::Data(left) };
+                at += here;
+                continue;
+            }
+            let is_size = self.part == Part::Size;
+            let max = if is_size { MAX_SIZE_LINE } else { MAX_TRAILERS - self.trailers };
+            let Some(line) = line(rest, max)? else { break };
+            if is_size {
+                self.begin_chunk(line)?;
+            } else {
+                self.trailers += line.len();
+                self.part = if line.is_empty() { Part::End } else { Part::Trailers };
+            }
+            at += line.len() + 2;
         }
         Ok(at)
     }
@@ -85,6 +78,7 @@ impl Chunks {
     fn begin_chunk(&mut self, line: &[u8]) -> Result<(), ChunkError> {
         let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
         let (size, extension) = line.split_at(digits);
+        // 15 digits are far from an overflow.
         let size = std::str::from_utf8(size).ok().filter(|size| size.len() <= 15);
         let size = size.and_then(|size| u64::from_str_radix(size, 16).ok()).ok_or(ChunkError::Malformed)?;
         if !matches!(extension, [] | [b';' | b' ' | b'\t', ..]) {
@@ -95,18 +89,18 @@ impl Chunks {
         if self.chunks > FREE_CHUNKS && self.bytes / self.chunks < MIN_AVERAGE {
             return Err(ChunkError::TooSmall);
         }
-        self.part = if size == 0 { Part::Trailers } else { Part::Data { left: size + 2 } };
+        self.part = if size == 0 { Part::Trailers } else { Part::Data(size + 2) };
         Ok(())
     }
 }
 
 /// The line at the beginning of `bytes` without its CR LF; `None` if its end is still to come.
 fn line(bytes: &[u8], max: usize) -> Result<Option<&[u8]>, ChunkError> {
-    let within = &bytes[..bytes.len().min(max + 2)];
-    match memchr::memchr2(b'\r', b'\n', within) {
-        Some(at) if within[at] == b'\r' && at + 1 == within.len() && at < max + 1 => Ok(None),
-        Some(at) if within[at..].starts_with(b"\r\n") => Ok(Some(&within[..at])),
-        None if within.len() <= max => Ok(None),
+    let end = memchr::memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len());
+    match &bytes[end..] {
+        _ if end > max => Err(ChunkError::Malformed),
+        [b'\r', b'\n', ..] => Ok(Some(&bytes[..end])),
+        [] | [b'\r'] => Ok(None),
         _ => Err(ChunkError::Malformed),
     }
 }

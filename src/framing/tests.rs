@@ -8,17 +8,17 @@ fn head(lines: &str) -> Vec<u8> {
     format!("{}\r\n\r\n", lines.replace('\n', "\r\n")).into_bytes()
 }
 
-fn check(lines: &str, expected: Result<BodyLength, HeadError>) {
-    assert_eq!(check_head(&head(lines)).map(|framing| framing.body), expected, "{lines}");
+fn check(lines: &str, expected: Result<Next, HeadError>) {
+    assert_eq!(check_head(&head(lines)), expected, "{lines}");
 }
 
 #[test]
 fn a_body_has_one_length_or_chunks_and_anything_else_is_refused() {
     let of = |lines: &str| format!("POST / HTTP/1.1\nHost: a\n{lines}");
-    check(&of("A: b"), Ok(BodyLength::Bytes(0)));
-    check(&of("content-LENGTH:  17 "), Ok(BodyLength::Bytes(17)));
-    check(&of("Content-Length: 00017"), Ok(BodyLength::Bytes(17)));
-    check(&of("Transfer-Encoding: Chunked"), Ok(BodyLength::Chunked));
+    check(&of("A: b"), Ok(Next::Bytes(0)));
+    check(&of("content-LENGTH:  17 "), Ok(Next::Bytes(17)));
+    check(&of("Content-Length: 00017"), Ok(Next::Bytes(17)));
+    check(&of("Transfer-Encoding: Chunked"), Ok(Next::Chunks(Chunks::default())));
     for lines in [
         "Content-Length: 17\nTransfer-Encoding: chunked",
         "Transfer-Encoding: chunked\nContent-Length: 17",
@@ -54,9 +54,9 @@ fn a_body_has_one_length_or_chunks_and_anything_else_is_refused() {
 
 #[test]
 fn http_1_0_has_a_content_length_and_no_chunks() {
-    check("POST / HTTP/1.0\nHost: a", Ok(BodyLength::Bytes(0)));
-    check("POST / HTTP/1.0\nContent-Length: 0", Ok(BodyLength::Bytes(0)));
-    check("POST / HTTP/1.0\nContent-Length: 17", Ok(BodyLength::Bytes(17)));
+    check("POST / HTTP/1.0\nHost: a", Ok(Next::Bytes(0)));
+    check("POST / HTTP/1.0\nContent-Length: 0", Ok(Next::Bytes(0)));
+    check("POST / HTTP/1.0\nContent-Length: 17", Ok(Next::Bytes(17)));
     for lines in ["Transfer-Encoding: chunked", "Content-Length: 17\nTransfer-Encoding: chunked"] {
         check(&format!("POST / HTTP/1.0\n{lines}"), Err(HeadError::Framing));
     }
@@ -88,8 +88,9 @@ fn a_request_names_one_host_and_its_target_no_other() {
     assert_eq!(check_uri("GET", "/", Version::HTTP_10, &["a", "b"]), Err(HeadError::Host));
     for (target, host, expected) in [
         ("http://a/x", "a", Ok(())),
-        ("http://a/x", "A:80", Ok(())),
-        ("https://a:443/x", "a", Ok(())),
+        ("http://a:80/x", "A:80", Ok(())),
+        ("https://a/x", "A", Ok(())),
+        ("http://a/x", "a:80", Err(HeadError::Host)),
         ("http://a", "a", Ok(())),
         ("http://a/x", "b", Err(HeadError::Host)),
         ("http://a:81/x", "a", Err(HeadError::Host)),
@@ -110,7 +111,7 @@ fn a_request_names_one_host_and_its_target_no_other() {
 #[test]
 fn a_head_has_a_maximum_size_and_lines_that_end_in_cr_lf() {
     let lines = |count: usize| format!("GET / HTTP/1.1\nHost: a{}", "\nA: b".repeat(count - 1));
-    check(&lines(64), Ok(BodyLength::Bytes(0)));
+    check(&lines(64), Ok(Next::Bytes(0)));
     check(&lines(65), Err(HeadError::TooLarge));
     check("CONNECT a:443 HTTP/1.1\nHost: a:443", Err(HeadError::Method));
     check("TRACE / HTTP/1.1\nHost: a", Err(HeadError::Method));
@@ -158,7 +159,6 @@ fn upgrade_lines_are_hidden_and_others_are_not() {
 
 #[test]
 fn the_placeholder_is_a_good_head() {
-    let framing = Framing { body: BodyLength::Bytes(0), is_http_11: true };
-    assert_eq!(check_head(PLACEHOLDER_HEAD), Ok(framing));
+    assert_eq!(check_head(PLACEHOLDER_HEAD), Ok(Next::Bytes(0)));
     assert_eq!(head_end(PLACEHOLDER_HEAD), Ok(Some(PLACEHOLDER_HEAD.len())));
 }

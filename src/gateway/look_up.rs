@@ -1,24 +1,30 @@
-//! Is a key's answer there? Memory, as far as it is [fresh](super::freshness), then the ledger, then the
-//! store's record.
+//! Lookup: memory, as far as it is [fresh](super::freshness), then the ledger, then the store's record.
 //!
-//! Only what is known to be absent may be bought. If the store cannot be asked, the ledger decides, provided
-//! that it knows every record of the store. A record that the ledger does not know is imported into it, so
-//! that a new database over an old bucket buys nothing again; a result that the store no longer has is booked
-//! as lost. Nothing here spends a credit.
+//! A key is bought only when it is known to be absent. If the store cannot be asked, the ledger decides,
+//! provided that it knows every record of the store. A record that the ledger does not know is imported
+//! into it, so that a new database over an old bucket buys nothing again; a result that the store no longer
+//! has is booked as lost. Nothing here spends a credit.
+//!
+//! A tier that hangs does not delay a hit in another one by more than [`HIT_PATIENCE`] for each question,
+//! and waiting for a record counts against the request's [`StoreBudget`].
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::Gateway;
 use crate::cache::Reading;
 use crate::error::GatewayError;
 use crate::key::CacheKey;
+use crate::ledger::LedgerError;
 use crate::metrics::{CacheTier, Look, Stage, Stages};
 use crate::outcome::CacheStatus;
-use crate::store::{Record, StoreError};
+use crate::store::{Record, StoreBudget, StoreError};
 
-/// How long the ledger is asked whether what memory has still stands.
-const STALE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long what one tier has waits for another tier's word on it.
+const HIT_PATIENCE: Duration = Duration::from_millis(400);
 
 /// A stored answer and the tier it was found in.
 pub(super) struct Found {
@@ -26,48 +32,38 @@ pub(super) struct Found {
     pub(super) status: CacheStatus,
 }
 
+/// What a durable tier says of a key.
+type Asked<E> = Result<Option<Record>, E>;
+
 impl Gateway {
     /// Memory, then ledger, then store. `None` only when the key is known to be absent.
     pub(super) async fn look_up(
         &self,
         key: CacheKey,
         stages: &mut Stages,
+        budget: &mut StoreBudget,
     ) -> Result<Option<Found>, GatewayError> {
         let metrics = &self.parts.metrics;
         let reading = self.parts.cache.begin_reading(key);
         let in_memory = stages.time(Stage::Memory, self.parts.cache.answer(key)).await;
-        let hit = |record: &Arc<Record>| Found { record: record.clone(), status: CacheStatus::HitMemory };
         metrics.looked(CacheTier::Memory, if in_memory.is_some() { Look::Hit } else { Look::Miss });
-        if self.freshness.is_current()
-            && let Some(record) = &in_memory
-        {
-            return Ok(Some(hit(record)));
-        }
-        let in_ledger = stages.time(Stage::Ledger, self.parts.ledger.look_up(&self.namespace, key));
-        let in_ledger = match &in_memory {
-            None => in_ledger.await,
-            Some(record) => match tokio::time::timeout(STALE_PATIENCE, in_ledger).await {
-                Ok(Ok(found)) => Ok(found),
-                Ok(Err(_)) | Err(_) => {
-                    metrics.looked(CacheTier::Ledger, Look::Error);
-                    return Ok(Some(hit(record)));
-                }
+        let (in_ledger, in_store) = match in_memory {
+            Some(record) if self.freshness.is_current() => return Ok(Some(hit(record))),
+            Some(record) => match self.confirm(&record, stages).await {
+                Ok(in_ledger) => (Ok(in_ledger), None),
+                Err(_) => return Ok(Some(hit(record))),
             },
+            None => self.ask_ledger(key, stages, budget).await,
         };
-        metrics.looked(CacheTier::Ledger, look(&in_ledger));
-        if let Some(known) = in_memory
-            && in_ledger.as_ref().ok().and_then(Option::as_ref) != Some(&*known)
-        {
-            // Lest it is served when the ledger is away next.
-            self.freshness.forget(key).await;
-        }
         if let Ok(Some(record)) = &in_ledger
             && stages.time(Stage::Store, self.is_still_there(record)).await?
         {
             return Ok(Some(self.remember(record.clone(), CacheStatus::HitLedger, reading).await));
         }
-        let in_store = stages.time(Stage::Store, self.parts.store.record(&self.namespace, key)).await;
-        metrics.looked(CacheTier::Store, look(&in_store));
+        let in_store = match in_store {
+            Some(in_store) => in_store,
+            None => self.ask_store(key, stages, budget).await,
+        };
         match (in_ledger, in_store) {
             (in_ledger, Ok(Some(record))) => {
                 // Another archive's records serve, but are not taken for ours.
@@ -85,20 +81,7 @@ impl Gateway {
                 in_ledger.map(|_| None).map_err(|_| GatewayError::LedgerUnavailable)
             }
             (Ok(_), Ok(None)) => Ok(None),
-            // Something is there: it was paid for, and nothing could be kept in its place.
-            (Ok(_), Err(error @ StoreError::Corrupt(_))) => {
-                tracing::error!(%error, %key, "a record is damaged, so its key is not bought");
-                Err(GatewayError::StoreUnavailable)
-            }
-            // The store cannot be asked, so the ledger decides, if it knows every record.
-            (Ok(_), Err(error)) => {
-                tracing::warn!(%error, %key, "the store could not be asked for a record");
-                match self.parts.ledger.knows_all_of(&self.namespace, key).await {
-                    Ok(true) => Ok(None),
-                    Ok(false) => Err(GatewayError::LedgerIncomplete),
-                    Err(_) => Err(GatewayError::LedgerUnavailable),
-                }
-            }
+            (Ok(_), Err(error)) => self.without_the_store(key, &error).await.map(|()| None),
             (Err(error), _) => {
                 tracing::error!(%error, %key, "the ledger could not be asked, and the store has no answer");
                 Err(GatewayError::LedgerUnavailable)
@@ -106,29 +89,95 @@ impl Gateway {
         }
     }
 
+    /// What the ledger has instead of an answer in memory that may be out of date.
+    async fn confirm(&self, known: &Record, stages: &mut Stages) -> Asked<LedgerError> {
+        let asked = timeout(HIT_PATIENCE, self.parts.ledger.look_up(&self.namespace, known.key));
+        let in_ledger = stages.time(Stage::Ledger, asked).await.unwrap_or_else(|_| Err(slow()));
+        self.parts.metrics.looked(CacheTier::Ledger, look(&in_ledger));
+        if in_ledger.as_ref().is_ok_and(|found| found.as_ref() != Some(known)) {
+            // It must not be served when the ledger is away next.
+            self.freshness.forget(known.key).await;
+        }
+        in_ledger
+    }
+
+    /// What the ledger has; and what the store has, if the ledger took so long that it was asked, too.
+    async fn ask_ledger(
+        &self,
+        key: CacheKey,
+        stages: &mut Stages,
+        budget: &mut StoreBudget,
+    ) -> (Asked<LedgerError>, Option<Asked<StoreError>>) {
+        let mut asked = pin!(self.parts.ledger.look_up(&self.namespace, key));
+        let (in_ledger, in_store) = match stages.time(Stage::Ledger, timeout(HIT_PATIENCE, &mut asked)).await
+        {
+            Ok(in_ledger) => (in_ledger, None),
+            Err(_) => match self.ask_store(key, stages, budget).await {
+                Ok(Some(record)) => (Err(slow()), Some(Ok(Some(record)))),
+                in_store => (stages.time(Stage::Ledger, asked).await, Some(in_store)),
+            },
+        };
+        self.parts.metrics.looked(CacheTier::Ledger, look(&in_ledger));
+        (in_ledger, in_store)
+    }
+
+    async fn ask_store(
+        &self,
+        key: CacheKey,
+        stages: &mut Stages,
+        budget: &mut StoreBudget,
+    ) -> Asked<StoreError> {
+        let asked = budget.wait(self.parts.store.record(&self.namespace, key));
+        let in_store = stages.time(Stage::Store, asked).await;
+        self.parts.metrics.looked(CacheTier::Store, look(&in_store));
+        in_store
+    }
+
     /// Is a record's object where it should be? When the store says that it is gone, the row is
     /// `lost` and the key may be bought again; when the store cannot be asked, it counts as there.
     async fn is_still_there(&self, record: &Record) -> Result<bool, GatewayError> {
         let Some(object) = record.object() else { return Ok(false) };
-        match self.parts.store.has_object(object).await {
-            Ok(true) | Err(_) => Ok(true),
-            Ok(false) if !self.parts.guard.confirm().await => Err(GatewayError::ArchiveGuard),
-            Ok(false) => {
-                tracing::error!(key = %record.key, object = %object.path(), "the store has lost a result");
-                // Without the booking, buying again would meet the old row; and its URL is dead.
-                self.parts.ledger.lose(record).await.map_err(|error| {
-                    tracing::error!(%error, "the loss could not be booked");
-                    GatewayError::LedgerUnavailable
-                })?;
-                Ok(false)
-            }
+        let is_there = timeout(HIT_PATIENCE, self.parts.store.has_object(object)).await;
+        if !matches!(is_there, Ok(Ok(false))) {
+            return Ok(true);
+        }
+        if !self.parts.guard.confirm().await {
+            return Err(GatewayError::ArchiveGuard);
+        }
+        tracing::error!(key = %record.key, object = %object.path(), "the store has lost a result");
+        // Without the booking, buying again would meet the old row; and its URL is dead.
+        self.parts.ledger.lose(record).await.map_err(|error| {
+            tracing::error!(%error, "the loss could not be booked");
+            GatewayError::LedgerUnavailable
+        })?;
+        Ok(false)
+    }
+
+    /// A record the ledger does not know becomes a row, so that the next lookup is shorter.
+    async fn import_record(&self, record: &Record) {
+        if let Err(error) = self.parts.ledger.import_record(record).await {
+            tracing::warn!(%error, key = %record.key, "the ledger did not import a record");
         }
     }
 
-    /// A record the ledger does not know becomes a row, so that the next look-up is shorter.
-    async fn import_record(&self, record: &Record) {
-        if let Err(error) = self.parts.ledger.import_record(record).await {
-            tracing::warn!(%error, key = %record.key, "the ledger could not be told of a record");
+    /// The ledger has nothing under a key, and the store did not say whether it has.
+    async fn without_the_store(&self, key: CacheKey, error: &StoreError) -> Result<(), GatewayError> {
+        match error {
+            // Something is there: it was paid for, and nothing could be kept in its place.
+            StoreError::Corrupt(_) => {
+                tracing::error!(%error, %key, "a record is damaged, so its key is not bought");
+                Err(GatewayError::StoreUnavailable)
+            }
+            StoreError::Busy(_) => Err(GatewayError::StoreBusy),
+            // The store cannot be asked, so the ledger decides, if it knows every record.
+            StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unfit(_) => {
+                tracing::warn!(%error, %key, "the store could not be asked for a record");
+                match self.parts.ledger.knows_all_of(&self.namespace, key).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(GatewayError::LedgerIncomplete),
+                    Err(_) => Err(GatewayError::LedgerUnavailable),
+                }
+            }
         }
     }
 
@@ -137,6 +186,14 @@ impl Gateway {
         self.parts.cache.keep_answer(record.clone(), reading).await;
         Found { record, status }
     }
+}
+
+fn hit(record: Arc<Record>) -> Found {
+    Found { record, status: CacheStatus::HitMemory }
+}
+
+fn slow() -> LedgerError {
+    LedgerError::Unavailable(format!("it did not answer within {HIT_PATIENCE:?}"))
 }
 
 /// What a look into a tier came to.

@@ -7,6 +7,7 @@ mod faults;
 mod purge;
 mod reload;
 mod unsettled;
+mod waits;
 
 use std::time::Duration;
 
@@ -364,7 +365,8 @@ async fn a_refusal_of_the_order_is_remembered_whoever_asks() {
         world.upstream.reply(move || refusal(RefusalKind::Order, status));
         let other_team = Arc::new(Team { name: "other".to_owned(), ..Team::local() });
         for asker in [caller(), caller(), caller_of(other_team), refresher()] {
-            let Err(GatewayError::Upstream { status: seen, body }) = ask_as(&world.gateway, &asker, 1).await
+            let Err(GatewayError::Upstream { status: seen, body, .. }) =
+                ask_as(&world.gateway, &asker, 1).await
             else {
                 panic!("{status} was not passed through")
             };
@@ -680,7 +682,7 @@ async fn a_caller_is_answered_in_time_although_the_ledger_is_not() {
     let restarted = world.restarted();
     world.ledger.switch.hang("look_up");
     let asked = Instant::now();
-    assert_eq!(ended(&restarted.ask(1).await), "StillBeingMade");
+    assert_eq!(ended(&restarted.ask(2).await), "StillBeingMade");
     assert!(asked.elapsed() <= PATIENCE + Duration::from_millis(10), "{:?}", asked.elapsed());
     assert_eq!((ended(&world.ask(1).await).as_str(), world.upstream.paid()), ("hit_memory", 1));
 }

@@ -43,6 +43,9 @@ pub enum Booking {
     Refused {
         /// Status and code.
         reason: String,
+        /// Was it refused for its picture or numbers? Then it counts against the team's
+        /// [`Scope::Refused`](super::budget::Scope::Refused).
+        for_order: bool,
     },
     /// From `sent`, from `reserved` when the error came early, or from `unknown` when it came late.
     Failed {

@@ -14,6 +14,8 @@ pub enum Scope {
     Global,
     /// One team, by name.
     Team(String),
+    /// The calls of one team that the upstream refused for their picture or numbers.
+    Refused(String),
 }
 
 impl fmt::Display for Scope {
@@ -21,6 +23,7 @@ impl fmt::Display for Scope {
         match self {
             Self::Global => f.write_str("global"),
             Self::Team(name) => write!(f, "team:{name}"),
+            Self::Refused(name) => write!(f, "refused:{name}"),
         }
     }
 }

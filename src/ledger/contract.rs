@@ -66,6 +66,7 @@ macro_rules! ledger_contract {
             a_budget_is_exact_to_the_credit_under_concurrency,
             the_first_budget_that_is_short_is_named_and_none_is_charged,
             a_shadow_budget_counts_and_never_refuses,
+            refused_orders_are_limited_by_team_and_day,
             budgets_are_counted_by_team_and_for_everyone,
             a_daily_budget_starts_anew_at_local_midnight_also_when_the_clocks_change,
             a_monthly_budget_starts_anew_on_the_first,
@@ -225,7 +226,7 @@ pub(super) fn released() -> Booking {
 }
 
 pub(super) fn refused() -> Booking {
-    Booking::Refused { reason: "400 ERROR_PARAMETERS".to_owned() }
+    Booking::Refused { reason: "400 ERROR_PARAMETERS".to_owned(), for_order: true }
 }
 
 pub(super) fn failed() -> Booking {
@@ -657,7 +658,7 @@ pub(super) async fn a_freeze_stops_reserving_and_sending_until_the_thaw(bench: &
         let other = Reservation { team: "print".to_owned(), ..picture(n + 2) };
         match scope {
             Scope::Global => assert_eq!(bench.reserve(other).await, Reserved::Frozen(Scope::Global)),
-            Scope::Team(_) => {
+            Scope::Team(_) | Scope::Refused(_) => {
                 bench.send(other).await;
             }
         }
@@ -749,6 +750,28 @@ pub(super) async fn a_shadow_budget_counts_and_never_refuses(bench: &Bench) {
     assert_eq!(used[1].left(), 0);
     let refused = bench.reserve(Reservation { budgets: vec![shadow, hard.clone()], ..picture(3) }).await;
     assert!(matches!(refused, Reserved::OverBudget(refusal) if refusal.budget == hard));
+}
+
+pub(super) async fn refused_orders_are_limited_by_team_and_day(bench: &Bench) {
+    let scope = |name: &str| Scope::Refused(name.to_owned());
+    let limit = Budget { scope: scope("press"), ..daily(Scope::Global, 6) };
+    let want = |n| Reservation { budgets: vec![limit.clone()], ..picture(n) };
+    let other_refusal = Booking::Refused { reason: "429 EXCEEDING_LIMITS".to_owned(), for_order: false };
+    for (n, booking) in [refused(), refused(), other_refusal.clone(), failed()].into_iter().enumerate() {
+        assert_eq!(bench.used(scope("press"), Window::Day).await, [0, 3, 6, 6][n]);
+        // Only what has been refused by then counts.
+        let sent = bench.send(picture(n as u32)).await;
+        bench.book(sent.id, booking.clone()).await;
+        bench.book(sent.id, booking).await;
+    }
+    assert_eq!(bench.used(scope("press"), Window::Month).await, 0);
+    let Reserved::OverBudget(refusal) = bench.reserve(want(10)).await else { panic!("two were refused") };
+    assert_eq!((&refusal.budget, refusal.resets_at.to_string().as_str()), (&limit, "2026-11-22T23:00:00Z"));
+    assert_eq!(bench.used(Scope::Global, Window::Day).await, 0, "a refusal costs nothing");
+    let print = Budget { scope: scope("print"), ..limit.clone() };
+    bench.win(Reservation { team: "print".to_owned(), budgets: vec![print], ..picture(11) }).await;
+    bench.clock.set(refusal.resets_at);
+    bench.win(want(10)).await;
 }
 
 pub(super) async fn budgets_are_counted_by_team_and_for_everyone(bench: &Bench) {

@@ -456,6 +456,10 @@ impl Book {
         if row.state.counts_credits() && !state.counts_credits() {
             self.count(&row, -1);
         }
+        if let Booking::Refused { for_order: true, .. } = booking {
+            let counter = (Scope::Refused(row.bought.team.clone()).to_string(), row.day.clone());
+            *self.spent.entry(counter).or_default() += row.bought.credits as i64;
+        }
         let rival = |other: &Row| {
             other.id != id
                 && other.holds()
@@ -494,7 +498,7 @@ impl Book {
             }
             Booking::Lost => row.reason = Some(format!("found missing at {now}")),
             Booking::Released { reason }
-            | Booking::Refused { reason }
+            | Booking::Refused { reason, .. }
             | Booking::Failed { reason }
             | Booking::Unknown { reason }
             | Booking::Unfetchable { reason } => {

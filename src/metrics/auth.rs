@@ -1,4 +1,4 @@
-//! The family about callers who were not let in.
+//! The family about refused credentials.
 
 use prometheus::IntCounter;
 
@@ -8,7 +8,7 @@ use super::labels::labels;
 use crate::teams::AuthError;
 
 labels! {
-    /// Why a caller was not let in.
+    /// Why a credential was refused.
     enum AuthFailure {
         Missing = "missing",
         Malformed = "malformed",
@@ -16,6 +16,7 @@ labels! {
         Expired = "expired",
         Disabled = "disabled",
         Ambiguous = "ambiguous",
+        Admin = "admin",
     }
 }
 
@@ -23,7 +24,7 @@ impl From<&AuthError> for AuthFailure {
     fn from(error: &AuthError) -> Self {
         match error {
             AuthError::Missing => Self::Missing,
-            AuthError::Malformed => Self::Malformed,
+            AuthError::Malformed | AuthError::Incomplete => Self::Malformed,
             AuthError::Unknown => Self::Unknown,
             AuthError::Expired => Self::Expired,
             AuthError::Disabled { .. } => Self::Disabled,
@@ -42,7 +43,7 @@ impl AuthFamilies {
         Self {
             failures: families.counters(
                 "granary_auth_failures_total",
-                "Requests on the public listener that were refused for their credential (grain: requests)",
+                "Requests refused for their credential, by reason; admin: on the admin listener (grain: requests)",
                 "reason",
             ),
         }
@@ -53,5 +54,10 @@ impl Metrics {
     /// A request was refused for its credential.
     pub fn auth_failed(&self, error: &AuthError) {
         self.auth.failures[error.into()].inc();
+    }
+
+    /// A request on the admin listener carried no good token.
+    pub fn admin_login_failed(&self) {
+        self.auth.failures[AuthFailure::Admin].inc();
     }
 }

@@ -60,9 +60,9 @@ impl Route {
             Self::LookUp => &[200, 400, 401, 403, 404, 500, 503],
             Self::Result => &[200, 206, 304, 404, 416, 500, 503],
             Self::Credits => &[200, 400, 401, 403, 500, 503],
-            Self::Page => &[200, 500],
+            Self::Page => &[200, 403, 500],
             // Refused for their heads, too: nobody has looked where they were to go.
-            Self::Unmatched => &[400, 404, 405, 408, 414, 431, 500, 503],
+            Self::Unmatched => &[400, 403, 404, 405, 408, 414, 431, 500, 503],
         }
     }
 

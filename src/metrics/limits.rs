@@ -19,6 +19,8 @@ labels! {
         Concurrency = "concurrency",
         /// Credits of a day or a month.
         Budget = "budget",
+        /// A team's `refused_per_day`.
+        Refused = "refused",
     }
 }
 
@@ -102,11 +104,13 @@ impl Metrics {
         self.limits.reset.set(resets);
     }
 
-    /// `None` for a team without series of its own: budgets of several do not add up to one.
+    /// `None` for a team without series of its own, since budgets of several do not add up to one, and
+    /// for refused calls, which are no budget.
     fn budget_labels(&self, budget: &Budget) -> Option<RowLabels> {
         let (scope, id) = match &budget.scope {
             Scope::Global => ("global", "global"),
             Scope::Team(team) => ("team", self.teams.label(team)),
+            Scope::Refused(_) => return None,
         };
         let window = match budget.window {
             Window::Day => "day",

@@ -1,8 +1,9 @@
 //! The text around the parts: the boundary in a `Content-Type`, and the header lines of a part.
 //!
 //! Grammar of RFC 2046, RFC 7578 and RFC 9110 section 5.6. Of a part's headers only the field name
-//! is kept; the others are checked for what would make the form mean something else to someone
-//! else. Stricter than the RFCs on purpose: a parameter given twice and folded lines are refused.
+//! is kept; the others are checked for what would make another program read another form. Stricter
+//! than the RFCs on purpose: a parameter given twice is refused. More lenient, because clients write
+//! it and the meaning is clear: folded lines, and quotes in a file name that are not escaped.
 
 use std::borrow::Cow;
 
@@ -88,12 +89,10 @@ impl Boundary {
 
 /// Reads the header lines of one part, each ending in CRLF, and returns the name of its field.
 /// `None`: the part is not a named field of a form.
-pub(super) fn field_name(head: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Broken> {
+pub(super) fn field_name(head: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
     let mut disposition = None;
-    let mut rest = head;
-    while let Some(end) = memchr::memchr(b'\r', rest) {
-        let line = &rest[..end];
-        rest = &rest[end + 2..];
+    for line in unfolded(head) {
+        let line = &*line;
         let colon = memchr::memchr(b':', line).ok_or(Broken::HeaderLine)?;
         let (name, value) = (&line[..colon], trim(&line[colon + 1..]));
         let is_text = |byte: &u8| !byte.is_ascii_control() || *byte == b'\t';
@@ -101,7 +100,7 @@ pub(super) fn field_name(head: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Broken> {
             return Err(Broken::HeaderLine);
         }
         if name.eq_ignore_ascii_case(b"Content-Disposition") {
-            if disposition.replace(value).is_some() {
+            if disposition.replace(value.to_vec()).is_some() {
                 return Err(Broken::Disposition);
             }
         } else if name.eq_ignore_ascii_case(b"Content-Type") {
@@ -114,11 +113,24 @@ pub(super) fn field_name(head: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Broken> {
             return Err(Broken::TransferEncoding);
         }
     }
-    disposition.map_or(Ok(None), name_parameter)
+    disposition.map_or(Ok(None), |disposition| name_parameter(&disposition))
+}
+
+/// The lines of a head, each with those that continue it: they begin with a blank.
+fn unfolded(head: &[u8]) -> Vec<Vec<u8>> {
+    let mut lines: Vec<Vec<u8>> = Vec::new();
+    for line in head.split_inclusive(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r\n").unwrap_or(line);
+        match lines.last_mut() {
+            Some(folded) if line.first().copied().is_some_and(is_blank) => folded.extend_from_slice(line),
+            _ => lines.push(line.to_vec()),
+        }
+    }
+    lines
 }
 
 /// The `name` of a `Content-Disposition`; `filename`, `filename*` and `name*` mean nothing here.
-fn name_parameter(disposition: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Broken> {
+fn name_parameter(disposition: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
     let end = memchr::memchr(b';', disposition).unwrap_or(disposition.len());
     let (kind, parameters) = disposition.split_at(end);
     let mut found = None;
@@ -128,7 +140,7 @@ fn name_parameter(disposition: &[u8]) -> Result<Option<Cow<'_, [u8]>>, Broken> {
             return Err(Broken::Disposition);
         }
     }
-    Ok(found.filter(|_| trim(kind).eq_ignore_ascii_case(b"form-data")))
+    Ok(found.filter(|_| trim(kind).eq_ignore_ascii_case(b"form-data")).map(Cow::into_owned))
 }
 
 /// Parameters as they follow a value: `; name=value; name="quoted \" value"`.
@@ -164,11 +176,11 @@ impl<'a> Parameters<'a> {
         let equals = text.iter().position(|byte| !is_token_byte(*byte))?;
         let (name, rest) = text.split_at(equals);
         let rest = rest.strip_prefix(b"=").filter(|_| !name.is_empty())?;
+        let is_file_name = name.eq_ignore_ascii_case(b"filename");
         if let Some(quoted) = rest.strip_prefix(b"\"") {
-            let (value, rest) = unquote(quoted)?;
+            let (value, rest) = unquote(quoted, is_file_name)?;
             self.0 = trim_start(rest);
-            let ends = self.0.is_empty() || self.0.starts_with(b";");
-            return ends.then_some(Parameter { name, value, quoted: true });
+            return ends_value(rest).then_some(Parameter { name, value: Cow::Owned(value), quoted: true });
         }
         // More than a token: some clients quote neither a file name with spaces nor a boundary
         // with slashes, and up to the next semicolon there is no doubt what they mean.
@@ -176,27 +188,34 @@ impl<'a> Parameters<'a> {
         let (value, rest) = rest.split_at(end);
         self.0 = rest;
         let value = Cow::Borrowed(trim(value));
-        (!value.contains(&b'"')).then_some(Parameter { name, value, quoted: false })
+        (is_file_name || !value.contains(&b'"')).then_some(Parameter { name, value, quoted: false })
     }
 }
 
-/// Reads up to the closing quote; returns the value and what follows the quote.
-fn unquote(text: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
-    let mut value = Cow::Borrowed(&[][..]);
+/// Reads up to the closing quote; returns the value and what follows the quote. In a file name, a
+/// quote before anything but the end of the parameter is part of the name.
+fn unquote(text: &[u8], is_file_name: bool) -> Option<(Vec<u8>, &[u8])> {
+    let mut value = Vec::new();
     let mut from = 0;
     loop {
         let at = from + memchr::memchr2(b'"', b'\\', &text[from..])?;
-        let piece = &text[from..at];
-        if text[at] == b'"' && from == 0 {
-            return Some((Cow::Borrowed(piece), &text[at + 1..]));
+        value.extend_from_slice(&text[from..at]);
+        let rest = &text[at + 1..];
+        if text[at] == b'\\' {
+            value.push(*rest.first()?);
+            from = at + 2;
+        } else if is_file_name && !ends_value(rest) {
+            value.push(b'"');
+            from = at + 1;
+        } else {
+            return Some((value, rest));
         }
-        value.to_mut().extend_from_slice(piece);
-        if text[at] == b'"' {
-            return Some((value, &text[at + 1..]));
-        }
-        value.to_mut().push(*text.get(at + 1)?);
-        from = at + 2;
     }
+}
+
+/// Is a parameter's value over where this text begins?
+fn ends_value(rest: &[u8]) -> bool {
+    matches!(trim_start(rest), [] | [b';', ..])
 }
 
 fn trim_start(text: &[u8]) -> &[u8] {

@@ -85,7 +85,8 @@ mod tests {
 
     #[test]
     fn body_without_a_coding_is_unchanged() {
-        for codings in [&[][..], &[""], &["identity"], &["", "identity"], &["Identity, "], &["utf-8"], &["none"]]
+        for codings in
+            [&[][..], &[""], &["identity"], &["", "identity"], &["Identity, "], &["utf-8"], &["none"]]
         {
             assert_eq!(read_as(codings, TEXT, 1000).as_deref(), Some(TEXT), "{codings:?}");
         }

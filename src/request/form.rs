@@ -15,9 +15,11 @@ use crate::upstream::Order;
 const MAX_NUMBER_BYTES: usize = 64;
 /// How much of a wrong number is shown. Enough to recognise it, too little for a credential that
 /// was sent in the wrong field.
-const MAX_SHOWN: usize = 16;
+pub(super) const MAX_SHOWN: usize = 16;
 /// How much of an unknown field's name is shown.
 const MAX_NAME_SHOWN: usize = 40;
+/// How many unknown fields are named: proxies limit the bytes of an answer's head.
+const MAX_NAMES_SHOWN: usize = 16;
 
 /// The fields seen so far.
 pub(super) struct Form {
@@ -65,7 +67,7 @@ impl Form {
             let name = name.filter(|name| !name.is_empty()).unwrap_or(b"?");
             // The names become a list, with commas between them.
             let shown = visible(name, MAX_NAME_SHOWN).replace(',', "?");
-            if !self.ignored.contains(&shown) {
+            if self.ignored.len() < MAX_NAMES_SHOWN && !self.ignored.contains(&shown) {
                 self.ignored.push(shown);
             }
             return;
@@ -150,7 +152,7 @@ impl NumberText {
 }
 
 /// At most `most` characters of a client's text, `?` for each that is not visible ASCII.
-fn visible(text: &[u8], most: usize) -> String {
+pub(super) fn visible(text: &[u8], most: usize) -> String {
     let visible = |letter: char| if letter.is_ascii_graphic() { letter } else { '?' };
     let text = String::from_utf8_lossy(&text[..text.len().min(4 * most)]);
     text.chars().take(most).map(visible).collect()

@@ -36,6 +36,7 @@ use crate::ledger::admin::LedgerAdmin;
 use crate::metrics::Metrics;
 use crate::policy::CurrentPolicy;
 use crate::results::ResultRoom;
+use crate::routes::log::Sampler;
 use crate::teams::AdminTokens;
 use crate::uploads::UploadRoom;
 
@@ -123,7 +124,7 @@ pub fn admin_router(state: AdminState) -> Router {
         .method_not_allowed_fallback(async || AdminFailure::wrong_method())
         .fallback(async || AdminFailure::no_such_route())
         // Around everything, so that who may not ask does not learn either what there is.
-        .layer(from_fn_with_state(state.clone(), access::layer))
+        .layer(from_fn_with_state((state.clone(), Sampler::default()), access::layer))
         .layer(from_fn(failure::refused))
         .with_state(state)
 }

@@ -18,8 +18,13 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use super::InForce;
 use super::respond::header;
 
-/// How long a browser may remember what a preflight was told, in seconds: as long as any does.
+/// How long a browser may remember the answer to a preflight, in seconds: as long as any does.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
+/// Chrome asks with the first, before a public page may call an address of a private network.
+const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
+const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
+/// Lets a page with `Cross-Origin-Embedder-Policy: require-corp` show an image.
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// What some routes allow. Cheap to clone.
 #[derive(Clone)]
@@ -85,10 +90,14 @@ pub(super) async fn layer(State(cors): State<Cors>, request: Request, next: Next
     let is_preflight = request.method() == Method::OPTIONS
         && asked.contains_key(ORIGIN)
         && asked.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+    let asks_for_private_network = is_preflight && asked.contains_key(REQUEST_PRIVATE_NETWORK);
     let mut response =
         if is_preflight { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
 
     let headers = response.headers_mut();
+    if cors.0.origins == Origins::Any {
+        headers.insert(RESOURCE_POLICY, HeaderValue::from_static("cross-origin"));
+    }
     if varies {
         headers.append(VARY, HeaderValue::from_name(ORIGIN));
     }
@@ -98,6 +107,9 @@ pub(super) async fn layer(State(cors): State<Cors>, request: Request, next: Next
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(cors.0.methods));
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, cors.0.headers.clone());
         headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+        if asks_for_private_network {
+            headers.insert(ALLOW_PRIVATE_NETWORK, HeaderValue::from_static("true"));
+        }
     } else {
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, cors.0.exposed.clone());
     }

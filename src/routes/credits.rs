@@ -25,7 +25,9 @@ pub(super) async fn query(
 ) -> Result<Response, GatewayError> {
     let team = state.authenticate(&policy, &headers)?;
     let tightest = state.0.gateway.tightest_budget(policy.budgets(&team)).await?;
-    let (left, total) = tightest.map_or((NO_LIMIT, NO_LIMIT), |used| (used.left(), used.budget.limit));
+    let readable = |credits: u64| credits.min(NO_LIMIT);
+    let (left, total) =
+        tightest.map_or((NO_LIMIT, NO_LIMIT), |used| (readable(used.left()), readable(used.budget.limit)));
     // What is not in the account cannot be spent, whatever the budgets say. The account itself is not told
     // while they are tighter.
     let in_account = state.0.reconciler.last().map_or(NO_LIMIT, |found| found.account.balance);

@@ -7,7 +7,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, EXPECT};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt;
 
 use super::body::PacedBody;
@@ -20,9 +20,6 @@ use crate::gateway::{Caller, CropReply, Trail};
 use crate::key::CacheKey;
 use crate::request;
 use crate::teams::Team;
-
-/// How much of an unknown query parameter's name is shown.
-const MAX_NAME_SHOWN: usize = 40;
 
 /// `POST /api/image/editing/image-cropping`.
 ///
@@ -55,9 +52,7 @@ pub(super) async fn crop(
         crash_point("CP2");
         let caller = caller(&state, &team, &parts.headers, arrival);
         let body = PacedBody::new(body.map_err(axum::Error::into_inner), state.0.pace);
-        let mut reply = state.0.gateway.handle(&caller, head, body, &mut trail).await?;
-        reply.ignored.extend(ignored_query(parts.uri.query()));
-        Ok(reply)
+        state.0.gateway.handle(&caller, head, body, &mut trail).await
     }
     .await;
     state.0.gateway.count(&team, &outcome);
@@ -69,6 +64,7 @@ pub(super) async fn look_up(
     State(state): State<PublicState>,
     Extension(InForce(policy)): Extension<InForce>,
     key: Result<Path<String>, PathRejection>,
+    method: Method,
     headers: HeaderMap,
 ) -> Response {
     let team = match state.authenticate(&policy, &headers) {
@@ -76,13 +72,13 @@ pub(super) async fn look_up(
         Err(error) => return error.into_response(),
     };
     let mut trail = Trail::default();
-    // What is no text is no key either.
-    let outcome = match key.ok().and_then(|Path(key)| key.parse::<CacheKey>().ok()) {
+    // Some tools print hex digits in upper case.
+    let mut outcome = match key.ok().and_then(|Path(key)| key.to_ascii_lowercase().parse::<CacheKey>().ok()) {
         Some(key) => state.0.gateway.look_up_key(key, &mut trail).await,
-        None => Err(GatewayError::KeyNotFound),
+        None => Err(GatewayError::NotAKey),
     };
-    if let Ok(reply) = &outcome {
-        state.0.gateway.count_look_up(&team, reply);
+    if let Ok(reply) = &mut outcome {
+        state.0.gateway.count_look_up(&team, reply, method == Method::GET);
     }
     respond_to(&state, team, outcome, trail)
 }
@@ -111,23 +107,6 @@ fn caller(state: &PublicState, team: &std::sync::Arc<Team>, headers: &HeaderMap,
     }
 }
 
-/// The names in a query string, each once and marked as such; bounded like the names of form fields,
-/// so that a credential in the wrong place is not repeated whole.
-fn ignored_query(query: Option<&str>) -> Vec<String> {
-    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).take(16);
-    let mut names = Vec::new();
-    for pair in pairs {
-        let name = pair.split('=').next().unwrap_or_default();
-        // The names become a list, with commas between them.
-        let visible = |letter: char| if letter.is_ascii_graphic() && letter != ',' { letter } else { '?' };
-        let shown = format!("?{}", name.chars().take(MAX_NAME_SHOWN).map(visible).collect::<String>());
-        if !names.contains(&shown) {
-            names.push(shown);
-        }
-    }
-    names
-}
-
 fn respond_to(
     state: &PublicState,
     team: Arc<Team>,
@@ -141,9 +120,25 @@ fn respond_to(
             told.credits = Some((reply.charged, reply.saved));
             success(state, reply)
         }
-        Err(error) => error.into_response(),
+        Err(error) => failure(error, &told.trail),
     };
     response.extensions_mut().insert(told);
+    response
+}
+
+/// An error about a key names it, so that the client can ask for the key later.
+fn failure(error: GatewayError, trail: &Trail) -> Response {
+    let Some(key) = trail.key.map(|key| key.to_string()) else { return error.into_response() };
+    let detail = error.situation().reason.map(|reason| format!("; detail={reason}")).unwrap_or_default();
+    let forwarded = match trail.upstream {
+        Some((_, Some(status))) => format!("; fwd=uri-miss; fwd-status={}", status.as_u16()),
+        Some((_, None)) => "; fwd=uri-miss".to_owned(),
+        None => String::new(),
+    };
+    let mut response = error.into_response();
+    let headers = response.headers_mut();
+    headers.insert(respond::CACHE_STATUS, header(&format!("granary{forwarded}{detail}; key=\"{key}\"")));
+    headers.insert(respond::KEY, header(&key));
     response
 }
 

@@ -3,10 +3,12 @@
 //! Its fields are stable, and the README has their table. Nothing that a client wrote stands in it as
 //! it was written: what is told is of closed sets, of the configuration, or made of digits.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
+use tokio::time::Instant;
 
 use crate::error::GatewayError;
 use crate::gateway::Trail;
@@ -111,6 +113,56 @@ impl TraceParent {
     }
 }
 
+/// Lines of one status that are written in a second.
+const LINES_A_SECOND: u32 = 10;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Limits the lines about refusals that anyone can cause, by status; says how many were left out.
+#[derive(Clone, Default)]
+pub(super) struct Sampler(Arc<Mutex<BTreeMap<u16, Sampled>>>);
+
+struct Sampled {
+    since: Instant,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Sampler {
+    /// May another line about this status be written? Within a runtime: what is left out is told later.
+    pub(super) fn admits(&self, status: StatusCode) -> bool {
+        let now = Instant::now();
+        let mut all = self.lock();
+        let none = Sampled { since: now, lines: 0, left_out: 0 };
+        let sampled = all.entry(status.as_u16()).or_insert(none);
+        if now - sampled.since >= SECOND {
+            (sampled.since, sampled.lines) = (now, 0);
+        }
+        sampled.lines += 1;
+        if sampled.lines <= LINES_A_SECOND {
+            return true;
+        }
+        sampled.left_out += 1;
+        if sampled.left_out == 1 {
+            let (sampler, ends) = (self.clone(), sampled.since + SECOND);
+            tokio::spawn(async move {
+                tokio::time::sleep_until(ends).await;
+                sampler.tell(status);
+            });
+        }
+        false
+    }
+
+    fn tell(&self, status: StatusCode) {
+        let left_out =
+            self.lock().get_mut(&status.as_u16()).map(|sampled| std::mem::take(&mut sampled.left_out));
+        tracing::info!(status = status.as_u16(), left_out, "refused requests without a line of their own");
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, Sampled>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,5 +212,18 @@ mod tests {
         assert!(TraceParent::of(&headers).is_some());
         headers.append("traceparent", value);
         assert_eq!(TraceParent::of(&headers), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn flood_of_refusals_writes_ten_lines_a_second_and_the_rest_is_counted() {
+        let sampler = Sampler::default();
+        let ask = |status, times| (0..times).filter(|_| sampler.admits(status)).count();
+        assert_eq!(ask(StatusCode::UNAUTHORIZED, 23_000), 10);
+        assert_eq!(ask(StatusCode::NOT_FOUND, 3), 3, "each status has lines of its own");
+        let left_out = |status: StatusCode| sampler.lock()[&status.as_u16()].left_out;
+        assert_eq!((left_out(StatusCode::UNAUTHORIZED), left_out(StatusCode::NOT_FOUND)), (22_990, 0));
+        tokio::time::sleep(SECOND * 2).await;
+        assert_eq!(left_out(StatusCode::UNAUTHORIZED), 0, "it was told");
+        assert_eq!(ask(StatusCode::UNAUTHORIZED, 11), 10);
     }
 }

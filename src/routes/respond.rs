@@ -40,6 +40,8 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// How long it took.
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
+/// How much of an unknown query parameter's name is shown.
+const MAX_NAME_SHOWN: usize = 40;
 /// What some path or other allows.
 const ALL_METHODS: &str = "GET, HEAD, POST, OPTIONS";
 /// `Retry-After` is never longer: clients sleep it out.
@@ -75,6 +77,8 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     request.extensions_mut().insert(InForce(state.0.policy.get()));
     let route = route(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
     let caller = TraceParent::of(request.headers());
+    let is_api = matches!(route, Route::Crop | Route::LookUp | Route::Credits);
+    let ignored = if is_api { ignored_query(request.uri().query()) } else { Vec::new() };
     let metrics = &state.0.metrics;
     let in_flight = metrics.begun(route);
     let mut response = next.run(request).await;
@@ -94,6 +98,11 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     headers.insert(REQUEST_ID, header(&id));
     headers.insert(SERVER_TIMING, header(&format!("total;dur={:.1}", took.as_secs_f64() * 1000.0)));
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    if !ignored.is_empty() {
+        let fields = headers.get(IGNORED).and_then(|fields| fields.to_str().ok()).map(str::to_owned);
+        let names: Vec<_> = fields.into_iter().chain(ignored).collect();
+        headers.insert(IGNORED, header(&names.join(", ")));
+    }
 
     let status = response.status();
     let told = response.extensions_mut().remove::<Told>().unwrap_or_default();
@@ -115,9 +124,31 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
             told.trail.waited().saturating_sub(body_wait),
         );
     }
+    // Anyone can cause a refusal without a credential, as fast as the network takes it.
+    let is_sampled = told.team.is_none() && status.is_client_error();
+    if is_sampled && !state.1.admits(status) {
+        return response;
+    }
     let (id, caller, error) = (id.as_str(), caller.as_ref(), error.as_ref());
     Line { id, caller, route, method: &method, status, error, took, bytes_out, told: &told }.write();
     response
+}
+
+/// The names in a query string, each once and marked as such; bounded like the names of form fields,
+/// so that a credential in the wrong place is not repeated whole.
+fn ignored_query(query: Option<&str>) -> Vec<String> {
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).take(16);
+    let mut names = Vec::new();
+    for pair in pairs {
+        let name = pair.split('=').next().unwrap_or_default();
+        // The names become a list, with commas between them.
+        let visible = |letter: char| if letter.is_ascii_graphic() && letter != ',' { letter } else { '?' };
+        let shown = format!("?{}", name.chars().take(MAX_NAME_SHOWN).map(visible).collect::<String>());
+        if !names.contains(&shown) {
+            names.push(shown);
+        }
+    }
+    names
 }
 
 /// The label of a route; paths themselves never become labels.
@@ -157,7 +188,7 @@ fn render(error: &GatewayError, request_id: &str, response: &mut Response) {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     let (status, body) = match error {
-        GatewayError::Upstream { status, body } => (*status, body.clone()),
+        GatewayError::Upstream { status, body, .. } => (*status, body.clone()),
         _ => {
             let status = situation.status.as_u16();
             let message = format!("{} - {}", situation.code.text, situation.detail);

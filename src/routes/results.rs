@@ -9,7 +9,7 @@ use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE,
     CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 
 use super::PublicState;
 use super::respond::header;
@@ -20,12 +20,17 @@ use crate::picture::ObjectName;
 pub(super) async fn result(
     State(state): State<PublicState>,
     name: Result<Path<String>, PathRejection>,
+    uri: Uri,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, GatewayError> {
-    // What is no text is no name either.
+    // A path segment that is not valid UTF-8 cannot be an object name.
     let Ok(Path(name)) = name else { return Err(GatewayError::ResultNotFound) };
     let object = ObjectName::parse(&name).ok_or(GatewayError::ResultNotFound)?;
+    // One spelling: each further one would be kept by a CDN as a result of its own.
+    if uri.query().is_some() || uri.path().strip_prefix('/') != Some(&*object.path()) {
+        return Err(GatewayError::ResultNotFound);
+    }
     let bytes = state.0.gateway.result(object).await?;
     let etag = format!("\"{}\"", object.digest);
     let mut response = if matches_any(&headers, &etag) {

@@ -78,7 +78,7 @@ impl Acceptor {
             };
             tokio::select! {
                 () = work => {}
-                () = timers.evicted() => {}
+                () = timers.evicted.notified() => {}
             }
         });
         // One at a time is too slow to sweep at each connection.
@@ -132,7 +132,7 @@ impl Acceptor {
             Some((Reverse(held[&connection.peer]), connection.timers.idle_since()?, at))
         });
         let Some((.., at)) = idle.min() else { return false };
-        self.open.swap_remove(at).timers.evict();
+        self.open.swap_remove(at).timers.evicted.notify_one();
         true
     }
 

@@ -3,14 +3,15 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Body;
 use http::header::CONNECTION;
 use http::{HeaderName, HeaderValue, Request, Response, Version};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
@@ -22,8 +23,7 @@ use tower::ServiceExt;
 
 use super::Shared;
 use super::framed::FramedConnection;
-use super::timers::{Answering, ConnectionTimers};
-use super::watched_body::watch;
+use super::timers::{ConnectionTimers, Phase};
 use crate::error::GatewayError;
 use crate::framing::{self, HeadError};
 use crate::metrics::{ConnectionRefusal, ListenerName, SlowPhase};
@@ -36,6 +36,15 @@ const READ_BUFFER: usize = 64 * 1024;
 /// The head timeout of a connection that is refused.
 pub(super) const REFUSED_HEAD: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// Held until the last byte of an answer has been handed to hyper.
+struct Answering(Arc<ConnectionTimers>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.enter(Phase::Answered);
+    }
+}
 
 /// TCP alone, or TLS on it.
 pub(super) type Socket = Either<TcpStream, Box<TlsStream<TcpStream>>>;
@@ -71,8 +80,11 @@ pub(super) async fn serve(
     let service = service_fn({
         let shared = shared.clone();
         move |request| {
-            let (answering, refused) = timers.begin_answer();
-            answer(request, shared.clone(), answering, refused, refusal.clone())
+            let refused = match timers.phase() {
+                Phase::Request(refused) => refused,
+                _ => None,
+            };
+            answer(request, shared.clone(), Answering(timers.clone()), refused, refusal.clone())
         }
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
@@ -107,9 +119,12 @@ async fn answer(
         request.extensions_mut().insert(Refused(error));
     }
     let keeps = asks_to_keep(&request);
-    let (request, is_read) = watch(request);
-    let mut response = shared.routes.clone().oneshot(request.map(Body::new)).await?;
-    // While stopping, clients are told to go to another server.
+    let is_read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+    let request = request.map(|body| watch(body, is_read.clone()));
+    let mut response = shared.routes.clone().oneshot(request).await?;
+    // After a body that was not read hyper closes the connection, because its rest must never be taken for
+    // a request, but does not always say so: the client would lose its next request. While stopping,
+    // clients are to go to another server.
     if is_refused || !is_read.load(Ordering::Acquire) || shared.stops.stopping.is_cancelled() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     } else if keeps {
@@ -126,6 +141,17 @@ fn asks_to_keep<B>(request: &Request<B>) -> bool {
     let options: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
     let has = |name: &str| options.iter().any(|option| option.eq_ignore_ascii_case(name));
     !has("close") && (request.version() > Version::HTTP_10 || has("keep-alive"))
+}
+
+/// Notes in `is_read` when the end of `body` is read.
+fn watch(body: Incoming, is_read: Arc<AtomicBool>) -> Body {
+    if body.is_end_stream() {
+        return Body::new(body);
+    }
+    Body::new(body.with_trailers(std::future::poll_fn(move |_| {
+        is_read.store(true, Ordering::Release);
+        Poll::Ready(None)
+    })))
 }
 
 /// Keeps `guard` alive until the response's last byte has been handed over.
@@ -152,11 +178,11 @@ async fn handshake(tcp: TcpStream, shared: &Shared) -> Option<TlsStream<TcpStrea
         let config = shared.certificate().ok_or(io::ErrorKind::NotFound)?.config();
         let mut rest = std::pin::pin!(start.into_stream(config));
         // The signature is made in the first poll; after that the client is waited for.
-        let first = std::future::poll_fn(|cx| std::task::Poll::Ready(rest.as_mut().poll(cx))).await;
+        let first = std::future::poll_fn(|cx| Poll::Ready(rest.as_mut().poll(cx))).await;
         drop(turn);
         match first {
-            std::task::Poll::Ready(done) => done,
-            std::task::Poll::Pending => rest.await,
+            Poll::Ready(done) => done,
+            Poll::Pending => rest.await,
         }
     };
     match tokio::time::timeout(shared.limits.head, work).await {

@@ -21,8 +21,7 @@ use super::connection::{Socket, tcp_of};
 use super::linger::linger;
 use super::timers::{ConnectionTimers, Phase};
 use super::write_timeout::WriteTimeout;
-use crate::framing::chunked::Chunks;
-use crate::framing::{self, BodyLength, HeadError, MAX_HEAD};
+use crate::framing::{self, HeadError, MAX_HEAD, Next};
 use crate::metrics::SlowPhase;
 
 /// Bytes that are read at once where they are checked before they are passed on.
@@ -53,17 +52,9 @@ pub(super) struct FramedConnection {
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-enum Next {
-    Head,
-    Bytes(u64),
-    Chunks(Chunks),
-    /// Nothing that is ours to read.
-    Nothing,
-}
-
 impl FramedConnection {
     pub(super) fn new(socket: Socket, timers: Arc<ConnectionTimers>, shared: &Arc<Shared>) -> Self {
-        timers.begin();
+        timers.enter(Phase::Head);
         Self {
             socket,
             shared: shared.clone(),
@@ -83,7 +74,7 @@ impl FramedConnection {
     /// Closes the connection, so that a client that still sends can read what it was answered.
     pub(super) async fn close(self) {
         if !self.is_over && !self.is_half_closed {
-            self.timers.begin_linger();
+            self.timers.enter(Phase::Idle);
             linger(self.socket).await;
         }
     }
@@ -138,7 +129,7 @@ impl FramedConnection {
 
     /// Reads and checks the next head. False if there will be none.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        if matches!(self.timers.phase(), Phase::Request { .. } | Phase::Answered) {
+        if matches!(self.timers.phase(), Phase::Request(_) | Phase::Answered) {
             return self.poll_gone(cx).map(Err);
         }
         loop {
@@ -146,30 +137,23 @@ impl FramedConnection {
                 self.buffer.advance(2);
             }
             if !self.buffer.is_empty() {
-                self.timers.begin_head();
+                self.timers.change(Phase::Idle, Phase::Head);
             }
-            match framing::head_end(&self.buffer) {
-                Ok(Some(length)) => {
-                    self.check(length);
+            match framing::head_end(&self.buffer).transpose() {
+                Some(end) => {
+                    self.check(end);
                     return Poll::Ready(Ok(true));
                 }
-                Ok(None) => {}
-                Err(error) => {
-                    self.refuse(error);
-                    return Poll::Ready(Ok(true));
-                }
+                None if self.is_half_closed => return Poll::Ready(Ok(false)),
+                None => {}
             }
-            if self.is_half_closed {
-                return Poll::Ready(Ok(false));
-            }
-            if let Poll::Ready(read) = self.poll_fill(cx) {
-                match read? {
-                    0 => return Poll::Ready(Ok(false)),
-                    _ => continue,
-                }
+            match self.poll_fill(cx)? {
+                Poll::Ready(0) => return Poll::Ready(Ok(false)),
+                Poll::Ready(_) => continue,
+                Poll::Pending => {}
             }
             // A request that was sent before the listener closed is served; another is not waited for.
-            let is_idle = matches!(self.timers.phase(), Phase::Idle { .. });
+            let is_idle = self.timers.phase() == Phase::Idle;
             if is_idle && self.closed.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(false));
             }
@@ -178,51 +162,35 @@ impl FramedConnection {
                 self.timer.as_mut().reset(deadline);
             }
             ready!(self.timer.as_mut().poll(cx));
-            return Poll::Ready(Ok(self.head_timed_out(is_idle)));
-        }
-    }
-
-    /// Answers a client that has begun a head. Any other connection is closed: returns false.
-    fn head_timed_out(&mut self, is_idle: bool) -> bool {
-        let phase = match self.buffer.is_empty() {
-            true if is_idle => SlowPhase::Idle,
-            true => SlowPhase::FirstByte,
-            false => SlowPhase::Head,
-        };
-        self.shared.metrics.connection_timed_out(self.shared.name, phase);
-        let has_begun = phase == SlowPhase::Head;
-        if has_begun {
-            self.refuse(HeadError::Slow);
-        }
-        has_begun
-    }
-
-    /// Lets a whole head pass, or refuses it.
-    fn check(&mut self, length: usize) {
-        match framing::check_head(&self.buffer[..length]) {
-            Ok(framing) => {
-                framing::hide_upgrade(&mut self.buffer[..length]);
-                self.takes_interim = framing.is_http_11;
-                self.next = match framing.body {
-                    BodyLength::Bytes(bytes) => Next::Bytes(bytes),
-                    BodyLength::Chunked => Next::Chunks(Chunks::default()),
-                };
-                self.pass_head(length, None);
+            let phase = match self.buffer.is_empty() {
+                true if is_idle => SlowPhase::Idle,
+                true => SlowPhase::FirstByte,
+                false => SlowPhase::Head,
+            };
+            self.shared.metrics.connection_timed_out(self.shared.name, phase);
+            if phase == SlowPhase::Head {
+                self.check(Err(HeadError::Slow));
             }
-            Err(error) => self.refuse(error),
+            return Poll::Ready(Ok(phase == SlowPhase::Head));
         }
     }
 
-    fn refuse(&mut self, error: HeadError) {
-        self.buffer = BytesMut::from(framing::PLACEHOLDER_HEAD);
-        self.next = Next::Nothing;
-        self.pass_head(self.buffer.len(), Some(error));
-    }
-
-    fn pass_head(&mut self, length: usize, refused: Option<HeadError>) {
-        self.checked = length;
+    /// Lets a head of that length pass, or a placeholder for one that is refused.
+    fn check(&mut self, length: Result<usize, HeadError>) {
+        let checked = length.and_then(|length| {
+            let head = &mut self.buffer[..length];
+            let next = framing::check_head(head)?;
+            framing::hide_upgrade(head);
+            self.takes_interim = !framing::is_http_10(head);
+            Ok((length, next))
+        });
+        let refused = checked.as_ref().err().copied();
+        (self.checked, self.next) = checked.unwrap_or_else(|_| {
+            self.buffer = BytesMut::from(framing::PLACEHOLDER_HEAD);
+            (self.buffer.len(), Next::Nothing)
+        });
         self.write_timeout.begin();
-        self.timers.begin_request(refused);
+        self.timers.enter(Phase::Request(refused));
     }
 
     /// Reads into the buffer. Returns 0 when the client has closed its half.
@@ -240,15 +208,10 @@ impl FramedConnection {
             if self.buffer.len() >= MAX_HEAD {
                 return Poll::Pending;
             }
-            match ready!(self.poll_fill(cx)) {
-                Ok(0) => {
-                    self.is_half_closed = true;
-                    if let Err(error) = self.probe(cx) {
-                        return Poll::Ready(error);
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => return Poll::Ready(error),
+            let read = ready!(self.poll_fill(cx));
+            self.is_half_closed = matches!(read, Ok(0));
+            if let Err(error) = read.and_then(|read| if read == 0 { self.probe(cx) } else { Ok(()) }) {
+                return Poll::Ready(error);
             }
         }
         loop {
@@ -266,9 +229,9 @@ impl FramedConnection {
         let is_unanswered = [0, CONTINUE.len() as u64].contains(&self.write_timeout.bytes());
         if self.takes_interim
             && is_unanswered
-            && let Poll::Ready(written) = Pin::new(&mut self.socket).poll_write(cx, CONTINUE)
+            && let Poll::Ready(written) = Pin::new(&mut self.socket).poll_write(cx, CONTINUE)?
         {
-            if written? < CONTINUE.len() {
+            if written < CONTINUE.len() {
                 // The rest would be taken for the beginning of the answer.
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
@@ -329,7 +292,7 @@ impl AsyncWrite for FramedConnection {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.socket).poll_flush(cx).map_ok(|()| 0);
         ready!(self.timed(flushed, cx))?;
-        if self.timers.flushed() {
+        if self.timers.change(Phase::Answered, Phase::Idle) {
             // Reads that were blocked until the answer was sent now have a timer.
             cx.waker().wake_by_ref();
         }

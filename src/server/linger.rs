@@ -7,17 +7,12 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{Socket, tcp_of};
 
-/// Ends it when nothing arrives for so long.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Ends it at the latest.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Bytes that are dropped at once, from the stack.
-const PIECE: usize = 16 * 1024;
 
 /// Shuts our side down, then drops what arrives until the client closes or a limit is reached.
 pub(super) async fn linger(mut socket: Socket) {
@@ -28,30 +23,25 @@ pub(super) async fn linger(mut socket: Socket) {
     // Below TLS, too: what is dropped need not be decrypted.
     let tcp = tcp_of(&socket);
     loop {
-        let deadline = end.min(Instant::now() + SILENCE);
-        if !matches!(timeout_at(deadline, tcp.readable()).await, Ok(Ok(()))) {
+        let now = Instant::now();
+        let readable = timeout_at(end.min(now + SILENCE), tcp.readable()).await;
+        if now >= end || !matches!(readable, Ok(Ok(()))) {
             return;
         }
-        match drop_piece(tcp) {
-            Ok(0) => return,
+        // A buffer outside of this closure would be a part of every connection's task.
+        let drop_some = || tcp.try_read(&mut [0; 16 * 1024]);
+        match drop_some() {
             // A fast client must not keep this thread from other connections.
-            Ok(_) => tokio::task::yield_now().await,
+            Ok(1..) => tokio::task::yield_now().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return,
-        }
-        if Instant::now() >= end {
-            return;
+            _ => return,
         }
     }
 }
 
-fn drop_piece(tcp: &TcpStream) -> io::Result<usize> {
-    tcp.try_read(&mut [0; PIECE])
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
     use tokio_util::either::Either;
 
     use super::*;

@@ -214,12 +214,20 @@ impl World {
         let world = self.clone();
         tokio::spawn(async move {
             let mut trail = Trail::default();
+            let was_permanent = world.is_permanent(key, 0);
             let outcome = tokio::select! {
                 biased;
                 () = process.life.dead.cancelled() => return,
                 outcome = process.gateway.look_up_key(key, &mut trail) => outcome,
             };
             world.count(&format!("looked up: {}", ended(&outcome)));
+            let is_absent = matches!(outcome, Err(GatewayError::KeyNotFound));
+            let is_excused =
+                process.life.could_not_ask(tokio::task::try_id()) && world.cannot_know(&process.life, key);
+            if is_absent && was_permanent && !is_excused && world.is_permanent(key, 0) {
+                let (name, process) = (world.teams.name_of(key), process.life.name());
+                world.violate(format!("{name} is permanent, and {process} says that it is absent"));
+            }
             world.was_answered(key, &outcome);
         });
     }

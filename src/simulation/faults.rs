@@ -45,6 +45,8 @@ struct Rates {
     fail_after: u64,
     slow: u64,
     hang: u64,
+    /// In a store: no turn among the process's own reads.
+    busy: u64,
 }
 
 /// What becomes of paid calls.
@@ -68,6 +70,7 @@ impl Plan {
             fail_after: one_of(&[0, 0, 30, 100, 400, 1500]),
             slow: one_of(&[0, 0, 50, 400]),
             hang: one_of(&[0, 0, 0, 0, 20]),
+            busy: one_of(&[0, 0, 300, 3000]),
         });
         let is_deathless = one_of(&[0, 0, 0, 1]) == 1;
         let is_fleet = one_of(&[0, 1]) == 1;
@@ -96,11 +99,12 @@ impl Plan {
     }
 }
 
-/// It did not happen, or it did and the word of it was lost.
+/// It did not happen, or it did and the word of it was lost, or it had no turn in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     Before,
     After,
+    Busy,
 }
 
 /// A process's way to one of its places.
@@ -146,6 +150,11 @@ impl Line {
                 world.check();
             }
             return std::future::pending().await;
+        }
+        if self.place == Place::Store && world.strikes(rates.busy) {
+            world.count_fault(self.place, Fault::Busy);
+            world.note(|| format!("{} {what}: no turn", self.life.name()));
+            return Err(Fault::Busy);
         }
         if world.is_away(self.place) || world.strikes(rates.fail_before) {
             world.count_fault(self.place, Fault::Before);

@@ -68,7 +68,7 @@ impl LedgerLine {
         let done = self.line.call(what, move || deed(&ledger)).await;
         done.unwrap_or_else(|fault| {
             Err(LedgerError::Unavailable(match fault {
-                Fault::Before => "planted: not done".to_owned(),
+                Fault::Before | Fault::Busy => "planted: not done".to_owned(),
                 Fault::After => "planted: the acknowledgement was lost".to_owned(),
             }))
         })
@@ -332,8 +332,14 @@ impl StoreLine {
         deed: impl FnOnce(&MemoryStore) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let store = self.0.world.store.clone();
-        let done = self.0.call(what, move || deed(&store)).await;
-        done.unwrap_or_else(|_| Err(StoreError::Unavailable("planted".to_owned())))
+        self.answer(self.0.call(what, move || deed(&store)).await)
+    }
+
+    fn answer<T>(&self, done: Result<Result<T, StoreError>, Fault>) -> Result<T, StoreError> {
+        done.unwrap_or_else(|fault| {
+            let is_busy = fault == Fault::Busy && self.0.world.bug != Some(Bug::BusyIsAway);
+            Err(if is_busy { StoreError::Busy } else { StoreError::Unavailable }("planted".to_owned()))
+        })
     }
 }
 
@@ -379,13 +385,15 @@ impl Store for StoreLine {
         if is_second_look && self.0.world.bug == Some(Bug::NoSecondLookUp) {
             return Ok(None);
         }
-        let found = self.call("record", move |store| store.record(&namespace, key)).await;
+        let store = self.0.world.store.clone();
+        let found = self.0.call("record", move || store.record(&namespace, key)).await;
         match found {
-            Err(_) => self.0.life.excuse(key, task),
-            Ok(None) => self.0.life.was_absent(key),
-            Ok(Some(_)) => {}
+            // A store that cannot be asked leaves the word to the ledger; a process that is busy does not.
+            Err(Fault::Before | Fault::After) => self.0.life.excuse(key, task),
+            Ok(Ok(None)) => self.0.life.was_absent(key),
+            Err(Fault::Busy) | Ok(_) => {}
         }
-        found
+        self.answer(found)
     }
 
     async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {

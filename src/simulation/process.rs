@@ -1,6 +1,6 @@
 //! A process: the production gateway and filler, unchanged, on this world's places.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -59,6 +59,8 @@ pub(super) struct Life {
     pub(super) dead: CancellationToken,
     /// What it is about to pay for, by key.
     purchases: Mutex<BTreeMap<CacheKey, Purchase>>,
+    /// Tasks that could not ask the store for a record: what they say of it is the ledger's word.
+    unasked: Mutex<HashSet<Option<Id>>>,
     /// Paid calls whose tail is in its hands or whose answer it awaits.
     pub(super) held: AtomicUsize,
     stopped_until: Mutex<Option<Instant>>,
@@ -88,6 +90,7 @@ impl Life {
             ledger,
             dead: CancellationToken::new(),
             purchases: Mutex::default(),
+            unasked: Mutex::default(),
             held: AtomicUsize::new(0),
             stopped_until: Mutex::default(),
             absent: Mutex::default(),
@@ -154,7 +157,13 @@ impl Life {
         self.purchases(|all| all.get(&key).is_some_and(|one| one.task == task && !one.is_permitted))
     }
 
+    /// Could this task not ask the store for a record?
+    pub(super) fn could_not_ask(&self, task: Option<Id>) -> bool {
+        self.unasked.lock().unwrap_or_else(PoisonError::into_inner).contains(&task)
+    }
+
     pub(super) fn excuse(&self, key: CacheKey, task: Option<Id>) {
+        self.unasked.lock().unwrap_or_else(PoisonError::into_inner).insert(task);
         self.purchases(|all| {
             if let Some(purchase) = all.get_mut(&key).filter(|one| one.task == task) {
                 purchase.is_excused = true;

@@ -123,7 +123,9 @@ impl World {
                 *sums.entry(counter).or_default() += row.bought.credits as i64;
             }
         }
-        for (counter @ (scope, window), &credits) in &book.spent {
+        // Refused calls have a counter of their own, which is no sum of credits.
+        let budgets = book.spent.iter().filter(|((scope, _), _)| !scope.starts_with("refused:"));
+        for (counter @ (scope, window), &credits) in budgets {
             let sum = sums.remove(counter).unwrap_or(0);
             if sum != credits {
                 return Err(format!("the counter of {scope} in {window} is {credits}, its rows say {sum}"));
@@ -195,7 +197,7 @@ impl World {
     }
 
     /// Does the store have a result that stands in the way of this generation?
-    fn is_permanent(&self, key: CacheKey, generation: u64) -> bool {
+    pub(super) fn is_permanent(&self, key: CacheKey, generation: u64) -> bool {
         let record = self.store.record(NAMESPACE, key).ok().flatten();
         record.is_some_and(|record| {
             record.generation >= generation
@@ -228,7 +230,7 @@ impl World {
 
     /// While the store cannot be asked: was a process told before that the key is absent, or did another
     /// ledger buy it after this one had imported all there was?
-    fn cannot_know(&self, life: &Life, key: CacheKey) -> bool {
+    pub(super) fn cannot_know(&self, life: &Life, key: CacheKey) -> bool {
         let state = self.state();
         let Some(&(since, payer)) = state.permanent_since.get(&key) else { return true };
         let complete_since = state.complete_since.get(&life.ledger);
@@ -383,7 +385,9 @@ impl World {
             Ok(bytes) => Served::Bytes(bytes),
             Err(GatewayError::ResultNotFound) if waited_elsewhere => Served::Later,
             Err(GatewayError::ResultNotFound) => Served::NotThere,
-            Err(GatewayError::StoreUnavailable | GatewayError::ArchiveGuard) => Served::Later,
+            Err(GatewayError::StoreUnavailable | GatewayError::StoreBusy | GatewayError::ArchiveGuard) => {
+                Served::Later
+            }
             Err(error) => return self.violate(format!("{path} was read, and the answer was {error:?}")),
         };
         let outcome = self.state().archive.served(&path, served);

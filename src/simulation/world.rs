@@ -211,6 +211,7 @@ impl World {
             (Place::Ledger, Fault::After) => "ledger: failed after the deed",
             (Place::Store, Fault::Before) => "store: failed before the deed",
             (Place::Store, Fault::After) => "store: failed after the deed",
+            (_, Fault::Busy) => "store: no turn to ask",
             (Place::Upstream, _) => "upstream: not reached",
             (Place::Results, _) => "results: failed",
         });

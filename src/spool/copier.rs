@@ -11,8 +11,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Spool;
 use super::purged::PurgedError;
+use super::{LEDGER_PATIENCE, Spool};
 use crate::crash::crash_point;
 use crate::ledger::spool::Spooled;
 use crate::ledger::{CallId, LedgerError};
@@ -28,8 +28,9 @@ const IDLE: Duration = Duration::from_secs(5);
 /// backlog begins to flow soon after the store is back, and a store that is gone is left in peace.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The pause while the store is not known to be ours: that is mended by hand, and asked at no cost.
-const NOT_OURS_PAUSE: Duration = Duration::from_secs(1);
+/// The pause while the store does not answer, or is not known to be ours. Asking costs hardly anything,
+/// and what waits begins to flow soon after the store is back.
+const UNREACHABLE_PAUSE: Duration = Duration::from_millis(500);
 
 /// The task; it ends with [`stop`](Self::stop).
 pub struct Copier {
@@ -69,9 +70,9 @@ enum CopyError {
     /// The store did not take it. Whether it takes others is to be seen.
     #[error(transparent)]
     Store(StoreError),
-    /// The store was not asked: it may be another's.
+    /// The store does not answer, may be another's, or is asked for too much by this process.
     #[error(transparent)]
-    NotOurs(StoreError),
+    Unreachable(StoreError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
@@ -89,6 +90,7 @@ impl From<StoreError> for CopyError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Corrupt(_) => Self::Result(error),
+            StoreError::Busy(_) => Self::Unreachable(error),
             StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unfit(_) => Self::Store(error),
         }
     }
@@ -96,10 +98,11 @@ impl From<StoreError> for CopyError {
 
 async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
     let mut backlog = Backlog { spool: Arc::clone(&spool), failed: HashMap::new() };
-    let mut failing_since = None;
+    let (mut failing_since, mut is_unreachable) = (None, false);
     loop {
         match backlog.copy_all().await {
             Ok(copied) => {
+                is_unreachable = false;
                 if copied > 0 && backlog.failed.is_empty() {
                     tracing::info!(results = copied, "the spool is empty: the store has what waited");
                 }
@@ -115,9 +118,13 @@ async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
                     tokio::time::sleep(SHORTEST_PAUSE).await;
                 }
             }
-            Err(error @ CopyError::NotOurs(_)) => {
-                tracing::warn!(%error, "results wait in the spool: nothing is brought to the store");
-                tokio::time::sleep(NOT_OURS_PAUSE).await;
+            Err(error @ CopyError::Unreachable(_)) => {
+                if !is_unreachable {
+                    tracing::warn!(%error, "results wait in the spool: nothing is brought to the store");
+                }
+                is_unreachable = true;
+                spool.set_away(spool.room.of_each().is_some());
+                tokio::time::sleep(UNREACHABLE_PAUSE).await;
             }
             Err(error) => {
                 spool.set_away(matches!(error, CopyError::Store(_)));
@@ -275,22 +282,22 @@ async fn copy(spool: Arc<Spool>, spooled: Spooled) -> Result<(), CopyError> {
     let Spooled { id, record, .. } = spooled;
     let damaged = |what: &str| CopyError::Result(StoreError::Corrupt(format!("call {}: {what}", id.0)));
     let name = record.object().ok_or_else(|| damaged("its record names no object"))?;
+    spool.check_ours().await.map_err(CopyError::Unreachable)?;
     let Some(bytes) = spool.ledger.spooled_object(name).await? else { return Ok(()) };
     if bytes.len() as u64 > MAX_OBJECT_BYTES {
         return Err(damaged("its result is longer than any store takes"));
     }
-    spool.check_ours().await.map_err(CopyError::NotOurs)?;
     crash_point("CP22");
     spool.store.put_object(name, bytes).await?;
     crash_point("CP24");
     // After a purge the result keeps its URL, and its record does not come back.
-    let standing = match spool.purged(&record).await? {
+    let standing = match spool.purged(&record, LEDGER_PATIENCE).await? {
         Some(_) => record.clone(),
         None => spool.store.put_record(&record).await?,
     };
     // In another store than ours what was just written would never be found again.
-    spool.check_ours().await.map_err(CopyError::NotOurs)?;
-    spool.forget_if_purged(&standing).await?;
+    spool.check_ours().await.map_err(CopyError::Unreachable)?;
+    spool.forget_if_purged(&standing, LEDGER_PATIENCE).await?;
     crash_point("CP40");
     spool.ledger.unspool(id, &standing).await?;
     crash_point("CP40");

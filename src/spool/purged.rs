@@ -4,15 +4,21 @@
 //! record meanwhile asks the ledger afterwards: either the purge is there by then, and he removes
 //! what he wrote; or it is not, and then the purge's own removal comes later and finds it.
 
-use super::{Spool, ask};
+use std::time::Duration;
+
+use super::{HIT_PATIENCE, Spool, ask};
 use crate::key::CacheKey;
 use crate::ledger::LedgerError;
 use crate::store::{Record, StoreError};
 
 impl Spool {
     /// Removes from the store a record that was purged; says whether it was.
-    pub(super) async fn forget_if_purged(&self, record: &Record) -> Result<bool, PurgedError> {
-        let Some(up_to) = self.purged(record).await? else { return Ok(false) };
+    pub(super) async fn forget_if_purged(
+        &self,
+        record: &Record,
+        patience: Duration,
+    ) -> Result<bool, PurgedError> {
+        let Some(up_to) = self.purged(record, patience).await? else { return Ok(false) };
         self.check_ours().await?;
         self.store.forget_record(&record.namespace, record.key, up_to).await?;
         tracing::info!(key = %record.key, generation = record.generation, "a purged record was removed from the store");
@@ -20,8 +26,12 @@ impl Spool {
     }
 
     /// Up to where the key counts as absent, if that reaches the record.
-    pub(super) async fn purged(&self, record: &Record) -> Result<Option<u64>, LedgerError> {
-        let purged = ask(self.ledger.purged(&record.namespace, record.key)).await?;
+    pub(super) async fn purged(
+        &self,
+        record: &Record,
+        patience: Duration,
+    ) -> Result<Option<u64>, LedgerError> {
+        let purged = ask(patience, self.ledger.purged(&record.namespace, record.key)).await?;
         Ok(purged.filter(|&up_to| up_to >= record.generation))
     }
 
@@ -33,7 +43,7 @@ impl Spool {
         key: CacheKey,
     ) -> Result<Option<Record>, StoreError> {
         let Some(record) = self.store.record(namespace, key).await? else { return Ok(None) };
-        match self.forget_if_purged(&record).await {
+        match self.forget_if_purged(&record, HIT_PATIENCE).await {
             Ok(true) => Ok(None),
             Ok(false) | Err(PurgedError::Ledger(_)) => Ok(Some(record)),
             Err(PurgedError::Store(error)) => {

@@ -44,7 +44,7 @@ impl Room {
                 "nothing is bought for the spool before the store is proved".into(),
             ));
         }
-        let usage = super::ask(ledger.spool_usage())
+        let usage = super::ask(super::LEDGER_PATIENCE, ledger.spool_usage())
             .await
             .map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let coming = usage.open_calls + 1;

@@ -618,7 +618,7 @@ async fn a_disk_that_cannot_take_it_is_no_room() {
 }
 
 /// A bucket that is waited for as long as these limits say.
-async fn bucket(server: &S3Server, folder: &TempDir, attempt: Duration) -> S3Store {
+async fn bucket(server: &S3Server, folder: &TempDir, limit: Duration) -> S3Store {
     let file = folder.path().join("credentials");
     server.write_credentials(&file).unwrap();
     S3Store::open(S3StoreConfig {
@@ -626,7 +626,7 @@ async fn bucket(server: &S3Server, folder: &TempDir, attempt: Duration) -> S3Sto
         endpoint: Some(server.endpoint()),
         path_style: true,
         credentials_file: Some(file),
-        limits: S3Limits { attempt, whole: 3 * attempt, ..S3Limits::default() },
+        limits: S3Limits { metadata: limit, object: limit, ..S3Limits::default() },
         ..S3StoreConfig::new(server.bucket())
     })
     .await

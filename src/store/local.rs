@@ -146,7 +146,8 @@ impl Store for LocalStore {
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         let namespace = namespace.to_owned();
-        self.reading(move |files| files.record(&namespace, key)).await
+        // Of a few kilobytes, so lookups do not wait for those who read results.
+        self.blocking(move |files| files.record(&namespace, key)).await
     }
 
     async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {

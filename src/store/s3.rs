@@ -12,10 +12,11 @@
 //! was lost is refused when it is repeated, and then what is there is looked at. Objects are read
 //! whole and checked against their digest before the first byte leaves.
 //!
-//! Something is absent only when the bucket says `NoSuchKey`; any other answer says nothing. Every
-//! call ends within [`S3Limits::whole`], and a bucket that has failed several times in a row is left
-//! alone for a while, which costs no time. Only an import lists records, and nothing is deleted but the
-//! trial and the records of purged keys.
+//! Something is absent only when the bucket says `NoSuchKey`; any other answer says nothing. Every call
+//! ends within a limit of [`S3Limits`], and the first that is not answered by then opens the breaker: from
+//! then on calls fail at once until the bucket answers a probe. A read that gets no turn among our own is
+//! [`StoreError::Busy`], which says nothing of the bucket. Only an import lists records, and nothing is
+//! deleted but the trial and the records of purged keys.
 
 mod bucket;
 mod client;
@@ -33,7 +34,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use self::bucket::Bucket;
+use self::bucket::{Bucket, Kind};
 use self::proof::Room;
 use self::records::RecordTurns;
 use crate::archive::ArchiveId;
@@ -68,13 +69,14 @@ pub struct S3StoreConfig {
 /// How long a bucket is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct S3Limits {
-    /// For a connection. Default 3 s.
+    /// For a connection. Default 2 s.
     pub connect: Duration,
-    /// For the answer to one attempt; as long may a body stand still. Default 5 s.
-    pub attempt: Duration,
-    /// For a call with all its attempts. Default 12 s.
-    pub whole: Duration,
-    /// Attempts in a call. Default 3.
+    /// For a call about a record, a marker or the presence of an object, with all its attempts, and for
+    /// a turn to make one. Default 2 s.
+    pub metadata: Duration,
+    /// The same for the bytes of an object. Default 5 s.
+    pub object: Duration,
+    /// Attempts in a call, as long as each fails within the limit. Default 3.
     pub attempts: u32,
     /// The pause before the second attempt, at most; the next is twice as long. Default 200 ms.
     pub backoff: Duration,
@@ -83,11 +85,20 @@ pub struct S3Limits {
 impl Default for S3Limits {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(3),
-            attempt: Duration::from_secs(5),
-            whole: Duration::from_secs(12),
+            connect: Duration::from_secs(2),
+            metadata: Duration::from_secs(2),
+            object: Duration::from_secs(5),
             attempts: 3,
             backoff: Duration::from_millis(200),
+        }
+    }
+}
+
+impl S3Limits {
+    fn of(&self, kind: Kind) -> Duration {
+        match kind {
+            Kind::Metadata => self.metadata,
+            Kind::Object => self.object,
         }
     }
 }
@@ -110,8 +121,7 @@ impl S3StoreConfig {
 
 /// A [`Store`] in a bucket.
 ///
-/// A caller that stops waiting may leave a write half sent; the bucket then has the whole of it or
-/// nothing.
+/// A caller that stops waiting stops nothing: what has begun ends within its limit.
 #[derive(Debug)]
 pub struct S3Store {
     bucket: Bucket,
@@ -123,11 +133,7 @@ impl S3Store {
     /// Makes ready to use the bucket, without asking it anything: see [`Store::prove`].
     pub async fn open(config: S3StoreConfig) -> Self {
         let client = client::connect(&config).await;
-        Self {
-            bucket: Bucket::new(client, &config),
-            room: Room::new(config.limits.attempt),
-            turns: RecordTurns::default(),
-        }
+        Self { bucket: Bucket::new(client, &config), room: Room::default(), turns: RecordTurns::default() }
     }
 }
 

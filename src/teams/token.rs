@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::secret::Secret;
 
 /// What every token begins with, so that people and secret scanners know one when they see it.
-const PREFIX: &str = "granary_";
+pub(super) const PREFIX: &str = "granary_";
 /// Characters of an id.
 const ID_LENGTH: usize = 8;
 /// Hex digits of a secret: 256 bits.

@@ -174,7 +174,7 @@ async fn what_has_one_meaning_is_served_and_so_is_what_follows_it() {
     for (status, bytes) in [
         (200, chunked),
         (200, sized),
-        (200, plain("GET http://a/ HTTP/1.1\r\nHost: A:80\r\n\r\n")),
+        (200, plain("GET http://a:80/ HTTP/1.1\r\nHost: A:80\r\n\r\n")),
         (200, plain("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")),
         (200, plain("GET / HTTP/1.1\r\nHost: [::1]:8080\r\nX: \u{e4}\r\n\r\n")),
         // Nothing else is ever spoken on a connection.

@@ -11,7 +11,7 @@ use granary::config::{Config, Environment};
 use granary_kit::ailab::FakeAilab;
 use granary_kit::client::{self, Answer, Call};
 use granary_kit::form::Form;
-use granary_kit::process::{GranaryBuilder, GranaryProcess};
+use granary_kit::process::{GranaryBuilder, GranaryProcess, with_budget};
 use granary_kit::s3::S3Server;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -71,6 +71,7 @@ impl Granary {
             ("GRANARY_STATE_PATH", folder.path().join("state").display().to_string()),
         ];
         let variables = variables.iter().map(|(name, value)| (*name, value.as_str()));
+        let config = with_budget(config);
         let loaded = Config::parse(&config, &Environment::of(folder.path(), variables));
         let loaded = loaded.unwrap_or_else(|problems| panic!("{problems}\n{config}"));
         let app = App::start(loaded.config, clock.clock()).await.unwrap();

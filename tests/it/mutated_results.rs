@@ -94,7 +94,8 @@ impl Case {
         let redirects = (0..dice.below(8).saturating_sub(4)).map(|_| redirect(dice)).collect();
         let mut result = sloppy(dice);
         result.body = body(dice);
-        let has_end_mark = result.body.as_ref().is_none_or(|body| !body.starts_with(b"RIFF") && !body.starts_with(b"BM"));
+        let has_end_mark =
+            result.body.as_ref().is_none_or(|body| !body.starts_with(b"RIFF") && !body.starts_with(b"BM"));
         if fate == Fate::FetchedAgain {
             cut(dice, &mut result, 200, has_end_mark);
         } else {
@@ -193,7 +194,8 @@ async fn lane(lane: u64, orders: u64, seed: u64) -> [u64; 3] {
             }
             upstream.on_next_result(ResultBehaviour::Mutated(case.result.clone()));
         }
-        let picture = [images::solid(ImageFormat::Png, 16, 16, [180, 90, 30]), order.to_le_bytes().to_vec()].concat();
+        let picture =
+            [images::solid(ImageFormat::Png, 16, 16, [180, 90, 30]), order.to_le_bytes().to_vec()].concat();
         let answer = granary.crop(None, &picture, 40, 30).await;
         // Paid once, whatever came.
         assert_eq!((upstream.charges(), upstream.attempts()), (order + 1, order + 1), "{place}");
@@ -215,10 +217,15 @@ async fn lane(lane: u64, orders: u64, seed: u64) -> [u64; 3] {
         let kept = bytes_of(&answer.result_url()).await;
         assert!(kept == expected, "{place}\n{} bytes and not {}", kept.len(), expected.len());
         let hit = granary.crop(None, &picture, 40, 30).await;
-        assert!(cache_status(&hit).starts_with("granary; hit") && hit.text() == text, "{place}\n{}", hit.text());
+        assert!(
+            cache_status(&hit).starts_with("granary; hit") && hit.text() == text,
+            "{place}\n{}",
+            hit.text()
+        );
     }
     let [kept, again, unknown] = ends;
-    for (state, rows) in [("stored", kept + again), ("unknown", unknown), ("answered", 0), ("unfetchable", 0)] {
+    for (state, rows) in [("stored", kept + again), ("unknown", unknown), ("answered", 0), ("unfetchable", 0)]
+    {
         let series = format!("granary_ledger_credits{{state=\"{state}\"}}");
         assert_eq!(granary.metric(&series).await, (rows * 3) as f64, "lane {lane}: {state}");
     }
@@ -288,7 +295,13 @@ async fn foreign_address_or_echoed_key_reaches_neither_client_nor_file() {
             charged: false,
         });
         let refused = granary.crop(None, images::photo_png(), 100 + number, 31).await;
-        assert_eq!((bought.status, refused.status), (200, 422), "{text}: {} {}", bought.text(), refused.text());
+        assert_eq!(
+            (bought.status, refused.status),
+            (200, 422),
+            "{text}: {} {}",
+            bought.text(),
+            refused.text()
+        );
         assert_eq!(refused.code(), "ERROR_LOW_RESOLUTION");
         let hit = client::get(&bought.result_url()).await.unwrap();
         assert_eq!(hit.body, upstream.result_bytes(u64::from(number) + 1));

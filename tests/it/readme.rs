@@ -10,9 +10,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use bytes::Bytes;
+use granary::code;
 use granary::config::{Config, Environment, is_live};
-use granary::error::{GatewayError, KINDS};
+use granary::error::{GatewayError, kinds};
 use granary::framing::HeadError;
 use granary::key::Digest;
 use granary::ledger::CallState;
@@ -170,6 +170,7 @@ fn errors() -> Vec<GatewayError> {
     let head = HeadError::ALL.into_iter().map(GatewayError::Head);
     let others = [
         GatewayError::TooManyConnections,
+        request(RequestError::Encoded { shown: "gzip".to_owned() }),
         request(RequestError::DuplicateField { field: Field::Image }),
         request(RequestError::MissingField { field: Field::Image }),
         request(RequestError::EmptyField { field: Field::Image }),
@@ -184,21 +185,26 @@ fn errors() -> Vec<GatewayError> {
         request(RequestError::Body("cut".into())),
         GatewayError::Auth(AuthError::Missing),
         GatewayError::Auth(AuthError::Malformed),
+        GatewayError::Auth(AuthError::Incomplete),
         GatewayError::Auth(AuthError::Unknown),
         GatewayError::Auth(AuthError::Expired),
         GatewayError::Auth(AuthError::Conflicting),
         GatewayError::Auth(AuthError::Disabled { team: String::new() }),
+        GatewayError::CrossSite,
+        GatewayError::ForeignName,
         GatewayError::RefreshNotAllowed,
         GatewayError::NoSuchRoute,
         GatewayError::MethodNotAllowed { allow: "GET" },
         GatewayError::UnknownExpectation,
         GatewayError::KeyNotFound,
+        GatewayError::NotAKey,
         GatewayError::ResultNotFound,
         GatewayError::NotCached,
         over(Scope::Global, Window::Day),
         over(Scope::Global, Window::Month),
         over(web(), Window::Day),
         over(web(), Window::Month),
+        over(Scope::Refused("web".to_owned()), Window::Day),
         GatewayError::Frozen(Scope::Global),
         GatewayError::UpstreamCredits,
         GatewayError::RateLimited { wait },
@@ -221,6 +227,7 @@ fn errors() -> Vec<GatewayError> {
         GatewayError::LedgerUnavailable,
         GatewayError::LedgerIncomplete,
         GatewayError::StoreUnavailable,
+        GatewayError::StoreBusy,
         GatewayError::Bug,
     ];
     head.chain(others).collect()
@@ -233,16 +240,24 @@ fn is_listed(error: &GatewayError) -> bool {
         E::Request(_) | E::Auth(_) | E::RefreshNotAllowed | E::NoSuchRoute | E::MethodNotAllowed { .. } => {
             true
         }
+        E::CrossSite | E::ForeignName | E::NotAKey => true,
         E::UnknownExpectation | E::KeyNotFound | E::ResultNotFound | E::NotCached | E::OverBudget(_) => true,
         E::Frozen(_) | E::UpstreamCredits | E::RateLimited { .. } | E::UpstreamUnreachable { .. } => true,
         E::UpstreamNonsense { .. } | E::UpstreamKeyRefused | E::UpstreamThrottled { .. } => true,
         E::CircuitOpen { .. } | E::PurchaseStopped { .. } => true,
         E::StillBeingMade | E::ResultNotFetched { .. } | E::TooBusy { .. } | E::Draining => true,
         E::Resting { .. } | E::NoRoom | E::NoUploadRoom | E::NoResultRoom => true,
-        E::ArchiveGuard | E::LedgerUnavailable | E::LedgerIncomplete | E::StoreUnavailable | E::Bug => true,
+        E::ArchiveGuard | E::LedgerUnavailable | E::LedgerIncomplete => true,
+        E::StoreUnavailable | E::StoreBusy | E::Bug => true,
         // Clients see the upstream's own status and code.
         E::Upstream { .. } => false,
     }
+}
+
+/// A complete error of the upstream.
+fn passed_through(status: u16, code: &str) -> GatewayError {
+    let body = format!("{{\"error_code\":{status},\"error_detail\":{{\"code\":\"{code}\"}}}}");
+    GatewayError::passed_through(http::StatusCode::from_u16(status).unwrap(), body.into())
 }
 
 #[test]
@@ -251,14 +266,18 @@ fn every_error_is_counted_from_zero() {
         let situation = error.situation();
         (situation.fault.as_str(), situation.code.name)
     };
-    let known: BTreeSet<_> = KINDS.iter().map(|(fault, code)| (fault.as_str(), code.name)).collect();
-    assert_eq!(known, errors().iter().map(kind).collect(), "left: error::KINDS; right: the errors there are");
+    // What passes through, with each code that is known, and with one that is not.
+    let names = code::ALL.iter().map(|code| code.name).chain(["ERROR_OF_A_LATER_YEAR"]);
+    let passed_through = names.flat_map(|name| [415, 500].map(|status| passed_through(status, name)));
+    let all: Vec<_> = errors().into_iter().chain(passed_through).collect();
+    let known: BTreeSet<_> = kinds().map(|(fault, code)| (fault.as_str(), code.name)).collect();
+    assert_eq!(known, all.iter().map(kind).collect(), "left: error::kinds; right: the errors there are");
 }
 
 #[test]
 fn every_error_has_its_row() {
     type Row = (u16, String, Option<String>);
-    assert!(!is_listed(&GatewayError::Upstream { status: http::StatusCode::OK, body: Bytes::new() }));
+    assert!(!is_listed(&passed_through(415, "UNSUPPORTED_FILE_TYPES")));
     let mut expected: BTreeSet<Row> = BTreeSet::new();
     let mut to_explain = BTreeSet::new();
     for error in errors().iter().filter(|error| is_listed(error)) {

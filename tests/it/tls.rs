@@ -193,6 +193,30 @@ async fn a_handshake_that_does_not_go_on_is_ended_in_time_and_keeps_nobody_out()
     assert_eq!(ask(&mut sender, get("/")).await.unwrap().status(), 200);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn early_refusal_over_tls_is_read_by_a_client_that_writes_everything_first() {
+    let certificate = SelfSigned::until(2040);
+    let world = World::new(real(), &certificate);
+    let process = world.builder.start().await.unwrap();
+    let trusting = connector(&[&certificate], &[b"http/1.1"]);
+    let length = 10_000_000;
+    for upgrade in ["", "Connection: Upgrade\r\nUpgrade: h2c\r\n"] {
+        let tcp = TcpStream::connect(address(&process)).await.unwrap();
+        let mut tls = trusting.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap();
+        let head = format!(
+            "POST {CROP_PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n{upgrade}\
+             Content-Length: {length}\r\n\r\n"
+        );
+        tls.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..length / 10_000 {
+            tls.write_all(&[b'x'; 10_000]).await.unwrap();
+        }
+        let mut answer = Vec::new();
+        within("the end", tls.read_to_end(&mut answer)).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 413 "), "{}", String::from_utf8_lossy(&answer));
+    }
+}
+
 #[tokio::test]
 async fn a_certificate_that_cannot_be_used_is_said_in_one_sentence_before_anything_starts() {
     let (certificate, other) = (SelfSigned::until(2040), SelfSigned::until(2040));

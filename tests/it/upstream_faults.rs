@@ -537,7 +537,10 @@ async fn hung_upstream_answers_waiters_at_their_deadline_ends_unknown_and_opens_
     let upstream = FakeAilab::start().await;
     upstream.always(Behaviour::NeverAnswer);
     // As by default, but with 28 s and 180 s shortened.
-    let config = format!("{}\n[server]\nanswer_within = \"300ms\"", upstream_section(&upstream, "hard_stop = \"1500ms\""));
+    let config = format!(
+        "{}\n[server]\nanswer_within = \"300ms\"",
+        upstream_section(&upstream, "hard_stop = \"1500ms\"")
+    );
     let granary = Granary::builtin(&config).await;
     let url = granary.url();
     for number in 0..5_u32 {
@@ -551,7 +554,11 @@ async fn hung_upstream_answers_waiters_at_their_deadline_ends_unknown_and_opens_
         granary.wait_for_metric("granary_fills_total{state=\"unknown\"}", rows).await;
         assert_eq!(granary.metric("granary_ledger_credits{state=\"unknown\"}").await, rows * 3.0);
         // Its outcome is not known, so the same crop is not bought again.
-        is_told(&ask(&url, None, number).await.unwrap(), 503, if number < 4 { "hold" } else { "circuit_open" });
+        is_told(
+            &ask(&url, None, number).await.unwrap(),
+            503,
+            if number < 4 { "hold" } else { "circuit_open" },
+        );
     }
     granary.wait_for_metric("granary_upstream_alarm{cause=\"outage\"}", 1.0).await;
     let asked = Instant::now();

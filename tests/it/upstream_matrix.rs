@@ -88,11 +88,27 @@ fn rows() -> Vec<Row> {
             LEGACY.replace(r#""error_msg""#, r#""error_code_str":"","error_msg""#),
             vec![("/envelope/error_code_str", json!(true))],
         ),
-        row("the whole scaled original", with_place(r#"{"width":480,"height":320,"y":0,"x":-80}"#), reading("whole_original")),
-        row("the window that is kept", with_place(r#"{"width":427,"height":427,"y":0,"x":106}"#), reading("kept_window")),
-        row("a place that fits nothing", with_place(r#"{"width":298,"height":224,"y":0,"x":0}"#), reading("other")),
+        row(
+            "the whole scaled original",
+            with_place(r#"{"width":480,"height":320,"y":0,"x":-80}"#),
+            reading("whole_original"),
+        ),
+        row(
+            "the window that is kept",
+            with_place(r#"{"width":427,"height":427,"y":0,"x":106}"#),
+            reading("kept_window"),
+        ),
+        row(
+            "a place that fits nothing",
+            with_place(r#"{"width":298,"height":224,"y":0,"x":0}"#),
+            reading("other"),
+        ),
         row("a place in words", with_place(r#"{"width":"320","x":null}"#), reading("not_numbers")),
-        row("no place", LEGACY.replace(r#","retain_location":{"width":{width},"height":{height},"y":0,"x":0}"#, ""), reading("absent")),
+        row(
+            "no place",
+            LEGACY.replace(r#","retain_location":{"width":{width},"height":{height},"y":0,"x":0}"#, ""),
+            reading("absent"),
+        ),
         Row {
             prepare: FakeAilab::sell_png,
             ..row(
@@ -110,7 +126,10 @@ fn rows() -> Vec<Row> {
             prepare: |upstream| upstream.sell_urls_for(Duration::from_secs(1800)),
             ..row("a URL that lives for half an hour", LEGACY, vec![])
         },
-        Row { prepare: FakeAilab::sell_the_same_again, ..row("the same again", LEGACY, vec![("/repeat", json!("same"))]) },
+        Row {
+            prepare: FakeAilab::sell_the_same_again,
+            ..row("the same again", LEGACY, vec![("/repeat", json!("same"))])
+        },
         row("another picture each time", LEGACY, vec![("/repeat", json!("different"))]),
         Row {
             mutation: Mutation {
@@ -118,7 +137,11 @@ fn rows() -> Vec<Row> {
                 headers: "Content-Encoding: \r\nX-Cache : HIT\r\n".to_owned(),
                 ..Mutation::default()
             },
-            ..row("a byte order mark and sloppy lines", LEGACY, vec![("/envelope/generation", json!("legacy"))])
+            ..row(
+                "a byte order mark and sloppy lines",
+                LEGACY,
+                vec![("/envelope/generation", json!("legacy"))],
+            )
         },
         Row {
             mutation: Mutation { coding: Coding::Gzip, ..Mutation::default() },
@@ -180,7 +203,8 @@ async fn report_of_a_purchase_says_which_upstream_it_is_and_no_secret() {
         upstream.always(Behaviour::Mutated(template, mutation));
         let (mut printed, mut report) = checked(&upstream, &folder).await;
         let repeats = expected.iter().any(|(pointer, _)| *pointer == "/repeat");
-        let first: Value = serde_json::from_str(&report).unwrap_or_else(|error| panic!("{what}: {error}\n{printed}"));
+        let first: Value =
+            serde_json::from_str(&report).unwrap_or_else(|error| panic!("{what}: {error}\n{printed}"));
         assert_eq!(first.pointer("/repeat"), Some(&json!("unknown")), "{what}");
         if repeats {
             (printed, report) = checked(&upstream, &folder).await;

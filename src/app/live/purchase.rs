@@ -27,9 +27,9 @@ use crate::metrics::Metrics;
 use crate::picture::{self, ImageFormat};
 use crate::policy::{CurrentPolicy, Terms};
 use crate::results::ResultRoom;
-use crate::state::{StateDir, StateDirError};
 use crate::secret::Secret;
-use crate::store::{Record, Store};
+use crate::state::{StateDir, StateDirError};
+use crate::store::{Record, Store, StoreBudget};
 use crate::teams::{Team, Teams};
 use crate::upstream::{ErrorReply, HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
@@ -85,6 +85,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
         image: Digest::of(PICTURE),
         // It is there to see an answer, and one that is stored would not do.
         refresh: true,
+        budget: StoreBudget::default(),
     };
     let patience = config.upstream.hard_stop + Duration::from_secs(60);
     let deadline = Instant::now() + patience;
@@ -150,7 +151,12 @@ async fn refused_key(config: &Config) -> Option<ErrorReport> {
 }
 
 fn order() -> Order {
-    Order { image: Bytes::from_static(PICTURE).into(), format: ImageFormat::Jpeg, width: WIDTH, height: HEIGHT }
+    Order {
+        image: Bytes::from_static(PICTURE).into(),
+        format: ImageFormat::Jpeg,
+        width: WIDTH,
+        height: HEIGHT,
+    }
 }
 
 fn cost(config: &Config, before: Option<u64>, after: Option<u64>) -> String {
@@ -226,7 +232,10 @@ fn note(seen: &Seen, reply: &Reply) {
 /// A reply for a person to look at.
 fn describe(reply: &Reply) -> String {
     let of_error = |reply: &ErrorReply| {
-        let body = reply.body.as_ref().map_or("no body in its envelope".into(), |body| String::from_utf8_lossy(body));
+        let body = reply
+            .body
+            .as_ref()
+            .map_or("no body in its envelope".into(), |body| String::from_utf8_lossy(body));
         format!("the answer, with status {}: {body}", reply.status.as_u16())
     };
     match reply {

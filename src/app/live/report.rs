@@ -111,7 +111,13 @@ impl Report {
     }
 
     /// Notes the result that was kept.
-    pub(super) fn note_result(&mut self, sent: ImageFormat, received: ImageFormat, bytes: &[u8], target: Size) {
+    pub(super) fn note_result(
+        &mut self,
+        sent: ImageFormat,
+        received: ImageFormat,
+        bytes: &[u8],
+        target: Size,
+    ) {
         let size = picture::dimensions(bytes);
         self.result = Some(ResultReport {
             sent: sent.content_type(),

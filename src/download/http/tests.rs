@@ -149,7 +149,8 @@ fn redirect_to(status: &str, location: &str) -> Vec<u8> {
 #[tokio::test]
 async fn redirect_is_followed_three_times_at_most() {
     for status in ["301 X", "302 X", "303 X", "307 X", "308 X"] {
-        let (result, asked) = fetched_in_turn(&[redirect_to(status, "/b%2Fc?s=1"), response("200 OK", "", PNG)]).await;
+        let (result, asked) =
+            fetched_in_turn(&[redirect_to(status, "/b%2Fc?s=1"), response("200 OK", "", PNG)]).await;
         assert_eq!(result.expect("a picture").bytes.as_ref(), PNG);
         assert_eq!(asked, [format!("GET {PATH} HTTP/1.1"), "GET /b%2Fc?s=1 HTTP/1.1".to_owned()]);
     }
@@ -192,7 +193,8 @@ async fn redirect_to_a_place_that_is_not_allowed_is_not_followed() {
     let downloader = Downloader::with_net(DownloadConfig::default(), plain(wire));
     let url = Secret::new("http://a.aliyuncs.com/a.png");
     let (result, _) = tokio::join!(downloader.fetch(&url), async {
-        answer(&mut listener.accept().await.unwrap().0, &redirect_to("302 X", "http://b.aliyuncs.com/a.png")).await
+        answer(&mut listener.accept().await.unwrap().0, &redirect_to("302 X", "http://b.aliyuncs.com/a.png"))
+            .await
     });
     assert!(matches!(result, Err(FetchError::NotAllowed(_))), "{result:?}");
     assert!(timeout(Duration::from_millis(20), elsewhere.accept()).await.is_err());

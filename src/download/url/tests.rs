@@ -122,7 +122,9 @@ fn redirect_leads_where_browsers_go() {
         let place = format!("{} {} {} {}", next.scheme.as_str(), next.host, next.port, next.path_and_query);
         assert_eq!(place, expected, "{location}");
     }
-    for location in ["ftp://h.example/", "file:///etc/passwd", "//u@h.example/", "/\\h.example", "https://127.1/"] {
+    for location in
+        ["ftp://h.example/", "file:///etc/passwd", "//u@h.example/", "/\\h.example", "https://127.1/"]
+    {
         assert!(base.join(location).is_err(), "{location}");
     }
 }

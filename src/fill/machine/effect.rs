@@ -111,8 +111,8 @@ pub enum Admission {
     Nobody,
     /// The longest-waiting caller's team may not have a miss now.
     Refused(GatewayError),
-    /// Its team may have one a little later, and the caller can wait for that.
-    TooFast(Duration),
+    /// Its team's rate has not been asked: another team's waiter left meanwhile.
+    Unrated,
     /// This team, for this reservation.
     Payer(Box<Reservation>),
 }
@@ -175,4 +175,6 @@ pub enum FillSource {
     Ledger,
     /// It was in the store by then.
     Store,
+    /// Another fill held the key, and this one waited for it.
+    Awaited,
 }

@@ -58,9 +58,9 @@ impl Machine {
                 self.tries.failure = Some((reason.clone(), told));
                 let asked = retry_after_seconds.map(std::time::Duration::from_secs);
                 let retry = Retry::Throttled { retry: self.tries.refused, asked };
-                self.book(Booking::Refused { reason }, Next::Retry(retry))
+                self.book(Booking::Refused { reason, for_order: false }, Next::Retry(retry))
             }
-            _ => self.end(Booking::Refused { reason }, told),
+            kind => self.end(Booking::Refused { reason, for_order: kind == RefusalKind::Order }, told),
         }
     }
 

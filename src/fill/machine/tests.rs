@@ -258,15 +258,15 @@ fn nothing_is_reserved_without_a_turn_a_payer_and_room() {
 }
 
 #[test]
-fn when_one_team_may_not_pay_the_next_is_asked_and_a_hurried_one_steps_aside() {
+fn when_one_team_may_not_pay_the_next_is_asked_and_its_rate_before_it() {
     let refused = || Event::Admitted(Admission::Refused(GatewayError::Draining));
     let nobody = || Event::Admitted(Admission::Nobody);
     check(
         vec![("Admit", refused()), ("Admit", refused()), ("Admit", nobody())],
         "Admit RefuseTeam(Draining) Admit RefuseTeam(Draining) Admit Stop",
     );
-    let hurried = Event::Admitted(Admission::TooFast(Duration::from_secs(1)));
-    check(vec![("Admit", hurried), ("Admit", nobody())], "Admit StepAside TakeSlot Admit Stop");
+    let unrated = Event::Admitted(Admission::Unrated);
+    check(vec![("Admit", unrated), ("Admit", nobody())], "Admit TakeSlot Admit Stop");
 }
 
 #[test]
@@ -301,6 +301,13 @@ fn a_result_that_is_in_the_store_by_then_is_imported_and_nothing_bought() {
     // Nor does a store that cannot be asked: the ledger has decided.
     let life = live(Machine::new(LIMITS), vec![looked_again(store_away())]);
     assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}"));
+}
+
+#[test]
+fn a_store_that_had_no_turn_for_us_ends_the_fill_before_paying() {
+    let busy = || StoreError::Busy("planted".to_owned());
+    check(vec![("CheckRoom", Event::Room(Err(busy())))], "CheckRoom Finish(StoreBusy)");
+    check(vec![looked_again(Err(busy()))], "LookAgain Book(released) Finish(StoreBusy)");
 }
 
 #[test]
@@ -428,11 +435,13 @@ fn every_kind_of_reply_has_its_booking_and_its_error() {
         check(vec![("Send", Event::Replied(reply))], &format!("Send {expected}"));
     }
     let life = live(Machine::new(LIMITS), vec![("Send", Event::Replied(order()))]);
-    let [.., Effect::Book(_, Booking::Refused { reason }), Effect::Finish(Err(error))] = &life[..] else {
+    let [.., Effect::Book(_, Booking::Refused { reason, for_order: true }), Effect::Finish(Err(error))] =
+        &life[..]
+    else {
         panic!("{}", show_life(&life))
     };
     assert_eq!(reason, "415 CODE");
-    let GatewayError::Upstream { status, body } = error else { panic!("{error:?}") };
+    let GatewayError::Upstream { status, body, .. } = error else { panic!("{error:?}") };
     assert_eq!((status.as_u16(), &body[..]), (415, &b"{}"[..]), "passed through as it is");
 }
 
@@ -755,8 +764,6 @@ fn pauses_double_up_to_a_minute_and_a_held_key_is_looked_at_four_times_a_second(
     let not_stored = (0..12).map(|_| ("Book(stored)", Event::Booked(away())));
     assert_eq!(pauses(not_stored.collect())[..10], doubling[1..]);
     assert_eq!(pauses(vec![("Reserve", Event::Reserved(Ok(Reserved::Held(CallId(1)))))]), [250]);
-    let wait = Duration::from_millis(1234);
-    assert_eq!(pauses(vec![("Admit", Event::Admitted(Admission::TooFast(wait)))]), [1234]);
 }
 
 #[test]

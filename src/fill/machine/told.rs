@@ -36,7 +36,7 @@ pub(super) fn failed(reply: ErrorReply) -> GatewayError {
 /// A complete error of the upstream, as it is where it speaks the envelope.
 fn passed_through(reply: ErrorReply) -> GatewayError {
     match reply.body {
-        Some(body) => GatewayError::Upstream { status: reply.status, body },
+        Some(body) => GatewayError::passed_through(reply.status, body),
         None => GatewayError::UpstreamNonsense {
             detail: format!("something before the upstream answered {}", reply.status.as_u16()),
         },

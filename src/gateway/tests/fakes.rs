@@ -291,13 +291,18 @@ impl LedgerAdmin for FakeLedger {
 #[derive(Default)]
 pub(super) struct FakeStore {
     pub(super) switch: Switch,
+    /// Nothing has a turn.
+    pub(super) is_busy: AtomicBool,
     pub(super) store: MemoryStore,
 }
 
 impl FakeStore {
     fn check(&self, name: &'static str) -> Result<&dyn Store, StoreError> {
-        let works = self.switch.works(name);
-        if works { Ok(&self.store) } else { Err(StoreError::Unavailable("planted".to_owned())) }
+        match (self.switch.works(name), self.is_busy.load(Ordering::SeqCst)) {
+            (_, true) => Err(StoreError::Busy("planted".to_owned())),
+            (true, false) => Ok(&self.store),
+            (false, false) => Err(StoreError::Unavailable("planted".to_owned())),
+        }
     }
 
     /// Takes all objects away, and leaves the records.
@@ -309,6 +314,7 @@ impl FakeStore {
 #[async_trait]
 impl Store for FakeStore {
     async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
+        self.switch.hangs("put_object").await;
         self.check("put_object")?.put_object(name, bytes).await
     }
 
@@ -317,6 +323,7 @@ impl Store for FakeStore {
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
+        self.switch.hangs("has_object").await;
         self.check("has_object")?.has_object(name).await
     }
 
@@ -325,6 +332,7 @@ impl Store for FakeStore {
     }
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
+        self.switch.hangs("record").await;
         let store = self.check("record")?;
         // Failures of their own: it is not there yet, or it is there and cannot be read.
         if !self.switch.works("absent") {

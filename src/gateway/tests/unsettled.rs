@@ -4,6 +4,7 @@
 use super::*;
 use crate::fill::{Seat, Wanted};
 use crate::picture::ImageFormat;
+use crate::store::StoreBudget;
 use crate::upstream::Order;
 
 impl World {
@@ -19,7 +20,8 @@ impl World {
             Arc::new(Order { image: image.into(), format: ImageFormat::Png, width: 400, height: 300 });
         let eye = Arc::downgrade(&order);
         let seat = Seat { team: Arc::new(Team::local()), deadline: Instant::now() + PATIENCE };
-        let wanted = Wanted { order, key, image: digest, refresh: false };
+        let budget = StoreBudget::default();
+        let wanted = Wanted { order, key, image: digest, refresh: false, budget };
         (eye, self.filler.join(wanted, seat))
     }
 }

@@ -4,7 +4,7 @@ use jiff::tz::TimeZone;
 use tokio_postgres::types::Type;
 
 use super::pool::{Failure, Lock, Tx};
-use super::reserve::{count, missing};
+use super::reserve::{count, count_refused, missing};
 use super::rows::{hash, int8, state};
 use super::{spool, usage};
 use crate::crash::crash_point;
@@ -80,7 +80,7 @@ pub(super) async fn book(tx: &Tx, id: CallId, booking: &Booking, booker: &Booker
             tell_if_newer(tx, record).await?;
         }
         Booking::Released { reason }
-        | Booking::Refused { reason }
+        | Booking::Refused { reason, .. }
         | Booking::Failed { reason }
         | Booking::Unknown { reason }
         | Booking::Unfetchable { reason } => end(tx, id, state, reason).await?,
@@ -95,6 +95,9 @@ pub(super) async fn book(tx: &Tx, id: CallId, booking: &Booking, booker: &Booker
     }
     if row.state.counts_credits() && !state.counts_credits() {
         count(tx, &row.team, &row.day, &row.month, -row.credits).await?;
+    }
+    if let Booking::Refused { for_order: true, .. } = booking {
+        count_refused(tx, row.team.clone(), &row.day, row.credits).await?;
     }
     usage::adjust(tx, id, &row.month, row.state, state, &booker.zone).await
 }

@@ -22,7 +22,7 @@ use tokio_postgres::{Client, Row};
 use super::connect::{self, Connection, Tls};
 use super::limits::{CHANGE, Limits, REPORT};
 use super::schema::{self, Unfit};
-use crate::breaker::{Breaker, BreakerConfig};
+use crate::breaker::{Breaker, CallError};
 use crate::clock::{self, Clock};
 use crate::key::CacheKey;
 use crate::ledger::LedgerError;
@@ -37,14 +37,6 @@ const QUEUE: Duration = Duration::from_secs(10);
 pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 /// A transaction that met another one is made again so often.
 pub(super) const TRIES: u32 = 8;
-/// Three in vain, or one that was not answered. A trial is one operation, so a database that is gone
-/// for hours costs little, and is used again soon after it is back.
-const BREAKER: BreakerConfig = BreakerConfig {
-    failures: 3,
-    shortest_wait: Duration::from_millis(500),
-    longest_wait: Duration::from_secs(3),
-};
-
 /// Where the address comes from, or why there is none; asked anew for each connection, because a file
 /// may have changed. It may block as reading a small file does.
 pub type AddressSource = Arc<dyn Fn() -> Result<DatabaseAddress, String> + Send + Sync>;
@@ -187,12 +179,20 @@ impl Pool {
     }
 
     fn prepared(config: PoolConfig, limits: Limits, is_prepared: Arc<AtomicBool>) -> Self {
+        let probed = config.clone();
+        let breaker = Breaker::new("database", move || {
+            let probed = probed.clone();
+            async move {
+                let Ok((connection, _)) = dial(&probed).await else { return false };
+                connection.client.simple_query("SELECT 1").await.is_ok()
+            }
+        });
         Self(Arc::new(Inner {
             config,
             limits,
             permits: Semaphore::new(limits.connections),
             idle: Mutex::default(),
-            breaker: Breaker::new(BREAKER),
+            breaker,
             is_prepared,
         }))
     }
@@ -259,9 +259,16 @@ async fn in_its_own_task<T: Send + 'static>(
     tokio::spawn(operation).await.unwrap_or_else(|_| Err(broke_off()))
 }
 
-fn asked_again_in(wait: Duration) -> LedgerError {
-    let wait = wait.as_millis();
-    LedgerError::Unavailable(format!("the database failed, and is asked again in {wait} ms"))
+fn left_alone() -> LedgerError {
+    LedgerError::Unavailable("the database does not answer; it is probed every second".to_owned())
+}
+
+async fn dial(config: &PoolConfig) -> Result<(Connection, DatabaseAddress), Failure> {
+    let (address, roots) = (Arc::clone(&config.address), config.roots.clone());
+    // Files may be read, and a file system may hang.
+    let read = tokio::task::spawn_blocking(move || Ok((address()?, Tls::new(roots.as_deref())?)));
+    let (address, tls) = read.await.map_err(|_| broke_off())?.map_err(LedgerError::Unavailable)?;
+    Ok((connect::connect(&address, &tls).await?, address))
 }
 
 fn broke_off() -> LedgerError {
@@ -278,38 +285,27 @@ impl Inner {
         &self,
         operation: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, LedgerError> {
-        self.check_breaker()?;
+        // What would be refused afterwards need not wait for a connection.
+        if self.breaker.is_open() {
+            return Err(left_alone());
+        }
         let permit = timeout(QUEUE, self.permits.acquire()).await;
         let Ok(Ok(_permit)) = permit else {
             let all = self.limits.connections;
             return Err(LedgerError::Unavailable(format!("all {all} connections are in use")));
         };
-        let pass = self.breaker.enter().map_err(asked_again_in)?;
-        match timeout(self.limits.operation, operation).await {
-            Ok(Ok(value)) => {
-                pass.succeeded();
-                Ok(value)
+        let error = match self.breaker.call(self.limits.operation, operation, Failure::is_of_connection).await
+        {
+            Ok(value) => return Ok(value),
+            Err(CallError::Open) => return Err(left_alone()),
+            Err(CallError::TimedOut) => self.limits.silent(),
+            Err(CallError::Failed(failure)) if !failure.is_of_connection() => {
+                return Err(failure.into_ledger_error());
             }
-            Ok(Err(failure)) => {
-                if failure.is_of_connection() {
-                    pass.failed();
-                    self.idle().clear();
-                } else {
-                    pass.succeeded();
-                }
-                Err(failure.into_ledger_error())
-            }
-            Err(_) => {
-                pass.timed_out();
-                self.idle().clear();
-                Err(self.limits.silent())
-            }
-        }
-    }
-
-    /// Whoever would be refused afterwards need not wait for a connection.
-    fn check_breaker(&self) -> Result<(), LedgerError> {
-        self.breaker.open_for().map_or(Ok(()), |wait| Err(asked_again_in(wait)))
+            Err(CallError::Failed(failure)) => failure.into_ledger_error(),
+        };
+        self.idle().clear();
+        Err(error)
     }
 
     /// A connection that nobody uses, or a new one; and whether it has been used before.
@@ -323,11 +319,7 @@ impl Inner {
     }
 
     async fn connect(&self) -> Result<Connection, Failure> {
-        let (address, roots) = (Arc::clone(&self.config.address), self.config.roots.clone());
-        // Files may be read, and a file system may hang.
-        let read = tokio::task::spawn_blocking(move || Ok((address()?, Tls::new(roots.as_deref())?)));
-        let (address, tls) = read.await.map_err(|_| broke_off())?.map_err(LedgerError::Unavailable)?;
-        let connection = connect::connect(&address, &tls).await?;
+        let (connection, address) = dial(&self.config).await?;
         if self.is_prepared.load(Ordering::Acquire) {
             return Ok(connection);
         }

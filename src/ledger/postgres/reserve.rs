@@ -187,6 +187,16 @@ pub(super) async fn count(
         .collect()
 }
 
+/// Counts a call that was refused for its picture or numbers, against its team's day. Runs after
+/// [`count`], so that all transactions lock counters in one order.
+pub(super) async fn count_refused(tx: &Tx, team: String, day: &str, credits: i64) -> Result<(), Failure> {
+    let sql = "INSERT INTO granary.spent AS s (scope, period, credits) VALUES ($1, $2, $3) \
+               ON CONFLICT (scope, period) DO UPDATE SET credits = s.credits + excluded.credits";
+    let scope = Scope::Refused(team).to_string();
+    tx.execute(sql, &[(&scope, Type::TEXT), (&day, Type::TEXT), (&credits, Type::INT8)]).await?;
+    Ok(())
+}
+
 /// The first budget that does not hold what has been counted.
 async fn over_budget(
     tx: &Tx,

@@ -182,10 +182,7 @@ pub(super) fn spent(db: &Connection, scope: &Scope, period: &str) -> Result<u64,
 
 /// Adds to the four counters a call belongs to, always in the same order.
 fn count(db: &Connection, team: &str, day: &str, month: &str, credits: i64) -> Result<(), LedgerError> {
-    let mut statement = db.prepare_cached(
-        "INSERT INTO spent (scope, period, credits) VALUES (?1, ?2, ?3) \
-         ON CONFLICT (scope, period) DO UPDATE SET credits = credits + excluded.credits",
-    )?;
+    let mut statement = db.prepare_cached(ADD)?;
     for scope in [Scope::Global, Scope::Team(team.to_owned())] {
         for period in [day, month] {
             statement.execute(params![scope.to_string(), period, credits])?;
@@ -193,6 +190,20 @@ fn count(db: &Connection, team: &str, day: &str, month: &str, credits: i64) -> R
     }
     Ok(())
 }
+
+/// Counts a call that was refused for its picture or numbers, against its team's day.
+fn count_refused(db: &Connection, row: &CallRow) -> Result<(), LedgerError> {
+    db.prepare_cached(ADD)?.execute(params![
+        Scope::Refused(row.team.clone()).to_string(),
+        row.day,
+        row.credits
+    ])?;
+    Ok(())
+}
+
+/// Adds credits to a counter.
+const ADD: &str = "INSERT INTO spent (scope, period, credits) VALUES (?1, ?2, ?3) \
+                   ON CONFLICT (scope, period) DO UPDATE SET credits = credits + excluded.credits";
 
 /// What a booking needs to know of its row.
 pub(super) struct CallRow {
@@ -268,6 +279,9 @@ pub(super) fn book(
     if row.state.counts_credits() && !state.counts_credits() {
         count(db, &row.team, &row.day, &row.month, -row.credits)?;
     }
+    if let Booking::Refused { for_order: true, .. } = booking {
+        count_refused(db, &row)?;
+    }
     let now = now.to_string();
     match booking {
         Booking::Answered { text, request_id, log_id } => {
@@ -291,7 +305,7 @@ pub(super) fn book(
             keep(db, id, record, late)?;
         }
         Booking::Released { reason }
-        | Booking::Refused { reason }
+        | Booking::Refused { reason, .. }
         | Booking::Failed { reason }
         | Booking::Unknown { reason }
         | Booking::Unfetchable { reason } => {

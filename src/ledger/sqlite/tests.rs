@@ -92,7 +92,9 @@ fn assert_counters_are_the_sum_of_the_rows(db: &Connection) {
                   expected AS (SELECT 'global' AS scope, day AS period, credits FROM counted
                                UNION ALL SELECT 'global', month, credits FROM counted
                                UNION ALL SELECT 'team:' || team, day, credits FROM counted
-                               UNION ALL SELECT 'team:' || team, month, credits FROM counted),
+                               UNION ALL SELECT 'team:' || team, month, credits FROM counted
+                               UNION ALL SELECT 'refused:' || team, day, credits FROM calls
+                               WHERE state = 'refused' AND reason LIKE '400 %'),
                   sums AS (SELECT scope, period, sum(credits) AS credits FROM expected GROUP BY 1, 2)
              SELECT (SELECT count(*) FROM (SELECT * FROM sums EXCEPT SELECT * FROM spent))
                   + (SELECT count(*) FROM (SELECT * FROM spent WHERE credits <> 0 EXCEPT SELECT * FROM sums))",

@@ -84,7 +84,17 @@ fn head(text: &[u8], from: usize) -> Result<(Option<Vec<u8>>, usize), Broken> {
 
 fn name(lines: &[&[u8]]) -> Result<Option<Vec<u8>>, Broken> {
     let mut disposition: Option<Vec<u8>> = None;
+    // A line that begins with a blank goes on with the one before.
+    let mut whole: Vec<Vec<u8>> = Vec::new();
     for line in lines {
+        if (line.starts_with(b" ") || line.starts_with(b"\t")) && !whole.is_empty() {
+            let before = whole.pop().unwrap_or_default();
+            whole.push([&before, *line].concat());
+        } else {
+            whole.push(line.to_vec());
+        }
+    }
+    for line in &whole {
         let line: Vec<char> = line.iter().map(|byte| char::from(*byte)).collect();
         let colon = line.iter().position(|letter| *letter == ':').ok_or(Broken::HeaderLine)?;
         let header: String = line[..colon].iter().collect();
@@ -121,7 +131,7 @@ fn name(lines: &[&[u8]]) -> Result<Option<Vec<u8>>, Broken> {
         if key.is_empty() || !key.iter().all(is_word) {
             return Err(Broken::Disposition);
         }
-        let value = plain(value).ok_or(Broken::Disposition)?;
+        let value = plain(value, is_file_name(key)).ok_or(Broken::Disposition)?;
         if key.eq_ignore_ascii_case(b"name") {
             names.push(value);
         }
@@ -153,7 +163,10 @@ fn split_unquoted(text: &[u8]) -> Option<Vec<Vec<u8>>> {
             loop {
                 let inner = bytes.next()?;
                 piece.push(inner);
+                let rest: Vec<u8> = bytes.clone().collect();
                 match inner {
+                    b'"' if is_file_name(&piece[..piece.iter().position(|byte| *byte == b'=')?])
+                        && !is_over(&rest) => {}
                     b'"' => break,
                     b'\\' => piece.push(bytes.next()?),
                     _ => {}
@@ -164,14 +177,23 @@ fn split_unquoted(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(pieces)
 }
 
-/// A value without its quotes, if it has any; `None` when it has some elsewhere.
-fn plain(value: &[u8]) -> Option<Vec<u8>> {
+fn is_file_name(key: &[u8]) -> bool {
+    blank_trimmed(key).eq_ignore_ascii_case(b"filename")
+}
+
+/// Is there nothing more of a parameter?
+fn is_over(rest: &[u8]) -> bool {
+    blank_trimmed(rest).first().is_none_or(|byte| *byte == b';')
+}
+
+/// A value without its quotes, if it has any; `None` when it has some elsewhere, but for a file name.
+fn plain(value: &[u8], is_file_name: bool) -> Option<Vec<u8>> {
     if !value.starts_with(b"\"") {
-        return (!value.contains(&b'"')).then(|| blank_trimmed(value).to_vec());
+        return (is_file_name || !value.contains(&b'"')).then(|| blank_trimmed(value).to_vec());
     }
     let mut out = Vec::new();
     let mut at = 1;
-    while value[at] != b'"' {
+    while value[at] != b'"' || (is_file_name && !is_over(&value[at + 1..])) {
         at += usize::from(value[at] == b'\\');
         out.push(value[at]);
         at += 1;
@@ -193,9 +215,9 @@ fn tail(text: &[u8]) -> Result<(), Broken> {
         return Err(Broken::EpilogueTooLong);
     }
     match rest {
-        [] => Ok(()),
-        [b'\r', b'\n', ..] if text.len() > MAX_EPILOGUE_BYTES => Err(Broken::EpilogueTooLong),
-        [b'\r', b'\n', ..] => Ok(()),
+        [] | [b'\r'] => Ok(()),
+        [b'\r', b'\n', ..] | [b'\n', ..] if text.len() > MAX_EPILOGUE_BYTES => Err(Broken::EpilogueTooLong),
+        [b'\r', b'\n', ..] | [b'\n', ..] => Ok(()),
         _ => Err(Broken::BoundaryLine),
     }
 }

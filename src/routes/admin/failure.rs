@@ -32,6 +32,10 @@ impl AdminFailure {
         self.status.is_client_error()
     }
 
+    pub(super) fn is_unauthorized(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
+    }
+
     pub(super) fn not_found(reason: &'static str, error: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, reason, error)
     }

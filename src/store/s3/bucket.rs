@@ -3,7 +3,7 @@
 //! This module knows names, conditions and answers, not objects and records.
 
 use std::future::Future;
-use std::time::Duration;
+use std::sync::Arc;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
@@ -11,36 +11,46 @@ use aws_sdk_s3::primitives::ByteStream;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::S3StoreConfig;
 use super::failure::Failure;
-use crate::breaker::{Breaker, BreakerConfig};
+use super::{S3Limits, S3StoreConfig};
+use crate::breaker::{Breaker, CallError};
 use crate::store::StoreError;
-
-/// Three calls in vain, each with its own attempts, or one that was never answered. A trial is one call, so even a bucket that is gone
-/// for hours costs little; and what waits in the spool begins to flow soon after it is back.
-const BREAKER: BreakerConfig = BreakerConfig {
-    failures: 3,
-    shortest_wait: Duration::from_secs(1),
-    longest_wait: Duration::from_secs(10),
-};
 
 /// How often a body that breaks off is asked for.
 const READS: u32 = 2;
+/// Records and markers read at once; each has a few kilobytes.
+const METADATA_READS: usize = 64;
+/// Where nothing ever is: the probe asks for it, and the proof of the bucket.
+pub(super) const ABSENT: &str = "trial-absent";
 
 /// A bucket, and the part of it that is ours.
 #[derive(Debug)]
 pub(super) struct Bucket {
+    place: Place,
+    limits: S3Limits,
+    breaker: Breaker,
+    metadata_reads: Arc<Semaphore>,
+    object_reads: Arc<Semaphore>,
+}
+
+/// Where names are.
+#[derive(Clone, Debug)]
+struct Place {
     client: Client,
-    name: String,
+    bucket: String,
     /// Empty, or with a slash at its end.
     prefix: String,
-    attempt: Duration,
-    whole: Duration,
-    breaker: Breaker,
-    bodies: Semaphore,
+}
+
+/// What a call is about, which decides how long it may take and whose turn a read needs: many lookups
+/// must not wait for a few large results.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Metadata,
+    Object,
 }
 
 /// What must hold for a write to happen.
@@ -92,36 +102,42 @@ impl Bucket {
             "" => String::new(),
             prefix => format!("{prefix}/"),
         };
+        let place = Place { client, bucket: config.bucket.clone(), prefix };
+        let probed = place.clone();
+        let breaker = Breaker::new("bucket", move || {
+            let probed = probed.clone();
+            async move { !probed.has(ABSENT).await.is_err_and(|failure| failure.is_outage()) }
+        });
+        let object_reads = config.concurrent_reads.clamp(1, Semaphore::MAX_PERMITS);
         Self {
-            client,
-            name: config.bucket.clone(),
-            prefix,
-            attempt: config.limits.attempt,
-            whole: config.limits.whole,
-            breaker: Breaker::new(BREAKER),
-            bodies: Semaphore::new(config.concurrent_reads.clamp(1, Semaphore::MAX_PERMITS)),
+            place,
+            limits: config.limits,
+            breaker,
+            metadata_reads: Arc::new(Semaphore::new(METADATA_READS)),
+            object_reads: Arc::new(Semaphore::new(object_reads)),
         }
     }
 
-    /// While the bucket is known to be dead: how long it is left alone.
-    pub(super) fn left_alone_for(&self) -> Option<Duration> {
-        self.breaker.open_for()
+    /// Returns true while every call fails at once.
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.breaker.is_open()
     }
 
     /// Writes `bytes` under `name` when `condition` holds.
     pub(super) async fn put(
         &self,
+        kind: Kind,
         name: &str,
         bytes: Bytes,
         headers: Headers,
         condition: Condition<'_>,
     ) -> Result<Written, StoreError> {
         let length = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
-        let request = self
-            .client
+        let Place { client, bucket, .. } = &self.place;
+        let request = client
             .put_object()
-            .bucket(&self.name)
-            .key(self.key(name))
+            .bucket(bucket)
+            .key(self.place.key(name))
             .content_type(headers.content_type)
             .cache_control(headers.cache_control)
             .content_length(length)
@@ -133,7 +149,7 @@ impl Bucket {
             Condition::Absent => request.if_none_match("*"),
             Condition::Matches(tag) => request.if_match(tag),
         };
-        self.call("write", name, async {
+        self.call(kind, "write", name, async move {
             match request.send().await {
                 Ok(_) => Ok(Written::Done),
                 Err(error) => match Failure::new(&error) {
@@ -147,15 +163,14 @@ impl Bucket {
     }
 
     /// Reads what is under `name`; at most `max` bytes of it go into memory.
-    pub(super) async fn get(&self, name: &str, max: u64) -> Result<Option<Got>, StoreError> {
-        // Outside the call: waiting for another reader says nothing of the bucket.
-        let Ok(turn) = timeout(self.whole, self.bodies.acquire()).await else {
-            let text = format!("cannot read {name} in the bucket: too many reads are under way");
-            return Err(StoreError::Unavailable(text));
-        };
-        let read = self.call("read", name, async {
+    pub(super) async fn get(&self, kind: Kind, name: &str, max: u64) -> Result<Option<Got>, StoreError> {
+        let turn = self.turn(kind, name).await?;
+        let (place, asked) = (self.place.clone(), name.to_owned());
+        let read = self.call(kind, "read", name, async move {
+            // Given back with the memory, which outlives a caller that stops waiting.
+            let _turn = turn;
             for left in (0..READS).rev() {
-                let Some(found) = self.open(name, None).await? else { return Ok(None) };
+                let Some(found) = place.open(&asked, None).await? else { return Ok(None) };
                 match whole(found, max).await {
                     Err(_) if left > 0 => {}
                     read => return read.map(Some),
@@ -163,27 +178,17 @@ impl Bucket {
             }
             Err(Failure::cut_off())
         });
-        let read = read.await;
-        drop(turn);
-        match read? {
+        match read.await? {
             Some(Read::Whole(got)) => Ok(Some(got)),
             Some(Read::TooLong) => Err(StoreError::Corrupt(format!("{name} is longer than {max} bytes"))),
             None => Ok(None),
         }
     }
 
-    /// Is there anything under `name`? By reading its first byte: the answer to `HEAD` has no body,
-    /// and without a code the absence of the bucket looks like that of the name.
+    /// Is there anything under `name`?
     pub(super) async fn has(&self, name: &str) -> Result<bool, StoreError> {
-        self.call("look for", name, async {
-            match self.open(name, Some("bytes=0-0")).await {
-                Ok(found) => Ok(found.is_some()),
-                // There, and empty.
-                Err(failure) if failure.status == Some(416) => Ok(true),
-                Err(failure) => Err(failure),
-            }
-        })
-        .await
+        let (place, asked) = (self.place.clone(), name.to_owned());
+        self.call(Kind::Metadata, "look for", name, async move { place.has(&asked).await }).await
     }
 
     /// At most `limit` names that begin with `start`, behind `after`; and whether they are the last.
@@ -193,17 +198,17 @@ impl Bucket {
         after: Option<&str>,
         limit: usize,
     ) -> Result<(Vec<String>, bool), StoreError> {
-        let request = self
-            .client
+        let Place { client, bucket, prefix } = self.place.clone();
+        let request = client
             .list_objects_v2()
-            .bucket(&self.name)
-            .prefix(self.key(start))
-            .set_start_after(after.map(|after| self.key(after)))
+            .bucket(bucket)
+            .prefix(self.place.key(start))
+            .set_start_after(after.map(|after| self.place.key(after)))
             .max_keys(i32::try_from(limit).unwrap_or(i32::MAX));
-        self.call("list", start, async {
+        self.call(Kind::Object, "list", start, async move {
             let listed = request.send().await.map_err(|error| Failure::new(&error))?;
             let keys = listed.contents().iter().filter_map(|object| object.key());
-            let names = keys.filter_map(|key| key.strip_prefix(&self.prefix)).map(str::to_owned);
+            let names = keys.filter_map(|key| key.strip_prefix(&prefix)).map(str::to_owned);
             Ok((names.collect(), listed.is_truncated() != Some(true)))
         })
         .await
@@ -220,9 +225,11 @@ impl Bucket {
 
     /// `None`: the service removes without a condition only.
     async fn delete_in_state(&self, name: &str, tag: Option<&str>) -> Result<Option<Deleted>, StoreError> {
-        let request = self.client.delete_object().bucket(&self.name).key(self.key(name));
+        let Place { client, bucket, .. } = &self.place;
+        let request = client.delete_object().bucket(bucket).key(self.place.key(name));
         let request = request.set_if_match(tag.map(str::to_owned));
-        self.call("delete", name, async {
+        let has_tag = tag.is_some();
+        self.call(Kind::Metadata, "delete", name, async move {
             match request.send().await {
                 Ok(_) => Ok(Some(Deleted::Done)),
                 Err(error) => match Failure::new(&error) {
@@ -230,10 +237,10 @@ impl Bucket {
                     failure if failure.status == Some(403) && failure.code == "AccessDenied" => {
                         Ok(Some(Deleted::Forbidden))
                     }
-                    failure if tag.is_some() && matches!(failure.status, Some(409 | 412)) => {
+                    failure if has_tag && matches!(failure.status, Some(409 | 412)) => {
                         Ok(Some(Deleted::Refused))
                     }
-                    failure if tag.is_some() && failure.code == "NotImplemented" => Ok(None),
+                    failure if has_tag && failure.code == "NotImplemented" => Ok(None),
                     failure => Err(failure),
                 },
             }
@@ -241,8 +248,76 @@ impl Bucket {
         .await
     }
 
+    /// Takes so many turns at once.
+    #[cfg(test)]
+    pub(super) async fn turns(&self, kind: Kind, turns: u32) -> OwnedSemaphorePermit {
+        let all = if let Kind::Metadata = kind { &self.metadata_reads } else { &self.object_reads };
+        Arc::clone(all).acquire_many_owned(turns).await.unwrap()
+    }
+
+    /// The right to take a body into memory. Waiting for it says nothing of the bucket.
+    async fn turn(&self, kind: Kind, name: &str) -> Result<OwnedSemaphorePermit, StoreError> {
+        if self.breaker.is_open() {
+            return Err(left_alone("read", name));
+        }
+        let turns = match kind {
+            Kind::Metadata => &self.metadata_reads,
+            Kind::Object => &self.object_reads,
+        };
+        match timeout(self.limits.of(kind), Arc::clone(turns).acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(StoreError::Busy(format!("too many reads are under way to read {name}"))),
+        }
+    }
+
+    /// Runs `work` under the breaker and within its limit, in a task of its own: a caller that stops
+    /// waiting leaves the breaker to learn how it ends.
+    async fn call<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        doing: &str,
+        name: &str,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (breaker, limit) = (self.breaker.clone(), self.limits.of(kind));
+        let called = tokio::spawn(async move { breaker.call(limit, work, Failure::is_outage).await });
+        let unavailable =
+            |why: &str| StoreError::Unavailable(format!("cannot {doing} {name} in the bucket: {why}"));
+        match called.await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(CallError::Open)) => Err(left_alone(doing, name)),
+            Ok(Err(CallError::TimedOut)) => Err(unavailable(&format!("it did not answer within {limit:?}"))),
+            Ok(Err(CallError::Failed(failure))) => Err(failure.of(doing, name)),
+            Err(_) => Err(unavailable("the call broke off")),
+        }
+    }
+}
+
+/// The error of a call that was not made because the breaker is open.
+fn left_alone(doing: &str, name: &str) -> StoreError {
+    StoreError::Unavailable(format!(
+        "cannot {doing} {name}: the bucket does not answer; it is probed every second"
+    ))
+}
+
+impl Place {
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// By reading its first byte: the answer to `HEAD` has no body, and without a code the absence of
+    /// the bucket looks like that of the name.
+    async fn has(&self, name: &str) -> Result<bool, Failure> {
+        match self.open(name, Some("bytes=0-0")).await {
+            Ok(found) => Ok(found.is_some()),
+            // There, and empty.
+            Err(failure) if failure.status == Some(416) => Ok(true),
+            Err(failure) => Err(failure),
+        }
+    }
+
     async fn open(&self, name: &str, range: Option<&str>) -> Result<Option<GetObjectOutput>, Failure> {
-        let request = self.client.get_object().bucket(&self.name).key(self.key(name));
+        let request = self.client.get_object().bucket(&self.bucket).key(self.key(name));
         match request.set_range(range.map(str::to_owned)).send().await {
             Ok(found) => Ok(Some(found)),
             Err(error) => match Failure::new(&error) {
@@ -250,46 +325,6 @@ impl Bucket {
                 failure => Err(failure),
             },
         }
-    }
-
-    /// Lets the breaker and the clock watch over `work`.
-    async fn call<T>(
-        &self,
-        doing: &str,
-        name: &str,
-        work: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, StoreError> {
-        let pass = self.breaker.enter().map_err(|wait| {
-            StoreError::Unavailable(format!(
-                "cannot {doing} {name}: the bucket has not answered lately, and is asked again in {wait:.1?}"
-            ))
-        })?;
-        // Whoever tries for all others does not take long over it.
-        let limit = if pass.is_trial() { self.attempt } else { self.whole };
-        match timeout(limit, work).await {
-            Ok(Ok(done)) => {
-                pass.succeeded();
-                Ok(done)
-            }
-            Ok(Err(failure)) => {
-                if failure.is_outage() {
-                    pass.failed();
-                } else {
-                    pass.succeeded();
-                }
-                Err(failure.of(doing, name))
-            }
-            Err(_) => {
-                pass.timed_out();
-                Err(StoreError::Unavailable(format!(
-                    "cannot {doing} {name} in the bucket: it did not answer within {limit:?}"
-                )))
-            }
-        }
-    }
-
-    fn key(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
     }
 }
 

@@ -37,16 +37,12 @@ const USUAL_REGION: &str = "us-east-1";
 pub(super) async fn connect(config: &S3StoreConfig) -> Client {
     let http = http_client();
     let limits = &config.limits;
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(limits.connect)
-        .read_timeout(limits.attempt)
-        .operation_attempt_timeout(limits.attempt)
-        .operation_timeout(limits.whole)
-        .build();
+    // Whole calls have their limits in `bucket`.
+    let timeouts = TimeoutConfig::builder().connect_timeout(limits.connect).build();
     let retries = RetryConfig::standard()
         .with_max_attempts(limits.attempts)
         .with_initial_backoff(limits.backoff)
-        .with_max_backoff(limits.attempt);
+        .with_max_backoff(limits.metadata);
     let region = region(config, &providers(&http)).region().await;
     let credentials = Credentials {
         file: config.credentials_file.clone(),
@@ -60,9 +56,7 @@ pub(super) async fn connect(config: &S3StoreConfig) -> Client {
         .credentials_provider(credentials)
         .timeout_config(timeouts)
         .retry_config(retries)
-        .stalled_stream_protection(
-            StalledStreamProtectionConfig::enabled().grace_period(limits.attempt).build(),
-        )
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         // Trailers, the SDK's default for what is streamed, are unknown to many compatible stores.
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)

@@ -1,6 +1,6 @@
 //! The archive's marker in a bucket; created once, never replaced.
 
-use super::bucket::{Bucket, Condition, Headers, Written};
+use super::bucket::{Bucket, Condition, Headers, Kind, Written};
 use super::records::pause;
 use crate::archive::ArchiveId;
 use crate::store::{MARKER, MAX_MARKER_BYTES, StoreError, archive_of};
@@ -11,13 +11,18 @@ const TRIES: u32 = 5;
 const HEADERS: Headers = Headers { content_type: "text/plain", cache_control: "private, no-cache" };
 
 pub(super) async fn read(bucket: &Bucket) -> Result<Option<ArchiveId>, StoreError> {
-    bucket.get(MARKER, MAX_MARKER_BYTES).await?.map(|marker| archive_of(&marker.bytes)).transpose()
+    bucket
+        .get(Kind::Metadata, MARKER, MAX_MARKER_BYTES)
+        .await?
+        .map(|marker| archive_of(&marker.bytes))
+        .transpose()
 }
 
 /// Returns what stands afterwards.
 pub(super) async fn mark(bucket: &Bucket, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
     for tried in 0..TRIES {
-        if bucket.put(MARKER, archive.to_marker().into(), HEADERS, Condition::Absent).await? == Written::Done
+        if bucket.put(Kind::Metadata, MARKER, archive.to_marker().into(), HEADERS, Condition::Absent).await?
+            == Written::Done
         {
             return Ok(archive);
         }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::bucket::{Bucket, Condition, Headers, Written};
+use super::bucket::{Bucket, Condition, Headers, Kind, Written};
 use super::records::pause;
 use crate::crash::crash_point;
 use crate::picture::ObjectName;
@@ -20,10 +20,10 @@ pub(super) async fn put(bucket: &Bucket, name: ObjectName, bytes: Bytes) -> Resu
     let headers = Headers { content_type: name.format.content_type(), cache_control: CACHE_CONTROL };
     for tried in 0..TRIES {
         crash_point("CP23");
-        match bucket.put(&path, bytes.clone(), headers, Condition::Absent).await? {
+        match bucket.put(Kind::Object, &path, bytes.clone(), headers, Condition::Absent).await? {
             Written::Done => return Ok(()),
             // Another's copy, or our own with its answer lost. When it is gone again, it is written anew.
-            Written::Refused => match bucket.get(&path, MAX_OBJECT_BYTES).await {
+            Written::Refused => match bucket.get(Kind::Object, &path, MAX_OBJECT_BYTES).await {
                 Ok(Some(found)) if is_object(name, &found.bytes) => return Ok(()),
                 Ok(None) => {}
                 Ok(Some(_)) | Err(StoreError::Corrupt(_)) => return Err(damaged(&path)),
@@ -38,7 +38,7 @@ pub(super) async fn put(bucket: &Bucket, name: ObjectName, bytes: Bytes) -> Resu
 
 pub(super) async fn read(bucket: &Bucket, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
     let path = name.path();
-    let Some(found) = bucket.get(&path, MAX_OBJECT_BYTES).await? else { return Ok(None) };
+    let Some(found) = bucket.get(Kind::Object, &path, MAX_OBJECT_BYTES).await? else { return Ok(None) };
     if !is_object(name, &found.bytes) {
         return Err(StoreError::Corrupt(format!("{path} is not the picture that its name says")));
     }

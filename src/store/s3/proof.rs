@@ -8,9 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-use super::bucket::{Bucket, Condition, Deleted, Headers, Written};
+use super::bucket::{ABSENT, Bucket, Condition, Deleted, Headers, Kind, Written};
 use super::records::pause;
 use crate::store::StoreError;
 
@@ -18,9 +18,6 @@ use crate::store::StoreError;
 pub(super) const TRIAL: &str = "trial";
 
 const HEADERS: Headers = Headers { content_type: "text/plain", cache_control: "no-store" };
-
-/// Where nothing ever is.
-const ABSENT: &str = "trial-absent";
 
 /// The tag of no bytes at all.
 const NO_STATE: &str = "\"00000000000000000000000000000000\"";
@@ -39,9 +36,8 @@ const PROOF_HOLDS: Duration = Duration::from_secs(5);
 const FULL_HOLDS: Duration = Duration::from_secs(30);
 
 /// Whether a new result could be kept.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Room {
-    patience: Duration,
     /// Held while asking: whoever asks meanwhile waits for the same answer.
     asking: tokio::sync::Mutex<Known>,
     last_write: Mutex<Option<(Instant, Result<(), StoreError>)>>,
@@ -55,11 +51,6 @@ struct Known {
 }
 
 impl Room {
-    /// `patience` is how long one trial may take.
-    pub(super) fn new(patience: Duration) -> Self {
-        Self { patience, asking: tokio::sync::Mutex::default(), last_write: Mutex::new(None) }
-    }
-
     /// Takes note of what a write of a result came to.
     pub(super) fn learn(&self, written: &Result<(), StoreError>) {
         // Damage and outages say nothing of room; the breaker knows of the latter.
@@ -70,10 +61,10 @@ impl Room {
     }
 
     pub(super) async fn check(&self, bucket: &Bucket) -> Result<(), StoreError> {
-        if let Some(wait) = bucket.left_alone_for() {
-            return Err(StoreError::Unavailable(format!(
-                "the bucket has not answered lately, and is asked again in {wait:.1?}"
-            )));
+        if bucket.is_left_alone() {
+            return Err(StoreError::Unavailable(
+                "the bucket does not answer; it is probed every second".into(),
+            ));
         }
         let came = Instant::now();
         let mut known = self.asking.lock().await;
@@ -85,7 +76,7 @@ impl Room {
         } else if let Some(believed) = self.believed() {
             return believed;
         } else {
-            try_to_write(bucket, self.patience).await
+            try_to_write(bucket).await
         };
         known.is_fit |= asked.is_ok();
         known.failed = asked.clone().err().map(|error| (Instant::now(), error));
@@ -111,11 +102,8 @@ impl Room {
 
 /// Asks to create the trial. That it is there already is as good: the permission to write is
 /// asked before that is found.
-async fn try_to_write(bucket: &Bucket, patience: Duration) -> Result<(), StoreError> {
-    match timeout(patience, bucket.put(TRIAL, token(), HEADERS, Condition::Absent)).await {
-        Ok(written) => written.map(|_| ()),
-        Err(_) => Err(StoreError::Unavailable(format!("the bucket took no trial within {patience:?}"))),
-    }
+async fn try_to_write(bucket: &Bucket) -> Result<(), StoreError> {
+    bucket.put(Kind::Metadata, TRIAL, token(), HEADERS, Condition::Absent).await.map(drop)
 }
 
 /// Everything we rely on: writing, reading back, refusing a second creation and the replacement of
@@ -123,7 +111,9 @@ async fn try_to_write(bucket: &Bucket, patience: Duration) -> Result<(), StoreEr
 async fn prove(bucket: &Bucket) -> Result<(), StoreError> {
     reads_back(bucket).await?;
     refuses_to_create_again(bucket).await?;
-    if bucket.put(TRIAL, token(), HEADERS, Condition::Matches(NO_STATE)).await? == Written::Done {
+    if bucket.put(Kind::Metadata, TRIAL, token(), HEADERS, Condition::Matches(NO_STATE)).await?
+        == Written::Done
+    {
         return Err(StoreError::Unfit(
             "the bucket ignores If-Match, so of two records written at once the newer could be lost; use a \
              store that honours conditional writes"
@@ -140,11 +130,11 @@ async fn prove(bucket: &Bucket) -> Result<(), StoreError> {
 
 async fn reads_back(bucket: &Bucket) -> Result<(), StoreError> {
     for tried in 0..TRIES {
-        let standing = bucket.get(TRIAL, MAX_BYTES).await?;
+        let standing = bucket.get(Kind::Metadata, TRIAL, MAX_BYTES).await?;
         let condition = standing.as_ref().map_or(Condition::Absent, |got| Condition::Matches(&got.tag));
         let ours = token();
-        if bucket.put(TRIAL, ours.clone(), HEADERS, condition).await? == Written::Done
-            && bucket.get(TRIAL, MAX_BYTES).await?.is_some_and(|got| got.bytes == ours)
+        if bucket.put(Kind::Metadata, TRIAL, ours.clone(), HEADERS, condition).await? == Written::Done
+            && bucket.get(Kind::Metadata, TRIAL, MAX_BYTES).await?.is_some_and(|got| got.bytes == ours)
         {
             return Ok(());
         }
@@ -158,7 +148,7 @@ async fn reads_back(bucket: &Bucket) -> Result<(), StoreError> {
 
 async fn refuses_to_create_again(bucket: &Bucket) -> Result<(), StoreError> {
     for tried in 0..TRIES {
-        if bucket.put(TRIAL, token(), HEADERS, Condition::Absent).await? != Written::Done {
+        if bucket.put(Kind::Metadata, TRIAL, token(), HEADERS, Condition::Absent).await? != Written::Done {
             return Ok(());
         }
         // Or another process deleted it just then.

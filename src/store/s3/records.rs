@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::bucket::{Bucket, Condition, Deleted, Headers, Written};
+use super::bucket::{Bucket, Condition, Deleted, Headers, Kind, Written};
 use crate::crash::crash_point;
 use crate::key::CacheKey;
 use crate::store::{MAX_RECORD_BYTES, RECORDS, Record, RecordPage, StoreError};
@@ -42,7 +42,7 @@ pub(super) async fn put(bucket: &Bucket, record: &Record) -> Result<Record, Stor
     let mut tag = None;
     for tried in 0..TRIES {
         let condition = tag.as_deref().map_or(Condition::Absent, Condition::Matches);
-        match bucket.put(&path, bytes.clone(), HEADERS, condition).await? {
+        match bucket.put(Kind::Metadata, &path, bytes.clone(), HEADERS, condition).await? {
             Written::Done => {
                 crash_point("CP26");
                 return Ok(record.clone());
@@ -69,7 +69,7 @@ pub(super) async fn read(
     key: CacheKey,
 ) -> Result<Option<(Record, String)>, StoreError> {
     let path = Record::checked_path(namespace, key)?;
-    let Some(found) = bucket.get(&path, MAX_RECORD_BYTES).await? else { return Ok(None) };
+    let Some(found) = bucket.get(Kind::Metadata, &path, MAX_RECORD_BYTES).await? else { return Ok(None) };
     let record = Record::from_json(&path, &found.bytes, namespace, key)?;
     Ok(Some((record, found.tag)))
 }

@@ -13,7 +13,7 @@ use granary_kit::leak::Secrets;
 use granary_kit::s3::{Fault, Operation, S3Server};
 use tempfile::TempDir;
 
-use super::bucket::{Condition, Headers, Written};
+use super::bucket::{Condition, Headers, Kind, Written};
 use super::*;
 use crate::picture::ImageFormat;
 use crate::store::contract::{StoreFixture, picture, record, store_contract};
@@ -41,8 +41,8 @@ impl S3Fixture {
             credentials_file: Some(self.folder.path().join("credentials")),
             limits: S3Limits {
                 connect: minute,
-                attempt: minute,
-                whole: 3 * minute,
+                metadata: minute,
+                object: minute,
                 backoff: Duration::from_millis(1),
                 ..S3Limits::default()
             },
@@ -55,8 +55,8 @@ impl S3Fixture {
     }
 
     /// A store that gives up soon.
-    async fn hasty(&self, attempt: Duration, whole: Duration) -> S3Store {
-        let limits = S3Limits { attempt, whole, ..self.config().limits };
+    async fn hasty(&self, limit: Duration) -> S3Store {
+        let limits = S3Limits { metadata: limit, object: limit, ..self.config().limits };
         S3Store::open(S3StoreConfig { limits, ..self.config() }).await
     }
 }

@@ -36,7 +36,8 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &Bytes, ke
     let (code, body) = match envelope {
         Some(Envelope::Success(answer)) if status == StatusCode::OK => {
             let is_harmless = |answer: &Answer| !quotes(key, answer.text().expose());
-            let harmless = Some(answer).map(|answer| if is_harmless(&answer) { answer } else { answer.bare() });
+            let harmless =
+                Some(answer).map(|answer| if is_harmless(&answer) { answer } else { answer.bare() });
             return match harmless.filter(is_harmless) {
                 Some(answer) => Reply::Answered(answer),
                 // Its URL would carry the key to another host.
@@ -74,7 +75,8 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &Bytes, ke
 fn generic(status: StatusCode, code: &str) -> String {
     let (status, message) = (status.as_u16(), "the upstream's message is withheld: it quoted a secret");
     let detail = json!({"status_code": status, "code": code, "code_message": "", "message": message});
-    json!({"error_code": status, "error_code_str": code, "error_detail": detail, "error_msg": message}).to_string()
+    json!({"error_code": status, "error_code_str": code, "error_detail": detail, "error_msg": message})
+        .to_string()
 }
 
 fn refusal(status: StatusCode, headers: &HeaderMap, code: &str) -> RefusalKind {

@@ -2,8 +2,8 @@
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use memchr::memmem;
 
 use crate::envelope::decodings;
@@ -30,7 +30,8 @@ pub(super) fn quotes(key: &Secret, text: &str) -> bool {
         return false;
     }
     let backwards: Vec<u8> = key.iter().rev().copied().collect();
-    let pieces: Vec<_> = key.windows(piece).chain(backwards.windows(piece)).map(memmem::Finder::new).collect();
+    let pieces: Vec<_> =
+        key.windows(piece).chain(backwards.windows(piece)).map(memmem::Finder::new).collect();
     let has_piece = |bytes: &[u8]| {
         let bytes = bytes.to_ascii_lowercase();
         pieces.iter().any(|finder| finder.find(&bytes).is_some())
@@ -38,7 +39,8 @@ pub(super) fn quotes(key: &Secret, text: &str) -> bool {
     decodings(text).iter().any(|form| {
         has_piece(form.as_bytes())
             || runs(form, piece, is_base64).any(|run| base64(run).iter().any(|bytes| has_piece(bytes)))
-            || runs(form, piece * 2, |byte| byte.is_ascii_hexdigit()).any(|run| hex(run).iter().any(|bytes| has_piece(bytes)))
+            || runs(form, piece * 2, |byte| byte.is_ascii_hexdigit())
+                .any(|run| hex(run).iter().any(|bytes| has_piece(bytes)))
     })
 }
 
@@ -116,7 +118,12 @@ mod tests {
     fn key_is_found_in_every_form() {
         for key in KEYS {
             for form in forms(key) {
-                for text in [form.clone(), format!("bad key {form}!"), format!(r#"{{"m":"{form}"}}"#), format!("x={form}&y")] {
+                for text in [
+                    form.clone(),
+                    format!("bad key {form}!"),
+                    format!(r#"{{"m":"{form}"}}"#),
+                    format!("x={form}&y"),
+                ] {
                     assert!(quotes(&Secret::new(key), &text), "{key} in {text}");
                 }
             }

@@ -38,11 +38,6 @@ pub enum Kind {
     Varnish,
 }
 
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Nginx, Self::NginxUpgrade, Self::Haproxy, Self::Apache, Self::Varnish];
-}
-
 /// A running proxy, or nginx as an origin.
 #[derive(Debug)]
 pub struct ReverseProxy {

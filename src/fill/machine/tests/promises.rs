@@ -35,6 +35,8 @@ struct World {
     is_spooled: bool,
     /// A result of somebody else's turned up in the ledger, or in the store.
     found: Option<FillSource>,
+    /// Another fill held the key.
+    has_waited: bool,
     /// Nobody waits.
     deserted: bool,
     /// The callers were told how it ends.
@@ -132,7 +134,10 @@ impl World {
             Ok(filled) if filled.source == FillSource::Bought => {
                 (self.record_kept || self.is_spooled, "a result is told once it is permanent")
             }
-            Ok(filled) => (self.found == Some(filled.source), "a result is told where it was found"),
+            Ok(filled) => {
+                let place = |found| if self.has_waited { FillSource::Awaited } else { found };
+                (self.found.map(place) == Some(filled.source), "a result is told where it was found")
+            }
             Err(GatewayError::Bug) => (false, "no order of events is a bug"),
             Err(_) => (!self.record_kept && !self.is_spooled, "a permanent result is told"),
         };
@@ -171,7 +176,7 @@ impl World {
             Effect::Admit => Event::Admitted(match pick(3) {
                 0 => Admission::Nobody,
                 1 => Admission::Refused(GatewayError::Draining),
-                _ => Admission::TooFast(Duration::from_secs(1)),
+                _ => Admission::Unrated,
             }),
             Effect::CheckRoom => Event::Room(store_away()),
             Effect::EnterCircuit => Event::Entered(Err(GatewayError::CircuitOpen { wait: Duration::ZERO })),
@@ -232,6 +237,7 @@ impl World {
             Event::Admitted(admission) => self.deserted = matches!(admission, Admission::Nobody),
             Event::Awaited(awaited) => self.deserted = !awaited,
             Event::Reserved(Ok(Reserved::Won(_))) => self.row = Some(CallState::Reserved),
+            Event::Reserved(Ok(Reserved::Held(_))) => self.has_waited = true,
             Event::Reserved(Ok(Reserved::Stored(_))) => self.found = Some(FillSource::Ledger),
             Event::LookedAgain(Ok(Standing::Result(_))) => self.found = Some(FillSource::Store),
             Event::Marked(Ok(Permit::Granted)) => {

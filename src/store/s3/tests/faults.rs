@@ -21,8 +21,27 @@ async fn an_overwhelmed_bucket_is_asked_three_times() {
     assert_eq!(fixture.server.count(Operation::Get), 3);
 }
 
+/// Waits, without asking the store for anything, until its breaker has closed.
+async fn heals(store: &S3Store) {
+    let begun = Instant::now();
+    while store.bucket.is_left_alone() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "the probe does not find the bucket");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Asserts that a call fails without being sent.
+async fn fails_at_once(store: &S3Store, name: ObjectName) {
+    assert!(store.bucket.is_left_alone());
+    let begun = Instant::now();
+    for _ in 0..500 {
+        assert!(is_away(store.object(name).await) && is_away(store.check_room().await));
+    }
+    assert!(begun.elapsed() < QUICK, "{:?}", begun.elapsed());
+}
+
 #[tokio::test]
-async fn a_dead_bucket_costs_no_time_and_is_used_again_when_it_is_back() {
+async fn a_dead_bucket_costs_no_time_and_heals_without_traffic() {
     let mut fixture = S3Fixture::start().await;
     let store = fixture.s3().await;
     let (name, bytes) = picture(ImageFormat::Jpeg, 2, 500);
@@ -32,43 +51,39 @@ async fn a_dead_bucket_costs_no_time_and_is_used_again_when_it_is_back() {
     for _ in 0..3 {
         assert!(is_away(store.object(name).await));
     }
-    // Nothing is sent any more: who comes back now is not noticed.
+    fails_at_once(&store, name).await;
     fixture.server.come_back().await;
-    let (seen, begun) = (fixture.server.requests(), Instant::now());
-    for _ in 0..1000 {
-        assert!(is_away(store.object(name).await) && is_away(store.check_room().await));
-        if store.bucket.left_alone_for().is_none() {
-            break;
-        }
-    }
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
-    assert_eq!(fixture.server.requests(), seen);
-
-    while let Some(wait) = store.bucket.left_alone_for() {
-        tokio::time::sleep(wait).await;
-    }
+    heals(&store).await;
     assert_eq!(store.object(name).await.unwrap(), Some(bytes));
     store.check_room().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_bucket_that_never_answers_is_given_up_in_time() {
+async fn the_first_timeout_of_a_silent_bucket_opens_the_breaker_also_for_a_caller_that_has_left() {
     let fixture = S3Fixture::start().await;
-    fixture.server.fail_always(Fault::Hang);
     let (name, bytes) = picture(ImageFormat::Jpeg, 3, 500);
-    for call in 0..3 {
-        let store = fixture.hasty(QUICK, 3 * QUICK).await;
+    for call in 0..4 {
+        let store = fixture.hasty(QUICK).await;
+        fixture.server.fail_always(Fault::Hang);
         let begun = Instant::now();
-        let away = match call {
-            0 => is_away(store.object(name).await),
-            1 => is_away(store.put_object(name, bytes.clone()).await),
-            _ => is_away(store.record("space", key(1)).await),
+        let asked = async {
+            match call {
+                0 => is_away(store.object(name).await),
+                1 => is_away(store.put_object(name, bytes.clone()).await),
+                _ => is_away(store.record("space", key(1)).await),
+            }
         };
-        let took = begun.elapsed();
-        assert!(away && took >= 2 * QUICK && took < 3 * QUICK + Duration::from_secs(5), "{took:?}");
+        if call == 3 {
+            tokio::time::timeout(QUICK / 4, asked).await.unwrap_err();
+            tokio::time::sleep(QUICK).await;
+        } else {
+            assert!(asked.await && begun.elapsed() >= QUICK, "{:?}", begun.elapsed());
+        }
+        fails_at_once(&store, name).await;
+        fixture.server.heal();
+        heals(&store).await;
+        assert_eq!(store.object(name).await.unwrap(), None);
     }
-    // Each attempt had its own limit, and was followed by another.
-    assert!(fixture.server.requests() >= 6, "{}", fixture.server.requests());
 }
 
 #[tokio::test]
@@ -76,7 +91,7 @@ async fn a_body_that_stands_still_is_given_up_in_time() {
     let fixture = S3Fixture::start().await;
     let (name, bytes) = picture(ImageFormat::Jpeg, 4, 100_000);
     fixture.s3().await.put_object(name, bytes.clone()).await.unwrap();
-    let store = fixture.hasty(20 * QUICK, 2 * QUICK).await;
+    let store = fixture.hasty(2 * QUICK).await;
     fixture.server.fail_always_of(Operation::Get, Fault::StallBody);
     let begun = Instant::now();
     assert!(is_away(store.object(name).await));
@@ -85,6 +100,40 @@ async fn a_body_that_stands_still_is_given_up_in_time() {
         "{:?}",
         begun.elapsed()
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_without_a_turn_is_busy_and_records_have_turns_of_their_own() {
+    let fixture = S3Fixture::start().await;
+    let (name, bytes) = picture(ImageFormat::Jpeg, 12, 100_000);
+    let limits = S3Limits { object: 4 * QUICK, metadata: 4 * QUICK, ..fixture.config().limits };
+    let config = S3StoreConfig { concurrent_reads: 2, limits, ..fixture.config() };
+    let store = Arc::new(S3Store::open(config).await);
+    store.put_object(name, bytes.clone()).await.unwrap();
+    let put = record("space", key(7), 0, "red");
+    store.put_record(&put).await.unwrap();
+
+    let (all, one) = (store.bucket.turns(Kind::Object, 2).await, store.bucket.turns(Kind::Object, 1));
+    assert!(tokio::time::timeout(QUICK, one).await.is_err(), "there are two turns");
+    // Neither a lookup nor a record that is kept waits for those who read results.
+    assert_eq!(store.record("space", key(7)).await.unwrap(), Some(put.clone()));
+    assert_eq!(store.put_record(&put).await.unwrap(), put);
+    assert!(store.has_object(name).await.unwrap());
+    for _ in 0..3 {
+        let read = store.object(name).await;
+        assert!(matches!(read, Err(StoreError::Busy(_))), "{read:?}");
+    }
+    drop(all);
+    assert_eq!(store.object(name).await.unwrap(), Some(bytes), "the breaker is closed");
+
+    // When even the turns of records are taken, nothing is said to be absent or away.
+    let all = store.bucket.turns(Kind::Metadata, 64).await;
+    for seed in [7, 8] {
+        let looked = store.record("space", key(seed)).await;
+        assert!(matches!(looked, Err(StoreError::Busy(_))), "{looked:?}");
+    }
+    drop(all);
+    assert_eq!(store.record("space", key(8)).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -146,7 +195,13 @@ async fn a_replacement_of_what_is_gone_is_refused() {
     let fixture = S3Fixture::start().await;
     let store = fixture.s3().await;
     let headers = Headers { content_type: "text/plain", cache_control: "no-store" };
-    let put = store.bucket.put("records/x", Bytes::from_static(b"x"), headers, Condition::Matches("\"tag\""));
+    let put = store.bucket.put(
+        Kind::Metadata,
+        "records/x",
+        Bytes::from_static(b"x"),
+        headers,
+        Condition::Matches("\"tag\""),
+    );
     assert_eq!(put.await.unwrap(), Written::Refused);
     assert_eq!(fixture.server.names().len(), 0);
 }

@@ -78,7 +78,7 @@ async fn whoever_asks_for_room_at_the_same_time_shares_one_failure() {
 
 #[tokio::test(start_paused = true)]
 async fn a_write_proves_room_for_five_seconds_and_fullness_for_thirty() {
-    let room = super::super::proof::Room::new(Duration::from_secs(1));
+    let room = super::super::proof::Room::default();
     let believed = |after: u64| {
         let room = &room;
         async move {

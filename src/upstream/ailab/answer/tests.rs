@@ -178,7 +178,11 @@ fn success_that_quotes_the_key_keeps_its_result_and_its_place() {
     let Reply::Answered(answer) = classified(200, &[], &body) else { panic!("not answered") };
     assert_eq!((answer.url().expose(), answer.request_id.as_str()), ("https://h.example/a", ""));
     let text = answer.text().expose();
-    assert!(text.contains(r#""retain_location":{"y":2.5,"x":-1}"#) || text.contains(r#""retain_location":{"x":-1,"y":2.5}"#), "{text}");
+    assert!(
+        text.contains(r#""retain_location":{"y":2.5,"x":-1}"#)
+            || text.contains(r#""retain_location":{"x":-1,"y":2.5}"#),
+        "{text}"
+    );
     assert!(!quotes(&Secret::new(KEY), text) && !text.contains("other text"), "{text}");
     let in_the_url = format!(r#"{{"error_code":0,"data":{{"url":"https://h.example/{KEY}/a"}}}}"#);
     assert_eq!(summary(&classified(200, &[], &in_the_url)), "unknown: NoResult");

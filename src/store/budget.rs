@@ -1,0 +1,65 @@
+//! How long one request waits for the store, over everything it asks of it.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::StoreError;
+
+/// Half of the time in which most clients expect a miss that meets a dead store to be over.
+const WHOLE: Duration = Duration::from_secs(5);
+
+/// The time that one request, or one attempt in the background, may still wait for the store. It goes
+/// with the request from lookup to fill.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreBudget {
+    left: Duration,
+}
+
+impl Default for StoreBudget {
+    fn default() -> Self {
+        Self { left: WHOLE }
+    }
+}
+
+impl StoreBudget {
+    /// Waits for an answer of the store as long as there is time left.
+    ///
+    /// # Errors
+    /// Those of `work`; [`StoreError::Busy`] when the time is over: it is not known whether the store
+    /// or this process is slow, so nothing may be bought on it.
+    pub async fn wait<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let begun = Instant::now();
+        let done = timeout(self.left, work).await;
+        self.left = self.left.saturating_sub(begun.elapsed());
+        done.unwrap_or_else(|_| Err(StoreError::Busy(format!("one request waits no longer than {WHOLE:?}"))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn all_waits_of_one_request_together_end_after_five_seconds() {
+        let mut budget = StoreBudget::default();
+        let begun = Instant::now();
+        let slow = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Ok(())
+        };
+        budget.wait(slow).await.unwrap();
+        // What is done meanwhile is not waiting for the store.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        for _ in 0..3 {
+            let hung = budget.wait(std::future::pending::<Result<(), _>>()).await;
+            assert!(matches!(hung, Err(StoreError::Busy(_))), "{hung:?}");
+        }
+        assert_eq!(begun.elapsed(), Duration::from_secs(65));
+        budget.wait(async { Ok(()) }).await.unwrap();
+    }
+}
