@@ -4,7 +4,7 @@
 
 use granary::envelope::{self, Answer, Envelope};
 use granary::framing::chunked::Chunks;
-use granary::framing::{self, BodyLength};
+use granary::framing::{self, Next};
 use granary::key::Digest;
 use granary::multipart::{Boundary, Broken, Event, Parser};
 use granary::picture::{self, ImageFormat, ObjectName};
@@ -18,11 +18,11 @@ pub(crate) fn heads(bytes: &[u8]) {
     let (head, body) = bytes.split_at(end);
     assert_eq!(framing::head_end(head), Ok(Some(end)));
     assert_eq!(framing::head_end(&head[..end - 1]), Ok(None));
-    let Ok(framing) = framing::check_head(head) else { return };
+    let Ok(next) = framing::check_head(head) else { return };
     let mut hidden = head.to_vec();
     framing::hide_upgrade(&mut hidden);
-    assert_eq!(framing::check_head(&hidden), Ok(framing));
-    if framing.body == BodyLength::Chunked {
+    assert_eq!(framing::check_head(&hidden).as_ref(), Ok(&next));
+    if let Next::Chunks(_) = next {
         chunks(body);
     }
 }

@@ -170,7 +170,7 @@ impl GatewayError {
     /// A complete error of the upstream, with the code that its body names.
     pub fn passed_through(status: StatusCode, body: Bytes) -> Self {
         let code = match Envelope::read(&body) {
-            Ok(Envelope::Error { code }) => Code::named(&code),
+            Ok(Envelope::Error { code, .. }) => Code::named(&code),
             Ok(Envelope::Success(_) | Envelope::NoResult) | Err(_) => code::OTHER,
         };
         Self::Upstream { status, body, code }

@@ -108,6 +108,7 @@ pub fn public_router(state: PublicState) -> Router {
     let any_page = Cors::any("GET, HEAD", &[RANGE, IF_RANGE, IF_NONE_MATCH], &exposed());
     let results = Router::new()
         .route("/results/{name}", only(get(results::result), "GET, HEAD, OPTIONS"))
+        .layer(from_fn_with_state(state.clone(), site::layer))
         .layer(from_fn_with_state(any_page, cors::layer));
     results.merge(api).with_state(state)
 }

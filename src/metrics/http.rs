@@ -58,7 +58,7 @@ impl Route {
         match self {
             Self::Crop => &[200, 400, 401, 403, 408, 413, 415, 417, 422, 429, 500, 502, 503, 504],
             Self::LookUp => &[200, 400, 401, 403, 404, 500, 503],
-            Self::Result => &[200, 206, 304, 404, 416, 500, 503],
+            Self::Result => &[200, 206, 304, 403, 404, 416, 500, 503],
             Self::Credits => &[200, 400, 401, 403, 500, 503],
             Self::Page => &[200, 403, 500],
             // Refused for their heads, too: nobody has looked where they were to go.

@@ -38,11 +38,14 @@ fn refusal(request: &Request, origins: &[HeaderValue], public_root: &str) -> Opt
     }
     let origin = headers.get(ORIGIN);
     let is_allowed = origin.is_some_and(|origin| origins.contains(origin) || origin == public_root);
+    let path = request.uri().path();
     // A link to the page at `/`, followed from anywhere.
     let is_visit = request.method() == Method::GET
-        && request.uri().path() == "/"
+        && path == "/"
         && headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
-    (is_cross_site(headers) && !is_allowed && !is_visit).then_some(GatewayError::CrossSite)
+    // Any page may show a result.
+    let is_harmless = is_visit || path.starts_with("/results/");
+    (is_cross_site(headers) && !is_allowed && !is_harmless).then_some(GatewayError::CrossSite)
 }
 
 /// Returns true for cross-site browser requests (`Sec-Fetch-Site`, `Origin`). Other clients send neither header.
@@ -160,5 +163,7 @@ mod tests {
         assert_eq!(ask("GET", "/", &[host, cross_site, ("sec-fetch-mode", "no-cors")]), Some("cross_site"));
         assert_eq!(ask("POST", "/", &visit), Some("cross_site"));
         assert_eq!(ask("GET", "/api", &visit), Some("cross_site"));
+        assert_eq!(ask("GET", "/results/x.png", &[host, cross_site]), None, "any page may show a result");
+        assert_eq!(ask("GET", "/results/x.png", &[("host", "evil.example")]), Some("foreign_name"));
     }
 }

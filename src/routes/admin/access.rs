@@ -17,6 +17,7 @@ use super::AdminState;
 use super::HEALTH_PATHS;
 use super::failure::AdminFailure;
 use crate::ledger::admin::Actor;
+use crate::metrics::method_label;
 use crate::routes::log::Sampler;
 use crate::routes::site::{is_cross_site, is_local_name};
 
@@ -41,7 +42,7 @@ pub(super) async fn layer(
             if failure.is_unauthorized() {
                 state.metrics.admin_login_failed();
                 if failed_logins.admits(StatusCode::UNAUTHORIZED) {
-                    tracing::warn!(method = %request.method(), path = request.uri().path(), "admin login failed");
+                    tracing::warn!(method = method_label(request.method()), "admin login failed");
                 }
                 tokio::time::sleep(FAILED_LOGIN).await;
             }
