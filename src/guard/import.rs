@@ -19,6 +19,7 @@ use super::{ArchiveGuard, GuardError, Standing};
 use crate::archive::{ArchiveId, Import};
 use crate::key::CacheKey;
 use crate::ledger::{CallId, Orphan};
+use crate::store::StoreError;
 
 /// Records of one page, and the pause after it: at most 200 records each second, beside the requests.
 const PAGE: usize = 100;
@@ -140,8 +141,12 @@ impl ArchiveGuard {
     }
 
     async fn import(&self, namespace: &str, key: CacheKey) -> Result<(), GuardError> {
-        if let Some(record) = self.store.record(namespace, key).await? {
-            self.ledger.import_record(&record).await?;
+        match self.store.record(namespace, key).await {
+            Ok(Some(record)) => self.ledger.import_record(&record).await?,
+            Ok(None) => {}
+            // One record that cannot be believed must not keep all others out.
+            Err(error @ StoreError::Corrupt(_)) => tracing::error!(%error, %key, "record not imported"),
+            Err(error) => return Err(error.into()),
         }
         Ok(())
     }

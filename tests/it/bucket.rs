@@ -10,6 +10,7 @@ use granary_kit::ailab::{Behaviour, FakeAilab};
 use granary_kit::client;
 use granary_kit::form::Form;
 use granary_kit::images;
+use granary_kit::process::with_budget;
 use granary_kit::s3::{Fault, S3Server};
 use image::ImageFormat;
 use tempfile::TempDir;
@@ -217,6 +218,7 @@ async fn credentials_are_found_where_the_tools_of_aws_look() {
 
 async fn start(upstream: &FakeAilab, bucket: &S3Server, folder: &TempDir) -> anyhow::Result<App> {
     let config = format!("{}\n{}", upstream_section(upstream, ""), store_section(bucket, folder));
+    let config = with_budget(config);
     let state = folder.path().join("state").display().to_string();
     let variables = [
         ("GRANARY_SERVER_LISTEN", "127.0.0.1:0"),

@@ -13,7 +13,7 @@ use granary_kit::images;
 use granary_kit::process::{GranaryBuilder, GranaryProcess};
 use serde_json::{Value, json};
 
-use crate::harness::{Granary, cache_status, real};
+use crate::harness::{Granary, cache_status, real, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const NAMESPACE: &str = "ailab-v1";
@@ -91,6 +91,34 @@ async fn forged_record_is_not_served_not_imported_and_not_bought_over() {
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     std::fs::write(&file, forged(&real, &picture, |_| {})).unwrap();
     assert_eq!(cache_status(&granary.crop(None, &picture, 24, 24).await), "granary; hit; detail=store");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forged_record_does_not_keep_a_new_ledger_from_importing_the_others() {
+    let upstream = FakeAilab::start().await;
+    let granary = Granary::ailab(&upstream, "").await;
+    let pictures = [1, 2, 3].map(|seed| images::tiny_png(24, 24, seed));
+    for picture in &pictures {
+        assert_eq!(granary.crop(None, picture, 24, 24).await.status, 200);
+    }
+    let file = record_file(&granary, &CacheKey::of(&pictures[1], 24, 24).to_string());
+    let mut record: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    record["credits"] = json!(1_u64 << 63);
+    std::fs::write(&file, serde_json::to_vec(&record).unwrap()).unwrap();
+
+    let granary = granary.restart_without_state().await;
+    granary.adopt().await;
+    until("the import to be complete", async || {
+        let ready = client::get(&format!("{}/readyz", granary.admin())).await.unwrap();
+        ready.json()["import"] == "complete"
+    })
+    .await;
+    for (picture, status) in pictures.iter().zip([200, 503, 200]) {
+        assert_eq!(granary.crop(None, picture, 24, 24).await.status, status);
+    }
+    let rows = "SELECT count(*) FROM calls WHERE adopted = 1";
+    assert_eq!(granary.ledger_file().query_row(rows, [], |row| row.get::<_, u64>(0)).unwrap(), 2);
+    assert_eq!(upstream.charges(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
