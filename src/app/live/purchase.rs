@@ -29,11 +29,7 @@ use crate::policy::{CurrentPolicy, Terms};
 use crate::results::ResultRoom;
 use crate::secret::Secret;
 use crate::state::{StateDir, StateDirError};
-<<<<<<< HEAD
-use crate::store::{Record, Store};
-=======
 use crate::store::{Record, Store, StoreBudget};
->>>>>>> main
 use crate::teams::{Team, Teams};
 use crate::upstream::{ErrorReply, HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
