@@ -322,7 +322,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
-        self.report(calls::totals).await
+        self.report(inspect::totals).await
     }
 
     async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {

@@ -13,7 +13,7 @@ use granary_kit::client::{self, Answer, Call};
 use granary_kit::dice::Dice;
 use granary_kit::form::Form;
 use granary_kit::images;
-use granary_kit::process::{GranaryBuilder, GranaryProcess, Signal};
+use granary_kit::process::{GranaryBuilder, GranaryProcess, Signal, with_budget};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
@@ -47,7 +47,7 @@ impl Program {
 
     /// Puts another file in the place of the one there is, as editors do.
     fn write(&self, config: &str) {
-        replace(&self.file, config.as_bytes());
+        replace(&self.file, with_budget(config.to_owned()).as_bytes());
     }
 
     /// Makes the program read its file now, and waits until it has, well or not.
@@ -264,7 +264,11 @@ async fn a_file_that_cannot_be_used_changes_nothing_and_says_why_without_a_secre
     };
     let unusable: [(&str, Vec<u8>, &[&str]); 10] = [
         ("nothing at all", Vec::new(), &["upstream.kind: ", "team: "]),
-        ("without any team", upstream_section(&upstream, "").into(), &["team: was removed for every team"]),
+        (
+            "without any team",
+            with_budget(upstream_section(&upstream, "")).into(),
+            &["team: was removed for every team"],
+        ),
         (
             "no TOML, beside the key",
             changed("[[team]]", &format!("= \"{key}\"\n[[team]]")).into(),

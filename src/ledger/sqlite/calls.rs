@@ -8,8 +8,7 @@ use crate::crash::crash_point;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
 use crate::ledger::{
-    Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, StateTotal,
-    UnfinishedCall, Won,
+    Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, UnfinishedCall, Won,
 };
 use crate::secret::Secret;
 use crate::store::Record;
@@ -457,21 +456,4 @@ pub(super) fn recover(db: &Connection, now: Timestamp) -> Result<Recovery, Ledge
         unknown: sent.len() as u64,
         unfinished: unfinished.collect::<rusqlite::Result<_>>()?,
     })
-}
-
-/// All of it is in the index for it: no row is read.
-pub(super) const TOTALS: &str =
-    "SELECT state, count(*), sum(credits) FROM calls WHERE adopted = 0 GROUP BY state";
-
-pub(super) fn totals(db: &Connection) -> Result<Vec<StateTotal>, LedgerError> {
-    let mut totals = CallState::ALL.map(|state| StateTotal { state, calls: 0, credits: 0 });
-    let mut statement = db.prepare_cached(TOTALS)?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let word: String = row.get(0)?;
-        if let Some(total) = totals.iter_mut().find(|total| total.state.as_str() == word) {
-            (total.calls, total.credits) = (row.get(1)?, row.get(2)?);
-        }
-    }
-    Ok(totals.to_vec())
 }
