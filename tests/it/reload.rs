@@ -208,7 +208,7 @@ async fn what_is_changed_under_load_takes_effect_within_seconds_and_fails_nobody
     assert!(program.is_let_in(&old_token).await, "both work while clients change over");
     let half = Call::crop(&url, &*new_token, &Form::curl(images::photo_jpeg(), 9, 9));
     half.send_part(100).await.unwrap().reset();
-    let debug = program.granary.wait_for_log("a connection ended early", PATIENCE).await;
+    let debug = program.granary.wait_for_log("connection ended early", PATIENCE).await;
     assert_eq!(debug.expect("the level is debug now")["level"], "DEBUG");
     program.write(&config(&[new_line], 5, "error", ""));
     took.push(soon("a token removed", async || !program.is_let_in(&old_token).await).await);
