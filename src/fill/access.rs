@@ -106,8 +106,9 @@ impl Task {
             return false;
         }
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            biased;
             () = shared.draining.cancelled() => return false,
+            () = tokio::time::sleep(wait) => {}
         }
         shared.parts.metrics.retried(reason);
         true
