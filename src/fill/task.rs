@@ -392,8 +392,9 @@ impl Task {
     /// Waits between tries; a drain ends the wait early.
     async fn pause(&mut self, time: Duration) -> Event {
         tokio::select! {
-            () = tokio::time::sleep(jittered(time)) => {}
+            biased;
             () = self.shared.draining.cancelled(), if self.is_durable => {}
+            () = tokio::time::sleep(jittered(time)) => {}
         }
         if self.answered.is_some() {
             // Neither store nor spool took the result; each further try has its own time.
