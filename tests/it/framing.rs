@@ -137,7 +137,8 @@ async fn after_a_head_that_two_could_read_differently_nothing_is_heard() {
 async fn a_refused_head_is_answered_to_pages_and_to_head_as_anything_else_is() {
     let granary = Granary::builtin(&format!("[server]\ncors_origins = [\"{APP}\"]")).await;
     let of = |method: &str, origin: &str| {
-        format!("{method} / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\nOrigin: {origin}\r\n\r\n").into_bytes()
+        format!("{method} / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\nOrigin: {origin}\r\n\r\n")
+            .into_bytes()
     };
     let allowed = answers(&granary, &of("POST", APP)).await;
     assert_eq!(allowed[0].headers("access-control-allow-origin"), [APP]);
@@ -160,7 +161,8 @@ async fn what_has_one_meaning_is_served_and_so_is_what_follows_it() {
     let granary = Granary::builtin("").await;
     let form = Form::curl(images::photo_jpeg(), 40, 40);
     let body = form.to_bytes();
-    let post = format!("POST {CROP_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {}\r\n", form.content_type());
+    let post =
+        format!("POST {CROP_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {}\r\n", form.content_type());
     let mut chunked = format!("{post}Transfer-Encoding: Chunked\r\n\r\n").into_bytes();
     for (at, chunk) in body.chunks(7001).enumerate() {
         let extension = if at % 2 == 0 { ";a=b" } else { "" };
