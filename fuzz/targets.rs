@@ -77,8 +77,10 @@ pub(crate) fn answers(bytes: &[u8]) {
     let kept = answer.keep(&object);
     let read = Answer::read(&kept).expect("a kept answer can be read");
     assert_eq!(read.url().expose(), object.path());
-    let complete: serde_json::Value =
-        serde_json::from_str(&envelope::complete(&kept)).expect("JSON for clients");
+    let complete = envelope::complete(&kept);
+    serde_json::from_str::<&serde_json::value::RawValue>(&complete).expect("JSON for clients");
+    // A number that no machine type holds is passed on as it is.
+    let Ok(complete) = serde_json::from_str::<serde_json::Value>(&complete) else { return };
     assert_eq!(complete["data"]["url"], object.path());
     assert_eq!(complete["error_code"], 0);
 }

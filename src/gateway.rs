@@ -352,7 +352,7 @@ impl Gateway {
             Ok(reply) => {
                 self.parts.metrics.answered(&team.name, reply.status, reply.saved);
                 if let Some(cause) = reply.status.saving() {
-                    self.meter(team, cause, reply);
+                    self.meter(team, cause, reply, reply.saved);
                 }
             }
             Err(error) => {
@@ -364,17 +364,16 @@ impl Gateway {
 
     /// Counts a hash-first lookup that found its answer. It saves what a `POST` would have cost, once
     /// for each key, team and day: neither polling nor `HEAD` would have been a `POST`.
-    pub fn count_look_up(&self, team: &Team, reply: &mut CropReply, is_get: bool) {
-        if !is_get || !self.parts.meter.is_first_look_up(&team.name, reply.record.key) {
-            reply.saved = 0;
-        }
-        self.parts.metrics.looked_up(&team.name, reply.saved);
-        self.meter(team, SavingCause::HashFirst, reply);
+    pub fn count_look_up(&self, team: &Team, reply: &CropReply, is_get: bool) {
+        let is_saving = is_get && self.parts.meter.is_first_look_up(&team.name, reply.record.key);
+        let saved = if is_saving { reply.saved } else { 0 };
+        self.parts.metrics.looked_up(&team.name, saved);
+        self.meter(team, SavingCause::HashFirst, reply, saved);
     }
 
-    fn meter(&self, team: &Team, cause: SavingCause, reply: &CropReply) {
+    fn meter(&self, team: &Team, cause: SavingCause, reply: &CropReply, saved: u64) {
         let payer = if reply.record.team == team.name { Payer::Own } else { Payer::Other };
-        self.parts.meter.served(&team.name, cause, payer, reply.saved);
+        self.parts.meter.served(&team.name, cause, payer, saved);
     }
 }
 

@@ -20,12 +20,12 @@ pub enum StateDirError {
     #[error("{0} is in use by another granary: stop that one, or set state.path to a directory of its own")]
     InUse(PathBuf),
     /// It cannot be made or locked, or other users can change it.
-    #[error("the state directory {path} cannot be used: {source}")]
+    #[error("the state directory {path} cannot be used: {error}")]
     Io {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
-        source: io::Error,
+        /// What the system said. It is in the text above, so it is no `source`.
+        error: io::Error,
     },
 }
 
@@ -35,7 +35,7 @@ impl StateDir {
     /// # Errors
     /// [`StateDirError`].
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
-        let failed = |source| StateDirError::Io { path: path.to_owned(), source };
+        let failed = |error| StateDirError::Io { path: path.to_owned(), error };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         // The path itself may be a link that an operator made; what it leads to is checked.
         disk::check_owner(&File::open(path).map_err(failed)?).map_err(failed)?;
@@ -44,7 +44,7 @@ impl StateDir {
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => Err(StateDirError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => Err(failed(source)),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
         }
     }
 

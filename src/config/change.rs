@@ -261,7 +261,7 @@ mod tests {
             assert!(is_live(&field));
             seen += 1;
         }
-        assert_eq!(seen, 8);
+        assert_eq!(seen, 9);
     }
 
     #[test]

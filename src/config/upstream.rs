@@ -73,7 +73,8 @@ section! {
         pub hard_stop: Duration = Duration::from_secs(180),
         /// Where results may be read from: entries `[scheme://]host[:port]`, where a leading "*."
         /// stands for any subdomain. Empty: https from any public host, and http from the vendor's
-        /// own. Private addresses are read only when an entry names them.
+        /// own. Private addresses are read only when an entry names them. Redirects are followed to places
+        /// that are allowed, three at most.
         pub result_hosts: Vec<String> = Vec::new(),
         /// How long the upstream's link to a result works; within that time a result that cannot be
         /// fetched is tried again. The vendor promises 24 hours.

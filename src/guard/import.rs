@@ -10,17 +10,16 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{ArchiveGuard, GuardError, Standing};
 use crate::archive::{ArchiveId, Import};
 use crate::key::CacheKey;
-use crate::ledger::{CallId, Ledger, Orphan};
-use crate::store::{Store, StoreError};
+use crate::ledger::{CallId, Orphan};
+use crate::store::StoreError;
 
 /// Records of one page, and the pause after it: at most 200 records each second, beside the requests.
 const PAGE: usize = 100;
@@ -132,15 +131,22 @@ impl ArchiveGuard {
 
     async fn import_all(&self, records: &[(String, CacheKey)]) -> Result<(), GuardError> {
         for some in records.chunks(AT_ONCE) {
-            let mut imports = JoinSet::new();
-            for (namespace, key) in some.iter().cloned() {
-                let (ledger, store) = (self.ledger.clone(), self.store.clone());
-                imports.spawn(async move { import(&ledger, &store, &namespace, key).await });
-            }
-            while let Some(imported) = imports.join_next().await {
-                let broken_off = |error: tokio::task::JoinError| StoreError::Unavailable(error.to_string());
-                imported.map_err(broken_off)??;
-            }
+            let nth = async |n: usize| match some.get(n) {
+                Some((namespace, key)) => self.import(namespace, *key).await,
+                None => Ok(()),
+            };
+            tokio::try_join!(nth(0), nth(1), nth(2), nth(3))?;
+        }
+        Ok(())
+    }
+
+    async fn import(&self, namespace: &str, key: CacheKey) -> Result<(), GuardError> {
+        match self.store.record(namespace, key).await {
+            Ok(Some(record)) => self.ledger.import_record(&record).await?,
+            Ok(None) => {}
+            // One record that cannot be believed must not keep all others out.
+            Err(error @ StoreError::Corrupt(_)) => tracing::error!(%error, %key, "record not imported"),
+            Err(error) => return Err(error.into()),
         }
         Ok(())
     }
@@ -154,7 +160,7 @@ impl ArchiveGuard {
                 !is_asked_again && first.elapsed() >= WRITES_ARRIVE_WITHIN
             });
             if is_due {
-                import(&self.ledger, &self.store, &namespace, key).await?;
+                self.import(&namespace, key).await?;
                 asked.entry(id).and_modify(|one| one.1 = true).or_insert((Instant::now(), false));
             }
         }
@@ -172,20 +178,4 @@ fn say(progress: &mut Progress, records: u64, is_last: bool) {
         tracing::info!(records, ?took, "record import goes on");
         progress.said = Some(Instant::now());
     }
-}
-
-async fn import(
-    ledger: &Arc<dyn Ledger>,
-    store: &Arc<dyn Store>,
-    namespace: &str,
-    key: CacheKey,
-) -> Result<(), GuardError> {
-    match store.record(namespace, key).await {
-        Ok(Some(record)) => ledger.import_record(&record).await?,
-        Ok(None) => {}
-        // One record that cannot be believed does not keep all others out.
-        Err(error @ StoreError::Corrupt(_)) => tracing::error!(%error, %key, "record not imported"),
-        Err(error) => return Err(error.into()),
-    }
-    Ok(())
 }

@@ -263,21 +263,15 @@ async fn import_goes_on_where_another_process_ended() {
 }
 
 #[tokio::test]
-async fn import_is_not_complete_while_a_record_cannot_be_read() {
+async fn import_passes_over_a_damaged_record_and_takes_all_others() {
     let place = Place::new();
     let records = place.adopted(20).await;
     let file = place.0.path().join("store").join(Record::path("ailab-v1", records[7].key));
-    let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, "{}").unwrap();
     let guard = place.guard("ledger", "store");
     opened(&guard).await;
-    for _ in 0..2 {
-        assert!(!guard.import_page().await);
-        assert!(!knows_all(&*place.ledger("ledger")).await);
-    }
-    std::fs::write(&file, bytes).unwrap();
     assert!(!guard.import_page().await);
-    assert_eq!(known(&*place.ledger("ledger"), &records).await, 20);
+    assert_eq!(known(&*place.ledger("ledger"), &records).await, 19);
     assert!(knows_all(&*place.ledger("ledger")).await);
 }
 

@@ -285,7 +285,7 @@ impl Ledger for SqliteLedger {
         let today = Windows::at(now, &self.zone);
         let record = Box::new(record.clone());
         let windows = Windows::at(record.stored_at, &self.zone);
-        self.write(move |db| match calls::orphan_of(db, &record)? {
+        self.write(move |db| match membership::orphan_of(db, &record)? {
             Some(id) => {
                 let booking = Booking::Stored { record, holds_key: true };
                 usage::adjusting(db, id, &today, || calls::book(db, id, &booking, now))
@@ -322,7 +322,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
-        self.report(calls::totals).await
+        self.report(inspect::totals).await
     }
 
     async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
@@ -356,12 +356,11 @@ impl Ledger for SqliteLedger {
 
     async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
         let namespace = namespace.to_owned();
-        self.read(move |db| Ok(membership::is_complete(db)? && !calls::has_orphan(db, &namespace, key)?))
-            .await
+        self.read(move |db| membership::knows_all_of(db, &namespace, key)).await
     }
 
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
-        self.read(calls::orphans).await
+        self.read(membership::orphans).await
     }
 
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {

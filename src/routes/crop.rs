@@ -73,11 +73,11 @@ pub(super) async fn look_up(
     };
     let mut trail = Trail::default();
     // Some tools print hex digits in upper case.
-    let mut outcome = match key.ok().and_then(|Path(key)| key.to_ascii_lowercase().parse::<CacheKey>().ok()) {
+    let outcome = match key.ok().and_then(|Path(key)| key.to_ascii_lowercase().parse::<CacheKey>().ok()) {
         Some(key) => state.0.gateway.look_up_key(key, &mut trail).await,
         None => Err(GatewayError::NotAKey),
     };
-    if let Ok(reply) = &mut outcome {
+    if let Ok(reply) = &outcome {
         state.0.gateway.count_look_up(&team, reply, method == Method::GET);
     }
     respond_to(&state, team, outcome, trail)

@@ -168,6 +168,8 @@ impl FramedConnection {
                 false => SlowPhase::Head,
             };
             self.shared.metrics.connection_timed_out(self.shared.name, phase);
+            // No lingering close: what drips in is not waited for any longer.
+            self.is_over = true;
             if phase == SlowPhase::Head {
                 self.check(Err(HeadError::Slow));
             }

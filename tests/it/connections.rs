@@ -86,7 +86,7 @@ async fn silent_and_slow_clients_are_closed_in_time_and_hits_go_on_meanwhile() {
             let mut connection = RawConnection::open(&url).await.unwrap();
             match number % 3 {
                 0 => {}
-                1 => connection.send(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ").await.unwrap(),
+                1 => connection.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await.unwrap(),
                 _ => {
                     let bytes = upload.to_bytes();
                     connection.send(&bytes[..bytes.len() - upload.body_len() + 100]).await.unwrap();

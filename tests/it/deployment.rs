@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -113,6 +113,9 @@ async fn what_compose_is_prepared_with_buys_and_serves_a_crop() {
     let (success, said) = make_bucket(&compose, &url, &access_key, &secret_key).await;
     assert!(success && said.contains("was made"), "{said}");
 
+    // The container's user is not the one that runs this test.
+    let owner = fs::metadata(compose.path("config")).unwrap().uid();
+    std::os::unix::fs::chown(compose.path("state"), Some(owner), None).unwrap();
     // Where the containers have their folders and each other.
     let url_file = compose.path("secrets/granary/database-url");
     let inside = compose.read("secrets/granary/database-url");

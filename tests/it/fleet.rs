@@ -129,7 +129,9 @@ impl Fleet {
                 SELECT scope, period, sum(credits) AS credits FROM granary.calls
                 CROSS JOIN LATERAL (VALUES ('global', day), ('global', month), ('team:' || team, day), ('team:' || team, month))
                     AS windows (scope, period)
-                WHERE adopted IN (false) AND state NOT IN ('released', 'refused', 'failed') GROUP BY scope, period)
+                WHERE adopted IN (false) AND state NOT IN ('released', 'refused', 'failed') GROUP BY scope, period
+                UNION ALL SELECT 'refused:' || team, day, sum(credits) FROM granary.calls
+                WHERE state = 'refused' AND substr(reason, 1, 3) IN ('400', '413', '415', '422') GROUP BY team, day)
              SELECT scope, period, spent.credits, sums.credits FROM granary.spent FULL JOIN sums USING (scope, period)
              WHERE coalesce(spent.credits, 0) <> coalesce(sums.credits, 0)",
         );

@@ -10,7 +10,7 @@ use granary_kit::images;
 use crate::harness::{Granary, number, within};
 
 /// A request after the hostile one, or inside it.
-const CANARY: &str = "GET /canary HTTP/1.1\r\nHost: canary\r\n\r\n";
+const CANARY: &str = "GET /canary HTTP/1.1\r\nHost: localhost\r\n\r\n";
 /// What the canary is counted as, should it ever be heard.
 const HEARD: &str = "granary_http_requests_total{code=\"404\",method=\"GET\",route=\"unmatched\"}";
 const APP: &str = "https://app.example.com";
@@ -36,7 +36,7 @@ async fn answers(granary: &Granary, bytes: &[u8]) -> Vec<Answer> {
 fn hostile() -> Vec<(u16, String)> {
     let mut heads = Vec::new();
     let mut add = |status: u16, head: &str| heads.push((status, crlf(head)));
-    let post = format!("POST {CROP_PATH} HTTP/1.1\nHost: a\n");
+    let post = format!("POST {CROP_PATH} HTTP/1.1\nHost: localhost\n");
     for lines in [
         // The classic smuggles, both ways.
         "Content-Length: 4\nTransfer-Encoding: chunked\n\n0\n\n",
@@ -68,41 +68,41 @@ fn hostile() -> Vec<(u16, String)> {
     }
     for head in [
         "GET / HTTP/1.1\n\n",
-        "GET / HTTP/1.1\nHost: a\nHost: a\n\n",
-        "GET / HTTP/1.1\nHost: a\nhost: b\n\n",
+        "GET / HTTP/1.1\nHost: localhost\nHost: localhost\n\n",
+        "GET / HTTP/1.1\nHost: localhost\nhost: b\n\n",
         "GET / HTTP/1.1\nHost:\n\n",
         "GET / HTTP/1.1\nHost: x/?\n\n",
         "GET / HTTP/1.1\nHost: x/#\n\n",
         "GET / HTTP/1.1\nHost: u@x\n\n",
         "GET / HTTP/1.1\nHost: x y\n\n",
         "GET / HTTP/1.1\nHost: x:y\n\n",
-        "GET http://b/ HTTP/1.1\nHost: a\n\n",
-        "GET http://a:81/ HTTP/1.1\nHost: a:80\n\n",
-        "GET http://u@a/ HTTP/1.1\nHost: a\n\n",
-        "GET a HTTP/1.1\nHost: a\n\n",
-        "GET * HTTP/1.1\nHost: a\n\n",
-        "GET / HTTP/1.0\nHost: a\nTransfer-Encoding: chunked\n\n0\n\n",
-        "POST / HTTP/1.0\nHost: a\nContent-Length: 5\nTransfer-Encoding: chunked\n\nhello",
-        "GET / HTTP/1.2\nHost: a\n\n",
-        "GET / HTTP/3.0\nHost: a\n\n",
+        "GET http://b/ HTTP/1.1\nHost: localhost\n\n",
+        "GET http://localhost:81/ HTTP/1.1\nHost: localhost:80\n\n",
+        "GET http://u@localhost/ HTTP/1.1\nHost: localhost\n\n",
+        "GET a HTTP/1.1\nHost: localhost\n\n",
+        "GET * HTTP/1.1\nHost: localhost\n\n",
+        "GET / HTTP/1.0\nHost: localhost\nTransfer-Encoding: chunked\n\n0\n\n",
+        "POST / HTTP/1.0\nHost: localhost\nContent-Length: 5\nTransfer-Encoding: chunked\n\nhello",
+        "GET / HTTP/1.2\nHost: localhost\n\n",
+        "GET / HTTP/3.0\nHost: localhost\n\n",
         "GET /\n\n",
-        "GET / x HTTP/1.1\nHost: a\n\n",
+        "GET / x HTTP/1.1\nHost: localhost\n\n",
         "PRI * HTTP/2.0\n\nSM\n\n",
         "\u{16}\u{3}\u{1}\n\n",
     ] {
         add(400, head);
     }
-    add(405, "CONNECT a:443 HTTP/1.1\nHost: a:443\n\n");
-    add(405, "TRACE / HTTP/1.1\nHost: a\n\n");
-    add(414, &format!("GET /{} HTTP/1.1\nHost: a\n\n", "x".repeat(2048)));
-    add(414, &format!("GET /{} HTTP/1.1\nHost: a\n\n", "x".repeat(64 * 1024)));
-    add(431, &format!("GET / HTTP/1.1\nHost: a\n{}\n", "X: y\n".repeat(64)));
-    add(431, &format!("GET / HTTP/1.1\nHost: a\n{}\n", "X: y\n".repeat(10_000)));
-    add(431, &format!("GET / HTTP/1.1\nHost: a\nX: {}\n\n", "y".repeat(16 * 1024)));
-    add(431, &format!("GET / HTTP/1.1\nHost: a\nX: {}\n\n", "y".repeat(1 << 20)));
+    add(405, "CONNECT localhost:443 HTTP/1.1\nHost: localhost:443\n\n");
+    add(405, "TRACE / HTTP/1.1\nHost: localhost\n\n");
+    add(414, &format!("GET /{} HTTP/1.1\nHost: localhost\n\n", "x".repeat(2048)));
+    add(414, &format!("GET /{} HTTP/1.1\nHost: localhost\n\n", "x".repeat(64 * 1024)));
+    add(431, &format!("GET / HTTP/1.1\nHost: localhost\n{}\n", "X: y\n".repeat(64)));
+    add(431, &format!("GET / HTTP/1.1\nHost: localhost\n{}\n", "X: y\n".repeat(10_000)));
+    add(431, &format!("GET / HTTP/1.1\nHost: localhost\nX: {}\n\n", "y".repeat(16 * 1024)));
+    add(431, &format!("GET / HTTP/1.1\nHost: localhost\nX: {}\n\n", "y".repeat(1 << 20)));
     // Lines that end in one byte are as good as none.
-    heads.push((400, "GET / HTTP/1.1\nHost: a\n\n".to_owned()));
-    heads.push((400, "GET / HTTP/1.1\r\nHost: a\r\n\n".to_owned()));
+    heads.push((400, "GET / HTTP/1.1\nHost: localhost\n\n".to_owned()));
+    heads.push((400, "GET / HTTP/1.1\r\nHost: localhost\r\n\n".to_owned()));
     heads
 }
 
@@ -137,7 +137,7 @@ async fn after_a_head_that_two_could_read_differently_nothing_is_heard() {
 async fn a_refused_head_is_answered_to_pages_and_to_head_as_anything_else_is() {
     let granary = Granary::builtin(&format!("[server]\ncors_origins = [\"{APP}\"]")).await;
     let of = |method: &str, origin: &str| {
-        format!("{method} / HTTP/1.1\r\nHost: a\r\nHost: a\r\nOrigin: {origin}\r\n\r\n").into_bytes()
+        format!("{method} / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\nOrigin: {origin}\r\n\r\n").into_bytes()
     };
     let allowed = answers(&granary, &of("POST", APP)).await;
     assert_eq!(allowed[0].headers("access-control-allow-origin"), [APP]);
@@ -160,7 +160,7 @@ async fn what_has_one_meaning_is_served_and_so_is_what_follows_it() {
     let granary = Granary::builtin("").await;
     let form = Form::curl(images::photo_jpeg(), 40, 40);
     let body = form.to_bytes();
-    let post = format!("POST {CROP_PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: {}\r\n", form.content_type());
+    let post = format!("POST {CROP_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {}\r\n", form.content_type());
     let mut chunked = format!("{post}Transfer-Encoding: Chunked\r\n\r\n").into_bytes();
     for (at, chunk) in body.chunks(7001).enumerate() {
         let extension = if at % 2 == 0 { ";a=b" } else { "" };
@@ -174,24 +174,24 @@ async fn what_has_one_meaning_is_served_and_so_is_what_follows_it() {
     for (status, bytes) in [
         (200, chunked),
         (200, sized),
-        (200, plain("GET http://a:80/ HTTP/1.1\r\nHost: A:80\r\n\r\n")),
-        (200, plain("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n")),
+        (200, plain("GET http://localhost:80/ HTTP/1.1\r\nHost: LOCALHOST:80\r\n\r\n")),
+        (200, plain("\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n")),
         (200, plain("GET / HTTP/1.1\r\nHost: [::1]:8080\r\nX: \u{e4}\r\n\r\n")),
         // Nothing else is ever spoken on a connection.
         (
             200,
             plain(
-                "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
             ),
         ),
         (
             200,
             plain(
-                "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
             ),
         ),
-        (405, plain("PROPFIND / HTTP/1.1\r\nHost: a\r\n\r\n")),
-        (404, plain("BREW /pot HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")),
+        (405, plain("PROPFIND / HTTP/1.1\r\nHost: localhost\r\n\r\n")),
+        (404, plain("BREW /pot HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")),
     ] {
         let seen = answers(&granary, &[&bytes[..], CANARY.as_bytes()].concat()).await;
         let statuses: Vec<u16> = seen.iter().map(|answer| answer.status).collect();
@@ -217,8 +217,8 @@ async fn http_1_0_requests_with_a_content_length_are_served_and_kept_alive_on_re
     let get = |more: &str| format!("GET / HTTP/1.0\r\n{more}\r\n").into_bytes();
     for (bytes, is_kept) in [
         (post(""), false),
-        (post("Host: a\r\nConnection: close\r\n"), false),
-        (post("Host: a\r\nConnection: Keep-Alive\r\n"), true),
+        (post("Host: localhost\r\nConnection: close\r\n"), false),
+        (post("Host: localhost\r\nConnection: Keep-Alive\r\n"), true),
         (get(""), false),
         (get("Connection: keep-alive\r\n"), true),
     ] {
@@ -245,7 +245,7 @@ async fn answers_name_the_idle_timeout_unless_they_close() {
     for (headers, expected) in
         [("", Some("timeout=33")), ("Connection: close\r\n", None), ("Content-Length: 1\r\n", None)]
     {
-        let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
+        let head = format!("GET / HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
         let seen = answers(&granary, head.as_bytes()).await;
         assert_eq!(seen[0].header("keep-alive"), expected, "{headers}");
     }
@@ -258,7 +258,7 @@ async fn tiny_chunks_are_refused_and_ordinary_ones_are_served() {
     let body = form.to_bytes();
     for (length, status) in [(1, 400), (63, 400), (4096, 200)] {
         let mut bytes = format!(
-            "POST {CROP_PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: {}\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST {CROP_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {}\r\nTransfer-Encoding: chunked\r\n\r\n",
             form.content_type()
         )
         .into_bytes();
@@ -278,7 +278,7 @@ async fn tiny_chunks_are_refused_and_ordinary_ones_are_served() {
 async fn chunks_that_two_could_read_differently_end_the_connection() {
     let granary = Granary::builtin("").await;
     let head = format!(
-        "POST {CROP_PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n\
+        "POST {CROP_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n\
          Transfer-Encoding: chunked\r\n\r\n"
     );
     for chunks in [

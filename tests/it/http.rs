@@ -238,8 +238,9 @@ async fn a_name_of_another_grammar_reaches_no_store() {
         "*",
         "%F0%9F%98%80",
     ] {
-        for path in
-            [format!("/results/{wrong}.png"), format!("/results/{wrong}"), format!("{CROP_PATH}/{wrong}")]
+        // A key may be written in either case.
+        let look_up = (*wrong != *upper).then(|| format!("{CROP_PATH}/{wrong}"));
+        for path in [format!("/results/{wrong}.png"), format!("/results/{wrong}")].into_iter().chain(look_up)
         {
             let answer = get(path.clone()).await;
             let expected = if path.starts_with("/results") {
@@ -496,7 +497,7 @@ async fn a_head_that_arrives_while_granary_stops_is_refused_before_its_body_is_a
 }
 
 /// A request in the body of another, and after it.
-const CANARY: &str = "GET /canary HTTP/1.1\r\nHost: canary\r\n\r\n";
+const CANARY: &str = "GET /canary HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_byte_of_a_body_is_ever_taken_for_a_request() {
@@ -863,7 +864,7 @@ async fn time_to_close(mut connection: RawConnection, since: Instant) -> (Vec<u8
 async fn a_head_has_seconds_and_an_idle_connection_has_longer() {
     let (head, idle) = (Duration::from_millis(300), Duration::from_millis(1500));
     let granary = Granary::builtin("[server]\nhead_timeout = \"300ms\"\nidle_timeout = \"1500ms\"").await;
-    for part in ["", "G", "GET / HTTP/1.1\r\nHost: x\r\nX-Slow"] {
+    for part in ["", "G", "GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow"] {
         let mut connection = RawConnection::open(&granary.url()).await.unwrap();
         let opened = Instant::now();
         connection.send(part.as_bytes()).await.unwrap();

@@ -50,7 +50,7 @@ impl Refusal {
             false => format!("Content-Length: {length}"),
         };
         let head = format!(
-            "POST {CROP_PATH} HTTP/1.1\r\nHost: a\r\nailabapi-api-key: {key}\r\n{}\
+            "POST {CROP_PATH} HTTP/1.1\r\nHost: localhost\r\nailabapi-api-key: {key}\r\n{}\
              Content-Type: multipart/form-data; boundary=B\r\n{framing}\r\n\r\n",
             self.more_headers
         );
@@ -151,9 +151,10 @@ async fn large_answer_to_a_request_with_upgrade_is_complete() {
     let granary = Granary::builtin("").await;
     // More than the buffers of both ends hold.
     let (path, bytes) = keep_result(&granary.store_path(), 1, 24 * MIB);
-    for headers in ["Connection: close", "Connection: close, Upgrade\r\nUpgrade: h2c"] {
+    // A body that does not come is not waited for, and ends the connection.
+    for headers in ["Connection: close", "Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 1000"] {
         let mut connection = RawConnection::open(&granary.url()).await.unwrap();
-        let request = format!("GET /{path} HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
+        let request = format!("GET /{path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n");
         connection.send(request.as_bytes()).await.unwrap();
         let head = connection.read_head().await.unwrap();
         assert_eq!(head.start[1], "200");
@@ -169,7 +170,7 @@ async fn lingering_connection_ends_when_the_client_closes_or_is_silent() {
     let open = "granary_connections_open{listener=\"public\"}";
     let refused = async || {
         let mut connection = RawConnection::open(&granary.url()).await.unwrap();
-        connection.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n").await.unwrap();
+        connection.send(b"PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n").await.unwrap();
         assert_eq!(connection.read_answer(false).await.unwrap().status, 405);
         connection
     };

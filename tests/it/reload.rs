@@ -13,7 +13,7 @@ use granary_kit::client::{self, Answer, Call};
 use granary_kit::dice::Dice;
 use granary_kit::form::Form;
 use granary_kit::images;
-use granary_kit::process::{GranaryBuilder, GranaryProcess, Signal};
+use granary_kit::process::{GranaryBuilder, GranaryProcess, Signal, with_budget};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
@@ -47,7 +47,7 @@ impl Program {
 
     /// Puts another file in the place of the one there is, as editors do.
     fn write(&self, config: &str) {
-        replace(&self.file, config.as_bytes());
+        replace(&self.file, with_budget(config.to_owned()).as_bytes());
     }
 
     /// Makes the program read its file now, and waits until it has, well or not.
@@ -208,7 +208,7 @@ async fn what_is_changed_under_load_takes_effect_within_seconds_and_fails_nobody
     assert!(program.is_let_in(&old_token).await, "both work while clients change over");
     let half = Call::crop(&url, &*new_token, &Form::curl(images::photo_jpeg(), 9, 9));
     half.send_part(100).await.unwrap().reset();
-    let debug = program.granary.wait_for_log("a connection ended early", PATIENCE).await;
+    let debug = program.granary.wait_for_log("connection ended early", PATIENCE).await;
     assert_eq!(debug.expect("the level is debug now")["level"], "DEBUG");
     program.write(&config(&[new_line], 5, "error", ""));
     took.push(soon("a token removed", async || !program.is_let_in(&old_token).await).await);
@@ -264,7 +264,11 @@ async fn a_file_that_cannot_be_used_changes_nothing_and_says_why_without_a_secre
     };
     let unusable: [(&str, Vec<u8>, &[&str]); 10] = [
         ("nothing at all", Vec::new(), &["upstream.kind: ", "team: "]),
-        ("without any team", upstream_section(&upstream, "").into(), &["team: was removed for every team"]),
+        (
+            "without any team",
+            with_budget(upstream_section(&upstream, "")).into(),
+            &["team: was removed for every team"],
+        ),
         (
             "no TOML, beside the key",
             changed("[[team]]", &format!("= \"{key}\"\n[[team]]")).into(),

@@ -269,10 +269,12 @@ async fn each_miss_beyond_the_rate_has_its_own_time_or_is_refused_at_once_with_i
         });
     }
     let all = calls.join_all().await;
-    let (served, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(|(answer, _)| answer.status == 200);
-    // 12 times of a quarter of a second; the last may come too late for its answer.
-    assert!((10..=13).contains(&served.len()), "{} were served", served.len());
-    assert_eq!(upstream.charges(), served.len() as u64);
+    // Those whose time comes shortly before the deadline may be told that the crop is still being made.
+    let is_bought = |answer: &Answer| matches!(answer.status, 200 | 504);
+    let (served, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(|(answer, _)| is_bought(answer));
+    // 12 times of a quarter of a second.
+    assert!((11..=13).contains(&served.len()), "{} were served", served.len());
+    assert!(upstream.charges() <= served.len() as u64);
     let mut told: Vec<_> = Vec::new();
     for (answer, took) in &refused {
         assert_eq!((answer.status, reason(answer), &*answer.code()), (429, Some("rate"), "EXCEEDING_LIMITS"));
@@ -334,21 +336,21 @@ async fn polling_and_head_lookups_save_once_what_a_post_would_have_cost() {
     let look_up = async |method: &str, token: &str| {
         let url = format!("{}{CROP_PATH}/{key}", granary.url());
         let answer = send(Call::new(method, &url).header("ailabapi-api-key", token)).await;
-        assert_eq!(answer.status, 200);
-        answer.header("granary-credits-saved").unwrap().parse::<u64>().unwrap()
+        assert_eq!((answer.status, answer.header("granary-credits-saved")), (200, Some("3")));
     };
-    let mut told = 0;
     for _ in 0..3 {
-        told += look_up("HEAD", app).await;
+        look_up("HEAD", app).await;
     }
-    assert_eq!((told, saved("app").await), (0, 0.0), "a HEAD is no POST");
+    assert_eq!(saved("app").await, 0.0, "a HEAD is no POST");
     for _ in 0..5 {
-        told += look_up("GET", app).await;
+        look_up("GET", app).await;
     }
-    assert_eq!((told, saved("app").await), (3, 3.0));
-    assert_eq!((look_up("GET", web).await, saved("web").await), (3, 3.0), "each team once");
+    assert_eq!(saved("app").await, 3.0);
+    look_up("GET", web).await;
+    assert_eq!(saved("web").await, 3.0, "each team once");
     granary.clock().turn(86_400);
-    assert_eq!((look_up("GET", app).await, saved("app").await), (3, 6.0), "and each day");
+    look_up("GET", app).await;
+    assert_eq!(saved("app").await, 6.0, "and each day");
 }
 
 #[tokio::test]

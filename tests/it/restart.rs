@@ -76,7 +76,7 @@ async fn outlives_everything(builder: GranaryBuilder) {
     adopt(&granary.admin_url()).await;
     granary.kill().await;
     let mut granary = builder.start().await.unwrap();
-    is_the_same(&granary, "granary; hit; detail=store").await;
+    is_the_same(&granary, "granary; hit; detail=ledger").await;
     for state in ["reserved", "sent", "answered", "stored", "unknown"] {
         let series = format!("granary_ledger_credits{{state=\"{state}\"}}");
         assert_eq!(metric(&granary.admin_url(), &series).await, 0.0, "{state}");

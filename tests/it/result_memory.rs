@@ -27,7 +27,7 @@ pub(crate) fn keep_result(store: &Path, seed: u64, length: usize) -> (String, Ve
 pub(crate) async fn begin(url: &str, path: &str) -> RawConnection {
     let mut connection = RawConnection::open(url).await.unwrap();
     connection
-        .send(format!("GET /{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
+        .send(format!("GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
         .await
         .unwrap();
     let head = connection.read_head().await.unwrap();

@@ -134,7 +134,7 @@ async fn with_a_certificate_clients_are_spoken_to_by_tls_and_urls_say_so() {
     assert!(connect(&process, &connector(&[&certificate], &[b"h2"])).await.is_err());
     assert!(connect(&process, &connector(&[&SelfSigned::until(2040)], &[b"http/1.1"])).await.is_err());
     let mut plain = RawConnection::open(&process.public_url()).await.unwrap();
-    plain.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    plain.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let said = within("the end", plain.read_to_close()).await.unwrap_or_default();
     assert!(!said.starts_with(b"HTTP"), "{said:?}");
     let refused = "granary_connections_refused_total{listener=\"public\",reason=\"handshake\"}";
@@ -204,7 +204,7 @@ async fn early_refusal_over_tls_is_read_by_a_client_that_writes_everything_first
         let tcp = TcpStream::connect(address(&process)).await.unwrap();
         let mut tls = trusting.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap();
         let head = format!(
-            "POST {CROP_PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n{upgrade}\
+            "POST {CROP_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n{upgrade}\
              Content-Length: {length}\r\n\r\n"
         );
         tls.write_all(head.as_bytes()).await.unwrap();

@@ -69,7 +69,10 @@ async fn agrees(granary: &GranaryProcess, upstream: &FakeAilab, report: &UsageRe
         for (cause, requests) in &row.served {
             let series = format!("granary_credits_saved_total{{cause=\"{cause}\",team=\"{name}\"}}");
             let credits = metric(&admin, &series).await;
-            assert_eq!(credits, (3 * requests) as f64, "{series}");
+            // Of lookups only the first of a key and day saves anything.
+            let most = (3 * requests) as f64;
+            let is_right = if cause == "hash_first" { credits <= most } else { credits == most };
+            assert!(is_right, "{series}: {credits} for {requests} requests");
             saved += credits;
         }
         assert_eq!(saved, row.saved_credits as f64, "{name}");
@@ -129,7 +132,8 @@ async fn usage_agrees_with_the_upstream_and_the_metrics_to_the_unit() {
     assert_eq!(counts(&web.served), [("coalesced", 1), ("hash_first", 1), ("hit_memory", 3)]);
     assert_eq!(counts(&app.served), [("coalesced", 1), ("hash_first", 2), ("hit_memory", 1)]);
     assert_eq!((web.saved_within_credits, web.saved_from_others_credits), (12, 3));
-    assert_eq!((app.saved_within_credits, app.saved_from_others_credits), (0, 12));
+    // Its HEAD would have been no POST.
+    assert_eq!((app.saved_within_credits, app.saved_from_others_credits), (0, 9));
     let left: Vec<_> = found.month.teams[1].budgets.iter().map(|budget| budget.left_credits).collect();
     assert_eq!(left, [1491, 5991]);
     assert_eq!(found.month.total.budgets[0].left_credits, 30_000 - 12);
@@ -143,7 +147,7 @@ async fn usage_agrees_with_the_upstream_and_the_metrics_to_the_unit() {
     let sum =
         |name: &str| (1..lines.len()).map(|line| column(name, line).parse::<i64>().unwrap()).sum::<i64>();
     assert_eq!((sum("spent_credits"), sum("calls_refused"), sum("served_hash_first")), (12, 1, 3));
-    assert_eq!((sum("saved_within_credits"), sum("saved_from_others_credits")), (12, 15));
+    assert_eq!((sum("saved_within_credits"), sum("saved_from_others_credits")), (12, 12));
     assert_eq!(column("team", 1), "app");
     let table = usage_verb(&granary, &[]).await;
     let cells = |first: &str| {
@@ -152,7 +156,7 @@ async fn usage_agrees_with_the_upstream_and_the_metrics_to_the_unit() {
     };
     assert_eq!(cells("team")[..5], ["team", "bought", "spent", "cost", "served"]);
     assert_eq!(cells("web"), ["web", "3", "9", "0.027", "5", "15", "12", "3", "0.045"]);
-    assert_eq!(cells("total"), ["total", "4", "12", "0.036", "9", "27", "12", "15", "0.081"]);
+    assert_eq!(cells("total"), ["total", "4", "12", "0.036", "9", "24", "12", "12", "0.072"]);
     assert!(table.contains("1491 of 1500 daily") && table.contains("29988 of 30000 monthly"), "{table}");
     assert!(usage_verb(&granary, &["--by", "day"]).await.contains("\nday "), "a day is no team");
 
@@ -168,7 +172,7 @@ async fn usage_agrees_with_the_upstream_and_the_metrics_to_the_unit() {
         counts(&web.served),
         [("coalesced", 1), ("hash_first", 1), ("hit_ledger", 1), ("hit_memory", 4)]
     );
-    assert_eq!((again.total.spent_credits, again.total.saved_credits), (12, 33));
+    assert_eq!((again.total.spent_credits, again.total.saved_credits), (12, 30));
 
     // A kill takes what was served last, and no money.
     crops(&granary, &app_token, 6).await;
@@ -177,7 +181,7 @@ async fn usage_agrees_with_the_upstream_and_the_metrics_to_the_unit() {
     let granary = builder.start().await.unwrap();
     let last = report(&granary).await;
     assert_eq!(last.total.spent_credits, i64::try_from(upstream.charges()).unwrap() * CREDITS_PER_CROP);
-    assert!((33..=36).contains(&last.total.saved_credits), "{:?}", last.total);
+    assert!((30..=33).contains(&last.total.saved_credits), "{:?}", last.total);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

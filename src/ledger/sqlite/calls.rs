@@ -8,8 +8,7 @@ use crate::crash::crash_point;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
 use crate::ledger::{
-    Booking, CallId, CallState, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved, StateTotal,
-    UnfinishedCall, Won,
+    Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, UnfinishedCall, Won,
 };
 use crate::secret::Secret;
 use crate::store::Record;
@@ -57,7 +56,7 @@ pub(super) fn instant(row: &Row<'_>, column: &str) -> rusqlite::Result<Timestamp
 }
 
 /// The reason of calls that a recovery ended. It is searched for, so it does not change.
-const OWNER_DIED: &str = "the process that owned it died";
+pub(super) const OWNER_DIED: &str = "the process that owned it died";
 
 /// Decides who may buy a key. The order is the order of reasons a caller is told.
 pub(super) fn reserve(
@@ -378,49 +377,6 @@ pub(super) fn stored_call(db: &Connection, record: &Record) -> Result<Option<Cal
     Ok(id.map(CallId))
 }
 
-/// The newest call whose owner died and whose result this may be; `None` when the ledger knows the
-/// purchase, or must not keep it.
-pub(super) fn orphan_of(db: &Connection, record: &Record) -> Result<Option<CallId>, LedgerError> {
-    let id = db
-        .prepare_cached(
-            "SELECT id FROM calls WHERE namespace = :namespace AND key = :key AND state = 'unknown' \
-             AND generation = :generation AND team = :team AND credits = :credits AND reason = :died \
-             AND NOT EXISTS (SELECT 1 FROM calls WHERE namespace = :namespace AND key = :key \
-             AND request_id = :request_id AND log_id = :log_id) \
-             AND NOT EXISTS (SELECT 1 FROM purged WHERE namespace = :namespace AND key = :key \
-             AND generation >= :generation) ORDER BY id DESC LIMIT 1",
-        )?
-        .query_row(
-            named_params! {
-                ":namespace": record.namespace,
-                ":key": record.key.as_bytes(),
-                ":generation": record.generation,
-                ":team": record.team,
-                ":credits": record.credits,
-                ":died": OWNER_DIED,
-                ":request_id": record.upstream_request_id,
-                ":log_id": record.upstream_log_id,
-            },
-            |row| row.get(0),
-        )
-        .optional()?;
-    Ok(id.map(CallId))
-}
-
-pub(super) fn has_orphan(db: &Connection, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
-    let sql = "SELECT 1 FROM calls WHERE namespace = ?1 AND key = ?2 AND state = 'unknown' AND reason = ?3";
-    Ok(db.prepare_cached(sql)?.exists(params![namespace, key.as_bytes(), OWNER_DIED])?)
-}
-
-pub(super) fn orphans(db: &Connection) -> Result<Vec<Orphan>, LedgerError> {
-    let sql = "SELECT id, namespace, key FROM calls WHERE state = 'unknown' AND reason = ?1 ORDER BY id";
-    let mut statement = db.prepare_cached(sql)?;
-    let orphans = statement.query_map([OWNER_DIED], |row| {
-        Ok(Orphan { id: CallId(row.get(0)?), namespace: row.get(1)?, key: CacheKey::from_bytes(row.get(2)?) })
-    })?;
-    Ok(orphans.collect::<rusqlite::Result<_>>()?)
-}
-
 pub(super) fn import_record(db: &Connection, record: &Record, windows: &Windows) -> Result<(), LedgerError> {
     let imported = db.prepare_cached(
         "INSERT INTO calls (namespace, key, generation, state, adopted, team, credits, day, month, image, width, \
@@ -500,21 +456,4 @@ pub(super) fn recover(db: &Connection, now: Timestamp) -> Result<Recovery, Ledge
         unknown: sent.len() as u64,
         unfinished: unfinished.collect::<rusqlite::Result<_>>()?,
     })
-}
-
-/// All of it is in the index for it: no row is read.
-pub(super) const TOTALS: &str =
-    "SELECT state, count(*), sum(credits) FROM calls WHERE adopted = 0 GROUP BY state";
-
-pub(super) fn totals(db: &Connection) -> Result<Vec<StateTotal>, LedgerError> {
-    let mut totals = CallState::ALL.map(|state| StateTotal { state, calls: 0, credits: 0 });
-    let mut statement = db.prepare_cached(TOTALS)?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let word: String = row.get(0)?;
-        if let Some(total) = totals.iter_mut().find(|total| total.state.as_str() == word) {
-            (total.calls, total.credits) = (row.get(1)?, row.get(2)?);
-        }
-    }
-    Ok(totals.to_vec())
 }

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row, params_from_iter};
 use super::calls;
 use crate::key::{CacheKey, Digest};
 use crate::ledger::admin::{CallDetail, CallFilter, CallPage, Settlement};
-use crate::ledger::{CallId, CallState, LedgerError};
+use crate::ledger::{CallId, CallState, LedgerError, StateTotal};
 
 /// Rows that are looked at for one answer where no index leads to those that are asked for.
 const WINDOW: i64 = 20_000;
@@ -97,4 +97,21 @@ fn detail(row: &Row<'_>) -> rusqlite::Result<CallDetail> {
         bytes: row.get("bytes")?,
         settled: settled.as_deref().and_then(Settlement::of_word),
     })
+}
+
+/// All of it is in the index for it: no row is read.
+pub(super) const TOTALS: &str =
+    "SELECT state, count(*), sum(credits) FROM calls WHERE adopted = 0 GROUP BY state";
+
+pub(super) fn totals(db: &Connection) -> Result<Vec<StateTotal>, LedgerError> {
+    let mut totals = CallState::ALL.map(|state| StateTotal { state, calls: 0, credits: 0 });
+    let mut statement = db.prepare_cached(TOTALS)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let word: String = row.get(0)?;
+        if let Some(total) = totals.iter_mut().find(|total| total.state.as_str() == word) {
+            (total.calls, total.credits) = (row.get(1)?, row.get(2)?);
+        }
+    }
+    Ok(totals.to_vec())
 }

@@ -1,9 +1,12 @@
 //! The row that says which archive this ledger belongs to, and how many of its records it knows.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, named_params, params};
 
+use super::calls::OWNER_DIED;
 use crate::archive::{ArchiveId, Import, Membership, NoArchiveId};
-use crate::ledger::LedgerError;
+use crate::key::CacheKey;
+use crate::ledger::{CallId, LedgerError, Orphan};
+use crate::store::Record;
 
 /// One row, or none.
 pub(super) const SCHEMA: &str = "
@@ -58,6 +61,47 @@ pub(super) fn note_import(db: &Connection, archive: ArchiveId, import: &Import) 
     Ok(())
 }
 
-pub(super) fn is_complete(db: &Connection) -> Result<bool, LedgerError> {
-    Ok(db.prepare_cached("SELECT 1 FROM archive WHERE complete = 1")?.exists([])?)
+/// The newest call whose owner died and whose result this may be; `None` when the ledger knows the
+/// purchase, or must not keep it.
+pub(super) fn orphan_of(db: &Connection, record: &Record) -> Result<Option<CallId>, LedgerError> {
+    let id = db
+        .prepare_cached(
+            "SELECT id FROM calls WHERE namespace = :namespace AND key = :key AND state = 'unknown' \
+             AND generation = :generation AND team = :team AND credits = :credits AND reason = :died \
+             AND NOT EXISTS (SELECT 1 FROM calls WHERE namespace = :namespace AND key = :key \
+             AND request_id = :request_id AND log_id = :log_id) \
+             AND NOT EXISTS (SELECT 1 FROM purged WHERE namespace = :namespace AND key = :key \
+             AND generation >= :generation) ORDER BY id DESC LIMIT 1",
+        )?
+        .query_row(
+            named_params! {
+                ":namespace": record.namespace,
+                ":key": record.key.as_bytes(),
+                ":generation": record.generation,
+                ":team": record.team,
+                ":credits": record.credits,
+                ":died": OWNER_DIED,
+                ":request_id": record.upstream_request_id,
+                ":log_id": record.upstream_log_id,
+            },
+            |row| row.get(0),
+        )
+        .optional()?;
+    Ok(id.map(CallId))
+}
+
+/// Whether the import is complete and no call of the key is an orphan.
+pub(super) fn knows_all_of(db: &Connection, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+    let sql = "SELECT 1 FROM archive WHERE complete = 1 AND NOT EXISTS (SELECT 1 FROM calls \
+               WHERE namespace = ?1 AND key = ?2 AND state = 'unknown' AND reason = ?3)";
+    Ok(db.prepare_cached(sql)?.exists(params![namespace, key.as_bytes(), OWNER_DIED])?)
+}
+
+pub(super) fn orphans(db: &Connection) -> Result<Vec<Orphan>, LedgerError> {
+    let sql = "SELECT id, namespace, key FROM calls WHERE state = 'unknown' AND reason = ?1 ORDER BY id";
+    let mut statement = db.prepare_cached(sql)?;
+    let orphans = statement.query_map([OWNER_DIED], |row| {
+        Ok(Orphan { id: CallId(row.get(0)?), namespace: row.get(1)?, key: CacheKey::from_bytes(row.get(2)?) })
+    })?;
+    Ok(orphans.collect::<rusqlite::Result<_>>()?)
 }

@@ -415,7 +415,7 @@ fn no_value(what: String) -> rusqlite::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::sqlite::migrate;
+    use crate::ledger::sqlite::{inspect, migrate};
 
     #[test]
     fn reports_read_an_index_and_no_call() {
@@ -424,7 +424,7 @@ mod tests {
         for (sql, parameters, index) in [
             (PAID, &["2026-11-01", "2026-11-30"][..], "calls_by_day"),
             (CHARGED, &[], "calls_by_day"),
-            (calls::TOTALS, &[], "calls_totals"),
+            (inspect::TOTALS, &[], "calls_totals"),
         ] {
             let mut plan = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let parameters = rusqlite::params_from_iter(parameters);

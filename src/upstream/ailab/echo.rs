@@ -83,7 +83,7 @@ mod tests {
 
     use super::*;
 
-    const KEYS: [&str; 3] = ["server-held-secret-key-0123456789", "aB3?/~x9K+Lq7Zz", "Kx7pQ2mV9tR4wY8z"];
+    const KEYS: [&str; 3] = ["server-held-secret-key-0123456789", "aB3?/~x9K+Lq7Zz_", "Kx7pQ2mV9tR4wY8z"];
 
     fn each(key: &str, write: impl Fn(u8) -> String) -> String {
         key.bytes().map(write).collect()

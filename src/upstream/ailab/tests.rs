@@ -391,11 +391,13 @@ async fn a_new_key_is_used_from_the_next_call_on() {
 }
 
 #[tokio::test]
-async fn an_answer_that_quotes_the_key_is_kept_without_it() {
+async fn answer_that_quotes_the_key_goes_on_without_its_text() {
     let quoting = format!(r#"{{"error_code":400,"error_msg":"no key {KEY}, {KEY}"}}"#);
-    let clean = quoting.replace(KEY, &"*".repeat(KEY.len()));
     match reply_to(response("400 X", "", &quoting)).await {
-        Reply::Refused(refusal) => assert_eq!(refusal.reply.body.unwrap(), clean),
+        Reply::Refused(refusal) => {
+            let body = String::from_utf8(refusal.reply.body.unwrap().to_vec()).unwrap();
+            assert!(body.contains("withheld") && !body.contains(KEY) && !body.contains("no key"), "{body}");
+        }
         other => panic!("{other:?}"),
     }
     let quoting = format!(r#"{{"error_code":0,"data":{{"url":"https://h.example/a.png"}},"debug":"{KEY}"}}"#);

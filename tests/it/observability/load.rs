@@ -67,7 +67,6 @@ impl World {
         let before = (upstream.charges(), upstream.attempts());
         let granary =
             real().config_text(config).env("GRANARY_SERVER_DRAIN_GRACE", "0s").start().await.unwrap();
-        adopt(&granary.admin_url()).await;
         let tokens = made.into_iter().map(|(name, (_, token))| (name, token)).collect();
         Self { granary, upstream, bucket, tokens, seen: BTreeMap::new(), before, _folder: folder }
     }
@@ -115,6 +114,8 @@ impl World {
         for picture in EARLIER {
             self.crops("web", picture, "hit_store").await;
         }
+        // From here on the ledger imports the bucket's records.
+        adopt(&self.granary.admin_url()).await;
         for picture in 1..=12 {
             self.crops("web", picture, "miss").await;
         }

@@ -48,7 +48,7 @@ pub enum Framing {
     /// `Content-Length`.
     #[default]
     Length,
-    /// Chunks of so many bytes, with a trailer field.
+    /// Chunks of so many bytes, with an extension and a trailer field.
     Chunks(usize),
     /// The connection ends.
     Close,
@@ -78,8 +78,9 @@ impl Mutation {
             }
             Framing::Chunks(size) => {
                 bytes.extend(b"Transfer-Encoding: chunked\r\n\r\n");
-                for chunk in content.chunks(size.max(1)) {
-                    bytes.extend(format!("{:x};part=1\r\n", chunk.len()).into_bytes());
+                let extensions = std::iter::once(";part=1").chain(std::iter::repeat(""));
+                for (chunk, extension) in content.chunks(size.max(1)).zip(extensions) {
+                    bytes.extend(format!("{:x}{extension}\r\n", chunk.len()).into_bytes());
                     bytes.extend(chunk);
                     bytes.extend(b"\r\n");
                 }
@@ -140,7 +141,7 @@ mod tests {
         };
         assert_eq!(
             text(&odd),
-            "HTTP/1.1 302 Scripted\r\nTransfer-Encoding: chunked\r\n\r\n4;part=1\r\n<bod\r\n1;part=1\r\n>\r\n0\r\nX-Checksum: 1\r\n"
+            "HTTP/1.1 302 Scripted\r\nTransfer-Encoding: chunked\r\n\r\n4;part=1\r\n<bod\r\n1\r\n>\r\n0\r\nX-Checksum: 1\r\n"
         );
         assert_eq!(odd.content(b"body"), b"<bod>");
     }
