@@ -130,8 +130,10 @@ mod tests {
         }
     }
 
+    type Written = Arc<Mutex<Vec<u8>>>;
+
     /// Lines to a gated output, its gate, the signal that a write has begun, and what was written.
-    fn gated() -> (Lines, Arc<Mutex<()>>, Receiver<()>, Arc<Mutex<Vec<u8>>>) {
+    fn gated() -> (Lines, Arc<Mutex<()>>, Receiver<()>, Written) {
         let (begun, signal) = sync_channel(1);
         let (gate, written) = (Arc::default(), Arc::default());
         let output = Gated { gate: Arc::clone(&gate), begun, written: Arc::clone(&written) };
