@@ -21,7 +21,7 @@ use crate::fill::{FillConfig, FillParts, Filler};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::guard::{ArchiveGuard, Standing};
 use crate::key::CacheKey;
-use crate::ledger::{CallId, Ledger};
+use crate::ledger::{CallId, Ledger, Reservation, Won};
 use crate::metering::Meter;
 use crate::policy::CurrentPolicy;
 use crate::results::ResultRoom;
@@ -77,6 +77,8 @@ pub(super) struct Purchase {
     task: Option<Id>,
     /// Was the key's result permanent when it was reserved?
     pub(super) was_permanent: bool,
+    /// A refresh buys what is stored, unless the store says that it is newer by now.
+    pub(super) is_refresh: bool,
     /// Could the store not be asked a second time?
     pub(super) is_excused: bool,
     /// Has the ledger let the tail go?
@@ -134,16 +136,17 @@ impl Life {
         with(&mut self.purchases.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn won(&self, key: CacheKey, id: CallId, generation: u64, task: Option<Id>, permanent: bool) {
+    pub(super) fn won(&self, wanted: &Reservation, won: Won, task: Option<Id>, was_permanent: bool) {
         let purchase = Purchase {
-            id,
-            generation,
+            id: won.id,
+            generation: won.generation,
             task,
-            was_permanent: permanent,
+            was_permanent,
+            is_refresh: wanted.refresh,
             is_excused: false,
             is_permitted: false,
         };
-        self.purchases(|all| all.insert(key, purchase));
+        self.purchases(|all| all.insert(wanted.key, purchase));
     }
 
     pub(super) fn permit(&self, id: CallId) {

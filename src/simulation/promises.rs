@@ -178,7 +178,7 @@ impl World {
         }
         self.state().owners.insert((life.ledger, won.id), life.number);
         let is_permanent = self.is_permanent(key, won.generation);
-        life.won(key, won.id, won.generation, task, is_permanent);
+        life.won(wanted, *won, task, is_permanent);
     }
 
     /// A charged call of the key that has not come to an end which permits another.
@@ -223,7 +223,8 @@ impl World {
             self.violate(format!("{} pays for {name} by row {row}, which is {state:?}", life.name()));
         }
         let is_permanent = purchase.was_permanent && self.is_permanent(key, purchase.generation);
-        if is_permanent && !(purchase.is_excused && self.cannot_know(life, key)) {
+        let cannot_know = purchase.is_excused && (purchase.is_refresh || self.cannot_know(life, key));
+        if is_permanent && !cannot_know {
             self.violate(format!("{} buys {name}, which was permanent before it was reserved", life.name()));
         }
     }
