@@ -284,11 +284,10 @@ async fn process_cannot_be_dumped_or_looked_into() {
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
     assert!(!can_look_into(granary.pid()));
-    // The control: another process of this user, started in the same way.
+    // The control: another process of this user, started in the same way, as soon as it has begun.
     let (program, arguments) = unprivileged("sleep");
-    let mut other = Command::new(program).args(arguments).arg("600").spawn().unwrap();
-    let is_readable = can_look_into(other.id());
-    other.kill().unwrap();
-    other.wait().unwrap();
-    assert!(is_readable);
+    let mut other = tokio::process::Command::new(program);
+    let other = other.args(arguments).arg("600").kill_on_drop(true).spawn().unwrap();
+    let pid = other.id().unwrap();
+    until("another process to be looked into", async || can_look_into(pid)).await;
 }
