@@ -2,7 +2,7 @@
 //! background finds out when the dependency answers again.
 //!
 //! One call that times out opens it: every later call would wait as long. Other failures open it after
-//! [`FAILURES`] in a row. No caller is ever the probe, so an outage costs callers no time, and the
+//! `FAILURES` in a row. No caller is ever the probe, so an outage costs callers no time, and the
 //! breaker closes without traffic. This module does not know what it protects.
 
 use std::future::Future;

@@ -1,22 +1,22 @@
 //! Listeners: from an accepted connection to the routes, and to a graceful end.
 //!
-//! hyper parses and writes HTTP/1; [`framed`] stands between it and the socket. What hyper refuses by
+//! hyper parses and writes HTTP/1; `framed` stands between it and the socket. What hyper refuses by
 //! itself gets its bare status. These checks are ours:
 //!
 //! | check | why hyper's is not enough |
 //! |---|---|
-//! | first byte, head and idle timeouts ([`timers`]) | one timer for all three: an idle connection would be cut as soon as a slow head |
-//! | write timeout ([`write_timeout`]) | none |
+//! | first byte, head and idle timeouts (`timers`) | one timer for all three: an idle connection would be cut as soon as a slow head |
+//! | write timeout (`write_timeout`) | none |
 //! | body timeout and minimum rate (`routes::body`) | none |
 //! | Content-Length with Transfer-Encoding, repeated lengths, codings other than `chunked`, LF alone ([`framing`](crate::framing)) | accepts them, and hides from the service that there were two |
 //! | one Host that agrees with an absolute target; no CONNECT, no TRACE | leaves it to the service |
-//! | end of each request ([`framed`]) | needed for the checks above: a further head in hyper's buffer cannot be checked any more |
+//! | end of each request (`framed`) | needed for the checks above: a further head in hyper's buffer cannot be checked any more |
 //! | minimum average chunk ([`framing::chunked`](crate::framing::chunked)) | takes one-byte chunks at 60 times the CPU time |
 //! | `Upgrade` hidden from hyper | ends such a connection before its last bytes are written |
-//! | lingering close ([`linger`]) | closes at once: the reset destroys an answer that the client has not read yet |
-//! | `Connection: close` when the body was not read ([`connection`]) | closes without saying so |
+//! | lingering close (`linger`) | closes at once: the reset destroys an answer that the client has not read yet |
+//! | `Connection: close` when the body was not read (`connection`) | closes without saying so |
 //! | half-closed clients are answered, clients that are gone are noticed | either of the two, by `half_close` |
-//! | connection limits ([`acceptor`]) | none |
+//! | connection limits (`acceptor`) | none |
 
 mod acceptor;
 mod connection;
