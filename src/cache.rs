@@ -18,10 +18,10 @@ use moka::ops::compute::Op;
 
 pub use self::serving::ObjectError;
 use self::serving::Serving;
-use crate::key::CacheKey;
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
+use crate::base::results::ResultRoom;
 use crate::metrics::{Eviction, Metrics};
-use crate::picture::ObjectName;
-use crate::results::ResultRoom;
 use crate::store::{MAX_OBJECT_BYTES, Record, Store, StoreBudget};
 
 /// Objects above this size are read from the store each time: a few of them would evict all answers.

@@ -90,7 +90,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 /// Runs the program with the process's arguments, environment and standard streams.
 pub fn main() -> ExitCode {
-    crate::secret::forbid_dumps();
+    crate::base::secret::forbid_dumps();
     let (mut stdin, mut stdout, mut stderr) = (io::stdin(), io::stdout(), io::stderr());
     let mut console = Console { stdin: &mut stdin, stdout: &mut stdout, stderr: &mut stderr };
     ExitCode::from(run(std::env::args_os(), &Environment::of_process(), &mut console))

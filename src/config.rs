@@ -42,7 +42,7 @@ pub use team::{BudgetConfig, TeamConfig};
 pub use units::{ByteSize, parse_moment};
 pub use upstream::{UpstreamConfig, UpstreamKind};
 
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 use crate::teams::Teams;
 use setting::Section;
 

@@ -5,9 +5,12 @@
 //! [`machine`]; the task itself is its hands.
 
 mod access;
+pub mod circuit;
+pub mod coalesce;
 mod lease;
 pub mod machine;
 mod retry;
+pub mod slots;
 mod stages;
 mod suspect;
 mod task;
@@ -28,20 +31,20 @@ use self::machine::{FillLimits, Machine, Verdict};
 use self::retry::{RetryBudget, ToldToWait};
 use self::task::Task;
 use self::unsettled::Unsettled;
+use crate::base::clock::Clock;
+use crate::base::key::{CacheKey, Digest};
 use crate::cache::MemoryCache;
-use crate::circuit::Circuit;
-use crate::clock::Clock;
-use crate::coalesce::{Coalescer, Ticket, WaiterId};
-use crate::download::ResultSource;
-use crate::envelope::Answer;
-use crate::guard::ArchiveGuard;
-use crate::key::{CacheKey, Digest};
+use crate::fill::circuit::Circuit;
+use crate::fill::coalesce::{Coalescer, Ticket, WaiterId};
+use crate::fill::slots::{Slots, SlotsConfig, SlotsLoad};
+use crate::ledger::guard::ArchiveGuard;
 use crate::ledger::{Ledger, Recovery, UnfinishedCall};
 use crate::metrics::{Metrics, Stages};
-use crate::policy::CurrentPolicy;
-use crate::slots::{Slots, SlotsConfig, SlotsLoad};
 use crate::store::{Record, Store, StoreBudget};
 use crate::teams::Team;
+use crate::teams::policy::CurrentPolicy;
+use crate::upstream::download::ResultSource;
+use crate::upstream::envelope::Answer;
 use crate::upstream::{Order, Upstream};
 
 /// What a fill works with.

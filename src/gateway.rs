@@ -6,7 +6,7 @@
 //! | look up | `look_up`: memory, as far as it is [fresh](freshness), then ledger, then store; only what is known to be absent is bought |
 //! | coalesce, admit, pay, fetch, persist | [`fill`](crate::fill): one tracked task per key |
 //! | rewrite | [`rewrite`], with our URL or the one of whoever serves the bucket |
-//! | respond | [`routes`](crate::routes) |
+//! | respond | [`routes`](crate::http::routes) |
 //!
 //! Hits and coalesced callers spend nothing, and work when everything else is down.
 
@@ -14,6 +14,7 @@ mod address;
 pub mod freshness;
 pub mod keys;
 mod look_up;
+pub mod rewrite;
 #[cfg(test)]
 mod tests;
 mod trail;
@@ -30,27 +31,26 @@ use tokio::time::error::Elapsed;
 use self::freshness::Freshness;
 pub use self::trail::Trail;
 use self::trail::WatchedBody;
+use crate::base::clock::Clock;
+use crate::base::crash::crash_point;
+use crate::base::key::CacheKey;
+use crate::base::outcome::{CacheStatus, SavingCause};
+use crate::base::picture::ObjectName;
+use crate::billing::metering::Meter;
 use crate::cache::{MemoryCache, ObjectError};
-use crate::clock::Clock;
-use crate::coalesce::Ticket;
-use crate::crash::crash_point;
 use crate::error::{Fault, GatewayError};
+use crate::fill::coalesce::Ticket;
 use crate::fill::machine::FillSource;
 use crate::fill::{FillOutcome, Filler, Seat, Wanted};
-use crate::guard::ArchiveGuard;
-use crate::key::CacheKey;
 use crate::ledger::Ledger;
 use crate::ledger::budget::{Budget, Used};
+use crate::ledger::guard::ArchiveGuard;
 use crate::ledger::usage::Payer;
-use crate::metering::Meter;
 use crate::metrics::{CoalesceScope, Metrics, Stage};
-use crate::outcome::{CacheStatus, SavingCause};
-use crate::picture::ObjectName;
+use crate::request::uploads::UploadRoom;
 use crate::request::{self, CropRequest, FormHead};
-use crate::rewrite;
 use crate::store::{Record, Store, StoreBudget, StoreError};
 use crate::teams::Team;
-use crate::uploads::UploadRoom;
 
 /// How long a caller waits whose body took longer than its deadline to arrive.
 const LATE_BODY_PATIENCE: Duration = Duration::from_secs(2);

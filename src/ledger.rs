@@ -15,10 +15,12 @@ mod booking;
 pub mod budget;
 #[cfg(test)]
 mod contract;
+pub mod guard;
 #[cfg(test)]
 pub(crate) mod memory;
 pub mod postgres;
 pub mod spool;
+pub mod spooling;
 pub mod sqlite;
 mod state;
 pub mod usage;
@@ -33,10 +35,10 @@ pub use self::booking::Booking;
 use self::budget::{Budget, BudgetRefusal, Scope, Used};
 use self::spool::{SpoolUsage, Spooled};
 pub use self::state::CallState;
-use crate::archive::{ArchiveId, Import, Membership};
-use crate::key::{CacheKey, Digest};
-use crate::picture::ObjectName;
-use crate::secret::Secret;
+use crate::base::archive::{ArchiveId, Import, Membership};
+use crate::base::key::{CacheKey, Digest};
+use crate::base::picture::ObjectName;
+use crate::base::secret::Secret;
 use crate::store::Record;
 
 /// The number of a row.

@@ -2,16 +2,19 @@
 //!
 //! [`check_head`] refuses what can be refused before a byte of the body is read; [`read`] reads the
 //! body once, hashing the image while it arrives, and keeps nothing that is over a limit. What
-//! [`uploads`](crate::uploads) has no memory for is written to a file meanwhile. What is
+//! [`uploads`](crate::request::uploads) has no memory for is written to a file meanwhile. What is
 //! keyed is what is forwarded: names, part headers and spellings of the client's end here.
 //!
 //! This module knows no statuses and no codes: `error` chooses them, one per variant of
 //! [`RequestError`]. It never decodes a picture, and the query string is not its business.
 
 mod form;
+pub mod framing;
 mod image;
+pub mod multipart;
 #[cfg(test)]
 mod tests;
+pub mod uploads;
 
 use std::error::Error;
 use std::fmt;
@@ -23,9 +26,9 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError};
 
-use crate::key::{CacheKey, Digest};
-use crate::multipart::{Boundary, Broken, ContentTypeError, Parser, trim};
-use crate::uploads::{NoRoom, UploadRoom};
+use crate::base::key::{CacheKey, Digest};
+use crate::request::multipart::{Boundary, Broken, ContentTypeError, Parser, trim};
+use crate::request::uploads::{NoRoom, UploadRoom};
 use crate::upstream::Order;
 use form::{Form, MAX_SHOWN, visible};
 

@@ -32,7 +32,7 @@ use std::time::Instant;
 use granary_kit::dice::Dice;
 
 use self::world::{Outcome, World};
-use crate::random;
+use crate::base::random;
 
 /// Where everything is filed.
 const NAMESPACE: &str = "ailab-v1";

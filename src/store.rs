@@ -23,10 +23,10 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 pub use self::budget::StoreBudget;
-use crate::archive::ArchiveId;
-use crate::envelope::Answer;
-use crate::key::{CacheKey, Digest};
-use crate::picture::ObjectName;
+use crate::base::archive::ArchiveId;
+use crate::base::key::{CacheKey, Digest};
+use crate::base::picture::ObjectName;
+use crate::upstream::envelope::Answer;
 
 /// Keeps objects and records durably: what a call has returned for survives a crash.
 #[async_trait]
@@ -217,7 +217,7 @@ impl Record {
 
     /// The object this record is about; `None` when the extension is not one of ours.
     pub fn object(&self) -> Option<ObjectName> {
-        let format = crate::picture::ImageFormat::from_extension(&self.extension)?;
+        let format = crate::base::picture::ImageFormat::from_extension(&self.extension)?;
         Some(ObjectName { digest: self.digest, format })
     }
 

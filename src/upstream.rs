@@ -10,8 +10,13 @@
 
 pub mod ailab;
 pub mod builtin;
+pub mod code;
 #[cfg(test)]
 pub(crate) mod contract;
+pub mod download;
+pub mod envelope;
+pub mod net;
+pub mod operation;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +25,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
 
-use crate::envelope::Answer;
-use crate::picture::ImageFormat;
-use crate::uploads::Picture;
+use crate::base::picture::ImageFormat;
+use crate::request::uploads::Picture;
+use crate::upstream::envelope::Answer;
 
 /// What is bought: exactly what the key is made of, and nothing else of the client's request.
 #[derive(Clone)]

@@ -14,13 +14,13 @@ use tokio::net::TcpStream;
 
 use super::{ledger, store};
 use crate::app::ledger::Books;
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::state::{StateDir, StateDirError};
 use crate::config::Config;
-use crate::guard::ArchiveGuard;
+use crate::http::routes::ADOPT_PATH;
 use crate::ledger::admin::Actor;
-use crate::net::exchange::Exchange;
-use crate::routes::ADOPT_PATH;
-use crate::state::{StateDir, StateDirError};
+use crate::ledger::guard::ArchiveGuard;
+use crate::upstream::net::exchange::Exchange;
 
 /// How long a process that is serving may take over it.
 const PATIENCE: Duration = Duration::from_secs(30);

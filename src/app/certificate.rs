@@ -12,10 +12,10 @@ use arc_swap::ArcSwap;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::certificate::Certificate;
 use crate::config::ServerConfig;
+use crate::http::certificate::Certificate;
+use crate::http::server::CurrentCertificate;
 use crate::metrics::Metrics;
-use crate::server::CurrentCertificate;
 
 /// How often the files are read. By content: a mounted secret changes without a new time of change.
 const POLL: Duration = Duration::from_secs(2);

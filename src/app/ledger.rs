@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::state::StateDir;
 use crate::config::Config;
 use crate::ledger::Ledger;
 use crate::ledger::admin::LedgerAdmin;
 use crate::ledger::postgres::{PostgresConfig, PostgresLedger, ProofError};
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::usage::UsageBook;
-use crate::state::StateDir;
 
 /// One book, as each of those sees it who use it.
 pub(super) struct Books {

@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config::ServerConfig;
-use crate::server::{ConnectionLimits, WriteLimits};
+use crate::http::server::{ConnectionLimits, WriteLimits};
 
 /// Connections that wait to be accepted; the system may allow fewer.
 const ACCEPT_QUEUE: u32 = 8192;

@@ -10,11 +10,11 @@ use anyhow::{Context, bail};
 
 use super::{ledger, open_ailab, store};
 use crate::app::ledger::Books;
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::state::{StateDir, StateDirError};
 use crate::config::{Config, StoreKind, UpstreamKind};
-use crate::guard;
 use crate::ledger::Ledger;
-use crate::state::{StateDir, StateDirError};
+use crate::ledger::guard;
 
 /// What was found out about one part.
 #[derive(Debug)]

@@ -2,11 +2,11 @@
 
 use anyhow::Context;
 
+use crate::base::results::ResultRoom;
+use crate::base::state::StateDir;
 use crate::config::Config;
-use crate::results::ResultRoom;
-use crate::routes::Memory;
-use crate::state::StateDir;
-use crate::uploads::{UploadConfig, UploadRoom};
+use crate::http::routes::Memory;
+use crate::request::uploads::{UploadConfig, UploadRoom};
 
 /// Bytes that uploads leave free on the disk of the state: what is paid for comes first.
 const SPILL_MIN_FREE: u64 = 1 << 30;

@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::secrets::KeyWatch;
 use super::{slots_config, terms};
-use crate::clock::Clock;
+use crate::base::clock::Clock;
+use crate::base::crash::crash_point;
 use crate::config::{Config, LogLevel, Problems};
-use crate::crash::crash_point;
 use crate::fill::Filler;
+use crate::http::routes::About;
 use crate::metrics::Metrics;
-use crate::policy::CurrentPolicy;
-use crate::routes::About;
+use crate::teams::policy::CurrentPolicy;
 
 /// What of a running program a reload reaches.
 pub struct Reloader {

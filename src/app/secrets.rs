@@ -9,10 +9,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::time::MissedTickBehavior;
 
+use crate::base::secret::Secret;
 use crate::config::UpstreamConfig;
 use crate::fill::Filler;
 use crate::metrics::Metrics;
-use crate::secret::Secret;
 
 /// How often the file is read. By content: a mounted secret changes without a new time of change.
 const POLL: Duration = Duration::from_secs(2);

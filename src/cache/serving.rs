@@ -9,8 +9,8 @@ use bytes::Bytes;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use crate::picture::ObjectName;
-use crate::results::{NoResultRoom, ResultRoom, ResultShare};
+use crate::base::picture::ObjectName;
+use crate::base::results::{NoResultRoom, ResultRoom, ResultShare};
 use crate::store::StoreError;
 
 /// How long a client waits until others have read enough of theirs.

@@ -16,10 +16,10 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::Failure;
+use crate::base::secret::Secret;
 use crate::config::Environment;
-use crate::net::Net;
-use crate::net::exchange::Exchange;
-use crate::secret::Secret;
+use crate::upstream::net::Net;
+use crate::upstream::net::exchange::Exchange;
 
 /// The variable that holds the admin token, where one is asked for.
 const TOKEN_VARIABLE: &str = "GRANARY_ADMIN_TOKEN";

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 
 use super::{CANNOT_WRITE, Console, Failure};
-use crate::key::{CacheKey, KeyHasher};
+use crate::base::key::{CacheKey, KeyHasher};
 
 #[derive(clap::Args)]
 pub(super) struct KeyArguments {

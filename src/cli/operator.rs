@@ -10,8 +10,8 @@ use url::form_urlencoded;
 
 use super::admin::{AdminArguments, AdminClient};
 use super::{CANNOT_WRITE, Console, Failure};
+use crate::base::key::CacheKey;
 use crate::config::Environment;
-use crate::key::CacheKey;
 
 #[derive(clap::Args)]
 pub(super) struct PurgeArguments {

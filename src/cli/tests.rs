@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
+use crate::base::key::CacheKey;
 use crate::config::{LogConfig, LogFormat, LogLevel};
-use crate::key::CacheKey;
 use crate::teams::Token;
 
 struct Outcome {
@@ -161,7 +161,7 @@ fn check_live_tries_the_folder_and_the_ledger_of_the_embedded_mode() {
     );
 
     // Beside a running one.
-    let _running = crate::state::StateDir::open(&directory.path().join("state")).unwrap();
+    let _running = crate::base::state::StateDir::open(&directory.path().join("state")).unwrap();
     let Outcome { code, stdout, .. } = granary_in(directory.path(), &["check", "--live"], b"");
     assert!(code == 0 && stdout.contains("in use by a running granary, and was left alone"), "{stdout}");
 }
@@ -220,7 +220,7 @@ fn check_live_spend_buys_one_crop_and_shows_the_answer_without_its_address() {
     assert!(stderr.contains("with status 422") && stderr.contains("ERROR_LOW_RESOLUTION"), "{stderr}");
     assert_eq!(upstream.charges(), 2);
     // Not beside a running one, whose ledger it could not book in.
-    let _running = crate::state::StateDir::open(&directory.path().join("state")).unwrap();
+    let _running = crate::base::state::StateDir::open(&directory.path().join("state")).unwrap();
     let Outcome { code, stderr, .. } = check(&["check", "--live", "--spend"]);
     assert!(code == 1 && stderr.contains("nothing was bought"), "{stderr}");
     assert_eq!(upstream.attempts(), 3);

@@ -10,7 +10,7 @@ use url::form_urlencoded;
 use super::admin::{AdminArguments, AdminClient};
 use super::{CANNOT_WRITE, Console, Failure};
 use crate::config::Environment;
-use crate::routes::usage::{BudgetReport, TeamMonthReport, USAGE_PATH, UsageReport, UsageRow};
+use crate::http::routes::usage::{BudgetReport, TeamMonthReport, USAGE_PATH, UsageReport, UsageRow};
 
 #[derive(clap::Args)]
 pub(super) struct UsageArguments {

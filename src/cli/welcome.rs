@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::config::{Config, UpstreamKind};
-use crate::operation::IMAGE_CROPPING;
+use crate::upstream::operation::IMAGE_CROPPING;
 
 /// The picture that is at hand in a clone of the repository.
 pub(super) const SAMPLE: &str = "tests/images/rocket.jpg";

@@ -290,7 +290,7 @@ mod tests {
     fn no_change_tells_a_value() {
         let with = |key: &str| {
             let mut config = Config::default();
-            config.upstream.api_key = Some(crate::secret::Secret::new(key));
+            config.upstream.api_key = Some(crate::base::secret::Secret::new(key));
             config.store.endpoint = Some(format!("https://user:{key}@s3.example.com"));
             config
         };

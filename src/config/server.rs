@@ -8,8 +8,8 @@ use super::origin::Origin;
 use super::secret_file::{read_secret_file, read_small_file};
 use super::setting::{section, words};
 use super::units::ByteSize;
-use crate::certificate::{Certificate, CertificateError};
-use crate::secret::Secret;
+use crate::base::secret::Secret;
+use crate::http::certificate::{Certificate, CertificateError};
 use crate::teams::AdminTokens;
 
 /// More than any chain or key has, in bytes.

@@ -6,8 +6,8 @@ use super::base_url::BaseUrl;
 use super::secret_file::read_secret_file;
 use super::setting::{section, words};
 use super::units::ByteSize;
+use crate::base::secret::Secret;
 use crate::ledger::address::DatabaseAddress;
-use crate::secret::Secret;
 
 /// The longest address of a database there may be, in bytes.
 const LONGEST_URL: u64 = 4096;

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 use crate::teams::{BudgetMode, TokenId};
 
 const HASH: &str = "c66f676610923a5e4ddaf2e9da5b1b0849b90ec2b57b78b2f1d70a7bf45455e6";

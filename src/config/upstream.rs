@@ -7,8 +7,8 @@ use super::origin::Origin;
 use super::secret_file::read_secret_file;
 use super::setting::{section, words};
 use super::units::ByteSize;
-use crate::money::Price;
-use crate::secret::Secret;
+use crate::base::secret::Secret;
+use crate::billing::money::Price;
 
 /// Who makes the crops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

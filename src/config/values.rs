@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use toml::Value;
 
 use super::setting::{Fault, Setting, kind, one, shown};
-use crate::money::Price;
-use crate::secret::Secret;
+use crate::base::secret::Secret;
+use crate::billing::money::Price;
 
 /// A text that is printed as it is.
 fn text(text: impl ToString) -> Option<Value> {

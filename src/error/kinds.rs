@@ -1,7 +1,7 @@
 //! The errors there are, as far as the metrics tell them apart.
 
 use super::Fault;
-use crate::code::{self, Code};
+use crate::upstream::code::{self, Code};
 
 /// Whose fault, and the code: every pair that [`GatewayError::situation`](super::GatewayError::situation)
 /// may have.

@@ -1,11 +1,11 @@
 //! The rows of the table with cases of their own: head, credential, form, budgets.
 
 use super::{Fault, Situation};
-use crate::code::{self, Code};
-use crate::framing::HeadError;
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Window};
 use crate::request::RequestError;
+use crate::request::framing::HeadError;
 use crate::teams::AuthError;
+use crate::upstream::code::{self, Code};
 
 pub(super) fn head_row(error: HeadError) -> (u16, Code) {
     match error {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::code::Code;
+use crate::upstream::code::Code;
 
 /// Who has to mend it; prefixes the error class in metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,14 +9,14 @@ use super::retry::wait_before;
 use super::suspect::suspicions;
 use super::task::Task;
 use super::{FillOutcome, Seat};
-use crate::circuit::Attempt;
-use crate::coalesce::Coalescer;
-use crate::download::{FetchError, Fetched};
+use crate::base::key::CacheKey;
 use crate::error::GatewayError;
-use crate::key::CacheKey;
+use crate::fill::circuit::Attempt;
+use crate::fill::coalesce::Coalescer;
+use crate::fill::slots::{BusyCause, CallEnd};
 use crate::ledger::CallState;
 use crate::metrics::{RetryReason, ShedReason};
-use crate::slots::{BusyCause, CallEnd};
+use crate::upstream::download::{FetchError, Fetched};
 use crate::upstream::{NotSent, RefusalKind, Reply};
 
 impl Task {

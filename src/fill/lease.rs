@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Filler;
-use crate::clock::Clock;
+use crate::base::clock::Clock;
 use crate::ledger::{CallId, CallState, ForeignCall, Ledger};
 
 /// How long an owner may be silent.

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::key::CacheKey;
-use crate::random::fraction;
+use crate::base::key::CacheKey;
+use crate::base::random::fraction;
 
 /// What one purchase adds to the budget, of what one retry costs.
 const SHARE: u32 = 10;

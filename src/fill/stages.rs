@@ -9,7 +9,7 @@ use super::task::Task;
 use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::{Booking, LedgerError, Reservation, Reserved};
 use crate::metrics::{CoalesceScope, Decision, LimitKind, LimitMode, Stage};
-use crate::policy::Turn;
+use crate::teams::policy::Turn;
 use crate::upstream::Reply;
 
 /// A turn that came within this time was not waited for.

@@ -1,7 +1,7 @@
 //! Is a result what was ordered? [`suspicions`] compares; nothing is refused for it, only counted.
 
+use crate::base::picture;
 use crate::metrics::Suspicion;
-use crate::picture;
 
 /// What does not fit an order of `width` by `height` pixels in the result's bytes and in the
 /// upstream's answer.

@@ -12,18 +12,18 @@ use super::lease::Held;
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
 use super::unsettled::Place;
 use super::{Course, FillOutcome, Inner, Seat, Wanted};
+use crate::base::crash::crash_point;
+use crate::base::key::CacheKey;
+use crate::base::random::jittered;
 use crate::cache::Reading;
-use crate::circuit::Pass;
-use crate::coalesce::{Coalescer, GroupGuard, WaiterId};
-use crate::crash::crash_point;
 use crate::error::{GatewayError, is_about_the_request};
-use crate::key::CacheKey;
+use crate::fill::circuit::Pass;
+use crate::fill::coalesce::{Coalescer, GroupGuard, WaiterId};
+use crate::fill::slots::Slot;
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation, Reserved};
 use crate::metrics::{AttemptOutcome, ShedReason, Stage};
-use crate::policy::Turn;
-use crate::random::jittered;
-use crate::slots::Slot;
 use crate::store::{StoreBudget, StoreError};
+use crate::teams::policy::Turn;
 use crate::upstream::{HeldCall, NotSent, Opened, RefusalKind, Reply, UnknownCause};
 
 /// See the module.

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::base::key::CacheKey;
 use crate::cache::MemoryCache;
-use crate::key::CacheKey;
 use crate::ledger::{Ledger, LedgerError};
 
 /// How often the ledger is asked for changes.

@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 pub use self::explain::{Explained, Held};
 use super::freshness::Freshness;
+use crate::base::clock::Clock;
+use crate::base::key::CacheKey;
 use crate::cache::MemoryCache;
-use crate::clock::Clock;
-use crate::guard::ArchiveGuard;
-use crate::key::CacheKey;
 use crate::ledger::admin::{Actor, LedgerAdmin, Purge};
+use crate::ledger::guard::ArchiveGuard;
 use crate::ledger::{Ledger, LedgerError};
 use crate::store::{Store, StoreError};
 

@@ -15,12 +15,12 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::Gateway;
+use crate::base::key::CacheKey;
+use crate::base::outcome::CacheStatus;
 use crate::cache::Reading;
 use crate::error::GatewayError;
-use crate::key::CacheKey;
 use crate::ledger::LedgerError;
 use crate::metrics::{CacheTier, Look, Stage, Stages};
-use crate::outcome::CacheStatus;
 use crate::store::{Record, StoreBudget, StoreError};
 
 /// How long what one tier has waits for another tier's word on it.

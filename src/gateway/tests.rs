@@ -16,11 +16,11 @@ use http::{HeaderMap, StatusCode};
 
 use self::fakes::*;
 use super::*;
-use crate::key::Digest;
+use crate::base::key::Digest;
+use crate::base::secret::Secret;
 use crate::ledger::budget::{Scope, Window};
 use crate::ledger::{Booking, CallState, Permit, Recovery, Reservation, Reserved};
 use crate::request::RequestLimits;
-use crate::secret::Secret;
 use crate::teams::BudgetMode;
 use crate::upstream::{ErrorReply, Refusal, RefusalKind, Reply, UnknownCause};
 

@@ -9,8 +9,8 @@ use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
+use crate::base::key::CacheKey;
 use crate::fill::Course;
-use crate::key::CacheKey;
 use crate::metrics::{Stage, Stages};
 
 /// As far as the request came.

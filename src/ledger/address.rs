@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 
 /// How long one address of the server may take to take the connection.
 const CONNECT: Duration = Duration::from_secs(2);

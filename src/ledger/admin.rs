@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::budget::Scope;
 use super::{CallId, CallState, LedgerError};
-use crate::archive::ArchiveId;
-use crate::key::{CacheKey, Digest};
+use crate::base::archive::ArchiveId;
+use crate::base::key::{CacheKey, Digest};
 
 /// Who changes something: `loopback`, the id of an admin token, or the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]

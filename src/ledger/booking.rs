@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::CallState;
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 use crate::store::Record;
 
 /// How a call goes on. Each is booked on the call's own row, whatever has happened to its key.

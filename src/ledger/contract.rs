@@ -25,10 +25,10 @@ use super::{
     Booking, CallId, CallState, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
     StateTotal, Won,
 };
-use crate::archive::{ArchiveId, Import, Membership};
-use crate::clock::Clock;
-use crate::key::{CacheKey, Digest};
-use crate::secret::Secret;
+use crate::base::archive::{ArchiveId, Import, Membership};
+use crate::base::clock::Clock;
+use crate::base::key::{CacheKey, Digest};
+use crate::base::secret::Secret;
 use crate::store::Record;
 
 /// Bytes that may wait in the spool of every ledger on the bench.

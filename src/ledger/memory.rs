@@ -20,11 +20,11 @@ use super::{
     Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
     Reservation, Reserved, StateTotal, UnfinishedCall, Won,
 };
-use crate::archive::{ArchiveId, Import, Membership};
-use crate::clock::Clock;
-use crate::key::CacheKey;
-use crate::picture::ObjectName;
-use crate::secret::Secret;
+use crate::base::archive::{ArchiveId, Import, Membership};
+use crate::base::clock::Clock;
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
+use crate::base::secret::Secret;
 use crate::store::Record;
 
 /// See the module.

@@ -52,10 +52,10 @@ use super::{
     Booking, CallId, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation,
     Reserved, StateTotal,
 };
-use crate::archive::{ArchiveId, Import, Membership};
-use crate::clock::Clock;
-use crate::key::CacheKey;
-use crate::picture::ObjectName;
+use crate::base::archive::{ArchiveId, Import, Membership};
+use crate::base::clock::Clock;
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
 use crate::store::Record;
 
 pub use self::pool::AddressSource;

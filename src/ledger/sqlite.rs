@@ -42,11 +42,11 @@ use super::{
     Booking, CallId, Changes, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
     Soundness, StateTotal,
 };
-use crate::archive::{ArchiveId, Import, Membership};
-use crate::clock::Clock;
-use crate::disk;
-use crate::key::CacheKey;
-use crate::picture::ObjectName;
+use crate::base::archive::{ArchiveId, Import, Membership};
+use crate::base::clock::Clock;
+use crate::base::disk;
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
 use crate::store::Record;
 
 /// The layout of the file: how many of [`MIGRATIONS`] it has had. A file with a higher one is refused

@@ -27,7 +27,7 @@ use jiff::civil::Date;
 use uuid::Uuid;
 
 use super::{CallId, CallState, LedgerError};
-use crate::outcome::SavingCause;
+use crate::base::outcome::SavingCause;
 
 /// Keeps and tells the usage. All methods may be called concurrently; a dropped future may still take
 /// effect.

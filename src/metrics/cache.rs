@@ -5,7 +5,7 @@ use prometheus::{IntCounter, IntGauge};
 use super::Metrics;
 use super::families::{Each, Families, gauge_value};
 use super::labels::labels;
-use crate::download::FetchError;
+use crate::upstream::download::FetchError;
 
 labels! {
     /// Where an answer is looked for.

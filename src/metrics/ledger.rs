@@ -10,15 +10,15 @@ use tokio::time::Instant;
 use super::Metrics;
 use super::families::{Each, Families, gauge_value};
 use super::labels::{Label, labels};
-use crate::archive::{ArchiveId, Import, Membership};
-use crate::key::CacheKey;
+use crate::base::archive::{ArchiveId, Import, Membership};
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
 use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
     Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
     Reservation, Reserved, Soundness, StateTotal,
 };
-use crate::picture::ObjectName;
 use crate::store::Record;
 
 /// Times the ledger takes, in seconds.

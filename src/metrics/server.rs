@@ -5,7 +5,7 @@ use prometheus::{IntCounter, IntGauge};
 use super::Metrics;
 use super::families::{Each, Families};
 use super::labels::labels;
-use crate::framing::HeadError;
+use crate::request::framing::HeadError;
 
 labels! {
     /// Which listener a connection came to.

@@ -13,7 +13,7 @@ use super::Metrics;
 use super::families::{Each, Families};
 use super::http::REQUEST_BUCKETS;
 use super::labels::{Label, labels};
-use crate::outcome::CacheStatus;
+use crate::base::outcome::CacheStatus;
 
 /// Times in a stage, in seconds: from a look into memory to an upstream's hard stop.
 const STAGE_BUCKETS: [f64; 16] =

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use super::Metrics;
 use super::families::{Each, Families};
 use super::labels::labels;
-use crate::archive::ArchiveId;
-use crate::key::CacheKey;
-use crate::picture::ObjectName;
+use crate::base::archive::ArchiveId;
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
 use crate::store::{Record, RecordPage, Store, StoreError};
 
 /// Times the store takes, in seconds.

@@ -12,8 +12,8 @@ use prometheus::{IntCounter, IntCounterVec};
 use super::Metrics;
 use super::families::{Each, Families, Rows};
 use super::labels::{Label, labels};
+use crate::base::outcome::{CacheStatus, SavingCause};
 use crate::ledger::CallState;
-use crate::outcome::{CacheStatus, SavingCause};
 pub(super) use crate::teams::OTHER_TEAMS;
 use crate::teams::{BudgetMode, Team};
 

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use prometheus::{IntCounter, IntGauge};
 
 use super::{Families, Metrics};
-use crate::uploads::UploadLoad;
+use crate::request::uploads::UploadLoad;
 
 /// See the module.
 pub(super) struct UploadFamilies {

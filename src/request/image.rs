@@ -2,8 +2,8 @@
 //! is room, and from then on in a file.
 
 use super::RequestError;
-use crate::key::KeyHasher;
-use crate::uploads::{Picture, Share, SpillFile, UploadRoom};
+use crate::base::key::KeyHasher;
+use crate::request::uploads::{Picture, Share, SpillFile, UploadRoom};
 
 /// See the module.
 pub(super) struct ImageBuffer {
@@ -136,7 +136,7 @@ mod tests {
         let whole = image.bytes.clone();
         let (hasher, picture) = image.finish().now_or_never().expect("memory is there").expect("and room");
         assert_eq!(picture.whole().expect("in memory"), whole);
-        assert_eq!(hasher.finish(1, 2).1, crate::key::CacheKey::of(&whole, 1, 2));
+        assert_eq!(hasher.finish(1, 2).1, crate::base::key::CacheKey::of(&whole, 1, 2));
         (capacities, true)
     }
 

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::*;
-use crate::picture::ImageFormat;
+use crate::base::picture::ImageFormat;
 use bodies::{Part, bmp, form, jpeg, part, png, webp};
 
 /// A body that arrives in these pieces, and counts how many were asked for.

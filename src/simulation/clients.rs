@@ -13,14 +13,14 @@ use tokio::time::Instant;
 use super::faults::ms;
 use super::process::Process;
 use super::world::World;
-use crate::download::{FetchError, Fetched};
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
 use crate::error::GatewayError;
 use crate::gateway::{Caller, CropReply, Trail};
-use crate::key::CacheKey;
-use crate::picture::ObjectName;
-use crate::policy::Terms;
 use crate::request::{self, RequestLimits};
+use crate::teams::policy::Terms;
 use crate::teams::{BudgetMode, Team};
+use crate::upstream::download::{FetchError, Fetched};
 
 /// What a call costs.
 pub(super) const CREDITS: u64 = 3;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::faults::{Place, ms};
 use super::process::Process;
 use super::world::World;
+use crate::base::picture::ObjectName;
 use crate::ledger::budget::Scope;
-use crate::picture::ObjectName;
 
 /// The longest rest at the end: a result's URL may live for a day.
 const LONGEST_REST: Duration = Duration::from_secs(30 * 3600);

@@ -12,8 +12,9 @@ use tokio::time::Instant;
 
 use super::Bug;
 use super::faults::{Fault, Line};
-use crate::archive::{ArchiveId, Import, Membership};
-use crate::key::CacheKey;
+use crate::base::archive::{ArchiveId, Import, Membership};
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
 use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
@@ -21,7 +22,6 @@ use crate::ledger::{
     Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
     Reservation, Reserved, StateTotal,
 };
-use crate::picture::ObjectName;
 use crate::store::memory::MemoryStore;
 use crate::store::{Record, RecordPage, Store, StoreError};
 

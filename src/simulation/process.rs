@@ -16,19 +16,19 @@ use super::faults::{Line, Place, ms};
 use super::lines::{LedgerLine, StoreLine};
 use super::sales::{HARD_STOP, ResultsLine, UpstreamLine};
 use super::world::World;
+use crate::base::key::CacheKey;
+use crate::base::results::ResultRoom;
+use crate::billing::metering::Meter;
 use crate::cache::MemoryCache;
+use crate::fill::slots::SlotsConfig;
 use crate::fill::{FillConfig, FillParts, Filler};
 use crate::gateway::{Gateway, GatewayParts};
-use crate::guard::{ArchiveGuard, Standing};
-use crate::key::CacheKey;
+use crate::ledger::guard::{ArchiveGuard, Standing};
+use crate::ledger::spooling::{Copier, Spool, SpoolConfig};
 use crate::ledger::{CallId, Ledger, Reservation, Won};
-use crate::metering::Meter;
-use crate::policy::CurrentPolicy;
-use crate::results::ResultRoom;
-use crate::slots::SlotsConfig;
-use crate::spool::{Copier, Spool, SpoolConfig};
+use crate::request::uploads::UploadRoom;
 use crate::store::Store;
-use crate::uploads::UploadRoom;
+use crate::teams::policy::CurrentPolicy;
 
 /// How long a result's URL lives.
 pub(super) const URL_TTL: Duration = Duration::from_secs(84_600);

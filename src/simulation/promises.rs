@@ -11,12 +11,12 @@ use super::clients::{CREDITS, ROOT};
 use super::process::{Life, Purchase, URL_TTL};
 use super::sales::{Sold, number_of};
 use super::world::World;
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
 use crate::error::GatewayError;
 use crate::gateway::CropReply;
-use crate::key::CacheKey;
 use crate::ledger::memory::{Book, Row};
 use crate::ledger::{Booking, CallId, CallState, ForeignCall, LedgerError, Recovery, Reservation, Reserved};
-use crate::picture::ObjectName;
 
 /// How long a URL is dead before its result counts as gone: a quarter of an hour, as far as a fetch
 /// that takes half a minute can tell.

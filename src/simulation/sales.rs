@@ -13,12 +13,12 @@ use super::clients;
 use super::faults::{Line, Place, ms};
 use super::process::{Life, URL_TTL};
 use super::world::World;
-use crate::download::{FetchError, Fetched, ResultSource};
-use crate::envelope::Answer;
-use crate::key::CacheKey;
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
+use crate::base::secret::Secret;
 use crate::ledger::CallId;
-use crate::picture::ObjectName;
-use crate::secret::Secret;
+use crate::upstream::download::{FetchError, Fetched, ResultSource};
+use crate::upstream::envelope::Answer;
 use crate::upstream::{
     ErrorReply, HeldCall, NotSent, Opened, Order, Refusal, RefusalKind, Reply, UnknownCause, Upstream,
 };

@@ -10,9 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::archive::ArchiveId;
-use crate::key::{CacheKey, Digest};
-use crate::picture::{ImageFormat, ObjectName};
+use crate::base::archive::ArchiveId;
+use crate::base::key::{CacheKey, Digest};
+use crate::base::picture::{ImageFormat, ObjectName};
 use crate::store::{MAX_CREDITS, MAX_GENERATION, MAX_OBJECT_BYTES, Record, Store, StoreError};
 
 /// Where a store under test lives.

@@ -38,9 +38,9 @@ use tokio::sync::Semaphore;
 
 use self::files::Files;
 use self::room::Room;
-use crate::archive::ArchiveId;
-use crate::key::CacheKey;
-use crate::picture::ObjectName;
+use crate::base::archive::ArchiveId;
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
 use crate::store::{Record, RecordPage, Store, StoreError};
 
 /// Where and how files are kept.

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{MARKER, RECORDS, Record, RecordPage, Store, StoreError, archive_of, check_object, is_object};
-use crate::archive::ArchiveId;
-use crate::key::CacheKey;
-use crate::picture::ObjectName;
+use crate::base::archive::ArchiveId;
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
 
 /// What is kept at each path, whether `results/…` or `records/…`.
 #[derive(Default)]

@@ -37,9 +37,9 @@ use bytes::Bytes;
 use self::bucket::{Bucket, Kind};
 use self::proof::Room;
 use self::records::RecordTurns;
-use crate::archive::ArchiveId;
-use crate::key::CacheKey;
-use crate::picture::ObjectName;
+use crate::base::archive::ArchiveId;
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
 use crate::store::{Record, RecordPage, Store, StoreError};
 
 /// Which bucket, and how to reach it.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 
 /// What every token begins with, so that people and secret scanners know one when they see it.
 pub(super) const PREFIX: &str = "granary_";

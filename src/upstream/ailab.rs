@@ -2,7 +2,7 @@
 //!
 //! One fresh HTTP/1.1 connection per call, so that a stale one can never make it doubtful whether
 //! an order arrived. Scheme, host, port and path are constants from configuration and
-//! [`operation`](crate::operation); the request is built from nothing, and no byte of a client's
+//! [`operation`](crate::upstream::operation); the request is built from nothing, and no byte of a client's
 //! request reaches it but the picture and the two numbers. Redirects are never followed. This module
 //! never retries, never logs, and never touches the ledger.
 
@@ -27,9 +27,9 @@ use url::{Host, Url};
 use self::call::{AilabCall, Stopwatch, Uploaded};
 pub use self::credits::CreditsError;
 use self::form::{Form, Watch};
-use crate::net::{Net, NetError, Stream};
-use crate::operation::IMAGE_CROPPING;
-use crate::secret::Secret;
+use crate::base::secret::Secret;
+use crate::upstream::net::{Net, NetError, Stream};
+use crate::upstream::operation::IMAGE_CROPPING;
 use crate::upstream::{CallPhase, CallTimer, NotSent, Opened, Order, Upstream};
 
 /// The header the key travels in.

@@ -18,11 +18,11 @@ use tokio::sync::Semaphore;
 use super::{
     ErrorReply, HeldCall, NotSent, Opened, Order, Refusal, RefusalKind, Reply, UnknownCause, Upstream,
 };
-use crate::code::{self, Code};
-use crate::download::{FetchError, Fetched, ResultSource};
-use crate::envelope::Answer;
-use crate::picture::ObjectName;
-use crate::secret::Secret;
+use crate::base::picture::ObjectName;
+use crate::base::secret::Secret;
+use crate::upstream::code::{self, Code};
+use crate::upstream::download::{FetchError, Fetched, ResultSource};
+use crate::upstream::envelope::Answer;
 
 /// How a result inside an answer begins.
 const INLINE: &str = "data:image/";

@@ -11,10 +11,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{HeldCall, Opened, Order, RefusalKind, Reply, Upstream};
-use crate::download::ResultSource;
-use crate::envelope::Answer;
-use crate::picture::{ImageFormat, ObjectName};
-use crate::secret::Secret;
+use crate::base::picture::{ImageFormat, ObjectName};
+use crate::base::secret::Secret;
+use crate::upstream::download::ResultSource;
+use crate::upstream::envelope::Answer;
 
 /// Where an upstream under test lives.
 #[async_trait]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use boon::{Compiler, Schemas};
-use granary::routes::admin_paths;
+use granary::http::routes::admin_paths;
 use granary_kit::ailab::{Behaviour, FakeAilab, ResultBehaviour};
 use granary_kit::client::{self, Answer, Call};
 use granary_kit::form::Form;
@@ -118,7 +118,7 @@ async fn every_answer_has_the_shape_that_is_described() {
     upstream.on_next(Behaviour::CutBeforeAnswer);
     let unknown = granary.crop(None, images::photo_jpeg(), 301, 200).await;
     assert_eq!(unknown.status, 502, "{}", unknown.text());
-    let doubtful = granary::key::CacheKey::of(images::photo_jpeg(), 301, 200).to_string();
+    let doubtful = granary::base::key::CacheKey::of(images::photo_jpeg(), 301, 200).to_string();
     let nobody = "1".repeat(64);
     let mut seen = BTreeMap::new();
     for (method, path, rest, status) in [
@@ -227,7 +227,7 @@ async fn neither_a_signed_url_nor_a_secret_is_in_what_operators_are_told() {
     let granary = Granary::ailab(&upstream, "").await;
     // Its result is not to be had, so its row keeps the signed URL.
     upstream.on_next_result(ResultBehaviour::Hang);
-    let key = granary::key::CacheKey::of(images::photo_jpeg(), 300, 200);
+    let key = granary::base::key::CacheKey::of(images::photo_jpeg(), 300, 200);
     let request = Form::curl(images::photo_jpeg(), 300, 200);
     let (url, admin) = (granary.url(), granary.admin());
     let waiting = tokio::spawn(async move { client::post_form(&url, None, &request).await });

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use granary::key::CacheKey;
+use granary::base::key::CacheKey;
 use granary_kit::ailab::{FakeAilab, ResultBehaviour};
 use granary_kit::client::{self, Answer, Call};
 use granary_kit::form::Form;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use granary::app::App;
-use granary::clock::Clock;
+use granary::base::clock::Clock;
 use granary::config::{Config, Environment};
 use granary_kit::ailab::{Behaviour, FakeAilab};
 use granary_kit::client;

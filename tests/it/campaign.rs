@@ -18,7 +18,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use granary::key::CacheKey;
+use granary::base::key::CacheKey;
 use granary_kit::ailab::{Behaviour, FakeAilab};
 use granary_kit::client::{self, Call};
 use granary_kit::dice::Dice;

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use granary::key::CacheKey;
+use granary::base::key::CacheKey;
 use granary_kit::ailab::{Behaviour, FakeAilab, ResultBehaviour};
 use granary_kit::client::{self, Answer, Call};
 use granary_kit::form::Form;

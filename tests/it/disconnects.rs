@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use granary::key::CacheKey;
+use granary::base::key::CacheKey;
 use granary_kit::ailab::{Behaviour, FakeAilab};
 use granary_kit::client::{Call, RawConnection};
 use granary_kit::dice::Dice;

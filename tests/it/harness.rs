@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use granary::app::App;
-use granary::clock::Clock;
+use granary::base::clock::Clock;
 use granary::config::{Config, Environment};
 use granary_kit::ailab::FakeAilab;
 use granary_kit::client::{self, Answer, Call};

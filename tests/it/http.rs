@@ -785,7 +785,7 @@ async fn every_answer_says_where_it_came_from_and_what_it_cost() {
     let upstream = FakeAilab::start().await;
     let granary = Granary::ailab(&upstream, "[cache]\nmemory = \"64MiB\"").await;
     let key = {
-        let key = granary::key::CacheKey::of(images::photo_jpeg(), 300, 200);
+        let key = granary::base::key::CacheKey::of(images::photo_jpeg(), 300, 200);
         key.to_string()
     };
     let check = |answer: &Answer, status: &str, charged: &str, saved: &str| {

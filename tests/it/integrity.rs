@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use granary::key::{CacheKey, Digest};
+use granary::base::key::{CacheKey, Digest};
 use granary_kit::ailab::FakeAilab;
 use granary_kit::client::{self, Answer};
 use granary_kit::form::Form;

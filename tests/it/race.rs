@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use granary::key::Digest;
+use granary::base::key::Digest;
 use granary_kit::ailab::{Behaviour, FakeAilab};
 use granary_kit::client::{self, Answer, Call};
 use granary_kit::form::Form;

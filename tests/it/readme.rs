@@ -10,15 +10,15 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use granary::code;
+use granary::base::key::Digest;
 use granary::config::{Config, Environment, is_live};
 use granary::error::{GatewayError, kinds};
-use granary::framing::HeadError;
-use granary::key::Digest;
 use granary::ledger::CallState;
 use granary::ledger::budget::{Budget, BudgetRefusal, Scope, Window};
+use granary::request::framing::HeadError;
 use granary::request::{Field, RequestError};
 use granary::teams::AuthError;
+use granary::upstream::code;
 use granary_kit::ailab::FakeAilab;
 use granary_kit::client;
 use granary_kit::images;

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use futures_util::future::join_all;
-use granary::picture::ObjectName;
+use granary::base::picture::ObjectName;
 use granary_kit::client::{self, RawConnection};
 use granary_kit::images;
 

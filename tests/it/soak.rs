@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use granary::key::{CacheKey, Digest};
+use granary::base::key::{CacheKey, Digest};
 use granary_kit::ailab::FakeAilab;
 use granary_kit::client::{self, Call};
 use granary_kit::dice::Dice;

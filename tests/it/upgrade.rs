@@ -142,7 +142,7 @@ impl World<'_> {
             assert_eq!(bytes_of(&hit.result_url()).await, result(number), "{seed}");
         }
         for number in REPLACED {
-            let name = format!("{}.png", granary::key::Digest::of(&result(number)));
+            let name = format!("{}.png", granary::base::key::Digest::of(&result(number)));
             let url = format!("{}/results/{name}", self.granary.url());
             assert_eq!(bytes_of(&url).await, result(number), "{number}");
         }

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use futures_util::future::{join, join_all};
-use granary::key::CacheKey;
+use granary::base::key::CacheKey;
 use granary_kit::ailab::{Behaviour, FakeAilab};
 use granary_kit::client::{Answer, Call, RawConnection};
 use granary_kit::form::Form;

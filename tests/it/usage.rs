@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use granary::routes::usage::{UsageReport, UsageRow};
+use granary::http::routes::usage::{UsageReport, UsageRow};
 use granary_kit::ailab::{Behaviour, CREDITS_PER_CROP, FakeAilab};
 use granary_kit::client::{self, Answer, CROP_PATH, Call};
 use granary_kit::form::Form;

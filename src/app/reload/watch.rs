@@ -16,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::{Reloader, SetLevel};
 use crate::config::{Config, ConfigFile, Environment, Loaded, Problems};
-use crate::server::HangUps;
+use crate::http::server::HangUps;
 
 /// How often the file is read.
 const POLL: Duration = Duration::from_secs(2);

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::download::{FetchError, Fetched};
+use crate::base::secret::Secret;
 use crate::error::GatewayError;
 use crate::ledger::{Booking, CallId, LedgerError, Permit, Reservation, Reserved};
-use crate::secret::Secret;
 use crate::store::{Record, StoreError};
+use crate::upstream::download::{FetchError, Fetched};
 use crate::upstream::{NotSent, Reply};
 
 /// What the shell is to do next; each has its event.

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use super::*;
-use crate::key::{CacheKey, Digest};
+use crate::base::key::{CacheKey, Digest};
+use crate::base::picture::ObjectName;
 use crate::ledger::budget::{Budget, BudgetRefusal, Window};
-use crate::picture::ObjectName;
 use crate::upstream::{ErrorReply, Refusal, RefusalKind};
 
 const LIMITS: FillLimits = FillLimits { result_url_ttl: Duration::from_secs(84_600) };

@@ -7,7 +7,7 @@ use std::fmt::Display;
 use jiff::Timestamp;
 
 use super::{KeyDesk, KeyDeskParts};
-use crate::key::CacheKey;
+use crate::base::key::CacheKey;
 use crate::ledger::CallState;
 use crate::ledger::admin::{CallDetail, CallFilter};
 use crate::ledger::budget;

@@ -1,7 +1,7 @@
 //! Whose URL an answer names while a result is in the spool, in the store, or cannot be asked for.
 
 use super::*;
-use crate::archive::ArchiveId;
+use crate::base::archive::ArchiveId;
 
 const STORE_ROOT: &str = "https://cdn.example/granary";
 const OUR_ROOT: &str = "https://granary.example";
@@ -165,7 +165,9 @@ async fn a_refreshed_result_is_not_where_the_old_one_is() {
 async fn a_result_that_was_lost_and_bought_again_is_named_here_while_it_waits() {
     let world = World::new().published();
     // The same bytes under the same name, each time.
-    world.upstream.reply(|| Reply::Answered(crate::envelope::Answer::read(&answer_text(7)).unwrap()));
+    world
+        .upstream
+        .reply(|| Reply::Answered(crate::upstream::envelope::Answer::read(&answer_text(7)).unwrap()));
     let record = world.ask(1).await.unwrap().record;
     world.store.store.files().retain(|path, _| path == "archive");
     world.ledger.lose(&record).await.unwrap();

@@ -12,30 +12,30 @@ use jiff::tz::TimeZone;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::archive::{ArchiveId, Import, Membership};
-use crate::download::{FetchError, Fetched, ResultSource};
-use crate::envelope::Answer;
+use crate::base::archive::{ArchiveId, Import, Membership};
+use crate::base::results::ResultRoom;
+use crate::base::secret::Secret;
+use crate::billing::metering::Meter;
+use crate::fill::slots::SlotsConfig;
 use crate::fill::{FillConfig, FillParts};
 use crate::gateway::keys::{KeyDesk, KeyDeskParts};
-use crate::guard::Standing;
 use crate::ledger::admin::{Actor, AuditLine, CallFilter, CallPage, LedgerAdmin, Purge, Settled, Settlement};
 use crate::ledger::budget::{Budget, Scope};
+use crate::ledger::guard::Standing;
 use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
+use crate::ledger::spooling::{Spool, SpoolConfig};
 use crate::ledger::{
     Booking, CallId, CallState, Changes, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
     StateTotal,
 };
-use crate::metering::Meter;
-use crate::policy::{CurrentPolicy, Terms};
-use crate::results::ResultRoom;
-use crate::secret::Secret;
-use crate::slots::SlotsConfig;
-use crate::spool::{Spool, SpoolConfig};
+use crate::request::uploads::UploadRoom;
 use crate::store::memory::MemoryStore;
 use crate::store::{RecordPage, StoreError};
 use crate::teams::Teams;
-use crate::uploads::UploadRoom;
+use crate::teams::policy::{CurrentPolicy, Terms};
+use crate::upstream::download::{FetchError, Fetched, ResultSource};
+use crate::upstream::envelope::Answer;
 use crate::upstream::{HeldCall, NotSent, Opened, Order, Reply, Upstream};
 
 pub(super) const NAMESPACE: &str = "ailab-v1";

@@ -3,8 +3,8 @@
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::policy::Terms;
 use crate::teams::Teams;
+use crate::teams::policy::Terms;
 
 /// Asks in the background, for a team of [`terms`].
 fn ask_for(world: &World, team: &str, tag: u8) -> JoinHandle<Result<CropReply, GatewayError>> {

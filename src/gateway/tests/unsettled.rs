@@ -2,8 +2,8 @@
 //! they leave to others.
 
 use super::*;
+use crate::base::picture::ImageFormat;
 use crate::fill::{Seat, Wanted};
-use crate::picture::ImageFormat;
 use crate::store::StoreBudget;
 use crate::upstream::Order;
 
@@ -12,7 +12,7 @@ impl World {
     fn join(
         &self,
         number: u32,
-    ) -> (std::sync::Weak<Order>, crate::coalesce::Ticket<crate::fill::FillOutcome>) {
+    ) -> (std::sync::Weak<Order>, crate::fill::coalesce::Ticket<crate::fill::FillOutcome>) {
         let image = Bytes::from(format!("picture {number}"));
         let key = CacheKey::of(&image, 400, 300);
         let digest = Digest::of(&image);

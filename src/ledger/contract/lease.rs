@@ -3,7 +3,7 @@
 use jiff::SignedDuration;
 
 use super::{Bench, all_at_once, answer, monthly, picture, record, refresh, released, stored, team, unknown};
-use crate::key::CacheKey;
+use crate::base::key::CacheKey;
 use crate::ledger::budget::{Scope, Window};
 use crate::ledger::{Booking, CallId, CallState, ForeignCall, Permit, Reservation, Reserved, Won};
 
@@ -418,7 +418,7 @@ pub(in crate::ledger) async fn the_spool_and_its_bound_are_common_to_all_owners(
         let made = record(&picture(n), won, one.clock.now());
         let bytes = bytes::Bytes::from([&half[..half.len() - 1], &[n as u8]].concat());
         let kept = super::Record {
-            digest: crate::key::Digest::of(&bytes),
+            digest: crate::base::key::Digest::of(&bytes),
             bytes: bytes.len() as u64,
             stored_at: one.clock.now() + SignedDuration::from_secs(i64::from(n)),
             ..made

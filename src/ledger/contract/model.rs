@@ -15,7 +15,7 @@ use super::{
     Bench, SPOOL_MAX, TurnableClock, answer, picture, record, released, signed_answer, stored, team,
     unfetchable, unknown, zone,
 };
-use crate::key::{CacheKey, Digest};
+use crate::base::key::{CacheKey, Digest};
 use crate::ledger::admin::{Actor, GivenBack, LedgerAdmin, Purge, Settled, Settlement};
 use crate::ledger::budget::{Budget, BudgetRefusal, Scope, Window};
 use crate::ledger::usage;

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use jiff::SignedDuration;
 
 use super::{Bench, SPOOL_MAX, answer, foreign, picture, record, released, stored};
-use crate::key::Digest;
+use crate::base::key::Digest;
+use crate::base::picture::ObjectName;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation, Reserved, Won};
-use crate::picture::ObjectName;
 use crate::store::Record;
 
 /// The bytes a record on the bench is about.

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 
 use super::{Book, MemoryLedger, Row};
-use crate::archive::ArchiveId;
-use crate::key::CacheKey;
+use crate::base::archive::ArchiveId;
+use crate::base::key::CacheKey;
 use crate::ledger::admin::{
     Action, Actor, AuditLine, CallDetail, CallFilter, CallPage, GivenBack, LedgerAdmin, Purge, Settled,
     Settlement,

@@ -9,8 +9,8 @@ use super::book::tell;
 use super::pool::{self, Failure, Lock, Tx};
 use super::rows::{int8, number};
 use super::{PostgresLedger, audit, inspect};
-use crate::archive::ArchiveId;
-use crate::key::CacheKey;
+use crate::base::archive::ArchiveId;
+use crate::base::key::CacheKey;
 use crate::ledger::admin::{
     Action, Actor, AuditLine, CallFilter, CallPage, LedgerAdmin, Purge, Settled, Settlement,
 };

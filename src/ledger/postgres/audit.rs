@@ -7,7 +7,7 @@ use super::pool::{Failure, Lock, Tx};
 use super::reserve::{count, set_frozen};
 use super::rows::{instant, number, state};
 use super::{admin, usage};
-use crate::key::CacheKey;
+use crate::base::key::CacheKey;
 use crate::ledger::admin::{Action, Actor, AuditLine, GivenBack, Purge, Settled, Settlement};
 use crate::ledger::budget::{Scope, Windows};
 use crate::ledger::usage::is_closed;

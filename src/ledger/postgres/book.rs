@@ -7,11 +7,11 @@ use super::pool::{Failure, Lock, Tx};
 use super::reserve::{count, count_refused, missing};
 use super::rows::{hash, int8, state};
 use super::{spool, usage};
-use crate::crash::crash_point;
-use crate::key::CacheKey;
+use crate::base::crash::crash_point;
+use crate::base::key::CacheKey;
+use crate::base::secret::Secret;
 use crate::ledger::budget::Windows;
 use crate::ledger::{Booking, CallId, CallState, LedgerError};
-use crate::secret::Secret;
 use crate::store::Record;
 
 /// What a booking needs to know of its row, which nobody else changes meanwhile.

@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::pool::{Failure, Tx, Value};
 use super::rows::{hash, instant, number, state};
-use crate::key::{CacheKey, Digest};
+use crate::base::key::{CacheKey, Digest};
 use crate::ledger::admin::{CallDetail, CallFilter, CallPage, Settlement};
 use crate::ledger::{CallId, CallState};
 

@@ -5,10 +5,10 @@ use tokio_postgres::types::Type;
 use super::book::{self, Booker};
 use super::pool::{Failure, Tx};
 use super::rows::{hash, instant, int8, number, state};
-use crate::crash::crash_point;
-use crate::key::{CacheKey, Digest};
+use crate::base::crash::crash_point;
+use crate::base::key::{CacheKey, Digest};
+use crate::base::secret::Secret;
 use crate::ledger::{Booking, CallId, CallState, ForeignCall, Orphan, Reservation, UnfinishedCall};
-use crate::secret::Secret;
 use crate::store::Record;
 
 /// The reason of calls that another process ended. It is searched for, so it does not change.

@@ -3,7 +3,7 @@
 use tokio_postgres::types::Type;
 
 use super::pool::{Failure, Tx, damaged};
-use crate::archive::{ArchiveId, Import, Membership};
+use crate::base::archive::{ArchiveId, Import, Membership};
 
 /// A ledger of an earlier program has booked every record of an archive that it created itself. An
 /// adoption left a line in the audit: then there may be records that it does not know.

@@ -22,9 +22,9 @@ use tokio_postgres::{Client, Row};
 use super::connect::{self, Connection, Tls};
 use super::limits::{CHANGE, Limits, REPORT};
 use super::schema::{self, Unfit};
-use crate::breaker::{Breaker, CallError};
-use crate::clock::{self, Clock};
-use crate::key::CacheKey;
+use crate::base::breaker::{Breaker, CallError};
+use crate::base::clock::{self, Clock};
+use crate::base::key::CacheKey;
 use crate::ledger::LedgerError;
 use crate::ledger::address::DatabaseAddress;
 

@@ -5,7 +5,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::pool::{Failure, Tx, damaged};
-use crate::key::{CacheKey, Digest};
+use crate::base::key::{CacheKey, Digest};
 use crate::ledger::budget::{Budget, Used, Windows};
 use crate::ledger::{CallState, Changes, LedgerError, StateTotal};
 use crate::store::Record;

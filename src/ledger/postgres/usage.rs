@@ -15,13 +15,13 @@ use tokio_postgres::types::Type;
 use super::PostgresLedger;
 use super::pool::{Failure, Tx, damaged};
 use super::rows::{instant, int8, number};
+use crate::base::outcome::SavingCause;
 use crate::ledger::budget::Windows;
 use crate::ledger::usage::{
     AccountRow, Adjustment, Baseline, Charged, Count, DayUsage, Figures, Payer, Served, ServedBatch,
     TeamMonth, UsageBook, is_closed,
 };
 use crate::ledger::{CallId, CallState, LedgerError};
-use crate::outcome::SavingCause;
 
 /// Batches of a process that has booked none for so many days are forgotten: it is gone.
 const BATCH_MEMORY_DAYS: i64 = 30;

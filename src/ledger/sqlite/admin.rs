@@ -5,8 +5,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::audit::{self, Change};
 use super::{SqliteLedger, inspect};
-use crate::archive::ArchiveId;
-use crate::key::CacheKey;
+use crate::base::archive::ArchiveId;
+use crate::base::key::CacheKey;
 use crate::ledger::admin::{
     Action, Actor, AuditLine, CallFilter, CallPage, LedgerAdmin, Purge, Settled, Settlement,
 };

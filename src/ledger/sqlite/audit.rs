@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{admin, calls, usage};
-use crate::key::CacheKey;
+use crate::base::key::CacheKey;
 use crate::ledger::admin::{Action, Actor, AuditLine, GivenBack, Purge, Settled, Settlement};
 use crate::ledger::budget::{Scope, Windows};
 use crate::ledger::usage::is_closed;

@@ -4,13 +4,13 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::{PAGE_SIZE, admin, spool};
-use crate::crash::crash_point;
-use crate::key::{CacheKey, Digest};
+use crate::base::crash::crash_point;
+use crate::base::key::{CacheKey, Digest};
+use crate::base::secret::Secret;
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
 use crate::ledger::{
     Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, UnfinishedCall, Won,
 };
-use crate::secret::Secret;
 use crate::store::Record;
 
 /// The columns [`record`] reads.

@@ -5,7 +5,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, Row, params_from_iter};
 
 use super::calls;
-use crate::key::{CacheKey, Digest};
+use crate::base::key::{CacheKey, Digest};
 use crate::ledger::admin::{CallDetail, CallFilter, CallPage, Settlement};
 use crate::ledger::{CallId, CallState, LedgerError, StateTotal};
 

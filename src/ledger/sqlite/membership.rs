@@ -3,8 +3,8 @@
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::calls::OWNER_DIED;
-use crate::archive::{ArchiveId, Import, Membership, NoArchiveId};
-use crate::key::CacheKey;
+use crate::base::archive::{ArchiveId, Import, Membership, NoArchiveId};
+use crate::base::key::CacheKey;
 use crate::ledger::{CallId, LedgerError, Orphan};
 use crate::store::Record;
 

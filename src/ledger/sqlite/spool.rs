@@ -10,10 +10,10 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::calls;
+use crate::base::picture::ObjectName;
 use crate::ledger::budget::Windows;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{Booking, CallId, CallState, LedgerError};
-use crate::picture::ObjectName;
 use crate::store::Record;
 
 /// Layout 2.

@@ -20,8 +20,9 @@ use tempfile::TempDir;
 
 use super::worker::Worker;
 use super::{SqliteLedger, calls, connect, migrate};
-use crate::archive::{ArchiveId, Import};
-use crate::clock::Clock;
+use crate::base::archive::{ArchiveId, Import};
+use crate::base::clock::Clock;
+use crate::base::secret::Secret;
 use crate::ledger::admin::{Actor, CallFilter, LedgerAdmin, Purge, Settlement};
 use crate::ledger::budget::{Budget, Scope, Window, Windows};
 use crate::ledger::contract::admin::admin_contract;
@@ -33,7 +34,6 @@ use crate::ledger::usage::{self, contract::usage_contract};
 use crate::ledger::{
     Booking, CallId, CallState, Ledger, LedgerError, Permit, Reservation, Reserved, StateTotal, Won,
 };
-use crate::secret::Secret;
 
 async fn open(clock: Clock, zone: TimeZone) -> (SqliteLedger, TempDir) {
     let directory = tempfile::tempdir().unwrap();

@@ -10,12 +10,12 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::calls::{self, instant};
 use super::{SqliteLedger, Windows};
+use crate::base::outcome::SavingCause;
 use crate::ledger::usage::{
     AccountRow, Adjustment, Baseline, Charged, Count, DayUsage, Figures, Payer, Served, ServedBatch,
     TeamMonth, UsageBook, is_closed,
 };
 use crate::ledger::{CallId, CallState, LedgerError};
-use crate::outcome::SavingCause;
 
 /// Batches of a process that has booked none for so many days are forgotten: it is gone.
 const BATCH_MEMORY_DAYS: i64 = 30;

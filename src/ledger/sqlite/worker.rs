@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::crash::crash_point;
+use crate::base::crash::crash_point;
 use crate::ledger::LedgerError;
 
 /// How many changes may wait for the thread; whoever comes later waits to get in.

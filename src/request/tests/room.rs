@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 
 use super::*;
-use crate::uploads::UploadConfig;
+use crate::request::uploads::UploadConfig;
 
 /// A body whose pieces come one at a time, with others between them.
 struct Turns(Pieces<'static>, bool);

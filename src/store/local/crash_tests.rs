@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
-use crate::picture::ImageFormat;
+use crate::base::picture::ImageFormat;
 use crate::store::contract::{picture, record};
 
 /// Tells the child where to work.

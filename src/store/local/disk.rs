@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 
-pub(super) use crate::disk::{
+pub(super) use crate::base::disk::{
     TempFile, check_space, create_folder, create_folders, open_own_folder, read, sweep, sync_folder,
 };
 use crate::store::StoreError;

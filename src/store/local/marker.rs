@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use super::disk::{self, TempFile, failed};
 use super::files::Files;
-use crate::archive::ArchiveId;
+use crate::base::archive::ArchiveId;
 use crate::store::{MARKER, MAX_MARKER_BYTES, RECORDS, StoreError, archive_of};
 
 /// It is no secret, and a backup should have it.

@@ -8,9 +8,9 @@ use bytes::Bytes;
 
 use super::disk::{self, TempFile, failed};
 use super::files::{Files, RESULTS};
-use crate::crash::crash_point;
-use crate::key::Digest;
-use crate::picture::ObjectName;
+use crate::base::crash::crash_point;
+use crate::base::key::Digest;
+use crate::base::picture::ObjectName;
 use crate::store::{MAX_OBJECT_BYTES, StoreError, check_object, is_object};
 
 /// Objects are public, and a static file server may run as someone else.

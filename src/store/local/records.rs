@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::disk::{self, TempFile, failed};
 use super::files::Files;
-use crate::crash::crash_point;
-use crate::key::CacheKey;
+use crate::base::crash::crash_point;
+use crate::base::key::CacheKey;
 use crate::store::{MAX_RECORD_BYTES, RECORDS, Record, RecordPage, StoreError};
 
 /// Records name teams, so only the owner and the group read them.

@@ -10,9 +10,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::disk::temp_name;
-use crate::key::Digest;
-use crate::picture::ImageFormat;
+use crate::base::disk::temp_name;
+use crate::base::key::Digest;
+use crate::base::picture::ImageFormat;
 use crate::store::MAX_OBJECT_BYTES;
 use crate::store::contract::{StoreFixture, picture, record, store_contract};
 

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::failure::Failure;
 use super::{S3Limits, S3StoreConfig};
-use crate::breaker::{Breaker, CallError};
+use crate::base::breaker::{Breaker, CallError};
 use crate::store::StoreError;
 
 /// How often a body that breaks off is asked for.

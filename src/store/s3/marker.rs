@@ -2,7 +2,7 @@
 
 use super::bucket::{Bucket, Condition, Headers, Kind, Written};
 use super::records::pause;
-use crate::archive::ArchiveId;
+use crate::base::archive::ArchiveId;
 use crate::store::{MARKER, MAX_MARKER_BYTES, StoreError, archive_of};
 
 /// How often a write is tried that meets others.

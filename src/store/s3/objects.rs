@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::bucket::{Bucket, Condition, Headers, Kind, Written};
 use super::records::pause;
-use crate::crash::crash_point;
-use crate::picture::ObjectName;
+use crate::base::crash::crash_point;
+use crate::base::picture::ObjectName;
 use crate::store::{MAX_OBJECT_BYTES, StoreError, check_object, is_object};
 
 /// How often a write is tried that meets another one.

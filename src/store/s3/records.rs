@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::bucket::{Bucket, Condition, Deleted, Headers, Kind, Written};
-use crate::crash::crash_point;
-use crate::key::CacheKey;
+use crate::base::crash::crash_point;
+use crate::base::key::CacheKey;
 use crate::store::{MAX_RECORD_BYTES, RECORDS, Record, RecordPage, StoreError};
 
 /// How often a write is tried that loses against others. Of this process there are none.

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::bucket::{Condition, Headers, Kind, Written};
 use super::*;
-use crate::picture::ImageFormat;
+use crate::base::picture::ImageFormat;
 use crate::store::contract::{StoreFixture, picture, record, store_contract};
 
 /// A bucket of its own, and credentials for it.

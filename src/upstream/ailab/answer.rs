@@ -6,9 +6,9 @@ use serde_json::json;
 
 use super::call::MAX_ANSWER_BYTES;
 use super::echo::quotes;
-use crate::envelope::{Answer, Envelope};
-use crate::net::coding::decoded;
-use crate::secret::Secret;
+use crate::base::secret::Secret;
+use crate::upstream::envelope::{Answer, Envelope};
+use crate::upstream::net::coding::decoded;
 use crate::upstream::{ErrorReply, Refusal, RefusalKind, Reply, UnknownCause};
 
 /// The codes of refusals whose status says too little.

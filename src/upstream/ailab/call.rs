@@ -11,9 +11,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::answer::classify;
 use super::form::{FormBody, Progress, Release};
-use crate::crash::crash_point;
-use crate::net::exchange::{Exchange, ExchangeError};
-use crate::secret::Secret;
+use crate::base::crash::crash_point;
+use crate::base::secret::Secret;
+use crate::upstream::net::exchange::{Exchange, ExchangeError};
 use crate::upstream::{CallPhase, CallTimer, HeldCall, NotSent, Reply, UnknownCause};
 
 /// The largest answer that is read, in bytes. Documented ones have less than 1 KiB.

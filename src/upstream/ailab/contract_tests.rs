@@ -8,11 +8,11 @@ use granary_kit::ailab::FakeAilab;
 use url::Url;
 
 use super::{AilabConfig, AilabUpstream};
-use crate::download::ResultSource;
-use crate::download::http::{DownloadConfig, Downloader};
-use crate::secret::Secret;
+use crate::base::secret::Secret;
 use crate::upstream::Upstream;
 use crate::upstream::contract::{UpstreamFixture, upstream_contract};
+use crate::upstream::download::ResultSource;
+use crate::upstream::download::http::{DownloadConfig, Downloader};
 
 struct Fixture(FakeAilab);
 

@@ -11,11 +11,11 @@ use tokio::time::timeout;
 use super::answer::classify;
 use super::call::MAX_ANSWER_BYTES;
 use super::{AilabUpstream, key_header};
-use crate::envelope::Envelope;
-use crate::net::coding::decoded;
-use crate::net::exchange::Exchange;
-use crate::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
 use crate::upstream::Reply;
+use crate::upstream::envelope::Envelope;
+use crate::upstream::net::coding::decoded;
+use crate::upstream::net::exchange::Exchange;
+use crate::upstream::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
 
 /// The pool that serves every operation without one of its own.
 const COMMON_POOL: &str = "common";

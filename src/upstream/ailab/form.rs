@@ -15,7 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::sync::oneshot;
 
-use crate::uploads::{Picture, PicturePieces};
+use crate::request::uploads::{Picture, PicturePieces};
 use crate::upstream::{NotSent, Order};
 
 /// 192 random bits for the boundary: 48 hex digits, of the 70 characters that are allowed.

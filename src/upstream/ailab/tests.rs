@@ -8,8 +8,8 @@ use tokio::time::sleep;
 
 use super::call::MAX_ANSWER_BYTES;
 use super::*;
-use crate::net::tests::{FakeWire, listen, tls_server};
-use crate::picture::ImageFormat;
+use crate::base::picture::ImageFormat;
+use crate::upstream::net::tests::{FakeWire, listen, tls_server};
 use crate::upstream::{ErrorReply, HeldCall, Refusal, RefusalKind, Reply, UnknownCause};
 
 const KEY: &str = "c4n4ry-key-5e5ame";
@@ -508,11 +508,13 @@ async fn nothing_logs_the_key_or_the_url_or_the_answer() {
     let upstream = AilabUpstream::with_net(config, net.clone()).unwrap();
     let reply = held(upstream.open(order(100)).await).send().await;
     let url = Secret::new("https://api.example/p4th.png?Signature=s1gn--\r\n");
-    let downloader = crate::download::http::Downloader::with_net(Default::default(), net);
-    let refused = crate::download::ResultSource::fetch(&downloader, &url).await;
+    let downloader = crate::upstream::download::http::Downloader::with_net(Default::default(), net);
+    let refused = crate::upstream::download::ResultSource::fetch(&downloader, &url).await;
     let url = Secret::new("https://api.example/p4th.png?Signature=s1gn");
-    let missing =
-        timeout(Duration::from_millis(100), crate::download::ResultSource::fetch(&downloader, &url));
+    let missing = timeout(
+        Duration::from_millis(100),
+        crate::upstream::download::ResultSource::fetch(&downloader, &url),
+    );
     let missing = missing.await;
     drop(logging);
     server.abort();

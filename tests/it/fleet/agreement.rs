@@ -42,7 +42,7 @@ async fn client(seed: u64, urls: [String; 3], tokens: [String; 3], left: Arc<Ato
             0..3 => Call::crop(url, token.as_str(), &picture(seed)).header("Granary-Refresh", "1"),
             3..8 => {
                 let image = granary_kit::images::tiny_png(16, 16, seed);
-                let key = granary::key::CacheKey::of(&image, 64, 64);
+                let key = granary::base::key::CacheKey::of(&image, 64, 64);
                 Call::new("GET", &format!("{url}/api/image/editing/image-cropping/{key}"))
                     .header("ailabapi-api-key", token)
             }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use granary::key::CacheKey;
+use granary::base::key::CacheKey;
 use granary_kit::ailab::Behaviour;
 use granary_kit::client::{Answer, CROP_PATH, Call};
 use granary_kit::images;

@@ -82,7 +82,8 @@ async fn a_replica_that_slept_past_its_lease_sends_nothing_and_books_what_it_lea
     }
     // The late answers are booked. What was never sent stays `unknown`, and what came after the hard stop may.
     let state_of = |seed: usize| {
-        let key = granary::key::CacheKey::of(&granary_kit::images::tiny_png(16, 16, seed as u64), 64, 64);
+        let key =
+            granary::base::key::CacheKey::of(&granary_kit::images::tiny_png(16, 16, seed as u64), 64, 64);
         fleet.sql(&format!("SELECT state FROM granary.calls WHERE encode(key, 'hex') = '{key}'"))
     };
     let booked_late = |point: &str| POINTS.iter().position(|(other, _)| *other == point).unwrap();
@@ -94,7 +95,8 @@ async fn a_replica_that_slept_past_its_lease_sends_nothing_and_books_what_it_lea
     let received = fleet.upstream.fully_received();
     assert_eq!(received, before, "somebody sent what was no longer its own");
     for (seed, (point, charges)) in POINTS.into_iter().enumerate() {
-        let key = granary::key::CacheKey::of(&granary_kit::images::tiny_png(16, 16, seed as u64), 64, 64);
+        let key =
+            granary::base::key::CacheKey::of(&granary_kit::images::tiny_png(16, 16, seed as u64), 64, 64);
         let charged = fleet.upstream.charges_by_key().get(&key.to_string()).copied().unwrap_or(0);
         assert_eq!(charged, charges, "{point}");
     }

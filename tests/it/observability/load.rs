@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use granary::routes::usage::UsageReport;
+use granary::http::routes::usage::UsageReport;
 use granary_kit::ailab::{Behaviour, CREDITS_PER_CROP, FakeAilab, ResultBehaviour};
 use granary_kit::client::{self, Answer, CROP_PATH, Call, RawConnection};
 use granary_kit::dice::Dice;

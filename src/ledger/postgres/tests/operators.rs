@@ -5,7 +5,7 @@ use super::super::pool::{Lock, key_lock};
 use super::super::schema::MIGRATIONS;
 use super::faults::waits_for;
 use super::*;
-use crate::archive::{ArchiveId, Import};
+use crate::base::archive::{ArchiveId, Import};
 use crate::ledger::admin::{Actor, CallFilter, GivenBack, Purge, Settled, Settlement};
 use crate::ledger::budget::Scope;
 use crate::ledger::contract::{Bench, all_at_once, answer, picture};

@@ -11,10 +11,10 @@ use uuid::Uuid;
 use super::super::connect::{self, Connection, Tls};
 use super::super::{rows, schema, usage};
 use super::*;
+use crate::base::outcome::SavingCause;
 use crate::ledger::contract::{Bench, failed, picture};
 use crate::ledger::usage::{Count, Payer, Served, ServedBatch, UsageBook};
 use crate::ledger::{CallId, CallState};
-use crate::outcome::SavingCause;
 
 /// What may take long on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -4,7 +4,7 @@ use futures_util::FutureExt;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
 use super::*;
-use crate::picture::ImageFormat;
+use crate::base::picture::ImageFormat;
 
 fn order(image: &[u8]) -> Order {
     Order { image: Bytes::copy_from_slice(image).into(), format: ImageFormat::Png, width: 7, height: 65535 }

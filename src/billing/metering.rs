@@ -1,0 +1,248 @@
+//! What was served without paying, counted in memory and booked in batches: [`Meter`].
+//!
+//! A hit must not wait for the ledger, so it is counted here, where the metrics count it too, and
+//! booked with others every few seconds and when the process stops. A batch has the process's id and a
+//! number, so that one whose commit was done and whose outcome was lost is booked once. While the ledger
+//! is away the counts grow no further than a few numbers for each team and day.
+//!
+//! A process that is killed loses what it has counted since its last batch: seconds, or as long as the
+//! ledger was away before. It is a loss of figures, never of money: what was paid is not counted here.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
+
+use crate::base::clock::Clock;
+use crate::base::key::CacheKey;
+use crate::base::outcome::SavingCause;
+use crate::base::random::jittered;
+use crate::ledger::LedgerError;
+use crate::ledger::usage::{Count, Payer, Served, ServedBatch, UsageBook};
+use crate::store::MAX_CREDITS;
+
+/// How often a batch is booked, at the latest.
+pub const FLUSH_PERIOD: Duration = Duration::from_secs(4);
+/// How long the ledger may take over a batch before whoever waits goes on without it.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Days that are kept apart while the ledger is away; the oldest ones become one.
+const MOST_DAYS: usize = 32;
+/// Lookups of a day that are remembered, in about 2 MiB; savings of further ones are not counted.
+const MOST_LOOK_UPS: usize = 100_000;
+/// How long the clock is believed to be on the same day as at the last look.
+const SAME_DAY: SignedDuration = SignedDuration::from_secs(30);
+
+/// See the module.
+pub struct Meter {
+    counts: Mutex<Counts>,
+    /// One batch at a time is on its way.
+    flushing: tokio::sync::Mutex<Outbox>,
+    process: Uuid,
+    clock: Clock,
+    zone: TimeZone,
+    hasher: RandomState,
+}
+
+/// What is counted and in no batch yet.
+#[derive(Default)]
+struct Counts {
+    days: VecDeque<(Date, HashMap<String, TeamCounts>)>,
+    today: Option<Today>,
+    /// The lookups of a day that were counted as savings, by a hash of team and key.
+    looked_up: (Option<Date>, HashSet<u64>),
+    /// Requests in the batch under way, and in `days`.
+    unbooked: u64,
+}
+
+type TeamCounts = [[Count; Payer::ALL.len()]; SavingCause::ALL.len()];
+
+/// A look at the calendar, which costs more than a hit should.
+#[derive(Clone, Copy)]
+struct Today {
+    date: Date,
+    looked_at: Timestamp,
+    ends: Timestamp,
+}
+
+/// The batch under way: it stays the same until it is booked.
+#[derive(Default)]
+struct Outbox {
+    booked: u64,
+    pending: Option<ServedBatch>,
+}
+
+impl Meter {
+    /// Counts from zero, as a process of its own. Days are those of `zone`, by `clock`.
+    pub fn new(clock: Clock, zone: TimeZone) -> Self {
+        let (counts, flushing) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { counts, flushing, process: Uuid::new_v4(), clock, zone, hasher: RandomState::new() }
+    }
+
+    /// An answer cost its team nothing; a purchase would have cost `credits`.
+    pub fn served(&self, team: &str, cause: SavingCause, payer: Payer, credits: u64) {
+        let now = self.clock.now();
+        let mut counts = self.counts();
+        let today = counts.today(now, &self.zone);
+        let teams = counts.of_day(today);
+        if !teams.contains_key(team) {
+            teams.insert(team.to_owned(), TeamCounts::default());
+        }
+        // A ledger may have records that were imported before their numbers were checked.
+        let credits = credits.min(MAX_CREDITS);
+        if let Some(team) = teams.get_mut(team) {
+            team[cause as usize][payer as usize] += Count { number: 1, credits };
+        }
+        counts.unbooked += 1;
+    }
+
+    /// Is this the first lookup of a key by a team today, as far as this process remembers?
+    pub fn is_first_look_up(&self, team: &str, key: CacheKey) -> bool {
+        let now = self.clock.now();
+        let mut counts = self.counts();
+        let today = counts.today(now, &self.zone);
+        let (day, seen) = &mut counts.looked_up;
+        if *day != Some(today) {
+            (*day, *seen) = (Some(today), HashSet::new());
+        }
+        seen.len() < MOST_LOOK_UPS && seen.insert(self.hasher.hash_one((team, key)))
+    }
+
+    /// Requests that are counted and not booked yet, as far as is known.
+    pub fn unbooked(&self) -> u64 {
+        self.counts().unbooked
+    }
+
+    /// Books what has been counted until now.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: not booked, as far as is known. It is kept, and booked by the next call.
+    pub async fn flush(&self, book: &dyn UsageBook) -> Result<(), LedgerError> {
+        let mut outbox = self.flushing.lock().await;
+        // What was left over from the last time goes first, and alone: it may be booked already.
+        loop {
+            let was_pending = outbox.pending.is_some();
+            if !was_pending {
+                outbox.pending = self.take(outbox.booked + 1);
+            }
+            let Some(batch) = outbox.pending.clone() else { return Ok(()) };
+            let (number, requests) = (batch.number, requests(&batch));
+            let booked = tokio::time::timeout(PATIENCE, book.book_served(batch)).await;
+            booked.unwrap_or_else(|_| {
+                Err(LedgerError::Unavailable(format!("it did not answer within {PATIENCE:?}")))
+            })?;
+            (outbox.booked, outbox.pending) = (number, None);
+            let mut counts = self.counts();
+            counts.unbooked = counts.unbooked.saturating_sub(requests);
+            if !was_pending {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Books for ever, every few seconds.
+    pub async fn run(self: Arc<Self>, book: Arc<dyn UsageBook>) {
+        let mut is_away = false;
+        loop {
+            tokio::time::sleep(jittered(FLUSH_PERIOD)).await;
+            match self.flush(&*book).await {
+                Ok(()) if is_away => {
+                    tracing::info!("what was served is booked again");
+                    is_away = false;
+                }
+                Ok(()) => {}
+                Err(error) if !is_away => {
+                    tracing::warn!(%error, "what was served cannot be booked, and is counted in memory");
+                    is_away = true;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Books what is left when the process stops. What cannot be booked is gone, and said.
+    pub async fn close(&self, book: &dyn UsageBook) {
+        if let Err(error) = self.flush(book).await {
+            tracing::error!(
+                %error,
+                requests = self.unbooked(),
+                "what was served last could not be booked and is missing in the usage"
+            );
+        }
+    }
+
+    /// Everything counted becomes a batch, if there is anything.
+    fn take(&self, number: u64) -> Option<ServedBatch> {
+        let days = std::mem::take(&mut self.counts().days);
+        let mut served = Vec::new();
+        for (day, teams) in days {
+            for (team, counts) in teams {
+                for cause in SavingCause::ALL {
+                    for payer in Payer::ALL {
+                        let count = counts[cause as usize][payer as usize];
+                        if count != Count::default() {
+                            served.push(Served { day, team: team.clone(), cause, payer, count });
+                        }
+                    }
+                }
+            }
+        }
+        (!served.is_empty()).then_some(ServedBatch { process: self.process, number, served })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn requests(batch: &ServedBatch) -> u64 {
+    batch.served.iter().map(|served| served.count.number).sum()
+}
+
+impl Counts {
+    fn today(&mut self, now: Timestamp, zone: &TimeZone) -> Date {
+        if let Some(today) = self.today
+            && today.looked_at <= now
+            && now < today.ends
+            && now.duration_since(today.looked_at) < SAME_DAY
+        {
+            return today.date;
+        }
+        let date = now.to_zoned(zone.clone()).date();
+        let tomorrow = date.tomorrow().and_then(|date| date.to_zoned(zone.clone()));
+        let ends = tomorrow.map_or(Timestamp::MAX, |tomorrow| tomorrow.timestamp());
+        self.today = Some(Today { date, looked_at: now, ends });
+        date
+    }
+
+    fn of_day(&mut self, day: Date) -> &mut HashMap<String, TeamCounts> {
+        let found = self.days.iter().rposition(|(date, _)| *date == day);
+        let place = found.unwrap_or_else(|| {
+            if self.days.len() >= MOST_DAYS {
+                self.join_the_oldest();
+            }
+            self.days.push_back((day, HashMap::new()));
+            self.days.len() - 1
+        });
+        &mut self.days[place].1
+    }
+
+    /// What was served on the oldest day counts on the one after it.
+    fn join_the_oldest(&mut self) {
+        let Some((_, oldest)) = self.days.pop_front() else { return };
+        let Some((_, next)) = self.days.front_mut() else { return };
+        for (team, counts) in oldest {
+            let sums = next.entry(team).or_default();
+            for (sum, count) in sums.iter_mut().flatten().zip(counts.into_iter().flatten()) {
+                *sum += count;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! May anything be bought now? [`Circuit`] stands between the fills and the upstream, is asked last
+//! of all before money is reserved, and is told what came of every attempt.
+//!
+//! It opens on four kinds of [`Trouble`], which may come together. While it is open nothing is
+//! bought; once a trouble's wait is over, exactly one real request goes through as the probe, and
+//! what comes of it closes the circuit or lengthens the wait. A probe whose result is not there while its
+//! callers wait has failed, until that result comes after all. A probe that ends without a verdict,
+//! because nobody waits for it any more or its team may not pay, leaves its place to the next.
+//! Hits and coalesced callers never ask. This module performs no I/O.
+
+mod state;
+#[cfg(test)]
+mod tests;
+mod window;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use self::state::State;
+use crate::base::key::CacheKey;
+use crate::error::GatewayError;
+use crate::metrics::Metrics;
+
+/// How long a caller is told to wait while a probe is under way, or nearly: its outcome is not known.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Why nothing is bought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The upstream refuses our key or account.
+    KeyRefused,
+    /// The shared account has no credits.
+    NoCredits,
+    /// What was bought could not be fetched, several times in a row.
+    Unfetchable,
+    /// The upstream cannot be reached, or does not work.
+    Outage,
+}
+
+impl Trouble {
+    /// All; the one that callers are told first.
+    pub const ALL: [Self; 4] = [Self::KeyRefused, Self::NoCredits, Self::Unfetchable, Self::Outage];
+
+    /// The word in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyRefused => "key_refused",
+            Self::NoCredits => "no_credits",
+            Self::Unfetchable => "unfetchable",
+            Self::Outage => "outage",
+        }
+    }
+
+    /// What callers are told. `wait` is the time until the next probe.
+    fn error(self, wait: Duration) -> GatewayError {
+        match self {
+            Self::KeyRefused => GatewayError::UpstreamKeyRefused,
+            Self::NoCredits => GatewayError::UpstreamCredits,
+            Self::Unfetchable => GatewayError::PurchaseStopped { wait },
+            Self::Outage => GatewayError::CircuitOpen { wait },
+        }
+    }
+}
+
+/// What came of one attempt to buy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// A result was sold.
+    Sold,
+    /// A complete refusal that is about the order, or about how many there are: the upstream works.
+    Refused,
+    /// Refused for our key's sake.
+    KeyRefused,
+    /// Refused for want of credits.
+    NoCredits,
+    /// A complete error of the upstream.
+    Failed,
+    /// The upstream could not be reached, or gave no answer that can be understood.
+    Lost,
+}
+
+/// See the module.
+pub struct Circuit {
+    state: Mutex<State>,
+    opened: Notify,
+    metrics: Arc<Metrics>,
+}
+
+/// The right to buy one crop: to make one attempt, and more while [`may_retry`](Self::may_retry).
+///
+/// Dropped without a word, as when the fill ends before anything was tried, it says nothing of the
+/// upstream, and leaves the place of a probe to another.
+pub struct Pass {
+    circuit: Arc<Circuit>,
+    key: CacheKey,
+    /// Which of our keys for the upstream was in use.
+    api_key: u64,
+    /// Its number, when it is a probe.
+    probe: Option<u64>,
+}
+
+impl Circuit {
+    /// Closed.
+    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+        let state = Mutex::new(State::new(Instant::now()));
+        Arc::new(Self { state, opened: Notify::new(), metrics })
+    }
+
+    /// Asks to buy the crop of a key.
+    ///
+    /// # Errors
+    /// What callers are told while it is open: nothing was spent.
+    pub fn enter(self: &Arc<Self>, key: CacheKey) -> Result<Pass, GatewayError> {
+        self.change(|state, now| {
+            let probe = state.enter(now).map_err(|(trouble, wait)| trouble.error(wait.max(SOON)))?;
+            Ok(Pass { circuit: self.clone(), key, api_key: state.api_key, probe })
+        })
+    }
+
+    /// Is everything let through?
+    pub fn is_closed(&self) -> bool {
+        self.state().troubles() == [false; Trouble::ALL.len()]
+    }
+
+    /// What [`enter`](Self::enter) would refuse with now; nothing is taken.
+    pub fn refusal(&self) -> Option<GatewayError> {
+        let (trouble, wait) = self.state().refusal(Instant::now())?;
+        Some(trouble.error(wait.max(SOON)))
+    }
+
+    /// Waits until it refuses, which may be at once.
+    pub async fn refuses(&self) -> GatewayError {
+        loop {
+            let mut opened = std::pin::pin!(self.opened.notified());
+            // Before the look, so that an opening between the two is not missed.
+            opened.as_mut().enable();
+            if let Some(error) = self.refusal() {
+                return error;
+            }
+            opened.await;
+        }
+    }
+
+    /// The upstream's key was changed: what was said of the old one is void.
+    pub fn key_changed(&self) {
+        self.change(|state, now| state.key_changed(now));
+    }
+
+    /// Is the account known to be empty?
+    pub fn lacks_credits(&self) -> bool {
+        self.state().is_open(Trouble::NoCredits)
+    }
+
+    /// The upstream says that the account is filled again: the next real request finds out.
+    pub fn credits_are_back(&self) {
+        self.change(|state, now| state.credits_are_back(now));
+    }
+
+    /// A result that was bought is permanent; `pass` is that of its fill, if it has one.
+    pub fn result_kept(&self, pass: Option<Pass>) {
+        let probe = pass.as_ref().and_then(|pass| pass.probe);
+        self.change(|state, now| state.result_kept(probe, now));
+    }
+
+    /// What was bought could not be had while its callers waited; it may be later, so that its fill
+    /// keeps `pass`, but no purchase waits for it.
+    pub fn result_delayed(&self, pass: &Pass) {
+        self.change(|state, now| state.result_delayed(pass.probe, now));
+    }
+
+    /// What was bought could not be had while its URL lived.
+    pub fn result_lost(&self, pass: Option<Pass>) {
+        let probe = pass.as_ref().and_then(|pass| pass.probe);
+        self.change(|state, now| state.result_lost(probe, now));
+    }
+
+    /// Changes the state, and tells of what that means: a log line and the metrics on every change,
+    /// and whoever waits for it to refuse.
+    fn change<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
+        let mut state = self.state();
+        let before = (state.troubles(), state.position());
+        let outcome = change(&mut state, Instant::now());
+        let after = (state.troubles(), state.position());
+        if before.1 != after.1 {
+            self.metrics.breaker(after.1.as_str(), after.1.as_number());
+        }
+        for (trouble, (was, is)) in Trouble::ALL.into_iter().zip(before.0.into_iter().zip(after.0)) {
+            if was != is {
+                self.metrics.alarm(trouble.as_str(), is);
+                tell(trouble, is);
+            }
+        }
+        drop(state);
+        if before != after {
+            self.opened.notify_waiters();
+        }
+        outcome
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pass {
+    /// Tells what came of an attempt.
+    pub fn tell(&self, attempt: Attempt) {
+        self.circuit.change(|state, now| {
+            let is_current_key = state.api_key == self.api_key;
+            state.attempted(attempt, self.key, is_current_key, self.probe, now);
+        });
+    }
+
+    /// May the same purchase be tried again? Not while the circuit is open.
+    pub fn may_retry(&self) -> bool {
+        self.circuit.is_closed()
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if self.probe.is_some() {
+            self.circuit.change(|state, _| state.leave(self.probe));
+        }
+    }
+}
+
+/// One line for each change, not for each request: somebody should look, or may stop looking.
+fn tell(trouble: Trouble, is_open: bool) {
+    match (trouble, is_open) {
+        (Trouble::KeyRefused, true) => tracing::error!(
+            "alarm: the upstream refuses our key, so nothing is bought; put a valid one into upstream.api_key_file"
+        ),
+        (Trouble::NoCredits, true) => {
+            tracing::error!(
+                "alarm: the upstream account has no credits left, so nothing is bought; top it up"
+            );
+        }
+        (Trouble::Unfetchable, true) => tracing::error!(
+            "alarm: three results in a row were paid for and could not be fetched, so nothing is bought; \
+             look at upstream.result_hosts and at the warnings above"
+        ),
+        (Trouble::Outage, true) => {
+            tracing::error!("alarm: the upstream cannot be reached or does not work, so nothing is bought");
+        }
+        (trouble, false) => tracing::warn!(trouble = trouble.as_str(), "the alarm is over"),
+    }
+}

@@ -1,0 +1,272 @@
+//! The circuit's rules, as [`State`]: what opens it, for how long, and what closes it. Pure.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::window::Window;
+use super::{Attempt, Trouble};
+use crate::base::key::CacheKey;
+
+/// Results in a row that could not be fetched before all buying stops.
+const UNFETCHABLE_IN_A_ROW: u32 = 3;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Where the circuit stands, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Position {
+    Closed,
+    HalfOpen,
+    Open,
+}
+
+impl Position {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
+
+    pub(super) fn as_number(self) -> i64 {
+        match self {
+            Self::Closed => 0,
+            Self::HalfOpen => 1,
+            Self::Open => 2,
+        }
+    }
+}
+
+/// One trouble that there is.
+#[derive(Clone, Copy, Debug)]
+struct Opening {
+    since: Instant,
+    until: Instant,
+    failed_probes: u32,
+    /// The last number that was given before it opened: what was bought later bears on it.
+    before: u64,
+}
+
+/// See the module.
+pub(super) struct State {
+    openings: [Option<Opening>; Trouble::ALL.len()],
+    /// The one request that is under way to find out.
+    probe: Option<u64>,
+    probes: u64,
+    window: Window,
+    /// Whose order the last complete error was about: the same again says nothing new, so that one
+    /// bad picture cannot stop everybody.
+    last_failed: Option<CacheKey>,
+    unfetchable_in_a_row: u32,
+    /// Counts changes of our key for the upstream.
+    pub(super) api_key: u64,
+}
+
+impl State {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            openings: [None; Trouble::ALL.len()],
+            probe: None,
+            probes: 0,
+            window: Window::new(now),
+            last_failed: None,
+            unfetchable_in_a_row: 0,
+            api_key: 0,
+        }
+    }
+
+    /// Which troubles there are, in the order of [`Trouble::ALL`].
+    pub(super) fn troubles(&self) -> [bool; Trouble::ALL.len()] {
+        self.openings.map(|opening| opening.is_some())
+    }
+
+    pub(super) fn is_open(&self, trouble: Trouble) -> bool {
+        self.openings[trouble as usize].is_some()
+    }
+
+    pub(super) fn position(&self) -> Position {
+        match (self.openings.iter().any(Option::is_some), self.probe.is_some()) {
+            (false, _) => Position::Closed,
+            (true, true) => Position::HalfOpen,
+            (true, false) => Position::Open,
+        }
+    }
+
+    /// Why nobody may buy now, and for how long still; zero while a probe is under way.
+    pub(super) fn refusal(&self, now: Instant) -> Option<(Trouble, Duration)> {
+        let openings = || {
+            let pairs = Trouble::ALL.into_iter().zip(self.openings);
+            pairs.filter_map(|(trouble, opening)| Some((trouble, opening?)))
+        };
+        let (first, _) = openings().next()?;
+        let latest = openings().map(|(_, opening)| opening.until).max()?;
+        let wait = latest.saturating_duration_since(now);
+        (self.probe.is_some() || !wait.is_zero()).then_some((first, wait))
+    }
+
+    /// Lets a purchase through; with a number when it is the probe.
+    pub(super) fn enter(&mut self, now: Instant) -> Result<Option<u64>, (Trouble, Duration)> {
+        if let Some(refusal) = self.refusal(now) {
+            return Err(refusal);
+        }
+        self.probes += 1;
+        self.probe = self.troubles().contains(&true).then_some(self.probes);
+        Ok(self.probe)
+    }
+
+    /// Is this the probe that is under way?
+    pub(super) fn is_probe(&self, probe: Option<u64>) -> bool {
+        probe.is_some() && self.probe == probe
+    }
+
+    /// The probe ends without a verdict; the next purchase may be one.
+    pub(super) fn leave(&mut self, probe: Option<u64>) {
+        if self.is_probe(probe) {
+            self.probe = None;
+        }
+    }
+
+    /// An attempt came to this.
+    pub(super) fn attempted(
+        &mut self,
+        attempt: Attempt,
+        key: CacheKey,
+        is_current_key: bool,
+        probe: Option<u64>,
+        now: Instant,
+    ) {
+        let is_probe = self.is_probe(probe);
+        match attempt {
+            Attempt::Sold => {
+                self.works(is_probe, now);
+                if is_probe {
+                    self.close(Trouble::KeyRefused, now);
+                    self.close(Trouble::NoCredits, now);
+                    // That something was sold again is not all there is to find out.
+                    if self.is_open(Trouble::Unfetchable) {
+                        return;
+                    }
+                }
+            }
+            Attempt::Refused => self.works(is_probe, now),
+            Attempt::KeyRefused => {
+                self.works(is_probe, now);
+                if is_current_key {
+                    self.open(Trouble::KeyRefused, is_probe, now);
+                }
+            }
+            Attempt::NoCredits => {
+                self.works(is_probe, now);
+                self.open(Trouble::NoCredits, is_probe, now);
+            }
+            Attempt::Failed if self.last_failed.replace(key) == Some(key) && !is_probe => {}
+            Attempt::Failed | Attempt::Lost => self.failed(is_probe, now),
+        }
+        self.leave(probe);
+    }
+
+    /// The upstream is there.
+    fn works(&mut self, is_probe: bool, now: Instant) {
+        self.last_failed = None;
+        // What began before the circuit opened does not close it: only a probe does.
+        if is_probe {
+            self.close(Trouble::Outage, now);
+        }
+        self.window.succeeded(now);
+    }
+
+    fn failed(&mut self, is_probe: bool, now: Instant) {
+        let is_outage = self.window.failed(now);
+        if self.is_open(Trouble::Outage) {
+            // What began before it opened tells nothing new.
+            if is_probe {
+                self.open(Trouble::Outage, true, now);
+            }
+        } else if is_outage {
+            self.open(Trouble::Outage, is_probe, now);
+        } else if is_probe {
+            // Whatever the trouble was, it has not been found to be over.
+            let unclear = Trouble::ALL.into_iter().filter(|trouble| self.is_open(*trouble));
+            for trouble in unclear.collect::<Vec<_>>() {
+                self.open(trouble, true, now);
+            }
+        }
+    }
+
+    /// Opens for a trouble, or, after a probe, keeps it open for longer.
+    fn open(&mut self, trouble: Trouble, is_probe: bool, now: Instant) {
+        let before = self.probes;
+        let opening = &mut self.openings[trouble as usize];
+        let known = match *opening {
+            Some(known) if is_probe => Opening { failed_probes: known.failed_probes + 1, ..known },
+            Some(_) => return,
+            None => Opening { since: now, until: now, failed_probes: 0, before },
+        };
+        *opening = Some(Opening { until: now + wait(trouble, &known, now), ..known });
+    }
+
+    fn close(&mut self, trouble: Trouble, now: Instant) {
+        if self.openings[trouble as usize].take().is_some() && trouble == Trouble::Outage {
+            self.window = Window::new(now);
+        }
+    }
+
+    pub(super) fn key_changed(&mut self, now: Instant) {
+        self.api_key += 1;
+        self.close(Trouble::KeyRefused, now);
+        // It may be of another account.
+        self.credits_are_back(now);
+    }
+
+    /// The account may be filled again: worth a probe at once, and only a probe closes.
+    pub(super) fn credits_are_back(&mut self, now: Instant) {
+        if let Some(opening) = &mut self.openings[Trouble::NoCredits as usize] {
+            opening.until = opening.until.min(now);
+        }
+    }
+
+    /// A result that was bought is permanent. That of a probe closes however late it comes: it was
+    /// bought after the circuit had opened.
+    pub(super) fn result_kept(&mut self, probe: Option<u64>, now: Instant) {
+        self.unfetchable_in_a_row = 0;
+        let opening = self.openings[Trouble::Unfetchable as usize];
+        if opening.is_some_and(|opening| probe.is_some_and(|probe| probe > opening.before)) {
+            self.close(Trouble::Unfetchable, now);
+        }
+        self.leave(probe);
+    }
+
+    /// What was bought could not be had so far, and may never be: a probe has found nothing better.
+    pub(super) fn result_delayed(&mut self, probe: Option<u64>, now: Instant) {
+        if self.is_probe(probe) && self.is_open(Trouble::Unfetchable) {
+            self.open(Trouble::Unfetchable, true, now);
+        }
+        self.leave(probe);
+    }
+
+    /// What was bought could not be had.
+    pub(super) fn result_lost(&mut self, probe: Option<u64>, now: Instant) {
+        self.result_delayed(probe, now);
+        self.unfetchable_in_a_row += 1;
+        if self.unfetchable_in_a_row >= UNFETCHABLE_IN_A_ROW {
+            self.open(Trouble::Unfetchable, false, now);
+        }
+    }
+}
+
+/// Until the next probe.
+fn wait(trouble: Trouble, opening: &Opening, now: Instant) -> Duration {
+    match trouble {
+        // A sixth of what it has lasted so far: noticed soon after a short outage, rarely in a long one.
+        Trouble::Outage => {
+            let lasted = now.saturating_duration_since(opening.since);
+            (lasted / 6).clamp(Duration::from_secs(10), MINUTE)
+        }
+        // A refusal is free, and the key's file, or the balance, tell sooner.
+        Trouble::KeyRefused | Trouble::NoCredits => MINUTE,
+        // Each probe costs credits, perhaps for nothing.
+        Trouble::Unfetchable => (MINUTE * (1 << opening.failed_probes.min(6))).min(60 * MINUTE),
+    }
+}

@@ -1,0 +1,150 @@
+//! From path to handler, and from outcome to response.
+//!
+//! Handlers are thin: extract, call [`Gateway`], answer. A handler that fails returns a
+//! [`GatewayError`]; the one place that turns it into the upstream's envelope is [`respond`].
+
+mod admin;
+pub mod body;
+mod cors;
+mod credits;
+mod crop;
+mod log;
+mod page;
+pub mod respond;
+mod results;
+mod site;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{MethodRouter, get, post};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, PRAGMA, RANGE};
+use http::{HeaderMap, HeaderName, StatusCode};
+
+pub use self::admin::{
+    ADOPT_PATH, About, AdminState, HEALTH_PATHS, Memory, admin_paths, admin_router, usage,
+};
+use self::body::Pace;
+use self::cors::Cors;
+use self::log::Sampler;
+use crate::base::clock::Clock;
+use crate::billing::reconcile::Reconciler;
+use crate::error::GatewayError;
+use crate::gateway::Gateway;
+use crate::metrics::Metrics;
+use crate::request::RequestLimits;
+use crate::teams::policy::{CurrentPolicy, Policy};
+use crate::teams::{API_KEY_HEADER, Team};
+use crate::upstream::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
+
+/// What the public routes work with. Cheap to clone.
+#[derive(Clone)]
+pub struct PublicState(Arc<PublicParts>, Sampler);
+
+/// See [`PublicState`].
+pub struct PublicParts {
+    /// Answers.
+    pub gateway: Gateway,
+    /// Who may call, and from which pages.
+    pub policy: CurrentPolicy,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The time of day.
+    pub clock: Clock,
+    /// How long after its head a request is answered at the latest.
+    pub answer_within: Duration,
+    /// How long and how slow a body may be.
+    pub pace: Pace,
+    /// How large a request may be.
+    pub limits: RequestLimits,
+    /// The scheme and host clients reach us at, without a trailing slash.
+    pub public_root: String,
+    /// Is the upstream our own engine?
+    pub is_builtin: bool,
+    /// What the upstream's account is known to hold.
+    pub reconciler: Arc<Reconciler>,
+}
+
+impl PublicState {
+    /// Shares the parts.
+    pub fn new(parts: PublicParts) -> Self {
+        Self(Arc::new(parts), Sampler::default())
+    }
+
+    fn parts(&self) -> &PublicParts {
+        &self.0
+    }
+
+    /// The team whose token the headers carry, by the policy that this request came under.
+    fn authenticate(&self, policy: &Policy, headers: &HeaderMap) -> Result<Arc<Team>, GatewayError> {
+        policy.teams().authenticate(headers, self.0.clock.now()).map_err(GatewayError::Auth)
+    }
+}
+
+/// When a request's head had been read; set by the outermost layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival(pub tokio::time::Instant);
+
+/// The policy that was in force when a request's head had been read; set by the outermost layer. All
+/// that is decided before the fill is decided by this one.
+#[derive(Clone, Debug)]
+pub(crate) struct InForce(Arc<Policy>);
+
+/// The public listener's routes. Pages of the configured origins may call the API; results may be
+/// read from any page.
+pub fn public_router(state: PublicState) -> Router {
+    let look_up = format!("{}/{{key}}", IMAGE_CROPPING.path);
+    let api = Router::new()
+        .route(IMAGE_CROPPING.path, only(post(crop::crop), "POST, OPTIONS"))
+        .route(&look_up, only(get(crop::look_up), "GET, HEAD, OPTIONS"))
+        .route(QUERY_CREDITS_PATH, only(get(credits::query), "GET, HEAD, OPTIONS"))
+        .route("/", only(get(page::page), "GET, HEAD, OPTIONS"))
+        .fallback(async || GatewayError::NoSuchRoute)
+        .layer(from_fn_with_state(state.clone(), site::layer))
+        .layer(from_fn(respond::refused))
+        .layer(from_fn_with_state(api_cors(), cors::layer));
+    let any_page = Cors::any("GET, HEAD", &[RANGE, IF_RANGE, IF_NONE_MATCH], &exposed());
+    let results = Router::new()
+        .route("/results/{name}", only(get(results::result), "GET, HEAD, OPTIONS"))
+        .layer(from_fn_with_state(state.clone(), site::layer))
+        .layer(from_fn_with_state(any_page, cors::layer));
+    results.merge(api).with_state(state)
+}
+
+/// Other methods are 405 with `Allow`; `OPTIONS` that is no preflight is told the same politely.
+fn only(routes: MethodRouter<PublicState>, allow: &'static str) -> MethodRouter<PublicState> {
+    routes
+        .options(move || async move { (StatusCode::NO_CONTENT, [(http::header::ALLOW, allow)]) })
+        .fallback(move || async move { GatewayError::MethodNotAllowed { allow } })
+}
+
+fn api_cors() -> Cors {
+    // Tracing and HTTP libraries add these to every call of a page, unasked.
+    let added = ["traceparent", "tracestate", "baggage", "x-requested-with", "x-request-id"];
+    let headers: Vec<_> = [API_KEY_HEADER]
+        .into_iter()
+        .chain(added)
+        .map(HeaderName::from_static)
+        .chain([CONTENT_TYPE, AUTHORIZATION, CACHE_CONTROL, respond::REFRESH, IF_NONE_MATCH, PRAGMA])
+        .collect();
+    Cors::of_configured("GET, HEAD, POST", &headers, &exposed())
+}
+
+/// What a page's script may read of an answer.
+fn exposed() -> Vec<HeaderName> {
+    use http::header::{AGE, ETAG, RETRY_AFTER};
+    let ours = [
+        respond::CACHE_STATUS,
+        respond::REASON,
+        respond::KEY,
+        respond::CHARGED,
+        respond::SAVED,
+        respond::IGNORED,
+        respond::UPSTREAM,
+        respond::REQUEST_ID,
+        respond::SERVER_TIMING,
+    ];
+    [RETRY_AFTER, AGE, ETAG].into_iter().chain(ours).collect()
+}

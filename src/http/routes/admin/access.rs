@@ -1,0 +1,74 @@
+//! Access to the admin listener: by an admin token, or, where none is configured, from this machine.
+//! Health and metrics are open to everyone who reaches the listener.
+//!
+//! A page in an operator's browser reaches what the browser reaches. So a change that another site's
+//! page asked for is refused; and where no token is asked for, so is every request by a name that is
+//! not this machine's own, since a page may have its site's name point here.
+
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderValue, Method, StatusCode};
+
+use super::AdminState;
+use super::HEALTH_PATHS;
+use super::failure::AdminFailure;
+use crate::http::routes::log::Sampler;
+use crate::http::routes::site::{is_cross_site, is_local_name};
+use crate::ledger::admin::Actor;
+use crate::metrics::method_label;
+
+/// How long a failed login takes, so that guessing is slow. A good token never waits.
+const FAILED_LOGIN: Duration = Duration::from_millis(300);
+
+/// Admits requests that are allowed, with their [`Actor`].
+pub(super) async fn layer(
+    State((state, failed_logins)): State<(AdminState, Sampler)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if HEALTH_PATHS.contains(&request.uri().path()) {
+        return next.run(request).await;
+    }
+    let mut response = match actor(&state, &request) {
+        Ok(actor) => {
+            request.extensions_mut().insert(actor);
+            next.run(request).await
+        }
+        Err(failure) => {
+            if failure.is_unauthorized() {
+                state.metrics.admin_login_failed();
+                if failed_logins.admits(StatusCode::UNAUTHORIZED) {
+                    tracing::warn!(method = method_label(request.method()), "admin login failed");
+                }
+                tokio::time::sleep(FAILED_LOGIN).await;
+            }
+            failure.into_response()
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn actor(state: &AdminState, request: &Request) -> Result<Actor, AdminFailure> {
+    let headers = request.headers();
+    let tokens = state.tokens.load();
+    let actor = match &**tokens {
+        Some(tokens) => {
+            let id = tokens.authenticate(headers.get_all(AUTHORIZATION).iter());
+            Actor::token(id.ok_or_else(AdminFailure::unauthorized)?)
+        }
+        None if is_local_name(headers) => Actor::loopback(),
+        None => return Err(AdminFailure::foreign_name()),
+    };
+    let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+    if changes && is_cross_site(headers) {
+        return Err(AdminFailure::cross_site());
+    }
+    Ok(actor)
+}

@@ -1,0 +1,147 @@
+//! One key: what is known of it and where, and its purge.
+
+use axum::extract::{Path, State};
+use axum::{Extension, Json};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::AdminState;
+use super::calls::{Call, key_of};
+use super::failure::AdminFailure;
+use crate::base::key::{CacheKey, Digest};
+use crate::gateway::keys::{Explained, Held, PurgeError};
+use crate::ledger::admin::{Action, Actor};
+use crate::store::Record;
+
+/// All that is known of a key.
+#[derive(Serialize)]
+pub(super) struct Key {
+    key: CacheKey,
+    namespace: String,
+    /// The result that requests are answered with.
+    answer: Option<Answer>,
+    /// What this process has in memory.
+    memory: Option<Remembered>,
+    /// What the store has under the key.
+    record: Option<Answer>,
+    /// Everything up to this generation was purged.
+    purged_up_to: Option<u64>,
+    /// After doubtful outcomes it is not bought again before this.
+    rests_until: Option<Timestamp>,
+    /// The ledger's rows, newest first.
+    calls: Vec<Call>,
+    /// What could not be asked, in sentences.
+    problems: Vec<String>,
+}
+
+/// A result, who paid for it, and where it is.
+#[derive(Serialize)]
+pub(super) struct Answer {
+    generation: u64,
+    team: String,
+    credits: u64,
+    stored_at: Timestamp,
+    upstream_request_id: String,
+    upstream_log_id: String,
+    image: Digest,
+    width: u32,
+    height: u32,
+    object: Object,
+}
+
+/// The bytes of a result.
+#[derive(Serialize)]
+struct Object {
+    path: String,
+    bytes: u64,
+    /// Does the store or the spool have it? `null`: that could not be asked.
+    there: Option<bool>,
+    /// Does it wait in the spool?
+    spooled: Option<bool>,
+}
+
+/// An answer in memory.
+#[derive(Serialize)]
+struct Remembered {
+    generation: u64,
+    /// Is it served, without asking the ledger first?
+    current: bool,
+}
+
+impl From<Held> for Answer {
+    fn from(held: Held) -> Self {
+        let Held { record, is_there, is_spooled } = held;
+        let path = format!("results/{}.{}", record.digest, record.extension);
+        let Record { generation, team, credits, stored_at, image, width, height, .. } = record;
+        Self {
+            generation,
+            team,
+            credits,
+            stored_at,
+            upstream_request_id: record.upstream_request_id,
+            upstream_log_id: record.upstream_log_id,
+            image,
+            width,
+            height,
+            object: Object { path, bytes: record.bytes, there: is_there, spooled: is_spooled },
+        }
+    }
+}
+
+pub(super) async fn explain(
+    State(state): State<AdminState>,
+    Path(key): Path<String>,
+) -> Result<Json<Key>, AdminFailure> {
+    let key = key_of(&key)?;
+    let Explained { answer, memory, record, purged_up_to, rests_until, calls, problems } =
+        state.keys.explain(key).await;
+    Ok(Json(Key {
+        key,
+        namespace: state.keys.namespace().to_owned(),
+        answer: answer.map(Answer::from),
+        memory: memory.map(|(generation, current)| Remembered { generation, current }),
+        record: record.map(Answer::from),
+        purged_up_to,
+        rests_until,
+        calls: calls.into_iter().map(Call::from).collect(),
+        problems,
+    }))
+}
+
+/// What was purged.
+#[derive(Serialize)]
+pub(super) struct PurgedKey {
+    key: CacheKey,
+    /// Everything up to this generation counts as absent.
+    generation: u64,
+    /// Was anything there?
+    changed: bool,
+}
+
+pub(super) async fn purge(
+    State(state): State<AdminState>,
+    Extension(by): Extension<Actor>,
+    Path(key): Path<String>,
+) -> Result<Json<PurgedKey>, AdminFailure> {
+    let key = key_of(&key)?;
+    let purged = match state.keys.purge(key, &by).await {
+        Ok(purged) => purged,
+        Err(error @ PurgeError::Nothing) => {
+            state.metrics.admin_action(Action::Purge, "refused");
+            return Err(AdminFailure::not_found("nothing_stored", error.to_string()));
+        }
+        Err(error) => {
+            state.metrics.admin_action(Action::Purge, "failed");
+            tracing::error!(%error, %key, "a key could not be purged");
+            let reason = match error {
+                PurgeError::Ledger(_) | PurgeError::Nothing => "ledger_unavailable",
+                PurgeError::Store(_) => "store_unavailable",
+                PurgeError::RecordStays(_) => "record_stays",
+            };
+            return Err(AdminFailure::unavailable(reason, error.to_string()));
+        }
+    };
+    state.metrics.admin_action(Action::Purge, "done");
+    tracing::warn!(%key, generation = purged.generation, by = by.as_str(), "a key was purged");
+    Ok(Json(PurgedKey { key, generation: purged.generation, changed: purged.is_new }))
+}

@@ -1,0 +1,52 @@
+//! `query-credits`: what this team may still spend, in the upstream's shape.
+//!
+//! Clients use the call as a credential test: it answers from what is known, and asks nobody else.
+
+use axum::Json;
+use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
+use http::HeaderMap;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::log::Told;
+use super::{InForce, PublicState};
+use crate::error::GatewayError;
+use crate::upstream::operation::IMAGE_CROPPING;
+
+/// What is said when nothing limits the team: the largest number every client can read.
+const NO_LIMIT: u64 = i32::MAX as u64;
+
+/// `GET /api/common/query-credits`.
+pub(super) async fn query(
+    State(state): State<PublicState>,
+    Extension(InForce(policy)): Extension<InForce>,
+    headers: HeaderMap,
+) -> Result<Response, GatewayError> {
+    let team = state.authenticate(&policy, &headers)?;
+    let tightest = state.0.gateway.tightest_budget(policy.budgets(&team)).await?;
+    let readable = |credits: u64| credits.min(NO_LIMIT);
+    let (left, total) =
+        tightest.map_or((NO_LIMIT, NO_LIMIT), |used| (readable(used.left()), readable(used.budget.limit)));
+    // What is not in the account cannot be spent, whatever the budgets say. The account itself is not told
+    // while they are tighter.
+    let in_account = state.0.reconciler.last().map_or(NO_LIMIT, |found| found.account.balance);
+    let balance = left.min(in_account);
+    let mut response = Json(json!({
+        "request_id": Uuid::new_v4().to_string().to_uppercase(),
+        "log_id": "0",
+        "error_code": 0,
+        "error_code_str": "",
+        "error_msg": "",
+        "error_detail": {"status_code": 200, "code": "", "code_message": "", "message": ""},
+        "data": [{
+            "unique_sign": IMAGE_CROPPING.credit_pool,
+            "name": IMAGE_CROPPING.title,
+            "balance": balance,
+            "total": total,
+        }],
+    }))
+    .into_response();
+    response.extensions_mut().insert(Told { team: Some(team), ..Told::default() });
+    Ok(response)
+}

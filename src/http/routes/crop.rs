@@ -1,0 +1,162 @@
+//! The drop-in endpoint, and its hash-first look-up.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Extension, Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, EXPECT};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body_util::BodyExt;
+
+use super::body::PacedBody;
+use super::log::Told;
+use super::respond::{self, header};
+use super::{Arrival, InForce, PublicState};
+use crate::base::crash::crash_point;
+use crate::base::key::CacheKey;
+use crate::error::GatewayError;
+use crate::gateway::{Caller, CropReply, Trail};
+use crate::request;
+use crate::teams::Team;
+
+/// `POST /api/image/editing/image-cropping`.
+///
+/// Whatever can be refused by the head alone is refused before the body is polled, so that a client
+/// that asked with `Expect: 100-continue` never sends it.
+pub(super) async fn crop(
+    State(state): State<PublicState>,
+    Extension(arrival): Extension<Arrival>,
+    Extension(InForce(policy)): Extension<InForce>,
+    request: Request,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    let refusal = |error: GatewayError| error.into_response();
+    let asks_first = match asks_before_its_body(&parts.headers) {
+        Ok(asks) => asks,
+        Err(error) => return refusal(error),
+    };
+    let team = match state.authenticate(&policy, &parts.headers) {
+        Ok(team) => team,
+        Err(error) => return refusal(error),
+    };
+    let mut trail = Trail::default();
+    let outcome = async {
+        let head = request::check_head(&parts.headers, &state.0.limits)?;
+        // A body already under way may be a hit, and is read; one that is still to be sent had better
+        // go where a miss is served too.
+        if asks_first && state.0.gateway.is_draining() {
+            return Err(GatewayError::Draining);
+        }
+        crash_point("CP2");
+        let caller = caller(&state, &team, &parts.headers, arrival);
+        let body = PacedBody::new(body.map_err(axum::Error::into_inner), state.0.pace);
+        state.0.gateway.handle(&caller, head, body, &mut trail).await
+    }
+    .await;
+    state.0.gateway.count(&team, &outcome);
+    respond_to(&state, team, outcome, trail)
+}
+
+/// `GET` and `HEAD /api/image/editing/image-cropping/{key}`.
+pub(super) async fn look_up(
+    State(state): State<PublicState>,
+    Extension(InForce(policy)): Extension<InForce>,
+    key: Result<Path<String>, PathRejection>,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
+    let team = match state.authenticate(&policy, &headers) {
+        Ok(team) => team,
+        Err(error) => return error.into_response(),
+    };
+    let mut trail = Trail::default();
+    // Some tools print hex digits in upper case.
+    let outcome = match key.ok().and_then(|Path(key)| key.to_ascii_lowercase().parse::<CacheKey>().ok()) {
+        Some(key) => state.0.gateway.look_up_key(key, &mut trail).await,
+        None => Err(GatewayError::NotAKey),
+    };
+    if let Ok(reply) = &outcome {
+        state.0.gateway.count_look_up(&team, reply, method == Method::GET);
+    }
+    respond_to(&state, team, outcome, trail)
+}
+
+/// Does the client wait to be told before it sends its body? It may expect nothing else.
+fn asks_before_its_body(headers: &HeaderMap) -> Result<bool, GatewayError> {
+    let mut expectations = headers.get_all(EXPECT).iter().peekable();
+    let asks = expectations.peek().is_some();
+    let all_known = expectations.all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if all_known { Ok(asks) } else { Err(GatewayError::UnknownExpectation) }
+}
+
+fn caller(state: &PublicState, team: &std::sync::Arc<Team>, headers: &HeaderMap, arrival: Arrival) -> Caller {
+    // `no-cache` and `max-age` are ignored: browsers and tools send them unasked, and they must not
+    // cost money.
+    let only_if_cached = headers.get_all(CACHE_CONTROL).iter().any(|value| {
+        value.to_str().is_ok_and(|value| {
+            value.split(',').any(|directive| directive.trim().eq_ignore_ascii_case("only-if-cached"))
+        })
+    });
+    Caller {
+        team: team.clone(),
+        refresh: headers.get(respond::REFRESH).is_some_and(|value| value.as_bytes() == b"1"),
+        only_if_cached,
+        deadline: arrival.0 + state.0.answer_within,
+    }
+}
+
+fn respond_to(
+    state: &PublicState,
+    team: Arc<Team>,
+    outcome: Result<CropReply, GatewayError>,
+    trail: Trail,
+) -> Response {
+    let mut told = Told { team: Some(team), trail, ..Told::default() };
+    let mut response = match outcome {
+        Ok(reply) => {
+            told.cache = Some(reply.status);
+            told.credits = Some((reply.charged, reply.saved));
+            success(state, reply)
+        }
+        Err(error) => failure(error, &told.trail),
+    };
+    response.extensions_mut().insert(told);
+    response
+}
+
+/// An error about a key names it, so that the client can ask for the key later.
+fn failure(error: GatewayError, trail: &Trail) -> Response {
+    let Some(key) = trail.key.map(|key| key.to_string()) else { return error.into_response() };
+    let detail = error.situation().reason.map(|reason| format!("; detail={reason}")).unwrap_or_default();
+    let forwarded = match trail.upstream {
+        Some((_, Some(status))) => format!("; fwd=uri-miss; fwd-status={}", status.as_u16()),
+        Some((_, None)) => "; fwd=uri-miss".to_owned(),
+        None => String::new(),
+    };
+    let mut response = error.into_response();
+    let headers = response.headers_mut();
+    headers.insert(respond::CACHE_STATUS, header(&format!("granary{forwarded}{detail}; key=\"{key}\"")));
+    headers.insert(respond::KEY, header(&key));
+    response
+}
+
+fn success(state: &PublicState, reply: CropReply) -> Response {
+    let key = reply.record.key.to_string();
+    let mut response = (StatusCode::OK, Body::from(reply.body)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(respond::CACHE_STATUS, header(&format!("{}; key=\"{key}\"", reply.status.header())));
+    headers.insert(respond::KEY, header(&key));
+    headers.insert(respond::CHARGED, HeaderValue::from(reply.charged));
+    headers.insert(respond::SAVED, HeaderValue::from(reply.saved));
+    headers.insert(AGE, HeaderValue::from(reply.age_seconds));
+    if state.0.is_builtin {
+        headers.insert(respond::UPSTREAM, HeaderValue::from_static("builtin"));
+    }
+    if !reply.ignored.is_empty() {
+        headers.insert(respond::IGNORED, header(&reply.ignored.join(", ")));
+    }
+    response
+}

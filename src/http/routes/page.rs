@@ -1,0 +1,73 @@
+//! The one static page at `/`: what this is, how to call it, and what can go wrong.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::{Html, IntoResponse, Response};
+use http::HeaderValue;
+use http::header::CONTENT_SECURITY_POLICY;
+
+use super::PublicState;
+use crate::error::GatewayError;
+use crate::ledger::budget::Scope;
+use crate::request::{Field, RequestError};
+use crate::teams::AuthError;
+use crate::upstream::operation::IMAGE_CROPPING;
+
+const PAGE: &str = include_str!("page.html");
+
+/// `GET /`.
+pub(super) async fn page(State(state): State<PublicState>) -> Response {
+    let html = PAGE
+        .replace("{{root}}", &state.0.public_root)
+        .replace("{{path}}", IMAGE_CROPPING.path)
+        .replace("{{errors}}", &error_rows());
+    let mut response = Html(html).into_response();
+    let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    response
+}
+
+/// One row for each kind of answer a client may have to handle, written by the table itself.
+fn error_rows() -> String {
+    let wait = Duration::from_secs(1);
+    let request = |error: RequestError| GatewayError::Request(error.into());
+    let examples = [
+        request(RequestError::MissingField { field: Field::Image }),
+        request(RequestError::EmptyField { field: Field::Width }),
+        request(RequestError::NumberOutOfRange { field: Field::Width, shown: "abc".to_owned() }),
+        GatewayError::Auth(AuthError::Unknown),
+        GatewayError::RefreshNotAllowed,
+        GatewayError::NoSuchRoute,
+        GatewayError::KeyNotFound,
+        GatewayError::ResultNotFound,
+        request(RequestError::ImageTooLarge { max: 3_670_016 }),
+        request(RequestError::ResolutionTooHigh { width: 4000, height: 3000 }),
+        request(RequestError::UnsupportedFile),
+        request(RequestError::UnreadableHeader),
+        GatewayError::Frozen(Scope::Global),
+        GatewayError::UpstreamCredits,
+        GatewayError::RateLimited { wait },
+        GatewayError::Bug,
+        GatewayError::UpstreamUnreachable { detail: "the upstream could not be reached".to_owned() },
+        GatewayError::UpstreamKeyRefused,
+        GatewayError::ResultNotFetched { timed_out: false },
+        GatewayError::TooBusy { wait },
+        GatewayError::NoRoom,
+        GatewayError::StillBeingMade,
+    ];
+    examples.iter().fold(String::new(), |mut rows, example| {
+        let situation = example.situation();
+        let again = if situation.retry_after.is_some() { "yes, after Retry-After" } else { "" };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            rows,
+            "<tr><td>{}<td><code>{}</code><td>{}<td>{again}",
+            situation.status.as_u16(),
+            situation.code.name,
+            situation.detail
+        );
+        rows
+    })
+}

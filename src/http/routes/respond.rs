@@ -1,0 +1,256 @@
+//! The outermost layer of the public listener: ids, errors, counting, and one log line a request.
+
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderName, HeaderValue, StatusCode};
+use http_body::Body;
+use serde_json::json;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::log::{Line, Told, TraceParent};
+use super::{Arrival, InForce, PublicState};
+use crate::error::GatewayError;
+use crate::metrics::{Route, ServedRequest};
+use crate::request::framing::HeadError;
+use crate::upstream::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
+
+/// RFC 9211.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// A stable word for why a request was refused.
+pub const REASON: HeaderName = HeaderName::from_static("granary-reason");
+/// The request's key.
+pub const KEY: HeaderName = HeaderName::from_static("granary-key");
+/// What this call cost its team.
+pub const CHARGED: HeaderName = HeaderName::from_static("granary-credits-charged");
+/// What it would have cost.
+pub const SAVED: HeaderName = HeaderName::from_static("granary-credits-saved");
+/// Form fields and query parameters that mean nothing here.
+pub const IGNORED: HeaderName = HeaderName::from_static("granary-ignored");
+/// `builtin` while the engine is ours.
+pub const UPSTREAM: HeaderName = HeaderName::from_static("granary-upstream");
+/// Buys a fresh result.
+pub const REFRESH: HeaderName = HeaderName::from_static("granary-refresh");
+/// Identifies the call, in the answer and in the log.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// How long it took.
+pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// How much of an unknown query parameter's name is shown.
+const MAX_NAME_SHOWN: usize = 40;
+/// What some path or other allows.
+const ALL_METHODS: &str = "GET, HEAD, POST, OPTIONS";
+/// `Retry-After` is never longer: clients sleep it out.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// Refused before routing, and why: set by the listener, on a request that stands in for the real one.
+#[derive(Clone, Debug)]
+pub struct Refused(pub GatewayError);
+
+/// Answers what was refused before routing. Inside CORS, so that a page can read that too.
+pub(super) async fn refused(request: Request, next: Next) -> Response {
+    match request.extensions().get::<Refused>() {
+        Some(Refused(error)) => error.clone().into_response(),
+        None => next.run(request).await,
+    }
+}
+
+impl IntoResponse for GatewayError {
+    /// A bare status that carries the error; [`layer`] writes the body, which needs the request's id.
+    fn into_response(self) -> Response {
+        let mut response = self.situation().status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Gives every request an id and every answer its last headers, renders errors, counts, logs.
+pub async fn layer(State(state): State<PublicState>, mut request: Request, next: Next) -> Response {
+    let arrived = Instant::now();
+    let id = Uuid::new_v4().to_string().to_uppercase();
+    let method = request.method().clone();
+    request.extensions_mut().insert(Arrival(arrived));
+    request.extensions_mut().insert(InForce(state.0.policy.get()));
+    let route = route(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
+    let caller = TraceParent::of(request.headers());
+    let is_api = matches!(route, Route::Crop | Route::LookUp | Route::Credits);
+    let ignored = if is_api { ignored_query(request.uri().query()) } else { Vec::new() };
+    let metrics = &state.0.metrics;
+    let in_flight = metrics.begun(route);
+    let mut response = next.run(request).await;
+    drop(in_flight);
+
+    let error = response.extensions_mut().remove::<GatewayError>();
+    if let Some(error) = &error {
+        render(error, &id, &mut response);
+        let situation = error.situation();
+        metrics.error(situation.fault.as_str(), situation.code.name);
+        if let GatewayError::Auth(error) = error {
+            metrics.auth_failed(error);
+        }
+    }
+    let took = arrived.elapsed();
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, header(&id));
+    headers.insert(SERVER_TIMING, header(&format!("total;dur={:.1}", took.as_secs_f64() * 1000.0)));
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    if !ignored.is_empty() {
+        let fields = headers.get(IGNORED).and_then(|fields| fields.to_str().ok()).map(str::to_owned);
+        let names: Vec<_> = fields.into_iter().chain(ignored).collect();
+        headers.insert(IGNORED, header(&names.join(", ")));
+    }
+
+    let status = response.status();
+    let told = response.extensions_mut().remove::<Told>().unwrap_or_default();
+    let bytes_out = response.body().size_hint().exact().unwrap_or(0);
+    metrics.served(&ServedRequest {
+        route,
+        method: &method,
+        status,
+        took,
+        bytes_in: told.trail.body_bytes,
+        bytes_out,
+    });
+    metrics.staged(&told.trail.stages);
+    if let Some(outcome) = told.cache.filter(|_| route == Route::Crop) {
+        let body_wait = told.trail.body_wait;
+        metrics.answered_after(
+            outcome,
+            took.saturating_sub(body_wait),
+            told.trail.waited().saturating_sub(body_wait),
+        );
+    }
+    // Anyone can cause a refusal without a credential, as fast as the network takes it.
+    let is_sampled = told.team.is_none() && status.is_client_error();
+    if is_sampled && !state.1.admits(status) {
+        return response;
+    }
+    let (id, caller, error) = (id.as_str(), caller.as_ref(), error.as_ref());
+    Line { id, caller, route, method: &method, status, error, took, bytes_out, told: &told }.write();
+    response
+}
+
+/// The names in a query string, each once and marked as such; bounded like the names of form fields,
+/// so that a credential in the wrong place is not repeated whole.
+fn ignored_query(query: Option<&str>) -> Vec<String> {
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).take(16);
+    let mut names = Vec::new();
+    for pair in pairs {
+        let name = pair.split('=').next().unwrap_or_default();
+        // The names become a list, with commas between them.
+        let visible = |letter: char| if letter.is_ascii_graphic() && letter != ',' { letter } else { '?' };
+        let shown = format!("?{}", name.chars().take(MAX_NAME_SHOWN).map(visible).collect::<String>());
+        if !names.contains(&shown) {
+            names.push(shown);
+        }
+    }
+    names
+}
+
+/// The label of a route; paths themselves never become labels.
+fn route(matched: Option<&str>) -> Route {
+    match matched {
+        Some(path) if path == IMAGE_CROPPING.path => Route::Crop,
+        Some(path) if path.starts_with(IMAGE_CROPPING.path) => Route::LookUp,
+        Some(path) if path.starts_with("/results/") => Route::Result,
+        Some(QUERY_CREDITS_PATH) => Route::Credits,
+        Some("/") => Route::Page,
+        Some(_) | None => Route::Unmatched,
+    }
+}
+
+/// Writes an error as the upstream would.
+fn render(error: &GatewayError, request_id: &str, response: &mut Response) {
+    let situation = error.situation();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(reason) = situation.reason {
+        headers.insert(REASON, HeaderValue::from_static(reason));
+    }
+    if let Some(wait) = situation.retry_after {
+        headers
+            .insert(RETRY_AFTER, HeaderValue::from(retry_after_seconds(wait, getrandom::u32().unwrap_or(0))));
+    }
+    match error {
+        GatewayError::MethodNotAllowed { allow } => {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        GatewayError::Head(HeadError::Method) => {
+            headers.insert(ALLOW, HeaderValue::from_static(ALL_METHODS));
+        }
+        _ => {}
+    }
+    if matches!(error, GatewayError::Auth(_)) && situation.status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    let (status, body) = match error {
+        GatewayError::Upstream { status, body, .. } => (*status, body.clone()),
+        _ => {
+            let status = situation.status.as_u16();
+            let message = format!("{} - {}", situation.code.text, situation.detail);
+            let envelope = json!({
+                "request_id": request_id,
+                "log_id": "0",
+                "error_code": status,
+                "error_code_str": situation.code.name,
+                "error_msg": message,
+                "error_detail": {
+                    "status_code": status,
+                    "code": situation.code.name,
+                    "code_message": situation.code.text,
+                    "message": message,
+                },
+            });
+            (situation.status, envelope.to_string().into())
+        }
+    };
+    *response.status_mut() = status;
+    *response.body_mut() = body.into();
+}
+
+/// Whole seconds, at least one and at most an hour, with up to a tenth added so that those who
+/// were refused together do not come back together. What is capped is jittered downwards.
+fn retry_after_seconds(wait: Duration, random: u32) -> u64 {
+    let fraction = f64::from(random) / f64::from(u32::MAX);
+    let wait = wait.max(Duration::from_secs(1)).min(MAX_RETRY_AFTER.mul_f64(1.0 / 1.1));
+    (wait.mul_f64(1.0 + 0.1 * fraction).as_secs_f64().ceil() as u64).min(MAX_RETRY_AFTER.as_secs())
+}
+
+/// A header value of text that we made ourselves; anything else becomes empty.
+pub fn header(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// What a panicking handler is answered with; the log has the rest.
+pub fn caught_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message");
+    tracing::error!(message, "a handler panicked");
+    GatewayError::Bug.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_honest_jittered_and_at_most_an_hour() {
+        for (wait, earliest, latest) in
+            [(0, 1, 2), (1, 1, 2), (30, 30, 33), (3000, 3000, 3300), (3600, 3273, 3600), (90_000, 3273, 3600)]
+        {
+            let wait = Duration::from_secs(wait);
+            assert_eq!(
+                (retry_after_seconds(wait, 0), retry_after_seconds(wait, u32::MAX)),
+                (earliest, latest),
+                "{wait:?}"
+            );
+        }
+    }
+}

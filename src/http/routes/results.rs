@@ -1,0 +1,98 @@
+//! Permanent URLs: a result's bytes, for ever the same.
+
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+
+use super::PublicState;
+use super::respond::header;
+use crate::base::picture::ObjectName;
+use crate::error::GatewayError;
+
+/// `GET` and `HEAD /results/{digest}.{ext}`; needs no credential, since the name is one.
+pub(super) async fn result(
+    State(state): State<PublicState>,
+    name: Result<Path<String>, PathRejection>,
+    uri: Uri,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, GatewayError> {
+    // A path segment that is not valid UTF-8 cannot be an object name.
+    let Ok(Path(name)) = name else { return Err(GatewayError::ResultNotFound) };
+    let object = ObjectName::parse(&name).ok_or(GatewayError::ResultNotFound)?;
+    // One spelling: each further one would be kept by a CDN as a result of its own.
+    if uri.query().is_some() || uri.path().strip_prefix('/') != Some(&*object.path()) {
+        return Err(GatewayError::ResultNotFound);
+    }
+    let bytes = state.0.gateway.result(object).await?;
+    let etag = format!("\"{}\"", object.digest);
+    let mut response = if matches_any(&headers, &etag) {
+        // The length of what is not sent again: caches update what they have by a 304's headers.
+        (StatusCode::NOT_MODIFIED, [(CONTENT_LENGTH, HeaderValue::from(bytes.len()))]).into_response()
+    } else {
+        // A range of another version would be worse than the whole, and ranges are defined for GET alone.
+        let may_cut = headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag.as_bytes());
+        body(bytes, headers.get(RANGE).filter(|_| may_cut && method == Method::GET))
+    };
+    let is_refusal = response.status() == StatusCode::RANGE_NOT_SATISFIABLE;
+    let out = response.headers_mut();
+    out.insert(ETAG, header(&etag));
+    if is_refusal {
+        // Nothing of it is the result, and nothing of it may be kept for ever.
+        return Ok(response);
+    }
+    out.insert(CONTENT_TYPE, HeaderValue::from_static(object.format.content_type()));
+    out.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
+    out.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    out.insert(CONTENT_DISPOSITION, header(&format!("inline; filename=\"{name}\"")));
+    out.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    out.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
+    Ok(response)
+}
+
+/// RFC 9110 13.1.2, by weak comparison: `W/` makes no difference.
+fn matches_any(headers: &HeaderMap, etag: &str) -> bool {
+    headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).any(|value| {
+        value.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+    })
+}
+
+/// The whole, or one satisfiable range; several ranges and malformed ones are answered with the
+/// whole, as RFC 9110 14.2 allows.
+fn body(bytes: Bytes, range: Option<&HeaderValue>) -> Response {
+    let length = bytes.len() as u64;
+    let parsed = range
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| http_range_header::parse_range_header(text).ok());
+    let Some(parsed) = parsed.filter(|parsed| parsed.len() == 1) else {
+        return Body::from(bytes).into_response();
+    };
+    match parsed.validate(length).ok().and_then(|ranges| ranges.into_iter().next()) {
+        Some(range) => {
+            let content_range = header(&format!("bytes {}-{}/{length}", range.start(), range.end()));
+            let (start, end) = (index(*range.start()), index(*range.end()));
+            (
+                StatusCode::PARTIAL_CONTENT,
+                [(CONTENT_RANGE, content_range)],
+                Body::from(bytes.slice(start..=end)),
+            )
+                .into_response()
+        }
+        None => {
+            let content_range = header(&format!("bytes */{length}"));
+            (StatusCode::RANGE_NOT_SATISFIABLE, [(CONTENT_RANGE, content_range)]).into_response()
+        }
+    }
+}
+
+/// A validated range lies within the bytes, so its ends are indices.
+fn index(position: u64) -> usize {
+    usize::try_from(position).unwrap_or(usize::MAX)
+}

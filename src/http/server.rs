@@ -1,0 +1,145 @@
+//! Listeners: from an accepted connection to the routes, and to a graceful end.
+//!
+//! hyper parses and writes HTTP/1; `framed` stands between it and the socket. What hyper refuses by
+//! itself gets its bare status. These checks are ours:
+//!
+//! | check | why hyper's is not enough |
+//! |---|---|
+//! | first byte, head and idle timeouts (`timers`) | one timer for all three: an idle connection would be cut as soon as a slow head |
+//! | write timeout (`write_timeout`) | none |
+//! | body timeout and minimum rate (`routes::body`) | none |
+//! | Content-Length with Transfer-Encoding, repeated lengths, codings other than `chunked`, LF alone ([`framing`](crate::request::framing)) | accepts them, and hides from the service that there were two |
+//! | one Host that agrees with an absolute target; no CONNECT, no TRACE | leaves it to the service |
+//! | end of each request (`framed`) | needed for the checks above: a further head in hyper's buffer cannot be checked any more |
+//! | minimum average chunk ([`framing::chunked`](crate::request::framing::chunked)) | takes one-byte chunks at 60 times the CPU time |
+//! | `Upgrade` hidden from hyper | ends such a connection before its last bytes are written |
+//! | lingering close (`linger`) | closes at once: the reset destroys an answer that the client has not read yet |
+//! | `Connection: close` when the body was not read (`connection`) | closes without saying so |
+//! | half-closed clients are answered, clients that are gone are noticed | either of the two, by `half_close` |
+//! | connection limits (`acceptor`) | none |
+
+mod acceptor;
+mod connection;
+mod descriptors;
+mod framed;
+mod linger;
+mod signals;
+mod timers;
+mod write_timeout;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use self::acceptor::Acceptor;
+pub(crate) use self::descriptors::make_room;
+pub use self::signals::{HangUps, stop_signal};
+pub use self::write_timeout::WriteLimits;
+use crate::http::certificate::Certificate;
+use crate::http::routes::{PublicState, respond};
+use crate::metrics::{ListenerName, Metrics};
+
+/// TLS handshakes that compete for each core with requests.
+const HANDSHAKES_PER_CORE: usize = 2;
+
+/// Limits of a listener's connections.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Connections open at once.
+    pub max_connections: usize,
+    /// From accept, or from a further request's first byte, to the end of its head; also for a TLS
+    /// handshake.
+    pub head: Duration,
+    /// From an answer to the next request's first byte.
+    pub idle: Duration,
+    /// How slowly a client may read its answer.
+    pub write: WriteLimits,
+}
+
+/// The two steps in which a listener ends.
+#[derive(Clone, Debug, Default)]
+pub struct Stops {
+    /// Everything is served, and each answer closes its connection.
+    pub stopping: CancellationToken,
+    /// Only accepted connections are served; idle ones are closed.
+    pub closed: CancellationToken,
+}
+
+/// A certificate that can be replaced while it is in use.
+pub type CurrentCertificate = Arc<ArcSwap<Certificate>>;
+
+/// One listening socket and what it serves.
+pub struct Listener {
+    /// Bound already.
+    pub socket: TcpListener,
+    /// Labels its metrics.
+    pub name: ListenerName,
+    /// Answers its requests.
+    pub routes: Router,
+    /// Applies to each of its connections.
+    pub limits: ConnectionLimits,
+    /// TLS is spoken if there is one.
+    pub certificate: Option<CurrentCertificate>,
+    /// Counts its connections.
+    pub metrics: Arc<Metrics>,
+    /// Ends it.
+    pub stops: Stops,
+}
+
+/// What all connections of a listener share.
+struct Shared {
+    name: ListenerName,
+    routes: Router,
+    limits: ConnectionLimits,
+    certificate: Option<CurrentCertificate>,
+    handshakes: Semaphore,
+    metrics: Arc<Metrics>,
+    stops: Stops,
+}
+
+impl Shared {
+    fn certificate(&self) -> Option<Arc<Certificate>> {
+        self.certificate.as_ref().map(|current| current.load_full())
+    }
+}
+
+/// The public listener's layers, outermost first.
+pub fn public_service(routes: Router, state: PublicState) -> Router {
+    routes
+        // A panic becomes an answer, below the layer that gives answers their id and counts them.
+        .layer(CatchPanicLayer::custom(respond::caught_panic))
+        // Ids, error envelopes, metrics and the log line, around everything that can answer.
+        .layer(axum::middleware::from_fn_with_state(state, respond::layer))
+}
+
+impl Listener {
+    /// Serves until [`Stops::closed`], then answers every accepted request and returns.
+    pub async fn serve(self) {
+        let Self { socket, name, routes, limits, certificate, metrics, stops } = self;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let handshakes = Semaphore::new(HANDSHAKES_PER_CORE * cores);
+        let closed = stops.closed.clone();
+        let shared = Shared { name, routes, limits, certificate, handshakes, metrics, stops };
+        let mut acceptor = Acceptor::new(Arc::new(shared));
+        while let Some(accepted) = closed.run_until_cancelled(socket.accept()).await {
+            match accepted {
+                Ok((stream, peer)) => acceptor.admit(stream, peer.ip()),
+                Err(error) => {
+                    // Most likely out of descriptors: retrying at full speed would not free any.
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        acceptor.finish(socket).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

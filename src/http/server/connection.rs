@@ -1,0 +1,197 @@
+//! One connection, from its first byte to its last: perhaps a TLS handshake, then hyper, then the close.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::header::CONNECTION;
+use http::{HeaderName, HeaderValue, Request, Response, Version};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+use tower::ServiceExt;
+
+use super::Shared;
+use super::framed::FramedConnection;
+use super::timers::{ConnectionTimers, Phase};
+use crate::error::GatewayError;
+use crate::http::routes::respond::Refused;
+use crate::http::routes::{HEALTH_PATHS, respond};
+use crate::metrics::{ConnectionRefusal, ListenerName, SlowPhase};
+use crate::request::framing::{self, HeadError};
+
+/// hyper's read buffer per connection, in bytes: small enough for many uploads at once, large enough
+/// to hash in long pieces.
+const READ_BUFFER: usize = 64 * 1024;
+/// The head timeout of a connection that is refused.
+pub(super) const REFUSED_HEAD: Duration = Duration::from_secs(1);
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// Held until the last byte of an answer has been handed to hyper.
+struct Answering(Arc<ConnectionTimers>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.enter(Phase::Answered);
+    }
+}
+
+/// TCP alone, or TLS on it.
+pub(super) type Socket = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// The TCP connection below a socket.
+pub(super) fn tcp_of(socket: &Socket) -> &TcpStream {
+    match socket {
+        Either::Left(tcp) => tcp,
+        Either::Right(tls) => tls.get_ref().0,
+    }
+}
+
+/// Serves a connection until it ends. With a refusal, its requests are answered with that.
+pub(super) async fn serve(
+    tcp: TcpStream,
+    shared: Arc<Shared>,
+    timers: Arc<ConnectionTimers>,
+    refusal: Option<GatewayError>,
+) {
+    let _open = shared.metrics.connection_opened(shared.name);
+    // Answers are written whole; waiting to fill a segment only delays them.
+    let _ = tcp.set_nodelay(true);
+    // Our write timeout does not see what the kernel has buffered; this limits how long the kernel tries.
+    let _ = SockRef::from(&tcp).set_tcp_user_timeout(Some(shared.limits.write.grace));
+    let socket = match shared.certificate() {
+        None => Either::Left(tcp),
+        Some(_) => match handshake(tcp, &shared).await {
+            Some(tls) => Either::Right(Box::new(tls)),
+            None => return,
+        },
+    };
+    let stream = FramedConnection::new(socket, timers.clone(), &shared);
+    let service = service_fn({
+        let shared = shared.clone();
+        move |request| {
+            let refused = match timers.phase() {
+                Phase::Request(refused) => refused,
+                _ => None,
+            };
+            answer(request, shared.clone(), Answering(timers.clone()), refused, refusal.clone())
+        }
+    });
+    let mut connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(READ_BUFFER)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = (&mut connection).await {
+        // The client hung up, or a timeout expired.
+        tracing::debug!(%error, "connection ended early");
+    }
+    // However hyper has ended, what it held is dropped here, and the close is ours.
+    let stream = connection.into_parts().io.into_inner();
+    stream.close().await;
+}
+
+async fn answer(
+    mut request: Request<Incoming>,
+    shared: Arc<Shared>,
+    answering: Answering,
+    refused: Option<HeadError>,
+    refusal: Option<GatewayError>,
+) -> Result<Response<Body>, Infallible> {
+    let is_health = shared.name == ListenerName::Admin && HEALTH_PATHS.contains(&request.uri().path());
+    let refused = refused.or_else(|| framing::check_target(&request).err());
+    if let Some(error) = refused {
+        shared.metrics.head_refused(error);
+    }
+    let error = refusal.filter(|_| !is_health).or(refused.map(GatewayError::Head));
+    let is_refused = error.is_some();
+    if let Some(error) = error {
+        request.extensions_mut().insert(Refused(error));
+    }
+    let keeps = asks_to_keep(&request);
+    let is_read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+    let request = request.map(|body| watch(body, is_read.clone()));
+    let mut response = shared.routes.clone().oneshot(request).await?;
+    // After a body that was not read hyper closes the connection, because its rest must never be taken for
+    // a request, but does not always say so: the client would lose its next request. While stopping,
+    // clients are to go to another server.
+    if is_refused || !is_read.load(Ordering::Acquire) || shared.stops.stopping.is_cancelled() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    } else if keeps {
+        // Clients that know the timeout do not send on a connection that is just being closed.
+        let timeout = format!("timeout={}", shared.limits.idle.as_secs());
+        response.headers_mut().insert(KEEP_ALIVE, respond::header(&timeout));
+    }
+    Ok(until_sent(response, answering))
+}
+
+/// Returns true if the client wants to go on with the connection after the answer.
+fn asks_to_keep<B>(request: &Request<B>) -> bool {
+    let values = request.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let options: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
+    let has = |name: &str| options.iter().any(|option| option.eq_ignore_ascii_case(name));
+    !has("close") && (request.version() > Version::HTTP_10 || has("keep-alive"))
+}
+
+/// Notes in `is_read` when the end of `body` is read.
+fn watch(body: Incoming, is_read: Arc<AtomicBool>) -> Body {
+    if body.is_end_stream() {
+        return Body::new(body);
+    }
+    Body::new(body.with_trailers(std::future::poll_fn(move |_| {
+        is_read.store(true, Ordering::Release);
+        Poll::Ready(None)
+    })))
+}
+
+/// Keeps `guard` alive until the response's last byte has been handed over.
+fn until_sent<G: Send + 'static>(response: Response<Body>, guard: G) -> Response<Body> {
+    let mut guard = Some(guard);
+    response.map(|body| {
+        let guard = guard.take();
+        Body::new(body.map_frame(move |frame| {
+            let _held = &guard;
+            frame
+        }))
+    })
+}
+
+/// Returns `None` when it failed, which is counted.
+///
+/// Only the head timeout limits the wait for a ClientHello. Answering one takes a signature; so few are
+/// made at a time that other connections' requests come in between.
+async fn handshake(tcp: TcpStream, shared: &Shared) -> Option<TlsStream<TcpStream>> {
+    let work = async {
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
+        let turn = shared.handshakes.acquire().await;
+        tokio::task::yield_now().await;
+        let config = shared.certificate().ok_or(io::ErrorKind::NotFound)?.config();
+        let mut rest = std::pin::pin!(start.into_stream(config));
+        // The signature is made in the first poll; after that the client is waited for.
+        let first = std::future::poll_fn(|cx| Poll::Ready(rest.as_mut().poll(cx))).await;
+        drop(turn);
+        match first {
+            Poll::Ready(done) => done,
+            Poll::Pending => rest.await,
+        }
+    };
+    match tokio::time::timeout(shared.limits.head, work).await {
+        Ok(Ok(tls)) => return Some(tls),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "TLS handshake failed");
+            shared.metrics.connection_refused(shared.name, ConnectionRefusal::Handshake);
+        }
+        Err(_) => shared.metrics.connection_timed_out(shared.name, SlowPhase::Handshake),
+    }
+    None
+}

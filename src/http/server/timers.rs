@@ -1,0 +1,74 @@
+//! What a connection waits for, and since when: shared by its stream, its service and the acceptor.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::request::framing::HeadError;
+
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The first byte of a new connection, or the rest of a head.
+    Head,
+    /// An answer to a request, whose head may be refused.
+    Request(Option<HeadError>),
+    /// The client, to read the rest of an answer that hyper has finished with.
+    Answered,
+    /// The next request, or the end of a lingering close.
+    Idle,
+}
+
+/// The phase of a connection, with its time limits.
+pub(super) struct ConnectionTimers {
+    head: Duration,
+    idle: Duration,
+    now: Mutex<(Phase, Instant)>,
+    /// Tells the connection to make way for another one.
+    pub(super) evicted: Notify,
+}
+
+impl ConnectionTimers {
+    pub(super) fn new(head: Duration, idle: Duration) -> Self {
+        Self { head, idle, now: Mutex::new((Phase::Head, Instant::now())), evicted: Notify::new() }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.lock().0
+    }
+
+    pub(super) fn enter(&self, phase: Phase) {
+        *self.lock() = (phase, Instant::now());
+    }
+
+    /// Enters `to` if the phase is `from`, and returns true then.
+    pub(super) fn change(&self, from: Phase, to: Phase) -> bool {
+        let mut now = self.lock();
+        let is_changed = now.0 == from;
+        if is_changed {
+            *now = (to, Instant::now());
+        }
+        is_changed
+    }
+
+    /// The end of a phase in which the client is to send something.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match *self.lock() {
+            (Phase::Head, since) => Some(since + self.head),
+            (Phase::Idle, since) => Some(since + self.idle),
+            (Phase::Request(_) | Phase::Answered, _) => None,
+        }
+    }
+
+    /// Since when no request has been under way; `None` if one is.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let (phase, since) = *self.lock();
+        matches!(phase, Phase::Head | Phase::Idle).then_some(since)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

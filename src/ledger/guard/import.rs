@@ -1,0 +1,181 @@
+//! The import: the ledger learns of every record in the store that it did not book itself.
+//!
+//! Two kinds of records are unknown to a ledger: all of an archive that it did not create, and the
+//! result of a call whose owner kept it in the store and died before the ledger could be told. Until
+//! they are imported, a key that is not found may be bought only if the store itself says that it has
+//! no record ([`Ledger::knows_all_of`](crate::ledger::Ledger::knows_all_of)).
+//!
+//! The position is kept in the ledger, so a restart goes on from it. Several replicas may import at
+//! once: each begins a page where the ledger says, so they repeat at most one page of each other.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{ArchiveGuard, GuardError, Standing};
+use crate::base::archive::{ArchiveId, Import};
+use crate::base::key::CacheKey;
+use crate::ledger::{CallId, Orphan};
+use crate::store::StoreError;
+
+/// Records of one page, and the pause after it: at most 200 records each second, beside the requests.
+const PAGE: usize = 100;
+const PAGE_PAUSE: Duration = Duration::from_millis(500);
+/// Records read at once.
+const AT_ONCE: usize = 4;
+/// A write that a dead process had begun has arrived by then.
+const WRITES_ARRIVE_WITHIN: Duration = Duration::from_secs(30);
+/// Time between log lines about progress, and about a failure that lasts.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// What this process knows of the import.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// When it began, if it has.
+    begun: Option<Instant>,
+    said: Option<Instant>,
+    /// When the store was first asked about an orphan, and whether it was asked again.
+    orphans: HashMap<CallId, (Instant, bool)>,
+}
+
+/// How far the import is, as far as this process knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImportStatus {
+    /// It has not begun: ledger or store could not be asked, or do not belong together.
+    NotBegun,
+    /// This process has imported so many records.
+    Running(u64),
+    /// The ledger knows every record of the store.
+    Complete,
+}
+
+impl fmt::Display for ImportStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotBegun => f.write_str("not begun"),
+            Self::Running(records) => write!(f, "{records} records so far"),
+            Self::Complete => f.write_str("complete"),
+        }
+    }
+}
+
+impl ArchiveGuard {
+    /// Imports what the ledger does not know, and looks for more after each `period`, for ever.
+    pub async fn import_records(&self, period: Duration) {
+        loop {
+            let is_more = self.import_page().await;
+            tokio::time::sleep(if is_more { PAGE_PAUSE } else { period }).await;
+        }
+    }
+
+    /// Imports the next page, if there is one; returns true when more pages follow.
+    pub async fn import_page(&self) -> bool {
+        let Standing::Open(archive) = self.standing() else { return false };
+        let mut progress = self.progress.lock().await;
+        let imported = match self.settle_orphans(&mut progress.orphans).await {
+            Ok(()) => self.import_next(&mut progress, archive).await,
+            Err(error) => Err(error),
+        };
+        imported.unwrap_or_else(|error| {
+            let is_due = progress.said.is_none_or(|said| said.elapsed() >= SAY_EVERY);
+            if is_due && self.import_status() != ImportStatus::Complete {
+                tracing::error!(%error, "record import failed; it is repeated, and misses need the store");
+                progress.said = Some(Instant::now());
+            }
+            false
+        })
+    }
+
+    /// How far the import is.
+    pub fn import_status(&self) -> ImportStatus {
+        *self.import.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_import_status(&self, status: ImportStatus) {
+        *self.import.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    async fn import_next(&self, progress: &mut Progress, archive: ArchiveId) -> Result<bool, GuardError> {
+        let Some(membership) = self.ledger.archive().await? else { return Ok(false) };
+        let after = match membership.import {
+            Import::Complete => {
+                self.set_import_status(ImportStatus::Complete);
+                return Ok(false);
+            }
+            Import::UpTo(after) => after,
+        };
+        if membership.archive != archive {
+            return Ok(false);
+        }
+        let before = match self.import_status() {
+            ImportStatus::Running(records) => records,
+            ImportStatus::NotBegun | ImportStatus::Complete => 0,
+        };
+        let page = self.store.list_records(after.as_deref(), PAGE).await?;
+        if !page.records.is_empty() && progress.begun.is_none() {
+            tracing::info!(%archive, after, "record import begins: the ledger does not know the whole archive");
+            (progress.begun, progress.said) = (Some(Instant::now()), Some(Instant::now()));
+        }
+        self.import_all(&page.records).await?;
+        let is_last = page.next.is_none();
+        let import = if is_last { Import::Complete } else { Import::UpTo(page.next) };
+        self.ledger.note_import(archive, import).await?;
+        let records = before + page.records.len() as u64;
+        self.set_import_status(if is_last { ImportStatus::Complete } else { ImportStatus::Running(records) });
+        say(progress, records, is_last);
+        Ok(!is_last)
+    }
+
+    async fn import_all(&self, records: &[(String, CacheKey)]) -> Result<(), GuardError> {
+        for some in records.chunks(AT_ONCE) {
+            let nth = async |n: usize| match some.get(n) {
+                Some((namespace, key)) => self.import(namespace, *key).await,
+                None => Ok(()),
+            };
+            tokio::try_join!(nth(0), nth(1), nth(2), nth(3))?;
+        }
+        Ok(())
+    }
+
+    async fn import(&self, namespace: &str, key: CacheKey) -> Result<(), GuardError> {
+        match self.store.record(namespace, key).await {
+            Ok(Some(record)) => self.ledger.import_record(&record).await?,
+            Ok(None) => {}
+            // One record that cannot be believed must not keep all others out.
+            Err(error @ StoreError::Corrupt(_)) => tracing::error!(%error, %key, "record not imported"),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Asks the store about each call whose owner died, twice.
+    async fn settle_orphans(&self, asked: &mut HashMap<CallId, (Instant, bool)>) -> Result<(), GuardError> {
+        let orphans = self.ledger.orphans().await?;
+        asked.retain(|id, _| orphans.iter().any(|orphan| orphan.id == *id));
+        for Orphan { id, namespace, key } in orphans {
+            let is_due = asked.get(&id).is_none_or(|&(first, is_asked_again)| {
+                !is_asked_again && first.elapsed() >= WRITES_ARRIVE_WITHIN
+            });
+            if is_due {
+                self.import(&namespace, key).await?;
+                asked.entry(id).and_modify(|one| one.1 = true).or_insert((Instant::now(), false));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Logs the end of an import, and each minute that it goes on.
+fn say(progress: &mut Progress, records: u64, is_last: bool) {
+    let Some(took) = progress.begun.map(|begun| begun.elapsed()) else { return };
+    if is_last {
+        tracing::info!(records, ?took, "record import complete: the ledger knows the whole archive");
+        (progress.begun, progress.said) = (None, None);
+    } else if progress.said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+        tracing::info!(records, ?took, "record import goes on");
+        progress.said = Some(Instant::now());
+    }
+}

@@ -1,0 +1,227 @@
+//! Results while the store is away: the ledger keeps them, everyone reads them there, and they are
+//! copied until the store has them.
+//!
+//! [`Spool`] is a [`Store`] around another one. Whoever reads is answered from the ledger's spool or
+//! from the store; whoever writes is told that the store is away, and books the result spooled
+//! ([`Booking::Spooled`](crate::ledger::Booking::Spooled)). The [`Copier`] brings what waits to the
+//! store. A result leaves the spool only when the store has confirmed object and record, so it is in
+//! one of the two at any time, and a reader who asks the spool first misses nothing.
+
+mod copier;
+mod purged;
+mod room;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+pub use self::copier::Copier;
+use self::purged::PurgedError;
+use self::room::Room;
+use crate::base::archive::{ArchiveCheck, ArchiveId};
+use crate::base::key::CacheKey;
+use crate::base::picture::ObjectName;
+use crate::ledger::{Ledger, LedgerError};
+use crate::store::{Record, RecordPage, Store, StoreError, is_object};
+
+/// How long a hit waits for each word of the ledger before the store is asked without it: a ledger that
+/// hangs must not delay what the store has.
+const HIT_PATIENCE: Duration = Duration::from_millis(200);
+/// The same for the bytes of a result.
+const READ_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the ledger is waited for where there is no answer without it.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How much may wait, and where it is kept meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpoolConfig {
+    /// A folder on the disk the ledger writes to; `None` for a ledger that is elsewhere.
+    pub disk: Option<PathBuf>,
+    /// Bytes that may wait; the ledger refuses more.
+    pub max_bytes: u64,
+    /// Bytes a result that is still to come is counted with.
+    pub result_max_bytes: u64,
+    /// The store is a service, which is away at times and comes back by itself. Once it was proved,
+    /// results are bought that only the spool can keep for now; before, nothing is brought to it.
+    pub is_remote: bool,
+}
+
+/// See the module.
+pub struct Spool {
+    store: Arc<dyn Store>,
+    ledger: Arc<dyn Ledger>,
+    room: Room,
+    /// The copier could not bring the store what waits, and is at it.
+    is_away: AtomicBool,
+    /// A write failed, so that something will wait soon.
+    refused: Notify,
+    check: Arc<dyn ArchiveCheck>,
+}
+
+impl Spool {
+    /// Around `store`, with what waits in `ledger`. Nothing is written to the store unless `check`
+    /// says that it is the ledger's: in another one, what was paid for would be lost.
+    pub fn new(
+        store: Arc<dyn Store>,
+        ledger: Arc<dyn Ledger>,
+        check: Arc<dyn ArchiveCheck>,
+        config: SpoolConfig,
+    ) -> Arc<Self> {
+        let (is_away, refused) = (AtomicBool::new(false), Notify::new());
+        Arc::new(Self { store, ledger, room: Room::new(config), is_away, refused, check })
+    }
+
+    /// Refuses to write where what is written might never be found again.
+    async fn check_ours(&self) -> Result<(), StoreError> {
+        if self.check.is_ours().await {
+            return Ok(());
+        }
+        Err(StoreError::Unavailable("it is not known to be the store that the ledger belongs to".into()))
+    }
+
+    /// What the copier found. While the store is away, a call is reserved only with room in the spool.
+    fn set_away(&self, is_away: bool) {
+        self.ledger.keep_room(self.room.of_each().filter(|_| is_away));
+        self.is_away.store(is_away, Ordering::Relaxed);
+    }
+
+    /// Lets nobody wait for a store while the copier is trying it for all of them.
+    fn check_not_away(&self) -> Result<(), StoreError> {
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(StoreError::Unavailable(
+                "it did not take what waits in the spool, and is tried again in the background".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes note of what a write came to.
+    fn learn<T>(&self, written: Result<T, StoreError>) -> Result<T, StoreError> {
+        if written.is_err() {
+            self.refused.notify_one();
+        }
+        written
+    }
+}
+
+/// Asks the ledger, for a time.
+async fn ask<T>(
+    patience: Duration,
+    question: impl Future<Output = Result<T, LedgerError>>,
+) -> Result<T, LedgerError> {
+    match tokio::time::timeout(patience, question).await {
+        Ok(answer) => answer,
+        Err(_) => Err(LedgerError::Unavailable(format!("it did not answer within {patience:?}"))),
+    }
+}
+
+/// What the store does not have is absent only when the spool does not have it either.
+fn not_said(error: &LedgerError) -> StoreError {
+    StoreError::Unavailable(format!(
+        "it is not there, and whether it waits in the spool is not known: {error}"
+    ))
+}
+
+#[async_trait]
+impl Store for Spool {
+    async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
+        self.check_not_away()?;
+        self.check_ours().await?;
+        self.learn(self.store.put_object(name, bytes).await)
+    }
+
+    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+        let spooled = match ask(READ_PATIENCE, self.ledger.is_spooled(name)).await {
+            Ok(true) => ask(LEDGER_PATIENCE, self.ledger.spooled_object(name)).await,
+            is_spooled => is_spooled.map(|_| None),
+        };
+        if let Ok(Some(bytes)) = &spooled {
+            if is_object(name, bytes) {
+                return Ok(Some(bytes.clone()));
+            }
+            tracing::error!(object = %name.path(), "a result in the spool is damaged");
+        }
+        match (self.store.object(name).await?, spooled) {
+            (Some(bytes), _) => Ok(Some(bytes)),
+            (None, Ok(None)) => Ok(None),
+            (None, Ok(Some(_))) => Err(StoreError::Corrupt(format!("{} in the spool", name.path()))),
+            (None, Err(error)) => Err(not_said(&error)),
+        }
+    }
+
+    async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
+        let spooled = ask(HIT_PATIENCE, self.ledger.is_spooled(name)).await;
+        if matches!(spooled, Ok(true)) || self.store.has_object(name).await? {
+            return Ok(true);
+        }
+        spooled.map_err(|error| not_said(&error))
+    }
+
+    async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
+        self.check_not_away()?;
+        self.check_ours().await?;
+        let standing = self.learn(self.store.put_record(record).await)?;
+        match self.forget_if_purged(&standing, LEDGER_PATIENCE).await {
+            // Without the ledger a later lookup finds out.
+            Ok(_) | Err(PurgedError::Ledger(_)) => Ok(standing),
+            Err(PurgedError::Store(error)) => Err(error),
+        }
+    }
+
+    async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
+        self.unpurged(namespace, key).await
+    }
+
+    async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
+        self.store.list_records(after, limit).await
+    }
+
+    async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
+        self.check_ours().await?;
+        self.store.forget_record(namespace, key, up_to).await
+    }
+
+    /// Room in the spool is enough, and is asked first: it costs no time, whatever ails the store.
+    async fn check_room(&self) -> Result<(), StoreError> {
+        let in_spool = self.room.check(&*self.ledger).await;
+        if in_spool.is_ok() {
+            return Ok(());
+        }
+        let in_store = match self.check_not_away() {
+            Ok(()) => self.store.check_room().await,
+            away => away,
+        };
+        match (in_store, in_spool) {
+            (Ok(()), _) => {
+                self.room.store_is_proved();
+                Ok(())
+            }
+            (Err(StoreError::Unavailable(store)), Err(StoreError::Full(spool))) => {
+                Err(StoreError::Full(format!("{store}; and {spool}")))
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    async fn prove(&self) -> Result<(), StoreError> {
+        self.store.prove().await?;
+        self.room.store_is_proved();
+        Ok(())
+    }
+
+    async fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
+        self.store.archive().await
+    }
+
+    async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
+        self.store.mark_archive(archive).await
+    }
+}

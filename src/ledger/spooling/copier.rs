@@ -1,0 +1,309 @@
+//! The background task that brings to the store what waits in the spool.
+//!
+//! It begins with what it finds, so a restart needs no word of the process before; and it may die at
+//! any point, since everything it does can be repeated. Several processes may do the same work.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::purged::PurgedError;
+use super::{LEDGER_PATIENCE, Spool};
+use crate::base::crash::crash_point;
+use crate::ledger::spool::Spooled;
+use crate::ledger::{CallId, LedgerError};
+use crate::store::{MAX_OBJECT_BYTES, Record, StoreError};
+
+/// Results on their way at once; so many are in memory.
+const AT_ONCE: usize = 4;
+/// Results listed at once, without their bytes.
+const PAGE: usize = 64;
+/// How often an empty spool is looked at: other processes fill it too.
+const IDLE: Duration = Duration::from_secs(5);
+/// The pause after a failure is a tenth of the time that all has failed, within these bounds; so the
+/// backlog begins to flow soon after the store is back, and a store that is gone is left in peace.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The pause while the store does not answer, or is not known to be ours. Asking costs hardly anything,
+/// and what waits begins to flow soon after the store is back.
+const UNREACHABLE_PAUSE: Duration = Duration::from_millis(500);
+
+/// The task; it ends with [`stop`](Self::stop).
+pub struct Copier {
+    /// Ends without a value when it is stopped.
+    task: JoinHandle<Option<()>>,
+    stopping: CancellationToken,
+}
+
+impl Copier {
+    /// Starts with what waits in the spool.
+    pub fn start(spool: Arc<Spool>) -> Self {
+        Self::start_with(spool, IDLE)
+    }
+
+    /// The same, looking at an empty spool at these intervals.
+    pub(crate) fn start_with(spool: Arc<Spool>, idle: Duration) -> Self {
+        let stopping = CancellationToken::new();
+        let work = stopping.clone().run_until_cancelled_owned(copy_for_ever(spool, idle));
+        Self { task: tokio::spawn(work), stopping }
+    }
+
+    /// Stops it between two steps. What still waits does so until the next start.
+    pub async fn stop(self) {
+        self.stopping.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the copying of the spool panicked");
+        }
+    }
+}
+
+/// Why a result could not be copied.
+#[derive(Debug, thiserror::Error)]
+enum CopyError {
+    /// It concerns this result, and no other.
+    #[error(transparent)]
+    Result(StoreError),
+    /// The store did not take it. Whether it takes others is to be seen.
+    #[error(transparent)]
+    Store(StoreError),
+    /// The store does not answer, may be another's, or is asked for too much by this process.
+    #[error(transparent)]
+    Unreachable(StoreError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+impl From<PurgedError> for CopyError {
+    fn from(error: PurgedError) -> Self {
+        match error {
+            PurgedError::Ledger(error) => error.into(),
+            PurgedError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoreError> for CopyError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Corrupt(_) => Self::Result(error),
+            StoreError::Busy(_) => Self::Unreachable(error),
+            StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unfit(_) => Self::Store(error),
+        }
+    }
+}
+
+async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
+    let mut backlog = Backlog { spool: Arc::clone(&spool), failed: HashMap::new() };
+    let (mut failing_since, mut is_unreachable) = (None, false);
+    loop {
+        match backlog.copy_all().await {
+            Ok(copied) => {
+                is_unreachable = false;
+                if copied > 0 && backlog.failed.is_empty() {
+                    tracing::info!(results = copied, "the spool is empty: the store has what waited");
+                }
+                // While some rest for whom the store was blamed, nothing was learnt of it.
+                if backlog.doubtful() == 0 {
+                    failing_since = None;
+                    spool.set_away(false);
+                }
+                // What was refused just now is not yet in the spool.
+                let wait = backlog.next_rest().map_or(idle, |rest| rest.max(SHORTEST_PAUSE).min(idle));
+                let refused = tokio::time::timeout(wait, spool.refused.notified()).await;
+                if refused.is_ok() {
+                    tokio::time::sleep(SHORTEST_PAUSE).await;
+                }
+            }
+            Err(error @ CopyError::Unreachable(_)) => {
+                if !is_unreachable {
+                    tracing::warn!(%error, "results wait in the spool: nothing is brought to the store");
+                }
+                is_unreachable = true;
+                spool.set_away(spool.room.of_each().is_some());
+                tokio::time::sleep(UNREACHABLE_PAUSE).await;
+            }
+            Err(error) => {
+                spool.set_away(matches!(error, CopyError::Store(_)));
+                tracing::warn!(%error, "results wait in the spool: they cannot be brought to the store yet");
+                let since = *failing_since.get_or_insert_with(Instant::now);
+                tokio::time::sleep(pause_after(since)).await;
+            }
+        }
+    }
+}
+
+fn pause_after(failing_since: Instant) -> Duration {
+    (failing_since.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+}
+
+/// What waits, and what is known of those in it that were not taken.
+struct Backlog {
+    spool: Arc<Spool>,
+    failed: HashMap<CallId, Failed>,
+}
+
+/// A result that was not taken, and is not tried before `until`.
+#[derive(Clone, Copy)]
+struct Failed {
+    since: Instant,
+    until: Instant,
+    /// It is the result's own fault: the store takes others.
+    is_own: bool,
+}
+
+impl Backlog {
+    /// Copies what waits: what is new oldest first, then what was not taken before and has rested. A
+    /// result that cannot be copied for a reason of its own stays, and keeps no other from it. The
+    /// store is to blame when it takes none of several in a row, or none at all and not its trial
+    /// either. Returns how many were copied.
+    async fn copy_all(&mut self) -> Result<u64, CopyError> {
+        let (mut copied, mut in_a_row, mut doubt, mut broken) = (0, 0, None, None);
+        let (mut queue, mut copies) = (Queue::default(), JoinSet::new());
+        loop {
+            while broken.is_none() && in_a_row < AT_ONCE && copies.len() < AT_ONCE {
+                match self.next(&mut queue).await {
+                    Ok(Some(next)) => {
+                        let (id, spool) = (next.id, Arc::clone(&self.spool));
+                        copies.spawn(async move { (id, copy(spool, next).await) });
+                    }
+                    Ok(None) => break,
+                    Err(error) => broken = Some(error),
+                }
+            }
+            match copies.join_next().await {
+                Some(Ok((id, Ok(())))) => {
+                    copied += 1;
+                    (in_a_row, doubt) = (0, None);
+                    self.failed.remove(&id);
+                    self.store_is_well();
+                    self.spool.set_away(false);
+                }
+                Some(Ok((id, Err(CopyError::Result(error))))) => self.has_failed(id, true, &error),
+                Some(Ok((id, Err(CopyError::Store(error))))) => {
+                    self.has_failed(id, false, &error);
+                    if !self.failed[&id].is_own {
+                        in_a_row += 1;
+                        doubt = Some(error);
+                    }
+                }
+                Some(Ok((_, Err(error)))) => broken = Some(error),
+                Some(Err(error)) => tracing::error!(%error, "the copying of a result broke off"),
+                None => break,
+            }
+        }
+        if let Some(error) = broken {
+            return Err(error);
+        }
+        if queue.is_at_end {
+            // Another process may have copied what failed here.
+            self.failed.retain(|id, _| queue.listed.contains(id));
+        }
+        let Some(error) = doubt else { return Ok(copied) };
+        if self.doubtful() >= AT_ONCE || self.spool.store.prove().await.is_err() {
+            return Err(CopyError::Store(error));
+        }
+        tracing::warn!(%error, "the store does not take a result, and is well");
+        self.store_is_well();
+        Ok(copied)
+    }
+
+    /// The next to copy, if any; the ledger is asked by pages.
+    async fn next(&self, queue: &mut Queue) -> Result<Option<Spooled>, CopyError> {
+        let next = loop {
+            if let Some(next) = queue.page.pop_front() {
+                queue.after = next.position;
+                queue.listed.insert(next.id);
+                match self.failed.get(&next.id) {
+                    None => break next,
+                    Some(failed) if failed.until <= Instant::now() => queue.rested.push_back(next),
+                    Some(_) => {}
+                }
+            } else if !queue.is_at_end {
+                queue.page.extend(self.spool.ledger.spooled(queue.after, PAGE).await?);
+                queue.is_at_end = queue.page.is_empty();
+            } else {
+                match queue.rested.pop_front() {
+                    Some(next) => break next,
+                    None => return Ok(None),
+                }
+            }
+        };
+        if !self.spool.room.is_store_proved() {
+            let error = StoreError::Unavailable("it was not seen since the start".into());
+            return Err(CopyError::Store(error));
+        }
+        Ok(Some(next))
+    }
+
+    fn has_failed(&mut self, id: CallId, is_own: bool, error: &StoreError) {
+        let now = Instant::now();
+        let failed = self.failed.entry(id).or_insert(Failed { since: now, until: now, is_own });
+        failed.is_own |= is_own;
+        failed.until = now + pause_after(failed.since);
+        if failed.is_own {
+            tracing::warn!(call = id.0, %error, "a result waits in the spool: it alone cannot be brought to the store");
+        }
+    }
+
+    /// Whatever was not taken failed for a reason of its own.
+    fn store_is_well(&mut self) {
+        self.failed.values_mut().for_each(|failed| failed.is_own = true);
+    }
+
+    /// How many have failed since the store was known to be well.
+    fn doubtful(&self) -> usize {
+        self.failed.values().filter(|failed| !failed.is_own).count()
+    }
+
+    /// How long until the next of the failed has rested.
+    fn next_rest(&self) -> Option<Duration> {
+        let until = self.failed.values().map(|failed| failed.until).min()?;
+        Some(until.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// Where a round through the spool is.
+#[derive(Default)]
+struct Queue {
+    page: VecDeque<Spooled>,
+    after: u64,
+    is_at_end: bool,
+    listed: HashSet<CallId>,
+    /// Failed before, and may be tried again.
+    rested: VecDeque<Spooled>,
+}
+
+/// Object first, then the record, as for any result; and only what the store has confirmed goes.
+async fn copy(spool: Arc<Spool>, spooled: Spooled) -> Result<(), CopyError> {
+    let Spooled { id, record, .. } = spooled;
+    let damaged = |what: &str| CopyError::Result(StoreError::Corrupt(format!("call {}: {what}", id.0)));
+    let name = record.object().ok_or_else(|| damaged("its record names no object"))?;
+    spool.check_ours().await.map_err(CopyError::Unreachable)?;
+    let Some(bytes) = spool.ledger.spooled_object(name).await? else { return Ok(()) };
+    if bytes.len() as u64 > MAX_OBJECT_BYTES {
+        return Err(damaged("its result is longer than any store takes"));
+    }
+    crash_point("CP22");
+    spool.store.put_object(name, bytes).await?;
+    crash_point("CP24");
+    // After a purge the result keeps its URL, and its record does not come back.
+    let standing = match spool.purged(&record, LEDGER_PATIENCE).await? {
+        Some(_) => record.clone(),
+        None => spool.store.put_record(&record).await?,
+    };
+    // In another store than ours what was just written would never be found again.
+    spool.check_ours().await.map_err(CopyError::Unreachable)?;
+    spool.forget_if_purged(&standing, LEDGER_PATIENCE).await?;
+    crash_point("CP40");
+    spool.ledger.unspool(id, &standing).await?;
+    crash_point("CP40");
+    if standing != (Record { stored_at: standing.stored_at, ..record }) {
+        tracing::warn!(call = id.0, key = %standing.key, "the store has another result under the key; both are kept");
+    }
+    tracing::debug!(call = id.0, "a result went from the spool to the store");
+    Ok(())
+}

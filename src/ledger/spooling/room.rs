@@ -1,0 +1,75 @@
+//! Whether the spool could keep one more result, when all calls under way bring theirs.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::SpoolConfig;
+use crate::base::disk;
+use crate::ledger::Ledger;
+use crate::store::StoreError;
+
+/// Bytes that stay free on the ledger's disk beside results: the book itself must go on.
+const DISK_MARGIN: u64 = 64 << 20;
+
+pub(super) struct Room {
+    config: SpoolConfig,
+    /// The store has shown in this process that it can do all that is needed.
+    is_proved: AtomicBool,
+}
+
+impl Room {
+    pub(super) fn new(config: SpoolConfig) -> Self {
+        Self { config, is_proved: AtomicBool::new(false) }
+    }
+
+    pub(super) fn store_is_proved(&self) {
+        self.is_proved.store(true, Ordering::Relaxed);
+    }
+
+    /// Files need no proof beyond their use.
+    pub(super) fn is_store_proved(&self) -> bool {
+        !self.config.is_remote || self.is_proved.load(Ordering::Relaxed)
+    }
+
+    /// What the ledger is to keep free for each open call while the store is away.
+    pub(super) fn of_each(&self) -> Option<u64> {
+        self.config.is_remote.then_some(self.config.result_max_bytes)
+    }
+
+    /// Gives nothing away: many who ask at once may all be told that there is room for one. While the
+    /// store is away, the ledger looks again when it makes the row, and then it is exact.
+    pub(super) async fn check(&self, ledger: &dyn Ledger) -> Result<(), StoreError> {
+        if !self.config.is_remote || !self.is_store_proved() {
+            return Err(StoreError::Unavailable(
+                "nothing is bought for the spool before the store is proved".into(),
+            ));
+        }
+        let usage = super::ask(super::LEDGER_PATIENCE, ledger.spool_usage())
+            .await
+            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let coming = usage.open_calls + 1;
+        let needed = coming.saturating_mul(self.config.result_max_bytes);
+        let SpoolConfig { max_bytes, disk, .. } = &self.config;
+        if usage.bytes.saturating_add(needed) > *max_bytes {
+            return Err(StoreError::Full(format!(
+                "the spool has {} of {max_bytes} bytes, and {coming} results may still come",
+                usage.bytes
+            )));
+        }
+        // Once into the ledger's log and once into its file.
+        if let Some(disk) = disk {
+            check_disk(disk, needed.saturating_mul(2).saturating_add(DISK_MARGIN)).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn check_disk(folder: &Path, wanted: u64) -> Result<(), StoreError> {
+    let folder = folder.to_owned();
+    match tokio::task::spawn_blocking(move || disk::check_space(&folder, wanted)).await {
+        Ok(space) => {
+            space.map_err(|error| StoreError::Full(format!("the ledger's disk has no room: {error}")))
+        }
+        Err(error) => Err(StoreError::Unavailable(format!("the disk could not be looked at: {error}"))),
+    }
+}

@@ -1,0 +1,210 @@
+//! That what is taken is counted exactly, for as long as it is taken, and that no file remains.
+
+use std::future::poll_fn;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+
+/// Room below a folder of its own.
+struct Fixture {
+    folder: TempDir,
+    room: UploadRoom,
+}
+
+impl Fixture {
+    fn new(memory: u64, spill: u64) -> Self {
+        Self::leaving(memory, spill, 0)
+    }
+
+    fn leaving(memory: u64, spill: u64, min_free: u64) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let path = folder.path().join("state/uploads");
+        let room = UploadRoom::open(UploadConfig { memory, spill, folder: path, min_free });
+        Self { room: room.expect("a writable folder"), folder }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("state/uploads")
+    }
+
+    /// What is taken of memory and of the disk.
+    fn taken(&self) -> (u64, u64) {
+        let load = self.room.load();
+        (load.memory, load.spill)
+    }
+
+    /// Bytes with their share of memory.
+    fn counted(&self, bytes: Vec<u8>) -> (Vec<u8>, Share) {
+        let mut share = self.room.memory();
+        assert!(share.grow_to(bytes.len() as u64), "memory is there");
+        (bytes, share)
+    }
+
+    async fn spilled(&self, pieces: &[&[u8]]) -> Result<Picture, NoRoom> {
+        let mut file = None;
+        for piece in pieces {
+            let (bytes, share) = self.counted(piece.to_vec());
+            file = Some(self.room.spill(file, bytes, share).await?);
+        }
+        Ok(self.room.in_file(file.expect("at least one piece")))
+    }
+
+    async fn is_empty_soon(&self) {
+        let empty = async {
+            while self.taken() != (0, 0) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let left = tokio::time::timeout(Duration::from_secs(20), empty).await;
+        assert!(left.is_ok(), "still taken: {:?}", self.taken());
+    }
+}
+
+fn names(folder: &Path) -> usize {
+    std::fs::read_dir(folder).expect("the folder").count()
+}
+
+async fn collected(picture: &Picture) -> io::Result<Vec<u8>> {
+    let (mut pieces, mut all) = (picture.pieces(), Vec::new());
+    while let Some(piece) = poll_fn(|cx| pieces.poll_next(cx)).await {
+        let piece = piece?;
+        assert!((1..=64 * 1024).contains(&piece.len()));
+        all.extend_from_slice(&piece);
+    }
+    Ok(all)
+}
+
+fn noise(length: usize) -> Vec<u8> {
+    (0..length as u64).map(|n| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
+}
+
+#[test]
+fn no_more_than_the_quota_is_taken_and_all_of_it_is_given_back() {
+    let quota = Arc::new(Quota::new(1000));
+    let mut shares: Vec<Share> = (0..3).map(|_| quota.share()).collect();
+    assert!(shares[0].grow_to(400) && shares[1].grow_to(600));
+    assert!(!shares[2].grow_to(1) && !shares[0].grow_to(401), "nothing is left");
+    assert!(shares[0].grow_to(400), "it has that already");
+    assert!(!shares[2].grow_to(u64::MAX));
+    drop(shares.remove(1));
+    assert!(shares[1].grow_to(600) && quota.used() == 1000);
+    let mut joined = shares.remove(0);
+    joined.join(shares.remove(0));
+    assert_eq!(quota.used(), 1000);
+    drop(joined);
+    assert_eq!(quota.used(), 0);
+
+    let most = std::sync::atomic::AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for bytes in 0..5000 {
+                    let mut share = quota.share();
+                    share.grow_to(bytes % 700);
+                    most.fetch_max(quota.used(), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(quota.used(), 0);
+    assert!(most.into_inner() <= 1000);
+}
+
+#[tokio::test]
+async fn memory_counts_for_as_long_as_anybody_has_a_slice_of_it() {
+    let fixture = Fixture::new(1000, 0);
+    let (bytes, share) = fixture.counted(noise(900));
+    let picture = Picture::in_memory(bytes, share);
+    let other = picture.clone();
+    let slice = picture.whole().expect("memory").slice(100..200);
+    let piece = poll_fn(|cx| other.pieces().poll_next(cx)).await;
+    drop((picture, other));
+    assert_eq!(fixture.taken(), (900, 0));
+    drop(piece);
+    assert_eq!(fixture.taken(), (900, 0));
+    drop(slice);
+    assert_eq!(fixture.taken(), (0, 0));
+}
+
+#[tokio::test]
+async fn a_spilled_picture_is_what_came_and_has_no_name() {
+    let fixture = Fixture::new(1 << 20, 1 << 20);
+    let all = noise(200_001);
+    let picture = fixture.spilled(&[&all[..1], &all[1..70_000], &all[70_000..]]).await.expect("room");
+    assert_eq!(fixture.taken(), (0, 200_001));
+    assert_eq!(names(&fixture.path()), 0, "a file of a killed process must not remain");
+    assert_eq!(picture.len(), all.len());
+    assert_eq!(collected(&picture).await.expect("readable"), all);
+    assert_eq!(picture.whole().expect("readable"), all);
+    assert!(picture.contains(&all[131_000..131_100]).await.expect("readable"));
+    assert!(!picture.contains(b"it is not there").await.expect("readable"));
+    let copy = picture.clone();
+    let mut pieces = copy.pieces();
+    drop((picture, copy));
+    assert!(poll_fn(|cx| pieces.poll_next(cx)).await.is_some());
+    assert_eq!(fixture.taken(), (0, 200_001), "it is being read");
+    drop(pieces);
+    fixture.is_empty_soon().await;
+    assert_eq!(fixture.room.load().spilled, 1);
+}
+
+#[tokio::test]
+async fn what_neither_has_room_for_is_refused_and_leaves_nothing() {
+    let fixture = Fixture::new(1000, 1500);
+    let kept = fixture.spilled(&[&noise(1000)]).await.expect("room");
+    assert_eq!(fixture.spilled(&[&noise(500), b"x"]).await.expect_err("no room"), NoRoom);
+    drop(kept);
+    fixture.is_empty_soon().await;
+    fixture.spilled(&[&noise(1000), &noise(500)]).await.expect("room again");
+    assert_eq!(fixture.room.load().refused, 1);
+
+    let (bytes, share) = Fixture::new(10, 0).counted(vec![1]);
+    assert!(UploadRoom::in_memory(10).spill(None, bytes, share).await.is_err(), "no files at all");
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_or_is_full_refuses_and_gives_the_room_back() {
+    let fixture = Fixture::leaving(1000, 1500, u64::MAX / 2);
+    assert!(fixture.spilled(&[b"x"]).await.is_err(), "what must stay free is not there");
+    fixture.is_empty_soon().await;
+
+    let fixture = Fixture::new(1000, 1500);
+    std::fs::remove_dir(fixture.path()).expect("it is empty");
+    assert!(fixture.spilled(&[b"x"]).await.is_err());
+    fixture.is_empty_soon().await;
+}
+
+#[tokio::test]
+async fn a_file_that_was_cut_is_an_error_and_no_shorter_picture() {
+    let fixture = Fixture::new(1 << 20, 1 << 20);
+    let picture = fixture.spilled(&[&noise(100_000)]).await.expect("room");
+    let opened = std::fs::read_dir("/proc/self/fd").expect("this is Linux").flatten();
+    let ours = opened
+        .map(|entry| entry.path())
+        .find(|path| std::fs::read_link(path).is_ok_and(|target| target.starts_with(fixture.path())));
+    let file = std::fs::OpenOptions::new().write(true).open(ours.expect("it is open")).expect("a file");
+    file.set_len(70_000).expect("it can be cut");
+    assert!(collected(&picture).await.is_err());
+    assert!(picture.whole().is_err());
+    assert!(picture.show(<[u8]>::len).await.is_err());
+}
+
+#[test]
+fn what_a_killed_process_left_is_swept() {
+    let fixture = Fixture::new(1, 1);
+    std::fs::write(fixture.path().join(crate::base::disk::temp_name()), "half").expect("a writable folder");
+    let again = UploadConfig { memory: 1, spill: 1, folder: fixture.path(), min_free: 0 };
+    UploadRoom::open(again).expect("as before");
+    assert_eq!(names(&fixture.path()), 0);
+}
+
+#[tokio::test]
+async fn a_picture_that_is_no_upload_takes_no_room() {
+    let picture = Picture::from(Bytes::from_static(b"picture"));
+    assert_eq!(collected(&picture).await.expect("memory"), b"picture");
+    assert_eq!(format!("{picture:?}"), "a picture of 7 bytes in memory");
+}

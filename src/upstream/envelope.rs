@@ -1,0 +1,168 @@
+//! The upstream's JSON envelope: read with suspicion, kept verbatim.
+//!
+//! An answer is never turned into a struct and back: clients get every field the upstream sent,
+//! known or not, in its order and spelling. Only addresses of the upstream are replaced or removed
+//! (`addresses.rs`), and only fields that a newer upstream omits are added ([`complete`]).
+//! The envelope's two documented generations are described in the README's API part.
+
+mod addresses;
+mod decode;
+mod fields;
+
+use serde_json::{Value, json};
+
+use self::addresses::{depth, replace_strings, without_foreign};
+pub use self::decode::decodings;
+use self::fields::Fields;
+pub use self::fields::complete;
+use crate::base::picture::ObjectName;
+use crate::base::secret::Secret;
+
+/// How deep an answer may nest: as deep as the readers of stored answers go. The documented ones
+/// nest three deep.
+const MAX_DEPTH: usize = 120;
+
+/// The longest id of the upstream's that is kept, in bytes. Documented ones have 36.
+const MAX_ID_BYTES: usize = 128;
+
+/// A success of the upstream that names a result.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The whole body, without foreign addresses. It contains `url`, so it is as secret.
+    text: Secret,
+    /// Where the result is for the next hours.
+    url: Secret,
+    /// The upstream's `request_id`, cut at 128 bytes, or empty.
+    pub request_id: String,
+    /// The upstream's `log_id`, likewise.
+    pub log_id: String,
+}
+
+/// What a body that is an envelope says.
+#[derive(Debug)]
+pub enum Envelope {
+    /// No error code, and a result's URL.
+    Success(Answer),
+    /// No error code, and no result's URL.
+    NoResult,
+    /// An error.
+    Error {
+        /// `error_detail.code`, or `error_code_str`.
+        code: String,
+        /// The body without addresses.
+        text: String,
+    },
+}
+
+/// The body is not an envelope: not JSON, nested too deep, no object, or an object of someone else's.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an answer in the upstream's format")]
+pub struct NotAnEnvelope;
+
+impl Envelope {
+    /// Reads a complete body, as clients in wide use do: after a byte order mark, with bytes that are
+    /// not UTF-8, and with repeated fields, of which the last counts.
+    ///
+    /// # Errors
+    /// [`NotAnEnvelope`]; the body's bytes are in no message.
+    pub fn read(body: &[u8]) -> Result<Self, NotAnEnvelope> {
+        let (text, ..) = encoding_rs::UTF_8.decode(body);
+        if depth(&text) > MAX_DEPTH {
+            return Err(NotAnEnvelope);
+        }
+        let fields = Fields::read(&text)?;
+        if !["error_code", "error_detail", "data", "request_id"].iter().any(|name| fields.has(name)) {
+            return Err(NotAnEnvelope);
+        }
+        let url = fields.object("data").and_then(|data| data.string("url")).filter(|url| !url.is_empty());
+        let text = without_foreign(&text, url.as_deref());
+        let fields = Fields::read(&text)?;
+        let code = fields
+            .object("error_detail")
+            .and_then(|detail| detail.string("code"))
+            .filter(|code| !code.is_empty())
+            .or_else(|| fields.string("error_code_str"))
+            .unwrap_or_default();
+        let is_error = fields.number("error_code").is_some_and(|code| code != 0);
+        Ok(match url {
+            // A result was made, whatever word stands beside it.
+            Some(url) if !is_error => Self::Success(Answer {
+                url: Secret::new(url),
+                request_id: id(&fields, "request_id"),
+                log_id: id(&fields, "log_id"),
+                text: Secret::new(text),
+            }),
+            _ if is_error || !code.is_empty() => Self::Error { code, text },
+            _ => Self::NoResult,
+        })
+    }
+}
+
+/// An id of the upstream's, whatever its type.
+fn id(fields: &Fields, name: &str) -> String {
+    let mut id = fields.string(name).or_else(|| Some(fields.number(name)?.to_string())).unwrap_or_default();
+    id.truncate(id.floor_char_boundary(MAX_ID_BYTES));
+    id
+}
+
+impl Answer {
+    /// Reads back what [`text`](Self::text) gave.
+    ///
+    /// # Errors
+    /// [`NotAnEnvelope`] when that is not a success that names a result.
+    pub fn read(text: &str) -> Result<Self, NotAnEnvelope> {
+        match Envelope::read(text.as_bytes())? {
+            Envelope::Success(answer) => Ok(answer),
+            Envelope::NoResult | Envelope::Error { .. } => Err(NotAnEnvelope),
+        }
+    }
+
+    /// The body, for the ledger's `answered` row, which alone may hold it.
+    pub fn text(&self) -> &Secret {
+        &self.text
+    }
+
+    /// Where the result can be fetched for some hours.
+    pub fn url(&self) -> &Secret {
+        &self.url
+    }
+
+    /// The answer to keep for ever: the object's path in place of the upstream's URL, wherever the
+    /// latter stands, since a second copy of a signed URL is as much a secret as the first.
+    pub fn keep(&self, object: &ObjectName) -> String {
+        replace_strings(self.text.expose(), self.url.expose(), &object.path())
+    }
+
+    /// The answer for a person to look at: the URL cut after its host, since the rest may be signed.
+    pub fn shown(&self) -> String {
+        let url = self.url.expose();
+        let place = match (url.split_once("://"), url.split_once(',')) {
+            (Some((scheme, rest)), _) => {
+                let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+                // What stands before an @ may be a password.
+                format!("{scheme}://{}/…", host.rsplit('@').next().unwrap_or_default())
+            }
+            (None, Some((kind, _))) => format!("{kind},…"),
+            (None, None) => "…".to_owned(),
+        };
+        replace_strings(self.text.expose(), url, &place)
+    }
+
+    /// The same result and its place, and nothing else of what the upstream wrote.
+    pub fn bare(&self) -> Self {
+        let answer: Value = serde_json::from_str(self.text.expose()).unwrap_or_default();
+        let place = answer.pointer("/data/retain_location").and_then(Value::as_object);
+        let place = place.map(|place| {
+            let sides = ["width", "height", "y", "x"].into_iter();
+            let numbers =
+                sides.filter_map(|side| place.get(side).filter(|value| value.is_number()).map(|n| (side, n)));
+            numbers.map(|(side, number)| (side.to_owned(), number.clone())).collect::<serde_json::Map<_, _>>()
+        });
+        let text = json!({"data": {"url": self.url.expose(), "retain_location": place}, "error_code": 0});
+        let text = Secret::new(complete(&text.to_string()));
+        Self { text, url: self.url.clone(), request_id: String::new(), log_id: String::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests;
