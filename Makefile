@@ -83,7 +83,7 @@ clients: compiler nextest ## Bad clients in their long form: 6,000 slow ones, 50
 
 simulate: compiler nextest ## Whole lives with all faults, SEEDS=100000 of them from START=0, or one SEED=4711 step by step
 	SIM_SEEDS=$(SEEDS) SIM_START=$(START) SIM_SEED=$(SEED) $(CARGO) nextest run --locked --workspace --lib $(TEST_FEATURES) \
-		--cargo-profile simulate --profile simulate -E 'test(=simulation::no_promise_is_broken_in_any_world)'
+		--cargo-profile simulate --profile simulate -E 'test(=testing::simulation::no_promise_is_broken_in_any_world)'
 
 fuzz: compiler ## Fuzz each target for SECONDS=60, from its corpus; `make test` replays the corpus
 	$(call install,g++,g++)

@@ -2,14 +2,14 @@
 //! Each takes any bytes, and panics when something does not hold for them.
 #![allow(dead_code, reason = "each target uses one of them")]
 
+use granary::base::envelope::{self, Answer, Envelope};
 use granary::base::key::Digest;
 use granary::base::picture::{self, ImageFormat, ObjectName};
+use granary::base::record::Record;
 use granary::gateway::rewrite;
 use granary::request::framing::chunked::Chunks;
 use granary::request::framing::{self, Next};
 use granary::request::multipart::{Boundary, Broken, Event, Parser};
-use granary::store::Record;
-use granary::upstream::envelope::{self, Answer, Envelope};
 
 /// A connection's first request: its head ends where it ends without what follows, means the same without
 /// `Upgrade`, and its chunks end at the same byte however they were cut.

@@ -20,9 +20,10 @@ pub use self::serving::ObjectError;
 use self::serving::Serving;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
+use crate::base::record::{MAX_OBJECT_BYTES, Record};
 use crate::base::results::ResultRoom;
 use crate::metrics::{Eviction, Metrics};
-use crate::store::{MAX_OBJECT_BYTES, Record, Store, StoreBudget};
+use crate::store::{Store, StoreBudget};
 
 /// Objects above this size are read from the store each time: a few of them would evict all answers.
 const MAX_OBJECT: usize = 8 << 20;
@@ -255,7 +256,7 @@ mod tests {
 
     fn record(generation: u64) -> Arc<Record> {
         let key = CacheKey::of(b"picture", 1, 1);
-        Arc::new(crate::store::contract::record("ailab-v1", key, generation, "web"))
+        Arc::new(crate::testing::store_contract::record("ailab-v1", key, generation, "web"))
     }
 
     #[tokio::test]

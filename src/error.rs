@@ -19,12 +19,12 @@ use jiff::Timestamp;
 pub use self::kinds::kinds;
 use self::rows::{auth_row, head_row, over_budget, request_row};
 pub use self::situation::{Fault, Situation};
+use crate::base::envelope::Envelope;
 use crate::ledger::budget::{self, BudgetRefusal, Scope};
 use crate::request::RequestError;
 use crate::request::framing::HeadError;
 use crate::teams::AuthError;
 use crate::upstream::code::{self, Code};
-use crate::upstream::envelope::Envelope;
 
 /// Why a request was not answered with a crop. Cheap to clone: coalesced callers share one.
 #[derive(Clone, Debug)]

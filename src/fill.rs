@@ -32,7 +32,9 @@ use self::retry::{RetryBudget, ToldToWait};
 use self::task::Task;
 use self::unsettled::Unsettled;
 use crate::base::clock::Clock;
+use crate::base::envelope::Answer;
 use crate::base::key::{CacheKey, Digest};
+use crate::base::record::Record;
 use crate::cache::MemoryCache;
 use crate::fill::circuit::Circuit;
 use crate::fill::coalesce::{Coalescer, Ticket, WaiterId};
@@ -40,12 +42,12 @@ use crate::fill::slots::{Slots, SlotsConfig, SlotsLoad};
 use crate::ledger::guard::ArchiveGuard;
 use crate::ledger::{Ledger, Recovery, UnfinishedCall};
 use crate::metrics::{Metrics, Stages};
-use crate::store::{Record, Store, StoreBudget};
+use crate::request::Order;
+use crate::store::{Store, StoreBudget};
 use crate::teams::Team;
 use crate::teams::policy::CurrentPolicy;
+use crate::upstream::Upstream;
 use crate::upstream::download::ResultSource;
-use crate::upstream::envelope::Answer;
-use crate::upstream::{Order, Upstream};
 
 /// What a fill works with.
 pub struct FillParts {

@@ -36,6 +36,7 @@ use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
 use crate::base::outcome::{CacheStatus, SavingCause};
 use crate::base::picture::ObjectName;
+use crate::base::record::Record;
 use crate::billing::metering::Meter;
 use crate::cache::{MemoryCache, ObjectError};
 use crate::error::{Fault, GatewayError};
@@ -49,7 +50,7 @@ use crate::ledger::usage::Payer;
 use crate::metrics::{CoalesceScope, Metrics, Stage};
 use crate::request::uploads::UploadRoom;
 use crate::request::{self, CropRequest, FormHead};
-use crate::store::{Record, Store, StoreBudget, StoreError};
+use crate::store::{Store, StoreBudget, StoreError};
 use crate::teams::Team;
 
 /// How long a caller waits whose body took longer than its deadline to arrive.

@@ -13,11 +13,7 @@ pub mod address;
 pub mod admin;
 mod booking;
 pub mod budget;
-#[cfg(test)]
-mod contract;
 pub mod guard;
-#[cfg(test)]
-pub(crate) mod memory;
 pub mod postgres;
 pub mod spool;
 pub mod spooling;
@@ -38,8 +34,8 @@ pub use self::state::CallState;
 use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::key::{CacheKey, Digest};
 use crate::base::picture::ObjectName;
+use crate::base::record::Record;
 use crate::base::secret::Secret;
-use crate::store::Record;
 
 /// The number of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -63,8 +63,8 @@ pub mod http;
 pub mod ledger;
 pub mod metrics;
 pub mod request;
-#[cfg(test)]
-mod simulation;
 pub mod store;
 pub mod teams;
+#[cfg(test)]
+mod testing;
 pub mod upstream;

@@ -12,6 +12,7 @@ mod form;
 pub mod framing;
 mod image;
 pub mod multipart;
+mod order;
 #[cfg(test)]
 mod tests;
 pub mod uploads;
@@ -29,8 +30,8 @@ use http_body_util::{BodyExt, LengthLimitError};
 use crate::base::key::{CacheKey, Digest};
 use crate::request::multipart::{Boundary, Broken, ContentTypeError, Parser, trim};
 use crate::request::uploads::{NoRoom, UploadRoom};
-use crate::upstream::Order;
 use form::{Form, MAX_SHOWN, visible};
+pub use order::Order;
 
 /// The longest side a picture may have, in pixels: the upstream's limit.
 pub const MAX_SIDE_PIXELS: usize = 2000;

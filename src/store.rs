@@ -8,25 +8,17 @@
 //! Implementations: [`local`], files, and [`s3`], a bucket. This module knows no ledger and no HTTP.
 
 mod budget;
-#[cfg(test)]
-pub(crate) mod contract;
 pub mod local;
-#[cfg(test)]
-pub(crate) mod memory;
 pub mod s3;
-
-use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use jiff::tz::TimeZone;
-use serde::{Deserialize, Serialize};
 
 pub use self::budget::StoreBudget;
 use crate::base::archive::ArchiveId;
-use crate::base::key::{CacheKey, Digest};
+use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
-use crate::upstream::envelope::Answer;
+use crate::base::record::{InvalidRecord, MAX_OBJECT_BYTES, Record};
 
 /// Keeps objects and records durably: what a call has returned for survives a crash.
 #[async_trait]
@@ -107,31 +99,16 @@ pub trait Store: Send + Sync {
     async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError>;
 }
 
-/// The longest object kept or read: twice the default limit of a result download. One that has
-/// grown beyond it is damaged, and must not cost its length in memory to find out.
-pub const MAX_OBJECT_BYTES: u64 = 64 << 20;
-
-/// The most that one call can cost, as far as the configuration allows.
-pub(crate) const MAX_CREDITS: u64 = 1_000_000;
-
-/// Far more refreshes and purges than a key can see, and few enough for every ledger to count on.
-const MAX_GENERATION: u64 = u32::MAX as u64;
-
-/// When a record may have been stored; the first program is younger.
-const SANE_YEARS: RangeInclusive<i16> = 2020..=2199;
-
 /// The longest record; they have a few kilobytes.
 const MAX_RECORD_BYTES: u64 = 4 << 20;
 
-/// What the names of all records begin with.
-const RECORDS: &str = "records";
 /// The name of the marker in every store.
-const MARKER: &str = "archive";
+pub(crate) const MARKER: &str = "archive";
 /// The longest marker.
 const MAX_MARKER_BYTES: u64 = 1024;
 
 /// Reads what is under [`MARKER`].
-fn archive_of(marker: &[u8]) -> Result<ArchiveId, StoreError> {
+pub(crate) fn archive_of(marker: &[u8]) -> Result<ArchiveId, StoreError> {
     ArchiveId::from_marker(marker)
         .map_err(|error| StoreError::Corrupt(format!("the marker {MARKER}: {error}")))
 }
@@ -142,7 +119,7 @@ pub(crate) fn is_object(name: ObjectName, bytes: &[u8]) -> bool {
 }
 
 /// Refuses what could not be read again under `name`.
-fn check_object(name: ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn check_object(name: ObjectName, bytes: &[u8]) -> Result<(), StoreError> {
     let path = name.path();
     if bytes.len() as u64 > MAX_OBJECT_BYTES {
         return Err(StoreError::Full(format!("{path} is longer than {MAX_OBJECT_BYTES} bytes")));
@@ -166,133 +143,9 @@ pub struct RecordPage {
 
 impl RecordPage {
     /// Of names in order; `is_last` says that the store has no more.
-    fn of(names: &[String], is_last: bool) -> Self {
+    pub(crate) fn of(names: &[String], is_last: bool) -> Self {
         let records = names.iter().filter_map(|name| Record::parse_path(name)).collect();
         Self { records, next: names.last().filter(|_| !is_last).cloned() }
-    }
-}
-
-/// The answer kept under a key: self-describing, and free of host, bucket and prefix, so that an
-/// archive can be moved by copying it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Record {
-    /// The layout of this file: 1.
-    pub version: u32,
-    /// Which upstream and operation, e.g. `ailab-v1`.
-    pub namespace: String,
-    /// The request.
-    pub key: CacheKey,
-    /// 0, and one more for each refresh or purge.
-    pub generation: u64,
-    /// The upstream's answer, verbatim but for the result's URL, where the object's path stands.
-    pub answer: String,
-    /// BLAKE3 of the result's bytes.
-    pub digest: Digest,
-    /// Its file name extension.
-    pub extension: String,
-    /// Its length in bytes.
-    pub bytes: u64,
-    /// Who paid.
-    pub team: String,
-    /// What it cost.
-    pub credits: u64,
-    /// When it was kept; RFC 3339.
-    pub stored_at: jiff::Timestamp,
-    /// The upstream's `request_id`.
-    pub upstream_request_id: String,
-    /// The upstream's `log_id`.
-    pub upstream_log_id: String,
-    /// BLAKE3 of the uploaded picture.
-    pub image: Digest,
-    /// Target width in pixels.
-    pub width: u32,
-    /// Target height in pixels.
-    pub height: u32,
-}
-
-impl Record {
-    /// The layout this program writes, and the only one it reads.
-    pub const VERSION: u32 = 1;
-
-    /// The object this record is about; `None` when the extension is not one of ours.
-    pub fn object(&self) -> Option<ObjectName> {
-        let format = crate::base::picture::ImageFormat::from_extension(&self.extension)?;
-        Some(ObjectName { digest: self.digest, format })
-    }
-
-    /// The name of a record in every store: `records/{namespace}/{kk}/{key}.json`.
-    pub fn path(namespace: &str, key: CacheKey) -> String {
-        let key = key.to_string();
-        format!("{RECORDS}/{namespace}/{}/{key}.json", &key[..2])
-    }
-
-    /// The namespace and the key in a record's name.
-    fn parse_path(path: &str) -> Option<(String, CacheKey)> {
-        let (namespace, rest) = path.strip_prefix(RECORDS)?.strip_prefix('/')?.split_once('/')?;
-        let key = rest.split_once('/')?.1.strip_suffix(".json")?.parse().ok()?;
-        (Self::checked_path(namespace, key).ok()? == path).then(|| (namespace.to_owned(), key))
-    }
-
-    /// As [`path`](Self::path), for a namespace that may be anything: one that is more than a plain
-    /// word could lead elsewhere.
-    fn checked_path(namespace: &str, key: CacheKey) -> Result<String, StoreError> {
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(plain) {
-            return Err(StoreError::Unavailable(format!(
-                "namespace {namespace:?} is not 1 to 64 lower-case letters, digits and hyphens"
-            )));
-        }
-        Ok(Self::path(namespace, key))
-    }
-
-    /// What is kept at `path`. What could not be read again is refused now.
-    fn to_json(&self, path: &str) -> Result<Bytes, StoreError> {
-        let bytes = serde_json::to_vec(self)
-            .map_err(|error| StoreError::Unavailable(format!("cannot write {path} as JSON: {error}")))?;
-        Self::from_json(path, &bytes, &self.namespace, self.key)?;
-        Ok(bytes.into())
-    }
-
-    /// Reads what is kept at `path`, which must be about its own name and what a purchase leaves.
-    ///
-    /// # Errors
-    /// [`StoreError::Corrupt`], without the text itself, which may be anything.
-    pub fn from_json(path: &str, bytes: &[u8], namespace: &str, key: CacheKey) -> Result<Self, StoreError> {
-        let record: Self = serde_json::from_slice(bytes).map_err(|error| {
-            let (line, column) = (error.line(), error.column());
-            StoreError::Corrupt(format!(
-                "{path} is no record of layout {} (line {line}, column {column})",
-                Self::VERSION
-            ))
-        })?;
-        if record.version != Self::VERSION {
-            return Err(StoreError::Corrupt(format!("{path} has layout {}", record.version)));
-        }
-        if record.namespace != namespace || record.key != key || record.object().is_none() {
-            return Err(StoreError::Corrupt(format!("{path} is not about its own name")));
-        }
-        if !record.is_plausible() {
-            return Err(StoreError::Corrupt(format!("{path} is not what a purchase leaves")));
-        }
-        Ok(record)
-    }
-
-    /// Returns false for what no purchase leaves: whoever can write to a bucket must not be able to answer
-    /// a key with anything else, nor to book numbers that no ledger can add up.
-    fn is_plausible(&self) -> bool {
-        let side = 1..=u32::from(u16::MAX);
-        let answer = Answer::read(&self.answer);
-        let names_object =
-            |object: ObjectName| answer.as_ref().is_ok_and(|answer| answer.url().expose() == object.path());
-        self.object().is_some_and(names_object)
-            && (1..=MAX_OBJECT_BYTES).contains(&self.bytes)
-            && self.credits <= MAX_CREDITS
-            && self.generation <= MAX_GENERATION
-            && side.contains(&self.width)
-            && side.contains(&self.height)
-            && SANE_YEARS.contains(&self.stored_at.to_zoned(TimeZone::UTC).year())
-            && self.team.len() <= 64
     }
 }
 
@@ -315,4 +168,10 @@ pub enum StoreError {
     /// It lacks something without which nothing may be kept in it.
     #[error("the store is not fit for results: {0}")]
     Unfit(String),
+}
+
+impl From<InvalidRecord> for StoreError {
+    fn from(error: InvalidRecord) -> Self {
+        Self::Corrupt(error.to_string())
+    }
 }

@@ -11,10 +11,7 @@
 pub mod ailab;
 pub mod builtin;
 pub mod code;
-#[cfg(test)]
-pub(crate) mod contract;
 pub mod download;
-pub mod envelope;
 pub mod net;
 pub mod operation;
 
@@ -25,22 +22,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
 
-use crate::base::picture::ImageFormat;
-use crate::request::uploads::Picture;
-use crate::upstream::envelope::Answer;
+use crate::base::envelope::Answer;
 
-/// What is bought: exactly what the key is made of, and nothing else of the client's request.
-#[derive(Clone)]
-pub struct Order {
-    /// The picture's bytes, wherever they are.
-    pub image: Picture,
-    /// Its format, by the bytes.
-    pub format: ImageFormat,
-    /// Target width in pixels, 1 to 65535.
-    pub width: u32,
-    /// Target height in pixels, 1 to 65535.
-    pub height: u32,
-}
+use crate::request::Order;
 
 /// Sells crops.
 #[async_trait]

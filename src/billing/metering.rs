@@ -22,9 +22,9 @@ use crate::base::clock::Clock;
 use crate::base::key::CacheKey;
 use crate::base::outcome::SavingCause;
 use crate::base::random::jittered;
+use crate::base::record::MAX_CREDITS;
 use crate::ledger::LedgerError;
 use crate::ledger::usage::{Count, Payer, Served, ServedBatch, UsageBook};
-use crate::store::MAX_CREDITS;
 
 /// How often a batch is booked, at the latest.
 pub const FLUSH_PERIOD: Duration = Duration::from_secs(4);

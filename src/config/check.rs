@@ -7,7 +7,7 @@ use url::Url;
 
 use super::read::{Reading, team_path};
 use super::{Config, StoreConfig, StoreKind, UpstreamKind};
-use crate::store::{MAX_CREDITS, MAX_OBJECT_BYTES};
+use crate::base::record::{MAX_CREDITS, MAX_OBJECT_BYTES};
 use crate::teams::{LOCAL_TEAM, OTHER_TEAMS, is_team_name};
 
 /// Notes all problems of `config`, and fills in what follows from other fields.

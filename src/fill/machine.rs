@@ -29,12 +29,13 @@ use jiff::Timestamp;
 
 pub use self::effect::{Admission, Effect, Event, FillSource, Filled, Open, Retry, Standing, Verdict};
 
+use crate::base::envelope::Answer;
+use crate::base::record::Record;
 use crate::error::GatewayError;
 use crate::ledger::budget::Scope;
 use crate::ledger::{Booking, CallId, LedgerError, Permit, Reservation, Reserved, UnfinishedCall, Won};
-use crate::store::{Record, StoreError};
+use crate::store::StoreError;
 use crate::upstream::download::{FetchError, Fetched};
-use crate::upstream::envelope::Answer;
 use crate::upstream::{NotSent, Reply, UnknownCause};
 
 /// Times a result is fetched while its callers wait; afterwards they are told, and it goes on.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Gateway;
+use crate::base::record::Record;
 use crate::ledger::guard::Standing;
-use crate::store::Record;
 
 /// How long an answer waits for the ledger's word. A hit has waited for the ledger before, and is to be
 /// answered within a second even when the ledger hangs.

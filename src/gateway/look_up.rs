@@ -17,11 +17,12 @@ use tokio::time::timeout;
 use super::Gateway;
 use crate::base::key::CacheKey;
 use crate::base::outcome::CacheStatus;
+use crate::base::record::Record;
 use crate::cache::Reading;
 use crate::error::GatewayError;
 use crate::ledger::LedgerError;
 use crate::metrics::{CacheTier, Look, Stage, Stages};
-use crate::store::{Record, StoreBudget, StoreError};
+use crate::store::{StoreBudget, StoreError};
 
 /// How long what one tier has waits for another tier's word on it.
 const HIT_PATIENCE: Duration = Duration::from_millis(400);

@@ -3,9 +3,9 @@
 //! Pure, and done on the way out for hits as well, so that moving the public host is a line of
 //! configuration and no migration. Which root a URL has is the gateway's decision.
 
+use crate::base::envelope;
 use crate::base::picture::ObjectName;
-use crate::store::Record;
-use crate::upstream::envelope;
+use crate::base::record::Record;
 
 /// The permanent URL of a result below a public root without a trailing slash.
 pub fn permanent_url(public_root: &str, object: ObjectName) -> String {

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::CallState;
+use crate::base::record::Record;
 use crate::base::secret::Secret;
-use crate::store::Record;
 
 /// How a call goes on. Each is booked on the call's own row, whatever has happened to its key.
 #[derive(Clone, Debug)]

@@ -56,7 +56,7 @@ use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::clock::Clock;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
-use crate::store::Record;
+use crate::base::record::Record;
 
 pub use self::pool::AddressSource;
 

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::CallId;
-use crate::store::Record;
+use crate::base::record::Record;
 
 /// A result in the spool; its bytes are read by the name of its object.
 #[derive(Clone, Debug, PartialEq, Eq)]

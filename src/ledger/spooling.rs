@@ -29,8 +29,9 @@ use self::room::Room;
 use crate::base::archive::{ArchiveCheck, ArchiveId};
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
+use crate::base::record::Record;
 use crate::ledger::{Ledger, LedgerError};
-use crate::store::{Record, RecordPage, Store, StoreError, is_object};
+use crate::store::{RecordPage, Store, StoreError, is_object};
 
 /// How long a hit waits for each word of the ledger before the store is asked without it: a ledger that
 /// hangs must not delay what the store has.

@@ -47,7 +47,7 @@ use crate::base::clock::Clock;
 use crate::base::disk;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
-use crate::store::Record;
+use crate::base::record::Record;
 
 /// The layout of the file: how many of [`MIGRATIONS`] it has had. A file with a higher one is refused
 /// untouched.

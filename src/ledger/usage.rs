@@ -16,9 +16,6 @@
 //! credits that count no more are given back on that day. What was served in a month that is closed by
 //! the time it is booked counts on the day of booking.
 
-#[cfg(test)]
-pub(super) mod contract;
-
 use std::ops::AddAssign;
 
 use async_trait::async_trait;
@@ -183,8 +180,8 @@ pub struct DayUsage {
 /// What was paid and served; sums of them are sums of each figure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    calls: [Count; CallState::ALL.len()],
-    served: [[Count; Payer::ALL.len()]; SavingCause::ALL.len()],
+    pub(crate) calls: [Count; CallState::ALL.len()],
+    pub(crate) served: [[Count; Payer::ALL.len()]; SavingCause::ALL.len()],
     /// Credits by which calls of closed months changed; less than 0 when they are given back.
     pub adjusted: i64,
 }

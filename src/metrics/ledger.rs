@@ -13,13 +13,13 @@ use super::labels::{Label, labels};
 use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
+use crate::base::record::Record;
 use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
     Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
     Reservation, Reserved, Soundness, StateTotal,
 };
-use crate::store::Record;
 
 /// Times the ledger takes, in seconds.
 const LEDGER_BUCKETS: [f64; 15] =

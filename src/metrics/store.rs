@@ -14,7 +14,8 @@ use super::labels::labels;
 use crate::base::archive::ArchiveId;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
-use crate::store::{Record, RecordPage, Store, StoreError};
+use crate::base::record::Record;
+use crate::store::{RecordPage, Store, StoreError};
 
 /// Times the store takes, in seconds.
 const STORE_BUCKETS: [f64; 14] =

@@ -6,9 +6,9 @@
 use super::image::ImageBuffer;
 use super::{CropRequest, Field, MAX_SIDE_PIXELS, MAX_TARGET_PIXELS, RequestError};
 use crate::base::picture::{self, ImageFormat};
+use crate::request::Order;
 use crate::request::multipart::{Event, trim};
 use crate::request::uploads::UploadRoom;
-use crate::upstream::Order;
 
 /// The longest width or height that is looked at; a longer one is out of range anyway, unless it
 /// is nothing but leading zeros.

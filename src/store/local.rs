@@ -41,7 +41,8 @@ use self::room::Room;
 use crate::base::archive::ArchiveId;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
-use crate::store::{Record, RecordPage, Store, StoreError};
+use crate::base::record::Record;
+use crate::store::{RecordPage, Store, StoreError};
 
 /// Where and how files are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub struct LocalStoreConfig {
     /// way at once.
     pub min_free_bytes: u64,
     /// How many files are read at once; each may take
-    /// [`MAX_OBJECT_BYTES`](crate::store::MAX_OBJECT_BYTES) of memory. Default 4.
+    /// [`MAX_OBJECT_BYTES`](crate::base::record::MAX_OBJECT_BYTES) of memory. Default 4.
     pub concurrent_reads: usize,
 }
 

@@ -40,7 +40,8 @@ use self::records::RecordTurns;
 use crate::base::archive::ArchiveId;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
-use crate::store::{Record, RecordPage, Store, StoreError};
+use crate::base::record::Record;
+use crate::store::{RecordPage, Store, StoreError};
 
 /// Which bucket, and how to reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +61,7 @@ pub struct S3StoreConfig {
     /// come from AWS's variables, files, web identity, container or machine, in this order.
     pub credentials_file: Option<PathBuf>,
     /// How many objects are read at once; each may take
-    /// [`MAX_OBJECT_BYTES`](crate::store::MAX_OBJECT_BYTES) of memory. Default 8.
+    /// [`MAX_OBJECT_BYTES`](crate::base::record::MAX_OBJECT_BYTES) of memory. Default 8.
     pub concurrent_reads: usize,
     /// How long is waited for what.
     pub limits: S3Limits,

@@ -28,9 +28,10 @@ use self::call::{AilabCall, Stopwatch, Uploaded};
 pub use self::credits::CreditsError;
 use self::form::{Form, Watch};
 use crate::base::secret::Secret;
+use crate::request::Order;
 use crate::upstream::net::{Net, NetError, Stream};
 use crate::upstream::operation::IMAGE_CROPPING;
-use crate::upstream::{CallPhase, CallTimer, NotSent, Opened, Order, Upstream};
+use crate::upstream::{CallPhase, CallTimer, NotSent, Opened, Upstream};
 
 /// The header the key travels in.
 const API_KEY: HeaderName = HeaderName::from_static("ailabapi-api-key");

@@ -15,14 +15,13 @@ use http::StatusCode;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use super::{
-    ErrorReply, HeldCall, NotSent, Opened, Order, Refusal, RefusalKind, Reply, UnknownCause, Upstream,
-};
+use super::{ErrorReply, HeldCall, NotSent, Opened, Refusal, RefusalKind, Reply, UnknownCause, Upstream};
+use crate::base::envelope::Answer;
 use crate::base::picture::ObjectName;
 use crate::base::secret::Secret;
+use crate::request::Order;
 use crate::upstream::code::{self, Code};
 use crate::upstream::download::{FetchError, Fetched, ResultSource};
-use crate::upstream::envelope::Answer;
 
 /// How a result inside an answer begins.
 const INLINE: &str = "data:image/";
@@ -163,7 +162,7 @@ impl ResultSource for InlineResults {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::contract::{UpstreamFixture, upstream_contract};
+    use crate::testing::upstream_contract::{UpstreamFixture, upstream_contract};
 
     struct Fixture;
 

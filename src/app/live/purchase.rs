@@ -19,6 +19,7 @@ use crate::app::{fill_config, ledger, open_ailab, open_upstream, store, terms};
 use crate::base::clock::Clock;
 use crate::base::key::{CacheKey, Digest};
 use crate::base::picture::{self, ImageFormat};
+use crate::base::record::Record;
 use crate::base::results::ResultRoom;
 use crate::base::secret::Secret;
 use crate::base::state::{StateDir, StateDirError};
@@ -28,10 +29,11 @@ use crate::fill::machine::Filled;
 use crate::fill::{FillParts, Filler, Seat, Wanted};
 use crate::ledger::guard::ArchiveGuard;
 use crate::metrics::Metrics;
-use crate::store::{Record, Store, StoreBudget};
+use crate::request::Order;
+use crate::store::{Store, StoreBudget};
 use crate::teams::policy::{CurrentPolicy, Terms};
 use crate::teams::{Team, Teams};
-use crate::upstream::{ErrorReply, HeldCall, NotSent, Opened, Order, Reply, Upstream};
+use crate::upstream::{ErrorReply, HeldCall, NotSent, Opened, Reply, Upstream};
 
 /// The picture that is cropped: a photograph, since what is too small or too plain may be refused.
 const PICTURE: &[u8] = include_bytes!("../../../tests/images/rocket.jpg");

@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde_json::Value;
 use url::Url;
 
+use crate::base::envelope::Answer;
 use crate::base::picture::{self, ImageFormat};
-use crate::upstream::envelope::Answer;
 use crate::upstream::{ErrorReply, Reply};
 
 /// The report. A part is `null` where the purchase did not get so far.

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::base::record::Record;
 use crate::base::secret::Secret;
 use crate::error::GatewayError;
 use crate::ledger::{Booking, CallId, LedgerError, Permit, Reservation, Reserved};
-use crate::store::{Record, StoreError};
+use crate::store::StoreError;
 use crate::upstream::download::{FetchError, Fetched};
 use crate::upstream::{NotSent, Reply};
 

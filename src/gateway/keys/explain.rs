@@ -8,10 +8,10 @@ use jiff::Timestamp;
 
 use super::{KeyDesk, KeyDeskParts};
 use crate::base::key::CacheKey;
+use crate::base::record::Record;
 use crate::ledger::CallState;
 use crate::ledger::admin::{CallDetail, CallFilter};
 use crate::ledger::budget;
-use crate::store::Record;
 
 /// Rows that are shown; more than a key has in years.
 const MOST_CALLS: usize = 100;

@@ -165,9 +165,7 @@ async fn a_refreshed_result_is_not_where_the_old_one_is() {
 async fn a_result_that_was_lost_and_bought_again_is_named_here_while_it_waits() {
     let world = World::new().published();
     // The same bytes under the same name, each time.
-    world
-        .upstream
-        .reply(|| Reply::Answered(crate::upstream::envelope::Answer::read(&answer_text(7)).unwrap()));
+    world.upstream.reply(|| Reply::Answered(crate::base::envelope::Answer::read(&answer_text(7)).unwrap()));
     let record = world.ask(1).await.unwrap().record;
     world.store.store.files().retain(|path, _| path == "archive");
     world.ledger.lose(&record).await.unwrap();

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::base::archive::{ArchiveId, Import, Membership};
+use crate::base::envelope::Answer;
 use crate::base::results::ResultRoom;
 use crate::base::secret::Secret;
 use crate::billing::metering::Meter;
@@ -22,21 +23,21 @@ use crate::gateway::keys::{KeyDesk, KeyDeskParts};
 use crate::ledger::admin::{Actor, AuditLine, CallFilter, CallPage, LedgerAdmin, Purge, Settled, Settlement};
 use crate::ledger::budget::{Budget, Scope};
 use crate::ledger::guard::Standing;
-use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::spooling::{Spool, SpoolConfig};
 use crate::ledger::{
     Booking, CallId, CallState, Changes, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
     StateTotal,
 };
+use crate::request::Order;
 use crate::request::uploads::UploadRoom;
-use crate::store::memory::MemoryStore;
 use crate::store::{RecordPage, StoreError};
 use crate::teams::Teams;
 use crate::teams::policy::{CurrentPolicy, Terms};
+use crate::testing::memory_ledger::MemoryLedger;
+use crate::testing::memory_store::MemoryStore;
 use crate::upstream::download::{FetchError, Fetched, ResultSource};
-use crate::upstream::envelope::Answer;
-use crate::upstream::{HeldCall, NotSent, Opened, Order, Reply, Upstream};
+use crate::upstream::{HeldCall, NotSent, Opened, Reply, Upstream};
 
 pub(super) const NAMESPACE: &str = "ailab-v1";
 pub(super) const CREDITS: u64 = 3;

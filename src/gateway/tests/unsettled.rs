@@ -4,8 +4,8 @@
 use super::*;
 use crate::base::picture::ImageFormat;
 use crate::fill::{Seat, Wanted};
+use crate::request::Order;
 use crate::store::StoreBudget;
-use crate::upstream::Order;
 
 impl World {
     /// Asks for a crop without a gateway; the test keeps an eye on the picture.

@@ -5,11 +5,11 @@ use tempfile::TempDir;
 use super::*;
 use crate::base::clock::Clock;
 use crate::base::key::{CacheKey, Digest};
+use crate::base::record::Record;
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::{Reservation, Reserved};
-use crate::store::Record;
-use crate::store::contract::record;
 use crate::store::local::LocalStore;
+use crate::testing::store_contract::record;
 
 /// Ledgers and stores by name; each is made when it is first named.
 struct Place(TempDir);

@@ -9,10 +9,10 @@ use super::rows::{hash, int8, state};
 use super::{spool, usage};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
+use crate::base::record::Record;
 use crate::base::secret::Secret;
 use crate::ledger::budget::Windows;
 use crate::ledger::{Booking, CallId, CallState, LedgerError};
-use crate::store::Record;
 
 /// What a booking needs to know of its row, which nobody else changes meanwhile.
 struct CallRow {

@@ -7,9 +7,9 @@ use super::pool::{Failure, Tx};
 use super::rows::{hash, instant, int8, number, state};
 use crate::base::crash::crash_point;
 use crate::base::key::{CacheKey, Digest};
+use crate::base::record::Record;
 use crate::base::secret::Secret;
 use crate::ledger::{Booking, CallId, CallState, ForeignCall, Orphan, Reservation, UnfinishedCall};
-use crate::store::Record;
 
 /// The reason of calls that another process ended. It is searched for, so it does not change.
 const OWNER_SILENT: &str = "its owner was silent for a full lease";

@@ -6,9 +6,9 @@ use tokio_postgres::types::Type;
 
 use super::pool::{Failure, Tx, damaged};
 use crate::base::key::{CacheKey, Digest};
+use crate::base::record::Record;
 use crate::ledger::budget::{Budget, Used, Windows};
 use crate::ledger::{CallState, Changes, LedgerError, StateTotal};
-use crate::store::Record;
 
 /// The columns [`record`] reads, of a row called `c`.
 pub(super) const RECORD: &str = "c.namespace, c.key, c.generation, c.answer, c.digest, c.extension, c.bytes, c.team, \

@@ -13,10 +13,10 @@ use super::book;
 use super::pool::{Failure, Lock, Tx};
 use super::rows::{self, RECORD, instant, int8, number, record};
 use crate::base::picture::ObjectName;
+use crate::base::record::Record;
 use crate::ledger::budget::Windows;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{CallId, CallState, LedgerError};
-use crate::store::Record;
 
 /// What [`Ledger::keep_room`](crate::ledger::Ledger::keep_room) asks for.
 #[derive(Clone, Copy)]

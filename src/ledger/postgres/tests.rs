@@ -19,9 +19,11 @@ use crate::base::secret::Secret;
 use crate::ledger::Ledger;
 use crate::ledger::address::DatabaseAddress;
 use crate::ledger::admin::LedgerAdmin;
-use crate::ledger::contract::admin::admin_contract;
-use crate::ledger::contract::{SPOOL_MAX, TurnableClock, lease_contract, ledger_contract, model, zone};
-use crate::ledger::usage::contract::{self as usage_model, UsageBench, usage_contract};
+use crate::testing::ledger_contract::admin::admin_contract;
+use crate::testing::ledger_contract::{
+    SPOOL_MAX, TurnableClock, lease_contract, ledger_contract, model, zone,
+};
+use crate::testing::usage_contract::{self as usage_model, UsageBench, usage_contract};
 
 fn config(url: &str, clock: Clock, zone: TimeZone) -> PostgresConfig {
     let address = DatabaseAddress::parse(&Secret::new(url)).unwrap();

@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::purged::PurgedError;
 use super::{LEDGER_PATIENCE, Spool};
 use crate::base::crash::crash_point;
+use crate::base::record::{MAX_OBJECT_BYTES, Record};
 use crate::ledger::spool::Spooled;
 use crate::ledger::{CallId, LedgerError};
-use crate::store::{MAX_OBJECT_BYTES, Record, StoreError};
+use crate::store::StoreError;
 
 /// Results on their way at once; so many are in memory.
 const AT_ONCE: usize = 4;

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use super::{HIT_PATIENCE, Spool, ask};
 use crate::base::key::CacheKey;
+use crate::base::record::Record;
 use crate::ledger::LedgerError;
-use crate::store::{Record, StoreError};
+use crate::store::StoreError;
 
 impl Spool {
     /// Removes from the store a record that was purged; says whether it was.

@@ -6,12 +6,12 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 use super::{PAGE_SIZE, admin, spool};
 use crate::base::crash::crash_point;
 use crate::base::key::{CacheKey, Digest};
+use crate::base::record::Record;
 use crate::base::secret::Secret;
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Windows};
 use crate::ledger::{
     Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, Reserved, UnfinishedCall, Won,
 };
-use crate::store::Record;
 
 /// The columns [`record`] reads.
 pub(super) const RECORD: &str = "namespace, key, generation, answer, digest, extension, bytes, team, credits, \

@@ -5,8 +5,8 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 use super::calls::OWNER_DIED;
 use crate::base::archive::{ArchiveId, Import, Membership, NoArchiveId};
 use crate::base::key::CacheKey;
+use crate::base::record::Record;
 use crate::ledger::{CallId, LedgerError, Orphan};
-use crate::store::Record;
 
 /// One row, or none.
 pub(super) const SCHEMA: &str = "

@@ -11,10 +11,10 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::calls;
 use crate::base::picture::ObjectName;
+use crate::base::record::Record;
 use crate::ledger::budget::Windows;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{Booking, CallId, CallState, LedgerError};
-use crate::store::Record;
 
 /// Layout 2.
 pub(super) const SCHEMA: &str = "

@@ -25,15 +25,15 @@ use crate::base::clock::Clock;
 use crate::base::secret::Secret;
 use crate::ledger::admin::{Actor, CallFilter, LedgerAdmin, Purge, Settlement};
 use crate::ledger::budget::{Budget, Scope, Window, Windows};
-use crate::ledger::contract::admin::admin_contract;
-use crate::ledger::contract::{
-    Bench, SPOOL_MAX, TurnableClock, answer, ledger_contract, model, picture, record, released, stored, team,
-    unfetchable, unknown, zone,
-};
-use crate::ledger::usage::{self, contract::usage_contract};
 use crate::ledger::{
     Booking, CallId, CallState, Ledger, LedgerError, Permit, Reservation, Reserved, StateTotal, Won,
 };
+use crate::testing::ledger_contract::admin::admin_contract;
+use crate::testing::ledger_contract::{
+    Bench, SPOOL_MAX, TurnableClock, answer, ledger_contract, model, picture, record, released, stored, team,
+    unfetchable, unknown, zone,
+};
+use crate::testing::usage_contract::{self, usage_contract};
 
 async fn open(clock: Clock, zone: TimeZone) -> (SqliteLedger, TempDir) {
     let directory = tempfile::tempdir().unwrap();
@@ -66,12 +66,12 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases(32)))]
     #[test]
-    fn the_usage_of_a_random_life_agrees_with_the_model(life in usage::contract::lives()) {
+    fn the_usage_of_a_random_life_agrees_with_the_model(life in usage_contract::lives()) {
         let directory = tempfile::tempdir().unwrap();
         let clock = TurnableClock::at("2026-10-24T20:00:00Z");
         let ledger = SqliteLedger::open(&directory.path().join("ledger.db"), clock.clock(), zone()).unwrap();
-        let bench = usage::contract::UsageBench::new(Arc::new(ledger), clock);
-        runtime().block_on(usage::contract::live(life, &bench));
+        let bench = usage_contract::UsageBench::new(Arc::new(ledger), clock);
+        runtime().block_on(usage_contract::live(life, &bench));
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use super::*;
 use crate::base::picture::ImageFormat;
-use crate::store::contract::{picture, record};
+use crate::testing::store_contract::{picture, record};
 
 /// Tells the child where to work.
 const FOLDER: &str = "GRANARY_CRASH_TEST_FOLDER";

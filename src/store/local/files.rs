@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use super::disk::{self, failed};
 use super::records::RecordLocks;
-use crate::store::{RECORDS, StoreError};
+use crate::base::record::RECORDS;
+use crate::store::StoreError;
 
 pub(super) const RESULTS: &str = "results";
 const TMP: &str = "tmp";

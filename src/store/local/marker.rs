@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use super::disk::{self, TempFile, failed};
 use super::files::Files;
 use crate::base::archive::ArchiveId;
-use crate::store::{MARKER, MAX_MARKER_BYTES, RECORDS, StoreError, archive_of};
+use crate::base::record::RECORDS;
+use crate::store::{MARKER, MAX_MARKER_BYTES, StoreError, archive_of};
 
 /// It is no secret, and a backup should have it.
 const MODE: u32 = 0o644;

@@ -11,7 +11,8 @@ use super::files::{Files, RESULTS};
 use crate::base::crash::crash_point;
 use crate::base::key::Digest;
 use crate::base::picture::ObjectName;
-use crate::store::{MAX_OBJECT_BYTES, StoreError, check_object, is_object};
+use crate::base::record::MAX_OBJECT_BYTES;
+use crate::store::{StoreError, check_object, is_object};
 
 /// Objects are public, and a static file server may run as someone else.
 const MODE: u32 = 0o644;

@@ -13,7 +13,9 @@ use super::disk::{self, TempFile, failed};
 use super::files::Files;
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
-use crate::store::{MAX_RECORD_BYTES, RECORDS, Record, RecordPage, StoreError};
+use crate::base::record::RECORDS;
+use crate::base::record::Record;
+use crate::store::{MAX_RECORD_BYTES, RecordPage, StoreError};
 
 /// Records name teams, so only the owner and the group read them.
 const MODE: u32 = 0o640;
@@ -89,7 +91,7 @@ impl Files {
     pub(super) fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         let path = Record::checked_path(namespace, key)?;
         let Some(bytes) = self.read(RECORDS, &path, MAX_RECORD_BYTES)? else { return Ok(None) };
-        Record::from_json(&path, &bytes, namespace, key).map(Some)
+        Ok(Some(Record::from_json(&path, &bytes, namespace, key)?))
     }
 
     /// Folders in the order of their paths, then the names in each.

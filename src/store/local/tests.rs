@@ -13,8 +13,8 @@ use super::*;
 use crate::base::disk::temp_name;
 use crate::base::key::Digest;
 use crate::base::picture::ImageFormat;
-use crate::store::MAX_OBJECT_BYTES;
-use crate::store::contract::{StoreFixture, picture, record, store_contract};
+use crate::base::record::MAX_OBJECT_BYTES;
+use crate::testing::store_contract::{StoreFixture, picture, record, store_contract};
 
 /// A store in a temporary folder.
 struct LocalFixture(tempfile::TempDir);

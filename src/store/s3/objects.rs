@@ -6,7 +6,8 @@ use super::bucket::{Bucket, Condition, Headers, Kind, Written};
 use super::records::pause;
 use crate::base::crash::crash_point;
 use crate::base::picture::ObjectName;
-use crate::store::{MAX_OBJECT_BYTES, StoreError, check_object, is_object};
+use crate::base::record::MAX_OBJECT_BYTES;
+use crate::store::{StoreError, check_object, is_object};
 
 /// How often a write is tried that meets another one.
 const TRIES: u32 = 5;

@@ -8,7 +8,9 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::bucket::{Bucket, Condition, Deleted, Headers, Kind, Written};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
-use crate::store::{MAX_RECORD_BYTES, RECORDS, Record, RecordPage, StoreError};
+use crate::base::record::RECORDS;
+use crate::base::record::Record;
+use crate::store::{MAX_RECORD_BYTES, RecordPage, StoreError};
 
 /// How often a write is tried that loses against others. Of this process there are none.
 const TRIES: u32 = 5;

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::bucket::{Condition, Headers, Kind, Written};
 use super::*;
 use crate::base::picture::ImageFormat;
-use crate::store::contract::{StoreFixture, picture, record, store_contract};
+use crate::testing::store_contract::{StoreFixture, picture, record, store_contract};
 
 /// A bucket of its own, and credentials for it.
 struct S3Fixture {
@@ -152,7 +152,7 @@ async fn what_is_too_long_is_neither_kept_nor_read() {
     let fixture = S3Fixture::start().await;
     let store = fixture.s3().await;
     let (name, _) = picture(ImageFormat::Bmp, 4, 100);
-    let long = Bytes::from(vec![0; usize::try_from(crate::store::MAX_OBJECT_BYTES).unwrap() + 1]);
+    let long = Bytes::from(vec![0; usize::try_from(crate::base::record::MAX_OBJECT_BYTES).unwrap() + 1]);
     assert!(matches!(store.put_object(name, long.clone()).await, Err(StoreError::Full(_))));
     fixture.server.set(&name.path(), long);
     assert!(matches!(store.object(name).await, Err(StoreError::Corrupt(_))));

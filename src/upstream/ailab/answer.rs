@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::call::MAX_ANSWER_BYTES;
 use super::echo::quotes;
+use crate::base::envelope::{Answer, Envelope};
 use crate::base::secret::Secret;
-use crate::upstream::envelope::{Answer, Envelope};
 use crate::upstream::net::coding::decoded;
 use crate::upstream::{ErrorReply, Refusal, RefusalKind, Reply, UnknownCause};
 

@@ -9,8 +9,8 @@ use url::Url;
 
 use super::{AilabConfig, AilabUpstream};
 use crate::base::secret::Secret;
+use crate::testing::upstream_contract::{UpstreamFixture, upstream_contract};
 use crate::upstream::Upstream;
-use crate::upstream::contract::{UpstreamFixture, upstream_contract};
 use crate::upstream::download::ResultSource;
 use crate::upstream::download::http::{DownloadConfig, Downloader};
 

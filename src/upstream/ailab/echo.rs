@@ -6,8 +6,8 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use memchr::memmem;
 
+use crate::base::envelope::decodings;
 use crate::base::secret::Secret;
-use crate::upstream::envelope::decodings;
 
 /// Pieces of a key that count as the key: half of it, and of a long one no longer than this. None is
 /// in a text by chance.

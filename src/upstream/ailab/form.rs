@@ -15,8 +15,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::sync::oneshot;
 
+use crate::request::Order;
 use crate::request::uploads::{Picture, PicturePieces};
-use crate::upstream::{NotSent, Order};
+use crate::upstream::NotSent;
 
 /// 192 random bits for the boundary: 48 hex digits, of the 70 characters that are allowed.
 const BOUNDARY_RANDOM_BYTES: usize = 24;

@@ -9,9 +9,9 @@ use super::AdminState;
 use super::calls::{Call, key_of};
 use super::failure::AdminFailure;
 use crate::base::key::{CacheKey, Digest};
+use crate::base::record::Record;
 use crate::gateway::keys::{Explained, Held, PurgeError};
 use crate::ledger::admin::{Action, Actor};
-use crate::store::Record;
 
 /// All that is known of a key.
 #[derive(Serialize)]

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::super::pool::{Lock, key_lock};
 use super::*;
 use crate::ledger::budget::Scope;
-use crate::ledger::contract::{Bench, answer, picture, record, stored};
 use crate::ledger::{Booking, CallId, LedgerError, Reservation, Reserved};
+use crate::testing::ledger_contract::{Bench, answer, picture, record, stored};
 
 /// What a caller may wait for who asks a server that is known to be away.
 const AT_ONCE: Duration = Duration::from_millis(200);
@@ -79,7 +79,7 @@ async fn a_silent_server_holds_up_nobody_for_long_and_nothing_is_lost() {
     assert_eq!(bench.look_up(&picture(1)).await, Some(kept));
     // Whatever the frozen server was asked for, one call of the key is the most that came of it.
     match bench.reserve(picture(2)).await {
-        Reserved::Won(won) => bench.book(won.id, crate::ledger::contract::released()).await,
+        Reserved::Won(won) => bench.book(won.id, crate::testing::ledger_contract::released()).await,
         Reserved::Held(orphan) => {
             let seen = bench.ledger.foreign_calls(Vec::new()).await.unwrap();
             assert!(seen.iter().any(|call| call.id == orphan), "nobody would ever release it");

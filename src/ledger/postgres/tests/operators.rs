@@ -8,8 +8,8 @@ use super::*;
 use crate::base::archive::{ArchiveId, Import};
 use crate::ledger::admin::{Actor, CallFilter, GivenBack, Purge, Settled, Settlement};
 use crate::ledger::budget::Scope;
-use crate::ledger::contract::{Bench, all_at_once, answer, picture};
 use crate::ledger::{CallId, CallState, LedgerError};
+use crate::testing::ledger_contract::{Bench, all_at_once, answer, picture};
 
 /// A ledger from both sides.
 struct Rig {

@@ -6,9 +6,9 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::*;
-use crate::ledger::contract::picture;
 use crate::ledger::postgres::ProofError;
 use crate::ledger::{LedgerError, Reserved};
+use crate::testing::ledger_contract::picture;
 
 fn at(url: &str) -> PostgresConfig {
     config(url, Clock::system(), zone())

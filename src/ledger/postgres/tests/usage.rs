@@ -12,9 +12,9 @@ use super::super::connect::{self, Connection, Tls};
 use super::super::{rows, schema, usage};
 use super::*;
 use crate::base::outcome::SavingCause;
-use crate::ledger::contract::{Bench, failed, picture};
 use crate::ledger::usage::{Count, Payer, Served, ServedBatch, UsageBook};
 use crate::ledger::{CallId, CallState};
+use crate::testing::ledger_contract::{Bench, failed, picture};
 
 /// What may take long on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);

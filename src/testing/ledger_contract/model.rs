@@ -16,19 +16,19 @@ use super::{
     unfetchable, unknown, zone,
 };
 use crate::base::key::{CacheKey, Digest};
+use crate::base::record::Record;
 use crate::ledger::admin::{Actor, GivenBack, LedgerAdmin, Purge, Settled, Settlement};
 use crate::ledger::budget::{Budget, BudgetRefusal, Scope, Window};
 use crate::ledger::usage;
 use crate::ledger::{
     Booking, CallId, CallState, Ledger, LedgerError, Permit, Reservation, Reserved, StateTotal, Won,
 };
-use crate::store::Record;
 
 const TEAMS: [&str; 2] = ["press", "print"];
 
 /// What happens next. Calls are named by how many were reserved after them.
 #[derive(Clone, Debug)]
-pub(in crate::ledger) enum Step {
+pub(crate) enum Step {
     Reserve { key: u32, team: usize, credits: u64, refresh: bool },
     MarkSent { back: usize },
     Book { back: usize, to: CallState, claims_key: bool },
@@ -44,7 +44,7 @@ pub(in crate::ledger) enum Step {
 }
 
 /// A life: the limits of the budgets, and its steps.
-pub(in crate::ledger) fn lives() -> impl Strategy<Value = ([u64; 4], Vec<Step>)> {
+pub(crate) fn lives() -> impl Strategy<Value = ([u64; 4], Vec<Step>)> {
     let reserve = (0..3_u32, 0..2_usize, 1..5_u64, prop::bool::weighted(0.3))
         .prop_map(|(key, team, credits, refresh)| Step::Reserve { key, team, credits, refresh });
     let outcomes = prop::sample::select(vec![
@@ -124,7 +124,7 @@ fn rivals(key: u32, refresh: bool) -> [Step; 6] {
 /// Lives a life on the ledgers that `open` gives: each is the same book, after a crash of the one
 /// before.
 #[allow(dead_code, reason = "for ledgers in which nobody can purge")]
-pub(in crate::ledger) async fn live<F: Future<Output = Arc<dyn Ledger>>>(
+pub(crate) async fn live<F: Future<Output = Arc<dyn Ledger>>>(
     life: ([u64; 4], Vec<Step>),
     clock: TurnableClock,
     open: impl Fn() -> F,
@@ -133,9 +133,7 @@ pub(in crate::ledger) async fn live<F: Future<Output = Arc<dyn Ledger>>>(
 }
 
 /// As [`live`], for ledgers in which an operator may purge.
-pub(in crate::ledger) async fn live_with_admin<
-    F: Future<Output = (Arc<dyn Ledger>, Arc<dyn LedgerAdmin>)>,
->(
+pub(crate) async fn live_with_admin<F: Future<Output = (Arc<dyn Ledger>, Arc<dyn LedgerAdmin>)>>(
     life: ([u64; 4], Vec<Step>),
     clock: TurnableClock,
     open: impl Fn() -> F,

@@ -15,15 +15,16 @@ use super::faults::{Fault, Line};
 use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
+use crate::base::record::Record;
 use crate::ledger::budget::{Budget, Scope, Used};
-use crate::ledger::memory::MemoryLedger;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
     Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
     Reservation, Reserved, StateTotal,
 };
-use crate::store::memory::MemoryStore;
-use crate::store::{Record, RecordPage, Store, StoreError};
+use crate::store::{RecordPage, Store, StoreError};
+use crate::testing::memory_ledger::MemoryLedger;
+use crate::testing::memory_store::MemoryStore;
 
 /// See the module.
 #[derive(Clone)]

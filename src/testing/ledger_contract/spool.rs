@@ -8,18 +8,18 @@ use jiff::SignedDuration;
 use super::{Bench, SPOOL_MAX, answer, foreign, picture, record, released, stored};
 use crate::base::key::Digest;
 use crate::base::picture::ObjectName;
+use crate::base::record::Record;
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation, Reserved, Won};
-use crate::store::Record;
 
 /// The bytes a record on the bench is about.
-pub(super) fn bytes_of(record: &Record) -> Bytes {
+pub(crate) fn bytes_of(record: &Record) -> Bytes {
     let call = record.upstream_request_id.strip_prefix("request ").expect("a record of the bench");
     format!("result of call {call}").into()
 }
 
 /// Its result is to wait in the spool.
-pub(super) fn spooled(record: &Record) -> Booking {
+pub(crate) fn spooled(record: &Record) -> Booking {
     Booking::Spooled { record: Box::new(record.clone()), bytes: bytes_of(record) }
 }
 
@@ -36,27 +36,27 @@ impl Bench {
         (won, record)
     }
 
-    pub(super) async fn object(&self, record: &Record) -> Option<Bytes> {
+    pub(crate) async fn object(&self, record: &Record) -> Option<Bytes> {
         let bytes = self.ledger.spooled_object(name(record)).await.expect("the ledger can be asked");
         let is_there = self.ledger.is_spooled(name(record)).await.expect("the ledger can be asked");
         assert_eq!(bytes.is_some(), is_there);
         bytes
     }
 
-    pub(super) async fn waiting(&self) -> Vec<Spooled> {
+    pub(crate) async fn waiting(&self) -> Vec<Spooled> {
         self.ledger.spooled(0, 1000).await.expect("the ledger can be asked")
     }
 
-    pub(super) async fn unspool(&self, id: CallId, standing: &Record) {
+    pub(crate) async fn unspool(&self, id: CallId, standing: &Record) {
         self.ledger.unspool(id, standing).await.expect("the ledger can be asked");
     }
 
-    pub(super) async fn usage(&self) -> SpoolUsage {
+    pub(crate) async fn usage(&self) -> SpoolUsage {
         self.ledger.spool_usage().await.expect("the ledger can be asked")
     }
 }
 
-pub(in crate::ledger) async fn a_spooled_result_is_stored_and_its_bytes_are_found_by_name(bench: &Bench) {
+pub(crate) async fn a_spooled_result_is_stored_and_its_bytes_are_found_by_name(bench: &Bench) {
     let won = bench.answered(picture(1)).await;
     let kept = record(&picture(1), won, bench.clock.now());
     assert_eq!(bench.object(&kept).await, None);
@@ -76,7 +76,7 @@ pub(in crate::ledger) async fn a_spooled_result_is_stored_and_its_bytes_are_foun
     assert_eq!(bench.look_up(&picture(1)).await, Some(kept), "it is stored as before");
 }
 
-pub(in crate::ledger) async fn what_waits_is_listed_oldest_first_in_pieces(bench: &Bench) {
+pub(crate) async fn what_waits_is_listed_oldest_first_in_pieces(bench: &Bench) {
     // Reserved in one order, and spooled in another.
     let mut won = Vec::new();
     for n in 0..5 {
@@ -108,9 +108,7 @@ pub(in crate::ledger) async fn what_waits_is_listed_oldest_first_in_pieces(bench
     assert_eq!(left, expected);
 }
 
-pub(in crate::ledger) async fn a_result_that_does_not_fit_is_refused_and_its_row_stays_answered(
-    bench: &Bench,
-) {
+pub(crate) async fn a_result_that_does_not_fit_is_refused_and_its_row_stays_answered(bench: &Bench) {
     let half = vec![b'x'; usize::try_from(SPOOL_MAX / 2).expect("a small number")];
     let of_half = |won: Won, n: u32| {
         let made = record(&picture(n), won, bench.clock.now());
@@ -140,7 +138,7 @@ pub(in crate::ledger) async fn a_result_that_does_not_fit_is_refused_and_its_row
     assert_eq!(bench.object(&small).await, Some(bytes_of(&small)));
 }
 
-pub(in crate::ledger) async fn equal_results_of_two_calls_leave_the_spool_one_by_one(bench: &Bench) {
+pub(crate) async fn equal_results_of_two_calls_leave_the_spool_one_by_one(bench: &Bench) {
     let (first, one) = bench.spool(picture(1)).await;
     let won = bench.answered(picture(2)).await;
     let two = Record { digest: one.digest, bytes: one.bytes, ..record(&picture(2), won, bench.clock.now()) };
@@ -151,9 +149,7 @@ pub(in crate::ledger) async fn equal_results_of_two_calls_leave_the_spool_one_by
     assert_eq!(bench.object(&two).await, None);
 }
 
-pub(in crate::ledger) async fn a_spooled_result_whose_record_stands_elsewhere_leaves_the_key_to_it(
-    bench: &Bench,
-) {
+pub(crate) async fn a_spooled_result_whose_record_stands_elsewhere_leaves_the_key_to_it(bench: &Bench) {
     // The same purchase, written before a crash: only the time is another.
     let (won, ours) = bench.spool(picture(1)).await;
     let earlier = Record { stored_at: ours.stored_at - SignedDuration::from_secs(9), ..ours };
@@ -172,7 +168,7 @@ pub(in crate::ledger) async fn a_spooled_result_whose_record_stands_elsewhere_le
     assert_eq!(bench.calls(CallState::Stored).await, 3, "ours are paid for, and imported ones are not");
 }
 
-pub(in crate::ledger) async fn spooling_and_taking_out_may_be_repeated(bench: &Bench) {
+pub(crate) async fn spooling_and_taking_out_may_be_repeated(bench: &Bench) {
     let (won, kept) = bench.spool(picture(1)).await;
     bench.book(won.id, spooled(&kept)).await;
     // The store took it after all, when nobody knew yet that it was spooled.
@@ -188,7 +184,7 @@ pub(in crate::ledger) async fn spooling_and_taking_out_may_be_repeated(bench: &B
     assert_eq!(bench.look_up(&picture(1)).await, Some(kept));
 }
 
-pub(in crate::ledger) async fn usage_tells_what_waits_and_what_may_still_come(bench: &Bench) {
+pub(crate) async fn usage_tells_what_waits_and_what_may_still_come(bench: &Bench) {
     assert_eq!(bench.usage().await, SpoolUsage::default());
     for (n, state) in (1..).zip(CallState::ALL) {
         bench.bring(n, state).await;

@@ -20,9 +20,9 @@ use super::sales::Sale;
 use crate::base::clock::Clock;
 use crate::base::key::CacheKey;
 use crate::ledger::CallId;
-use crate::ledger::memory::MemoryLedger;
 use crate::metrics::Metrics;
-use crate::store::memory::MemoryStore;
+use crate::testing::memory_ledger::MemoryLedger;
+use crate::testing::memory_store::MemoryStore;
 
 /// See the module.
 pub(super) struct World {

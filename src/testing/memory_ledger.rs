@@ -13,19 +13,19 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::admin::{AuditLine, Purge, Settlement};
-use super::budget::{self, Budget, BudgetRefusal, Scope, Used, Windows};
-use super::spool::{SpoolUsage, Spooled};
-use super::{
-    Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
-    Reservation, Reserved, StateTotal, UnfinishedCall, Won,
-};
 use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::clock::Clock;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
+use crate::base::record::Record;
 use crate::base::secret::Secret;
-use crate::store::Record;
+use crate::ledger::admin::{AuditLine, Purge, Settlement};
+use crate::ledger::budget::{self, Budget, BudgetRefusal, Scope, Used, Windows};
+use crate::ledger::spool::{SpoolUsage, Spooled};
+use crate::ledger::{
+    Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
+    Reservation, Reserved, StateTotal, UnfinishedCall, Won,
+};
 
 /// See the module.
 pub(crate) struct MemoryLedger {
@@ -57,7 +57,7 @@ pub(crate) struct Book {
     /// What was refreshed or purged, oldest first.
     changes: Vec<(String, CacheKey)>,
     /// What operators did, oldest first.
-    pub(super) audit: Vec<AuditLine>,
+    pub(crate) audit: Vec<AuditLine>,
     /// Counts the changes.
     pub(crate) version: u64,
 }
@@ -80,12 +80,12 @@ pub(crate) struct Row {
     pub(crate) answered_at: Option<Timestamp>,
     pub(crate) ended_at: Option<Timestamp>,
     pub(crate) record: Option<Record>,
-    pub(super) reserved_at: Timestamp,
-    pub(super) sent_at: Option<Timestamp>,
-    pub(super) reason: Option<String>,
+    pub(crate) reserved_at: Timestamp,
+    pub(crate) sent_at: Option<Timestamp>,
+    pub(crate) reason: Option<String>,
     /// The upstream's two.
-    pub(super) ids: Option<(String, String)>,
-    pub(super) settled: Option<Settlement>,
+    pub(crate) ids: Option<(String, String)>,
+    pub(crate) settled: Option<Settlement>,
 }
 
 /// A result in the spool.
@@ -161,12 +161,12 @@ impl MemoryLedger {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn now(&self) -> (Timestamp, Windows) {
+    pub(crate) fn now(&self) -> (Timestamp, Windows) {
         let now = self.clock.now();
         (now, Windows::at(now, &self.zone))
     }
 
-    pub(super) fn change(&self) -> MutexGuard<'_, Book> {
+    pub(crate) fn change(&self) -> MutexGuard<'_, Book> {
         let mut book = self.book();
         book.version += 1;
         book
@@ -297,7 +297,7 @@ impl Book {
         self.rows.get(usize::try_from(id.0).ok()?.checked_sub(1)?)
     }
 
-    pub(super) fn row_mut(&mut self, id: CallId) -> Result<&mut Row, LedgerError> {
+    pub(crate) fn row_mut(&mut self, id: CallId) -> Result<&mut Row, LedgerError> {
         let at = usize::try_from(id.0).ok().and_then(|id| id.checked_sub(1));
         at.and_then(|at| self.rows.get_mut(at))
             .ok_or_else(|| LedgerError::Unavailable(format!("there is no call {}", id.0)))
@@ -316,7 +316,7 @@ impl Book {
         self.purged.get(&(namespace.to_owned(), *key.as_bytes())).copied()
     }
 
-    pub(super) fn purge(&mut self, namespace: &str, key: CacheKey) -> Purge {
+    pub(crate) fn purge(&mut self, namespace: &str, key: CacheKey) -> Purge {
         if self.stored(namespace, key).is_none() {
             let before = self.purged(namespace, key);
             return before.map_or(Purge::Nothing, |generation| Purge::Repeated { generation });
@@ -346,7 +346,7 @@ impl Book {
         u64::try_from(spent).unwrap_or(0)
     }
 
-    pub(super) fn count(&mut self, row: &Row, sign: i64) {
+    pub(crate) fn count(&mut self, row: &Row, sign: i64) {
         for counter in row.counters() {
             *self.spent.entry(counter).or_default() += sign * row.bought.credits as i64;
         }
@@ -812,8 +812,8 @@ mod tests {
 
     use super::*;
     use crate::ledger::admin::LedgerAdmin;
-    use crate::ledger::contract::admin::admin_contract;
-    use crate::ledger::contract::{SPOOL_MAX, TurnableClock, ledger_contract, model, zone};
+    use crate::testing::ledger_contract::admin::admin_contract;
+    use crate::testing::ledger_contract::{SPOOL_MAX, TurnableClock, ledger_contract, model, zone};
 
     async fn open(clock: Clock, zone: TimeZone) -> (MemoryLedger, ()) {
         (MemoryLedger::new(clock, zone).with_spool_max(SPOOL_MAX), ())

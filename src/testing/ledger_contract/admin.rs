@@ -11,13 +11,13 @@ use crate::ledger::admin::{
 /// Makes one test of each check; `$open` as in [`ledger_contract!`].
 macro_rules! admin_contract {
     ($open:path) => {
-        $crate::ledger::contract::admin::admin_contract! { @checks @each $open }
+        $crate::testing::ledger_contract::admin::admin_contract! { @checks @each $open }
     };
     ($name:ident, $begin:path, $open:path) => {
-        $crate::ledger::contract::admin::admin_contract! { @checks @all $name, $begin, $open }
+        $crate::testing::ledger_contract::admin::admin_contract! { @checks @all $name, $begin, $open }
     };
     (@checks $($how:tt)*) => {
-        $crate::ledger::contract::admin::admin_contract! { $($how)*:
+        $crate::testing::ledger_contract::admin::admin_contract! { $($how)*:
             a_purged_result_is_absent_and_the_next_is_of_a_higher_generation,
             a_purge_changes_no_row_and_no_budget,
             what_was_purged_is_not_imported_again,
@@ -45,11 +45,11 @@ macro_rules! admin_contract {
     (@each $open:path: $($check:ident),* $(,)?) => { $(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $check() {
-            let clock = $crate::ledger::contract::TurnableClock::at("2026-11-22T09:00:00Z");
-            let (ledger, _keep) = $open(clock.clock(), $crate::ledger::contract::zone()).await;
+            let clock = $crate::testing::ledger_contract::TurnableClock::at("2026-11-22T09:00:00Z");
+            let (ledger, _keep) = $open(clock.clock(), $crate::testing::ledger_contract::zone()).await;
             let ledger = std::sync::Arc::new(ledger);
-            let bench = $crate::ledger::contract::Bench { ledger: ledger.clone(), clock };
-            $crate::ledger::contract::admin::$check(&bench, &*ledger).await;
+            let bench = $crate::testing::ledger_contract::Bench { ledger: ledger.clone(), clock };
+            $crate::testing::ledger_contract::admin::$check(&bench, &*ledger).await;
         }
     )* };
     (@all $name:ident, $begin:path, $open:path: $($check:ident),* $(,)?) => {
@@ -58,16 +58,16 @@ macro_rules! admin_contract {
             let ground = $begin();
             $(
                 eprintln!("{}", stringify!($check));
-                let clock = $crate::ledger::contract::TurnableClock::at("2026-11-22T09:00:00Z");
-                let ledger = $open(&ground, clock.clock(), $crate::ledger::contract::zone()).await;
+                let clock = $crate::testing::ledger_contract::TurnableClock::at("2026-11-22T09:00:00Z");
+                let ledger = $open(&ground, clock.clock(), $crate::testing::ledger_contract::zone()).await;
                 let ledger = std::sync::Arc::new(ledger);
-                let bench = $crate::ledger::contract::Bench { ledger: ledger.clone(), clock };
-                $crate::ledger::contract::admin::$check(&bench, &*ledger).await;
+                let bench = $crate::testing::ledger_contract::Bench { ledger: ledger.clone(), clock };
+                $crate::testing::ledger_contract::admin::$check(&bench, &*ledger).await;
             )*
         }
     };
 }
-pub(in crate::ledger) use admin_contract;
+pub(crate) use admin_contract;
 
 fn by() -> Actor {
     Actor::token("opsteam1")
@@ -87,7 +87,7 @@ async fn changes(bench: &Bench, after: Option<u64>) -> Changes {
     bench.ledger.changes(after).await.expect("the ledger can be asked")
 }
 
-pub(in crate::ledger) async fn a_purged_result_is_absent_and_the_next_is_of_a_higher_generation(
+pub(crate) async fn a_purged_result_is_absent_and_the_next_is_of_a_higher_generation(
     bench: &Bench,
     admin: &dyn LedgerAdmin,
 ) {
@@ -107,7 +107,7 @@ pub(in crate::ledger) async fn a_purged_result_is_absent_and_the_next_is_of_a_hi
     assert_eq!(bench.look_up(&picture(1)).await, None, "nor is an older generation found");
 }
 
-pub(in crate::ledger) async fn a_purge_changes_no_row_and_no_budget(bench: &Bench, admin: &dyn LedgerAdmin) {
+pub(crate) async fn a_purge_changes_no_row_and_no_budget(bench: &Bench, admin: &dyn LedgerAdmin) {
     bench.bring(1, CallState::Stored).await;
     let (totals, used) = (bench.totals().await, bench.used(Scope::Global, Window::Day).await);
     assert_purge(admin, &picture(1), Purge::Done { generation: 0 }).await;
@@ -118,7 +118,7 @@ pub(in crate::ledger) async fn a_purge_changes_no_row_and_no_budget(bench: &Benc
     assert_eq!(bench.used(Scope::Global, Window::Day).await, used + 3);
 }
 
-pub(in crate::ledger) async fn what_was_purged_is_not_imported_again(bench: &Bench, admin: &dyn LedgerAdmin) {
+pub(crate) async fn what_was_purged_is_not_imported_again(bench: &Bench, admin: &dyn LedgerAdmin) {
     let kept = bench.store(picture(1)).await;
     assert_purge(admin, &picture(1), Purge::Done { generation: 0 }).await;
     for old in [kept, foreign(1, 0, bench.clock.now())] {
@@ -138,7 +138,7 @@ pub(in crate::ledger) async fn what_was_purged_is_not_imported_again(bench: &Ben
     assert_eq!(all(admin, CallFilter { key, ..CallFilter::default() }).await.len(), 1);
 }
 
-pub(in crate::ledger) async fn a_purge_reaches_over_lost_results(bench: &Bench, admin: &dyn LedgerAdmin) {
+pub(crate) async fn a_purge_reaches_over_lost_results(bench: &Bench, admin: &dyn LedgerAdmin) {
     bench.store(picture(1)).await;
     let newest = bench.store(refresh(1)).await;
     bench.ledger.lose(&newest).await.expect("the ledger can be asked");
@@ -151,7 +151,7 @@ pub(in crate::ledger) async fn a_purge_reaches_over_lost_results(bench: &Bench, 
     assert_purge(admin, &picture(2), Purge::Nothing).await;
 }
 
-pub(in crate::ledger) async fn a_purge_leaves_a_call_under_way_to_bring_the_new_result(
+pub(crate) async fn a_purge_leaves_a_call_under_way_to_bring_the_new_result(
     bench: &Bench,
     admin: &dyn LedgerAdmin,
 ) {
@@ -184,7 +184,7 @@ pub(in crate::ledger) async fn a_purge_leaves_a_call_under_way_to_bring_the_new_
     assert_eq!(bench.look_up(&picture(9)).await, Some(kept));
 }
 
-pub(in crate::ledger) async fn purging_is_repeated_without_harm_and_nothing_is_not_purged(
+pub(crate) async fn purging_is_repeated_without_harm_and_nothing_is_not_purged(
     bench: &Bench,
     admin: &dyn LedgerAdmin,
 ) {
@@ -205,10 +205,7 @@ pub(in crate::ledger) async fn purging_is_repeated_without_harm_and_nothing_is_n
     assert_eq!(changes(bench, Some(0)).await.keys.len(), 1, "only the first one changed anything");
 }
 
-pub(in crate::ledger) async fn a_purge_concerns_one_key_of_one_namespace(
-    bench: &Bench,
-    admin: &dyn LedgerAdmin,
-) {
+pub(crate) async fn a_purge_concerns_one_key_of_one_namespace(bench: &Bench, admin: &dyn LedgerAdmin) {
     let elsewhere = Reservation { namespace: "builtin-v1".to_owned(), ..picture(1) };
     bench.store(picture(1)).await;
     let (same_key, other) = (bench.store(elsewhere.clone()).await, bench.store(picture(2)).await);
@@ -218,10 +215,7 @@ pub(in crate::ledger) async fn a_purge_concerns_one_key_of_one_namespace(
     assert_eq!((purged(bench, &elsewhere).await, purged(bench, &picture(2)).await), (None, None));
 }
 
-pub(in crate::ledger) async fn a_spooled_result_is_purged_and_leaves_the_spool(
-    bench: &Bench,
-    admin: &dyn LedgerAdmin,
-) {
+pub(crate) async fn a_spooled_result_is_purged_and_leaves_the_spool(bench: &Bench, admin: &dyn LedgerAdmin) {
     for (n, by_another) in [(1, false), (2, true)] {
         let won = bench.answered(picture(n)).await;
         let kept = record(&picture(n), won, bench.clock.now());
@@ -237,7 +231,7 @@ pub(in crate::ledger) async fn a_spooled_result_is_purged_and_leaves_the_spool(
     }
 }
 
-pub(in crate::ledger) async fn a_late_result_of_a_purged_generation_stays_absent(
+pub(crate) async fn a_late_result_of_a_purged_generation_stays_absent(
     bench: &Bench,
     admin: &dyn LedgerAdmin,
 ) {
@@ -251,10 +245,7 @@ pub(in crate::ledger) async fn a_late_result_of_a_purged_generation_stays_absent
     assert_eq!(bench.win(picture(1)).await.generation, 1);
 }
 
-pub(in crate::ledger) async fn changes_tell_purges_and_refreshes_in_order(
-    bench: &Bench,
-    admin: &dyn LedgerAdmin,
-) {
+pub(crate) async fn changes_tell_purges_and_refreshes_in_order(bench: &Bench, admin: &dyn LedgerAdmin) {
     let start = changes(bench, None).await;
     assert!(start.keys.is_empty());
     bench.store(picture(1)).await;
@@ -283,7 +274,7 @@ pub(in crate::ledger) async fn changes_tell_purges_and_refreshes_in_order(
     assert!(later.position > told.position && told.position > start.position);
 }
 
-pub(in crate::ledger) async fn concurrent_purges_agree(bench: &Bench, admin: &dyn LedgerAdmin) {
+pub(crate) async fn concurrent_purges_agree(bench: &Bench, admin: &dyn LedgerAdmin) {
     bench.store(picture(1)).await;
     let Reservation { namespace, key, .. } = picture(1);
     let by = by();
@@ -327,7 +318,7 @@ async fn all(admin: &dyn LedgerAdmin, filter: CallFilter) -> Vec<CallDetail> {
     }
 }
 
-pub(in crate::ledger) async fn each_change_is_one_line_of_the_audit(bench: &Bench, admin: &dyn LedgerAdmin) {
+pub(crate) async fn each_change_is_one_line_of_the_audit(bench: &Bench, admin: &dyn LedgerAdmin) {
     let unknown = bench.bring(1, CallState::Unknown).await;
     bench.store(picture(2)).await;
     let archive = ArchiveId::random();
@@ -373,7 +364,7 @@ pub(in crate::ledger) async fn each_change_is_one_line_of_the_audit(bench: &Benc
     assert_eq!(lines[5].detail, "the store was empty");
 }
 
-pub(in crate::ledger) async fn the_audit_is_read_newest_first_in_pieces(_: &Bench, admin: &dyn LedgerAdmin) {
+pub(crate) async fn the_audit_is_read_newest_first_in_pieces(_: &Bench, admin: &dyn LedgerAdmin) {
     for n in 0..7 {
         freeze(admin, team(&format!("team-{n}")), true).await;
     }
@@ -388,10 +379,7 @@ pub(in crate::ledger) async fn the_audit_is_read_newest_first_in_pieces(_: &Benc
     assert_eq!(seen, expected);
 }
 
-pub(in crate::ledger) async fn a_freeze_by_an_operator_is_the_ledgers(
-    bench: &Bench,
-    admin: &dyn LedgerAdmin,
-) {
+pub(crate) async fn a_freeze_by_an_operator_is_the_ledgers(bench: &Bench, admin: &dyn LedgerAdmin) {
     assert_eq!(admin.frozen().await.unwrap(), []);
     for scope in [team("press"), Scope::Global] {
         assert!(freeze(admin, scope.clone(), true).await);
@@ -410,7 +398,7 @@ pub(in crate::ledger) async fn a_freeze_by_an_operator_is_the_ledgers(
     bench.win(picture(2)).await;
 }
 
-pub(in crate::ledger) async fn a_charged_call_keeps_its_credits(bench: &Bench, admin: &dyn LedgerAdmin) {
+pub(crate) async fn a_charged_call_keeps_its_credits(bench: &Bench, admin: &dyn LedgerAdmin) {
     let unknown = bench.bring(1, CallState::Unknown).await;
     let (totals, used) = (bench.totals().await, bench.used(team("press"), Window::Day).await);
     assert_eq!(admin.unsettled().await.unwrap(), 3);
@@ -424,7 +412,7 @@ pub(in crate::ledger) async fn a_charged_call_keeps_its_credits(bench: &Bench, a
     assert_eq!(other, Settled::Otherwise(Settlement::Charged));
 }
 
-pub(in crate::ledger) async fn a_call_that_was_not_charged_gives_its_credits_back(
+pub(crate) async fn a_call_that_was_not_charged_gives_its_credits_back(
     bench: &Bench,
     admin: &dyn LedgerAdmin,
 ) {
@@ -452,7 +440,7 @@ pub(in crate::ledger) async fn a_call_that_was_not_charged_gives_its_credits_bac
     bench.win(picture(1)).await;
 }
 
-pub(in crate::ledger) async fn a_closed_month_does_not_change(bench: &Bench, admin: &dyn LedgerAdmin) {
+pub(crate) async fn a_closed_month_does_not_change(bench: &Bench, admin: &dyn LedgerAdmin) {
     // A month is closed when the first day of the next is over.
     let (november, december) = (instant("2026-11-30T22:59:59Z"), instant("2026-12-01T23:00:00Z"));
     bench.clock.set(november);
@@ -475,7 +463,7 @@ pub(in crate::ledger) async fn a_closed_month_does_not_change(bench: &Bench, adm
     assert_eq!(bench.calls(CallState::Failed).await, 1);
 }
 
-pub(in crate::ledger) async fn only_an_unknown_call_is_settled(bench: &Bench, admin: &dyn LedgerAdmin) {
+pub(crate) async fn only_an_unknown_call_is_settled(bench: &Bench, admin: &dyn LedgerAdmin) {
     assert_eq!(settle(admin, CallId(4711), Settlement::Free).await, Settled::NoSuchCall);
     for (n, state) in (1..).zip(CallState::ALL) {
         let won = bench.bring(n, state).await;
@@ -489,7 +477,7 @@ pub(in crate::ledger) async fn only_an_unknown_call_is_settled(bench: &Bench, ad
     assert!(lines(admin).await.is_empty());
 }
 
-pub(in crate::ledger) async fn a_late_answer_may_follow_a_call_that_was_settled_as_charged(
+pub(crate) async fn a_late_answer_may_follow_a_call_that_was_settled_as_charged(
     bench: &Bench,
     admin: &dyn LedgerAdmin,
 ) {
@@ -508,10 +496,7 @@ pub(in crate::ledger) async fn a_late_answer_may_follow_a_call_that_was_settled_
     assert_eq!(bench.used(Scope::Global, Window::Day).await, used);
 }
 
-pub(in crate::ledger) async fn calls_are_listed_newest_first_in_pieces(
-    bench: &Bench,
-    admin: &dyn LedgerAdmin,
-) {
+pub(crate) async fn calls_are_listed_newest_first_in_pieces(bench: &Bench, admin: &dyn LedgerAdmin) {
     assert_eq!(page(admin, CallFilter { limit: 3, ..CallFilter::default() }).await, CallPage::default());
     let mut ids = Vec::new();
     for (n, state) in (1..).zip(CallState::ALL) {
@@ -524,7 +509,7 @@ pub(in crate::ledger) async fn calls_are_listed_newest_first_in_pieces(
     assert_eq!((rest.calls.len(), rest.next), (2, None));
 }
 
-pub(in crate::ledger) async fn calls_are_filtered(bench: &Bench, admin: &dyn LedgerAdmin) {
+pub(crate) async fn calls_are_filtered(bench: &Bench, admin: &dyn LedgerAdmin) {
     for (n, state) in (1..).zip(CallState::ALL) {
         bench.bring(n, state).await;
     }
@@ -549,7 +534,7 @@ pub(in crate::ledger) async fn calls_are_filtered(bench: &Bench, admin: &dyn Led
     assert_eq!(all(admin, CallFilter { key, ..filter }).await, print);
 }
 
-pub(in crate::ledger) async fn a_call_is_told_in_every_field_but_its_answers_text(
+pub(crate) async fn a_call_is_told_in_every_field_but_its_answers_text(
     bench: &Bench,
     admin: &dyn LedgerAdmin,
 ) {

@@ -13,14 +13,15 @@ use super::clients;
 use super::faults::{Line, Place, ms};
 use super::process::{Life, URL_TTL};
 use super::world::World;
+use crate::base::envelope::Answer;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
 use crate::base::secret::Secret;
 use crate::ledger::CallId;
+use crate::request::Order;
 use crate::upstream::download::{FetchError, Fetched, ResultSource};
-use crate::upstream::envelope::Answer;
 use crate::upstream::{
-    ErrorReply, HeldCall, NotSent, Opened, Order, Refusal, RefusalKind, Reply, UnknownCause, Upstream,
+    ErrorReply, HeldCall, NotSent, Opened, Refusal, RefusalKind, Reply, UnknownCause, Upstream,
 };
 
 /// The longest time a paid call is waited for.
@@ -314,7 +315,7 @@ impl ResultSource for ResultsLine {
 /// While nothing goes wrong, it does what every upstream must.
 mod tests {
     use super::*;
-    use crate::upstream::contract::{UpstreamFixture, upstream_contract};
+    use crate::testing::upstream_contract::{UpstreamFixture, upstream_contract};
 
     struct Fixture(Line);
 

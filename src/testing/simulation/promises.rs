@@ -15,8 +15,8 @@ use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
 use crate::error::GatewayError;
 use crate::gateway::CropReply;
-use crate::ledger::memory::{Book, Row};
 use crate::ledger::{Booking, CallId, CallState, ForeignCall, LedgerError, Recovery, Reservation, Reserved};
+use crate::testing::memory_ledger::{Book, Row};
 
 /// How long a URL is dead before its result counts as gone: a quarter of an hour, as far as a fetch
 /// that takes half a minute can tell.

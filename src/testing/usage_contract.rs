@@ -10,25 +10,26 @@ use jiff::civil::Date;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::*;
-use crate::ledger::contract::{
+use crate::base::outcome::SavingCause;
+use crate::base::record::Record;
+use crate::ledger::usage::*;
+use crate::ledger::{Booking, CallId, CallState, Ledger, Reservation};
+use crate::testing::ledger_contract::{
     Bench, TurnableClock, all_at_once, answer, failed, instant, picture, record, refused, released, stored,
     unknown, zone,
 };
-use crate::ledger::{Booking, Ledger, Reservation};
-use crate::store::Record;
 
 /// Makes one test of each check, or one of all with a name before them. `$begin` and `$open` are as for
 /// `ledger_contract!`; what is opened is a [`UsageBook`] too.
 macro_rules! usage_contract {
     ($open:path) => {
-        $crate::ledger::usage::contract::usage_contract! { @checks @each $open }
+        $crate::testing::usage_contract::usage_contract! { @checks @each $open }
     };
     ($name:ident, $begin:path, $open:path) => {
-        $crate::ledger::usage::contract::usage_contract! { @checks @all $name, $begin, $open }
+        $crate::testing::usage_contract::usage_contract! { @checks @all $name, $begin, $open }
     };
     (@checks $($how:tt)*) => {
-        $crate::ledger::usage::contract::usage_contract! { $($how)*:
+        $crate::testing::usage_contract::usage_contract! { $($how)*:
             what_was_paid_is_told_by_day_team_and_state,
             what_was_paid_through_another_ledger_is_nobodys_spending,
             what_was_served_adds_up_over_batches_and_processes,
@@ -47,10 +48,10 @@ macro_rules! usage_contract {
     (@each $open:path: $($check:ident),* $(,)?) => { $(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $check() {
-            let clock = $crate::ledger::contract::TurnableClock::at("2026-11-22T09:00:00Z");
-            let (ledger, _keep) = $open(clock.clock(), $crate::ledger::contract::zone()).await;
-            let bench = $crate::ledger::usage::contract::UsageBench::new(std::sync::Arc::new(ledger), clock);
-            $crate::ledger::usage::contract::$check(&bench).await;
+            let clock = $crate::testing::ledger_contract::TurnableClock::at("2026-11-22T09:00:00Z");
+            let (ledger, _keep) = $open(clock.clock(), $crate::testing::ledger_contract::zone()).await;
+            let bench = $crate::testing::usage_contract::UsageBench::new(std::sync::Arc::new(ledger), clock);
+            $crate::testing::usage_contract::$check(&bench).await;
         }
     )* };
     (@all $name:ident, $begin:path, $open:path: $($check:ident),* $(,)?) => {
@@ -59,25 +60,25 @@ macro_rules! usage_contract {
             let ground = $begin();
             $(
                 eprintln!("{}", stringify!($check));
-                let clock = $crate::ledger::contract::TurnableClock::at("2026-11-22T09:00:00Z");
-                let ledger = $open(&ground, clock.clock(), $crate::ledger::contract::zone()).await;
-                let bench = $crate::ledger::usage::contract::UsageBench::new(std::sync::Arc::new(ledger), clock);
-                $crate::ledger::usage::contract::$check(&bench).await;
+                let clock = $crate::testing::ledger_contract::TurnableClock::at("2026-11-22T09:00:00Z");
+                let ledger = $open(&ground, clock.clock(), $crate::testing::ledger_contract::zone()).await;
+                let bench = $crate::testing::usage_contract::UsageBench::new(std::sync::Arc::new(ledger), clock);
+                $crate::testing::usage_contract::$check(&bench).await;
             )*
         }
     };
 }
-pub(in crate::ledger) use usage_contract;
+pub(crate) use usage_contract;
 
 /// One ledger, from both sides.
 #[derive(Clone)]
-pub(in crate::ledger) struct UsageBench {
+pub(crate) struct UsageBench {
     bench: Bench,
     book: std::sync::Arc<dyn UsageBook>,
 }
 
 impl UsageBench {
-    pub(in crate::ledger) fn new<L: Ledger + UsageBook + 'static>(
+    pub(crate) fn new<L: Ledger + UsageBook + 'static>(
         ledger: std::sync::Arc<L>,
         clock: TurnableClock,
     ) -> Self {
@@ -141,7 +142,7 @@ fn key(day: &str, team: &str) -> (String, String) {
     (day.to_owned(), team.to_owned())
 }
 
-pub(in crate::ledger) async fn what_was_paid_is_told_by_day_team_and_state(bench: &UsageBench) {
+pub(crate) async fn what_was_paid_is_told_by_day_team_and_state(bench: &UsageBench) {
     for (n, state) in (1..).zip(CallState::ALL) {
         bench.bench.bring(n, state).await;
     }
@@ -166,7 +167,7 @@ pub(in crate::ledger) async fn what_was_paid_is_told_by_day_team_and_state(bench
     assert_eq!(bench.between("2026-11-25", "2026-11-30").await, BTreeMap::new());
 }
 
-pub(in crate::ledger) async fn what_was_paid_through_another_ledger_is_nobodys_spending(bench: &UsageBench) {
+pub(crate) async fn what_was_paid_through_another_ledger_is_nobodys_spending(bench: &UsageBench) {
     let theirs = Record { team: "theirs".to_owned(), ..bench.bench.store(picture(1)).await };
     let theirs = Record { key: picture(2).key, ..theirs };
     bench.bench.ledger.import_record(&theirs).await.expect("the ledger can be written");
@@ -178,7 +179,7 @@ pub(in crate::ledger) async fn what_was_paid_through_another_ledger_is_nobodys_s
     assert_eq!(charged, Charged { booked: 3, open: 0 });
 }
 
-pub(in crate::ledger) async fn what_was_served_adds_up_over_batches_and_processes(bench: &UsageBench) {
+pub(crate) async fn what_was_served_adds_up_over_batches_and_processes(bench: &UsageBench) {
     let (one, two) = (Uuid::new_v4(), Uuid::new_v4());
     let hits = |number| served("2026-11-22", "web", SavingCause::HitMemory, Payer::Own, number);
     let mut expected = Figures::default();
@@ -201,7 +202,7 @@ pub(in crate::ledger) async fn what_was_served_adds_up_over_batches_and_processe
     assert_eq!((found.len(), web.spent()), (3, 0));
 }
 
-pub(in crate::ledger) async fn a_batch_is_booked_once_however_often_it_comes(bench: &UsageBench) {
+pub(crate) async fn a_batch_is_booked_once_however_often_it_comes(bench: &UsageBench) {
     let process = Uuid::new_v4();
     let batch = |number| ServedBatch {
         process,
@@ -221,7 +222,7 @@ pub(in crate::ledger) async fn a_batch_is_booked_once_however_often_it_comes(ben
     assert_eq!(saved, Count { number: 2, credits: 6 });
 }
 
-pub(in crate::ledger) async fn a_bad_line_is_dropped_and_not_its_batch(bench: &UsageBench) {
+pub(crate) async fn a_bad_line_is_dropped_and_not_its_batch(bench: &UsageBench) {
     let line = |team: &str, count| Served {
         count,
         ..served("2026-11-22", team, SavingCause::HitStore, Payer::Other, 1)
@@ -244,9 +245,7 @@ pub(in crate::ledger) async fn a_bad_line_is_dropped_and_not_its_batch(bench: &U
     assert_eq!(all.len(), 1, "{all:?}");
 }
 
-pub(in crate::ledger) async fn what_was_served_in_a_closed_month_counts_on_the_day_of_booking(
-    bench: &UsageBench,
-) {
+pub(crate) async fn what_was_served_in_a_closed_month_counts_on_the_day_of_booking(bench: &UsageBench) {
     let process = Uuid::new_v4();
     let late = || vec![served("2026-11-30", "web", SavingCause::HitLedger, Payer::Own, 1)];
     bench.at("2026-12-01T22:59:59Z");
@@ -257,9 +256,7 @@ pub(in crate::ledger) async fn what_was_served_in_a_closed_month_counts_on_the_d
     assert_eq!(days, [key("2026-11-30", "web"), key("2026-12-02", "web")]);
 }
 
-pub(in crate::ledger) async fn an_unknown_call_that_is_settled_late_is_an_adjustment_of_that_day(
-    bench: &UsageBench,
-) {
+pub(crate) async fn an_unknown_call_that_is_settled_late_is_an_adjustment_of_that_day(bench: &UsageBench) {
     let call = bench.bench.bring(1, CallState::Unknown).await;
     bench.bench.store(picture(2)).await;
     bench.at("2026-12-24T12:00:00Z");
@@ -283,9 +280,7 @@ pub(in crate::ledger) async fn an_unknown_call_that_is_settled_late_is_an_adjust
     assert_eq!(bench.adjustments().await, [adjustment]);
 }
 
-pub(in crate::ledger) async fn whatever_becomes_of_a_closed_months_calls_its_figures_stay(
-    bench: &UsageBench,
-) {
+pub(crate) async fn whatever_becomes_of_a_closed_months_calls_its_figures_stay(bench: &UsageBench) {
     let mut ids = BTreeMap::new();
     for (n, state) in (1..).zip(CallState::ALL) {
         ids.insert(n, bench.bench.bring(n, state).await.id);
@@ -310,7 +305,7 @@ pub(in crate::ledger) async fn whatever_becomes_of_a_closed_months_calls_its_fig
     assert_eq!(bench.adjustments().await.len(), 6);
 }
 
-pub(in crate::ledger) async fn a_change_before_the_month_is_closed_is_no_adjustment(bench: &UsageBench) {
+pub(crate) async fn a_change_before_the_month_is_closed_is_no_adjustment(bench: &UsageBench) {
     let calls_before = bench.bench.bring(1, CallState::Unknown).await;
     bench.at("2026-12-01T12:00:00Z");
     bench.bench.book(calls_before.id, failed()).await;
@@ -321,7 +316,7 @@ pub(in crate::ledger) async fn a_change_before_the_month_is_closed_is_no_adjustm
     );
 }
 
-pub(in crate::ledger) async fn an_illegal_booking_adjusts_nothing(bench: &UsageBench) {
+pub(crate) async fn an_illegal_booking_adjusts_nothing(bench: &UsageBench) {
     let call = bench.bench.bring(1, CallState::Stored).await;
     bench.at("2027-01-15T12:00:00Z");
     let before = bench.all().await;
@@ -329,7 +324,7 @@ pub(in crate::ledger) async fn an_illegal_booking_adjusts_nothing(bench: &UsageB
     assert_eq!((bench.all().await, bench.adjustments().await), (before, vec![]));
 }
 
-pub(in crate::ledger) async fn the_month_is_the_sum_of_its_days(bench: &UsageBench) {
+pub(crate) async fn the_month_is_the_sum_of_its_days(bench: &UsageBench) {
     let late = bench.bench.bring(1, CallState::Unknown).await;
     bench.bench.store(of("web", 2)).await;
     bench
@@ -347,7 +342,7 @@ pub(in crate::ledger) async fn the_month_is_the_sum_of_its_days(bench: &UsageBen
     assert_eq!(month, [of("app", 3, 6), of("press", -3, 0), of("web", 3, 0)]);
 }
 
-pub(in crate::ledger) async fn what_may_have_been_charged_is_told_by_namespace(bench: &UsageBench) {
+pub(crate) async fn what_may_have_been_charged_is_told_by_namespace(bench: &UsageBench) {
     let charged = async |namespace| bench.book.charged(namespace).await.expect("the ledger can be asked");
     assert_eq!(charged("ailab-v1").await, Charged::default());
     for (n, state) in (1..).zip(CallState::ALL) {
@@ -358,7 +353,7 @@ pub(in crate::ledger) async fn what_may_have_been_charged_is_told_by_namespace(b
     assert_eq!(charged("other-v1").await, Charged { booked: 3, open: 0 });
 }
 
-pub(in crate::ledger) async fn an_account_is_kept_by_whoever_has_read_it_last(bench: &UsageBench) {
+pub(crate) async fn an_account_is_kept_by_whoever_has_read_it_last(bench: &UsageBench) {
     let now = bench.bench.clock.now();
     let row = |version, outside| AccountRow {
         version,
@@ -387,7 +382,7 @@ pub(in crate::ledger) async fn an_account_is_kept_by_whoever_has_read_it_last(be
 
 /// One step of a random life.
 #[derive(Clone, Debug)]
-pub(in crate::ledger) enum Step {
+pub(crate) enum Step {
     /// Reserve a key for a team.
     Reserve(usize, u32),
     /// Take a call one step on: the number chooses the call and the booking.
@@ -400,7 +395,7 @@ pub(in crate::ledger) enum Step {
     Turn(i64),
 }
 
-pub(in crate::ledger) fn lives() -> impl Strategy<Value = Vec<Step>> {
+pub(crate) fn lives() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => (0..2_usize, 0..40_u32).prop_map(|(team, key)| Step::Reserve(team, key)),
         8 => (0..1000_usize, 0..1000_usize).prop_map(|(call, booking)| Step::Move(call, booking)),
@@ -460,7 +455,7 @@ impl Model {
 }
 
 /// Lives a life and compares every figure with the model after each step.
-pub(in crate::ledger) async fn live(life: Vec<Step>, bench: &UsageBench) {
+pub(crate) async fn live(life: Vec<Step>, bench: &UsageBench) {
     let teams = ["web", "app"];
     let process = Uuid::new_v4();
     let (mut model, mut batches) = (Model::default(), 0);

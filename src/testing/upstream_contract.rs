@@ -2,7 +2,7 @@
 //! function for each clause, one list of them all.
 //!
 //! A pair runs it by implementing [`UpstreamFixture`] for its surroundings and writing, in its tests,
-//! `crate::upstream::contract::upstream_contract!(MyFixture::new())`.
+//! `crate::testing::upstream_contract::upstream_contract!(MyFixture::new())`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{HeldCall, Opened, Order, RefusalKind, Reply, Upstream};
+use crate::base::envelope::Answer;
 use crate::base::picture::{ImageFormat, ObjectName};
 use crate::base::secret::Secret;
+use crate::request::Order;
 use crate::upstream::download::ResultSource;
-use crate::upstream::envelope::Answer;
+use crate::upstream::{HeldCall, Opened, RefusalKind, Reply, Upstream};
 
 /// Where an upstream under test lives.
 #[async_trait]
@@ -30,7 +31,7 @@ pub(crate) trait UpstreamFixture: Send + Sync {
 /// Makes a test of each clause. `$fixture` is an expression that awaits a fresh one.
 macro_rules! upstream_contract {
     ($fixture:expr) => {
-        $crate::upstream::contract::upstream_contract! { $fixture;
+        $crate::testing::upstream_contract::upstream_contract! { $fixture;
             a_call_costs_when_its_tail_goes_and_brings_a_result_that_can_be_fetched
             what_is_opened_and_dropped_costs_nothing_however_often
             calls_at_the_same_time_are_calls_of_their_own
@@ -43,7 +44,7 @@ macro_rules! upstream_contract {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $clause() {
                 let fixture = $fixture.await;
-                $crate::upstream::contract::$clause(&fixture).await;
+                $crate::testing::upstream_contract::$clause(&fixture).await;
             }
         )*
     };

@@ -12,7 +12,7 @@ use crate::ledger::{Booking, CallId, CallState, ForeignCall, Permit, Reservation
 /// empty book.
 macro_rules! lease_contract {
     ($name:ident, $begin:path, $open:path) => {
-        $crate::ledger::contract::lease_contract! { @all $name, $begin, $open:
+        $crate::testing::ledger_contract::lease_contract! { @all $name, $begin, $open:
             open_calls_of_others_are_seen_and_ones_own_are_not,
             a_beat_changes_with_each_renewal_and_each_change_of_state,
             renewing_tells_which_calls_are_still_ones_own_and_open,
@@ -39,18 +39,18 @@ macro_rules! lease_contract {
             let ground = $begin();
             $(
                 eprintln!("{}", stringify!($check));
-                let clock = $crate::ledger::contract::TurnableClock::at("2026-11-22T09:00:00Z");
-                let two = $open(&ground, clock.clock(), $crate::ledger::contract::zone()).await;
-                let [one, other] = two.map(|ledger| $crate::ledger::contract::Bench {
+                let clock = $crate::testing::ledger_contract::TurnableClock::at("2026-11-22T09:00:00Z");
+                let two = $open(&ground, clock.clock(), $crate::testing::ledger_contract::zone()).await;
+                let [one, other] = two.map(|ledger| $crate::testing::ledger_contract::Bench {
                     ledger: std::sync::Arc::new(ledger),
                     clock: clock.clone(),
                 });
-                $crate::ledger::contract::$check(&one, &other).await;
+                $crate::testing::ledger_contract::$check(&one, &other).await;
             )*
         }
     };
 }
-pub(in crate::ledger) use lease_contract;
+pub(crate) use lease_contract;
 
 impl Bench {
     async fn renew(&self, calls: &[Won]) -> Vec<CallId> {
@@ -94,10 +94,7 @@ fn counts(found: &crate::ledger::Recovery) -> (u64, u64, usize) {
     (found.released, found.unknown, found.unfinished.len())
 }
 
-pub(in crate::ledger) async fn open_calls_of_others_are_seen_and_ones_own_are_not(
-    one: &Bench,
-    other: &Bench,
-) {
+pub(crate) async fn open_calls_of_others_are_seen_and_ones_own_are_not(one: &Bench, other: &Bench) {
     let mut ours = Vec::new();
     for (n, state) in (1..).zip(CallState::ALL) {
         ours.push(one.bring(n, state).await);
@@ -108,10 +105,7 @@ pub(in crate::ledger) async fn open_calls_of_others_are_seen_and_ones_own_are_no
     assert_eq!(one.foreign_to(&ours).await, []);
 }
 
-pub(in crate::ledger) async fn a_beat_changes_with_each_renewal_and_each_change_of_state(
-    one: &Bench,
-    other: &Bench,
-) {
+pub(crate) async fn a_beat_changes_with_each_renewal_and_each_change_of_state(one: &Bench, other: &Bench) {
     let won = one.win(picture(1)).await;
     let mut beats = vec![other.seen(won).await.beat];
     assert_eq!(other.seen(won).await.beat, beats[0], "looking changes nothing");
@@ -132,10 +126,7 @@ pub(in crate::ledger) async fn a_beat_changes_with_each_renewal_and_each_change_
     assert_eq!(distinct.len(), beats.len(), "{beats:?}");
 }
 
-pub(in crate::ledger) async fn renewing_tells_which_calls_are_still_ones_own_and_open(
-    one: &Bench,
-    other: &Bench,
-) {
+pub(crate) async fn renewing_tells_which_calls_are_still_ones_own_and_open(one: &Bench, other: &Bench) {
     let (reserved, sent) = (one.win(picture(1)).await, one.send(picture(2)).await);
     let (answered, done) = (one.answered(picture(3)).await, one.bring(4, CallState::Refused).await);
     let theirs = other.win(picture(5)).await;
@@ -148,7 +139,7 @@ pub(in crate::ledger) async fn renewing_tells_which_calls_are_still_ones_own_and
     assert_eq!(one.renew(&[]).await, []);
 }
 
-pub(in crate::ledger) async fn a_call_whose_reservation_was_never_acknowledged_is_seen_by_its_own_owner(
+pub(crate) async fn a_call_whose_reservation_was_never_acknowledged_is_seen_by_its_own_owner(
     one: &Bench,
     _: &Bench,
 ) {
@@ -162,7 +153,7 @@ pub(in crate::ledger) async fn a_call_whose_reservation_was_never_acknowledged_i
     one.win(picture(2)).await;
 }
 
-pub(in crate::ledger) async fn a_silent_owners_reserved_call_is_released_and_its_credits_are_given_back(
+pub(crate) async fn a_silent_owners_reserved_call_is_released_and_its_credits_are_given_back(
     one: &Bench,
     other: &Bench,
 ) {
@@ -178,7 +169,7 @@ pub(in crate::ledger) async fn a_silent_owners_reserved_call_is_released_and_its
     assert_eq!(other.mark_sent(next.id).await, Permit::Granted);
 }
 
-pub(in crate::ledger) async fn a_silent_owners_sent_call_becomes_unknown_and_its_late_answer_is_booked(
+pub(crate) async fn a_silent_owners_sent_call_becomes_unknown_and_its_late_answer_is_booked(
     one: &Bench,
     other: &Bench,
 ) {
@@ -194,7 +185,7 @@ pub(in crate::ledger) async fn a_silent_owners_sent_call_becomes_unknown_and_its
     assert_eq!(other.look_up(&picture(1)).await, Some(kept));
 }
 
-pub(in crate::ledger) async fn a_silent_owners_answered_call_is_finished_by_whoever_takes_it(
+pub(crate) async fn a_silent_owners_answered_call_is_finished_by_whoever_takes_it(
     one: &Bench,
     other: &Bench,
 ) {
@@ -217,10 +208,7 @@ pub(in crate::ledger) async fn a_silent_owners_answered_call_is_finished_by_whoe
     assert_eq!(one.look_up(&bought).await, Some(kept));
 }
 
-pub(in crate::ledger) async fn a_result_that_its_first_owner_books_after_all_is_booked(
-    one: &Bench,
-    other: &Bench,
-) {
+pub(crate) async fn a_result_that_its_first_owner_books_after_all_is_booked(one: &Bench, other: &Bench) {
     let won = one.answered(picture(1)).await;
     let silent = other.seen(won).await;
     other.take(&[silent]).await;
@@ -232,7 +220,7 @@ pub(in crate::ledger) async fn a_result_that_its_first_owner_books_after_all_is_
     assert_eq!(other.calls(CallState::Stored).await, 1);
 }
 
-pub(in crate::ledger) async fn a_call_that_has_changed_is_not_taken_over(one: &Bench, other: &Bench) {
+pub(crate) async fn a_call_that_has_changed_is_not_taken_over(one: &Bench, other: &Bench) {
     let won = one.win(picture(1)).await;
     let mut stale = vec![other.seen(won).await];
     one.renew(&[won]).await;
@@ -251,7 +239,7 @@ pub(in crate::ledger) async fn a_call_that_has_changed_is_not_taken_over(one: &B
     assert_eq!(other.look_up(&picture(1)).await, Some(kept));
 }
 
-pub(in crate::ledger) async fn of_two_takers_one_gets_a_call(one: &Bench, other: &Bench) {
+pub(crate) async fn of_two_takers_one_gets_a_call(one: &Bench, other: &Bench) {
     let mut silent = Vec::new();
     for n in 0..20 {
         let state = [CallState::Reserved, CallState::Sent, CallState::Answered][n as usize % 3];
@@ -271,20 +259,14 @@ pub(in crate::ledger) async fn of_two_takers_one_gets_a_call(one: &Bench, other:
     assert_eq!(one.used(Scope::Global, Window::Day).await, 13 * 3);
 }
 
-pub(in crate::ledger) async fn a_restart_leaves_the_calls_of_the_last_process_to_takers(
-    one: &Bench,
-    other: &Bench,
-) {
+pub(crate) async fn a_restart_leaves_the_calls_of_the_last_process_to_takers(one: &Bench, other: &Bench) {
     let won = one.send(picture(1)).await;
     let found = other.ledger.recover().await.expect("the ledger can be asked");
     assert_eq!(counts(&found), (0, 0, 0), "its owner may live");
     assert_eq!(other.seen(won).await.state, CallState::Sent);
 }
 
-pub(in crate::ledger) async fn a_refresh_stored_over_an_older_generation_is_told_to_all(
-    one: &Bench,
-    other: &Bench,
-) {
+pub(crate) async fn a_refresh_stored_over_an_older_generation_is_told_to_all(one: &Bench, other: &Bench) {
     let begun = other.position().await;
     one.store(picture(1)).await;
     one.store(picture(2)).await;
@@ -305,10 +287,7 @@ pub(in crate::ledger) async fn a_refresh_stored_over_an_older_generation_is_told
     assert!(one.position().await > first);
 }
 
-pub(in crate::ledger) async fn a_record_imported_over_an_older_generation_is_told_to_all(
-    one: &Bench,
-    other: &Bench,
-) {
+pub(crate) async fn a_record_imported_over_an_older_generation_is_told_to_all(one: &Bench, other: &Bench) {
     let begun = other.position().await;
     one.ledger.import_record(&super::foreign(1, 0, one.clock.now())).await.expect("the ledger can be asked");
     assert_eq!(other.changed_since(begun).await, []);
@@ -319,7 +298,7 @@ pub(in crate::ledger) async fn a_record_imported_over_an_older_generation_is_tol
     assert_eq!(other.look_up(&picture(1)).await, Some(newer));
 }
 
-pub(in crate::ledger) async fn concurrent_changes_are_told_each_once_in_order(one: &Bench, other: &Bench) {
+pub(crate) async fn concurrent_changes_are_told_each_once_in_order(one: &Bench, other: &Bench) {
     for n in 0..12 {
         one.store(picture(n)).await;
     }
@@ -347,7 +326,7 @@ pub(in crate::ledger) async fn concurrent_changes_are_told_each_once_in_order(on
     assert_eq!(seen, stored, "whoever looks again and again misses none");
 }
 
-pub(in crate::ledger) async fn one_of_many_owners_wins_a_key(one: &Bench, other: &Bench) {
+pub(crate) async fn one_of_many_owners_wins_a_key(one: &Bench, other: &Bench) {
     for n in 0..10 {
         let asking = (0..10).map(|at| {
             let asker = if at % 2 == 0 { one.clone() } else { other.clone() };
@@ -361,7 +340,7 @@ pub(in crate::ledger) async fn one_of_many_owners_wins_a_key(one: &Bench, other:
     assert_eq!(one.used(Scope::Global, Window::Day).await, 30);
 }
 
-pub(in crate::ledger) async fn budgets_are_exact_over_owners(one: &Bench, other: &Bench) {
+pub(crate) async fn budgets_are_exact_over_owners(one: &Bench, other: &Bench) {
     let budgets = vec![monthly(Scope::Global, 30), super::daily(team("press"), 100)];
     let asking = (0..60).map(|n| {
         let asker = if n % 2 == 0 { one.clone() } else { other.clone() };
@@ -384,7 +363,7 @@ pub(in crate::ledger) async fn budgets_are_exact_over_owners(one: &Bench, other:
     assert_eq!(one.used(team("press"), Window::Day).await, 30);
 }
 
-pub(in crate::ledger) async fn a_freeze_by_one_owner_stops_the_others(one: &Bench, other: &Bench) {
+pub(crate) async fn a_freeze_by_one_owner_stops_the_others(one: &Bench, other: &Bench) {
     let won = other.win(picture(1)).await;
     one.freeze(Scope::Global, true).await;
     assert_eq!(other.mark_sent(won.id).await, Permit::Frozen(Scope::Global));
@@ -409,7 +388,7 @@ pub(in crate::ledger) async fn a_freeze_by_one_owner_stops_the_others(one: &Benc
     }
 }
 
-pub(in crate::ledger) async fn the_spool_and_its_bound_are_common_to_all_owners(one: &Bench, other: &Bench) {
+pub(crate) async fn the_spool_and_its_bound_are_common_to_all_owners(one: &Bench, other: &Bench) {
     let half = vec![b'x'; usize::try_from(super::SPOOL_MAX / 2).expect("a small number")];
     let mut booking = Vec::new();
     for n in 0..6 {

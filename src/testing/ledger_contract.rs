@@ -4,13 +4,13 @@
 //! with another, [`lease_contract!`], and each lives its random lives with [`model`]. Nothing here knows how a ledger keeps its book: states are read off
 //! what the trait tells, and time passes only when a check turns the clock.
 
-pub(super) mod admin;
+pub(crate) mod admin;
 mod lease;
-pub(super) mod model;
+pub(crate) mod model;
 mod spool;
 
-pub(super) use self::lease::*;
-pub(super) use self::spool::*;
+pub(crate) use self::lease::*;
+pub(crate) use self::spool::*;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex};
@@ -20,19 +20,19 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinSet;
 
-use super::budget::{Budget, BudgetRefusal, Scope, Used, Window};
-use super::{
-    Booking, CallId, CallState, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
-    StateTotal, Won,
-};
 use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::clock::Clock;
 use crate::base::key::{CacheKey, Digest};
+use crate::base::record::Record;
 use crate::base::secret::Secret;
-use crate::store::Record;
+use crate::ledger::budget::{Budget, BudgetRefusal, Scope, Used, Window};
+use crate::ledger::{
+    Booking, CallId, CallState, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
+    StateTotal, Won,
+};
 
 /// Bytes that may wait in the spool of every ledger on the bench.
-pub(super) const SPOOL_MAX: u64 = 4096;
+pub(crate) const SPOOL_MAX: u64 = 4096;
 
 /// Makes one test of each check. `$open` is an async function that takes a clock and the zone of
 /// its days, and returns an empty ledger, whose spool takes [`SPOOL_MAX`] bytes, and whatever must
@@ -42,13 +42,13 @@ pub(super) const SPOOL_MAX: u64 = 4096;
 /// gets what `$begin` has returned besides.
 macro_rules! ledger_contract {
     ($open:path) => {
-        $crate::ledger::contract::ledger_contract! { @checks @each $open }
+        $crate::testing::ledger_contract::ledger_contract! { @checks @each $open }
     };
     ($name:ident, $begin:path, $open:path) => {
-        $crate::ledger::contract::ledger_contract! { @checks @all $name, $begin, $open }
+        $crate::testing::ledger_contract::ledger_contract! { @checks @all $name, $begin, $open }
     };
     (@checks $($how:tt)*) => {
-        $crate::ledger::contract::ledger_contract! { $($how)*:
+        $crate::testing::ledger_contract::ledger_contract! { $($how)*:
             one_of_many_concurrent_reservations_of_a_key_wins_and_the_rest_are_held,
             a_key_is_one_call_and_another_key_or_namespace_another,
             a_stored_result_is_found_whole_by_look_up_and_by_reserve,
@@ -101,10 +101,10 @@ macro_rules! ledger_contract {
     (@each $open:path: $($check:ident),* $(,)?) => { $(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $check() {
-            let clock = $crate::ledger::contract::TurnableClock::at("2026-11-22T09:00:00Z");
-            let (ledger, _keep) = $open(clock.clock(), $crate::ledger::contract::zone()).await;
-            let bench = $crate::ledger::contract::Bench { ledger: std::sync::Arc::new(ledger), clock };
-            $crate::ledger::contract::$check(&bench).await;
+            let clock = $crate::testing::ledger_contract::TurnableClock::at("2026-11-22T09:00:00Z");
+            let (ledger, _keep) = $open(clock.clock(), $crate::testing::ledger_contract::zone()).await;
+            let bench = $crate::testing::ledger_contract::Bench { ledger: std::sync::Arc::new(ledger), clock };
+            $crate::testing::ledger_contract::$check(&bench).await;
         }
     )* };
     (@all $name:ident, $begin:path, $open:path: $($check:ident),* $(,)?) => {
@@ -113,55 +113,55 @@ macro_rules! ledger_contract {
             let ground = $begin();
             $(
                 eprintln!("{}", stringify!($check));
-                let clock = $crate::ledger::contract::TurnableClock::at("2026-11-22T09:00:00Z");
-                let ledger = $open(&ground, clock.clock(), $crate::ledger::contract::zone()).await;
-                let bench = $crate::ledger::contract::Bench { ledger: std::sync::Arc::new(ledger), clock };
-                $crate::ledger::contract::$check(&bench).await;
+                let clock = $crate::testing::ledger_contract::TurnableClock::at("2026-11-22T09:00:00Z");
+                let ledger = $open(&ground, clock.clock(), $crate::testing::ledger_contract::zone()).await;
+                let bench = $crate::testing::ledger_contract::Bench { ledger: std::sync::Arc::new(ledger), clock };
+                $crate::testing::ledger_contract::$check(&bench).await;
             )*
         }
     };
 }
-pub(super) use ledger_contract;
+pub(crate) use ledger_contract;
 
 /// The zone of days and months: one whose clocks change.
-pub(super) fn zone() -> TimeZone {
+pub(crate) fn zone() -> TimeZone {
     TimeZone::get("Europe/Berlin").expect("a known zone")
 }
 
 /// A clock that stands still until it is turned.
 #[derive(Clone)]
-pub(super) struct TurnableClock(Arc<Mutex<Timestamp>>);
+pub(crate) struct TurnableClock(Arc<Mutex<Timestamp>>);
 
 impl TurnableClock {
-    pub(super) fn at(text: &str) -> Self {
+    pub(crate) fn at(text: &str) -> Self {
         Self(Arc::new(Mutex::new(instant(text))))
     }
 
     /// The clock to give to a ledger.
-    pub(super) fn clock(&self) -> Clock {
+    pub(crate) fn clock(&self) -> Clock {
         let hand = self.clone();
         Clock::from_fn(move || hand.now())
     }
 
-    pub(super) fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         *self.0.lock().expect("no check panics while it turns the clock")
     }
 
-    pub(super) fn set(&self, to: Timestamp) {
+    pub(crate) fn set(&self, to: Timestamp) {
         *self.0.lock().expect("no check panics while it turns the clock") = to;
     }
 
-    pub(super) fn turn(&self, seconds: i64) {
+    pub(crate) fn turn(&self, seconds: i64) {
         self.set(self.now() + SignedDuration::from_secs(seconds));
     }
 }
 
-pub(super) fn instant(text: &str) -> Timestamp {
+pub(crate) fn instant(text: &str) -> Timestamp {
     text.parse().expect("a timestamp in a test")
 }
 
 /// What 3 credits of team `press` would buy: picture `n`.
-pub(super) fn picture(n: u32) -> Reservation {
+pub(crate) fn picture(n: u32) -> Reservation {
     Reservation {
         namespace: "ailab-v1".to_owned(),
         key: CacheKey::of(&n.to_le_bytes(), 640, 427),
@@ -180,7 +180,7 @@ fn refresh(n: u32) -> Reservation {
 }
 
 /// The answer of the upstream to a call, with a signed URL of its own.
-pub(super) fn answer(id: CallId) -> Booking {
+pub(crate) fn answer(id: CallId) -> Booking {
     let call = id.0;
     Booking::Answered {
         text: Secret::new(signed_answer(call)),
@@ -194,7 +194,7 @@ fn signed_answer(call: i64) -> String {
 }
 
 /// What is kept of a call once its result is.
-pub(super) fn record(bought: &Reservation, won: Won, stored_at: Timestamp) -> Record {
+pub(crate) fn record(bought: &Reservation, won: Won, stored_at: Timestamp) -> Record {
     let call = won.id.0;
     let bytes = format!("result of call {call}");
     Record {
@@ -217,31 +217,31 @@ pub(super) fn record(bought: &Reservation, won: Won, stored_at: Timestamp) -> Re
     }
 }
 
-pub(super) fn stored(record: &Record) -> Booking {
+pub(crate) fn stored(record: &Record) -> Booking {
     Booking::Stored { record: Box::new(record.clone()), holds_key: true }
 }
 
-pub(super) fn released() -> Booking {
+pub(crate) fn released() -> Booking {
     Booking::Released { reason: "the upload was cut".to_owned() }
 }
 
-pub(super) fn refused() -> Booking {
+pub(crate) fn refused() -> Booking {
     Booking::Refused { reason: "400 ERROR_PARAMETERS".to_owned(), for_order: true }
 }
 
-pub(super) fn failed() -> Booking {
+pub(crate) fn failed() -> Booking {
     Booking::Failed { reason: "500 ERROR_INTERNAL".to_owned() }
 }
 
-pub(super) fn unknown() -> Booking {
+pub(crate) fn unknown() -> Booking {
     Booking::Unknown { reason: "no answer in time".to_owned() }
 }
 
-pub(super) fn unfetchable() -> Booking {
+pub(crate) fn unfetchable() -> Booking {
     Booking::Unfetchable { reason: "404 for 15 minutes".to_owned() }
 }
 
-pub(super) fn team(name: &str) -> Scope {
+pub(crate) fn team(name: &str) -> Scope {
     Scope::Team(name.to_owned())
 }
 
@@ -254,7 +254,7 @@ fn monthly(scope: Scope, limit: u64) -> Budget {
 }
 
 /// Lets all calls race, and gives their outcomes in any order.
-pub(super) async fn all_at_once<T: Send + 'static>(
+pub(crate) async fn all_at_once<T: Send + 'static>(
     calls: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Vec<T> {
     calls.into_iter().collect::<JoinSet<T>>().join_all().await
@@ -262,18 +262,18 @@ pub(super) async fn all_at_once<T: Send + 'static>(
 
 /// A ledger on the bench, with its clock.
 #[derive(Clone)]
-pub(super) struct Bench {
-    pub(super) ledger: Arc<dyn Ledger>,
-    pub(super) clock: TurnableClock,
+pub(crate) struct Bench {
+    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) clock: TurnableClock,
 }
 
 impl Bench {
-    pub(super) async fn reserve(&self, wanted: Reservation) -> Reserved {
+    pub(crate) async fn reserve(&self, wanted: Reservation) -> Reserved {
         self.ledger.reserve(wanted).await.expect("the ledger can be asked")
     }
 
     /// Reserves what must be free.
-    pub(super) async fn win(&self, wanted: Reservation) -> Won {
+    pub(crate) async fn win(&self, wanted: Reservation) -> Won {
         match self.reserve(wanted).await {
             Reserved::Won(won) => won,
             other => panic!("the key was to be free, but: {other:?}"),
@@ -284,23 +284,23 @@ impl Bench {
         self.ledger.mark_sent(id).await.expect("the ledger can be asked")
     }
 
-    pub(super) async fn book(&self, id: CallId, booking: Booking) {
+    pub(crate) async fn book(&self, id: CallId, booking: Booking) {
         self.ledger.book(id, booking).await.expect("a legal booking");
     }
 
-    pub(super) async fn send(&self, wanted: Reservation) -> Won {
+    pub(crate) async fn send(&self, wanted: Reservation) -> Won {
         let won = self.win(wanted).await;
         assert_eq!(self.mark_sent(won.id).await, Permit::Granted);
         won
     }
 
-    pub(super) async fn answered(&self, wanted: Reservation) -> Won {
+    pub(crate) async fn answered(&self, wanted: Reservation) -> Won {
         let won = self.send(wanted).await;
         self.book(won.id, answer(won.id)).await;
         won
     }
 
-    pub(super) async fn store(&self, wanted: Reservation) -> Record {
+    pub(crate) async fn store(&self, wanted: Reservation) -> Record {
         let won = self.answered(wanted.clone()).await;
         let record = record(&wanted, won, self.clock.now());
         self.book(won.id, stored(&record)).await;
@@ -308,7 +308,7 @@ impl Bench {
     }
 
     /// Takes a new call of picture `n` to a state, by the shortest way.
-    pub(super) async fn bring(&self, n: u32, state: CallState) -> Won {
+    pub(crate) async fn bring(&self, n: u32, state: CallState) -> Won {
         let wanted = picture(n);
         match state {
             CallState::Reserved => self.win(wanted).await,
@@ -344,11 +344,11 @@ impl Bench {
         }
     }
 
-    pub(super) async fn look_up(&self, wanted: &Reservation) -> Option<Record> {
+    pub(crate) async fn look_up(&self, wanted: &Reservation) -> Option<Record> {
         self.ledger.look_up(&wanted.namespace, wanted.key).await.expect("the ledger can be asked")
     }
 
-    pub(super) async fn totals(&self) -> Vec<StateTotal> {
+    pub(crate) async fn totals(&self) -> Vec<StateTotal> {
         self.ledger.totals().await.expect("the ledger can be asked")
     }
 
@@ -411,7 +411,7 @@ fn counts(state: CallState) -> bool {
     !matches!(state, CallState::Released | CallState::Refused | CallState::Failed)
 }
 
-pub(super) async fn one_of_many_concurrent_reservations_of_a_key_wins_and_the_rest_are_held(bench: &Bench) {
+pub(crate) async fn one_of_many_concurrent_reservations_of_a_key_wins_and_the_rest_are_held(bench: &Bench) {
     let calls = (0..100).map(|n| {
         let bench = bench.clone();
         let wanted = Reservation { team: format!("team-{}", n % 7), ..picture(1) };
@@ -431,7 +431,7 @@ pub(super) async fn one_of_many_concurrent_reservations_of_a_key_wins_and_the_re
     assert_eq!(bench.used(Scope::Global, Window::Day).await, 3);
 }
 
-pub(super) async fn a_key_is_one_call_and_another_key_or_namespace_another(bench: &Bench) {
+pub(crate) async fn a_key_is_one_call_and_another_key_or_namespace_another(bench: &Bench) {
     let first = bench.win(picture(1)).await;
     let second = bench.win(picture(2)).await;
     let third = bench.win(Reservation { namespace: "builtin-v1".to_owned(), ..picture(1) }).await;
@@ -439,7 +439,7 @@ pub(super) async fn a_key_is_one_call_and_another_key_or_namespace_another(bench
     assert_eq!([first, second, third].map(|won| won.generation), [0; 3]);
 }
 
-pub(super) async fn a_stored_result_is_found_whole_by_look_up_and_by_reserve(bench: &Bench) {
+pub(crate) async fn a_stored_result_is_found_whole_by_look_up_and_by_reserve(bench: &Bench) {
     let won = bench.answered(picture(1)).await;
     assert_eq!(bench.look_up(&picture(1)).await, None, "answered is not stored");
     let kept = record(&picture(1), won, bench.clock.now() - SignedDuration::from_nanos(1));
@@ -467,7 +467,7 @@ fn table(from: CallState) -> &'static [CallState] {
     }
 }
 
-pub(super) async fn a_call_changes_its_state_along_the_table_and_in_no_other_way(bench: &Bench) {
+pub(crate) async fn a_call_changes_its_state_along_the_table_and_in_no_other_way(bench: &Bench) {
     let mut n = 0;
     for from in CallState::ALL {
         for kind in 0..9 {
@@ -519,7 +519,7 @@ pub(super) async fn a_call_changes_its_state_along_the_table_and_in_no_other_way
     }
 }
 
-pub(super) async fn only_a_reserved_call_may_send_and_only_once(bench: &Bench) {
+pub(crate) async fn only_a_reserved_call_may_send_and_only_once(bench: &Bench) {
     for (n, state) in (1..).zip(CallState::ALL) {
         let won = bench.bring(n, state).await;
         let before = bench.totals().await;
@@ -538,7 +538,7 @@ pub(super) async fn only_a_reserved_call_may_send_and_only_once(bench: &Bench) {
     }
 }
 
-pub(super) async fn each_outcome_keeps_or_gives_back_the_key_and_the_credits(bench: &Bench) {
+pub(crate) async fn each_outcome_keeps_or_gives_back_the_key_and_the_credits(bench: &Bench) {
     let mut expected = 0;
     for (n, state) in (1..).zip(CallState::ALL) {
         let won = bench.bring(n, state).await;
@@ -556,7 +556,7 @@ pub(super) async fn each_outcome_keeps_or_gives_back_the_key_and_the_credits(ben
     }
 }
 
-pub(super) async fn a_refresh_gets_the_next_generation_and_is_found_from_then_on(bench: &Bench) {
+pub(crate) async fn a_refresh_gets_the_next_generation_and_is_found_from_then_on(bench: &Bench) {
     let nothing_there = bench.store(refresh(1)).await;
     assert_eq!(nothing_there.generation, 0, "a refresh of nothing is a purchase");
     for generation in 1..4 {
@@ -572,7 +572,7 @@ pub(super) async fn a_refresh_gets_the_next_generation_and_is_found_from_then_on
     assert_eq!(bench.calls(CallState::Stored).await, 4, "no result is ever forgotten");
 }
 
-pub(super) async fn a_refresh_that_fails_leaves_the_old_result(bench: &Bench) {
+pub(crate) async fn a_refresh_that_fails_leaves_the_old_result(bench: &Bench) {
     let old = bench.store(picture(1)).await;
     for outcome in [released(), refused(), failed(), unknown()] {
         let won = bench.send(refresh(1)).await;
@@ -587,7 +587,7 @@ pub(super) async fn a_refresh_that_fails_leaves_the_old_result(bench: &Bench) {
     assert_eq!(bench.look_up(&picture(1)).await, Some(old));
 }
 
-pub(super) async fn one_of_many_concurrent_refreshes_wins(bench: &Bench) {
+pub(crate) async fn one_of_many_concurrent_refreshes_wins(bench: &Bench) {
     let old = bench.store(picture(1)).await;
     let calls = (0..50).map(|n| {
         let bench = bench.clone();
@@ -610,7 +610,7 @@ pub(super) async fn one_of_many_concurrent_refreshes_wins(bench: &Bench) {
     assert_eq!(won, 1);
 }
 
-pub(super) async fn a_key_rests_a_minute_then_ten_and_is_bought_three_times_a_day(bench: &Bench) {
+pub(crate) async fn a_key_rests_a_minute_then_ten_and_is_bought_three_times_a_day(bench: &Bench) {
     use CallState::{Unfetchable, Unknown};
     for (n, outcomes) in (1..).zip([[Unknown; 3], [Unfetchable; 3], [Unknown, Unfetchable, Unknown]]) {
         let first_ended = bench.clock.now();
@@ -636,7 +636,7 @@ pub(super) async fn a_key_rests_a_minute_then_ten_and_is_bought_three_times_a_da
     }
 }
 
-pub(super) async fn a_resting_key_disturbs_nobody_else_and_its_stored_result_is_still_a_hit(bench: &Bench) {
+pub(crate) async fn a_resting_key_disturbs_nobody_else_and_its_stored_result_is_still_a_hit(bench: &Bench) {
     let old = bench.store(picture(1)).await;
     let won = bench.send(refresh(1)).await;
     bench.book(won.id, unknown()).await;
@@ -646,7 +646,7 @@ pub(super) async fn a_resting_key_disturbs_nobody_else_and_its_stored_result_is_
     bench.win(Reservation { namespace: "builtin-v1".to_owned(), ..picture(1) }).await;
 }
 
-pub(super) async fn a_freeze_stops_reserving_and_sending_until_the_thaw(bench: &Bench) {
+pub(crate) async fn a_freeze_stops_reserving_and_sending_until_the_thaw(bench: &Bench) {
     for (n, scope) in (0..).map(|n| n * 10).zip([Scope::Global, team("press")]) {
         let before = bench.win(picture(n)).await;
         bench.freeze(scope.clone(), true).await;
@@ -668,7 +668,7 @@ pub(super) async fn a_freeze_stops_reserving_and_sending_until_the_thaw(bench: &
     }
 }
 
-pub(super) async fn a_freeze_stops_neither_hits_nor_bookings(bench: &Bench) {
+pub(crate) async fn a_freeze_stops_neither_hits_nor_bookings(bench: &Bench) {
     let hit = bench.store(picture(1)).await;
     let sent = bench.send(picture(2)).await;
     let reserved = bench.win(picture(3)).await;
@@ -684,7 +684,7 @@ pub(super) async fn a_freeze_stops_neither_hits_nor_bookings(bench: &Bench) {
     bench.book(reserved.id, released()).await;
 }
 
-pub(super) async fn a_freeze_of_everyone_is_told_before_that_of_a_team(bench: &Bench) {
+pub(crate) async fn a_freeze_of_everyone_is_told_before_that_of_a_team(bench: &Bench) {
     bench.freeze(team("press"), true).await;
     bench.freeze(Scope::Global, true).await;
     assert_eq!(bench.reserve(picture(1)).await, Reserved::Frozen(Scope::Global));
@@ -694,7 +694,7 @@ pub(super) async fn a_freeze_of_everyone_is_told_before_that_of_a_team(bench: &B
     bench.send(picture(1)).await;
 }
 
-pub(super) async fn a_budget_is_exact_to_the_credit_under_concurrency(bench: &Bench) {
+pub(crate) async fn a_budget_is_exact_to_the_credit_under_concurrency(bench: &Bench) {
     // 30 credits are ten calls of 3, and two credits more are not an eleventh.
     for (n, limit) in [(0, 30), (1000, 62)] {
         let budget = daily(Scope::Global, limit);
@@ -717,7 +717,7 @@ pub(super) async fn a_budget_is_exact_to_the_credit_under_concurrency(bench: &Be
     }
 }
 
-pub(super) async fn the_first_budget_that_is_short_is_named_and_none_is_charged(bench: &Bench) {
+pub(crate) async fn the_first_budget_that_is_short_is_named_and_none_is_charged(bench: &Bench) {
     let short = monthly(team("press"), 2);
     let wanted = Reservation {
         budgets: vec![daily(team("press"), 3), short.clone(), monthly(Scope::Global, 1)],
@@ -735,7 +735,7 @@ pub(super) async fn the_first_budget_that_is_short_is_named_and_none_is_charged(
         .await;
 }
 
-pub(super) async fn a_shadow_budget_counts_and_never_refuses(bench: &Bench) {
+pub(crate) async fn a_shadow_budget_counts_and_never_refuses(bench: &Bench) {
     let shadow = Budget { enforced: false, ..daily(team("press"), 4) };
     let hard = daily(Scope::Global, 9);
     for n in 0..3 {
@@ -752,7 +752,7 @@ pub(super) async fn a_shadow_budget_counts_and_never_refuses(bench: &Bench) {
     assert!(matches!(refused, Reserved::OverBudget(refusal) if refusal.budget == hard));
 }
 
-pub(super) async fn refused_orders_are_limited_by_team_and_day(bench: &Bench) {
+pub(crate) async fn refused_orders_are_limited_by_team_and_day(bench: &Bench) {
     let scope = |name: &str| Scope::Refused(name.to_owned());
     let limit = Budget { scope: scope("press"), ..daily(Scope::Global, 6) };
     let want = |n| Reservation { budgets: vec![limit.clone()], ..picture(n) };
@@ -774,7 +774,7 @@ pub(super) async fn refused_orders_are_limited_by_team_and_day(bench: &Bench) {
     bench.win(want(10)).await;
 }
 
-pub(super) async fn budgets_are_counted_by_team_and_for_everyone(bench: &Bench) {
+pub(crate) async fn budgets_are_counted_by_team_and_for_everyone(bench: &Bench) {
     bench.win(picture(1)).await;
     bench.win(Reservation { team: "print".to_owned(), credits: 5, ..picture(2) }).await;
     for (scope, used) in [(Scope::Global, 8), (team("press"), 3), (team("print"), 5), (team("web"), 0)] {
@@ -808,7 +808,7 @@ async fn assert_window(bench: &Bench, n: u32, budget: Budget, (start, end, hours
     bench.book(won.id, released()).await;
 }
 
-pub(super) async fn a_daily_budget_starts_anew_at_local_midnight_also_when_the_clocks_change(bench: &Bench) {
+pub(crate) async fn a_daily_budget_starts_anew_at_local_midnight_also_when_the_clocks_change(bench: &Bench) {
     for (n, day) in (0..).map(|n| n * 10).zip([
         ("2026-11-21T23:00:00Z", "2026-11-22T23:00:00Z", 24),
         ("2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", 23),
@@ -819,7 +819,7 @@ pub(super) async fn a_daily_budget_starts_anew_at_local_midnight_also_when_the_c
     }
 }
 
-pub(super) async fn a_monthly_budget_starts_anew_on_the_first(bench: &Bench) {
+pub(crate) async fn a_monthly_budget_starts_anew_on_the_first(bench: &Bench) {
     for (n, month) in (0..).map(|n| n * 10).zip([
         ("2026-01-31T23:00:00Z", "2026-02-28T23:00:00Z", 28 * 24),
         ("2026-02-28T23:00:00Z", "2026-03-31T22:00:00Z", 31 * 24 - 1),
@@ -830,7 +830,7 @@ pub(super) async fn a_monthly_budget_starts_anew_on_the_first(bench: &Bench) {
     }
 }
 
-pub(super) async fn credits_given_back_after_midnight_go_to_the_day_they_were_taken_from(bench: &Bench) {
+pub(crate) async fn credits_given_back_after_midnight_go_to_the_day_they_were_taken_from(bench: &Bench) {
     let (before, after) = (instant("2026-11-30T22:59:59Z"), instant("2026-11-30T23:00:00Z"));
     for (n, outcome) in (0..).map(|n| n * 10).zip([released(), refused(), failed()]) {
         bench.clock.set(before);
@@ -848,7 +848,7 @@ pub(super) async fn credits_given_back_after_midnight_go_to_the_day_they_were_ta
     }
 }
 
-pub(super) async fn a_late_answer_leaves_the_key_to_whoever_took_it(bench: &Bench) {
+pub(crate) async fn a_late_answer_leaves_the_key_to_whoever_took_it(bench: &Bench) {
     // How far the second call is when the first one's answer comes, and whether the first one's
     // result claims the key: whatever they are, the second keeps it.
     let states = [CallState::Reserved, CallState::Sent, CallState::Answered, CallState::Stored];
@@ -883,7 +883,7 @@ pub(super) async fn a_late_answer_leaves_the_key_to_whoever_took_it(bench: &Benc
     assert_eq!(bench.calls(CallState::Stored).await, 16, "both results of each key");
 }
 
-pub(super) async fn a_late_answer_takes_the_key_back_when_nobody_has_it(bench: &Bench) {
+pub(crate) async fn a_late_answer_takes_the_key_back_when_nobody_has_it(bench: &Bench) {
     let late = bench.bring(1, CallState::Unknown).await;
     bench.assert_rests(picture(1), 60).await;
     bench.book(late.id, answer(late.id)).await;
@@ -902,7 +902,7 @@ pub(super) async fn a_late_answer_takes_the_key_back_when_nobody_has_it(bench: &
     assert_eq!(bench.reserve(picture(2)).await, Reserved::Stored(Box::new(kept)));
 }
 
-pub(super) async fn a_late_result_takes_the_key_back_when_its_rival_let_go(bench: &Bench) {
+pub(crate) async fn a_late_result_takes_the_key_back_when_its_rival_let_go(bench: &Bench) {
     let late = bench.bring(1, CallState::Unknown).await;
     bench.clock.turn(60);
     let rival = bench.win(picture(1)).await;
@@ -913,7 +913,7 @@ pub(super) async fn a_late_result_takes_the_key_back_when_its_rival_let_go(bench
     assert_eq!(bench.look_up(&picture(1)).await, Some(kept));
 }
 
-pub(super) async fn a_lost_result_is_not_imported_again(bench: &Bench) {
+pub(crate) async fn a_lost_result_is_not_imported_again(bench: &Bench) {
     let kept = bench.store(picture(1)).await;
     bench.ledger.lose(&kept).await.expect("the ledger can be asked");
     import_record(bench, &kept).await;
@@ -930,7 +930,7 @@ async fn import_record(bench: &Bench, record: &Record) {
     bench.ledger.import_record(record).await.expect("the ledger can be asked");
 }
 
-pub(super) async fn a_result_that_came_second_to_the_store_leaves_the_key_to_the_first(bench: &Bench) {
+pub(crate) async fn a_result_that_came_second_to_the_store_leaves_the_key_to_the_first(bench: &Bench) {
     let ours = bench.answered(picture(1)).await;
     let second = Box::new(record(&picture(1), ours, bench.clock.now()));
     bench.book(ours.id, Booking::Stored { record: second, holds_key: false }).await;
@@ -945,7 +945,7 @@ pub(super) async fn a_result_that_came_second_to_the_store_leaves_the_key_to_the
     assert_eq!(bench.look_up(&picture(1)).await, Some(first));
 }
 
-pub(super) async fn an_imported_record_is_found_and_costs_nothing(bench: &Bench) {
+pub(crate) async fn an_imported_record_is_found_and_costs_nothing(bench: &Bench) {
     let before = bench.totals().await;
     let theirs = foreign(1, 4, bench.clock.now());
     for _ in 0..2 {
@@ -959,7 +959,7 @@ pub(super) async fn an_imported_record_is_found_and_costs_nothing(bench: &Bench)
     assert_eq!(bench.win(refresh(1)).await.generation, 5);
 }
 
-pub(super) async fn importing_never_displaces_a_call(bench: &Bench) {
+pub(crate) async fn importing_never_displaces_a_call(bench: &Bench) {
     let theirs = |n| foreign(n, 0, bench.clock.now());
     for (n, state) in (1..).zip([CallState::Reserved, CallState::Sent, CallState::Answered]) {
         let ours = bench.bring(n, state).await;
@@ -978,7 +978,7 @@ pub(super) async fn importing_never_displaces_a_call(bench: &Bench) {
     assert_eq!(bench.calls(CallState::Stored).await, 1);
 }
 
-pub(super) async fn a_lost_result_is_bought_again_as_the_next_generation(bench: &Bench) {
+pub(crate) async fn a_lost_result_is_bought_again_as_the_next_generation(bench: &Bench) {
     let imported = foreign(2, 3, bench.clock.now());
     import_record(bench, &imported).await;
     for (n, kept) in [(1, bench.store(picture(1)).await), (2, imported)] {
@@ -994,7 +994,7 @@ pub(super) async fn a_lost_result_is_bought_again_as_the_next_generation(bench: 
     assert_eq!(bench.used(Scope::Global, Window::Day).await, 9, "the lost one was paid for");
 }
 
-pub(super) async fn losing_a_record_that_is_not_the_stored_one_changes_nothing(bench: &Bench) {
+pub(crate) async fn losing_a_record_that_is_not_the_stored_one_changes_nothing(bench: &Bench) {
     let old = bench.store(picture(1)).await;
     let new = bench.store(refresh(1)).await;
     for wrong in [
@@ -1010,7 +1010,7 @@ pub(super) async fn losing_a_record_that_is_not_the_stored_one_changes_nothing(b
     assert_eq!(bench.look_up(&picture(1)).await, Some(new), "the newest is not touched");
 }
 
-pub(super) async fn recovery_settles_what_dead_owners_left_open(bench: &Bench) {
+pub(crate) async fn recovery_settles_what_dead_owners_left_open(bench: &Bench) {
     let mut won = Vec::new();
     for (n, state) in (1..).zip(CallState::ALL) {
         won.push((state, bench.bring(n, state).await));
@@ -1049,7 +1049,7 @@ pub(super) async fn recovery_settles_what_dead_owners_left_open(bench: &Bench) {
     assert_eq!(bench.look_up(&bought).await, Some(kept));
 }
 
-pub(super) async fn recovering_twice_is_the_same_as_once(bench: &Bench) {
+pub(crate) async fn recovering_twice_is_the_same_as_once(bench: &Bench) {
     for (n, state) in (1..).zip(CallState::ALL) {
         bench.bring(n, state).await;
     }
@@ -1065,7 +1065,7 @@ pub(super) async fn recovering_twice_is_the_same_as_once(bench: &Bench) {
     bench.assert_rests(picture(3), 30).await;
 }
 
-pub(super) async fn totals_name_every_state_once(bench: &Bench) {
+pub(crate) async fn totals_name_every_state_once(bench: &Bench) {
     let nothing = CallState::ALL.map(|state| StateTotal { state, calls: 0, credits: 0 });
     assert_eq!(bench.totals().await, nothing);
     for (n, state) in (0..).map(|n| n * 10).zip(CallState::ALL) {
@@ -1080,7 +1080,7 @@ pub(super) async fn totals_name_every_state_once(bench: &Bench) {
     assert_eq!(bench.totals().await, expected);
 }
 
-pub(super) async fn a_ledger_belongs_to_one_archive(bench: &Bench) {
+pub(crate) async fn a_ledger_belongs_to_one_archive(bench: &Bench) {
     let (ours, other) = (ArchiveId::random(), ArchiveId::random());
     assert_eq!(bench.ledger.archive().await.unwrap(), None);
     let begun = Membership::new(ours, false);
@@ -1093,7 +1093,7 @@ pub(super) async fn a_ledger_belongs_to_one_archive(bench: &Bench) {
     assert_eq!(bench.ledger.archive().await.unwrap(), Some(Membership::new(other, true)), "an adoption");
 }
 
-pub(super) async fn import_is_complete_once_it_is_noted(bench: &Bench) {
+pub(crate) async fn import_is_complete_once_it_is_noted(bench: &Bench) {
     let (ours, other) = (ArchiveId::random(), ArchiveId::random());
     let knows = async || {
         let Reservation { namespace, key, .. } = picture(1);
@@ -1114,7 +1114,7 @@ pub(super) async fn import_is_complete_once_it_is_noted(bench: &Bench) {
     assert_eq!((import().await, knows().await), (Import::UpTo(None), false), "adopted again");
 }
 
-pub(super) async fn key_of_a_call_whose_owner_died_is_not_known_in_full(bench: &Bench) {
+pub(crate) async fn key_of_a_call_whose_owner_died_is_not_known_in_full(bench: &Bench) {
     let archive = ArchiveId::random();
     bench.ledger.settle_archive(archive).await.unwrap();
     bench.ledger.note_import(archive, Import::Complete).await.unwrap();
@@ -1136,7 +1136,7 @@ pub(super) async fn key_of_a_call_whose_owner_died_is_not_known_in_full(bench: &
     assert_eq!((orphans().await, knows(2).await), (Vec::new(), true));
 }
 
-pub(super) async fn record_of_a_call_whose_owner_died_makes_it_stored(bench: &Bench) {
+pub(crate) async fn record_of_a_call_whose_owner_died_makes_it_stored(bench: &Bench) {
     let sent = bench.bring(1, CallState::Sent).await;
     let used = bench.used(Scope::Global, Window::Day).await;
     bench.recover().await;
@@ -1156,7 +1156,7 @@ pub(super) async fn record_of_a_call_whose_owner_died_makes_it_stored(bench: &Be
     assert_eq!(bench.look_up(&picture(1)).await, None, "a lost result is not imported again");
 }
 
-pub(super) async fn record_that_no_call_can_have_made_settles_no_call(bench: &Bench) {
+pub(crate) async fn record_that_no_call_can_have_made_settles_no_call(bench: &Bench) {
     // An owner that lived has no result.
     bench.bring(1, CallState::Unknown).await;
     for n in 2..5 {
@@ -1184,7 +1184,7 @@ pub(super) async fn record_that_no_call_can_have_made_settles_no_call(bench: &Be
     assert_eq!(bench.calls(CallState::Unknown).await, 5, "call {}", again.id.0);
 }
 
-pub(super) async fn result_stored_without_its_answer_is_booked_in_full(bench: &Bench) {
+pub(crate) async fn result_stored_without_its_answer_is_booked_in_full(bench: &Bench) {
     for (n, from) in (1..).zip([CallState::Sent, CallState::Unknown]) {
         let won = bench.bring(n, from).await;
         let kept = record(&picture(n), won, bench.clock.now());

@@ -1,7 +1,7 @@
 //! What every [`Store`] must do, as tests: one function for each clause, one list of them all.
 //!
 //! A store runs it by implementing [`StoreFixture`] for its surroundings and writing, in its tests,
-//! `crate::store::contract::store_contract!(MyFixture::new())`: a test with a fresh fixture for each.
+//! `crate::testing::store_contract::store_contract!(MyFixture::new())`: a test with a fresh fixture for each.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,7 +13,9 @@ use bytes::Bytes;
 use crate::base::archive::ArchiveId;
 use crate::base::key::{CacheKey, Digest};
 use crate::base::picture::{ImageFormat, ObjectName};
-use crate::store::{MAX_CREDITS, MAX_GENERATION, MAX_OBJECT_BYTES, Record, Store, StoreError};
+use crate::base::record::MAX_GENERATION;
+use crate::base::record::{MAX_CREDITS, MAX_OBJECT_BYTES, Record};
+use crate::store::{Store, StoreError};
 
 /// Where a store under test lives.
 #[async_trait]
@@ -28,7 +30,7 @@ pub(crate) trait StoreFixture: Send + Sync {
 /// Makes a test of each clause.
 macro_rules! store_contract {
     ($fixture:expr) => {
-        $crate::store::contract::store_contract! { $fixture;
+        $crate::testing::store_contract::store_contract! { $fixture;
             an_object_is_read_back_byte_for_byte
             an_object_may_be_put_again
             what_was_never_put_is_none
@@ -66,7 +68,7 @@ macro_rules! store_contract {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $clause() {
-                $crate::store::contract::$clause(&$fixture).await;
+                $crate::testing::store_contract::$clause(&$fixture).await;
             }
         )*
     };

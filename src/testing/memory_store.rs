@@ -6,10 +6,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{MARKER, RECORDS, Record, RecordPage, Store, StoreError, archive_of, check_object, is_object};
 use crate::base::archive::ArchiveId;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
+use crate::base::record::{RECORDS, Record};
+use crate::store::{MARKER, RecordPage, Store, StoreError, archive_of, check_object, is_object};
 
 /// What is kept at each path, whether `results/…` or `records/…`.
 #[derive(Default)]
@@ -58,7 +59,7 @@ impl MemoryStore {
     pub(crate) fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         let path = Record::checked_path(namespace, key)?;
         let json = self.files().get(&path).cloned();
-        json.map(|json| Record::from_json(&path, &json, namespace, key)).transpose()
+        Ok(json.map(|json| Record::from_json(&path, &json, namespace, key)).transpose()?)
     }
 
     pub(crate) fn list_records(&self, after: Option<&str>, limit: usize) -> RecordPage {
@@ -137,7 +138,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::store::contract::{StoreFixture, store_contract};
+    use crate::testing::store_contract::{StoreFixture, store_contract};
 
     #[derive(Default)]
     struct Fixture(Arc<MemoryStore>);

@@ -1,0 +1,161 @@
+//! The record: the answer kept under a key, as every store holds it in one JSON file.
+
+use std::ops::RangeInclusive;
+
+use bytes::Bytes;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+
+use crate::base::envelope::Answer;
+use crate::base::key::{CacheKey, Digest};
+use crate::base::picture::{ImageFormat, ObjectName};
+
+/// The longest object kept or read: twice the default limit of a result download. One that has
+/// grown beyond it is damaged, and must not cost its length in memory to find out.
+pub const MAX_OBJECT_BYTES: u64 = 64 << 20;
+
+/// The most that one call can cost, as far as the configuration allows.
+pub(crate) const MAX_CREDITS: u64 = 1_000_000;
+
+/// Far more refreshes and purges than a key can see, and few enough for every ledger to count on.
+pub(crate) const MAX_GENERATION: u64 = u32::MAX as u64;
+
+/// When a record may have been stored; the first program is younger.
+const SANE_YEARS: RangeInclusive<i16> = 2020..=2199;
+
+/// What the names of all records begin with.
+pub const RECORDS: &str = "records";
+
+/// The answer kept under a key: self-describing, and free of host, bucket and prefix, so that an
+/// archive can be moved by copying it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The layout of this file: 1.
+    pub version: u32,
+    /// Which upstream and operation, e.g. `ailab-v1`.
+    pub namespace: String,
+    /// The request.
+    pub key: CacheKey,
+    /// 0, and one more for each refresh or purge.
+    pub generation: u64,
+    /// The upstream's answer, verbatim but for the result's URL, where the object's path stands.
+    pub answer: String,
+    /// BLAKE3 of the result's bytes.
+    pub digest: Digest,
+    /// Its file name extension.
+    pub extension: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Who paid.
+    pub team: String,
+    /// What it cost.
+    pub credits: u64,
+    /// When it was kept; RFC 3339.
+    pub stored_at: jiff::Timestamp,
+    /// The upstream's `request_id`.
+    pub upstream_request_id: String,
+    /// The upstream's `log_id`.
+    pub upstream_log_id: String,
+    /// BLAKE3 of the uploaded picture.
+    pub image: Digest,
+    /// Target width in pixels.
+    pub width: u32,
+    /// Target height in pixels.
+    pub height: u32,
+}
+
+impl Record {
+    /// The layout this program writes, and the only one it reads.
+    pub const VERSION: u32 = 1;
+
+    /// The object this record is about; `None` when the extension is not one of ours.
+    pub fn object(&self) -> Option<ObjectName> {
+        let format = ImageFormat::from_extension(&self.extension)?;
+        Some(ObjectName { digest: self.digest, format })
+    }
+
+    /// The name of a record in every store: `records/{namespace}/{kk}/{key}.json`.
+    pub fn path(namespace: &str, key: CacheKey) -> String {
+        let key = key.to_string();
+        format!("{RECORDS}/{namespace}/{}/{key}.json", &key[..2])
+    }
+
+    /// The namespace and the key in a record's name.
+    pub fn parse_path(path: &str) -> Option<(String, CacheKey)> {
+        let (namespace, rest) = path.strip_prefix(RECORDS)?.strip_prefix('/')?.split_once('/')?;
+        let key = rest.split_once('/')?.1.strip_suffix(".json")?.parse().ok()?;
+        (Self::checked_path(namespace, key).ok()? == path).then(|| (namespace.to_owned(), key))
+    }
+
+    /// As [`path`](Self::path), for a namespace that may be anything: one that is more than a plain
+    /// word could lead elsewhere.
+    pub fn checked_path(namespace: &str, key: CacheKey) -> Result<String, InvalidRecord> {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(plain) {
+            return Err(InvalidRecord(format!(
+                "namespace {namespace:?} is not 1 to 64 lower-case letters, digits and hyphens"
+            )));
+        }
+        Ok(Self::path(namespace, key))
+    }
+
+    /// What is kept at `path`. What could not be read again is refused now.
+    pub fn to_json(&self, path: &str) -> Result<Bytes, InvalidRecord> {
+        let bytes = serde_json::to_vec(self)
+            .map_err(|error| InvalidRecord(format!("cannot write {path} as JSON: {error}")))?;
+        Self::from_json(path, &bytes, &self.namespace, self.key)?;
+        Ok(bytes.into())
+    }
+
+    /// Reads what is kept at `path`, which must be about its own name and what a purchase leaves.
+    ///
+    /// # Errors
+    /// [`InvalidRecord`], without the text itself, which may be anything.
+    pub fn from_json(
+        path: &str,
+        bytes: &[u8],
+        namespace: &str,
+        key: CacheKey,
+    ) -> Result<Self, InvalidRecord> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            InvalidRecord(format!(
+                "{path} is no record of layout {} (line {line}, column {column})",
+                Self::VERSION
+            ))
+        })?;
+        if record.version != Self::VERSION {
+            return Err(InvalidRecord(format!("{path} has layout {}", record.version)));
+        }
+        if record.namespace != namespace || record.key != key || record.object().is_none() {
+            return Err(InvalidRecord(format!("{path} is not about its own name")));
+        }
+        if !record.is_plausible() {
+            return Err(InvalidRecord(format!("{path} is not what a purchase leaves")));
+        }
+        Ok(record)
+    }
+
+    /// Returns false for what no purchase leaves: whoever can write to a bucket must not be able to answer
+    /// a key with anything else, nor to book numbers that no ledger can add up.
+    fn is_plausible(&self) -> bool {
+        let side = 1..=u32::from(u16::MAX);
+        let answer = Answer::read(&self.answer);
+        let names_object =
+            |object: ObjectName| answer.as_ref().is_ok_and(|answer| answer.url().expose() == object.path());
+        self.object().is_some_and(names_object)
+            && (1..=MAX_OBJECT_BYTES).contains(&self.bytes)
+            && self.credits <= MAX_CREDITS
+            && self.generation <= MAX_GENERATION
+            && side.contains(&self.width)
+            && side.contains(&self.height)
+            && SANE_YEARS.contains(&self.stored_at.to_zoned(TimeZone::UTC).year())
+            && self.team.len() <= 64
+    }
+}
+
+/// A record that cannot be read or written, or a name that no record can have. The text is safe to log.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidRecord(String);

@@ -1,0 +1,17 @@
+//! What is bought for a request.
+
+use crate::base::picture::ImageFormat;
+use crate::request::uploads::Picture;
+
+/// What is bought: exactly what the key is made of, and nothing else of the client's request.
+#[derive(Clone)]
+pub struct Order {
+    /// The picture's bytes, wherever they are.
+    pub image: Picture,
+    /// Its format, by the bytes.
+    pub format: ImageFormat,
+    /// Target width in pixels, 1 to 65535.
+    pub width: u32,
+    /// Target height in pixels, 1 to 65535.
+    pub height: u32,
+}
