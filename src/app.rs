@@ -28,7 +28,7 @@ use self::listen::{bind, connection_limits};
 use self::reload::watch::Watch;
 use self::reload::{ReloadParts, Reloader, SetLevel};
 use self::secrets::KeyWatch;
-use crate::app::ledger::Books;
+use crate::app::ledger::LedgerHandles;
 use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
 use crate::base::secret::Secret;
@@ -40,12 +40,12 @@ use crate::config::{Config, Environment, Loaded, StoreKind, UpstreamConfig, Upst
 use crate::error;
 use crate::fill::slots::SlotsConfig;
 use crate::fill::{FillConfig, FillParts, Filler};
-use crate::gateway::keys::{KeyDesk, KeyDeskParts};
+use crate::gateway::keys::{KeyAdmin, KeyAdminParts};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::http::routes::body::Pace;
 use crate::http::routes::usage::{UsageParts, UsageState};
 use crate::http::routes::{About, AdminState, PublicParts, PublicState, admin_router, public_router};
-use crate::http::server::{self, ConnectionLimits, HangUps, Listener, Stops};
+use crate::http::server::{self, ConnectionLimits, Listener, ReloadSignal, Stops};
 use crate::ledger::Ledger;
 use crate::ledger::guard::ArchiveGuard;
 use crate::ledger::spooling::{Copier, Spool, SpoolConfig};
@@ -55,7 +55,7 @@ use crate::metrics::store::MeteredStore;
 use crate::metrics::{ListenerName, Metrics};
 use crate::request::RequestLimits;
 use crate::store::Store;
-use crate::teams::policy::{CurrentPolicy, Terms};
+use crate::teams::policy::{CurrentPolicy, PolicyConfig};
 use crate::upstream::Upstream;
 use crate::upstream::ailab::{AilabConfig, AilabUpstream};
 use crate::upstream::builtin::{BuiltinUpstream, InlineResults};
@@ -111,7 +111,7 @@ pub async fn serve(
     started: impl FnOnce(&App),
 ) -> anyhow::Result<()> {
     let stop = server::stop_signal().context("cannot listen to signals")?;
-    let mut hang_ups = HangUps::new().context("cannot listen to signals")?;
+    let mut hang_ups = ReloadSignal::new().context("cannot listen to signals")?;
     server::make_room(loaded.config.server.max_connections);
     let app = App::start(loaded.config.clone(), Clock::system()).await?;
     started(&app);
@@ -149,7 +149,7 @@ impl App {
         let memory = memory::open(&config, &state)?;
         let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());
         let cache = Arc::new(cache);
-        let Books { ledger, usage, admin: ledger_admin } =
+        let LedgerHandles { ledger, usage, admin: ledger_admin } =
             ledger::open(&config, &state, clock.clone()).await?;
         let ledger: Arc<dyn Ledger> = Arc::new(MeteredLedger::new(ledger, metrics.clone()));
         let bare = store::open(&config.store).await?;
@@ -269,7 +269,7 @@ impl App {
         let freshness = gateway.freshness();
         let following = freshness.clone();
         tokio::spawn(stopped.clone().run_until_cancelled_owned(async move { following.follow().await }));
-        let keys = KeyDesk::new(KeyDeskParts {
+        let keys = KeyAdmin::new(KeyAdminParts {
             admin: ledger_admin.clone(),
             ledger: ledger.clone(),
             store,
@@ -407,9 +407,9 @@ fn spool_config(config: &Config, state: &StateDir) -> SpoolConfig {
     }
 }
 
-type Seller = (Arc<dyn Upstream>, Arc<dyn ResultSource>, Option<Arc<ArcSwap<Secret>>>);
+type UpstreamHandles = (Arc<dyn Upstream>, Arc<dyn ResultSource>, Option<Arc<ArcSwap<Secret>>>);
 
-fn open_upstream(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Seller> {
+fn open_upstream(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<UpstreamHandles> {
     let settings = &config.upstream;
     match settings.kind {
         UpstreamKind::Builtin => {
@@ -462,9 +462,9 @@ fn slots_config(config: &Config) -> SlotsConfig {
     }
 }
 
-fn terms(config: &Config) -> Terms {
+fn terms(config: &Config) -> PolicyConfig {
     let origins = config.server.cors_origins.iter();
-    Terms {
+    PolicyConfig {
         teams: config.to_teams(),
         daily_credits: config.budget.daily_credits,
         monthly_credits: config.budget.monthly_credits,

@@ -49,7 +49,7 @@ pub struct MemoryCache {
 /// Taken before an answer is read anywhere, and shown when it is to be kept: what was forgotten
 /// meanwhile may be what was read.
 #[derive(Clone, Copy, Debug)]
-pub struct Reading {
+pub struct FillToken {
     forgotten: u64,
 }
 
@@ -133,8 +133,8 @@ impl MemoryCache {
     }
 
     /// An answer is about to be read from the ledger or the store.
-    pub fn begin_reading(&self, key: CacheKey) -> Reading {
-        Reading { forgotten: self.forgotten(key).load(Ordering::SeqCst) }
+    pub fn begin_reading(&self, key: CacheKey) -> FillToken {
+        FillToken { forgotten: self.forgotten(key).load(Ordering::SeqCst) }
     }
 
     fn forgotten(&self, key: CacheKey) -> &AtomicU64 {
@@ -160,7 +160,7 @@ impl MemoryCache {
 
     /// Keeps an answer, unless one of a higher generation is there, or it may have been read before
     /// [`forget_answer`](Self::forget_answer) was called.
-    pub async fn keep_answer(&self, record: Arc<Record>, reading: Reading) {
+    pub async fn keep_answer(&self, record: Arc<Record>, reading: FillToken) {
         self.update(record.key, |old| match old {
             Some(old) if old.record.generation > record.generation => Op::Nop,
             Some(old) if old.record == record => Op::Nop,

@@ -134,7 +134,7 @@ impl Config {
     /// # Errors
     /// Every problem there is.
     pub fn parse(text: &str, environment: &Environment) -> Result<Loaded, Problems> {
-        let mut reading = read::Reading::default();
+        let mut reading = read::ConfigReader::default();
         let file = reading.file(text);
         let is_read = file.is_some();
         let mut config = file.unwrap_or_default();
@@ -142,7 +142,7 @@ impl Config {
         if is_read {
             check::check(&mut config, &mut reading);
         }
-        let read::Reading { problems, warnings, .. } = reading;
+        let read::ConfigReader { problems, warnings, .. } = reading;
         if problems.is_empty() { Ok(Loaded { config, warnings, file: None }) } else { Err(problems) }
     }
 

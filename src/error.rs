@@ -1,13 +1,13 @@
 //! Everything that can go wrong with a request, and what its client is told: one table.
 //!
-//! [`GatewayError::situation`] is the table. Every variant is named there, so that a new one does
+//! [`GatewayError::response`] is the table. Every variant is named there, so that a new one does
 //! not compile before someone has chosen its status. Statuses, codes and texts are the upstream's
 //! own vocabulary, which deployed clients understand already; where that is too coarse, a stable
 //! word of ours goes into `Granary-Reason`.
 
 mod kinds;
+mod response;
 mod rows;
-mod situation;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use http::StatusCode;
 use jiff::Timestamp;
 
 pub use self::kinds::kinds;
+pub use self::response::{ErrorResponse, Fault};
 use self::rows::{auth_row, head_row, over_budget, request_row};
-pub use self::situation::{Fault, Situation};
 use crate::base::envelope::Envelope;
 use crate::ledger::budget::{self, BudgetRefusal, Scope};
 use crate::request::RequestError;
@@ -177,14 +177,14 @@ impl GatewayError {
     }
 
     /// What a client is told.
-    pub fn situation(&self) -> Situation {
+    pub fn response(&self) -> ErrorResponse {
         use Fault::{Caller, Gateway, Policy, Upstream};
         match self {
             Self::Head(error) => {
                 let (status, code) = head_row(*error);
-                Situation::new(status, code, Caller, error.to_string())
+                ErrorResponse::new(status, code, Caller, error.to_string())
             }
-            Self::TooManyConnections => Situation::new(
+            Self::TooManyConnections => ErrorResponse::new(
                 503,
                 code::AI_SERVICE_FLOW_RESTRICTION,
                 Gateway,
@@ -194,13 +194,13 @@ impl GatewayError {
             .retry_after(SOON),
             Self::Request(error) => {
                 let (status, code) = request_row(error);
-                Situation::new(status, code, Caller, error.to_string())
+                ErrorResponse::new(status, code, Caller, error.to_string())
             }
             Self::Auth(error) => {
                 let (status, code) = auth_row(error);
-                Situation::new(status, code, Caller, error.to_string())
+                ErrorResponse::new(status, code, Caller, error.to_string())
             }
-            Self::CrossSite => Situation::new(
+            Self::CrossSite => ErrorResponse::new(
                 403,
                 code::ERROR_ILLEGAL_OPERATION,
                 Caller,
@@ -208,7 +208,7 @@ impl GatewayError {
                  configured; add the page's origin to server.cors_origins, or configure teams",
             )
             .because("cross_site"),
-            Self::ForeignName => Situation::new(
+            Self::ForeignName => ErrorResponse::new(
                 403,
                 code::ERROR_ILLEGAL_OPERATION,
                 Caller,
@@ -216,7 +216,7 @@ impl GatewayError {
                  server.public_url; the request's Host is none of them",
             )
             .because("foreign_name"),
-            Self::RefreshNotAllowed => Situation::new(
+            Self::RefreshNotAllowed => ErrorResponse::new(
                 403,
                 code::ERROR_ILLEGAL_OPERATION,
                 Policy,
@@ -224,44 +224,44 @@ impl GatewayError {
                  this Granary to set may_refresh",
             )
             .because("refresh_not_allowed"),
-            Self::NoSuchRoute => Situation::new(
+            Self::NoSuchRoute => ErrorResponse::new(
                 404,
                 code::ERROR_AI_NOT_EXISTS,
                 Caller,
                 "Granary serves image cropping only (POST /api/image/editing/image-cropping); other calls need a \
                  client of their own, with a key of their own, for now",
             ),
-            Self::MethodNotAllowed { allow } => Situation::new(
+            Self::MethodNotAllowed { allow } => ErrorResponse::new(
                 405,
                 code::ERROR_ILLEGAL_OPERATION,
                 Caller,
                 format!("this path answers {allow} only"),
             ),
-            Self::UnknownExpectation => Situation::new(
+            Self::UnknownExpectation => ErrorResponse::new(
                 417,
                 code::ERROR_PARAMETERS,
                 Caller,
                 "the only expectation Granary can meet is 100-continue; leave the Expect header out",
             ),
-            Self::KeyNotFound => Situation::new(
+            Self::KeyNotFound => ErrorResponse::new(
                 404,
                 code::ERROR_RESOURCE_NOT_FOUND,
                 Caller,
                 "nothing is stored under this key; send the picture with POST to have it cropped",
             ),
-            Self::NotAKey => Situation::new(
+            Self::NotAKey => ErrorResponse::new(
                 404,
                 code::ERROR_RESOURCE_NOT_FOUND,
                 Caller,
                 "a key has 64 hex digits; copy it from the Granary-Key header of an answer",
             ),
-            Self::ResultNotFound => Situation::new(
+            Self::ResultNotFound => ErrorResponse::new(
                 404,
                 code::ERROR_FILE_NOT_FOUND,
                 Caller,
                 "no result has this name; copy the URL from data.url of an answer as it is",
             ),
-            Self::NotCached => Situation::new(
+            Self::NotCached => ErrorResponse::new(
                 504,
                 code::AI_SERVICE_TIMEOUT,
                 Caller,
@@ -274,7 +274,7 @@ impl GatewayError {
                     Scope::Global => "all teams".to_owned(),
                     Scope::Team(name) | Scope::Refused(name) => format!("the team {name}"),
                 };
-                Situation::new(
+                ErrorResponse::new(
                     429,
                     code::ERROR_NOT_ENOUGH_CREDITS,
                     Policy,
@@ -283,7 +283,7 @@ impl GatewayError {
                 .because("frozen")
                 .retry_after(Duration::from_secs(300))
             }
-            Self::UpstreamCredits => Situation::new(
+            Self::UpstreamCredits => ErrorResponse::new(
                 429,
                 code::ERROR_NOT_ENOUGH_CREDITS,
                 Upstream,
@@ -292,7 +292,7 @@ impl GatewayError {
             )
             .because("upstream_credits")
             .retry_after(Duration::from_secs(300)),
-            Self::RateLimited { wait } => Situation::new(
+            Self::RateLimited { wait } => ErrorResponse::new(
                 429,
                 code::EXCEEDING_LIMITS,
                 Policy,
@@ -300,26 +300,26 @@ impl GatewayError {
             )
             .because("rate")
             .retry_after(*wait),
-            Self::UpstreamUnreachable { detail } => Situation::new(
+            Self::UpstreamUnreachable { detail } => ErrorResponse::new(
                 502,
                 code::AI_SERVICE_ERROR,
                 Upstream,
                 format!("{detail}; try again in a moment"),
             ),
-            Self::UpstreamNonsense { detail } => Situation::new(
+            Self::UpstreamNonsense { detail } => ErrorResponse::new(
                 502,
                 code::AI_SERVICE_INTERNAL_ERROR,
                 Upstream,
                 format!("{detail}; nothing was stored"),
             ),
-            Self::UpstreamKeyRefused => Situation::new(
+            Self::UpstreamKeyRefused => ErrorResponse::new(
                 502,
                 code::AI_SERVICE_UNAUTHORIZED,
                 Upstream,
                 "the upstream refused Granary's own key; your token is fine, whoever runs this Granary must mend it",
             )
             .because("upstream_key"),
-            Self::UpstreamThrottled { wait } => Situation::new(
+            Self::UpstreamThrottled { wait } => ErrorResponse::new(
                 503,
                 code::AI_SERVICE_FLOW_RESTRICTION,
                 Upstream,
@@ -327,7 +327,7 @@ impl GatewayError {
             )
             .because("upstream_flow")
             .retry_after(*wait),
-            Self::CircuitOpen { wait } => Situation::new(
+            Self::CircuitOpen { wait } => ErrorResponse::new(
                 503,
                 code::AI_SERVICE_FLOW_RESTRICTION,
                 Upstream,
@@ -336,7 +336,7 @@ impl GatewayError {
             )
             .because("circuit_open")
             .retry_after(*wait),
-            Self::PurchaseStopped { wait } => Situation::new(
+            Self::PurchaseStopped { wait } => ErrorResponse::new(
                 503,
                 code::AI_SERVICE_FLOW_RESTRICTION,
                 Upstream,
@@ -349,12 +349,12 @@ impl GatewayError {
                 // Clients see the upstream's own body; this row serves log and metrics.
                 let fault = if is_about_the_request(*status) { Caller } else { Upstream };
                 let detail = format!("the upstream answered {status}");
-                let situation = Situation::new(status.as_u16(), *code, fault, detail);
+                let response = ErrorResponse::new(status.as_u16(), *code, fault, detail);
                 let asks_to_wait =
                     matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-                if asks_to_wait { situation.retry_after(SOON) } else { situation }
+                if asks_to_wait { response.retry_after(SOON) } else { response }
             }
-            Self::StillBeingMade => Situation::new(
+            Self::StillBeingMade => ErrorResponse::new(
                 504,
                 code::AI_SERVICE_TIMEOUT,
                 Upstream,
@@ -368,7 +368,7 @@ impl GatewayError {
                 } else {
                     (502, code::ERROR_FILE_DOWNLOAD_FAILED)
                 };
-                Situation::new(
+                ErrorResponse::new(
                     status,
                     code,
                     Upstream,
@@ -377,7 +377,7 @@ impl GatewayError {
                 )
                 .because("result_not_fetched")
             }
-            Self::TooBusy { wait } => Situation::new(
+            Self::TooBusy { wait } => ErrorResponse::new(
                 503,
                 code::AI_SERVICE_FLOW_RESTRICTION,
                 Gateway,
@@ -385,7 +385,7 @@ impl GatewayError {
             )
             .because("busy")
             .retry_after(*wait),
-            Self::Draining => Situation::new(
+            Self::Draining => ErrorResponse::new(
                 503,
                 code::AI_SERVICE_FLOW_RESTRICTION,
                 Gateway,
@@ -393,7 +393,7 @@ impl GatewayError {
             )
             .because("draining")
             .retry_after(SOON),
-            Self::Resting { until, wait } => Situation::new(
+            Self::Resting { until, wait } => ErrorResponse::new(
                 503,
                 code::AI_SERVICE_FLOW_RESTRICTION,
                 Upstream,
@@ -405,7 +405,7 @@ impl GatewayError {
             )
             .because("hold")
             .retry_after(*wait),
-            Self::NoRoom => Situation::new(
+            Self::NoRoom => ErrorResponse::new(
                 503,
                 code::ERROR_RESOURCE_UNAVAILABLE,
                 Gateway,
@@ -413,7 +413,7 @@ impl GatewayError {
             )
             .because("no_room")
             .retry_after(LATER),
-            Self::NoUploadRoom => Situation::new(
+            Self::NoUploadRoom => ErrorResponse::new(
                 503,
                 code::ERROR_RESOURCE_UNAVAILABLE,
                 Gateway,
@@ -422,7 +422,7 @@ impl GatewayError {
             )
             .because("no_room")
             .retry_after(SOON),
-            Self::NoResultRoom => Situation::new(
+            Self::NoResultRoom => ErrorResponse::new(
                 503,
                 code::AI_SERVICE_FLOW_RESTRICTION,
                 Gateway,
@@ -430,7 +430,7 @@ impl GatewayError {
             )
             .because("busy")
             .retry_after(SOON),
-            Self::ArchiveGuard => Situation::new(
+            Self::ArchiveGuard => ErrorResponse::new(
                 503,
                 code::ERROR_RESOURCE_UNAVAILABLE,
                 Gateway,
@@ -439,7 +439,7 @@ impl GatewayError {
             )
             .because("archive_guard")
             .retry_after(LATER),
-            Self::LedgerUnavailable => Situation::new(
+            Self::LedgerUnavailable => ErrorResponse::new(
                 503,
                 code::ERROR_RESOURCE_UNAVAILABLE,
                 Gateway,
@@ -447,7 +447,7 @@ impl GatewayError {
             )
             .because("ledger")
             .retry_after(LATER),
-            Self::LedgerIncomplete => Situation::new(
+            Self::LedgerIncomplete => ErrorResponse::new(
                 503,
                 code::ERROR_RESOURCE_UNAVAILABLE,
                 Gateway,
@@ -456,7 +456,7 @@ impl GatewayError {
             )
             .because("ledger_incomplete")
             .retry_after(LATER),
-            Self::StoreUnavailable => Situation::new(
+            Self::StoreUnavailable => ErrorResponse::new(
                 503,
                 code::ERROR_RESOURCE_UNAVAILABLE,
                 Gateway,
@@ -464,7 +464,7 @@ impl GatewayError {
             )
             .because("store")
             .retry_after(SOON),
-            Self::StoreBusy => Situation::new(
+            Self::StoreBusy => ErrorResponse::new(
                 503,
                 code::AI_SERVICE_FLOW_RESTRICTION,
                 Gateway,
@@ -472,7 +472,7 @@ impl GatewayError {
             )
             .because("busy")
             .retry_after(SOON),
-            Self::Bug => Situation::new(
+            Self::Bug => ErrorResponse::new(
                 500,
                 code::SERVICE_INTERNAL_ERROR,
                 Gateway,

@@ -11,9 +11,9 @@ mod lease;
 pub mod machine;
 mod retry;
 pub mod slots;
-mod stages;
 mod suspect;
 mod task;
+mod timing;
 mod unsettled;
 
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use self::lease::Leases;
 use self::machine::{FillLimits, Machine, Verdict};
-use self::retry::{RetryBudget, ToldToWait};
+use self::retry::{RetryAfterCache, RetryBudget};
 use self::task::Task;
 use self::unsettled::Unsettled;
 use crate::base::clock::Clock;
@@ -93,11 +93,11 @@ pub struct Filler(Arc<Inner>);
 struct Inner {
     parts: FillParts,
     config: FillConfig,
-    groups: Arc<Coalescer<CacheKey, Seat, FillOutcome>>,
+    groups: Arc<Coalescer<CacheKey, Waiter, FillOutcome>>,
     slots: Arc<Slots>,
     circuit: Arc<Circuit>,
     retries: RetryBudget,
-    told_to_wait: ToldToWait,
+    told_to_wait: RetryAfterCache,
     unsettled: Unsettled,
     leases: Leases,
     /// Is the balance asked for again and again?
@@ -108,7 +108,7 @@ struct Inner {
 
 /// What is to be made.
 #[derive(Clone)]
-pub struct Wanted {
+pub struct FillRequest {
     /// What to buy.
     pub order: Arc<Order>,
     /// The request.
@@ -123,14 +123,14 @@ pub struct Wanted {
 
 /// Who waits, and until when.
 #[derive(Clone, Debug)]
-pub struct Seat {
+pub struct Waiter {
     /// Whose budget may be asked; as it was when the caller was let in.
     pub team: Arc<Team>,
     /// When the caller is answered in any case.
     pub deadline: Instant,
 }
 
-impl PartialEq for Seat {
+impl PartialEq for Waiter {
     /// Seats of one team are alike: what refuses one refuses the other.
     fn eq(&self, other: &Self) -> bool {
         self.team.name == other.team.name
@@ -145,12 +145,12 @@ pub struct FillOutcome {
     /// Who paid for it.
     pub payer: Option<WaiterId>,
     /// What it has come through until then.
-    pub course: Course,
+    pub timing: FillTiming,
 }
 
 /// Where the time of a fill went, and what the upstream said.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Course {
+pub struct FillTiming {
     /// Its stages.
     pub stages: Stages,
     /// The status of the upstream's last answer, if there was one.
@@ -170,7 +170,7 @@ impl Filler {
             slots,
             circuit,
             retries: RetryBudget::default(),
-            told_to_wait: ToldToWait::default(),
+            told_to_wait: RetryAfterCache::default(),
             unsettled: Unsettled::default(),
             leases,
             watches_balance: AtomicBool::new(false),
@@ -180,8 +180,8 @@ impl Filler {
     }
 
     /// Joins the fill of a key, or starts it.
-    pub fn join(&self, wanted: Wanted, seat: Seat) -> Ticket<FillOutcome> {
-        let ticket = self.0.groups.join(wanted.key, seat);
+    pub fn join(&self, wanted: FillRequest, waiter: Waiter) -> Ticket<FillOutcome> {
+        let ticket = self.0.groups.join(wanted.key, waiter);
         if ticket.first {
             let machine = Machine::new(self.limits());
             self.spawn(Task::new(self.0.clone(), wanted.key, Some(wanted)), machine);

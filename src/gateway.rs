@@ -17,7 +17,7 @@ mod look_up;
 pub mod rewrite;
 #[cfg(test)]
 mod tests;
-mod trail;
+mod timing;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -29,8 +29,8 @@ use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
 use self::freshness::Freshness;
-pub use self::trail::Trail;
-use self::trail::WatchedBody;
+pub use self::timing::RequestTiming;
+use self::timing::WatchedBody;
 use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
@@ -42,7 +42,7 @@ use crate::cache::{MemoryCache, ObjectError};
 use crate::error::{Fault, GatewayError};
 use crate::fill::coalesce::Ticket;
 use crate::fill::machine::FillSource;
-use crate::fill::{FillOutcome, Filler, Seat, Wanted};
+use crate::fill::{FillOutcome, FillRequest, Filler, Waiter};
 use crate::ledger::Ledger;
 use crate::ledger::budget::{Budget, Used};
 use crate::ledger::guard::ArchiveGuard;
@@ -153,7 +153,7 @@ impl Gateway {
         Self { waiting: Semaphore::new(places.min(Semaphore::MAX_PERMITS)), ..self }
     }
 
-    /// The life of a request, which leaves its `trail` however it ends.
+    /// The life of a request, which leaves its `timing` however it ends.
     ///
     /// # Errors
     /// [`GatewayError`]: what the client is told instead. Whatever it says, a fill that has begun
@@ -163,18 +163,18 @@ impl Gateway {
         caller: &Caller,
         head: FormHead,
         body: B,
-        trail: &mut Trail,
+        timing: &mut RequestTiming,
     ) -> Result<CropReply, GatewayError>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
         B::Error: Into<request::BoxError>,
     {
         crash_point("CP1");
-        let request = self.read(head, body, trail).await?;
+        let request = self.read(head, body, timing).await?;
         crash_point("CP3");
         let deadline = deadline_of(caller);
         let mut budget = StoreBudget::default();
-        let look_up = self.look_up(request.key, &mut trail.stages, &mut budget);
+        let look_up = self.look_up(request.key, &mut timing.stages, &mut budget);
         let found =
             tokio::time::timeout_at(deadline, look_up).await.map_err(|_| {
                 tracing::error!(key = %request.key, "neither ledger nor store said in time whether they have a key");
@@ -186,7 +186,7 @@ impl Gateway {
             return self.reply(found.record, found.status, request.ignored).await;
         }
         self.may_be_bought(caller, request.key).await?;
-        let (record, status, ignored) = self.fill(caller, request, budget, deadline, trail).await?;
+        let (record, status, ignored) = self.fill(caller, request, budget, deadline, timing).await?;
         self.reply(record, status, ignored).await
     }
 
@@ -194,10 +194,14 @@ impl Gateway {
     ///
     /// # Errors
     /// [`GatewayError::KeyNotFound`], or whatever keeps us from knowing.
-    pub async fn look_up_key(&self, key: CacheKey, trail: &mut Trail) -> Result<CropReply, GatewayError> {
-        trail.key = Some(key);
+    pub async fn look_up_key(
+        &self,
+        key: CacheKey,
+        timing: &mut RequestTiming,
+    ) -> Result<CropReply, GatewayError> {
+        timing.key = Some(key);
         let mut budget = StoreBudget::default();
-        let found = self.look_up(key, &mut trail.stages, &mut budget).await?;
+        let found = self.look_up(key, &mut timing.stages, &mut budget).await?;
         let found = found.ok_or(GatewayError::KeyNotFound)?;
         self.reply(found.record, found.status, Vec::new()).await
     }
@@ -228,7 +232,12 @@ impl Gateway {
     }
 
     /// Reads the form; the wait for its bytes is the client's time.
-    async fn read<B>(&self, head: FormHead, body: B, trail: &mut Trail) -> Result<CropRequest, GatewayError>
+    async fn read<B>(
+        &self,
+        head: FormHead,
+        body: B,
+        timing: &mut RequestTiming,
+    ) -> Result<CropRequest, GatewayError>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
         B::Error: Into<request::BoxError>,
@@ -236,10 +245,10 @@ impl Gateway {
         let begun = Instant::now();
         let mut body = pin!(WatchedBody::new(body));
         let request = request::read(head, body.as_mut(), &self.parts.uploads).await;
-        (trail.body_bytes, trail.body_wait) = (body.bytes, body.waited);
-        trail.stages.add(Stage::Parse, begun.elapsed().saturating_sub(trail.body_wait));
+        (timing.body_bytes, timing.body_wait) = (body.bytes, body.waited);
+        timing.stages.add(Stage::Parse, begun.elapsed().saturating_sub(timing.body_wait));
         let request = request?;
-        trail.key = Some(request.key);
+        timing.key = Some(request.key);
         Ok(request)
     }
 
@@ -267,30 +276,30 @@ impl Gateway {
         request: CropRequest,
         budget: StoreBudget,
         deadline: Instant,
-        trail: &mut Trail,
+        timing: &mut RequestTiming,
     ) -> Result<(Arc<Record>, CacheStatus, Vec<String>), GatewayError> {
         let Ok(_place) = self.waiting.try_acquire() else {
             return Err(GatewayError::TooBusy { wait: CROWDED });
         };
-        let wanted = Wanted {
+        let wanted = FillRequest {
             order: Arc::new(request.order),
             key: request.key,
             image: request.image_digest,
             refresh: caller.refresh,
             budget,
         };
-        let seat = Seat { team: caller.team.clone(), deadline };
-        let ticket = self.parts.filler.join(wanted, seat);
+        let waiter = Waiter { team: caller.team.clone(), deadline };
+        let ticket = self.parts.filler.join(wanted, waiter);
         let (waiter, is_first) = (ticket.id, ticket.first);
         let begun = Instant::now();
         let outcome = match is_first {
             true => tokio::time::timeout_at(deadline, ticket.outcome()).await,
-            false => self.follow(ticket, deadline, trail).await,
+            false => self.follow(ticket, deadline, timing).await,
         };
         if is_first {
             match &outcome {
-                Ok(Some(outcome)) => trail.was_filled(&outcome.course),
-                Ok(None) | Err(_) => trail.gave_up(begun.elapsed()),
+                Ok(Some(outcome)) => timing.was_filled(&outcome.timing),
+                Ok(None) | Err(_) => timing.gave_up(begun.elapsed()),
             }
         }
         let outcome = outcome.map_err(|_| GatewayError::StillBeingMade)?.ok_or(GatewayError::Bug)?;
@@ -311,13 +320,13 @@ impl Gateway {
         &self,
         ticket: Ticket<FillOutcome>,
         deadline: Instant,
-        trail: &mut Trail,
+        timing: &mut RequestTiming,
     ) -> Result<Option<FillOutcome>, Elapsed> {
         self.parts.metrics.follows(CoalesceScope::Local);
         let begun = Instant::now();
         let outcome = tokio::time::timeout_at(deadline, ticket.outcome()).await;
         let waited = begun.elapsed();
-        trail.stages.add(Stage::CoalesceWait, waited);
+        timing.stages.add(Stage::CoalesceWait, waited);
         self.parts.metrics.followed(CoalesceScope::Local, waited, outcome.is_ok());
         outcome
     }
@@ -357,7 +366,7 @@ impl Gateway {
                 }
             }
             Err(error) => {
-                let is_refusal = matches!(error.situation().fault, Fault::Caller | Fault::Policy);
+                let is_refusal = matches!(error.response().fault, Fault::Caller | Fault::Policy);
                 self.parts.metrics.not_answered(&team.name, is_refusal);
             }
         }

@@ -134,13 +134,13 @@ pub struct Recovery {
 
 /// An open row that nobody here has in hand, as it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ForeignCall {
+pub struct ForeignOpenCall {
     /// The row.
     pub id: CallId,
     /// How far it was: `reserved`, `sent` or `answered`.
     pub state: CallState,
     /// Another one after each change of its state or owner and each [`Ledger::renew`].
-    pub beat: u64,
+    pub heartbeat: u64,
 }
 
 /// What was refreshed or purged: answers under these keys that were read before are out of date.
@@ -197,7 +197,7 @@ pub trait Ledger: Send + Sync {
     /// [`LedgerError`]: the tail must not go, and the row may say `sent` all the same.
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError>;
 
-    /// Books how a call went on. Booking the state a row already has is success, so that a booking
+    /// LedgerHandles how a call went on. Booking the state a row already has is success, so that a booking
     /// whose outcome was lost can be repeated.
     ///
     /// # Errors
@@ -247,7 +247,7 @@ pub trait Ledger: Send + Sync {
     ///
     /// # Errors
     /// [`LedgerError`].
-    async fn foreign_calls(&self, _in_hand: Vec<CallId>) -> Result<Vec<ForeignCall>, LedgerError> {
+    async fn foreign_calls(&self, _in_hand: Vec<CallId>) -> Result<Vec<ForeignOpenCall>, LedgerError> {
         Ok(Vec::new())
     }
 
@@ -257,7 +257,7 @@ pub trait Ledger: Send + Sync {
     ///
     /// # Errors
     /// [`LedgerError`]: some may have been taken; what was `answered` is seen as silent again.
-    async fn take_over(&self, _silent: Vec<ForeignCall>) -> Result<Recovery, LedgerError> {
+    async fn take_over(&self, _silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         Ok(Recovery::default())
     }
 

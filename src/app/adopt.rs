@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 
 use super::{ledger, store};
-use crate::app::ledger::Books;
+use crate::app::ledger::LedgerHandles;
 use crate::base::clock::Clock;
 use crate::base::state::{StateDir, StateDirError};
 use crate::config::Config;
@@ -55,7 +55,7 @@ pub async fn adopt(config: &Config) -> anyhow::Result<Adopted> {
         }
         Err(error) => return Err(error.into()),
     };
-    let Books { ledger, admin, .. } = ledger::open(config, &state, Clock::system()).await?;
+    let LedgerHandles { ledger, admin, .. } = ledger::open(config, &state, Clock::system()).await?;
     let store = store::open(&config.store).await?;
     let adoption = ArchiveGuard::new(ledger, store).adopt().await?;
     let by = Actor::command_line();

@@ -14,7 +14,7 @@ use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::usage::UsageBook;
 
 /// One book, as each of those sees it who use it.
-pub(super) struct Books {
+pub(super) struct LedgerHandles {
     /// Who pays.
     pub(super) ledger: Arc<dyn Ledger>,
     /// Who asks who paid.
@@ -23,7 +23,7 @@ pub(super) struct Books {
     pub(super) admin: Arc<dyn LedgerAdmin>,
 }
 
-impl Books {
+impl LedgerHandles {
     fn of(book: Arc<impl Ledger + UsageBook + LedgerAdmin + 'static>) -> Self {
         Self { ledger: book.clone(), usage: book.clone(), admin: book }
     }
@@ -51,7 +51,7 @@ fn check_no_spilled_bookings(state: &StateDir) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// In a sentence, what keeps it from opening; or that the database may not be used as it is.
-pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<Books> {
+pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<LedgerHandles> {
     check_no_spilled_bookings(state)?;
     match database(config) {
         Some(database) => {
@@ -63,13 +63,13 @@ pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> any
                     "starting without the database: hits are served from the bucket, nothing is bought"
                 ),
             }
-            Ok(Books::of(Arc::new(database)))
+            Ok(LedgerHandles::of(Arc::new(database)))
         }
         None => {
             let file = state.ledger_file();
             let ledger = SqliteLedger::open(&file, clock, config.budget.time_zone.clone())
                 .with_context(|| format!("state.path: the ledger {} cannot be opened", file.display()))?;
-            Ok(Books::of(Arc::new(ledger.with_spool_max(config.state.spool_max.0))))
+            Ok(LedgerHandles::of(Arc::new(ledger.with_spool_max(config.state.spool_max.0))))
         }
     }
 }

@@ -9,7 +9,7 @@ use std::fs::File;
 use anyhow::{Context, bail};
 
 use super::{ledger, open_ailab, store};
-use crate::app::ledger::Books;
+use crate::app::ledger::LedgerHandles;
 use crate::base::clock::Clock;
 use crate::base::state::{StateDir, StateDirError};
 use crate::config::{Config, StoreKind, UpstreamKind};
@@ -77,7 +77,7 @@ async fn check_ledger(config: &Config) -> anyhow::Result<String> {
         }
         Err(error) => return Err(error.into()),
     };
-    let Books { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
+    let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
     let calls = calls(&*ledger).await?;
     Ok(format!("{} can be used, and has {calls} calls", state.ledger_file().display()))
 }
@@ -96,7 +96,7 @@ async fn check_archive(config: &Config) -> anyhow::Result<String> {
         }
         Err(error) => return Err(error.into()),
     };
-    let Books { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
+    let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
     let store = store::open(&config.store).await?;
     match guard::compare(&*ledger, &*store).await? {
         None => Ok("ledger and store belong together".to_owned()),

@@ -117,7 +117,7 @@ impl Meter {
         self.counts().unbooked
     }
 
-    /// Books what has been counted until now.
+    /// LedgerHandles what has been counted until now.
     ///
     /// # Errors
     /// [`LedgerError`]: not booked, as far as is known. It is kept, and booked by the next call.
@@ -144,7 +144,7 @@ impl Meter {
         }
     }
 
-    /// Books for ever, every few seconds.
+    /// LedgerHandles for ever, every few seconds.
     pub async fn run(self: Arc<Self>, book: Arc<dyn UsageBook>) {
         let mut is_away = false;
         loop {
@@ -164,7 +164,7 @@ impl Meter {
         }
     }
 
-    /// Books what is left when the process stops. What cannot be booked is gone, and said.
+    /// LedgerHandles what is left when the process stops. What cannot be booked is gone, and said.
     pub async fn close(&self, book: &dyn UsageBook) {
         if let Err(error) = self.flush(book).await {
             tracing::error!(

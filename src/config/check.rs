@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::read::{Reading, team_path};
+use super::read::{ConfigReader, team_path};
 use super::{Config, StoreConfig, StoreKind, UpstreamKind};
 use crate::base::record::{MAX_CREDITS, MAX_OBJECT_BYTES};
 use crate::teams::{LOCAL_TEAM, OTHER_TEAMS, is_team_name};
 
 /// Notes all problems of `config`, and fills in what follows from other fields.
-pub(super) fn check(config: &mut Config, reading: &mut Reading) {
+pub(super) fn check(config: &mut Config, reading: &mut ConfigReader) {
     listeners(config, reading);
     limits(config, reading);
     upstream(config, reading);
@@ -20,7 +20,7 @@ pub(super) fn check(config: &mut Config, reading: &mut Reading) {
     teams(config, reading);
 }
 
-fn listeners(config: &Config, reading: &mut Reading) {
+fn listeners(config: &Config, reading: &mut ConfigReader) {
     let server = &config.server;
     let is_public = !server.listen.ip().to_canonical().is_loopback();
     if is_public && config.teams.is_empty() {
@@ -79,7 +79,7 @@ fn listeners(config: &Config, reading: &mut Reading) {
     }
 }
 
-fn limits(config: &Config, reading: &mut Reading) {
+fn limits(config: &Config, reading: &mut ConfigReader) {
     let (server, upstream) = (&config.server, &config.upstream);
     for (field, duration) in [
         ("server.head_timeout", server.head_timeout),
@@ -119,7 +119,7 @@ fn limits(config: &Config, reading: &mut Reading) {
     }
 }
 
-fn upstream(config: &mut Config, reading: &mut Reading) {
+fn upstream(config: &mut Config, reading: &mut ConfigReader) {
     let upstream = &mut config.upstream;
     if !reading.is_set("upstream.namespace") {
         upstream.namespace = upstream.kind.default_namespace().to_owned();
@@ -160,7 +160,7 @@ fn upstream(config: &mut Config, reading: &mut Reading) {
     key(config, reading);
 }
 
-fn key(config: &mut Config, reading: &mut Reading) {
+fn key(config: &mut Config, reading: &mut ConfigReader) {
     const BOTH: [&str; 3] = ["upstream.api_key", "upstream.api_key_file", "upstream.kind"];
     let upstream = &mut config.upstream;
     let field = if upstream.api_key.is_some() { "upstream.api_key" } else { "upstream.api_key_file" };
@@ -192,7 +192,7 @@ fn key(config: &mut Config, reading: &mut Reading) {
     }
 }
 
-fn store(config: &Config, reading: &mut Reading) {
+fn store(config: &Config, reading: &mut ConfigReader) {
     let store = &config.store;
     match store.kind {
         StoreKind::Local => {
@@ -213,7 +213,7 @@ fn store(config: &Config, reading: &mut Reading) {
     }
 }
 
-fn database(config: &Config, reading: &mut Reading) {
+fn database(config: &Config, reading: &mut ConfigReader) {
     const BOTH: [&str; 2] = ["state.database_url", "state.database_url_file"];
     let state = &config.state;
     let field = if state.database_url.is_some() { BOTH[0] } else { BOTH[1] };
@@ -240,7 +240,7 @@ fn database(config: &Config, reading: &mut Reading) {
     }
 }
 
-fn bucket(store: &StoreConfig, reading: &mut Reading) {
+fn bucket(store: &StoreConfig, reading: &mut ConfigReader) {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     match store.bucket.as_deref() {
         None | Some("") => reading.problem(
@@ -283,7 +283,7 @@ fn bucket(store: &StoreConfig, reading: &mut Reading) {
     }
 }
 
-fn teams(config: &Config, reading: &mut Reading) {
+fn teams(config: &Config, reading: &mut ConfigReader) {
     let mut names = BTreeSet::new();
     let mut ids = BTreeMap::new();
     for (index, team) in config.teams.iter().enumerate() {

@@ -21,7 +21,7 @@ const OTHER_VARIABLES: [&str; 6] = [
 
 /// What has been found out while reading.
 #[derive(Default)]
-pub(super) struct Reading {
+pub(super) struct ConfigReader {
     /// What is wrong.
     pub problems: Problems,
     /// What may be wrong.
@@ -32,7 +32,7 @@ pub(super) struct Reading {
     unread: BTreeSet<String>,
 }
 
-impl Reading {
+impl ConfigReader {
     /// What the file says; `None` when it is not TOML, so that nothing follows from it.
     pub(super) fn file(&mut self, text: &str) -> Option<Config> {
         let mut root = match parse(text) {
@@ -178,7 +178,7 @@ fn parse(text: &str) -> Result<Table, Problems> {
 
 struct FromFile<'a> {
     root: &'a mut Table,
-    reading: &'a mut Reading,
+    reading: &'a mut ConfigReader,
 }
 
 impl SectionVisitor for FromFile<'_> {
@@ -197,7 +197,7 @@ struct FromTable<'a> {
     path: &'a str,
     table: Table,
     known: Vec<&'static str>,
-    reading: &'a mut Reading,
+    reading: &'a mut ConfigReader,
 }
 
 impl FieldVisitor for FromTable<'_> {
@@ -213,7 +213,7 @@ struct FromVariables<'a> {
     environment: &'a Environment,
     section: &'static str,
     known: Vec<String>,
-    reading: &'a mut Reading,
+    reading: &'a mut ConfigReader,
 }
 
 impl SectionVisitor for FromVariables<'_> {

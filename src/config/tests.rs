@@ -166,11 +166,11 @@ fn what_is_printed_parses_back() {
         &full(),
         "[budget]\ndaily_credits = 9\n[upstream]\nkind = \"ailab\"\napi_key_file = \"/dev/null\"\n",
     ] {
-        let mut reading = read::Reading::default();
+        let mut reading = read::ConfigReader::default();
         let mut config = reading.file(text).unwrap();
         check::check(&mut config, &mut reading);
         let printed = config.to_commented_toml();
-        let again = read::Reading::default().file(&printed).unwrap();
+        let again = read::ConfigReader::default().file(&printed).unwrap();
         if config.upstream.api_key.is_some() {
             assert_eq!(again.upstream.api_key, Some(Secret::new("***")));
             config.upstream.api_key = again.upstream.api_key.clone();

@@ -3,7 +3,7 @@
 use super::Fault;
 use crate::upstream::code::{self, Code};
 
-/// Whose fault, and the code: every pair that [`GatewayError::situation`](super::GatewayError::situation)
+/// Whose fault, and the code: every pair that [`GatewayError::response`](super::GatewayError::response)
 /// may have.
 pub fn kinds() -> impl Iterator<Item = (Fault, Code)> {
     let passed_through = |fault| code::ALL.iter().chain([&code::OTHER]).map(move |code| (fault, *code));

@@ -1,6 +1,6 @@
 //! The rows of the table with cases of their own: head, credential, form, budgets.
 
-use super::{Fault, Situation};
+use super::{ErrorResponse, Fault};
 use crate::ledger::budget::{self, BudgetRefusal, Scope, Window};
 use crate::request::RequestError;
 use crate::request::framing::HeadError;
@@ -50,7 +50,7 @@ pub(super) fn request_row(error: &RequestError) -> (u16, Code) {
     }
 }
 
-pub(super) fn over_budget(refusal: &BudgetRefusal) -> Situation {
+pub(super) fn over_budget(refusal: &BudgetRefusal) -> ErrorResponse {
     let BudgetRefusal { budget, resets_at, resets_in } = refusal;
     let resets_at = budget::show(*resets_at);
     let by_window = |day, month| if budget.window == Window::Day { day } else { month };
@@ -63,8 +63,8 @@ pub(super) fn over_budget(refusal: &BudgetRefusal) -> Situation {
                  crops are possible again from {resets_at} on, stored results are still answered; check the pictures \
                  (grey, alpha or CMYK ones are refused) and sizes before they are sent"
             );
-            let situation = Situation::new(429, code::EXCEEDING_LIMITS, Fault::Policy, detail);
-            return situation.because("refused").retry_after(*resets_in);
+            let response = ErrorResponse::new(429, code::EXCEEDING_LIMITS, Fault::Policy, detail);
+            return response.because("refused").retry_after(*resets_in);
         }
     };
     let detail = format!(
@@ -73,7 +73,7 @@ pub(super) fn over_budget(refusal: &BudgetRefusal) -> Situation {
         budget.window.as_str(),
         budget.limit,
     );
-    Situation::new(429, code::ERROR_NOT_ENOUGH_CREDITS, Fault::Policy, detail)
+    ErrorResponse::new(429, code::ERROR_NOT_ENOUGH_CREDITS, Fault::Policy, detail)
         .because(reason)
         .retry_after(*resets_in)
 }

@@ -8,7 +8,7 @@ use super::machine::{Admission, Event, FillSource, Machine, Retry, Verdict};
 use super::retry::wait_before;
 use super::suspect::suspicions;
 use super::task::Task;
-use super::{FillOutcome, Seat};
+use super::{FillOutcome, Waiter};
 use crate::base::key::CacheKey;
 use crate::error::GatewayError;
 use crate::fill::circuit::Attempt;
@@ -31,15 +31,15 @@ impl Task {
             && shared.slots.are_spaced_out()
             && let Some(wait) = shared.told_to_wait.remaining(self.key)
         {
-            metrics.shed(ShedReason::ToldToWait);
+            metrics.shed(ShedReason::RetryAfterCache);
             return Event::Slot(Err(GatewayError::UpstreamThrottled { wait }));
         }
         loop {
-            let Some((_, seat)) = self.groups.candidate(self.key) else {
+            let Some((_, waiter)) = self.groups.candidate(self.key) else {
                 return Event::Admitted(Admission::Nobody);
             };
-            if let Err(error) = self.reserve_miss(&seat) {
-                self.refuse(&seat, error);
+            if let Err(error) = self.reserve_miss(&waiter) {
+                self.refuse(&waiter, error);
                 continue;
             }
             let (rated, groups, key) = (self.rate_allows_at(), self.groups.clone(), self.key);
@@ -48,7 +48,7 @@ impl Task {
                     tokio::time::sleep_until(at).await;
                 }
                 let asked = Instant::now();
-                (shared.slots.take(&seat.team.name, patience(&groups, key)).await, asked.elapsed())
+                (shared.slots.take(&waiter.team.name, patience(&groups, key)).await, asked.elapsed())
             };
             let (shed, error) = tokio::select! {
                 biased;
@@ -195,7 +195,7 @@ impl Task {
     }
 
     /// Counts a result that is not what was ordered. It was paid for, so it is kept all the same.
-    pub(super) fn doubt(&self, fetched: &Result<Fetched, FetchError>, machine: &Machine) {
+    pub(super) fn report_mismatch(&self, fetched: &Result<Fetched, FetchError>, machine: &Machine) {
         let (Ok(fetched), Some(order), Some(answer)) = (fetched, machine.payer(), machine.answer()) else {
             return;
         };
@@ -207,7 +207,7 @@ impl Task {
 }
 
 /// How long the most patient waiter for a key still waits.
-fn patience(groups: &Coalescer<CacheKey, Seat, FillOutcome>, key: CacheKey) -> Duration {
-    let latest = groups.waiting(key).iter().map(|seat| seat.deadline).max();
+fn patience(groups: &Coalescer<CacheKey, Waiter, FillOutcome>, key: CacheKey) -> Duration {
+    let latest = groups.waiting(key).iter().map(|waiter| waiter.deadline).max();
     latest.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()))
 }

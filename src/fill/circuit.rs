@@ -1,7 +1,7 @@
 //! May anything be bought now? [`Circuit`] stands between the fills and the upstream, is asked last
 //! of all before money is reserved, and is told what came of every attempt.
 //!
-//! It opens on four kinds of [`Trouble`], which may come together. While it is open nothing is
+//! It opens on four kinds of [`OpenReason`], which may come together. While it is open nothing is
 //! bought; once a trouble's wait is over, exactly one real request goes through as the probe, and
 //! what comes of it closes the circuit or lengthens the wait. A probe whose result is not there while its
 //! callers wait has failed, until that result comes after all. A probe that ends without a verdict,
@@ -29,7 +29,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// Why nothing is bought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum OpenReason {
     /// The upstream refuses our key or account.
     KeyRefused,
     /// The shared account has no credits.
@@ -40,7 +40,7 @@ pub enum Trouble {
     Outage,
 }
 
-impl Trouble {
+impl OpenReason {
     /// All; the one that callers are told first.
     pub const ALL: [Self; 4] = [Self::KeyRefused, Self::NoCredits, Self::Unfetchable, Self::Outage];
 
@@ -122,7 +122,7 @@ impl Circuit {
 
     /// Is everything let through?
     pub fn is_closed(&self) -> bool {
-        self.state().troubles() == [false; Trouble::ALL.len()]
+        self.state().reasons() == [false; OpenReason::ALL.len()]
     }
 
     /// What [`enter`](Self::enter) would refuse with now; nothing is taken.
@@ -151,7 +151,7 @@ impl Circuit {
 
     /// Is the account known to be empty?
     pub fn lacks_credits(&self) -> bool {
-        self.state().is_open(Trouble::NoCredits)
+        self.state().is_open(OpenReason::NoCredits)
     }
 
     /// The upstream says that the account is filled again: the next real request finds out.
@@ -181,13 +181,13 @@ impl Circuit {
     /// and whoever waits for it to refuse.
     fn change<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
         let mut state = self.state();
-        let before = (state.troubles(), state.position());
+        let before = (state.reasons(), state.position());
         let outcome = change(&mut state, Instant::now());
-        let after = (state.troubles(), state.position());
+        let after = (state.reasons(), state.position());
         if before.1 != after.1 {
             self.metrics.breaker(after.1.as_str(), after.1.as_number());
         }
-        for (trouble, (was, is)) in Trouble::ALL.into_iter().zip(before.0.into_iter().zip(after.0)) {
+        for (trouble, (was, is)) in OpenReason::ALL.into_iter().zip(before.0.into_iter().zip(after.0)) {
             if was != is {
                 self.metrics.alarm(trouble.as_str(), is);
                 tell(trouble, is);
@@ -229,21 +229,21 @@ impl Drop for Pass {
 }
 
 /// One line for each change, not for each request: somebody should look, or may stop looking.
-fn tell(trouble: Trouble, is_open: bool) {
+fn tell(trouble: OpenReason, is_open: bool) {
     match (trouble, is_open) {
-        (Trouble::KeyRefused, true) => tracing::error!(
+        (OpenReason::KeyRefused, true) => tracing::error!(
             "alarm: the upstream refuses our key, so nothing is bought; put a valid one into upstream.api_key_file"
         ),
-        (Trouble::NoCredits, true) => {
+        (OpenReason::NoCredits, true) => {
             tracing::error!(
                 "alarm: the upstream account has no credits left, so nothing is bought; top it up"
             );
         }
-        (Trouble::Unfetchable, true) => tracing::error!(
+        (OpenReason::Unfetchable, true) => tracing::error!(
             "alarm: three results in a row were paid for and could not be fetched, so nothing is bought; \
              look at upstream.result_hosts and at the warnings above"
         ),
-        (Trouble::Outage, true) => {
+        (OpenReason::Outage, true) => {
             tracing::error!("alarm: the upstream cannot be reached or does not work, so nothing is bought");
         }
         (trouble, false) => tracing::warn!(trouble = trouble.as_str(), "the alarm is over"),

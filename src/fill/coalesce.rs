@@ -20,13 +20,13 @@ pub struct Coalescer<K, T, V> {
 }
 
 struct Group<T, V> {
-    waiters: Vec<Waiter<T, V>>,
+    waiters: Vec<Follower<T, V>>,
     next_id: u64,
     /// Set while the fill goes on and its callers have been told to come back later.
     stalled: Option<V>,
 }
 
-struct Waiter<T, V> {
+struct Follower<T, V> {
     id: WaiterId,
     who: T,
     sender: oneshot::Sender<V>,
@@ -68,7 +68,7 @@ impl<K: Eq + Hash + Copy, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
         group.next_id += 1;
         match &group.stalled {
             Some(verdict) => drop(sender.send(verdict.clone())),
-            None => group.waiters.push(Waiter { id, who, sender }),
+            None => group.waiters.push(Follower { id, who, sender }),
         }
         Ticket { id, first, outcome }
     }
@@ -168,7 +168,7 @@ impl<T, V> Group<T, V> {
     }
 }
 
-fn answer<T, V: Clone>(waiters: Vec<Waiter<T, V>>, verdict: &V) {
+fn answer<T, V: Clone>(waiters: Vec<Follower<T, V>>, verdict: &V) {
     for waiter in waiters {
         // Whoever has hung up is not told.
         let _ = waiter.sender.send(verdict.clone());

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::Filler;
 use crate::base::clock::Clock;
-use crate::ledger::{CallId, CallState, ForeignCall, Ledger};
+use crate::ledger::{CallId, CallState, ForeignOpenCall, Ledger};
 
 /// How long an owner may be silent.
 const LEASE: Duration = Duration::from_secs(15);
@@ -144,22 +144,27 @@ impl Drop for Held {
 /// Other owners' open calls, each since when it has been seen as it is.
 #[derive(Default)]
 struct Watch {
-    since: HashMap<ForeignCall, Duration>,
+    since: HashMap<ForeignOpenCall, Duration>,
     looked: Duration,
 }
 
 impl Watch {
     /// Takes what was seen at some moment up to `now`; returns the calls whose owners are silent.
-    fn see(&mut self, calls: &[ForeignCall], now: Duration, sent_lease: Duration) -> Vec<ForeignCall> {
+    fn see(
+        &mut self,
+        calls: &[ForeignOpenCall],
+        now: Duration,
+        sent_lease: Duration,
+    ) -> Vec<ForeignOpenCall> {
         // Whoever could not look may have been kept from the ledger like everyone else. The owners
         // that live get the time to say so.
         if now.saturating_sub(self.looked) > BLIND {
             self.since.clear();
         }
         self.looked = now;
-        let since = |call: &ForeignCall| (*call, self.since.get(call).copied().unwrap_or(now));
+        let since = |call: &ForeignOpenCall| (*call, self.since.get(call).copied().unwrap_or(now));
         self.since = calls.iter().map(since).collect();
-        let is_silent = |call: &&ForeignCall| {
+        let is_silent = |call: &&ForeignOpenCall| {
             let lease = if call.state == CallState::Sent { sent_lease } else { LEASE };
             self.since.get(call).is_some_and(|&since| now.saturating_sub(since) >= lease)
         };
@@ -216,8 +221,8 @@ mod tests {
 
     const SENT_LEASE: Duration = Duration::from_secs(200);
 
-    fn call(id: i64, state: CallState, beat: u64) -> ForeignCall {
-        ForeignCall { id: CallId(id), state, beat }
+    fn call(id: i64, state: CallState, heartbeat: u64) -> ForeignOpenCall {
+        ForeignOpenCall { id: CallId(id), state, heartbeat }
     }
 
     fn at(seconds: u64) -> Duration {
@@ -241,7 +246,7 @@ mod tests {
     #[test]
     fn each_change_begins_a_lease_anew() {
         let mut watch = Watch::default();
-        for (now, state, beat) in [
+        for (now, state, heartbeat) in [
             (0, CallState::Reserved, 1),
             (10, CallState::Reserved, 2),
             (24, CallState::Answered, 3),
@@ -249,7 +254,7 @@ mod tests {
             (40, CallState::Answered, 4),
             (47, CallState::Answered, 4),
         ] {
-            assert_eq!(watch.see(&[call(1, state, beat)], at(now), SENT_LEASE), [], "at {now}");
+            assert_eq!(watch.see(&[call(1, state, heartbeat)], at(now), SENT_LEASE), [], "at {now}");
         }
         let silent = call(1, CallState::Answered, 4);
         assert_eq!(watch.see(&[silent], at(48), SENT_LEASE), [silent]);

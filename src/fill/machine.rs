@@ -17,10 +17,10 @@
 
 mod book;
 mod effect;
+mod errors;
 mod retry;
 #[cfg(test)]
 mod tests;
-mod told;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -207,7 +207,7 @@ impl Machine {
             Event::RecordKept(Ok(standing)) => self.record_kept(standing),
             Event::RecordKept(Err(error)) => self.not_kept(&error, Next::PutRecord),
 
-            Event::Paused | Event::Told => self.after_pause(),
+            Event::Paused | Event::LogContext => self.after_pause(),
         }
     }
 
@@ -240,7 +240,7 @@ impl Machine {
                 self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
             }
             // Ours could not take its place; the next look-up books the loss first.
-            Ok(Standing::Remains(record)) if record.generation >= self.generation() => {
+            Ok(Standing::OrphanRecord(record)) if record.generation >= self.generation() => {
                 self.unkeepable("the store has a record whose object is gone")
             }
             // Nor the place of one that cannot be read.
@@ -291,12 +291,12 @@ impl Machine {
             }
             Reply::Refused(refusal) => self.refused(refusal),
             Reply::Failed(reply) => {
-                let reason = told::describe(&reply);
-                self.end(Booking::Failed { reason }, told::failed(reply))
+                let reason = errors::describe(&reply);
+                self.end(Booking::Failed { reason }, errors::failed(reply))
             }
             Reply::NotSent(error) => self.not_sent(&error),
             Reply::Unknown(cause) => {
-                let (detail, error) = (cause.to_string(), told::unknown(cause));
+                let (detail, error) = (cause.to_string(), errors::unknown(cause));
                 self.end(Booking::Unknown { reason: detail }, error)
             }
         }

@@ -47,9 +47,9 @@ impl RetryBudget {
 /// Keys whose callers were told to come back later, until then: a client that comes back at once, as
 /// many do, is told the same again, and the upstream is not called for it.
 #[derive(Debug, Default)]
-pub(super) struct ToldToWait(Mutex<HashMap<CacheKey, Instant>>);
+pub(super) struct RetryAfterCache(Mutex<HashMap<CacheKey, Instant>>);
 
-impl ToldToWait {
+impl RetryAfterCache {
     /// The callers of a key were told to wait.
     pub(super) fn note(&self, key: CacheKey, wait: Duration) {
         let now = Instant::now();
@@ -96,7 +96,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_that_was_told_is_remembered_until_it_is_over() {
-        let (told, key) = (ToldToWait::default(), |tag: u8| CacheKey::of(&[tag], 1, 1));
+        let (told, key) = (RetryAfterCache::default(), |tag: u8| CacheKey::of(&[tag], 1, 1));
         told.note(key(1), Duration::from_secs(2));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!((told.remaining(key(1)), told.remaining(key(2))), (Some(Duration::from_secs(1)), None));

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use super::lease::Held;
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
 use super::unsettled::Place;
-use super::{Course, FillOutcome, Inner, Seat, Wanted};
+use super::{FillOutcome, FillRequest, FillTiming, Inner, Waiter};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
 use crate::base::random::jittered;
-use crate::cache::Reading;
+use crate::cache::FillToken;
 use crate::error::{GatewayError, is_about_the_request};
 use crate::fill::circuit::Pass;
 use crate::fill::coalesce::{Coalescer, GroupGuard, WaiterId};
@@ -30,12 +30,12 @@ use crate::upstream::{HeldCall, NotSent, Opened, RefusalKind, Reply, UnknownCaus
 pub(super) struct Task {
     pub(super) shared: Arc<Inner>,
     /// Where its callers wait.
-    pub(super) groups: Arc<Coalescer<CacheKey, Seat, FillOutcome>>,
+    pub(super) groups: Arc<Coalescer<CacheKey, Waiter, FillOutcome>>,
     pub(super) key: CacheKey,
     /// `None` when nothing is left to buy: a picture is not kept for as long as a URL lives.
-    wanted: Option<Wanted>,
+    wanted: Option<FillRequest>,
     /// Whom the last admission was about.
-    payer: Option<(WaiterId, Seat)>,
+    payer: Option<(WaiterId, Waiter)>,
     pub(super) slot: Option<Slot>,
     /// What may still be waited for the store before the spool takes over.
     budget: StoreBudget,
@@ -53,7 +53,7 @@ pub(super) struct Task {
     /// The callers have been told how it ends, or that it goes on without them.
     is_told: bool,
     /// When the fill began, for memory.
-    reading: Reading,
+    reading: FillToken,
     /// The call was found answered, so it may have been bought before a purge.
     is_resumed: bool,
     /// The answer's credits are counted.
@@ -63,7 +63,7 @@ pub(super) struct Task {
     is_durable: bool,
     /// How old the answer was at an instant.
     pub(super) answered: Option<(Duration, Instant)>,
-    pub(super) course: Course,
+    pub(super) timing: FillTiming,
     /// What a pause is for.
     pub(super) stage: Stage,
     /// Since then somebody else, who holds the key, is waited for.
@@ -71,7 +71,7 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(shared: Arc<Inner>, key: CacheKey, wanted: Option<Wanted>) -> Self {
+    pub(super) fn new(shared: Arc<Inner>, key: CacheKey, wanted: Option<FillRequest>) -> Self {
         let groups = shared.groups.clone();
         let reading = shared.parts.cache.begin_reading(key);
         Self {
@@ -94,7 +94,7 @@ impl Task {
             is_durable: wanted.is_none(),
             wanted,
             answered: None,
-            course: Course::default(),
+            timing: FillTiming::default(),
             stage: Stage::QueueWait,
             held_since: None,
         }
@@ -114,7 +114,7 @@ impl Task {
 
     /// Carries out effects until the machine is done. If this panics, its callers are told.
     pub(super) async fn run(mut self, mut machine: Machine) {
-        let bug = FillOutcome { verdict: Err(GatewayError::Bug), payer: None, course: Course::default() };
+        let bug = FillOutcome { verdict: Err(GatewayError::Bug), payer: None, timing: FillTiming::default() };
         let guard = GroupGuard::new(self.groups.clone(), self.key, bug);
         let mut event = Event::Started;
         loop {
@@ -179,7 +179,7 @@ impl Task {
             Effect::Fetch(url) => {
                 crash_point("CP15");
                 let fetched = parts.results.fetch(&url).await;
-                self.doubt(&fetched, machine);
+                self.report_mismatch(&fetched, machine);
                 if let Err(error) = &fetched {
                     parts.metrics.result_rejected(error);
                 }
@@ -203,38 +203,38 @@ impl Task {
             }
             Effect::RefuseTeam(error) => {
                 self.pass = None;
-                if let Some((_, seat)) = self.payer.take() {
-                    self.refuse(&seat, error);
+                if let Some((_, waiter)) = self.payer.take() {
+                    self.refuse(&waiter, error);
                 }
-                Event::Told
+                Event::LogContext
             }
             Effect::Tell(verdict) => {
                 self.tell_settled(&verdict);
                 let outcome = self.outcome(verdict).await;
                 self.is_told = true;
                 self.groups.stall(self.key, &outcome);
-                Event::Told
+                Event::LogContext
             }
-            Effect::Finish(_) | Effect::Stop => Event::Told,
+            Effect::Finish(_) | Effect::Stop => Event::LogContext,
         }
     }
 
     /// Answers the waiters of one team, and leaves the others waiting.
-    pub(super) fn refuse(&self, seat: &Seat, error: GatewayError) {
-        let outcome = FillOutcome { verdict: Err(error), payer: None, course: self.course };
-        self.groups.refuse(self.key, seat, &outcome);
+    pub(super) fn refuse(&self, waiter: &Waiter, error: GatewayError) {
+        let outcome = FillOutcome { verdict: Err(error), payer: None, timing: self.timing };
+        self.groups.refuse(self.key, waiter, &outcome);
     }
 
     /// Reserves the time of this fill's miss under the rate of a waiter's team.
-    pub(super) fn reserve_miss(&mut self, seat: &Seat) -> Result<(), GatewayError> {
+    pub(super) fn reserve_miss(&mut self, waiter: &Waiter) -> Result<(), GatewayError> {
         let policy = self.shared.parts.policy.get();
-        if self.is_rated_for(&seat.team.name) {
+        if self.is_rated_for(&waiter.team.name) {
             return Ok(());
         }
         self.rated = None;
         // A team that may not pay is refused by `admit`.
-        let Ok(team) = policy.payer(&seat.team.name) else { return Ok(()) };
-        let reserved = policy.reserve_miss(team, seat.deadline);
+        let Ok(team) = policy.payer(&waiter.team.name) else { return Ok(()) };
+        let reserved = policy.reserve_miss(team, waiter.deadline);
         self.note_rate(&reserved);
         let turn = reserved.map_err(|wait| GatewayError::RateLimited { wait })?;
         self.rated = Some((team.name.clone(), turn));
@@ -252,9 +252,9 @@ impl Task {
 
     /// The longest-waiting caller's team pays, if it may.
     fn admit(&mut self) -> Admission {
-        let Some((waiter, seat)) = self.groups.candidate(self.key) else { return Admission::Nobody };
+        let Some((id, waiter)) = self.groups.candidate(self.key) else { return Admission::Nobody };
         let Some(wanted) = &self.wanted else { return Admission::Nobody };
-        self.payer = Some((waiter, seat.clone()));
+        self.payer = Some((id, waiter.clone()));
         if self.shared.draining.is_cancelled() {
             return Admission::Refused(GatewayError::Draining);
         }
@@ -263,11 +263,11 @@ impl Task {
         }
         // As it is now: since the caller was let in, its team may have lost what it had.
         let policy = self.shared.parts.policy.get();
-        let team = match policy.payer(&seat.team.name) {
+        let team = match policy.payer(&waiter.team.name) {
             Ok(team) => team,
             Err(error) => return Admission::Refused(GatewayError::Auth(error)),
         };
-        if wanted.refresh && seat.team.may_refresh && !team.may_refresh {
+        if wanted.refresh && waiter.team.may_refresh && !team.may_refresh {
             return Admission::Refused(GatewayError::RefreshNotAllowed);
         }
         if !self.is_rated_for(&team.name) {
@@ -304,7 +304,7 @@ impl Task {
             Some(object) => matches!(self.budget.wait(store.has_object(object)).await, Ok(false)),
             None => true,
         };
-        Ok(if is_gone { Standing::Remains(record) } else { Standing::Result(record) })
+        Ok(if is_gone { Standing::OrphanRecord(record) } else { Standing::Result(record) })
     }
 
     /// A row was won, which may have taken long. Whoever comes from here on starts another fill.
@@ -437,7 +437,7 @@ impl Task {
         }
         let bought = verdict.as_ref().is_ok_and(|filled| filled.source == FillSource::Bought);
         let payer = self.payer.as_ref().filter(|_| bought).map(|(waiter, _)| *waiter);
-        FillOutcome { verdict, payer, course: self.course }
+        FillOutcome { verdict, payer, timing: self.timing }
     }
 }
 

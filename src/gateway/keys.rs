@@ -1,4 +1,4 @@
-//! What operators do with one key: [`KeyDesk`] purges it, and [tells](KeyDesk::explain) all about it.
+//! What operators do with one key: [`KeyAdmin`] purges it, and [tells](KeyAdmin::explain) all about it.
 //!
 //! A purge is done when the ledger says so, the store's record is gone and this process has forgotten
 //! the answer; other processes follow the ledger's changes ([`freshness`](super::freshness)). It
@@ -19,7 +19,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::store::{Store, StoreError};
 
 /// What a desk works with.
-pub struct KeyDeskParts {
+pub struct KeyAdminParts {
     /// Changes the book.
     pub admin: Arc<dyn LedgerAdmin>,
     /// The book.
@@ -39,8 +39,8 @@ pub struct KeyDeskParts {
 }
 
 /// See the module.
-pub struct KeyDesk {
-    parts: KeyDeskParts,
+pub struct KeyAdmin {
+    parts: KeyAdminParts,
 }
 
 /// What a purge came to.
@@ -73,9 +73,9 @@ pub enum PurgeError {
     RecordStays(StoreError),
 }
 
-impl KeyDesk {
+impl KeyAdmin {
     /// Does nothing by itself.
-    pub fn new(parts: KeyDeskParts) -> Self {
+    pub fn new(parts: KeyAdminParts) -> Self {
         Self { parts }
     }
 
@@ -89,7 +89,7 @@ impl KeyDesk {
     /// # Errors
     /// [`PurgeError`].
     pub async fn purge(&self, key: CacheKey, by: &Actor) -> Result<Purged, PurgeError> {
-        let KeyDeskParts { admin, ledger, store, freshness, guard, namespace, .. } = &self.parts;
+        let KeyAdminParts { admin, ledger, store, freshness, guard, namespace, .. } = &self.parts;
         let in_store = store.record(namespace, key).await;
         // Else a record that only the store knows would be there again at the next look.
         if let Ok(Some(record)) = &in_store

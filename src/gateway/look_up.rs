@@ -18,7 +18,7 @@ use super::Gateway;
 use crate::base::key::CacheKey;
 use crate::base::outcome::CacheStatus;
 use crate::base::record::Record;
-use crate::cache::Reading;
+use crate::cache::FillToken;
 use crate::error::GatewayError;
 use crate::ledger::LedgerError;
 use crate::metrics::{CacheTier, Look, Stage, Stages};
@@ -182,7 +182,7 @@ impl Gateway {
         }
     }
 
-    async fn remember(&self, record: Record, status: CacheStatus, reading: Reading) -> Found {
+    async fn remember(&self, record: Record, status: CacheStatus, reading: FillToken) -> Found {
         let record = Arc::new(record);
         self.parts.cache.keep_answer(record.clone(), reading).await;
         Found { record, status }

@@ -53,7 +53,7 @@ async fn ask_as(gateway: &Gateway, caller: &Caller, tag: u8) -> Result<CropReply
     headers.insert(http::header::CONTENT_TYPE, form.content_type().parse().unwrap());
     let head = request::check_head(&headers, &RequestLimits::default()).unwrap();
     let body = http_body_util::Full::new(Bytes::from(form.into_bytes()));
-    gateway.handle(caller, head, body, &mut Trail::default()).await
+    gateway.handle(caller, head, body, &mut RequestTiming::default()).await
 }
 
 impl World {
@@ -113,7 +113,7 @@ async fn hits_need_nothing_but_memory() {
     world.results.switch.fail(&["all"]);
     assert_eq!(ended(&world.ask(1).await), "hit_memory");
     assert_eq!(
-        world.gateway.look_up_key(key(1), &mut Trail::default()).await.unwrap().status,
+        world.gateway.look_up_key(key(1), &mut RequestTiming::default()).await.unwrap().status,
         CacheStatus::HitMemory
     );
     let refused = world.ask(2).await;
@@ -188,7 +188,7 @@ async fn key_is_not_bought_while_store_is_away_and_its_records_are_not_imported(
     let bought = elsewhere.upstream.paid();
     for number in [1, 2] {
         assert_eq!(ended(&elsewhere.ask(number).await), "LedgerIncomplete");
-        let looked_up = elsewhere.gateway.look_up_key(key(number), &mut Trail::default()).await;
+        let looked_up = elsewhere.gateway.look_up_key(key(number), &mut RequestTiming::default()).await;
         assert!(matches!(looked_up, Err(GatewayError::LedgerIncomplete)), "and it is not said to be absent");
     }
     assert_eq!((elsewhere.upstream.paid(), elsewhere.ledger.states()), (bought, Vec::new()));
@@ -310,7 +310,7 @@ async fn an_object_that_cannot_be_looked_for_counts_as_there() {
 async fn a_look_up_by_key_and_a_request_for_the_cache_only_never_buy() {
     let world = World::new();
     assert!(matches!(
-        world.gateway.look_up_key(key(1), &mut Trail::default()).await,
+        world.gateway.look_up_key(key(1), &mut RequestTiming::default()).await,
         Err(GatewayError::KeyNotFound)
     ));
     let frugal = Caller { only_if_cached: true, ..caller() };
@@ -470,7 +470,7 @@ async fn a_panic_in_a_fill_answers_all_its_callers_and_ends_it() {
     for asking in asking {
         let outcome = asking.await.unwrap();
         assert_eq!(ended(&outcome), "Bug");
-        assert_eq!(outcome.err().unwrap().situation().status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(outcome.err().unwrap().response().status, StatusCode::INTERNAL_SERVER_ERROR);
     }
     assert_eq!(world.filler.load(), (0, 0, 0, 0), "group and slot are free");
     *world.upstream.reply.lock().unwrap() = None;

@@ -90,7 +90,7 @@ pub struct Arrival(pub tokio::time::Instant);
 /// The policy that was in force when a request's head had been read; set by the outermost layer. All
 /// that is decided before the fill is decided by this one.
 #[derive(Clone, Debug)]
-pub(crate) struct InForce(Arc<Policy>);
+pub(crate) struct RequestPolicy(Arc<Policy>);
 
 /// The public listener's routes. Pages of the configured origins may call the API; results may be
 /// read from any page.

@@ -39,7 +39,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use self::acceptor::Acceptor;
 pub(crate) use self::descriptors::make_room;
-pub use self::signals::{HangUps, stop_signal};
+pub use self::signals::{ReloadSignal, stop_signal};
 pub use self::write_timeout::WriteLimits;
 use crate::http::certificate::Certificate;
 use crate::http::routes::{PublicState, respond};

@@ -44,12 +44,12 @@ use self::book::Booker;
 use self::lease::Taken;
 use self::limits::Limits;
 use self::pool::{Failure, Lock, Pool, PoolConfig};
-use self::reserve::Wanted;
+use self::reserve::FillRequest;
 use self::spool::Room;
 use super::budget::{Budget, Scope, Used, Windows};
 use super::spool::{SpoolUsage, Spooled};
 use super::{
-    Booking, CallId, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation,
+    Booking, CallId, Changes, ForeignOpenCall, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation,
     Reserved, StateTotal,
 };
 use crate::base::archive::{ArchiveId, Import, Membership};
@@ -136,7 +136,7 @@ impl Ledger for PostgresLedger {
     async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError> {
         let each = self.kept_for_each.load(Ordering::Relaxed);
         let locks = reserve::locks(&reservation.key);
-        let wanted = Arc::new(Wanted {
+        let wanted = Arc::new(FillRequest {
             reservation,
             owner: self.booker.owner.clone(),
             room: (each > 0).then_some(Room { each, max: self.booker.spool_max }),
@@ -226,7 +226,7 @@ impl Ledger for PostgresLedger {
             .await
     }
 
-    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignCall>, LedgerError> {
+    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignOpenCall>, LedgerError> {
         let in_hand: Arc<[i64]> = in_hand.into_iter().map(|call| call.0).collect();
         self.pool
             .read(move |tx| {
@@ -237,7 +237,7 @@ impl Ledger for PostgresLedger {
     }
 
     /// Each in a transaction of its own: counters are locked last, and no two wait for each other.
-    async fn take_over(&self, silent: Vec<ForeignCall>) -> Result<Recovery, LedgerError> {
+    async fn take_over(&self, silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         let mut recovery = Recovery::default();
         for call in silent {
             let booker = self.booker.clone();

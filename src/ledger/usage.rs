@@ -30,7 +30,7 @@ use crate::base::outcome::SavingCause;
 /// effect.
 #[async_trait]
 pub trait UsageBook: Send + Sync {
-    /// Books what a process has served. A batch that is booked already is success and changes nothing,
+    /// LedgerHandles what a process has served. A batch that is booked already is success and changes nothing,
     /// so that one whose outcome was lost can be repeated; a process books its batches one after the
     /// other, by number.
     ///

@@ -79,7 +79,7 @@ labels! {
         /// Nobody waited for it any more.
         Deserted = "deserted",
         /// The upstream is throttling, and its callers had been told to come back later than this.
-        ToldToWait = "told_to_wait",
+        RetryAfterCache = "told_to_wait",
     }
 }
 

@@ -17,7 +17,7 @@ use crate::base::record::Record;
 use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
+    Booking, CallId, CallState, Changes, ForeignOpenCall, Ledger, LedgerError, Orphan, Permit, Recovery,
     Reservation, Reserved, Soundness, StateTotal,
 };
 
@@ -176,11 +176,11 @@ impl Ledger for MeteredLedger {
         self.write(LedgerOp::Other, self.ledger.renew(calls)).await
     }
 
-    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignCall>, LedgerError> {
+    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignOpenCall>, LedgerError> {
         self.read(LedgerOp::Other, self.ledger.foreign_calls(in_hand)).await
     }
 
-    async fn take_over(&self, silent: Vec<ForeignCall>) -> Result<Recovery, LedgerError> {
+    async fn take_over(&self, silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         self.write(LedgerOp::Other, self.ledger.take_over(silent)).await
     }
 

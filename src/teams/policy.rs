@@ -24,7 +24,7 @@ use crate::teams::{AuthError, BudgetMode, Team, Teams};
 
 /// What a policy is made of.
 #[derive(Clone, Debug)]
-pub struct Terms {
+pub struct PolicyConfig {
     /// Who may call.
     pub teams: Teams,
     /// Credits all teams together may spend in a day; `None` for no limit.
@@ -38,7 +38,7 @@ pub struct Terms {
 /// See the module.
 #[derive(Debug)]
 pub struct Policy {
-    terms: Terms,
+    terms: PolicyConfig,
     /// By team; those without a limit are left out.
     rates: HashMap<String, Arc<Rate>>,
 }
@@ -46,7 +46,7 @@ pub struct Policy {
 impl Policy {
     /// `former` is the one it replaces: a team whose rate stays the same has not had a miss more or
     /// less because of the change.
-    fn new(terms: Terms, former: Option<&Self>) -> Self {
+    fn new(terms: PolicyConfig, former: Option<&Self>) -> Self {
         let rate = |team: &Arc<Team>| {
             let per_second = team.misses_per_second?;
             let kept = former.and_then(|former| former.rates.get(&team.name));
@@ -123,7 +123,7 @@ pub struct CurrentPolicy(Arc<ArcSwap<Policy>>);
 
 impl CurrentPolicy {
     /// The first one.
-    pub fn new(terms: Terms) -> Self {
+    pub fn new(terms: PolicyConfig) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(Policy::new(terms, None))))
     }
 
@@ -134,7 +134,7 @@ impl CurrentPolicy {
 
     /// Puts another in its place, for whoever asks from now on. Of two at the same time, the limiters
     /// of one are lost, so let one caller do this.
-    pub fn replace(&self, terms: Terms) {
+    pub fn replace(&self, terms: PolicyConfig) {
         let former = self.get();
         self.0.store(Arc::new(Policy::new(terms, Some(&former))));
     }
@@ -148,8 +148,8 @@ mod tests {
         Team { name: name.to_owned(), ..Team::local() }
     }
 
-    fn terms(teams: &[Team]) -> Terms {
-        Terms {
+    fn terms(teams: &[Team]) -> PolicyConfig {
+        PolicyConfig {
             teams: Teams::new(teams.iter().map(|team| (team.clone(), Vec::new()))),
             daily_credits: Some(1000),
             monthly_credits: Some(10_000),

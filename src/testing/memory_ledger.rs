@@ -23,7 +23,7 @@ use crate::ledger::admin::{AuditLine, Purge, Settlement};
 use crate::ledger::budget::{self, Budget, BudgetRefusal, Scope, Used, Windows};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
+    Booking, CallId, CallState, Changes, ForeignOpenCall, Ledger, LedgerError, Orphan, Permit, Recovery,
     Reservation, Reserved, StateTotal, UnfinishedCall, Won,
 };
 
@@ -70,7 +70,7 @@ pub(crate) struct Row {
     pub(crate) generation: u64,
     pub(crate) state: CallState,
     pub(crate) owner: u64,
-    pub(crate) beat: u64,
+    pub(crate) heartbeat: u64,
     pub(crate) late: bool,
     pub(crate) adopted: bool,
     pub(crate) day: String,
@@ -237,23 +237,24 @@ impl MemoryLedger {
                 && row.owner == owner
                 && row.state.is_open()
             {
-                row.beat += 1;
+                row.heartbeat += 1;
                 ours.push(id);
             }
         }
         ours
     }
 
-    pub(crate) fn calls_of_others(&self, in_hand: &[CallId]) -> Vec<ForeignCall> {
+    pub(crate) fn calls_of_others(&self, in_hand: &[CallId]) -> Vec<ForeignOpenCall> {
         let book = self.book();
         let open = book.rows.iter().filter(|row| row.state.is_open() && !in_hand.contains(&row.id));
-        open.map(|row| ForeignCall { id: row.id, state: row.state, beat: row.beat }).collect()
+        open.map(|row| ForeignOpenCall { id: row.id, state: row.state, heartbeat: row.heartbeat }).collect()
     }
 
-    pub(crate) fn take_calls(&self, silent: &[ForeignCall]) -> Result<Recovery, LedgerError> {
+    pub(crate) fn take_calls(&self, silent: &[ForeignOpenCall]) -> Result<Recovery, LedgerError> {
         let (now, owner) = (self.clock.now(), self.owner.unwrap_or(0));
         let mut book = self.change();
-        let seen = |row: &Row, call: &ForeignCall| (row.state, row.beat) == (call.state, call.beat);
+        let seen =
+            |row: &Row, call: &ForeignOpenCall| (row.state, row.heartbeat) == (call.state, call.heartbeat);
         let is_silent =
             |row: &Row| silent.iter().any(|call| call.id == row.id && row.state.is_open() && seen(row, call));
         let taken: BTreeSet<CallId> =
@@ -261,7 +262,7 @@ impl MemoryLedger {
         let recovery = book.settle(|row| taken.contains(&row.id), now)?;
         for call in &recovery.unfinished {
             let row = book.row_mut(call.id)?;
-            (row.owner, row.beat) = (owner, row.beat + 1);
+            (row.owner, row.heartbeat) = (owner, row.heartbeat + 1);
         }
         Ok(recovery)
     }
@@ -407,7 +408,7 @@ impl Book {
             generation,
             state: CallState::Reserved,
             owner: 0,
-            beat: 0,
+            heartbeat: 0,
             late: false,
             adopted: false,
             day: windows.day.clone(),
@@ -435,7 +436,7 @@ impl Book {
             return Permit::Frozen(scope);
         }
         if let Ok(row) = self.row_mut(id) {
-            (row.state, row.sent_at, row.beat) = (CallState::Sent, Some(now), row.beat + 1);
+            (row.state, row.sent_at, row.heartbeat) = (CallState::Sent, Some(now), row.heartbeat + 1);
         }
         Permit::Granted
     }
@@ -479,7 +480,7 @@ impl Book {
             self.changes.push((record.namespace.clone(), record.key));
         }
         let row = self.row_mut(id)?;
-        (row.state, row.beat) = (state, row.beat + 1);
+        (row.state, row.heartbeat) = (state, row.heartbeat + 1);
         match booking {
             Booking::Answered { text, request_id, log_id } => {
                 row.late = is_taken;
@@ -727,11 +728,11 @@ impl Ledger for MemoryLedger {
         Ok(self.renew_calls(&calls))
     }
 
-    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignCall>, LedgerError> {
+    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignOpenCall>, LedgerError> {
         Ok(self.calls_of_others(&in_hand))
     }
 
-    async fn take_over(&self, silent: Vec<ForeignCall>) -> Result<Recovery, LedgerError> {
+    async fn take_over(&self, silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         self.take_calls(&silent)
     }
 

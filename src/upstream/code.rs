@@ -19,7 +19,7 @@ impl Code {
     }
 }
 
-/// What the upstream appends to the texts of passing troubles.
+/// What the upstream appends to the texts of passing reasons.
 macro_rules! try_again {
     ($text:literal) => {
         concat!($text, " Please try again later. If not resolved promptly, contact the platform.")

@@ -10,7 +10,7 @@ const MAX_LINES: usize = 500;
 /// Lines of a function.
 const MAX_FUNCTION_LINES: usize = 70;
 /// Functions that are tables.
-const TABLES: [&str; 1] = ["error.rs: situation"];
+const TABLES: [&str; 1] = ["error.rs: response"];
 /// What has implementations that only the composition root may name.
 const SEAMS: [&str; 4] = ["Ledger", "Store", "Upstream", "ResultSource"];
 
@@ -322,7 +322,8 @@ fn an_import_up_the_map_and_a_circle_are_found() {
     assert!(circular(&graph(&[("fill", "slots"), ("fill", "cache"), ("slots", "cache")])).is_empty());
     let circle = circular(&graph(&[("fill", "slots"), ("slots", "cache"), ("cache", "slots")]));
     assert!(circle.contains("slots") && circle.contains("cache"));
-    let code = "use crate::base::record::Record;\nlet x = my_crate::not_this;\nf(crate::fill::Wanted::new())";
+    let code =
+        "use crate::base::record::Record;\nlet x = my_crate::not_this;\nf(crate::fill::FillRequest::new())";
     assert_eq!(imports(code), ["fill", "base"].map(str::to_owned).into());
 }
 

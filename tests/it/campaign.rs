@@ -65,13 +65,13 @@ struct World {
     bucket: Option<S3Server>,
     folder: TempDir,
     builder: GranaryBuilder,
-    told: Arc<Mutex<Told>>,
+    told: Arc<Mutex<LogContext>>,
     deaths: BTreeMap<&'static str, u64>,
 }
 
 /// What clients know.
 #[derive(Default)]
-struct Told {
+struct LogContext {
     archive: Archive,
     /// Pictures that have been asked for: 0 up to here.
     pictures: u64,
@@ -306,7 +306,7 @@ fn form(picture: u64) -> Form {
 }
 
 /// Asks for new and old pictures until the process is gone.
-async fn run_client(url: String, mut dice: Dice, told: Arc<Mutex<Told>>) {
+async fn run_client(url: String, mut dice: Dice, told: Arc<Mutex<LogContext>>) {
     loop {
         let picture = {
             let mut told = told.lock().unwrap();

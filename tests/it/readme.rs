@@ -263,7 +263,7 @@ fn passed_through(status: u16, code: &str) -> GatewayError {
 #[test]
 fn every_error_is_counted_from_zero() {
     let kind = |error: &GatewayError| {
-        let situation = error.situation();
+        let situation = error.response();
         (situation.fault.as_str(), situation.code.name)
     };
     // What passes through, with each code that is known, and with one that is not.
@@ -281,7 +281,7 @@ fn every_error_has_its_row() {
     let mut expected: BTreeSet<Row> = BTreeSet::new();
     let mut to_explain = BTreeSet::new();
     for error in errors().iter().filter(|error| is_listed(error)) {
-        let situation = error.situation();
+        let situation = error.response();
         let (status, reason) = (situation.status.as_u16(), situation.reason.map(str::to_owned));
         assert_eq!(
             situation.retry_after.is_some(),

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::report::{ErrorReport, Report};
-use crate::app::ledger::Books;
+use crate::app::ledger::LedgerHandles;
 use crate::app::{fill_config, ledger, open_ailab, open_upstream, store, terms};
 use crate::base::clock::Clock;
 use crate::base::key::{CacheKey, Digest};
@@ -26,12 +26,12 @@ use crate::base::state::{StateDir, StateDirError};
 use crate::cache::MemoryCache;
 use crate::config::{Config, UpstreamKind};
 use crate::fill::machine::Filled;
-use crate::fill::{FillParts, Filler, Seat, Wanted};
+use crate::fill::{FillParts, FillRequest, Filler, Waiter};
 use crate::ledger::guard::ArchiveGuard;
 use crate::metrics::Metrics;
 use crate::request::Order;
 use crate::store::{Store, StoreBudget};
-use crate::teams::policy::{CurrentPolicy, Terms};
+use crate::teams::policy::{CurrentPolicy, PolicyConfig};
 use crate::teams::{Team, Teams};
 use crate::upstream::{ErrorReply, HeldCall, NotSent, Opened, Reply, Upstream};
 
@@ -53,7 +53,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     };
     let store = store::open(&config.store).await?;
     store.prove().await?;
-    let Books { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
+    let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
     let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
     guard.look().await;
     let metrics = Arc::new(Metrics::new([TEAM].into_iter(), 0));
@@ -68,7 +68,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
         cache: Arc::new(MemoryCache::new(0, ResultRoom::new(0))),
         metrics,
         guard,
-        policy: CurrentPolicy::new(Terms {
+        policy: CurrentPolicy::new(PolicyConfig {
             teams: Teams::new([(team.clone(), Vec::new())]),
             ..terms(config)
         }),
@@ -81,7 +81,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     let filler = Filler::new(parts, fill_config(config));
     filler.resume(recovery);
     let before = upstream.credits_left().await;
-    let wanted = Wanted {
+    let wanted = FillRequest {
         order: Arc::new(order()),
         key,
         image: Digest::of(PICTURE),
@@ -91,7 +91,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     };
     let patience = config.upstream.hard_stop + Duration::from_secs(60);
     let deadline = Instant::now() + patience;
-    let ticket = filler.join(wanted, Seat { team: Arc::new(team), deadline });
+    let ticket = filler.join(wanted, Waiter { team: Arc::new(team), deadline });
     let outcome = tokio::time::timeout_at(deadline, ticket.outcome()).await;
     let after = upstream.credits_left().await;
     filler.drain();
@@ -100,7 +100,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     let reply = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
     let cost = cost(config, before, after);
     let verdict = match outcome {
-        Ok(Some(outcome)) => outcome.verdict.map_err(|error| error.situation().detail),
+        Ok(Some(outcome)) => outcome.verdict.map_err(|error| error.response().detail),
         Ok(None) | Err(_) => Err(format!("there was no result within {patience:?}")),
     };
     if let Some(mut file) = report {

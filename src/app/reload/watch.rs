@@ -16,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::{Reloader, SetLevel};
 use crate::config::{Config, ConfigFile, Environment, Loaded, Problems};
-use crate::http::server::HangUps;
+use crate::http::server::ReloadSignal;
 
 /// How often the file is read.
 const POLL: Duration = Duration::from_secs(2);
@@ -72,7 +72,7 @@ impl Watch {
     }
 
     /// Watches for ever; each hang-up is a signal to read the file at once.
-    pub async fn run(mut self, mut hang_ups: HangUps) {
+    pub async fn run(mut self, mut hang_ups: ReloadSignal) {
         let mut clock = tokio::time::interval(POLL);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

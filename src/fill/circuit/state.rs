@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::window::Window;
-use super::{Attempt, Trouble};
+use super::{Attempt, OpenReason};
 use crate::base::key::CacheKey;
 
 /// Results in a row that could not be fetched before all buying stops.
@@ -51,7 +51,7 @@ struct Opening {
 
 /// See the module.
 pub(super) struct State {
-    openings: [Option<Opening>; Trouble::ALL.len()],
+    openings: [Option<Opening>; OpenReason::ALL.len()],
     /// The one request that is under way to find out.
     probe: Option<u64>,
     probes: u64,
@@ -67,7 +67,7 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            openings: [None; Trouble::ALL.len()],
+            openings: [None; OpenReason::ALL.len()],
             probe: None,
             probes: 0,
             window: Window::new(now),
@@ -77,12 +77,12 @@ impl State {
         }
     }
 
-    /// Which troubles there are, in the order of [`Trouble::ALL`].
-    pub(super) fn troubles(&self) -> [bool; Trouble::ALL.len()] {
+    /// Which reasons there are, in the order of [`OpenReason::ALL`].
+    pub(super) fn reasons(&self) -> [bool; OpenReason::ALL.len()] {
         self.openings.map(|opening| opening.is_some())
     }
 
-    pub(super) fn is_open(&self, trouble: Trouble) -> bool {
+    pub(super) fn is_open(&self, trouble: OpenReason) -> bool {
         self.openings[trouble as usize].is_some()
     }
 
@@ -95,9 +95,9 @@ impl State {
     }
 
     /// Why nobody may buy now, and for how long still; zero while a probe is under way.
-    pub(super) fn refusal(&self, now: Instant) -> Option<(Trouble, Duration)> {
+    pub(super) fn refusal(&self, now: Instant) -> Option<(OpenReason, Duration)> {
         let openings = || {
-            let pairs = Trouble::ALL.into_iter().zip(self.openings);
+            let pairs = OpenReason::ALL.into_iter().zip(self.openings);
             pairs.filter_map(|(trouble, opening)| Some((trouble, opening?)))
         };
         let (first, _) = openings().next()?;
@@ -107,12 +107,12 @@ impl State {
     }
 
     /// Lets a purchase through; with a number when it is the probe.
-    pub(super) fn enter(&mut self, now: Instant) -> Result<Option<u64>, (Trouble, Duration)> {
+    pub(super) fn enter(&mut self, now: Instant) -> Result<Option<u64>, (OpenReason, Duration)> {
         if let Some(refusal) = self.refusal(now) {
             return Err(refusal);
         }
         self.probes += 1;
-        self.probe = self.troubles().contains(&true).then_some(self.probes);
+        self.probe = self.reasons().contains(&true).then_some(self.probes);
         Ok(self.probe)
     }
 
@@ -142,10 +142,10 @@ impl State {
             Attempt::Sold => {
                 self.works(is_probe, now);
                 if is_probe {
-                    self.close(Trouble::KeyRefused, now);
-                    self.close(Trouble::NoCredits, now);
+                    self.close(OpenReason::KeyRefused, now);
+                    self.close(OpenReason::NoCredits, now);
                     // That something was sold again is not all there is to find out.
-                    if self.is_open(Trouble::Unfetchable) {
+                    if self.is_open(OpenReason::Unfetchable) {
                         return;
                     }
                 }
@@ -154,12 +154,12 @@ impl State {
             Attempt::KeyRefused => {
                 self.works(is_probe, now);
                 if is_current_key {
-                    self.open(Trouble::KeyRefused, is_probe, now);
+                    self.open(OpenReason::KeyRefused, is_probe, now);
                 }
             }
             Attempt::NoCredits => {
                 self.works(is_probe, now);
-                self.open(Trouble::NoCredits, is_probe, now);
+                self.open(OpenReason::NoCredits, is_probe, now);
             }
             Attempt::Failed if self.last_failed.replace(key) == Some(key) && !is_probe => {}
             Attempt::Failed | Attempt::Lost => self.failed(is_probe, now),
@@ -172,23 +172,23 @@ impl State {
         self.last_failed = None;
         // What began before the circuit opened does not close it: only a probe does.
         if is_probe {
-            self.close(Trouble::Outage, now);
+            self.close(OpenReason::Outage, now);
         }
         self.window.succeeded(now);
     }
 
     fn failed(&mut self, is_probe: bool, now: Instant) {
         let is_outage = self.window.failed(now);
-        if self.is_open(Trouble::Outage) {
+        if self.is_open(OpenReason::Outage) {
             // What began before it opened tells nothing new.
             if is_probe {
-                self.open(Trouble::Outage, true, now);
+                self.open(OpenReason::Outage, true, now);
             }
         } else if is_outage {
-            self.open(Trouble::Outage, is_probe, now);
+            self.open(OpenReason::Outage, is_probe, now);
         } else if is_probe {
             // Whatever the trouble was, it has not been found to be over.
-            let unclear = Trouble::ALL.into_iter().filter(|trouble| self.is_open(*trouble));
+            let unclear = OpenReason::ALL.into_iter().filter(|trouble| self.is_open(*trouble));
             for trouble in unclear.collect::<Vec<_>>() {
                 self.open(trouble, true, now);
             }
@@ -196,7 +196,7 @@ impl State {
     }
 
     /// Opens for a trouble, or, after a probe, keeps it open for longer.
-    fn open(&mut self, trouble: Trouble, is_probe: bool, now: Instant) {
+    fn open(&mut self, trouble: OpenReason, is_probe: bool, now: Instant) {
         let before = self.probes;
         let opening = &mut self.openings[trouble as usize];
         let known = match *opening {
@@ -207,22 +207,22 @@ impl State {
         *opening = Some(Opening { until: now + wait(trouble, &known, now), ..known });
     }
 
-    fn close(&mut self, trouble: Trouble, now: Instant) {
-        if self.openings[trouble as usize].take().is_some() && trouble == Trouble::Outage {
+    fn close(&mut self, trouble: OpenReason, now: Instant) {
+        if self.openings[trouble as usize].take().is_some() && trouble == OpenReason::Outage {
             self.window = Window::new(now);
         }
     }
 
     pub(super) fn key_changed(&mut self, now: Instant) {
         self.api_key += 1;
-        self.close(Trouble::KeyRefused, now);
+        self.close(OpenReason::KeyRefused, now);
         // It may be of another account.
         self.credits_are_back(now);
     }
 
     /// The account may be filled again: worth a probe at once, and only a probe closes.
     pub(super) fn credits_are_back(&mut self, now: Instant) {
-        if let Some(opening) = &mut self.openings[Trouble::NoCredits as usize] {
+        if let Some(opening) = &mut self.openings[OpenReason::NoCredits as usize] {
             opening.until = opening.until.min(now);
         }
     }
@@ -231,17 +231,17 @@ impl State {
     /// bought after the circuit had opened.
     pub(super) fn result_kept(&mut self, probe: Option<u64>, now: Instant) {
         self.unfetchable_in_a_row = 0;
-        let opening = self.openings[Trouble::Unfetchable as usize];
+        let opening = self.openings[OpenReason::Unfetchable as usize];
         if opening.is_some_and(|opening| probe.is_some_and(|probe| probe > opening.before)) {
-            self.close(Trouble::Unfetchable, now);
+            self.close(OpenReason::Unfetchable, now);
         }
         self.leave(probe);
     }
 
     /// What was bought could not be had so far, and may never be: a probe has found nothing better.
     pub(super) fn result_delayed(&mut self, probe: Option<u64>, now: Instant) {
-        if self.is_probe(probe) && self.is_open(Trouble::Unfetchable) {
-            self.open(Trouble::Unfetchable, true, now);
+        if self.is_probe(probe) && self.is_open(OpenReason::Unfetchable) {
+            self.open(OpenReason::Unfetchable, true, now);
         }
         self.leave(probe);
     }
@@ -251,22 +251,22 @@ impl State {
         self.result_delayed(probe, now);
         self.unfetchable_in_a_row += 1;
         if self.unfetchable_in_a_row >= UNFETCHABLE_IN_A_ROW {
-            self.open(Trouble::Unfetchable, false, now);
+            self.open(OpenReason::Unfetchable, false, now);
         }
     }
 }
 
 /// Until the next probe.
-fn wait(trouble: Trouble, opening: &Opening, now: Instant) -> Duration {
+fn wait(trouble: OpenReason, opening: &Opening, now: Instant) -> Duration {
     match trouble {
         // A sixth of what it has lasted so far: noticed soon after a short outage, rarely in a long one.
-        Trouble::Outage => {
+        OpenReason::Outage => {
             let lasted = now.saturating_duration_since(opening.since);
             (lasted / 6).clamp(Duration::from_secs(10), MINUTE)
         }
         // A refusal is free, and the key's file, or the balance, tell sooner.
-        Trouble::KeyRefused | Trouble::NoCredits => MINUTE,
+        OpenReason::KeyRefused | OpenReason::NoCredits => MINUTE,
         // Each probe costs credits, perhaps for nothing.
-        Trouble::Unfetchable => (MINUTE * (1 << opening.failed_probes.min(6))).min(60 * MINUTE),
+        OpenReason::Unfetchable => (MINUTE * (1 << opening.failed_probes.min(6))).min(60 * MINUTE),
     }
 }

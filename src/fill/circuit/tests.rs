@@ -30,9 +30,9 @@ impl Rig {
         let entered = self.circuit.enter(key(KEY));
         let looked = self.circuit.refusal();
         let error = entered.err()?;
-        let situation = error.situation();
-        assert_eq!(looked.map(|error| error.situation().reason), Some(situation.reason));
-        Some((situation.reason.unwrap(), situation.retry_after.map_or(0, |wait| wait.as_secs())))
+        let response = error.response();
+        assert_eq!(looked.map(|error| error.response().reason), Some(response.reason));
+        Some((response.reason.unwrap(), response.retry_after.map_or(0, |wait| wait.as_secs())))
     }
 
     fn series(&self, series: &str) -> i64 {
@@ -271,12 +271,12 @@ async fn whoever_waits_for_it_to_refuse_is_told() {
     let rig = Rig::new();
     let waiting = tokio::spawn({
         let circuit = rig.circuit.clone();
-        async move { circuit.refuses().await.situation().reason }
+        async move { circuit.refuses().await.response().reason }
     });
     tokio::task::yield_now().await;
     rig.attempt(Attempt::NoCredits);
     assert_eq!(waiting.await.unwrap(), Some("upstream_credits"));
-    assert_eq!(rig.circuit.refuses().await.situation().reason, Some("upstream_credits"));
+    assert_eq!(rig.circuit.refuses().await.response().reason, Some("upstream_credits"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -52,9 +52,9 @@ pub enum Effect {
     Pause(Duration),
     /// As `Pause`, and give the slot back first.
     StepAside(Duration),
-    /// Answer the payer's team only: [`Event::Told`].
+    /// Answer the payer's team only: [`Event::LogContext`].
     RefuseTeam(GatewayError),
-    /// Answer everyone and whoever comes, and go on: [`Event::Told`].
+    /// Answer everyone and whoever comes, and go on: [`Event::LogContext`].
     Tell(Verdict),
     /// Answer everyone; the fill is over.
     Finish(Verdict),
@@ -102,7 +102,7 @@ pub enum Event {
     /// Time has passed.
     Paused,
     /// They have been told.
-    Told,
+    LogContext,
 }
 
 /// Who pays, if anyone.
@@ -126,7 +126,7 @@ pub enum Standing {
     /// A result: its record, and for all that is known its object.
     Result(Record),
     /// A record whose object is gone.
-    Remains(Record),
+    OrphanRecord(Record),
 }
 
 /// How far an order came.

@@ -5,7 +5,7 @@
 //! row first, so that one row stays one attempt. Whether there is time, and budget, for a retry is
 //! the shell's to say.
 
-use super::{Effect, Machine, Next, Retry, told};
+use super::{Effect, Machine, Next, Retry, errors};
 use crate::error::GatewayError;
 use crate::ledger::Booking;
 use crate::upstream::{NotSent, Refusal, RefusalKind};
@@ -49,9 +49,9 @@ impl Machine {
     }
 
     pub(super) fn refused(&mut self, refusal: Refusal) -> Effect {
-        let reason = told::describe(&refusal.reply);
+        let reason = errors::describe(&refusal.reply);
         let kind = refusal.kind;
-        let told = told::refused(refusal);
+        let told = errors::refused(refusal);
         match kind {
             RefusalKind::Flow { retry_after_seconds } if self.tries.refused < FLOW_RETRIES => {
                 self.tries.refused += 1;

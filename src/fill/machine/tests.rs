@@ -150,7 +150,7 @@ fn success(effect: &Effect) -> Event {
         Effect::PutObject(_) => Event::ObjectKept(Ok(()), now()),
         Effect::PutRecord(record) => Event::RecordKept(Ok(Record::clone(record))),
         Effect::Pause(_) | Effect::StepAside(_) => Event::Paused,
-        Effect::RefuseTeam(_) | Effect::Tell(_) => Event::Told,
+        Effect::RefuseTeam(_) | Effect::Tell(_) => Event::LogContext,
         Effect::Finish(_) | Effect::Stop => panic!("nothing comes after the end"),
     }
 }
@@ -314,7 +314,7 @@ fn a_store_that_had_no_turn_for_us_ends_the_fill_before_paying() {
 fn nothing_is_bought_that_could_not_be_kept_under_its_key() {
     let damaged = looked_again(Err(StoreError::Corrupt("planted".to_owned())));
     check(vec![damaged], "LookAgain Book(released) Finish(StoreUnavailable)");
-    let remains = |generation| looked_again(Ok(Standing::Remains(other_record(generation))));
+    let remains = |generation| looked_again(Ok(Standing::OrphanRecord(other_record(generation))));
     check(vec![remains(0)], "LookAgain Book(released) Finish(StoreUnavailable)");
     // Once the loss is booked, the generation is a higher one.
     let life = live(Machine::new(LIMITS), vec![won(1), remains(0)]);
@@ -774,7 +774,7 @@ fn an_event_out_of_order_is_a_bug_and_buys_nothing() {
         Event::ObjectKept(Ok(()), now()),
         Event::RecordKept(Ok(other_record(0))),
         Event::Paused,
-        Event::Told,
+        Event::LogContext,
     ] {
         let effect = Machine::new(LIMITS).step(event);
         assert_eq!(show(&effect), "Finish(Bug)");

@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 use jiff::Timestamp;
 
-use super::{KeyDesk, KeyDeskParts};
+use super::{KeyAdmin, KeyAdminParts};
 use crate::base::key::CacheKey;
 use crate::base::record::Record;
 use crate::ledger::CallState;
@@ -46,10 +46,10 @@ pub struct Held {
     pub is_spooled: Option<bool>,
 }
 
-impl KeyDesk {
+impl KeyAdmin {
     /// Tells all that is known of a key.
     pub async fn explain(&self, key: CacheKey) -> Explained {
-        let KeyDeskParts { admin, ledger, store, cache, freshness, clock, namespace, .. } = &self.parts;
+        let KeyAdminParts { admin, ledger, store, cache, freshness, clock, namespace, .. } = &self.parts;
         let mut problems = Problems::default();
         let in_memory = cache.answer(key).await;
         let filter =

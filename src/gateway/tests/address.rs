@@ -58,7 +58,10 @@ async fn what_the_store_has_is_named_there_and_asked_for_once() {
     // Memory knows, and needs nothing else.
     world.ledger.switch.fail(&["all"]);
     assert_eq!(world.root_in_answer(1).await, STORE_ROOT);
-    assert_eq!(root_of(&world.gateway.look_up_key(key(1), &mut Trail::default()).await.unwrap()), STORE_ROOT);
+    assert_eq!(
+        root_of(&world.gateway.look_up_key(key(1), &mut RequestTiming::default()).await.unwrap()),
+        STORE_ROOT
+    );
     assert_eq!(world.asked(), 1);
     world.ledger.switch.fail(&[]);
     for (world, status) in [

@@ -19,7 +19,7 @@ use crate::base::secret::Secret;
 use crate::billing::metering::Meter;
 use crate::fill::slots::SlotsConfig;
 use crate::fill::{FillConfig, FillParts};
-use crate::gateway::keys::{KeyDesk, KeyDeskParts};
+use crate::gateway::keys::{KeyAdmin, KeyAdminParts};
 use crate::ledger::admin::{Actor, AuditLine, CallFilter, CallPage, LedgerAdmin, Purge, Settled, Settlement};
 use crate::ledger::budget::{Budget, Scope};
 use crate::ledger::guard::Standing;
@@ -33,7 +33,7 @@ use crate::request::Order;
 use crate::request::uploads::UploadRoom;
 use crate::store::{RecordPage, StoreError};
 use crate::teams::Teams;
-use crate::teams::policy::{CurrentPolicy, Terms};
+use crate::teams::policy::{CurrentPolicy, PolicyConfig};
 use crate::testing::memory_ledger::MemoryLedger;
 use crate::testing::memory_store::MemoryStore;
 use crate::upstream::download::{FetchError, Fetched, ResultSource};
@@ -498,12 +498,12 @@ impl ResultSource for FakeResults {
 
 /// The teams `local`, without limits, and `other`, unless they are given as others; and what all may
 /// spend together.
-pub(super) fn terms(given: &[Arc<Team>]) -> Terms {
+pub(super) fn terms(given: &[Arc<Team>]) -> PolicyConfig {
     let usual = ["local", "other"].map(|name| Team { name: name.to_owned(), ..Team::local() });
     let is_given = |team: &Team| given.iter().any(|given| given.name == team.name);
     let teams =
         usual.into_iter().filter(|team| !is_given(team)).chain(given.iter().map(|team| (**team).clone()));
-    Terms {
+    PolicyConfig {
         teams: Teams::new(teams.map(|team| (team, Vec::new()))),
         daily_credits: Some(1000),
         monthly_credits: Some(10_000),
@@ -521,7 +521,7 @@ pub(super) struct World {
     pub(super) metrics: Arc<Metrics>,
     pub(super) filler: Filler,
     pub(super) gateway: Arc<Gateway>,
-    pub(super) desk: KeyDesk,
+    pub(super) desk: KeyAdmin,
 }
 
 impl World {
@@ -614,7 +614,7 @@ impl World {
             clock,
         };
         let gateway = Gateway::new(parts, NAMESPACE.to_owned(), "https://granary.example".to_owned());
-        let desk = KeyDesk::new(KeyDeskParts {
+        let desk = KeyAdmin::new(KeyAdminParts {
             admin: ledger.clone(),
             ledger: ledger.clone(),
             store: spool,

@@ -4,7 +4,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::teams::Teams;
-use crate::teams::policy::Terms;
+use crate::teams::policy::PolicyConfig;
 
 /// Asks in the background, for a team of [`terms`].
 fn ask_for(world: &World, team: &str, tag: u8) -> JoinHandle<Result<CropReply, GatewayError>> {
@@ -29,7 +29,9 @@ async fn a_team_that_is_taken_away_while_it_waits_pays_nothing_any_more() {
         world.until_waiting(4).await;
         let other = Team { name: "other".to_owned(), disabled, ..Team::local() };
         let given = [Team::local(), other].into_iter().filter(|team| disabled || team.name == "local");
-        world.policy.replace(Terms { teams: Teams::new(given.map(|team| (team, Vec::new()))), ..terms(&[]) });
+        world
+            .policy
+            .replace(PolicyConfig { teams: Teams::new(given.map(|team| (team, Vec::new()))), ..terms(&[]) });
         world.upstream.release();
         let bought = under_way.await.unwrap().unwrap();
         assert_eq!(
@@ -39,7 +41,7 @@ async fn a_team_that_is_taken_away_while_it_waits_pays_nothing_any_more() {
         );
         for refused in [alone, first] {
             let error = refused.await.unwrap().err().expect("it may not pay");
-            assert_eq!(error.situation().status.as_u16(), status, "{error:?}");
+            assert_eq!(error.response().status.as_u16(), status, "{error:?}");
         }
         let reply = second.await.unwrap().unwrap();
         assert_eq!((reply.charged, reply.record.team.as_str()), (CREDITS, "local"));
@@ -61,11 +63,11 @@ async fn a_budget_that_is_changed_while_a_miss_waits_is_the_one_it_must_fit_into
     world.upstream.release();
     assert!(under_way.await.unwrap().is_ok());
     let error = waits.await.unwrap().err().expect("it does not fit");
-    assert_eq!(error.situation().reason, Some("team_daily"));
-    let global = Terms { daily_credits: Some(CREDITS), ..terms(&[]) };
+    assert_eq!(error.response().reason, Some("team_daily"));
+    let global = PolicyConfig { daily_credits: Some(CREDITS), ..terms(&[]) };
     world.policy.replace(global);
     let error = ask_for(&world, "other", 3).await.unwrap().err().expect("neither does this");
-    assert_eq!(error.situation().reason, Some("global_daily"));
+    assert_eq!(error.response().reason, Some("global_daily"));
     world.policy.replace(terms(&[]));
     assert!(ask_for(&world, "other", 3).await.unwrap().is_ok(), "raised again");
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::base::picture::ImageFormat;
-use crate::fill::{Seat, Wanted};
+use crate::fill::{FillRequest, Waiter};
 use crate::request::Order;
 use crate::store::StoreBudget;
 
@@ -19,10 +19,10 @@ impl World {
         let order =
             Arc::new(Order { image: image.into(), format: ImageFormat::Png, width: 400, height: 300 });
         let eye = Arc::downgrade(&order);
-        let seat = Seat { team: Arc::new(Team::local()), deadline: Instant::now() + PATIENCE };
+        let waiter = Waiter { team: Arc::new(Team::local()), deadline: Instant::now() + PATIENCE };
         let budget = StoreBudget::default();
-        let wanted = Wanted { order, key, image: digest, refresh: false, budget };
-        (eye, self.filler.join(wanted, seat))
+        let wanted = FillRequest { order, key, image: digest, refresh: false, budget };
+        (eye, self.filler.join(wanted, waiter))
     }
 }
 

@@ -8,7 +8,7 @@ use super::*;
 const HIT: Duration = Duration::from_secs(1);
 
 async fn look_up(world: &World, tag: u8) -> Result<CropReply, GatewayError> {
-    world.gateway.look_up_key(key(tag), &mut Trail::default()).await
+    world.gateway.look_up_key(key(tag), &mut RequestTiming::default()).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -27,7 +27,7 @@ async fn a_busy_store_is_neither_bought_over_nor_said_to_have_nothing() {
             }
         }
         let name = ObjectName::of(&result_bytes(1)).unwrap();
-        assert_eq!(elsewhere.gateway.result(name).await.unwrap_err().situation().status, 503);
+        assert_eq!(elsewhere.gateway.result(name).await.unwrap_err().response().status, 503);
         assert_eq!(elsewhere.upstream.paid(), bought);
         elsewhere.store.is_busy.store(false, Ordering::SeqCst);
         assert_eq!(ended(&look_up(&elsewhere, 3).await), "KeyNotFound");

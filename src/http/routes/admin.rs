@@ -30,7 +30,7 @@ use self::usage::{USAGE_PATH, UsageState};
 use crate::base::results::ResultRoom;
 use crate::cache::MemoryCache;
 use crate::fill::Filler;
-use crate::gateway::keys::KeyDesk;
+use crate::gateway::keys::KeyAdmin;
 use crate::http::routes::log::Sampler;
 use crate::ledger::Ledger;
 use crate::ledger::admin::LedgerAdmin;
@@ -54,7 +54,7 @@ pub struct AdminState {
     /// For what operators ask of the ledger and change in it.
     pub admin: Arc<dyn LedgerAdmin>,
     /// For what they do with one key.
-    pub keys: Arc<KeyDesk>,
+    pub keys: Arc<KeyAdmin>,
     /// For its standing, and for adopting.
     pub guard: Arc<ArchiveGuard>,
     /// For what is under way.

@@ -15,7 +15,7 @@ use http::header::{
 };
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
-use super::InForce;
+use super::RequestPolicy;
 use super::respond::header;
 
 /// How long a browser may remember the answer to a preflight, in seconds: as long as any does.
@@ -75,8 +75,8 @@ impl Cors {
         if self.0.origins == Origins::Any {
             return (Some(HeaderValue::from_static("*")), false);
         }
-        let policy = request.extensions().get::<InForce>();
-        let origins = policy.map(|InForce(policy)| policy.origins()).unwrap_or_default();
+        let policy = request.extensions().get::<RequestPolicy>();
+        let origins = policy.map(|RequestPolicy(policy)| policy.origins()).unwrap_or_default();
         let asking = request.headers().get(ORIGIN);
         (asking.filter(|origin| origins.contains(origin)).cloned(), !origins.is_empty())
     }

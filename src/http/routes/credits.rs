@@ -9,8 +9,8 @@ use http::HeaderMap;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::log::Told;
-use super::{InForce, PublicState};
+use super::log::LogContext;
+use super::{PublicState, RequestPolicy};
 use crate::error::GatewayError;
 use crate::upstream::operation::IMAGE_CROPPING;
 
@@ -20,7 +20,7 @@ const NO_LIMIT: u64 = i32::MAX as u64;
 /// `GET /api/common/query-credits`.
 pub(super) async fn query(
     State(state): State<PublicState>,
-    Extension(InForce(policy)): Extension<InForce>,
+    Extension(RequestPolicy(policy)): Extension<RequestPolicy>,
     headers: HeaderMap,
 ) -> Result<Response, GatewayError> {
     let team = state.authenticate(&policy, &headers)?;
@@ -47,6 +47,6 @@ pub(super) async fn query(
         }],
     }))
     .into_response();
-    response.extensions_mut().insert(Told { team: Some(team), ..Told::default() });
+    response.extensions_mut().insert(LogContext { team: Some(team), ..LogContext::default() });
     Ok(response)
 }

@@ -11,13 +11,13 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt;
 
 use super::body::PacedBody;
-use super::log::Told;
+use super::log::LogContext;
 use super::respond::{self, header};
-use super::{Arrival, InForce, PublicState};
+use super::{Arrival, PublicState, RequestPolicy};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
 use crate::error::GatewayError;
-use crate::gateway::{Caller, CropReply, Trail};
+use crate::gateway::{Caller, CropReply, RequestTiming};
 use crate::request;
 use crate::teams::Team;
 
@@ -28,7 +28,7 @@ use crate::teams::Team;
 pub(super) async fn crop(
     State(state): State<PublicState>,
     Extension(arrival): Extension<Arrival>,
-    Extension(InForce(policy)): Extension<InForce>,
+    Extension(RequestPolicy(policy)): Extension<RequestPolicy>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
@@ -41,7 +41,7 @@ pub(super) async fn crop(
         Ok(team) => team,
         Err(error) => return refusal(error),
     };
-    let mut trail = Trail::default();
+    let mut timing = RequestTiming::default();
     let outcome = async {
         let head = request::check_head(&parts.headers, &state.0.limits)?;
         // A body already under way may be a hit, and is read; one that is still to be sent had better
@@ -52,17 +52,17 @@ pub(super) async fn crop(
         crash_point("CP2");
         let caller = caller(&state, &team, &parts.headers, arrival);
         let body = PacedBody::new(body.map_err(axum::Error::into_inner), state.0.pace);
-        state.0.gateway.handle(&caller, head, body, &mut trail).await
+        state.0.gateway.handle(&caller, head, body, &mut timing).await
     }
     .await;
     state.0.gateway.count(&team, &outcome);
-    respond_to(&state, team, outcome, trail)
+    respond_to(&state, team, outcome, timing)
 }
 
 /// `GET` and `HEAD /api/image/editing/image-cropping/{key}`.
 pub(super) async fn look_up(
     State(state): State<PublicState>,
-    Extension(InForce(policy)): Extension<InForce>,
+    Extension(RequestPolicy(policy)): Extension<RequestPolicy>,
     key: Result<Path<String>, PathRejection>,
     method: Method,
     headers: HeaderMap,
@@ -71,19 +71,19 @@ pub(super) async fn look_up(
         Ok(team) => team,
         Err(error) => return error.into_response(),
     };
-    let mut trail = Trail::default();
+    let mut timing = RequestTiming::default();
     // Some tools print hex digits in upper case.
     let outcome = match key.ok().and_then(|Path(key)| key.to_ascii_lowercase().parse::<CacheKey>().ok()) {
-        Some(key) => state.0.gateway.look_up_key(key, &mut trail).await,
+        Some(key) => state.0.gateway.look_up_key(key, &mut timing).await,
         None => Err(GatewayError::NotAKey),
     };
     if let Ok(reply) = &outcome {
         state.0.gateway.count_look_up(&team, reply, method == Method::GET);
     }
-    respond_to(&state, team, outcome, trail)
+    respond_to(&state, team, outcome, timing)
 }
 
-/// Does the client wait to be told before it sends its body? It may expect nothing else.
+/// Does the client wait to be context before it sends its body? It may expect nothing else.
 fn asks_before_its_body(headers: &HeaderMap) -> Result<bool, GatewayError> {
     let mut expectations = headers.get_all(EXPECT).iter().peekable();
     let asks = expectations.peek().is_some();
@@ -111,26 +111,26 @@ fn respond_to(
     state: &PublicState,
     team: Arc<Team>,
     outcome: Result<CropReply, GatewayError>,
-    trail: Trail,
+    timing: RequestTiming,
 ) -> Response {
-    let mut told = Told { team: Some(team), trail, ..Told::default() };
+    let mut context = LogContext { team: Some(team), timing, ..LogContext::default() };
     let mut response = match outcome {
         Ok(reply) => {
-            told.cache = Some(reply.status);
-            told.credits = Some((reply.charged, reply.saved));
+            context.cache = Some(reply.status);
+            context.credits = Some((reply.charged, reply.saved));
             success(state, reply)
         }
-        Err(error) => failure(error, &told.trail),
+        Err(error) => failure(error, &context.timing),
     };
-    response.extensions_mut().insert(told);
+    response.extensions_mut().insert(context);
     response
 }
 
 /// An error about a key names it, so that the client can ask for the key later.
-fn failure(error: GatewayError, trail: &Trail) -> Response {
-    let Some(key) = trail.key.map(|key| key.to_string()) else { return error.into_response() };
-    let detail = error.situation().reason.map(|reason| format!("; detail={reason}")).unwrap_or_default();
-    let forwarded = match trail.upstream {
+fn failure(error: GatewayError, timing: &RequestTiming) -> Response {
+    let Some(key) = timing.key.map(|key| key.to_string()) else { return error.into_response() };
+    let detail = error.response().reason.map(|reason| format!("; detail={reason}")).unwrap_or_default();
+    let forwarded = match timing.upstream {
         Some((_, Some(status))) => format!("; fwd=uri-miss; fwd-status={}", status.as_u16()),
         Some((_, None)) => "; fwd=uri-miss".to_owned(),
         None => String::new(),

@@ -1,7 +1,7 @@
 //! The one line of the log that each request on the public listener gets.
 //!
 //! Its fields are stable, and the README has their table. Nothing that a client wrote stands in it as
-//! it was written: what is told is of closed sets, of the configuration, or made of digits.
+//! it was written: what is context is of closed sets, of the configuration, or made of digits.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,13 +12,13 @@ use tokio::time::Instant;
 
 use crate::base::outcome::CacheStatus;
 use crate::error::GatewayError;
-use crate::gateway::Trail;
+use crate::gateway::RequestTiming;
 use crate::metrics::{Route, method_label};
 use crate::teams::Team;
 
 /// What a handler tells of a request beside its response.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Told {
+pub(super) struct LogContext {
     /// Who called.
     pub(super) team: Option<Arc<Team>>,
     /// How a crop was come by.
@@ -26,7 +26,7 @@ pub(super) struct Told {
     /// Credits it cost its team, and credits it would have cost.
     pub(super) credits: Option<(u64, u64)>,
     /// How far it came.
-    pub(super) trail: Trail,
+    pub(super) timing: RequestTiming,
 }
 
 /// A request that was answered.
@@ -39,15 +39,15 @@ pub(super) struct Line<'a> {
     pub(super) error: Option<&'a GatewayError>,
     pub(super) took: Duration,
     pub(super) bytes_out: u64,
-    pub(super) told: &'a Told,
+    pub(super) context: &'a LogContext,
 }
 
 impl Line<'_> {
     /// Writes it. A field that has nothing to say is left out.
     pub(super) fn write(&self) {
-        let Told { team, cache, credits, trail } = self.told;
-        let situation = self.error.map(GatewayError::situation);
-        let upstream_status = trail.upstream.and_then(|(_, status)| status);
+        let LogContext { team, cache, credits, timing } = self.context;
+        let response = self.error.map(GatewayError::response);
+        let upstream_status = timing.upstream.and_then(|(_, status)| status);
         tracing::info!(
             request_id = self.id,
             trace_id = self.caller.map(|caller| &*caller.trace_id),
@@ -57,16 +57,16 @@ impl Line<'_> {
             status = self.status.as_u16(),
             team = team.as_ref().map(|team| &*team.name),
             cache = cache.map(CacheStatus::as_str),
-            key = trail.key.map(tracing::field::display),
-            code = situation.as_ref().map(|situation| situation.code.name),
-            reason = situation.as_ref().and_then(|situation| situation.reason),
+            key = timing.key.map(tracing::field::display),
+            code = response.as_ref().map(|response| response.code.name),
+            reason = response.as_ref().and_then(|response| response.reason),
             credits_charged = credits.map(|(charged, _)| charged),
             credits_saved = credits.map(|(_, saved)| saved),
-            bytes_in = trail.body_bytes,
+            bytes_in = timing.body_bytes,
             bytes_out = self.bytes_out,
             upstream_status = upstream_status.map(|status| status.as_u16()),
-            upstream_ms = trail.upstream.map(|(took, _)| milliseconds(took)),
-            waited_ms = milliseconds(trail.waited()),
+            upstream_ms = timing.upstream.map(|(took, _)| milliseconds(took)),
+            waited_ms = milliseconds(timing.waited()),
             duration_ms = milliseconds(self.took),
             "request"
         );
@@ -128,7 +128,7 @@ struct Sampled {
 }
 
 impl Sampler {
-    /// May another line about this status be written? Within a runtime: what is left out is told later.
+    /// May another line about this status be written? Within a runtime: what is left out is context later.
     pub(super) fn admits(&self, status: StatusCode) -> bool {
         let now = Instant::now();
         let mut all = self.lock();
@@ -223,7 +223,7 @@ mod tests {
         let left_out = |status: StatusCode| sampler.lock()[&status.as_u16()].left_out;
         assert_eq!((left_out(StatusCode::UNAUTHORIZED), left_out(StatusCode::NOT_FOUND)), (22_990, 0));
         tokio::time::sleep(SECOND * 2).await;
-        assert_eq!(left_out(StatusCode::UNAUTHORIZED), 0, "it was told");
+        assert_eq!(left_out(StatusCode::UNAUTHORIZED), 0, "it was context");
         assert_eq!(ask(StatusCode::UNAUTHORIZED, 11), 10);
     }
 }

@@ -58,15 +58,15 @@ fn error_rows() -> String {
         GatewayError::StillBeingMade,
     ];
     examples.iter().fold(String::new(), |mut rows, example| {
-        let situation = example.situation();
-        let again = if situation.retry_after.is_some() { "yes, after Retry-After" } else { "" };
+        let response = example.response();
+        let again = if response.retry_after.is_some() { "yes, after Retry-After" } else { "" };
         // Writing to a String cannot fail.
         let _ = writeln!(
             rows,
             "<tr><td>{}<td><code>{}</code><td>{}<td>{again}",
-            situation.status.as_u16(),
-            situation.code.name,
-            situation.detail
+            response.status.as_u16(),
+            response.code.name,
+            response.detail
         );
         rows
     })

@@ -12,8 +12,8 @@ use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::log::{Line, Told, TraceParent};
-use super::{Arrival, InForce, PublicState};
+use super::log::{Line, LogContext, TraceParent};
+use super::{Arrival, PublicState, RequestPolicy};
 use crate::error::GatewayError;
 use crate::metrics::{Route, ServedRequest};
 use crate::request::framing::HeadError;
@@ -62,7 +62,7 @@ pub(super) async fn refused(request: Request, next: Next) -> Response {
 impl IntoResponse for GatewayError {
     /// A bare status that carries the error; [`layer`] writes the body, which needs the request's id.
     fn into_response(self) -> Response {
-        let mut response = self.situation().status.into_response();
+        let mut response = self.response().status.into_response();
         response.extensions_mut().insert(self);
         response
     }
@@ -74,7 +74,7 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     let id = Uuid::new_v4().to_string().to_uppercase();
     let method = request.method().clone();
     request.extensions_mut().insert(Arrival(arrived));
-    request.extensions_mut().insert(InForce(state.0.policy.get()));
+    request.extensions_mut().insert(RequestPolicy(state.0.policy.get()));
     let route = route(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
     let caller = TraceParent::of(request.headers());
     let is_api = matches!(route, Route::Crop | Route::LookUp | Route::Credits);
@@ -87,8 +87,8 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     let error = response.extensions_mut().remove::<GatewayError>();
     if let Some(error) = &error {
         render(error, &id, &mut response);
-        let situation = error.situation();
-        metrics.error(situation.fault.as_str(), situation.code.name);
+        let described = error.response();
+        metrics.error(described.fault.as_str(), described.code.name);
         if let GatewayError::Auth(error) = error {
             metrics.auth_failed(error);
         }
@@ -105,32 +105,32 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     }
 
     let status = response.status();
-    let told = response.extensions_mut().remove::<Told>().unwrap_or_default();
+    let context = response.extensions_mut().remove::<LogContext>().unwrap_or_default();
     let bytes_out = response.body().size_hint().exact().unwrap_or(0);
     metrics.served(&ServedRequest {
         route,
         method: &method,
         status,
         took,
-        bytes_in: told.trail.body_bytes,
+        bytes_in: context.timing.body_bytes,
         bytes_out,
     });
-    metrics.staged(&told.trail.stages);
-    if let Some(outcome) = told.cache.filter(|_| route == Route::Crop) {
-        let body_wait = told.trail.body_wait;
+    metrics.staged(&context.timing.stages);
+    if let Some(outcome) = context.cache.filter(|_| route == Route::Crop) {
+        let body_wait = context.timing.body_wait;
         metrics.answered_after(
             outcome,
             took.saturating_sub(body_wait),
-            told.trail.waited().saturating_sub(body_wait),
+            context.timing.waited().saturating_sub(body_wait),
         );
     }
     // Anyone can cause a refusal without a credential, as fast as the network takes it.
-    let is_sampled = told.team.is_none() && status.is_client_error();
+    let is_sampled = context.team.is_none() && status.is_client_error();
     if is_sampled && !state.1.admits(status) {
         return response;
     }
     let (id, caller, error) = (id.as_str(), caller.as_ref(), error.as_ref());
-    Line { id, caller, route, method: &method, status, error, took, bytes_out, told: &told }.write();
+    Line { id, caller, route, method: &method, status, error, took, bytes_out, context: &context }.write();
     response
 }
 
@@ -165,13 +165,13 @@ fn route(matched: Option<&str>) -> Route {
 
 /// Writes an error as the upstream would.
 fn render(error: &GatewayError, request_id: &str, response: &mut Response) {
-    let situation = error.situation();
+    let described = error.response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(reason) = situation.reason {
+    if let Some(reason) = described.reason {
         headers.insert(REASON, HeaderValue::from_static(reason));
     }
-    if let Some(wait) = situation.retry_after {
+    if let Some(wait) = described.retry_after {
         headers
             .insert(RETRY_AFTER, HeaderValue::from(retry_after_seconds(wait, getrandom::u32().unwrap_or(0))));
     }
@@ -184,28 +184,28 @@ fn render(error: &GatewayError, request_id: &str, response: &mut Response) {
         }
         _ => {}
     }
-    if matches!(error, GatewayError::Auth(_)) && situation.status == StatusCode::UNAUTHORIZED {
+    if matches!(error, GatewayError::Auth(_)) && described.status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     let (status, body) = match error {
         GatewayError::Upstream { status, body, .. } => (*status, body.clone()),
         _ => {
-            let status = situation.status.as_u16();
-            let message = format!("{} - {}", situation.code.text, situation.detail);
+            let status = described.status.as_u16();
+            let message = format!("{} - {}", described.code.text, described.detail);
             let envelope = json!({
                 "request_id": request_id,
                 "log_id": "0",
                 "error_code": status,
-                "error_code_str": situation.code.name,
+                "error_code_str": described.code.name,
                 "error_msg": message,
                 "error_detail": {
                     "status_code": status,
-                    "code": situation.code.name,
-                    "code_message": situation.code.text,
+                    "code": described.code.name,
+                    "code_message": described.code.text,
                     "message": message,
                 },
             });
-            (situation.status, envelope.to_string().into())
+            (described.status, envelope.to_string().into())
         }
     };
     *response.status_mut() = status;

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{HOST, ORIGIN};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use super::{InForce, PublicState};
+use super::{PublicState, RequestPolicy};
 use crate::error::GatewayError;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -17,7 +17,7 @@ const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 /// Refuses such requests on the public listener while no teams are configured.
 pub(super) async fn layer(State(state): State<PublicState>, request: Request, next: Next) -> Response {
-    let policy = request.extensions().get::<InForce>().map(|InForce(policy)| policy);
+    let policy = request.extensions().get::<RequestPolicy>().map(|RequestPolicy(policy)| policy);
     let refused = policy
         .filter(|policy| policy.teams().is_open())
         .and_then(|policy| refusal(&request, policy.origins(), &state.parts().public_root));
@@ -130,7 +130,7 @@ mod tests {
             let mut request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
             *request.headers_mut() = headers(pairs);
             let refusal = refusal(&request, &origins, "https://granary.example:8443");
-            refusal.map(|error| error.situation().reason.unwrap())
+            refusal.map(|error| error.response().reason.unwrap())
         };
         let (host, post) = (("host", "localhost:8080"), |pairs: &[_]| ask("POST", "/api", pairs));
         let cross_site = ("sec-fetch-site", "cross-site");

@@ -6,9 +6,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The hang-ups this process is sent (SIGHUP): by an operator as a signal to read the configuration
 /// again, or by a terminal that is closed.
-pub struct HangUps(Signal);
+pub struct ReloadSignal(Signal);
 
-impl HangUps {
+impl ReloadSignal {
     /// From now on none of them ends the process by itself.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use crate::base::crash::crash_point;
 use crate::base::key::{CacheKey, Digest};
 use crate::base::record::Record;
 use crate::base::secret::Secret;
-use crate::ledger::{Booking, CallId, CallState, ForeignCall, Orphan, Reservation, UnfinishedCall};
+use crate::ledger::{Booking, CallId, CallState, ForeignOpenCall, Orphan, Reservation, UnfinishedCall};
 
 /// The reason of calls that another process ended. It is searched for, so it does not change.
 const OWNER_SILENT: &str = "its owner was silent for a full lease";
@@ -22,13 +22,17 @@ pub(super) async fn renew(tx: &Tx, calls: &[i64], owner: &str) -> Result<Vec<Cal
 }
 
 /// All open calls but those that the asker has in hand.
-pub(super) async fn foreign(tx: &Tx, in_hand: &[i64]) -> Result<Vec<ForeignCall>, Failure> {
+pub(super) async fn foreign(tx: &Tx, in_hand: &[i64]) -> Result<Vec<ForeignOpenCall>, Failure> {
     let sql = "SELECT id, state, beat FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered') \
                AND NOT id = ANY($1) ORDER BY id";
     let rows = tx.rows(sql, &[(&in_hand, Type::INT8_ARRAY)]).await?;
     rows.iter()
         .map(|row| {
-            Ok(ForeignCall { id: CallId(row.try_get("id")?), state: state(row)?, beat: number(row, "beat")? })
+            Ok(ForeignOpenCall {
+                id: CallId(row.try_get("id")?),
+                state: state(row)?,
+                heartbeat: number(row, "beat")?,
+            })
         })
         .collect()
 }
@@ -42,14 +46,14 @@ pub(super) enum Taken {
     Unfinished(Box<UnfinishedCall>),
 }
 
-pub(super) async fn take_over(tx: &Tx, silent: ForeignCall, booker: &Booker) -> Result<Taken, Failure> {
+pub(super) async fn take_over(tx: &Tx, silent: ForeignOpenCall, booker: &Booker) -> Result<Taken, Failure> {
     let sql = "SELECT c.namespace, c.key, c.generation, c.team, c.credits, c.image, c.width, c.height, \
                c.answered_at, a.text FROM granary.calls c LEFT JOIN granary.answers a ON a.call = c.id \
                WHERE c.id = $1 AND c.state = $2 AND c.beat = $3 FOR UPDATE OF c";
     let id = silent.id;
-    let beat = int8(silent.beat)?;
+    let heartbeat = int8(silent.heartbeat)?;
     let values: [super::pool::Value<'_>; 3] =
-        [(&id.0, Type::INT8), (&silent.state.as_str(), Type::TEXT), (&beat, Type::INT8)];
+        [(&id.0, Type::INT8), (&silent.state.as_str(), Type::TEXT), (&heartbeat, Type::INT8)];
     let Some(row) = tx.row(sql, &values).await? else { return Ok(Taken::Nothing) };
     let reason = OWNER_SILENT.to_owned();
     match silent.state {

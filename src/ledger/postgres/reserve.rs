@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 /// What is asked, and by whom.
-pub(super) struct Wanted {
+pub(super) struct FillRequest {
     pub(super) reservation: Reservation,
     pub(super) owner: String,
     pub(super) room: Option<Room>,
@@ -39,8 +39,8 @@ struct Standing {
 /// Decides who may buy a key. The order is the order of reasons a caller is told.
 ///
 /// The lock on the key is held: between the look and the new row nobody else makes one.
-pub(super) async fn reserve(tx: &Tx, wanted: &Wanted) -> Result<Reserved, Failure> {
-    let Wanted { reservation, owner, room, zone } = wanted;
+pub(super) async fn reserve(tx: &Tx, wanted: &FillRequest) -> Result<Reserved, Failure> {
+    let FillRequest { reservation, owner, room, zone } = wanted;
     let Standing { open, is_stored, generation, doubtful, frozen, now } = standing(tx, reservation).await?;
     if let Some(id) = open {
         return Ok(Reserved::Held(id));

@@ -75,7 +75,7 @@ pub(super) fn reserve(
     {
         return Ok(Reserved::Stored(Box::new(record)));
     }
-    if let Some(until) = budget::rests_until(&doubtful_ends(db, namespace, key)?, now) {
+    if let Some(until) = budget::rests_until(&unknown_outcome_times(db, namespace, key)?, now) {
         return Ok(Reserved::Resting { until, wait: budget::until(until, now) });
     }
     let team = Scope::Team(wanted.team.clone());
@@ -137,7 +137,11 @@ fn open_call(db: &Connection, namespace: &str, key: CacheKey) -> Result<Option<C
 }
 
 /// When the calls of unclear outcome of a key ended, oldest first.
-fn doubtful_ends(db: &Connection, namespace: &str, key: CacheKey) -> Result<Vec<Timestamp>, LedgerError> {
+fn unknown_outcome_times(
+    db: &Connection,
+    namespace: &str,
+    key: CacheKey,
+) -> Result<Vec<Timestamp>, LedgerError> {
     let mut statement = db.prepare_cached(
         "SELECT ended_at FROM calls WHERE namespace = ?1 AND key = ?2 \
          AND state IN ('unknown', 'unfetchable') ORDER BY id",

@@ -5,7 +5,7 @@ use jiff::SignedDuration;
 use super::{Bench, all_at_once, answer, monthly, picture, record, refresh, released, stored, team, unknown};
 use crate::base::key::CacheKey;
 use crate::ledger::budget::{Scope, Window};
-use crate::ledger::{Booking, CallId, CallState, ForeignCall, Permit, Reservation, Reserved, Won};
+use crate::ledger::{Booking, CallId, CallState, ForeignOpenCall, Permit, Reservation, Reserved, Won};
 
 /// Makes one test, `$name`, of all checks. `$open` is an async function that takes what `$begin` has
 /// returned, a clock and the zone of its days, and returns two ledgers of different owners with one
@@ -61,23 +61,23 @@ impl Bench {
     }
 
     /// All open calls: whoever asks has none in hand.
-    async fn foreign(&self) -> Vec<ForeignCall> {
+    async fn foreign(&self) -> Vec<ForeignOpenCall> {
         self.foreign_to(&[]).await
     }
 
     /// The open calls that are not among these.
-    async fn foreign_to(&self, in_hand: &[Won]) -> Vec<ForeignCall> {
+    async fn foreign_to(&self, in_hand: &[Won]) -> Vec<ForeignOpenCall> {
         let in_hand = in_hand.iter().map(|won| won.id).collect();
         self.ledger.foreign_calls(in_hand).await.expect("the ledger can be asked")
     }
 
     /// A call of another owner, as it is seen now.
-    async fn seen(&self, won: Won) -> ForeignCall {
+    async fn seen(&self, won: Won) -> ForeignOpenCall {
         let found = self.foreign().await.into_iter().find(|call| call.id == won.id);
         found.unwrap_or_else(|| panic!("call {} is not seen", won.id.0))
     }
 
-    async fn take(&self, silent: &[ForeignCall]) -> crate::ledger::Recovery {
+    async fn take(&self, silent: &[ForeignOpenCall]) -> crate::ledger::Recovery {
         self.ledger.take_over(silent.to_vec()).await.expect("the ledger can be asked")
     }
 
@@ -107,23 +107,23 @@ pub(crate) async fn open_calls_of_others_are_seen_and_ones_own_are_not(one: &Ben
 
 pub(crate) async fn a_beat_changes_with_each_renewal_and_each_change_of_state(one: &Bench, other: &Bench) {
     let won = one.win(picture(1)).await;
-    let mut beats = vec![other.seen(won).await.beat];
-    assert_eq!(other.seen(won).await.beat, beats[0], "looking changes nothing");
+    let mut heartbeats = vec![other.seen(won).await.heartbeat];
+    assert_eq!(other.seen(won).await.heartbeat, heartbeats[0], "looking changes nothing");
     one.renew(&[won]).await;
-    beats.push(other.seen(won).await.beat);
+    heartbeats.push(other.seen(won).await.heartbeat);
     assert_eq!(one.mark_sent(won.id).await, Permit::Granted);
-    beats.push(other.seen(won).await.beat);
+    heartbeats.push(other.seen(won).await.heartbeat);
     one.renew(&[won]).await;
-    beats.push(other.seen(won).await.beat);
+    heartbeats.push(other.seen(won).await.heartbeat);
     one.book(won.id, answer(won.id)).await;
-    beats.push(other.seen(won).await.beat);
+    heartbeats.push(other.seen(won).await.heartbeat);
     let last = *other.foreign().await.last().expect("it is open");
     assert_eq!(counts(&other.take(&[last]).await), (0, 0, 1));
-    beats.push(one.seen(won).await.beat);
-    let mut distinct = beats.clone();
+    heartbeats.push(one.seen(won).await.heartbeat);
+    let mut distinct = heartbeats.clone();
     distinct.sort_unstable();
     distinct.dedup();
-    assert_eq!(distinct.len(), beats.len(), "{beats:?}");
+    assert_eq!(distinct.len(), heartbeats.len(), "{heartbeats:?}");
 }
 
 pub(crate) async fn renewing_tells_which_calls_are_still_ones_own_and_open(one: &Bench, other: &Bench) {
@@ -234,7 +234,7 @@ pub(crate) async fn a_call_that_has_changed_is_not_taken_over(one: &Bench, other
     let last = other.seen(won).await;
     let kept = record(&picture(1), won, one.clock.now());
     one.book(won.id, stored(&kept)).await;
-    let nobody = ForeignCall { id: CallId(4711), ..last };
+    let nobody = ForeignOpenCall { id: CallId(4711), ..last };
     assert_eq!(counts(&other.take(&[last, nobody]).await), (0, 0, 0));
     assert_eq!(other.look_up(&picture(1)).await, Some(kept));
 }

@@ -16,9 +16,9 @@ use super::world::World;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
 use crate::error::GatewayError;
-use crate::gateway::{Caller, CropReply, Trail};
+use crate::gateway::{Caller, CropReply, RequestTiming};
 use crate::request::{self, RequestLimits};
-use crate::teams::policy::Terms;
+use crate::teams::policy::PolicyConfig;
 use crate::teams::{BudgetMode, Team};
 use crate::upstream::download::{FetchError, Fetched};
 
@@ -73,8 +73,8 @@ impl Teams {
     }
 
     /// The policy of its processes.
-    pub(super) fn terms(&self) -> Terms {
-        Terms {
+    pub(super) fn terms(&self) -> PolicyConfig {
+        PolicyConfig {
             teams: crate::teams::Teams::new(self.all.iter().map(|team| ((**team).clone(), Vec::new()))),
             daily_credits: Some(self.daily_credits),
             monthly_credits: Some(self.monthly_credits),
@@ -213,7 +213,7 @@ impl World {
     pub(super) fn send_look_up(self: &Arc<Self>, process: Arc<Process>, key: CacheKey) {
         let world = self.clone();
         tokio::spawn(async move {
-            let mut trail = Trail::default();
+            let mut trail = RequestTiming::default();
             let was_permanent = world.is_permanent(key, 0);
             let outcome = tokio::select! {
                 biased;
@@ -298,5 +298,5 @@ async fn handle(process: &Process, picture: &Picture, ask: &Ask) -> Result<CropR
         deadline: Instant::now() + ANSWER_WITHIN,
     };
     let body = http_body_util::Full::new(picture.body.clone());
-    process.gateway.handle(&caller, head, body, &mut Trail::default()).await
+    process.gateway.handle(&caller, head, body, &mut RequestTiming::default()).await
 }

@@ -19,7 +19,7 @@ use crate::base::record::Record;
 use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallId, CallState, Changes, ForeignCall, Ledger, LedgerError, Orphan, Permit, Recovery,
+    Booking, CallId, CallState, Changes, ForeignOpenCall, Ledger, LedgerError, Orphan, Permit, Recovery,
     Reservation, Reserved, StateTotal,
 };
 use crate::store::{RecordPage, Store, StoreError};
@@ -213,7 +213,7 @@ impl Ledger for LedgerLine {
         self.ask("renew", move |ledger| Ok(ledger.renew_calls(&calls))).await
     }
 
-    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignCall>, LedgerError> {
+    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignOpenCall>, LedgerError> {
         if self.is_quiet() {
             tokio::time::sleep(Duration::from_secs(60)).await;
         }
@@ -223,7 +223,7 @@ impl Ledger for LedgerLine {
         self.ask("foreign_calls", move |ledger| Ok(ledger.calls_of_others(&in_hand))).await
     }
 
-    async fn take_over(&self, silent: Vec<ForeignCall>) -> Result<Recovery, LedgerError> {
+    async fn take_over(&self, silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         let (world, life) = (self.line.world.clone(), self.line.life.clone());
         self.ask("take_over", move |ledger| {
             let taken = ledger.take_calls(&silent)?;

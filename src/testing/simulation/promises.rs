@@ -15,7 +15,9 @@ use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
 use crate::error::GatewayError;
 use crate::gateway::CropReply;
-use crate::ledger::{Booking, CallId, CallState, ForeignCall, LedgerError, Recovery, Reservation, Reserved};
+use crate::ledger::{
+    Booking, CallId, CallState, ForeignOpenCall, LedgerError, Recovery, Reservation, Reserved,
+};
 use crate::testing::memory_ledger::{Book, Row};
 
 /// How long a URL is dead before its result counts as gone: a quarter of an hour, as far as a fetch
@@ -240,7 +242,7 @@ impl World {
     }
 
     /// Calls whose owner was silent were settled, or have a new owner.
-    pub(super) fn was_taken(&self, life: &Life, silent: &[ForeignCall], taken: &Recovery) {
+    pub(super) fn was_taken(&self, life: &Life, silent: &[ForeignOpenCall], taken: &Recovery) {
         let (released, unknown) = (taken.released, taken.unknown);
         let unfinished: Vec<i64> = taken.unfinished.iter().map(|call| call.id.0).collect();
         self.note(|| {

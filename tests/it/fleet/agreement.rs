@@ -24,15 +24,15 @@ const CREDITS: u64 = CREDITS_PER_CROP.unsigned_abs();
 
 /// What clients were told.
 #[derive(Default)]
-struct Told {
+struct LogContext {
     statuses: BTreeMap<u16, u64>,
     charged: u64,
     saved: u64,
 }
 
 /// One client's requests, until all have been made.
-async fn client(seed: u64, urls: [String; 3], tokens: [String; 3], left: Arc<AtomicU64>) -> Told {
-    let (mut dice, mut told) = (Dice::new(seed), Told::default());
+async fn client(seed: u64, urls: [String; 3], tokens: [String; 3], left: Arc<AtomicU64>) -> LogContext {
+    let (mut dice, mut told) = (Dice::new(seed), LogContext::default());
     let header = |answer: &client::Answer, name| answer.header(name).map_or(0, |n| n.parse().unwrap());
     while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
         let (url, token) = (&urls[dice.below(3) as usize], &tokens[dice.below(3) as usize]);
@@ -118,9 +118,9 @@ async fn ledger_usage_metrics_clients_and_the_upstream_agree_to_the_unit() {
         }
         tokio::time::sleep(Duration::from_millis(60)).await;
     }
-    let mut told = Told::default();
+    let mut told = LogContext::default();
     for client in clients {
-        let Told { statuses, charged, saved } = client.await.unwrap();
+        let LogContext { statuses, charged, saved } = client.await.unwrap();
         statuses.into_iter().for_each(|(status, n)| *told.statuses.entry(status).or_default() += n);
         (told.charged, told.saved) = (told.charged + charged, told.saved + saved);
     }

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 /// The permanent URLs that clients were told: each serves the same bytes for ever.
 #[derive(Debug, Default)]
 pub struct Archive {
-    urls: BTreeMap<String, Told>,
+    urls: BTreeMap<String, LogContext>,
 }
 
 #[derive(Debug)]
-struct Told {
+struct LogContext {
     key: String,
     bytes: Vec<u8>,
     /// Somebody else took the object away, so it may be missing.
@@ -36,7 +36,7 @@ impl Archive {
     /// # Errors
     /// The URL was told before, for other bytes or another key.
     pub fn told(&mut self, key: &str, url: &str, bytes: &[u8]) -> Result<(), String> {
-        let told = self.urls.entry(url.to_owned()).or_insert_with(|| Told {
+        let told = self.urls.entry(url.to_owned()).or_insert_with(|| LogContext {
             key: key.to_owned(),
             bytes: bytes.to_vec(),
             is_lost: false,

@@ -192,7 +192,7 @@ impl World {
             }),
             Effect::LookAgain => Event::LookedAgain(match pick(4) {
                 0 => Ok(Standing::Result(other_record(0))),
-                2 => Ok(Standing::Remains(other_record(0))),
+                2 => Ok(Standing::OrphanRecord(other_record(0))),
                 1 => Err(StoreError::Corrupt("planted".to_owned())),
                 _ => store_away(),
             }),

@@ -94,8 +94,8 @@ impl AdminFailure {
 /// Answers what was refused before routing.
 pub(super) async fn refused(request: Request, next: Next) -> Response {
     let Some(Refused(error)) = request.extensions().get::<Refused>() else { return next.run(request).await };
-    let situation = error.situation();
-    AdminFailure::new(situation.status, situation.reason.unwrap_or("malformed"), situation.detail)
+    let response = error.response();
+    AdminFailure::new(response.status, response.reason.unwrap_or("malformed"), response.detail)
         .into_response()
 }
 

@@ -1,4 +1,4 @@
-//! What a fill tells of its course: where its time went, whom it waited for, what limits decided.
+//! What a fill tells of its timing: where its time went, whom it waited for, what limits decided.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ impl Task {
         self.stage = stage;
         let begun = Instant::now();
         let event = self.perform(effect, machine).await;
-        self.course.stages.add(stage, begun.elapsed());
+        self.timing.stages.add(stage, begun.elapsed());
         event
     }
 
@@ -51,7 +51,7 @@ impl Task {
         if let Some(since) = self.held_since.take() {
             self.shared.parts.metrics.followed(self.holder(), since.elapsed(), false);
         }
-        self.shared.parts.metrics.staged(&self.course.stages);
+        self.shared.parts.metrics.staged(&self.timing.stages);
     }
 
     /// Who holds a key that could not be reserved.
@@ -139,6 +139,6 @@ impl Task {
             Reply::Failed(reply) => Some(reply.status),
             Reply::NotSent(_) | Reply::Unknown(_) => None,
         };
-        self.course.upstream_status = status.or(self.course.upstream_status);
+        self.timing.upstream_status = status.or(self.timing.upstream_status);
     }
 }

@@ -10,12 +10,12 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
 use crate::base::key::CacheKey;
-use crate::fill::Course;
+use crate::fill::FillTiming;
 use crate::metrics::{Stage, Stages};
 
 /// As far as the request came.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Trail {
+pub struct RequestTiming {
     /// Where its time went, as far as it was not another's fill.
     pub stages: Stages,
     /// Time spent waiting for the client's body.
@@ -30,7 +30,7 @@ pub struct Trail {
     fill_wait: Duration,
 }
 
-impl Trail {
+impl RequestTiming {
     /// All time that was waited for others: the rest is our own.
     pub fn waited(&self) -> Duration {
         self.body_wait + self.stages.waited() + self.fill_wait
@@ -42,9 +42,9 @@ impl Trail {
     }
 
     /// The fill that was made for this request, until it was told the outcome.
-    pub(super) fn was_filled(&mut self, course: &Course) {
-        self.fill_wait = course.stages.waited();
-        self.upstream = course.stages.of(Stage::Upstream).map(|took| (took, course.upstream_status));
+    pub(super) fn was_filled(&mut self, timing: &FillTiming) {
+        self.fill_wait = timing.stages.waited();
+        self.upstream = timing.stages.of(Stage::Upstream).map(|took| (took, timing.upstream_status));
     }
 }
 

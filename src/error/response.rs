@@ -35,7 +35,7 @@ impl Fault {
 }
 
 /// One row of the table.
-pub struct Situation {
+pub struct ErrorResponse {
     /// HTTP status, `error_code` and `error_detail.status_code`.
     pub status: StatusCode,
     /// Code and text of the upstream's vocabulary.
@@ -50,7 +50,7 @@ pub struct Situation {
     pub retry_after: Option<Duration>,
 }
 
-impl Situation {
+impl ErrorResponse {
     pub(super) fn new(status: u16, code: Code, fault: Fault, detail: impl Into<String>) -> Self {
         let status = StatusCode::from_u16(status).expect("statuses in this file are valid");
         Self { status, code, fault, detail: detail.into(), reason: None, retry_after: None }
