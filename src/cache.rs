@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use moka::future::{Cache, CacheBuilder};
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
+use moka::sync::{Cache, CacheBuilder};
 
 pub use self::serving::ObjectError;
 use self::serving::Serving;
@@ -142,17 +142,17 @@ impl MemoryCache {
     }
 
     /// The answer under a key.
-    pub async fn answer(&self, key: CacheKey) -> Option<Arc<Record>> {
-        Some(self.entry(key).await?.record)
+    pub fn answer(&self, key: CacheKey) -> Option<Arc<Record>> {
+        Some(self.entry(key)?.record)
     }
 
     /// Is the store known to have the object of this answer?
-    pub async fn is_in_store(&self, record: &Arc<Record>) -> bool {
-        self.entry(record.key).await.is_some_and(|known| known.is_in_store && known.record == *record)
+    pub fn is_in_store(&self, record: &Arc<Record>) -> bool {
+        self.entry(record.key).is_some_and(|known| known.is_in_store && known.record == *record)
     }
 
-    async fn entry(&self, key: CacheKey) -> Option<Answer> {
-        match self.entries.get(&Slot::Answer(key)).await? {
+    fn entry(&self, key: CacheKey) -> Option<Answer> {
+        match self.entries.get(&Slot::Answer(key))? {
             Entry::Answer(answer) => Some(answer),
             Entry::Object(_) => None,
         }
@@ -160,7 +160,7 @@ impl MemoryCache {
 
     /// Keeps an answer, unless one of a higher generation is there, or it may have been read before
     /// [`forget_answer`](Self::forget_answer) was called.
-    pub async fn keep_answer(&self, record: Arc<Record>, reading: FillToken) {
+    pub fn keep_answer(&self, record: Arc<Record>, reading: FillToken) {
         self.update(record.key, |old| match old {
             Some(old) if old.record.generation > record.generation => Op::Nop,
             Some(old) if old.record == record => Op::Nop,
@@ -168,43 +168,38 @@ impl MemoryCache {
             _ if self.is_closed.load(Ordering::SeqCst) => Op::Remove,
             _ if self.begin_reading(record.key).forgotten != reading.forgotten => Op::Remove,
             Some(_) | None => Op::Put(Answer { record: record.clone(), is_in_store: false }),
-        })
-        .await;
+        });
     }
 
     /// Remembers that the store has confirmed the object of this answer, if the answer is here.
-    pub async fn know_in_store(&self, record: &Arc<Record>) {
+    pub fn know_in_store(&self, record: &Arc<Record>) {
         self.update(record.key, |old| {
             let old = old.filter(|old| !old.is_in_store && old.record == *record);
             old.map_or(Op::Nop, |old| Op::Put(Answer { record: old.record, is_in_store: true }))
-        })
-        .await;
+        });
     }
 
     /// Does what `change` decides about the answer under a key.
-    async fn update(&self, key: CacheKey, change: impl FnOnce(Option<Answer>) -> Op<Answer>) {
-        self.entries
-            .entry(Slot::Answer(key))
-            .and_compute_with(|old| {
-                let old = match old.map(moka::Entry::into_value) {
-                    Some(Entry::Answer(old)) => Some(old),
-                    Some(Entry::Object(_)) | None => None,
-                };
-                std::future::ready(match change(old) {
-                    Op::Put(answer) => Op::Put(Entry::Answer(answer)),
-                    Op::Remove => Op::Remove,
-                    Op::Nop => Op::Nop,
-                })
-            })
-            .await;
+    fn update(&self, key: CacheKey, change: impl FnOnce(Option<Answer>) -> Op<Answer>) {
+        self.entries.entry(Slot::Answer(key)).and_compute_with(|old| {
+            let old = match old.map(moka::Entry::into_value) {
+                Some(Entry::Answer(old)) => Some(old),
+                Some(Entry::Object(_)) | None => None,
+            };
+            match change(old) {
+                Op::Put(answer) => Op::Put(Entry::Answer(answer)),
+                Op::Remove => Op::Remove,
+                Op::Nop => Op::Nop,
+            }
+        });
     }
 
     /// Forgets the answer or refusal under a key, and what is being read to be kept there.
-    pub async fn forget_answer(&self, key: CacheKey) {
+    pub fn forget_answer(&self, key: CacheKey) {
         self.forgotten(key).fetch_add(1, Ordering::SeqCst);
         // In turn with those who keep: one who looked at the count before comes first.
-        self.update(key, |_| Op::Remove).await;
-        self.refusals.invalidate(&key).await;
+        self.update(key, |_| Op::Remove);
+        self.refusals.invalidate(&key);
     }
 
     /// A result's bytes: those that another client is being sent, or from memory, or read once for
@@ -215,7 +210,7 @@ impl MemoryCache {
     /// [`ObjectError`]; errors and absences are not kept.
     pub async fn object(&self, name: ObjectName, store: &dyn Store) -> Result<Option<Bytes>, ObjectError> {
         let read = async {
-            if let Some(Entry::Object(bytes)) = self.entries.get(&Slot::Object(name)).await {
+            if let Some(Entry::Object(bytes)) = self.entries.get(&Slot::Object(name)) {
                 // It may be evicted while it is being sent.
                 let share = self.serving.room(bytes.len() as u64).await?;
                 return Ok(Some(share.hold(bytes)));
@@ -224,7 +219,7 @@ impl MemoryCache {
             let read = StoreBudget::default().wait(store.object(name)).await?;
             let Some(bytes) = read else { return Ok(None) };
             if bytes.len() <= MAX_OBJECT {
-                self.entries.insert(Slot::Object(name), Entry::Object(bytes.clone())).await;
+                self.entries.insert(Slot::Object(name), Entry::Object(bytes.clone()));
             }
             Ok(Some(share.hold(bytes)))
         };
@@ -232,20 +227,20 @@ impl MemoryCache {
     }
 
     /// The refusal remembered for a key.
-    pub async fn refusal(&self, key: CacheKey) -> Option<(StatusCode, Bytes)> {
-        self.refusals.get(&key).await
+    pub fn refusal(&self, key: CacheKey) -> Option<(StatusCode, Bytes)> {
+        self.refusals.get(&key)
     }
 
     /// Remembers a deterministic refusal.
-    pub async fn keep_refusal(&self, key: CacheKey, status: StatusCode, body: Bytes) {
+    pub fn keep_refusal(&self, key: CacheKey, status: StatusCode, body: Bytes) {
         if body.len() <= MAX_REFUSAL_BYTES {
-            self.refusals.insert(key, (status, body)).await;
+            self.refusals.insert(key, (status, body));
         }
     }
 
     /// Entries and bytes; lags behind by moka's housekeeping, which this call runs.
-    pub async fn size(&self) -> (u64, u64) {
-        self.entries.run_pending_tasks().await;
+    pub fn size(&self) -> (u64, u64) {
+        self.entries.run_pending_tasks();
         (self.entries.entry_count(), self.entries.weighted_size())
     }
 }
@@ -259,58 +254,58 @@ mod tests {
         Arc::new(crate::testing::store_contract::record("ailab-v1", key, generation, "web"))
     }
 
-    #[tokio::test]
-    async fn what_was_read_before_it_was_forgotten_is_not_kept() {
+    #[test]
+    fn what_was_read_before_it_was_forgotten_is_not_kept() {
         let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
         let key = record(0).key;
         let before = cache.begin_reading(key);
-        cache.keep_answer(record(0), before).await;
-        assert_eq!(cache.answer(key).await, Some(record(0)));
-        cache.forget_answer(key).await;
-        assert_eq!(cache.answer(key).await, None);
-        cache.keep_answer(record(0), before).await;
-        assert_eq!(cache.answer(key).await, None, "it may be what was purged");
-        cache.keep_answer(record(1), cache.begin_reading(key)).await;
-        assert_eq!(cache.answer(key).await, Some(record(1)));
+        cache.keep_answer(record(0), before);
+        assert_eq!(cache.answer(key), Some(record(0)));
+        cache.forget_answer(key);
+        assert_eq!(cache.answer(key), None);
+        cache.keep_answer(record(0), before);
+        assert_eq!(cache.answer(key), None, "it may be what was purged");
+        cache.keep_answer(record(1), cache.begin_reading(key));
+        assert_eq!(cache.answer(key), Some(record(1)));
         // Nor is what it would have replaced.
         let before = cache.begin_reading(key);
-        cache.forget_answer(key).await;
-        cache.keep_answer(record(1), cache.begin_reading(key)).await;
-        cache.keep_answer(record(2), before).await;
-        assert_eq!(cache.answer(key).await, None);
+        cache.forget_answer(key);
+        cache.keep_answer(record(1), cache.begin_reading(key));
+        cache.keep_answer(record(2), before);
+        assert_eq!(cache.answer(key), None);
     }
 
-    #[tokio::test]
-    async fn a_closed_memory_keeps_nothing_and_an_open_one_what_is_read_from_then_on() {
+    #[test]
+    fn a_closed_memory_keeps_nothing_and_an_open_one_what_is_read_from_then_on() {
         let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
         cache.close();
         let key = record(0).key;
         let early = cache.begin_reading(key);
-        cache.keep_answer(record(0), early).await;
-        assert_eq!(cache.answer(key).await, None);
+        cache.keep_answer(record(0), early);
+        assert_eq!(cache.answer(key), None);
         cache.open();
-        cache.keep_answer(record(0), early).await;
-        assert_eq!(cache.answer(key).await, None);
-        cache.keep_answer(record(0), cache.begin_reading(key)).await;
-        assert_eq!(cache.answer(key).await, Some(record(0)));
+        cache.keep_answer(record(0), early);
+        assert_eq!(cache.answer(key), None);
+        cache.keep_answer(record(0), cache.begin_reading(key));
+        assert_eq!(cache.answer(key), Some(record(0)));
     }
 
-    #[tokio::test]
-    async fn a_forgotten_refusal_is_not_believed() {
+    #[test]
+    fn a_forgotten_refusal_is_not_believed() {
         let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
         let key = record(0).key;
-        cache.keep_refusal(key, StatusCode::BAD_REQUEST, Bytes::new()).await;
-        cache.forget_answer(key).await;
-        assert_eq!(cache.refusal(key).await, None);
+        cache.keep_refusal(key, StatusCode::BAD_REQUEST, Bytes::new());
+        cache.forget_answer(key);
+        assert_eq!(cache.refusal(key), None);
     }
 
-    #[tokio::test]
-    async fn a_refusal_that_takes_much_memory_is_not_kept() {
+    #[test]
+    fn a_refusal_that_takes_much_memory_is_not_kept() {
         let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
         let key = record(0).key;
         for (length, is_kept) in [(MAX_REFUSAL_BYTES + 1, false), (MAX_REFUSAL_BYTES, true)] {
-            cache.keep_refusal(key, StatusCode::BAD_REQUEST, vec![b' '; length].into()).await;
-            assert_eq!(cache.refusal(key).await.is_some(), is_kept);
+            cache.keep_refusal(key, StatusCode::BAD_REQUEST, vec![b' '; length].into());
+            assert_eq!(cache.refusal(key).is_some(), is_kept);
         }
     }
 

@@ -75,7 +75,7 @@ pub struct Config {
 }
 
 /// A valid configuration, and what may be wrong with it nevertheless.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     /// The settings.
     pub config: Config,

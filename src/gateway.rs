@@ -260,7 +260,7 @@ impl Gateway {
         if caller.refresh && !caller.team.may_refresh {
             return Err(GatewayError::RefreshNotAllowed);
         }
-        if let Some((status, body)) = self.parts.cache.refusal(key).await {
+        if let Some((status, body)) = self.parts.cache.refusal(key) {
             return Err(GatewayError::passed_through(status, body));
         }
         if self.is_draining() {

@@ -8,7 +8,8 @@ use std::fs::File;
 
 use anyhow::{Context, bail};
 
-use super::{ledger, open_ailab, store};
+use super::start::open_ailab;
+use super::{ledger, store};
 use crate::app::ledger::LedgerHandles;
 use crate::base::clock::Clock;
 use crate::base::state::{StateDir, StateDirError};

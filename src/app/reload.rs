@@ -10,8 +10,8 @@ pub mod watch;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::secrets::KeyWatch;
-use super::{slots_config, terms};
+use super::start::{policy_config, slots_config};
+use super::upstream_key::KeyWatch;
 use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
 use crate::config::{Config, LogLevel, Problems};
@@ -74,10 +74,10 @@ impl Reloader {
             }
             None => None,
         };
-        let terms = terms(new);
+        let policy = policy_config(new);
         // Before anyone can call as a new team, its series are there.
-        self.parts.metrics.teams_in_force(terms.teams.iter().map(|team| &**team));
-        self.parts.policy.replace(terms);
+        self.parts.metrics.teams_in_force(policy.teams.iter().map(|team| &**team));
+        self.parts.policy.replace(policy);
         if !changes.live.is_empty() {
             crash_point("CP36");
         }
@@ -85,7 +85,7 @@ impl Reloader {
             self.parts.filler.set_slots(slots_config(new));
         }
         if let Some((keys, key)) = key {
-            keys.replace(new.upstream.clone(), key);
+            keys.replace(new.upstream.clone(), &key);
         }
         if config.log.level != new.log.level {
             set_level(new.log.level);

@@ -207,7 +207,7 @@ impl Machine {
             Event::RecordKept(Ok(standing)) => self.record_kept(standing),
             Event::RecordKept(Err(error)) => self.not_kept(&error, Next::PutRecord),
 
-            Event::Paused | Event::LogContext => self.after_pause(),
+            Event::Paused | Event::Notified => self.after_pause(),
         }
     }
 

@@ -1,7 +1,7 @@
-//! One fill under way: the [`machine`](super::machine)'s hands.
+//! One fill under way: it performs the effects of the [`machine`](super::machine).
 //!
-//! A task carries out one effect at a time and reports what came of it. It decides nothing about
-//! money; what it adds is whom a fill is for: who waits, whose rate allows a miss, who is told.
+//! A task performs one effect at a time and returns its outcome as an event. It decides nothing about
+//! money; it knows the waiters of the fill, whose rate allows a miss, and who is answered.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use super::{FillOutcome, FillRequest, FillTiming, Inner, Waiter};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
 use crate::base::random::jittered;
+use crate::base::secret::Secret;
 use crate::cache::FillToken;
 use crate::error::{GatewayError, is_about_the_request};
 use crate::fill::circuit::Pass;
@@ -140,18 +141,7 @@ impl Task {
             Effect::Admit => Event::Admitted(self.admit()),
             Effect::CheckRoom => Event::Room(self.check_room().await),
             Effect::EnterCircuit => Event::Entered(self.enter_circuit()),
-            Effect::Reserve => {
-                crash_point("CP4");
-                let Some(payer) = machine.payer() else { return no_payer() };
-                let before = shared.leases.before();
-                let reserved = parts.ledger.reserve(payer.clone()).await;
-                if let Ok(Reserved::Won(won)) = &reserved {
-                    self.lease = Some(shared.leases.hold(won.id, before));
-                }
-                crash_point("CP5");
-                self.note_reserved(payer, &reserved);
-                Event::Reserved(reserved)
-            }
+            Effect::Reserve => self.reserve(machine).await,
             Effect::LookAgain => Event::LookedAgain(self.look_again().await),
             Effect::Import(record) => {
                 if let Err(error) = parts.ledger.import_record(&record).await {
@@ -161,30 +151,14 @@ impl Task {
             }
             Effect::CheckWaiters => Event::Awaited(self.check_waiters()),
             Effect::Open => self.open().await,
-            Effect::MarkSent(id) => {
-                let before = shared.leases.before();
-                let permit = parts.ledger.mark_sent(id).await;
-                if matches!(permit, Ok(Permit::Granted)) {
-                    self.lease.iter().for_each(|lease| lease.renewed(before));
-                    crash_point("CP7");
-                }
-                Event::Marked(permit)
-            }
+            Effect::MarkSent(id) => self.mark_sent(id).await,
             Effect::Send => self.send().await,
             Effect::Retry(retry) => Event::MayRetry(self.retry(retry).await),
             Effect::Book(id, booking) => {
                 self.held = None;
                 Event::Booked(self.book(id, booking, machine).await)
             }
-            Effect::Fetch(url) => {
-                crash_point("CP15");
-                let fetched = parts.results.fetch(&url).await;
-                self.report_mismatch(&fetched, machine);
-                if let Err(error) = &fetched {
-                    parts.metrics.result_rejected(error);
-                }
-                Event::FetchEnded(fetched, self.answer_age())
-            }
+            Effect::Fetch(url) => self.fetch(&url, machine).await,
             Effect::PutObject(fetched) => {
                 crash_point("CP22");
                 let kept = self.budget.wait(parts.store.put_object(fetched.name, fetched.bytes)).await;
@@ -206,17 +180,50 @@ impl Task {
                 if let Some((_, waiter)) = self.payer.take() {
                     self.refuse(&waiter, error);
                 }
-                Event::LogContext
+                Event::Notified
             }
             Effect::Tell(verdict) => {
                 self.tell_settled(&verdict);
                 let outcome = self.outcome(verdict).await;
                 self.is_told = true;
                 self.groups.stall(self.key, &outcome);
-                Event::LogContext
+                Event::Notified
             }
-            Effect::Finish(_) | Effect::Stop => Event::LogContext,
+            Effect::Finish(_) | Effect::Stop => Event::Notified,
         }
+    }
+
+    async fn reserve(&mut self, machine: &Machine) -> Event {
+        crash_point("CP4");
+        let Some(payer) = machine.payer() else { return no_payer() };
+        let before = self.shared.leases.before();
+        let reserved = self.shared.parts.ledger.reserve(payer.clone()).await;
+        if let Ok(Reserved::Won(won)) = &reserved {
+            self.lease = Some(self.shared.leases.hold(won.id, before));
+        }
+        crash_point("CP5");
+        self.note_reserved(payer, &reserved);
+        Event::Reserved(reserved)
+    }
+
+    async fn mark_sent(&mut self, id: CallId) -> Event {
+        let before = self.shared.leases.before();
+        let permit = self.shared.parts.ledger.mark_sent(id).await;
+        if matches!(permit, Ok(Permit::Granted)) {
+            self.lease.iter().for_each(|lease| lease.renewed(before));
+            crash_point("CP7");
+        }
+        Event::Marked(permit)
+    }
+
+    async fn fetch(&mut self, url: &Secret, machine: &Machine) -> Event {
+        crash_point("CP15");
+        let fetched = self.shared.parts.results.fetch(url).await;
+        self.report_mismatch(&fetched, machine);
+        if let Err(error) = &fetched {
+            self.shared.parts.metrics.result_rejected(error);
+        }
+        Event::FetchEnded(fetched, self.answer_age())
     }
 
     /// Answers the waiters of one team, and leaves the others waiting.
@@ -424,13 +431,13 @@ impl Task {
         let cache = &shared.parts.cache;
         match &verdict {
             Ok(filled) if self.is_resumed && !shared.is_unpurged(&filled.record).await => {
-                cache.forget_answer(self.key).await;
+                cache.forget_answer(self.key);
             }
-            Ok(filled) => cache.keep_answer(filled.record.clone(), self.reading).await,
+            Ok(filled) => cache.keep_answer(filled.record.clone(), self.reading),
             // Once is enough, and now is later than that.
             Err(_) if self.is_told => {}
             Err(GatewayError::Upstream { status, body, .. }) if is_about_the_request(*status) => {
-                cache.keep_refusal(self.key, *status, body.clone()).await;
+                cache.keep_refusal(self.key, *status, body.clone());
             }
             Err(GatewayError::UpstreamThrottled { wait }) => shared.told_to_wait.note(self.key, *wait),
             Err(_) => {}

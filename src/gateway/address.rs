@@ -30,14 +30,14 @@ impl Gateway {
         if matches!(self.parts.guard.standing(), Standing::Closed(_)) {
             return false;
         }
-        if self.parts.cache.is_in_store(record).await {
+        if self.parts.cache.is_in_store(record) {
             return true;
         }
         let Some(object) = record.object() else { return false };
         match tokio::time::timeout(LEDGER_PATIENCE, self.parts.ledger.is_spooled(object)).await {
             // Nobody is told of a result before store or spool has it.
             Ok(Ok(false)) => {
-                self.parts.cache.know_in_store(record).await;
+                self.parts.cache.know_in_store(record);
                 true
             }
             Ok(Ok(true)) => false,

@@ -58,7 +58,7 @@ impl Freshness {
 
     /// This process has changed what stands under a key.
     pub async fn forget(&self, key: CacheKey) {
-        self.cache.forget_answer(key).await;
+        self.cache.forget_answer(key);
     }
 
     /// Follows the ledger's changes for ever; returns at once when the ledger is not shared.
@@ -95,7 +95,7 @@ impl Freshness {
         loop {
             let changes = self.ledger.changes(*position).await?;
             for (_, key) in &changes.keys {
-                self.cache.forget_answer(*key).await;
+                self.cache.forget_answer(*key);
             }
             if position.replace(changes.position).is_none() {
                 // What was read before this moment may be older than the position.

@@ -46,7 +46,7 @@ impl Gateway {
     ) -> Result<Option<Found>, GatewayError> {
         let metrics = &self.parts.metrics;
         let reading = self.parts.cache.begin_reading(key);
-        let in_memory = stages.time(Stage::Memory, self.parts.cache.answer(key)).await;
+        let in_memory = stages.time(Stage::Memory, async { self.parts.cache.answer(key) }).await;
         metrics.looked(CacheTier::Memory, if in_memory.is_some() { Look::Hit } else { Look::Miss });
         let (in_ledger, in_store) = match in_memory {
             Some(record) if self.freshness.is_current() => return Ok(Some(hit(record))),
@@ -184,7 +184,7 @@ impl Gateway {
 
     async fn remember(&self, record: Record, status: CacheStatus, reading: FillToken) -> Found {
         let record = Arc::new(record);
-        self.parts.cache.keep_answer(record.clone(), reading).await;
+        self.parts.cache.keep_answer(record.clone(), reading);
         Found { record, status }
     }
 }

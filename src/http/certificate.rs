@@ -2,8 +2,6 @@
 //!
 //! Pure: whoever reads the files, and when, is elsewhere. Nothing of the key is in any error.
 
-mod expiry;
-
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -11,6 +9,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
+use x509_parser::parse_x509_certificate;
 
 /// A certificate that belongs to its key. Cheap to clone.
 #[derive(Clone)]
@@ -47,7 +46,9 @@ impl Certificate {
             .collect::<Result<_, _>>()
             .map_err(|_| CertificateError::Chain)?;
         let first = certificates.first().ok_or(CertificateError::Chain)?;
-        let expires = expiry::of(first).ok_or(CertificateError::Chain)?;
+        let (_, parsed) = parse_x509_certificate(first).map_err(|_| CertificateError::Chain)?;
+        let expires = Timestamp::from_second(parsed.validity().not_after.timestamp());
+        let expires = expires.map_err(|_| CertificateError::Chain)?;
         let private = PrivateKeyDer::from_pem_slice(key).map_err(|_| CertificateError::Key)?;
         // The provider is named, because with two of them in the tree rustls would panic at run time.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -77,9 +78,11 @@ impl Certificate {
     pub fn expires(&self) -> Timestamp {
         self.expires
     }
+}
 
-    /// Was it made of the same two files?
-    pub fn is_same(&self, other: &Self) -> bool {
+/// Equal when made of the same two files.
+impl PartialEq for Certificate {
+    fn eq(&self, other: &Self) -> bool {
         self.fingerprint == other.fingerprint
     }
 }
@@ -100,8 +103,8 @@ mod tests {
         let of = |chain: &str, key: &str| Certificate::from_pem(chain.as_bytes(), key.as_bytes());
         let check = |chain: &str, key: &str, expected| assert_eq!(of(chain, key).err(), Some(expected));
         let taken = of(&chain, &key).unwrap();
-        assert!(taken.is_same(&of(&chain, &key).unwrap()));
-        assert!(!taken.is_same(&of(&other_chain, &other_key).unwrap()));
+        assert!(taken == of(&chain, &key).unwrap());
+        assert!(taken != of(&other_chain, &other_key).unwrap());
         assert!(of(&format!("{chain}{other_chain}"), &format!("{chain}{key}")).is_ok());
         check(&chain, &other_key, CertificateError::Mismatch);
         check(&format!("{other_chain}{chain}"), &key, CertificateError::Mismatch);
@@ -113,5 +116,15 @@ mod tests {
         check(&chain, "", CertificateError::Key);
         check(&chain, &chain, CertificateError::Key);
         check(&chain, &key[..key.len() / 2], CertificateError::Key);
+    }
+
+    #[test]
+    fn expiry_is_the_end_of_the_certificates_validity() {
+        // Dates are written in another form from 2050 on (RFC 5280, section 4.1.2.5).
+        for year in [2027_u16, 2049, 2050, 4096] {
+            let made = granary_kit::certificate::SelfSigned::until(year.into());
+            let read = Certificate::from_pem(made.chain.as_bytes(), made.key.as_bytes()).unwrap();
+            assert_eq!(read.expires().to_string(), format!("{year}-01-01T00:00:00Z"));
+        }
     }
 }

@@ -27,7 +27,7 @@ mod world;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use granary_kit::dice::Dice;
 
@@ -58,11 +58,16 @@ enum Bug {
 
 /// Lives the world of a seed.
 fn run(seed: u64, bug: Option<Bug>, traced: bool) -> Outcome {
+    run_with(seed, bug, traced, Duration::ZERO)
+}
+
+/// The same; each event takes `real_time` of the machine's clock, as under load.
+fn run_with(seed: u64, bug: Option<Bug>, traced: bool, real_time: Duration) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime");
     random::dice::put(Some(Dice::new(!seed)));
     let outcome = runtime.block_on(async {
-        let world = World::new(seed, bug, traced);
+        let world = World::new(seed, bug, traced, real_time);
         events::live(&world).await;
         world.end()
     });
@@ -149,6 +154,14 @@ fn a_seed_is_the_same_life_every_time() {
         assert_eq!(run(seed, None, false).figures, once.figures, "seed {seed}, untold");
     }
     assert_ne!(run(1, None, true).trace, run(2, None, true).trace);
+}
+
+#[test]
+fn life_does_not_depend_on_the_machines_clock() {
+    for seed in 20..30 {
+        let (once, slowly) = (run(seed, None, true), run_with(seed, None, true, Duration::from_millis(2)));
+        assert_eq!(once.trace, slowly.trace, "seed {seed}");
+    }
 }
 
 /// Asserts that a planted mistake is found.

@@ -107,21 +107,20 @@ fn code_of(text: &str) -> String {
 
 /// Every path that code names: those of `use`, with their braces expanded, and those written in full.
 fn paths(code: &str) -> Vec<Vec<String>> {
-    let mut found = Vec::new();
-    let mut rest = String::new();
-    for (n, statement) in code.split(';').enumerate() {
-        let use_at = statement.rfind("\nuse ").or_else(|| statement.rfind("use ").filter(|_| n == 0));
-        let public_at = statement.rfind("pub use ").or_else(|| statement.rfind(") use "));
-        let at = use_at.max(public_at).or_else(|| statement.trim().starts_with("use ").then_some(0));
-        match at {
-            Some(at) => {
-                let (_, tree) = statement[at..].split_once("use ").expect("it was found");
-                expand(&[], tree, &mut found);
-                rest.push_str(&statement[..at]);
-            }
-            None => rest.push_str(statement),
+    const BEGINNINGS: [&str; 4] = ["use ", "pub use ", "pub(crate) use ", "pub(super) use "];
+    let (mut found, mut rest) = (Vec::new(), String::new());
+    let mut lines = code.lines();
+    while let Some(line) = lines.next() {
+        let Some(begun) = BEGINNINGS.iter().find_map(|beginning| line.trim().strip_prefix(beginning)) else {
+            rest.push_str(line);
+            rest.push('\n');
+            continue;
+        };
+        let mut tree = begun.to_owned();
+        while !tree.ends_with(';') {
+            tree.push_str(lines.next().expect("a use ends"));
         }
-        rest.push(';');
+        expand(&[], tree.trim_end_matches(';'), &mut found);
     }
     let is_of_a_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     for word in rest.split(|c| !is_of_a_path(c)) {

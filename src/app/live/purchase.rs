@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use super::report::{ErrorReport, Report};
 use crate::app::ledger::LedgerHandles;
-use crate::app::{fill_config, ledger, open_ailab, open_upstream, store, terms};
+use crate::app::start::{fill_config, open_ailab, open_upstream, policy_config};
+use crate::app::{ledger, store};
 use crate::base::clock::Clock;
 use crate::base::key::{CacheKey, Digest};
 use crate::base::picture::{self, ImageFormat};
@@ -70,7 +71,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
         guard,
         policy: CurrentPolicy::new(PolicyConfig {
             teams: Teams::new([(team.clone(), Vec::new())]),
-            ..terms(config)
+            ..policy_config(config)
         }),
         clock: Clock::system(),
     };

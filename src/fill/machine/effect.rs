@@ -52,9 +52,9 @@ pub enum Effect {
     Pause(Duration),
     /// As `Pause`, and give the slot back first.
     StepAside(Duration),
-    /// Answer the payer's team only: [`Event::LogContext`].
+    /// Answer the payer's team only: [`Event::Notified`].
     RefuseTeam(GatewayError),
-    /// Answer everyone and whoever comes, and go on: [`Event::LogContext`].
+    /// Answer everyone and whoever comes, and go on: [`Event::Notified`].
     Tell(Verdict),
     /// Answer everyone; the fill is over.
     Finish(Verdict),
@@ -102,7 +102,7 @@ pub enum Event {
     /// Time has passed.
     Paused,
     /// They have been told.
-    LogContext,
+    Notified,
 }
 
 /// Who pays, if anyone.

@@ -150,7 +150,7 @@ fn success(effect: &Effect) -> Event {
         Effect::PutObject(_) => Event::ObjectKept(Ok(()), now()),
         Effect::PutRecord(record) => Event::RecordKept(Ok(Record::clone(record))),
         Effect::Pause(_) | Effect::StepAside(_) => Event::Paused,
-        Effect::RefuseTeam(_) | Effect::Tell(_) => Event::LogContext,
+        Effect::RefuseTeam(_) | Effect::Tell(_) => Event::Notified,
         Effect::Finish(_) | Effect::Stop => panic!("nothing comes after the end"),
     }
 }
@@ -774,7 +774,7 @@ fn an_event_out_of_order_is_a_bug_and_buys_nothing() {
         Event::ObjectKept(Ok(()), now()),
         Event::RecordKept(Ok(other_record(0))),
         Event::Paused,
-        Event::LogContext,
+        Event::Notified,
     ] {
         let effect = Machine::new(LIMITS).step(event);
         assert_eq!(show(&effect), "Finish(Bug)");

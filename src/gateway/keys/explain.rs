@@ -51,7 +51,7 @@ impl KeyAdmin {
     pub async fn explain(&self, key: CacheKey) -> Explained {
         let KeyAdminParts { admin, ledger, store, cache, freshness, clock, namespace, .. } = &self.parts;
         let mut problems = Problems::default();
-        let in_memory = cache.answer(key).await;
+        let in_memory = cache.answer(key);
         let filter =
             CallFilter { key: Some((namespace.clone(), key)), limit: MOST_CALLS, ..CallFilter::default() };
         let (answer, purged_up_to, page, record) = tokio::join!(

@@ -172,7 +172,7 @@ async fn a_result_that_was_lost_and_bought_again_is_named_here_while_it_waits() 
     let record = world.ask(1).await.unwrap().record;
     world.store.store.files().retain(|path, _| path == "archive");
     world.ledger.lose(&record).await.unwrap();
-    world.gateway.parts.cache.forget_answer(key(1)).await;
+    world.gateway.parts.cache.forget_answer(key(1));
     world.store_is_away();
     let again = world.ask(1).await.unwrap();
     assert_eq!((again.status, root_of(&again)), (CacheStatus::Miss, OUR_ROOT));

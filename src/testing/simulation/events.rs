@@ -102,7 +102,7 @@ impl World {
                 let keys = self.teams.keys();
                 let key = keys[self.below(keys.len() as u64) as usize];
                 self.count("answers forgotten by memory");
-                tokio::spawn(async move { process.cache.forget_answer(key).await });
+                process.cache.forget_answer(key);
             }
             88..92 => {
                 self.count("takeovers");

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::Bug;
 use super::faults::{Fault, Line};
+use super::sales::number_of;
 use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
@@ -368,7 +369,11 @@ impl Store for StoreLine {
         self.call("put_record", move |store| {
             let standing = store.put_record(&record)?;
             if standing == record {
-                world.state().permanent_since.insert(record.key, (Instant::now(), life.ledger));
+                let mut state = world.state();
+                state.permanent_since.insert(record.key, (Instant::now(), life.ledger));
+                let sale =
+                    number_of(&record.upstream_request_id).and_then(|number| state.sales.get_mut(number));
+                sale.expect("records are made of sales").was_recorded = true;
             }
             world.note(|| {
                 let (ours, theirs) = (&record.upstream_request_id, &standing.upstream_request_id);

@@ -332,23 +332,22 @@ impl World {
     fn check_reply(&self, key: CacheKey, reply: &CropReply) -> Result<(), String> {
         let (record, name) = (&reply.record, self.teams.name_of(key));
         let number = number_of(&record.upstream_request_id).ok_or("a reply of no sale")?;
-        let (ledger, row, object, bytes) = {
+        let (ledger, row, object, bytes, was_recorded) = {
             let state = self.state();
             let sale = state.sales.get(number).ok_or("a reply of no sale")?;
             if (sale.key, record.key) != (key, key) {
                 return Err(format!("a client asked for {name} and was told R{number}"));
             }
-            (sale.ledger, sale.row, sale.object(), sale.bytes.clone())
+            (sale.ledger, sale.row, sale.object(), sale.bytes.clone(), sale.was_recorded)
         };
         let path = object.path();
         if record.object() != Some(object) || !reply.body.contains(&format!("\"{ROOT}/{path}\"")) {
             return Err(format!("R{number} was told with another URL than its own"));
         }
         let row = self.ledger(ledger).book().row(row).cloned().ok_or("a reply of no row")?;
-        // The ledger may have been away since the payment: then the store's record is what there is.
-        let standing = self.store.record(NAMESPACE, key).ok().flatten();
-        let is_recorded = standing.is_some_and(|one| one.upstream_request_id == record.upstream_request_id);
-        if row.answered_at.is_none() && !is_recorded {
+        // The ledger may have been away since the payment: then the store's record is what there is. Memory
+        // may serve it still when a later generation has taken its place.
+        if row.answered_at.is_none() && !was_recorded {
             let state = row.state.as_str();
             return Err(format!(
                 "a client was told R{number}, whose row {} is {state}: not booked",

@@ -39,6 +39,8 @@ pub(super) struct Sale {
     pub(super) is_charged: bool,
     /// The process that got the reply alive.
     pub(super) delivered_to: Option<usize>,
+    /// Its record was in the store, perhaps until a later generation took its place.
+    pub(super) was_recorded: bool,
     pub(super) bytes: Bytes,
     /// When its URL serves nothing, on the world's own clock.
     pub(super) dead: Option<(Instant, Instant)>,
@@ -172,6 +174,7 @@ impl World {
             outcome,
             is_charged,
             delivered_to: None,
+            was_recorded: false,
             bytes: Bytes::from(format!("BM result {of} of {}", self.teams.name_of(key))),
             dead: self.draw_dead(),
         };
@@ -321,7 +324,7 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            let world = World::new(0, None, false);
+            let world = World::new(0, None, false, Duration::ZERO);
             world.heal();
             Self(Line { life: Life::new(&world, 0), world, place: Place::Upstream })
         }

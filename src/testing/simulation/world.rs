@@ -40,6 +40,8 @@ pub(super) struct World {
     skew_seconds: AtomicI64,
     dice: Mutex<Dice>,
     traced: bool,
+    /// Of the machine's clock, for each line of the trace.
+    real_time: Duration,
     state: Mutex<State>,
 }
 
@@ -86,7 +88,7 @@ pub(super) struct Outcome {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, bug: Option<Bug>, traced: bool) -> Arc<Self> {
+    pub(super) fn new(seed: u64, bug: Option<Bug>, traced: bool, real_time: Duration) -> Arc<Self> {
         let mut dice = Dice::new(seed);
         let plan = Plan::draw(&mut dice);
         let teams = Teams::draw(&mut dice);
@@ -106,6 +108,7 @@ impl World {
             skew_seconds: AtomicI64::new(0),
             dice: Mutex::new(dice),
             traced,
+            real_time,
             state: Mutex::default(),
         })
     }
@@ -222,6 +225,7 @@ impl World {
         if self.traced {
             let line = format!("{:>12.3} s  {}", self.start.elapsed().as_secs_f64(), line());
             self.state().trace.push(line);
+            std::thread::sleep(self.real_time);
         }
     }
 

@@ -51,7 +51,7 @@ pub(super) async fn ready(State(state): State<AdminState>) -> Response {
 }
 
 pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
-    let (memory_entries, memory_bytes) = state.cache.size().await;
+    let (memory_entries, memory_bytes) = state.cache.size();
     let (fills, waiters, calls, _) = state.filler.load();
     let slots = state.filler.slots();
     let (limit, queued) = (slots.limit, slots.queued);

@@ -1,0 +1,70 @@
+//! Follows files that may change while the program runs: the configuration, keys, tokens, certificates.
+//!
+//! Files are polled by content: a mounted secret changes without a new modification time, and a mere
+//! change of that time is no change. A change counts only if it is still there a moment later, because
+//! half a file that is being written may look like a whole one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Interval, MissedTickBehavior};
+
+/// Time between two reads.
+const POLL: Duration = Duration::from_secs(2);
+/// How long a change must last.
+const SETTLE: Duration = Duration::from_millis(250);
+
+type Read<T, E> = dyn Fn() -> Result<T, E> + Send + Sync;
+
+/// A value that is read from files.
+pub(super) struct FileWatch<T, E> {
+    read: Arc<Read<T, E>>,
+    last: Option<Result<T, E>>,
+    clock: Interval,
+}
+
+impl<T, E> FileWatch<T, E>
+where
+    T: Clone + PartialEq + Send + 'static,
+    E: Clone + PartialEq + Send + 'static,
+{
+    /// `read` may block for as long as reading small files does. What it returns first is a change.
+    pub(super) fn new(read: impl Fn() -> Result<T, E> + Send + Sync + 'static) -> Self {
+        let mut clock = tokio::time::interval(POLL);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { read: Arc::new(read), last: None, clock }
+    }
+
+    /// Completes with the next change. Dropping the future loses none.
+    pub(super) async fn next(&mut self) -> Result<T, E> {
+        loop {
+            self.clock.tick().await;
+            if let Some(change) = self.poll().await {
+                return change;
+            }
+        }
+    }
+
+    /// Reads once; returns a change that lasts.
+    pub(super) async fn poll(&mut self) -> Option<Result<T, E>> {
+        let found = self.read().await?;
+        if self.last.as_ref() == Some(&found) {
+            return None;
+        }
+        tokio::time::sleep(SETTLE).await;
+        let lasts = self.read().await? == found;
+        lasts.then(|| self.last.insert(found).clone())
+    }
+
+    /// What is read now, changed or not.
+    pub(super) async fn now(&mut self) -> Option<Result<T, E>> {
+        let found = self.read().await?;
+        Some(self.last.insert(found).clone())
+    }
+
+    /// Reads in a thread of its own, because a file system may hang; `None` when there is no thread.
+    async fn read(&self) -> Option<Result<T, E>> {
+        let read = self.read.clone();
+        tokio::task::spawn_blocking(move || read()).await.ok()
+    }
+}

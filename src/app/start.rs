@@ -1,0 +1,463 @@
+//! The start, step by step: storage, upstream, recovery, background tasks, the two listeners.
+//!
+//! An error ends the process before it listens. A dependency that cannot be asked does not: hits are
+//! served, and nothing is bought until it is back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use axum::http::HeaderValue;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::ledger::LedgerHandles;
+use super::listen::{bind, connection_limits};
+use super::reload::{ReloadParts, Reloader};
+use super::upstream_key::KeyWatch;
+use super::{App, STOP_MARGIN, admin_tokens, certificate, memory};
+use crate::base::clock::Clock;
+use crate::base::crash::crash_point;
+use crate::base::secret::Secret;
+use crate::base::state::StateDir;
+use crate::billing::metering::Meter;
+use crate::billing::reconcile::Reconciler;
+use crate::cache::MemoryCache;
+use crate::config::{Config, StoreKind, UpstreamConfig, UpstreamKind};
+use crate::error;
+use crate::fill::slots::SlotsConfig;
+use crate::fill::{FillConfig, FillParts, Filler};
+use crate::gateway::keys::{KeyAdmin, KeyAdminParts};
+use crate::gateway::{Gateway, GatewayParts};
+use crate::http::routes::body::Pace;
+use crate::http::routes::usage::{UsageParts, UsageState};
+use crate::http::routes::{About, AdminState, Memory, PublicParts, PublicState, admin_router, public_router};
+use crate::http::server::{self, ConnectionLimits, Listener, Stops};
+use crate::ledger::Ledger;
+use crate::ledger::admin::LedgerAdmin;
+use crate::ledger::guard::ArchiveGuard;
+use crate::ledger::spooling::{Copier, Spool, SpoolConfig};
+use crate::ledger::usage::UsageBook;
+use crate::metrics::ledger::MeteredLedger;
+use crate::metrics::store::MeteredStore;
+use crate::metrics::{ListenerName, Metrics};
+use crate::request::RequestLimits;
+use crate::store::Store;
+use crate::teams::policy::{CurrentPolicy, PolicyConfig};
+use crate::upstream::Upstream;
+use crate::upstream::ailab::{AilabConfig, AilabUpstream};
+use crate::upstream::builtin::{BuiltinUpstream, InlineResults};
+use crate::upstream::download::bounded::BoundedResults;
+use crate::upstream::download::http::{DownloadConfig, Downloader};
+use crate::upstream::download::{HostRule, ResultSource};
+
+/// Nothing is asked of an upload's pace for this long.
+const UPLOAD_GRACE: Duration = Duration::from_secs(5);
+/// Connections of operators, load balancers and Prometheus.
+const ADMIN_CONNECTIONS: usize = 256;
+/// How long a start waits for a dependency that hangs.
+const START_PATIENCE: Duration = Duration::from_secs(8);
+/// Time between two comparisons of the archive's markers.
+const GUARD_PERIOD: Duration = Duration::from_secs(30);
+/// Time between two looks for records that the ledger does not know.
+const IMPORT_PERIOD: Duration = Duration::from_secs(5);
+
+/// What all parts share.
+struct Core {
+    config: Config,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    policy: CurrentPolicy,
+    memory: Memory,
+    cache: Arc<MemoryCache>,
+    stops: Stops,
+    /// Cancelled when nothing is bought any more.
+    stopped: CancellationToken,
+}
+
+/// The ledger and the store, which belong together.
+struct Storage {
+    ledger: Arc<dyn Ledger>,
+    usage: Arc<dyn UsageBook>,
+    admin: Arc<dyn LedgerAdmin>,
+    store: Arc<dyn Store>,
+    spool: Arc<Spool>,
+    guard: Arc<ArchiveGuard>,
+}
+
+/// What clients' requests are answered with.
+struct Services {
+    filler: Filler,
+    meter: Arc<Meter>,
+    reconciler: Arc<Reconciler>,
+    about: Arc<About>,
+    reloader: Arc<Reloader>,
+}
+
+/// Builds every part, settles what the last process left open, and starts to listen.
+///
+/// # Errors
+/// Whatever keeps it from starting, in a sentence that says what to do.
+pub(super) async fn start(config: Config, clock: Clock) -> anyhow::Result<App> {
+    let state = StateDir::open(&config.state.path)?;
+    let public = bind(config.server.listen, "server.listen")?;
+    let admin = bind(config.server.admin_listen, "server.admin_listen")?;
+    let (public_addr, admin_addr) = (public.local_addr()?, admin.local_addr()?);
+    let public_root = config.server.public_origin(public_addr).to_string();
+
+    let core = Core::new(config, clock, &state)?;
+    let storage = core.open_storage(&state).await?;
+    let (upstream, results, key) = open_upstream(&core.config, core.metrics.clone())?;
+    let filler = core.start_recovery(&storage, upstream.clone(), results).await?;
+    let copier = Copier::start(storage.spool.clone());
+    let services = core.start_services(&storage, upstream, filler, key);
+    let gateway = core.gateway(&storage, &services, &public_root);
+    let admin = core.admin_listener(admin, &storage, &services, &gateway)?;
+    let public = core.public_listener(public, &services, gateway, &public_root)?;
+    let listeners = vec![tokio::spawn(public.serve()), tokio::spawn(admin.serve())];
+    tracing::info!(
+        public = %public_addr,
+        admin = %admin_addr,
+        url = public_root,
+        upstream = core.config.upstream.kind.as_str(),
+        namespace = core.config.upstream.namespace,
+        version = env!("CARGO_PKG_VERSION"),
+        "listening"
+    );
+    Ok(App {
+        public_addr,
+        admin_addr,
+        stops: core.stops,
+        stopped: core.stopped.drop_guard(),
+        reloader: services.reloader,
+        filler: services.filler,
+        copier,
+        meter: services.meter,
+        usage: storage.usage,
+        drain_grace: core.config.server.drain_grace,
+        longest_call: core.config.upstream.hard_stop + STOP_MARGIN,
+        listeners,
+        metrics: core.metrics,
+        _state: state,
+    })
+}
+
+impl Core {
+    fn new(config: Config, clock: Clock, state: &StateDir) -> anyhow::Result<Self> {
+        let policy = CurrentPolicy::new(policy_config(&config));
+        let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
+        metrics.expect_errors(error::kinds().map(|(fault, code)| (fault.as_str(), code.name)));
+        metrics.spool_may_hold(config.state.spool_max.0);
+        let memory = memory::open(&config, state)?;
+        let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());
+        let (stops, stopped) = (Stops::default(), CancellationToken::new());
+        Ok(Self { config, clock, metrics, policy, memory, cache: Arc::new(cache), stops, stopped })
+    }
+
+    /// Runs `task` until the process is told to stop.
+    fn spawn_until_stopping(&self, task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(self.stops.stopping.clone().run_until_cancelled_owned(task));
+    }
+
+    /// Runs `task` for as long as anything may be bought.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(self.stopped.clone().run_until_cancelled_owned(task));
+    }
+
+    /// Opens ledger and store, and compares their markers.
+    async fn open_storage(&self, state: &StateDir) -> anyhow::Result<Storage> {
+        let config = &self.config;
+        let LedgerHandles { ledger, usage, admin } =
+            super::ledger::open(config, state, self.clock.clone()).await?;
+        let ledger: Arc<dyn Ledger> = Arc::new(MeteredLedger::new(ledger, self.metrics.clone()));
+        let bare = super::store::open(&config.store).await?;
+        let bare: Arc<dyn Store> = Arc::new(MeteredStore::new(bare, self.metrics.clone()));
+        let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
+        let spool_config = SpoolConfig {
+            disk: Some(state.path().to_owned()),
+            max_bytes: config.state.spool_max.0,
+            result_max_bytes: config.upstream.result_max_bytes.0,
+            is_remote: config.store.kind == StoreKind::S3,
+        };
+        let spool = Spool::new(bare, ledger.clone(), guard.clone(), spool_config);
+        let store: Arc<dyn Store> = spool.clone();
+        let prove = async {
+            match config.store.kind {
+                StoreKind::S3 => super::store::prove_bucket(store.clone(), self.stops.stopping.clone()).await,
+                StoreKind::Local => Ok(()),
+            }
+        };
+        let look = tokio::time::timeout(START_PATIENCE, guard.look());
+        let (proved, looked) = tokio::join!(prove, look);
+        proved?;
+        if looked.is_err() {
+            tracing::warn!("the archive's markers could not be compared yet; nothing is bought");
+        }
+        let watched = guard.clone();
+        self.spawn_until_stopping(async move { watched.watch(GUARD_PERIOD).await });
+        Ok(Storage { ledger, usage, admin, store, spool, guard })
+    }
+
+    /// Settles and resumes what earlier processes left open, and keeps the leases of this one.
+    async fn start_recovery(
+        &self,
+        storage: &Storage,
+        upstream: Arc<dyn Upstream>,
+        results: Arc<dyn ResultSource>,
+    ) -> anyhow::Result<Filler> {
+        let Storage { ledger, guard, .. } = storage;
+        // Where several processes keep the ledger, it settles nothing: leases say whose owner is dead.
+        let recovery = ledger.recover().await.context("the ledger cannot be read")?;
+        crash_point("CP33");
+        // A new store has one page: its ledger is complete before anything is bought.
+        let _ = tokio::time::timeout(START_PATIENCE, guard.import_page()).await;
+        let importer = guard.clone();
+        self.spawn_until_stopping(async move { importer.import_records(IMPORT_PERIOD).await });
+        let max_bytes = self.config.upstream.result_max_bytes.0;
+        let parts = FillParts {
+            ledger: ledger.clone(),
+            store: storage.store.clone(),
+            upstream,
+            results: Arc::new(BoundedResults::new(results, self.memory.fetched.clone(), max_bytes)),
+            cache: self.cache.clone(),
+            metrics: self.metrics.clone(),
+            guard: guard.clone(),
+            policy: self.policy.clone(),
+            clock: self.clock.clone(),
+        };
+        let filler = Filler::new(parts, fill_config(&self.config));
+        filler.resume(recovery);
+        let leases = filler.clone();
+        self.spawn(async move { leases.keep_leases().await });
+        Ok(filler)
+    }
+
+    /// Starts counting, the balance of the account, and what a reload replaces.
+    fn start_services(
+        &self,
+        storage: &Storage,
+        upstream: Arc<dyn Upstream>,
+        filler: Filler,
+        key: Option<Arc<ArcSwap<Secret>>>,
+    ) -> Services {
+        let Self { config, metrics, .. } = self;
+        let keys =
+            key.map(|key| KeyWatch::new(config.upstream.clone(), key, filler.clone(), metrics.clone()));
+        if let Some(keys) = keys.clone() {
+            self.spawn(keys.follow());
+        }
+        let about = Arc::new(About {
+            config: ArcSwap::from_pointee(config.to_commented_toml()),
+            started_at: self.clock.now(),
+            namespace: config.upstream.namespace.clone(),
+            upstream: config.upstream.kind.as_str(),
+        });
+        let reload_parts = ReloadParts {
+            about: about.clone(),
+            policy: self.policy.clone(),
+            filler: filler.clone(),
+            keys,
+            metrics: metrics.clone(),
+            clock: self.clock.clone(),
+        };
+        let reloader = Arc::new(Reloader::new(config.clone(), reload_parts));
+        let meter = Arc::new(Meter::new(self.clock.clone(), config.budget.time_zone.clone()));
+        self.spawn(meter.clone().run(storage.usage.clone()));
+        let namespace = config.upstream.namespace.clone();
+        let reconciler =
+            Arc::new(Reconciler::new(storage.usage.clone(), upstream, namespace, self.clock.clone()));
+        let interval = config.upstream.balance_interval;
+        if config.upstream.kind == UpstreamKind::Ailab && !interval.is_zero() {
+            let filler = filler.clone();
+            let reconciling = reconciler.clone().run(interval, move || filler.upstream_is_called());
+            self.spawn_until_stopping(reconciling);
+        }
+        Services { filler, meter, reconciler, about, reloader }
+    }
+
+    fn gateway(&self, storage: &Storage, services: &Services, public_root: &str) -> Gateway {
+        let parts = GatewayParts {
+            cache: self.cache.clone(),
+            ledger: storage.ledger.clone(),
+            store: storage.store.clone(),
+            filler: services.filler.clone(),
+            metrics: self.metrics.clone(),
+            meter: services.meter.clone(),
+            guard: storage.guard.clone(),
+            uploads: self.memory.uploads.clone(),
+            clock: self.clock.clone(),
+        };
+        let config = &self.config;
+        let gateway = Gateway::new(parts, config.upstream.namespace.clone(), public_root.to_owned())
+            .with_store_root(config.store.public_url.as_ref().map(ToString::to_string))
+            // The other connections are for clients that only read what is stored.
+            .with_waiting_places((config.server.max_connections * 3 / 4).max(1));
+        let freshness = gateway.freshness();
+        self.spawn(async move { freshness.follow().await });
+        gateway
+    }
+
+    fn admin_listener(
+        &self,
+        socket: TcpListener,
+        storage: &Storage,
+        services: &Services,
+        gateway: &Gateway,
+    ) -> anyhow::Result<Listener> {
+        let config = &self.config;
+        let usage = UsageState::new(UsageParts {
+            book: storage.usage.clone(),
+            ledger: storage.ledger.clone(),
+            meter: services.meter.clone(),
+            reconciler: services.reconciler.clone(),
+            policy: self.policy.clone(),
+            clock: self.clock.clone(),
+            zone: config.budget.time_zone.clone(),
+            price: config.upstream.credit_price,
+        });
+        let keys = KeyAdmin::new(KeyAdminParts {
+            admin: storage.admin.clone(),
+            ledger: storage.ledger.clone(),
+            store: storage.store.clone(),
+            cache: self.cache.clone(),
+            freshness: gateway.freshness(),
+            guard: storage.guard.clone(),
+            clock: self.clock.clone(),
+            namespace: config.upstream.namespace.clone(),
+        });
+        let (tokens, following) = admin_tokens::follow(&config.server)?;
+        self.spawn(following);
+        let state = AdminState {
+            metrics: self.metrics.clone(),
+            cache: self.cache.clone(),
+            memory: self.memory.clone(),
+            ledger: storage.ledger.clone(),
+            admin: storage.admin.clone(),
+            keys: Arc::new(keys),
+            guard: storage.guard.clone(),
+            filler: services.filler.clone(),
+            stopping: self.stops.stopping.clone(),
+            policy: self.policy.clone(),
+            usage,
+            tokens,
+            about: services.about.clone(),
+        };
+        let limits =
+            ConnectionLimits { max_connections: ADMIN_CONNECTIONS, ..connection_limits(&config.server) };
+        Ok(Listener {
+            socket,
+            name: ListenerName::Admin,
+            routes: admin_router(state),
+            limits,
+            certificate: None,
+            metrics: self.metrics.clone(),
+            stops: self.stops.clone(),
+        })
+    }
+
+    fn public_listener(
+        &self,
+        socket: TcpListener,
+        services: &Services,
+        gateway: Gateway,
+        public_root: &str,
+    ) -> anyhow::Result<Listener> {
+        let config = &self.config;
+        let state = PublicState::new(PublicParts {
+            gateway,
+            policy: self.policy.clone(),
+            metrics: self.metrics.clone(),
+            clock: self.clock.clone(),
+            answer_within: config.server.answer_within,
+            pace: Pace {
+                total: config.server.body_timeout,
+                grace: UPLOAD_GRACE,
+                bytes_per_second: config.server.min_upload_rate.0,
+            },
+            limits: RequestLimits::default(),
+            public_root: public_root.to_owned(),
+            is_builtin: config.upstream.kind == UpstreamKind::Builtin,
+            reconciler: services.reconciler.clone(),
+        });
+        let certificate = certificate::open(&config.server, &self.metrics)?;
+        if let Some(current) = certificate.clone() {
+            self.spawn(certificate::follow(config.server.clone(), current, self.metrics.clone()));
+        }
+        Ok(Listener {
+            socket,
+            name: ListenerName::Public,
+            routes: server::public_service(public_router(state.clone()), state),
+            limits: connection_limits(&config.server),
+            certificate,
+            metrics: self.metrics.clone(),
+            stops: self.stops.clone(),
+        })
+    }
+}
+
+type UpstreamHandles = (Arc<dyn Upstream>, Arc<dyn ResultSource>, Option<Arc<ArcSwap<Secret>>>);
+
+pub(super) fn open_upstream(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<UpstreamHandles> {
+    let settings = &config.upstream;
+    match settings.kind {
+        UpstreamKind::Builtin => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            Ok((Arc::new(BuiltinUpstream::new(cores)), Arc::new(InlineResults), None))
+        }
+        UpstreamKind::Ailab => {
+            let mut download = DownloadConfig::default();
+            if !settings.result_hosts.is_empty() {
+                let rules = settings.result_hosts.iter().map(|text| {
+                    text.parse::<HostRule>().with_context(|| format!("upstream.result_hosts: {text}"))
+                });
+                download.hosts = rules.collect::<anyhow::Result<_>>()?;
+            }
+            download.max_bytes = usize::try_from(settings.result_max_bytes.0).unwrap_or(usize::MAX);
+            download.total_timeout = settings.result_timeout;
+            let (ailab, key) = open_ailab(settings)?;
+            Ok((Arc::new(ailab.timed_by(metrics)), Arc::new(Downloader::new(download)), Some(key)))
+        }
+    }
+}
+
+/// With the key it will use, which may be swapped.
+pub(super) fn open_ailab(settings: &UpstreamConfig) -> anyhow::Result<(AilabUpstream, Arc<ArcSwap<Secret>>)> {
+    let key = settings.key().map_err(anyhow::Error::msg)?.context("upstream.api_key is missing")?;
+    let base_url = Url::parse(&settings.base_url.to_string()).context("upstream.base_url")?;
+    let key = Arc::new(ArcSwap::from_pointee(key));
+    let mut ailab = AilabConfig::new(base_url, key.clone());
+    ailab.connect_timeout = settings.connect_timeout;
+    ailab.upload_timeout = settings.upload_timeout;
+    ailab.hard_stop = settings.hard_stop;
+    Ok((AilabUpstream::new(ailab)?, key))
+}
+
+pub(super) fn fill_config(config: &Config) -> FillConfig {
+    FillConfig {
+        namespace: config.upstream.namespace.clone(),
+        credits_per_call: config.upstream.credits_per_call,
+        slots: slots_config(config),
+        result_url_ttl: config.upstream.result_url_ttl,
+        hard_stop: config.upstream.hard_stop,
+    }
+}
+
+pub(super) fn slots_config(config: &Config) -> SlotsConfig {
+    SlotsConfig {
+        concurrency: config.upstream.concurrency,
+        max_concurrency: config.upstream.max_concurrency,
+        queue: config.upstream.queue,
+    }
+}
+
+pub(super) fn policy_config(config: &Config) -> PolicyConfig {
+    let origins = config.server.cors_origins.iter();
+    PolicyConfig {
+        teams: config.to_teams(),
+        daily_credits: config.budget.daily_credits,
+        monthly_credits: config.budget.monthly_credits,
+        origins: origins.filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok()).collect(),
+    }
+}
