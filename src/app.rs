@@ -1,16 +1,18 @@
 //! The composition root: it and its children alone name concrete stores, ledgers and upstreams.
 
 mod admin_tokens;
-pub mod adopt;
+pub(crate) mod adopt;
 mod certificate;
 mod file_watch;
 mod ledger;
 mod listen;
-pub mod live;
+pub(crate) mod live;
 mod memory;
-pub mod reload;
+pub(crate) mod reload;
+mod settings;
 mod start;
 mod store;
+mod upstream;
 mod upstream_key;
 
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! What every other part rests on: keys, records, pictures, secrets, clock, disk. Imports nothing above it.
 
 pub mod archive;
-pub mod breaker;
+pub(crate) mod breaker;
 pub mod clock;
 pub(crate) mod crash;
 pub(crate) mod disk;
@@ -9,8 +9,8 @@ pub mod envelope;
 pub mod key;
 pub mod outcome;
 pub mod picture;
-pub mod random;
+pub(crate) mod random;
 pub mod record;
-pub mod results;
+pub(crate) mod results;
 pub mod secret;
-pub mod state;
+pub(crate) mod state;

@@ -36,7 +36,6 @@ const MAX_REFUSAL_BYTES: usize = 4096;
 /// What an entry costs beside its texts: map slots, pointers, bookkeeping.
 const ENTRY_OVERHEAD: usize = 512;
 
-/// See the module.
 pub struct MemoryCache {
     entries: Cache<Slot, Entry>,
     refusals: Cache<CacheKey, (StatusCode, Bytes)>,

@@ -7,7 +7,7 @@ mod admin;
 mod adopt;
 mod check;
 mod key;
-pub mod logging;
+pub(crate) mod logging;
 mod operator;
 mod token;
 mod usage;
@@ -59,7 +59,6 @@ enum Verb {
     Settle(operator::SettleArguments),
     /// Stop spending at once; hits go on
     Freeze(operator::SpendingArguments),
-    /// Resume spending
     Thaw(operator::SpendingArguments),
     /// Tokens, with which teams call
     #[command(subcommand)]

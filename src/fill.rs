@@ -51,17 +51,13 @@ use crate::upstream::download::ResultSource;
 
 /// What a fill works with.
 pub struct FillParts {
-    /// The book.
     pub ledger: Arc<dyn Ledger>,
-    /// Where results rest.
     pub store: Arc<dyn Store>,
-    /// Who is paid.
     pub upstream: Arc<dyn Upstream>,
     /// Where results come from.
     pub results: Arc<dyn ResultSource>,
     /// Where answers are kept at hand.
     pub cache: Arc<MemoryCache>,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Says whether anything may be bought.
     pub guard: Arc<ArchiveGuard>,
@@ -109,9 +105,7 @@ struct Inner {
 /// What is to be made.
 #[derive(Clone)]
 pub struct FillRequest {
-    /// What to buy.
     pub order: Arc<Order>,
-    /// The request.
     pub key: CacheKey,
     /// BLAKE3 of the picture.
     pub image: Digest,
@@ -151,7 +145,6 @@ pub struct FillOutcome {
 /// Where the time of a fill went, and what the upstream said.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FillTiming {
-    /// Its stages.
     pub stages: Stages,
     /// The status of the upstream's last answer, if there was one.
     pub upstream_status: Option<StatusCode>,

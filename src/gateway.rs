@@ -11,8 +11,8 @@
 //! Hits and coalesced callers spend nothing, and work when everything else is down.
 
 mod address;
-pub mod freshness;
-pub mod keys;
+pub(crate) mod freshness;
+pub(crate) mod keys;
 mod look_up;
 pub mod rewrite;
 #[cfg(test)]

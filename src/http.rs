@@ -1,5 +1,5 @@
 //! Bytes in, bytes out: connections and TLS ([`server`]), public and admin routes ([`routes`]).
 
-pub mod certificate;
+pub(crate) mod certificate;
 pub mod routes;
-pub mod server;
+pub(crate) mod server;

@@ -52,16 +52,16 @@
 
 pub mod app;
 pub mod base;
-pub mod billing;
-pub mod cache;
+pub(crate) mod billing;
+pub(crate) mod cache;
 pub mod cli;
 pub mod config;
 pub mod error;
-pub mod fill;
+pub(crate) mod fill;
 pub mod gateway;
 pub mod http;
 pub mod ledger;
-pub mod metrics;
+pub(crate) mod metrics;
 pub mod request;
 pub mod store;
 pub mod teams;

@@ -9,7 +9,7 @@
 
 mod budget;
 pub mod local;
-pub mod s3;
+pub(crate) mod s3;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -104,7 +104,6 @@ const MAX_RECORD_BYTES: u64 = 4 << 20;
 
 /// The name of the marker in every store.
 pub(crate) const MARKER: &str = "archive";
-/// The longest marker.
 const MAX_MARKER_BYTES: u64 = 1024;
 
 /// Reads what is under [`MARKER`].

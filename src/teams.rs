@@ -9,7 +9,7 @@
 //! This module never performs I/O, counts nothing, and reads no credential from a query or cookie.
 
 mod admin;
-pub mod policy;
+pub(crate) mod policy;
 mod token;
 
 #[cfg(test)]

@@ -8,12 +8,12 @@
 //! Implementations: [`ailab`], the paid API, and [`builtin`], our own engine. They never retry and
 //! never touch the ledger: what an outcome costs is decided by the fill.
 
-pub mod ailab;
-pub mod builtin;
+pub(crate) mod ailab;
+pub(crate) mod builtin;
 pub mod code;
-pub mod download;
-pub mod net;
-pub mod operation;
+pub(crate) mod download;
+pub(crate) mod net;
+pub(crate) mod operation;
 
 use std::sync::Arc;
 use std::time::Duration;

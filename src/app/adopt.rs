@@ -30,9 +30,7 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// What was found, and the archive that ledger and store belong to now.
 #[derive(Debug, Deserialize)]
 pub struct Adopted {
-    /// In a sentence.
     pub found: String,
-    /// The archive's id.
     pub archive: String,
 }
 

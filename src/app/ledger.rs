@@ -15,11 +15,9 @@ use crate::ledger::usage::UsageBook;
 
 /// One book, as each of those sees it who use it.
 pub(super) struct LedgerHandles {
-    /// Who pays.
     pub(super) ledger: Arc<dyn Ledger>,
     /// Who asks who paid.
     pub(super) usage: Arc<dyn UsageBook>,
-    /// Operators.
     pub(super) admin: Arc<dyn LedgerAdmin>,
 }
 

@@ -8,7 +8,7 @@ use std::fs::File;
 
 use anyhow::{Context, bail};
 
-use super::start::open_ailab;
+use super::upstream::open_ailab;
 use super::{ledger, store};
 use crate::app::ledger::LedgerHandles;
 use crate::base::clock::Clock;
@@ -29,7 +29,6 @@ pub struct Finding {
 /// What a check may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckCost {
-    /// What is free.
     Free,
     /// Also one purchase, when all else works.
     OneCrop,

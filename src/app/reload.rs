@@ -6,11 +6,11 @@
 
 #[cfg(test)]
 mod tests;
-pub mod watch;
+pub(crate) mod watch;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::start::{policy_config, slots_config};
+use super::settings::{policy_config, slots_config};
 use super::upstream_key::KeyWatch;
 use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
@@ -27,7 +27,6 @@ pub struct Reloader {
     parts: ReloadParts,
 }
 
-/// See [`Reloader`].
 pub(super) struct ReloadParts {
     /// For what operators are shown.
     pub(super) about: Arc<About>,

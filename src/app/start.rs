@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use axum::http::HeaderValue;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
 use super::ledger::LedgerHandles;
 use super::listen::{bind, connection_limits};
 use super::reload::{ReloadParts, Reloader};
+use super::settings::{fill_config, policy_config};
+use super::upstream::open_upstream;
 use super::upstream_key::KeyWatch;
 use super::{App, STOP_MARGIN, admin_tokens, certificate, memory};
 use crate::base::clock::Clock;
@@ -25,10 +25,9 @@ use crate::base::state::StateDir;
 use crate::billing::metering::Meter;
 use crate::billing::reconcile::Reconciler;
 use crate::cache::MemoryCache;
-use crate::config::{Config, StoreKind, UpstreamConfig, UpstreamKind};
+use crate::config::{Config, StoreKind, UpstreamKind};
 use crate::error;
-use crate::fill::slots::SlotsConfig;
-use crate::fill::{FillConfig, FillParts, Filler};
+use crate::fill::{FillParts, Filler};
 use crate::gateway::keys::{KeyAdmin, KeyAdminParts};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::http::routes::body::Pace;
@@ -45,13 +44,10 @@ use crate::metrics::store::MeteredStore;
 use crate::metrics::{ListenerName, Metrics};
 use crate::request::RequestLimits;
 use crate::store::Store;
-use crate::teams::policy::{CurrentPolicy, PolicyConfig};
+use crate::teams::policy::CurrentPolicy;
 use crate::upstream::Upstream;
-use crate::upstream::ailab::{AilabConfig, AilabUpstream};
-use crate::upstream::builtin::{BuiltinUpstream, InlineResults};
+use crate::upstream::download::ResultSource;
 use crate::upstream::download::bounded::BoundedResults;
-use crate::upstream::download::http::{DownloadConfig, Downloader};
-use crate::upstream::download::{HostRule, ResultSource};
 
 /// Nothing is asked of an upload's pace for this long.
 const UPLOAD_GRACE: Duration = Duration::from_secs(5);
@@ -394,70 +390,5 @@ impl Core {
             metrics: self.metrics.clone(),
             stops: self.stops.clone(),
         })
-    }
-}
-
-type UpstreamHandles = (Arc<dyn Upstream>, Arc<dyn ResultSource>, Option<Arc<ArcSwap<Secret>>>);
-
-pub(super) fn open_upstream(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<UpstreamHandles> {
-    let settings = &config.upstream;
-    match settings.kind {
-        UpstreamKind::Builtin => {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            Ok((Arc::new(BuiltinUpstream::new(cores)), Arc::new(InlineResults), None))
-        }
-        UpstreamKind::Ailab => {
-            let mut download = DownloadConfig::default();
-            if !settings.result_hosts.is_empty() {
-                let rules = settings.result_hosts.iter().map(|text| {
-                    text.parse::<HostRule>().with_context(|| format!("upstream.result_hosts: {text}"))
-                });
-                download.hosts = rules.collect::<anyhow::Result<_>>()?;
-            }
-            download.max_bytes = usize::try_from(settings.result_max_bytes.0).unwrap_or(usize::MAX);
-            download.total_timeout = settings.result_timeout;
-            let (ailab, key) = open_ailab(settings)?;
-            Ok((Arc::new(ailab.timed_by(metrics)), Arc::new(Downloader::new(download)), Some(key)))
-        }
-    }
-}
-
-/// With the key it will use, which may be swapped.
-pub(super) fn open_ailab(settings: &UpstreamConfig) -> anyhow::Result<(AilabUpstream, Arc<ArcSwap<Secret>>)> {
-    let key = settings.key().map_err(anyhow::Error::msg)?.context("upstream.api_key is missing")?;
-    let base_url = Url::parse(&settings.base_url.to_string()).context("upstream.base_url")?;
-    let key = Arc::new(ArcSwap::from_pointee(key));
-    let mut ailab = AilabConfig::new(base_url, key.clone());
-    ailab.connect_timeout = settings.connect_timeout;
-    ailab.upload_timeout = settings.upload_timeout;
-    ailab.hard_stop = settings.hard_stop;
-    Ok((AilabUpstream::new(ailab)?, key))
-}
-
-pub(super) fn fill_config(config: &Config) -> FillConfig {
-    FillConfig {
-        namespace: config.upstream.namespace.clone(),
-        credits_per_call: config.upstream.credits_per_call,
-        slots: slots_config(config),
-        result_url_ttl: config.upstream.result_url_ttl,
-        hard_stop: config.upstream.hard_stop,
-    }
-}
-
-pub(super) fn slots_config(config: &Config) -> SlotsConfig {
-    SlotsConfig {
-        concurrency: config.upstream.concurrency,
-        max_concurrency: config.upstream.max_concurrency,
-        queue: config.upstream.queue,
-    }
-}
-
-pub(super) fn policy_config(config: &Config) -> PolicyConfig {
-    let origins = config.server.cors_origins.iter();
-    PolicyConfig {
-        teams: config.to_teams(),
-        daily_credits: config.budget.daily_credits,
-        monthly_credits: config.budget.monthly_credits,
-        origins: origins.filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok()).collect(),
     }
 }

@@ -30,7 +30,6 @@ pub struct ResultShare(OwnedSemaphorePermit);
 pub struct NoResultRoom;
 
 impl ResultRoom {
-    /// Room for `bytes`.
     pub fn new(bytes: u64) -> Self {
         let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX).max(1);
         Self { free: Arc::new(Semaphore::new(units as usize)), units }

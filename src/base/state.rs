@@ -22,7 +22,6 @@ pub enum StateDirError {
     /// It cannot be made or locked, or other users can change it.
     #[error("the state directory {path} cannot be used: {error}")]
     Io {
-        /// The directory.
         path: PathBuf,
         /// What the system said. It is in the text above, so it is no `source`.
         error: io::Error,
@@ -58,7 +57,6 @@ impl StateDir {
         self.path.join("uploads")
     }
 
-    /// The directory itself.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -37,7 +37,6 @@ const MOST_LOOK_UPS: usize = 100_000;
 /// How long the clock is believed to be on the same day as at the last look.
 const SAME_DAY: SignedDuration = SignedDuration::from_secs(30);
 
-/// See the module.
 pub struct Meter {
     counts: Mutex<Counts>,
     /// One batch at a time is on its way.

@@ -6,7 +6,6 @@ use std::str::FromStr;
 
 /// Digits behind the point.
 const DIGITS: usize = 6;
-/// Millionths in one.
 const UNIT: i128 = 1_000_000;
 
 /// The price of one credit, such as 0.003.

@@ -22,7 +22,6 @@ pub enum ObjectError {
     /// Others are being sent that take all the memory there is for them.
     #[error(transparent)]
     NoRoom(#[from] NoResultRoom),
-    /// The store's.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -32,7 +31,6 @@ pub(super) type Outcome = Result<Option<Bytes>, ObjectError>;
 
 type Places = Arc<Mutex<HashMap<ObjectName, Weak<Place>>>>;
 
-/// See the module.
 pub(super) struct Serving {
     room: ResultRoom,
     /// Those who may read from the store at once.

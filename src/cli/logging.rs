@@ -38,7 +38,6 @@ pub fn start(config: &LogConfig) -> anyhow::Result<Log> {
 
 /// The log of this process.
 pub struct Log {
-    /// Changes its level.
     pub level: LevelControl,
     /// To be kept until nothing more is said.
     pub flushed: Flushed,

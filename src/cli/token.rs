@@ -12,7 +12,6 @@ use crate::teams::{LOCAL_TEAM, Token, is_team_name};
 pub(super) enum TokenVerb {
     /// Make a token for a team: the token on standard output, the line to paste on standard error
     New {
-        /// The team's name
         #[arg(value_parser = team_name)]
         team: String,
         /// When it stops working: a date (2027-01-31, at its beginning in UTC), a moment

@@ -23,7 +23,6 @@ impl Problems {
         problems
     }
 
-    /// One more.
     pub(super) fn add(&mut self, field: impl fmt::Display, message: impl Into<String>) {
         self.0.push(Problem { field: field.to_string(), message: message.into() });
     }

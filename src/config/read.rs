@@ -22,7 +22,6 @@ const OTHER_VARIABLES: [&str; 6] = [
 /// What has been found out while reading.
 #[derive(Default)]
 pub(super) struct ConfigReader {
-    /// What is wrong.
     pub problems: Problems,
     /// What may be wrong.
     pub warnings: Vec<String>,

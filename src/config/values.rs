@@ -133,7 +133,6 @@ impl Setting for Price {
     }
 }
 
-/// Rates.
 impl Setting for f64 {
     fn from_text(text: &str) -> Result<Self, String> {
         text.parse()

@@ -82,7 +82,6 @@ pub enum Attempt {
     Lost,
 }
 
-/// See the module.
 pub struct Circuit {
     state: Mutex<State>,
     opened: Notify,
@@ -103,7 +102,6 @@ pub struct Pass {
 }
 
 impl Circuit {
-    /// Closed.
     pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
         let state = Mutex::new(State::new(Instant::now()));
         Arc::new(Self { state, opened: Notify::new(), metrics })

@@ -53,7 +53,6 @@ impl<V> Ticket<V> {
 }
 
 impl<K: Eq + Hash + Copy, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
-    /// No groups.
     pub fn new() -> Self {
         Self { groups: Mutex::new(HashMap::new()) }
     }

@@ -75,7 +75,6 @@ pub enum CallEnd {
     Served,
     /// Its flow control refused it, and may have asked for a wait.
     Throttled(Option<Duration>),
-    /// Anything else.
     Failed,
 }
 
@@ -92,7 +91,6 @@ pub struct Slot {
 pub struct SlotsLoad {
     /// Calls that may be under way at once.
     pub limit: usize,
-    /// Calls under way.
     pub in_flight: usize,
     /// Who waits, by team; teams with nobody are left out.
     pub queued: BTreeMap<String, usize>,

@@ -27,7 +27,6 @@ use crate::store::{StoreBudget, StoreError};
 use crate::teams::policy::Turn;
 use crate::upstream::{HeldCall, NotSent, Opened, RefusalKind, Reply, UnknownCause};
 
-/// See the module.
 pub(super) struct Task {
     pub(super) shared: Arc<Inner>,
     /// Where its callers wait.

@@ -26,13 +26,11 @@ const POLL: Duration = Duration::from_secs(1);
 /// change is seen within this time, or not served from memory.
 const FRESH_FOR: Duration = Duration::from_secs(2);
 
-/// See the module.
 pub struct Freshness {
     ledger: Arc<dyn Ledger>,
     cache: Arc<MemoryCache>,
     is_shared: bool,
     began: Instant,
-    /// Milliseconds from `began`.
     fresh_until: AtomicU64,
 }
 

@@ -20,11 +20,8 @@ use crate::store::{Store, StoreError};
 
 /// What a desk works with.
 pub struct KeyAdminParts {
-    /// Changes the book.
     pub admin: Arc<dyn LedgerAdmin>,
-    /// The book.
     pub ledger: Arc<dyn Ledger>,
-    /// Where records are.
     pub store: Arc<dyn Store>,
     /// Where answers are at hand.
     pub cache: Arc<MemoryCache>,
@@ -38,7 +35,6 @@ pub struct KeyAdminParts {
     pub namespace: String,
 }
 
-/// See the module.
 pub struct KeyAdmin {
     parts: KeyAdminParts,
 }
@@ -58,7 +54,6 @@ pub enum PurgeError {
     /// Nothing is stored under the key.
     #[error("nothing is stored under this key")]
     Nothing,
-    /// Nothing has changed.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// The ledger knows nothing of the key, and the store cannot be asked. Nothing has changed.

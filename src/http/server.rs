@@ -24,6 +24,7 @@ mod descriptors;
 mod framed;
 mod linger;
 mod signals;
+mod socket;
 mod timers;
 mod write_timeout;
 
@@ -76,19 +77,14 @@ pub type CurrentCertificate = Arc<ArcSwap<Certificate>>;
 
 /// One listening socket and what it serves.
 pub struct Listener {
-    /// Bound already.
     pub socket: TcpListener,
-    /// Labels its metrics.
     pub name: ListenerName,
-    /// Answers its requests.
     pub routes: Router,
     /// Applies to each of its connections.
     pub limits: ConnectionLimits,
     /// TLS is spoken if there is one.
     pub certificate: Option<CurrentCertificate>,
-    /// Counts its connections.
     pub metrics: Arc<Metrics>,
-    /// Ends it.
     pub stops: Stops,
 }
 

@@ -5,7 +5,6 @@ use super::RequestError;
 use crate::base::key::KeyHasher;
 use crate::request::uploads::{Picture, Share, SpillFile, UploadRoom};
 
-/// See the module.
 pub(super) struct ImageBuffer {
     room: UploadRoom,
     /// What is in memory; behind what is in the file, if there is one.

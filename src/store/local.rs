@@ -18,6 +18,7 @@
 
 mod disk;
 mod files;
+mod locks;
 mod marker;
 mod objects;
 mod records;

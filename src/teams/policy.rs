@@ -25,7 +25,6 @@ use crate::teams::{AuthError, BudgetMode, Team, Teams};
 /// What a policy is made of.
 #[derive(Clone, Debug)]
 pub struct PolicyConfig {
-    /// Who may call.
     pub teams: Teams,
     /// Credits all teams together may spend in a day; `None` for no limit.
     pub daily_credits: Option<u64>,
@@ -35,7 +34,6 @@ pub struct PolicyConfig {
     pub origins: Vec<HeaderValue>,
 }
 
-/// See the module.
 #[derive(Debug)]
 pub struct Policy {
     terms: PolicyConfig,
@@ -58,7 +56,6 @@ impl Policy {
         Self { terms, rates }
     }
 
-    /// Who may call.
     pub fn teams(&self) -> &Teams {
         &self.terms.teams
     }
@@ -122,7 +119,6 @@ impl Policy {
 pub struct CurrentPolicy(Arc<ArcSwap<Policy>>);
 
 impl CurrentPolicy {
-    /// The first one.
     pub fn new(terms: PolicyConfig) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(Policy::new(terms, None))))
     }

@@ -25,7 +25,6 @@ use tokio::time::{Instant, timeout};
 use url::{Host, Url};
 
 use self::call::{AilabCall, Stopwatch, Uploaded};
-pub use self::credits::CreditsError;
 use self::form::{Form, Watch};
 use crate::base::secret::Secret;
 use crate::request::Order;

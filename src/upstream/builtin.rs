@@ -26,7 +26,6 @@ use crate::upstream::download::{FetchError, Fetched, ResultSource};
 /// How a result inside an answer begins.
 const INLINE: &str = "data:image/";
 
-/// See the module.
 pub struct BuiltinUpstream {
     /// As many crops at once as there are cores: more only cost memory.
     turns: Arc<Semaphore>,

@@ -8,7 +8,7 @@ pub mod http;
 mod rules;
 mod url;
 
-pub use self::rules::{HostRule, HostRuleError};
+pub use self::rules::HostRule;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,9 +19,7 @@ use crate::base::secret::Secret;
 /// A result's bytes, whole and known to be a picture by their first bytes.
 #[derive(Debug, Clone)]
 pub struct Fetched {
-    /// Digest and format.
     pub name: ObjectName,
-    /// The bytes.
     pub bytes: Bytes,
 }
 

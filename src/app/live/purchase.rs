@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use super::report::{ErrorReport, Report};
 use crate::app::ledger::LedgerHandles;
-use crate::app::start::{fill_config, open_ailab, open_upstream, policy_config};
+use crate::app::settings::{fill_config, policy_config};
+use crate::app::upstream::{open_ailab, open_upstream};
 use crate::app::{ledger, store};
 use crate::base::clock::Clock;
 use crate::base::key::{CacheKey, Digest};

@@ -49,7 +49,6 @@ struct Opening {
     before: u64,
 }
 
-/// See the module.
 pub(super) struct State {
     openings: [Option<Opening>; OpenReason::ALL.len()],
     /// The one request that is under way to find out.

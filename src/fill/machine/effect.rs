@@ -65,11 +65,9 @@ pub enum Effect {
 /// What came of an effect.
 #[derive(Debug)]
 pub enum Event {
-    /// The fill begins.
     Started,
     /// A slot, or the reason why there is none.
     Slot(Result<(), GatewayError>),
-    /// Who pays.
     Admitted(Admission),
     /// A new result could be kept, or not.
     Room(Result<(), StoreError>),
@@ -99,7 +97,6 @@ pub enum Event {
     ObjectKept(Result<(), StoreError>, Timestamp),
     /// The record that stands now.
     RecordKept(Result<Record, StoreError>),
-    /// Time has passed.
     Paused,
     /// They have been told.
     Notified,
@@ -121,7 +118,6 @@ pub enum Admission {
 /// What stands under a key in the store.
 #[derive(Debug)]
 pub enum Standing {
-    /// No record.
     Nothing,
     /// A result: its record, and for all that is known its object.
     Result(Record),
@@ -170,7 +166,6 @@ pub struct Filled {
 /// Where a fill found its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FillSource {
-    /// It bought it.
     Bought,
     /// It was in the ledger by then.
     Ledger,

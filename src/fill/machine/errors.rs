@@ -10,7 +10,6 @@ pub(super) fn describe(reply: &ErrorReply) -> String {
     format!("{} {}", reply.status.as_u16(), reply.code)
 }
 
-/// A complete refusal.
 pub(super) fn refused(refusal: Refusal) -> GatewayError {
     let Refusal { kind, reply } = refusal;
     match kind {
@@ -23,7 +22,6 @@ pub(super) fn refused(refusal: Refusal) -> GatewayError {
     }
 }
 
-/// A complete error.
 pub(super) fn failed(reply: ErrorReply) -> GatewayError {
     if reply.status.is_success() {
         return GatewayError::UpstreamNonsense {

@@ -13,7 +13,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// No upstream is believed that asks for more.
 const LONGEST_ASKED: Duration = Duration::from_secs(300);
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct Limit {
     current: f64,

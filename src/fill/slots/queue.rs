@@ -21,12 +21,10 @@ struct Line<T> {
 pub(super) struct Place(u64);
 
 impl<T> FairQueue<T> {
-    /// Nobody waits.
     pub(super) fn new() -> Self {
         Self { lines: VecDeque::new(), length: 0, next_place: 0 }
     }
 
-    /// How many wait.
     pub(super) fn len(&self) -> usize {
         self.length
     }

@@ -16,7 +16,6 @@ use crate::ledger::budget;
 /// Rows that are shown; more than a key has in years.
 const MOST_CALLS: usize = 100;
 
-/// See the module.
 #[derive(Debug, Default)]
 pub struct Explained {
     /// The result that requests are answered with.
@@ -38,7 +37,6 @@ pub struct Explained {
 /// A result, and where its bytes are.
 #[derive(Debug)]
 pub struct Held {
-    /// What is kept.
     pub record: Record,
     /// Does the store or the spool have the object? `None`: that could not be asked.
     pub is_there: Option<bool>,

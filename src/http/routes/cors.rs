@@ -42,12 +42,10 @@ struct Rules {
 enum Origins {
     /// Those of the policy in force.
     Configured,
-    /// Every one.
     Any,
 }
 
 impl Cors {
-    /// The configured origins.
     pub(super) fn of_configured(
         methods: &'static str,
         headers: &[HeaderName],
@@ -56,7 +54,6 @@ impl Cors {
         Self::new(Origins::Configured, methods, headers, exposed)
     }
 
-    /// Every origin.
     pub(super) fn any(methods: &'static str, headers: &[HeaderName], exposed: &[HeaderName]) -> Self {
         Self::new(Origins::Any, methods, headers, exposed)
     }

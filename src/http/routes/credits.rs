@@ -17,7 +17,6 @@ use crate::upstream::operation::IMAGE_CROPPING;
 /// What is said when nothing limits the team: the largest number every client can read.
 const NO_LIMIT: u64 = i32::MAX as u64;
 
-/// `GET /api/common/query-credits`.
 pub(super) async fn query(
     State(state): State<PublicState>,
     Extension(RequestPolicy(policy)): Extension<RequestPolicy>,

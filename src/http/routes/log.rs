@@ -19,7 +19,6 @@ use crate::teams::Team;
 /// What a handler tells of a request beside its response.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LogContext {
-    /// Who called.
     pub(super) team: Option<Arc<Team>>,
     /// How a crop was come by.
     pub(super) cache: Option<CacheStatus>,

@@ -17,7 +17,6 @@ use crate::upstream::operation::IMAGE_CROPPING;
 
 const PAGE: &str = include_str!("page.html");
 
-/// `GET /`.
 pub(super) async fn page(State(state): State<PublicState>) -> Response {
     let html = PAGE
         .replace("{{root}}", &state.0.public_root)

@@ -46,17 +46,6 @@ impl Drop for Answering {
     }
 }
 
-/// TCP alone, or TLS on it.
-pub(super) type Socket = Either<TcpStream, Box<TlsStream<TcpStream>>>;
-
-/// The TCP connection below a socket.
-pub(super) fn tcp_of(socket: &Socket) -> &TcpStream {
-    match socket {
-        Either::Left(tcp) => tcp,
-        Either::Right(tls) => tls.get_ref().0,
-    }
-}
-
 /// Serves a connection until it ends. With a refusal, its requests are answered with that.
 pub(super) async fn serve(
     tcp: TcpStream,

@@ -17,8 +17,8 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::Shared;
-use super::connection::{Socket, tcp_of};
 use super::linger::linger;
+use super::socket::{Socket, tcp_of};
 use super::timers::{ConnectionTimers, Phase};
 use super::write_timeout::WriteTimeout;
 use crate::metrics::SlowPhase;
@@ -32,7 +32,6 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// Interval in which such a reset is looked for.
 const RESET_CHECK: Duration = Duration::from_millis(250);
 
-/// See the module.
 pub(super) struct FramedConnection {
     socket: Socket,
     shared: Arc<Shared>,
@@ -41,7 +40,6 @@ pub(super) struct FramedConnection {
     buffer: BytesMut,
     /// Bytes of the buffer that may be passed on.
     checked: usize,
-    /// What follows them.
     next: Next,
     takes_interim: bool,
     is_half_closed: bool,

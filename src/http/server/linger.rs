@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connection::{Socket, tcp_of};
+use super::socket::{Socket, tcp_of};
 
 const SILENCE: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(30);

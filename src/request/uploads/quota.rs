@@ -23,7 +23,6 @@ impl Quota {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Nothing yet.
     pub(super) fn share(self: &Arc<Self>) -> Share {
         Share { quota: self.clone(), bytes: 0 }
     }

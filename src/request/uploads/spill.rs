@@ -50,7 +50,6 @@ impl SpillFolder {
     }
 }
 
-/// See the module.
 #[derive(Debug)]
 pub(crate) struct SpillFile {
     /// The file, and its share once it has any; until it is closed.

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::disk::{self, failed};
-use super::records::RecordLocks;
+use super::locks::RecordLocks;
 use crate::base::record::RECORDS;
 use crate::store::StoreError;
 
@@ -48,7 +48,6 @@ impl Files {
         Ok(Self { root, tmp, locks: RecordLocks::default(), _in_use: in_use })
     }
 
-    /// Where everything lies.
     pub(super) fn root(&self) -> &Path {
         &self.root
     }

@@ -3,11 +3,9 @@
 //! A record that exists is never taken for absent because it cannot be read: its key has been paid
 //! for, and would be paid for again.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::Path;
 
 use super::disk::{self, TempFile, failed};
 use super::files::Files;
@@ -19,32 +17,6 @@ use crate::store::{MAX_RECORD_BYTES, RecordPage, StoreError};
 
 /// Records name teams, so only the owner and the group read them.
 const MODE: u32 = 0o640;
-
-/// What makes reading and replacing a record one step in this process.
-#[derive(Debug)]
-pub(super) struct RecordLocks {
-    /// A key has one lock; a lock has many keys, so that their number is bounded.
-    shards: [Mutex<()>; 64],
-    /// Folders of records that are known to survive a power cut; at most 257 for each namespace.
-    durable: Mutex<HashSet<PathBuf>>,
-}
-
-impl Default for RecordLocks {
-    fn default() -> Self {
-        Self { shards: [const { Mutex::new(()) }; 64], durable: Mutex::default() }
-    }
-}
-
-impl RecordLocks {
-    fn of(&self, key: CacheKey) -> MutexGuard<'_, ()> {
-        let shard = usize::from(key.as_bytes()[0]) % self.shards.len();
-        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn durable(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 impl Files {
     pub(super) fn put_record(&self, record: Record) -> Result<Record, StoreError> {

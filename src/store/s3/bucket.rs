@@ -36,7 +36,6 @@ pub(super) struct Bucket {
     object_reads: Arc<Semaphore>,
 }
 
-/// Where names are.
 #[derive(Clone, Debug)]
 struct Place {
     client: Client,
@@ -56,7 +55,6 @@ pub(super) enum Kind {
 /// What must hold for a write to happen.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Condition<'e> {
-    /// Nothing is there.
     Absent,
     /// What is there has this tag.
     Matches(&'e str),
@@ -78,7 +76,6 @@ pub(super) enum Deleted {
     Done,
     /// It is in another state by now: look again.
     Refused,
-    /// We may not.
     Forbidden,
 }
 
@@ -89,7 +86,6 @@ pub(super) struct Headers {
     pub(super) cache_control: &'static str,
 }
 
-/// What was read.
 #[derive(Debug)]
 pub(super) struct Got {
     pub(super) bytes: Bytes,

@@ -11,7 +11,6 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use crate::store::StoreError;
 
-/// A failed call.
 #[derive(Debug)]
 pub(super) struct Failure {
     /// The status of a complete answer.

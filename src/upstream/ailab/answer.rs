@@ -4,12 +4,14 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::json;
 
-use super::call::MAX_ANSWER_BYTES;
 use super::echo::quotes;
 use crate::base::envelope::{Answer, Envelope};
 use crate::base::secret::Secret;
 use crate::upstream::net::coding::decoded;
 use crate::upstream::{ErrorReply, Refusal, RefusalKind, Reply, UnknownCause};
+
+/// The largest answer that is read, in bytes. Documented ones have less than 1 KiB.
+pub(super) const MAX_ANSWER_BYTES: usize = 256 * 1024;
 
 /// The codes of refusals whose status says too little.
 const NOT_ENOUGH_CREDITS: &str = "ERROR_NOT_ENOUGH_CREDITS";

@@ -9,15 +9,12 @@ use hyper::body::Incoming;
 use hyper::rt::{Read, Write};
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::classify;
+use super::answer::{MAX_ANSWER_BYTES, classify};
 use super::form::{FormBody, Progress, Release};
 use crate::base::crash::crash_point;
 use crate::base::secret::Secret;
 use crate::upstream::net::exchange::{Exchange, ExchangeError};
 use crate::upstream::{CallPhase, CallTimer, HeldCall, NotSent, Reply, UnknownCause};
-
-/// The largest answer that is read, in bytes. Documented ones have less than 1 KiB.
-pub(super) const MAX_ANSWER_BYTES: usize = 256 * 1024;
 
 /// How far an upload came.
 pub(super) enum Uploaded {

@@ -8,8 +8,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::answer::classify;
-use super::call::MAX_ANSWER_BYTES;
+use super::answer::{MAX_ANSWER_BYTES, classify};
 use super::{AilabUpstream, key_header};
 use crate::base::envelope::Envelope;
 use crate::upstream::Reply;
@@ -23,10 +22,8 @@ const COMMON_POOL: &str = "common";
 /// Why the balance is not known. The texts are safe to show.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CreditsError {
-    /// No complete answer.
     #[error("the upstream could not be asked: {0}")]
     Unreachable(String),
-    /// 401 or 403.
     #[error("the upstream refused the key with status {0}")]
     Key(u16),
     /// Any other status, or an answer in another format.

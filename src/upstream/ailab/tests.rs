@@ -6,7 +6,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-use super::call::MAX_ANSWER_BYTES;
+use super::answer::MAX_ANSWER_BYTES;
+use super::credits::CreditsError;
 use super::*;
 use crate::base::picture::ImageFormat;
 use crate::upstream::net::tests::{FakeWire, listen, tls_server};

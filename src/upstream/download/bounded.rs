@@ -13,7 +13,6 @@ use crate::base::secret::Secret;
 /// How long an attempt waits for room; another one is made later.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// See the module.
 pub struct BoundedResults {
     inner: Arc<dyn ResultSource>,
     room: ResultRoom,

@@ -33,7 +33,6 @@ pub(super) struct Build {
     version: &'static str,
     /// The commit it was built from, when the build was told (`GRANARY_COMMIT`).
     commit: Option<&'static str>,
-    /// `release` or `debug`.
     profile: &'static str,
     started_at: Timestamp,
     namespace: String,

@@ -13,7 +13,6 @@ const LIMIT: usize = 100;
 /// Lines of an answer at most.
 const MOST: usize = 1000;
 
-/// Which lines.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Which {
@@ -21,7 +20,6 @@ pub(super) struct Which {
     limit: Option<usize>,
 }
 
-/// Some lines.
 #[derive(Serialize)]
 pub(super) struct Audit {
     lines: Vec<AuditLine>,

@@ -16,7 +16,6 @@ const LIMIT: usize = 100;
 /// Rows of an answer at most.
 const MOST: usize = 1000;
 
-/// Which rows.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Which {
@@ -27,7 +26,6 @@ pub(super) struct Which {
     limit: Option<usize>,
 }
 
-/// Some rows.
 #[derive(Serialize)]
 pub(super) struct Calls {
     calls: Vec<Call>,

@@ -108,13 +108,11 @@ pub(super) async fn explain(
     }))
 }
 
-/// What was purged.
 #[derive(Serialize)]
 pub(super) struct PurgedKey {
     key: CacheKey,
     /// Everything up to this generation counts as absent.
     generation: u64,
-    /// Was anything there?
     changed: bool,
 }
 

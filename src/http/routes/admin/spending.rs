@@ -16,7 +16,6 @@ pub(super) struct Whose {
     team: Option<String>,
 }
 
-/// What holds now.
 #[derive(Serialize)]
 pub(super) struct Spending {
     scope: String,

@@ -171,7 +171,6 @@ impl UsageState {
     }
 }
 
-/// `GET /admin/v1/usage`.
 pub(super) async fn usage(
     State(state): State<AdminState>,
     query: Result<Query<UsageQuery>, QueryRejection>,

@@ -22,9 +22,7 @@ const LEAST_ELAPSED: i64 = 86_400;
 
 /// All that a report is made of.
 pub(super) struct Findings {
-    /// The first day.
     pub(super) from: Date,
-    /// The last day.
     pub(super) to: Date,
     /// In the time zone of days and months.
     pub(super) now: Zoned,
@@ -32,7 +30,6 @@ pub(super) struct Findings {
     pub(super) usage: Vec<DayUsage>,
     /// From the first of the present month to today.
     pub(super) month: Vec<DayUsage>,
-    /// The configured teams.
     pub(super) teams: Vec<String>,
     /// Their budgets, and the global ones.
     pub(super) used: Vec<Used>,
@@ -40,7 +37,6 @@ pub(super) struct Findings {
     pub(super) account: Option<Reconciliation>,
     /// Requests that are not in it.
     pub(super) unbooked: u64,
-    /// Of a credit.
     pub(super) price: Option<Price>,
 }
 

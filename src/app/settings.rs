@@ -1,0 +1,36 @@
+//! What the parts are given of the configuration, at the start and at a reload.
+
+use axum::http::HeaderValue;
+
+use crate::config::Config;
+use crate::fill::FillConfig;
+use crate::fill::slots::SlotsConfig;
+use crate::teams::policy::PolicyConfig;
+
+pub(super) fn fill_config(config: &Config) -> FillConfig {
+    FillConfig {
+        namespace: config.upstream.namespace.clone(),
+        credits_per_call: config.upstream.credits_per_call,
+        slots: slots_config(config),
+        result_url_ttl: config.upstream.result_url_ttl,
+        hard_stop: config.upstream.hard_stop,
+    }
+}
+
+pub(super) fn slots_config(config: &Config) -> SlotsConfig {
+    SlotsConfig {
+        concurrency: config.upstream.concurrency,
+        max_concurrency: config.upstream.max_concurrency,
+        queue: config.upstream.queue,
+    }
+}
+
+pub(super) fn policy_config(config: &Config) -> PolicyConfig {
+    let origins = config.server.cors_origins.iter();
+    PolicyConfig {
+        teams: config.to_teams(),
+        daily_credits: config.budget.daily_credits,
+        monthly_credits: config.budget.monthly_credits,
+        origins: origins.filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok()).collect(),
+    }
+}
