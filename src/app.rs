@@ -33,8 +33,8 @@ use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
 use crate::base::secret::Secret;
 use crate::base::state::StateDir;
+use crate::billing::balance::BalanceWatch;
 use crate::billing::metering::Meter;
-use crate::billing::reconcile::Reconciler;
 use crate::cache::MemoryCache;
 use crate::config::{Config, Environment, Loaded, StoreKind, UpstreamConfig, UpstreamKind};
 use crate::error;
@@ -52,7 +52,7 @@ use crate::ledger::spooling::{Copier, Spool, SpoolConfig};
 use crate::ledger::usage::UsageBook;
 use crate::metrics::ledger::MeteredLedger;
 use crate::metrics::store::MeteredStore;
-use crate::metrics::{ListenerName, Metrics};
+use crate::metrics::{ListenerName, Metrics, Space};
 use crate::request::RequestLimits;
 use crate::store::Store;
 use crate::teams::policy::{CurrentPolicy, PolicyConfig};
@@ -143,9 +143,10 @@ impl App {
         let public_root = config.server.public_origin(public_addr).to_string();
 
         let policy = CurrentPolicy::new(terms(&config));
-        let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
+        let metrics = Arc::new(Metrics::new(policy.get().teams().names()));
         metrics.expect_errors(error::kinds().map(|(fault, code)| (fault.as_str(), code.name)));
-        metrics.spool_may_hold(config.state.spool_max.0);
+        metrics.observe_space(Space::Cache, 0, config.cache.memory.0);
+        metrics.observe_space(Space::Spool, 0, config.state.spool_max.0);
         let memory = memory::open(&config, &state)?;
         let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());
         let cache = Arc::new(cache);
@@ -225,20 +226,18 @@ impl App {
             filler: filler.clone(),
             keys,
             metrics: metrics.clone(),
-            clock: clock.clone(),
         };
         let reloader = Arc::new(Reloader::new(config.clone(), reload_parts));
 
         let meter = Arc::new(Meter::new(clock.clone(), config.budget.time_zone.clone()));
         let metering = meter.clone().run(usage.clone());
         tokio::spawn(stopped.clone().run_until_cancelled_owned(metering));
-        let namespace = config.upstream.namespace.clone();
-        let reconciler = Arc::new(Reconciler::new(usage.clone(), upstream, namespace, clock.clone()));
+        let balance = Arc::new(BalanceWatch::new(upstream, clock.clone()));
         let interval = config.upstream.balance_interval;
         if config.upstream.kind == UpstreamKind::Ailab && !interval.is_zero() {
             let filler = filler.clone();
-            let reconciling = reconciler.clone().run(interval, move || filler.upstream_is_called());
-            tokio::spawn(stopping.clone().run_until_cancelled_owned(reconciling));
+            let watching = balance.clone().run(interval, move || filler.upstream_is_called());
+            tokio::spawn(stopping.clone().run_until_cancelled_owned(watching));
         }
 
         let gateway_parts = GatewayParts {
@@ -256,7 +255,7 @@ impl App {
             book: usage.clone(),
             ledger: ledger.clone(),
             meter: meter.clone(),
-            reconciler: reconciler.clone(),
+            balance: balance.clone(),
             policy: policy.clone(),
             clock: clock.clone(),
             zone: config.budget.time_zone.clone(),
@@ -297,7 +296,7 @@ impl App {
             limits: RequestLimits::default(),
             public_root: public_root.clone(),
             is_builtin: config.upstream.kind == UpstreamKind::Builtin,
-            reconciler,
+            balance,
         });
         let admin_state = AdminState {
             metrics: metrics.clone(),

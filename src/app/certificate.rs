@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::ServerConfig;
 use crate::http::certificate::Certificate;
 use crate::http::server::CurrentCertificate;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ReloadedFile};
 
 /// How often the files are read. By content: a mounted secret changes without a new time of change.
 const POLL: Duration = Duration::from_secs(2);
@@ -42,7 +42,7 @@ impl CertificateWatch {
     ) -> anyhow::Result<Option<CurrentCertificate>> {
         let read = settings.certificate().map_err(|(field, why)| anyhow!(why).context(field));
         let Some(certificate) = read.context("the certificate")? else { return Ok(None) };
-        metrics.certificate_in_use(certificate.expires());
+        metrics.tls_certificate_expiry_timestamp_seconds.set(certificate.expires().as_second());
         let current = Arc::new(ArcSwap::from_pointee(certificate));
         let watch = Self { settings: settings.clone(), current: current.clone(), metrics: metrics.clone() };
         tokio::spawn(stopped.clone().run_until_cancelled_owned(watch.run()));
@@ -73,10 +73,11 @@ impl CertificateWatch {
                 if !certificate.is_same(&self.current.load()) {
                     let expires = certificate.expires();
                     self.current.store(Arc::new(certificate));
-                    self.metrics.certificate_in_use(expires);
-                    self.metrics.certificate_reloaded(true);
+                    self.metrics.tls_certificate_expiry_timestamp_seconds.set(expires.as_second());
+                    self.metrics.reloaded(ReloadedFile::Certificate, true);
                     tracing::info!(%expires, "the certificate has changed; new connections get the new one");
                 } else if known.is_some() {
+                    self.metrics.reload_ok[ReloadedFile::Certificate].set(1);
                     tracing::info!("the certificate's files can be used again; it is the same");
                 }
                 None
@@ -85,7 +86,7 @@ impl CertificateWatch {
                 if known.as_ref() != Some(&problem) {
                     let (field, why) = &problem;
                     tracing::error!("{field} {why}; the certificate read before stays in use");
-                    self.metrics.certificate_reloaded(false);
+                    self.metrics.reloaded(ReloadedFile::Certificate, false);
                 }
                 Some(problem)
             }

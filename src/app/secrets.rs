@@ -12,7 +12,7 @@ use tokio::time::MissedTickBehavior;
 use crate::base::secret::Secret;
 use crate::config::UpstreamConfig;
 use crate::fill::Filler;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ReloadedFile};
 
 /// How often the file is read. By content: a mounted secret changes without a new time of change.
 const POLL: Duration = Duration::from_secs(2);
@@ -85,19 +85,19 @@ impl KeyWatch {
             Ok(key) if key == **self.key.load() => {
                 if known.is_some() {
                     tracing::info!("the upstream's key can be read again; it is the same");
-                    self.metrics.key_is_current(true);
+                    self.metrics.reload_ok[ReloadedFile::UpstreamKey].set(1);
                 }
             }
             Ok(key) => {
                 self.key.store(Arc::new(key));
                 self.filler.key_changed();
-                self.metrics.key_reloaded(true);
+                self.metrics.reloaded(ReloadedFile::UpstreamKey, true);
                 tracing::info!("the upstream's key has changed; new calls carry the new one");
             }
             Err(problem) => {
                 if known.as_ref() != Some(&problem) {
                     tracing::error!("upstream.api_key_file {problem}; the key read before stays in use");
-                    self.metrics.key_reloaded(false);
+                    self.metrics.reloaded(ReloadedFile::UpstreamKey, false);
                 }
                 source.problem = Some(problem);
             }
