@@ -22,7 +22,7 @@ use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
 use crate::base::record::{MAX_OBJECT_BYTES, Record};
 use crate::base::results::ResultRoom;
-use crate::metrics::{Eviction, Metrics};
+use crate::metrics::{Eviction, Metrics, SizedTier};
 use crate::store::{Store, StoreBudget};
 
 /// Objects above this size are read from the store each time: a few of them would evict all answers.
@@ -94,12 +94,13 @@ impl MemoryCache {
     /// The same, counting what leaves it.
     pub fn counted(capacity: u64, room: ResultRoom, metrics: Arc<Metrics>) -> Self {
         let count = move |_: Arc<Slot>, _: Entry, cause| {
-            metrics.evicted(match cause {
+            let cause = match cause {
                 RemovalCause::Size => Eviction::Size,
                 RemovalCause::Expired => Eviction::Expired,
                 RemovalCause::Replaced => Eviction::Replaced,
                 RemovalCause::Explicit => Eviction::Explicit,
-            });
+            };
+            metrics.cache_evictions_total[(SizedTier::Memory, cause)].inc();
         };
         Self::of(Self::entries(capacity).eviction_listener(count).build(), room)
     }

@@ -322,12 +322,14 @@ impl Gateway {
         deadline: Instant,
         timing: &mut RequestTiming,
     ) -> Result<Option<FillOutcome>, Elapsed> {
-        self.parts.metrics.follows(CoalesceScope::Local);
+        let metrics = &self.parts.metrics;
+        metrics.coalesce_followers_total[CoalesceScope::Local].inc();
         let begun = Instant::now();
         let outcome = tokio::time::timeout_at(deadline, ticket.outcome()).await;
-        let waited = begun.elapsed();
-        timing.stages.add(Stage::CoalesceWait, waited);
-        self.parts.metrics.followed(CoalesceScope::Local, waited, outcome.is_ok());
+        timing.stages.add(Stage::CoalesceWait, begun.elapsed());
+        if outcome.is_err() {
+            metrics.coalesce_timeouts_total[CoalesceScope::Local].inc();
+        }
         outcome
     }
 

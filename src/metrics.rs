@@ -1,277 +1,215 @@
-//! Everything that is counted: every family is a field of [`Metrics`] or of one of its children, a
-//! subject each, with its help text.
-//!
-//! Three grains, never mixed: *requests* (what clients sent), *attempts* (calls to the upstream) and
-//! *credits*. Labels come from closed sets and from configured teams only, and every series starts
-//! at zero, so that `rate()` and alerts work from the first event. There are no global registries.
+//! Metrics. [`families`] declares every family; callers record in its fields directly, and this module has what
+//! takes more than one step. There are no global registries.
 
-mod admin;
-mod auth;
-mod cache;
-mod coalesce;
-mod config;
 mod families;
+mod family;
 mod http;
 mod labels;
 pub mod ledger;
-mod limits;
-mod process;
-mod server;
 mod stages;
 pub mod store;
 mod teams;
-mod uploads;
-mod upstream;
-mod usage;
 
-use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::OnceLock;
+use std::time::Duration;
 
-use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
+use tokio::runtime::Handle;
 
-use self::admin::AdminFamilies;
-use self::auth::AuthFamilies;
-use self::cache::CacheFamilies;
-pub use self::cache::{CacheTier, Eviction, Look};
-use self::coalesce::CoalesceFamilies;
-pub use self::coalesce::CoalesceScope;
-pub use self::config::COMMIT;
-use self::config::ConfigFamilies;
-use self::families::{Each, Families, gauge_value};
-use self::http::HttpFamilies;
-pub use self::http::{InFlight, Route, ServedRequest, method_label};
-pub use self::labels::{AttemptOutcome, RetryReason, ShedReason, Suspicion};
-use self::ledger::LedgerFamilies;
-use self::limits::LimitFamilies;
-pub use self::limits::{Decision, LimitKind, LimitMode};
-use self::process::ProcessFamilies;
-use self::server::ServerFamilies;
-pub use self::server::{ConnectionRefusal, ListenerName, OpenConnection, SlowPhase};
-use self::stages::StageFamilies;
+pub use self::families::Families;
+pub use self::http::{Route, method_label};
+use self::labels::EndState;
+pub use self::labels::{
+    ActionResult, AttemptOutcome, AuthFailure, BlockCause, CacheTier, CloseReason, CoalesceScope, Decision,
+    Eviction, LimitKind, LimitMode, ListenerName, Look, ReloadedFile, RetryReason, ShedReason, SizedTier,
+    Space, Suspicion,
+};
 pub use self::stages::{Stage, Stages};
-use self::store::StoreFamilies;
-use self::teams::TeamFamilies;
-use self::uploads::UploadFamilies;
-use self::upstream::UpstreamFamilies;
-use self::usage::UsageFamilies;
+use self::teams::Teams;
+use crate::base::outcome::CacheStatus;
 use crate::ledger::CallState;
-use crate::ledger::admin::Action;
-use crate::ledger::budget::Scope;
-use crate::ledger::spool::SpoolUsage;
+use crate::ledger::budget::{Budget, Scope, Used, Window, Windows};
+use crate::upstream::{CallPhase, CallTimer};
 
-/// States in which a call's life ends.
-const TERMINAL: [CallState; 6] = [
-    CallState::Released,
-    CallState::Stored,
-    CallState::Refused,
-    CallState::Failed,
-    CallState::Unknown,
-    CallState::Unfetchable,
-];
+/// The commit of this build, from `GRANARY_COMMIT`.
+pub const COMMIT: Option<&str> = option_env!("GRANARY_COMMIT");
+/// Digits of the configuration's digest in its label.
+const HASH_DIGITS: usize = 16;
+/// What the process collector tells and no board asks for.
+const NOT_SHOWN: [&str; 2] = ["process_threads", "process_virtual_memory_bytes"];
 
-/// See the module.
+/// The registry with all families; see the module.
 pub struct Metrics {
     registry: Registry,
-    http: HttpFamilies,
-    request_errors: IntCounterVec,
-    auth: AuthFamilies,
-    teams: TeamFamilies,
-    stages: StageFamilies,
-    cache: CacheFamilies,
-    coalesce: CoalesceFamilies,
-    limits: LimitFamilies,
-    attempts: Each<AttemptOutcome, IntCounter>,
-    fills: IntCounterVec,
-    upstream_in_flight: IntGauge,
-    upstream: UpstreamFamilies,
-    store: StoreFamilies,
-    ledger: LedgerFamilies,
-    usage: UsageFamilies,
-    config: ConfigFamilies,
-    admin: AdminFamilies,
-    server: ServerFamilies,
-    uploads: UploadFamilies,
-    process: ProcessFamilies,
-    archive_guard: IntGauge,
-    spool_objects: IntGauge,
-    spool_bytes: IntGauge,
-    spool_capacity: IntGauge,
-    spool_oldest_age: IntGauge,
-    unstored_results: IntGauge,
-    unstored_oldest_age: IntGauge,
+    families: Families,
+    teams: Teams,
+    dropped_lines: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>>,
+}
+
+impl Deref for Metrics {
+    type Target = Families;
+
+    fn deref(&self) -> &Families {
+        &self.families
+    }
+}
+
+/// The value of a gauge.
+pub fn gauge_value(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Counts something in a gauge until it is dropped.
+pub struct Counted(IntGauge);
+
+impl Counted {
+    /// Adds one to the gauge.
+    pub fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Metrics {
     /// All families at zero, for these teams.
-    pub fn new<'a>(teams: impl Iterator<Item = &'a str>, memory_capacity: u64) -> Self {
-        let teams: Vec<&str> = teams.collect();
+    pub fn new<'a>(teams: impl Iterator<Item = &'a str>) -> Self {
         let registry = Registry::new();
-        let families = Families(&registry);
-        let metrics = Self {
-            http: HttpFamilies::new(&families),
-            request_errors: families.counter(
-                "granary_request_errors_total",
-                "Requests answered with an error, by whose fault it was and error code (grain: requests)",
-                &["class", "code"],
-            ),
-            auth: AuthFamilies::new(&families),
-            teams: TeamFamilies::new(&families),
-            stages: StageFamilies::new(&families),
-            cache: CacheFamilies::new(&families, memory_capacity),
-            coalesce: CoalesceFamilies::new(&families),
-            limits: LimitFamilies::new(&families),
-            attempts: families.counters(
-                "granary_upstream_attempts_total",
-                "Attempts to buy a crop, by how they ended (grain: attempts)",
-                "outcome",
-            ),
-            fills: families.counter(
-                "granary_fills_total",
-                "Ledger rows that reached a state in which their life ends (grain: attempts)",
-                &["state"],
-            ),
-            upstream_in_flight: families.plain("granary_upstream_in_flight", "Paid calls under way"),
-            upstream: UpstreamFamilies::new(&families),
-            store: StoreFamilies::new(&families),
-            ledger: LedgerFamilies::new(&families),
-            usage: UsageFamilies::new(&families),
-            config: ConfigFamilies::new(&families),
-            admin: AdminFamilies::new(&families),
-            server: ServerFamilies::new(&families),
-            uploads: UploadFamilies::new(&families),
-            process: ProcessFamilies::new(&families),
-            archive_guard: families.plain(
-                "granary_archive_guard_ok",
-                "1 when ledger and store are known to belong together; else nothing is bought",
-            ),
-            spool_objects: families
-                .plain("granary_spool_objects", "Results that wait in the ledger for the store"),
-            spool_bytes: families
-                .plain("granary_spool_bytes", "Bytes of the results that wait in the ledger for the store"),
-            spool_capacity: families.plain(
-                "granary_spool_capacity_bytes",
-                "Bytes of results that may wait in the ledger for the store",
-            ),
-            spool_oldest_age: families.plain(
-                "granary_spool_oldest_age_seconds",
-                "How long the oldest result has waited for the store; 0 when none does",
-            ),
-            unstored_results: families.plain(
-                "granary_unstored_results",
-                "Results that are paid for and not kept anywhere yet (grain: attempts)",
-            ),
-            unstored_oldest_age: families.plain(
-                "granary_unstored_results_oldest_age_seconds",
-                "How long ago the oldest result that is not kept yet was paid for; its URL lives a day",
-            ),
-            registry,
-        };
-        for state in TERMINAL {
-            metrics.fills.with_label_values(&[state.as_str()]);
-        }
+        registry.register(Box::new(ProcessCollector::for_self())).expect("names of families are unique");
+        let families = Families::declare(&registry);
+        let metrics = Self { families, registry, teams: Teams::default(), dropped_lines: OnceLock::new() };
+        let version = [env!("CARGO_PKG_VERSION"), COMMIT.unwrap_or("unknown")].map(str::to_owned);
+        metrics.build_info.set([(version.into(), 1)].into());
+        metrics.store_up.set(1);
+        metrics.upstream_balance_credits.set(f64::NAN);
+        ReloadedFile::ALL.into_iter().for_each(|file| metrics.reload_ok[file].set(1));
+        let teams: Vec<&str> = teams.collect();
         metrics.add_teams(teams.iter().copied());
         metrics.observe_month(teams.into_iter(), &[]);
         metrics
     }
 
-    /// Errors that requests may be answered with, by class and code: their series begin at zero.
+    /// Creates the zero values of error responses, by class and code.
     pub fn expect_errors(&self, errors: impl Iterator<Item = (&'static str, &'static str)>) {
-        for (class, code) in errors {
-            self.request_errors.with_label_values(&[class, code]);
+        errors.for_each(|(class, code)| drop(self.request_errors_total.of(&[class, code])));
+    }
+
+    /// Sets where the number of lost log lines is read.
+    pub fn count_dropped_lines(&self, dropped: impl Fn() -> u64 + Send + Sync + 'static) {
+        // A process has one log.
+        let _ = self.dropped_lines.set(Box::new(dropped));
+    }
+
+    /// Records the times of a finished request or fill.
+    pub fn staged(&self, stages: &Stages) {
+        for stage in Stage::ALL {
+            if let Some(time) = stages.of(stage) {
+                self.stage_duration_seconds[stage].observe(time.as_secs_f64());
+            }
         }
     }
 
-    /// Bytes of results that may wait for the store.
-    pub fn spool_may_hold(&self, bytes: u64) {
-        self.spool_capacity.set(gauge_value(bytes));
+    /// Records the time of an answered crop request, and how much of it was spent waiting for others. Neither has
+    /// the wait for its body: a client's speed is not our doing.
+    pub fn answered_after(&self, outcome: CacheStatus, took: Duration, waited: Duration) {
+        self.request_duration_seconds[outcome].observe(took.as_secs_f64());
+        self.overhead_seconds[outcome].observe(took.saturating_sub(waited).as_secs_f64());
     }
 
-    /// Any request was answered with an error; `code` is from the vocabulary.
-    pub fn error(&self, class: &'static str, code: &'static str) {
-        self.request_errors.with_label_values(&[class, code]).inc();
+    /// Records a decision of a limit.
+    pub fn decided(&self, kind: LimitKind, decision: Decision, mode: LimitMode) {
+        self.limit_decisions_total[(kind, (decision, mode))].inc();
     }
 
-    /// An attempt to buy ended.
-    pub fn attempt(&self, outcome: AttemptOutcome) {
-        self.attempts[outcome].inc();
-    }
-
-    /// A row of the ledger reached a state.
+    /// Records that a call reached a state.
     pub fn booked(&self, state: CallState, team: &str, credits: u64) {
-        self.credited(state, team, credits);
-        if TERMINAL.contains(&state) {
-            self.fills.with_label_values(&[state.as_str()]).inc();
+        if state == CallState::Answered {
+            self.credits_spent_total.of(self.team_label(team), ()).inc_by(credits);
+        }
+        if let Some(end) = EndState::of(state) {
+            self.fills_total[end].inc();
         }
     }
 
-    /// A start settled what a dead process had left open.
+    /// Records the calls that a start settled after a dead process.
     pub fn fills_recovered(&self, released: u64, unknown: u64) {
-        self.fills.with_label_values(&[CallState::Released.as_str()]).inc_by(released);
-        self.fills.with_label_values(&[CallState::Unknown.as_str()]).inc_by(unknown);
+        self.fills_total[EndState::Released].inc_by(released);
+        self.fills_total[EndState::Unknown].inc_by(unknown);
     }
 
-    /// Sets what is read at scrape time; see [`Snapshot`].
-    pub fn observe(&self, snapshot: &Snapshot) {
-        self.cache.observe(snapshot.memory_entries, snapshot.memory_bytes);
-        self.coalesce.observe(snapshot.fills, snapshot.waiters);
-        self.upstream_in_flight.set(gauge_value(snapshot.calls as u64));
-        self.observe_queue(snapshot.limit, &snapshot.queued);
-        self.ledger.observe(snapshot.is_ledger_up, snapshot.ledger.as_deref(), snapshot.is_ledger_sound);
-        self.archive_guard.set(i64::from(snapshot.is_archive_known));
-        if let Some(spool) = &snapshot.spool {
-            self.spool_objects.set(gauge_value(spool.objects));
-            self.spool_bytes.set(gauge_value(spool.bytes));
-            self.spool_oldest_age.set(gauge_value(spool.oldest_age.unwrap_or_default().as_secs()));
-            self.unstored_results.set(gauge_value(spool.answered_calls));
-            self.unstored_oldest_age.set(gauge_value(spool.oldest_answer_age.unwrap_or_default().as_secs()));
-        }
+    /// Records that a file was read again.
+    pub fn reloaded(&self, file: ReloadedFile, is_ok: bool) {
+        self.reloads_total[(file, is_ok.into())].inc();
+        self.reload_ok[file].set(i64::from(is_ok));
     }
 
-    /// An operator asked for a change; `result` is `done`, `refused` or `failed`.
-    pub fn admin_action(&self, action: Action, result: &'static str) {
-        self.admin.acted(action, result);
+    /// Sets the digest of the effective configuration, given as operators see it.
+    pub fn config_shown(&self, shown: &str) {
+        let hash = blake3::hash(shown.as_bytes()).to_hex();
+        self.config_info.set([(vec![hash[..HASH_DIGITS].to_owned()], 1)].into());
     }
 
-    /// Sets what is left for operators: credits of unknown calls, and what stands frozen.
-    pub fn observe_admin(&self, unknown_credits: u64, frozen: &[Scope]) {
-        self.admin.observe(unknown_credits, frozen);
+    /// Sets used space and its limit.
+    pub fn observe_space(&self, space: Space, used: u64, limit: u64) {
+        self.space_used_bytes[space].set(gauge_value(used));
+        self.space_limit_bytes[space].set(gauge_value(limit));
     }
 
-    /// The text exposition.
+    /// Sets all budgets. Those of teams without series of their own are left out, since budgets do not add up;
+    /// so are limits of refused calls.
+    pub fn observe_budgets(&self, used: &[Used], windows: &Windows) {
+        let labels = |budget: &Budget| {
+            let (scope, id) = match &budget.scope {
+                Scope::Global => ("global", "global"),
+                Scope::Team(team) if self.has_series(team) => ("team", team.as_str()),
+                Scope::Team(_) | Scope::Refused(_) => return None,
+            };
+            let window = match budget.window {
+                Window::Day => "day",
+                Window::Month => "month",
+            };
+            Some([scope, id, window].map(str::to_owned).to_vec())
+        };
+        let rows = |value: fn(&Used, &Windows) -> i64| {
+            used.iter().filter_map(|used| Some((labels(&used.budget)?, value(used, windows)))).collect()
+        };
+        self.budget_limit_credits.set(rows(|used, _| gauge_value(used.budget.limit)));
+        self.budget_used_credits.set(rows(|used, _| gauge_value(used.used)));
+        self.budget_reset_timestamp_seconds
+            .set(rows(|used, windows| windows.of(used.budget.window).1.as_second()));
+    }
+
+    /// Returns the text exposition. Reads `/proc`, so it may block.
     pub fn render(&self) -> Vec<u8> {
+        if let Ok(runtime) = Handle::try_current() {
+            let runtime = runtime.metrics();
+            let busy = (0..runtime.num_workers()).map(|worker| runtime.worker_total_busy_duration(worker));
+            self.tokio_busy_seconds_total.raise_to(busy.sum::<Duration>().as_secs_f64());
+        }
+        if let Some(dropped) = self.dropped_lines.get() {
+            self.log_lines_dropped_total.raise_to(dropped() as f64);
+        }
+        let mut families = self.registry.gather();
+        families.retain(|family| !NOT_SHOWN.contains(&family.name()));
         let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            tracing::error!(%error, "the metrics could not be written");
+        if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
+            tracing::error!(%error, "metrics encoding failed");
         }
         text
     }
 }
 
-/// Figures that are read, not counted.
-pub struct Snapshot {
-    /// Entries in memory.
-    pub memory_entries: u64,
-    /// Bytes in memory.
-    pub memory_bytes: u64,
-    /// Keys being made.
-    pub fills: usize,
-    /// Requests waiting for them.
-    pub waiters: usize,
-    /// Paid calls under way.
-    pub calls: usize,
-    /// Paid calls that may be under way at once.
-    pub limit: usize,
-    /// Fills waiting for a slot, by team.
-    pub queued: BTreeMap<String, usize>,
-    /// Are ledger and store known to belong together?
-    pub is_archive_known: bool,
-    /// Did the ledger answer?
-    pub is_ledger_up: bool,
-    /// Is the ledger's file known to be undamaged?
-    pub is_ledger_sound: bool,
-    /// The ledger's sums, if it told them in time.
-    pub ledger: Option<Vec<crate::ledger::StateTotal>>,
-    /// What waits for the store, if the ledger answered.
-    pub spool: Option<SpoolUsage>,
+impl CallTimer for Metrics {
+    fn took(&self, phase: CallPhase, time: Duration) {
+        self.upstream_duration_seconds[phase].observe(time.as_secs_f64());
+    }
 }
 
 #[cfg(test)]
@@ -280,7 +218,7 @@ mod tests {
 
     #[test]
     fn every_series_of_a_closed_set_starts_at_zero() {
-        let metrics = Metrics::new(["local"].into_iter(), 7);
+        let metrics = Metrics::new(["local"].into_iter());
         let text = String::from_utf8(metrics.render()).expect("the exposition is UTF-8");
         for line in [
             r#"granary_requests_total{outcome="hit_memory",team="local"} 0"#,
@@ -289,9 +227,35 @@ mod tests {
             r#"granary_fills_total{state="unfetchable"} 0"#,
             r#"granary_credits_spent_total{team="local"} 0"#,
             r#"granary_credits_saved_total{cause="coalesced",team="local"} 0"#,
-            r#"granary_cache_capacity_bytes{tier="memory"} 7"#,
+            r#"granary_limit_decisions_total{decision="deny",kind="rate",mode="shadow"} 0"#,
         ] {
             assert!(text.lines().any(|seen| seen == line), "{line} is missing in\n{text}");
         }
+        assert!(text.contains("# HELP granary_space_limit_bytes Limits of granary_space_used_bytes\n"));
+    }
+
+    #[test]
+    fn process_metrics_are_exposed() {
+        let metrics = Metrics::new(std::iter::empty());
+        metrics.count_dropped_lines(|| 3);
+        metrics.render();
+        let text = String::from_utf8(metrics.render()).expect("the exposition is UTF-8");
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.unwrap_or_else(|| panic!("{name} is missing")).parse().expect("a figure")
+        };
+        assert!(value("process_resident_memory_bytes") > 1e6 && value("process_open_fds") > 2.0);
+        assert!(value("process_start_time_seconds") > 1.7e9);
+        assert_eq!(value("granary_log_lines_dropped_total"), 3.0);
+    }
+
+    #[test]
+    fn a_gauge_counts_until_the_guard_is_dropped() {
+        let metrics = Metrics::new(std::iter::empty());
+        let open = &metrics.connections_open[ListenerName::Public];
+        let (one, other) = (Counted::new(open), Counted::new(open));
+        assert_eq!(open.get(), 2);
+        drop((one, other));
+        assert_eq!(open.get(), 0);
     }
 }

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use super::file_watch::FileWatch;
 use crate::config::ServerConfig;
 use crate::http::server::CurrentCertificate;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ReloadedFile};
 
 /// Reads the certificate; `None` when none is configured.
 ///
@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 pub(super) fn open(settings: &ServerConfig, metrics: &Metrics) -> anyhow::Result<Option<CurrentCertificate>> {
     let read = settings.certificate().map_err(|(field, why)| anyhow!(why).context(field));
     let Some(certificate) = read.context("the certificate")? else { return Ok(None) };
-    metrics.certificate_in_use(certificate.expires());
+    metrics.tls_certificate_expiry_timestamp_seconds.set(certificate.expires().as_second());
     Ok(Some(Arc::new(ArcSwap::from_pointee(certificate))))
 }
 
@@ -36,17 +36,18 @@ pub(super) async fn follow(settings: ServerConfig, current: CurrentCertificate, 
             Ok(Some(certificate)) if *certificate != **current.load() => {
                 let expires = certificate.expires();
                 current.store(Arc::new(certificate.clone()));
-                metrics.certificate_in_use(expires);
-                metrics.certificate_reloaded(true);
+                metrics.tls_certificate_expiry_timestamp_seconds.set(expires.as_second());
+                metrics.reloaded(ReloadedFile::Certificate, true);
                 tracing::info!(%expires, "certificate changed; new connections use the new one");
             }
             Ok(Some(_)) if was_unusable => {
+                metrics.reload_ok[ReloadedFile::Certificate].set(1);
                 tracing::info!("the certificate's files can be used again; it is the same");
             }
             Ok(Some(_)) => {}
             Err((field, why)) => {
                 tracing::error!("{field} {why}; the certificate read before stays in use");
-                metrics.certificate_reloaded(false);
+                metrics.reloaded(ReloadedFile::Certificate, false);
             }
         }
         was_unusable = read.is_err();

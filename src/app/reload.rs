@@ -12,12 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::settings::{policy_config, slots_config};
 use super::upstream_key::KeyWatch;
-use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
 use crate::config::{Config, LogLevel, Problems};
 use crate::fill::Filler;
 use crate::http::routes::About;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ReloadedFile};
 use crate::teams::policy::CurrentPolicy;
 
 /// What of a running program a reload reaches.
@@ -38,8 +37,6 @@ pub(super) struct ReloadParts {
     pub keys: Option<Arc<KeyWatch>>,
     /// Has a label for each team.
     pub metrics: Arc<Metrics>,
-    /// The time of day.
-    pub clock: Clock,
 }
 
 /// Changes the level of the log.
@@ -47,7 +44,6 @@ pub type SetLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
 
 impl Reloader {
     pub(super) fn new(config: Config, parts: ReloadParts) -> Self {
-        parts.metrics.config_in_force(parts.clock.now());
         parts.metrics.config_shown(&parts.about.config.load());
         parts.metrics.teams_in_force(parts.policy.get().teams().iter().map(|team| &**team));
         Self { config: Mutex::new(config), parts }
@@ -99,9 +95,6 @@ impl Reloader {
     /// Counts a reload. It is apart from [`take`](Self::take), because a file may also fail before it
     /// comes to that.
     pub(super) fn count(&self, is_ok: bool) {
-        self.parts.metrics.config_reloaded(is_ok);
-        if is_ok {
-            self.parts.metrics.config_in_force(self.parts.clock.now());
-        }
+        self.parts.metrics.reloaded(ReloadedFile::Configuration, is_ok);
     }
 }

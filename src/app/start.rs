@@ -22,8 +22,8 @@ use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
 use crate::base::secret::Secret;
 use crate::base::state::StateDir;
+use crate::billing::balance::BalanceWatch;
 use crate::billing::metering::Meter;
-use crate::billing::reconcile::Reconciler;
 use crate::cache::MemoryCache;
 use crate::config::{Config, StoreKind, UpstreamKind};
 use crate::error;
@@ -41,7 +41,7 @@ use crate::ledger::spooling::{Copier, Spool, SpoolConfig};
 use crate::ledger::usage::UsageBook;
 use crate::metrics::ledger::MeteredLedger;
 use crate::metrics::store::MeteredStore;
-use crate::metrics::{ListenerName, Metrics};
+use crate::metrics::{ListenerName, Metrics, Space};
 use crate::request::RequestLimits;
 use crate::store::Store;
 use crate::teams::policy::CurrentPolicy;
@@ -87,7 +87,7 @@ struct Storage {
 struct Services {
     filler: Filler,
     meter: Arc<Meter>,
-    reconciler: Arc<Reconciler>,
+    balance: Arc<BalanceWatch>,
     about: Arc<About>,
     reloader: Arc<Reloader>,
 }
@@ -143,9 +143,10 @@ pub(super) async fn start(config: Config, clock: Clock) -> anyhow::Result<App> {
 impl Core {
     fn new(config: Config, clock: Clock, state: &StateDir) -> anyhow::Result<Self> {
         let policy = CurrentPolicy::new(policy_config(&config));
-        let metrics = Arc::new(Metrics::new(policy.get().teams().names(), config.cache.memory.0));
+        let metrics = Arc::new(Metrics::new(policy.get().teams().names()));
         metrics.expect_errors(error::kinds().map(|(fault, code)| (fault.as_str(), code.name)));
-        metrics.spool_may_hold(config.state.spool_max.0);
+        metrics.observe_space(Space::Cache, 0, config.cache.memory.0);
+        metrics.observe_space(Space::Spool, 0, config.state.spool_max.0);
         let memory = memory::open(&config, state)?;
         let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());
         let (stops, stopped) = (Stops::default(), CancellationToken::new());
@@ -256,21 +257,18 @@ impl Core {
             filler: filler.clone(),
             keys,
             metrics: metrics.clone(),
-            clock: self.clock.clone(),
         };
         let reloader = Arc::new(Reloader::new(config.clone(), reload_parts));
         let meter = Arc::new(Meter::new(self.clock.clone(), config.budget.time_zone.clone()));
         self.spawn(meter.clone().run(storage.usage.clone()));
-        let namespace = config.upstream.namespace.clone();
-        let reconciler =
-            Arc::new(Reconciler::new(storage.usage.clone(), upstream, namespace, self.clock.clone()));
+        let balance = Arc::new(BalanceWatch::new(upstream, self.clock.clone()));
         let interval = config.upstream.balance_interval;
         if config.upstream.kind == UpstreamKind::Ailab && !interval.is_zero() {
             let filler = filler.clone();
-            let reconciling = reconciler.clone().run(interval, move || filler.upstream_is_called());
-            self.spawn_until_stopping(reconciling);
+            let watching = balance.clone().run(interval, move || filler.upstream_is_called());
+            self.spawn_until_stopping(watching);
         }
-        Services { filler, meter, reconciler, about, reloader }
+        Services { filler, meter, balance, about, reloader }
     }
 
     fn gateway(&self, storage: &Storage, services: &Services, public_root: &str) -> Gateway {
@@ -307,7 +305,7 @@ impl Core {
             book: storage.usage.clone(),
             ledger: storage.ledger.clone(),
             meter: services.meter.clone(),
-            reconciler: services.reconciler.clone(),
+            balance: services.balance.clone(),
             policy: self.policy.clone(),
             clock: self.clock.clone(),
             zone: config.budget.time_zone.clone(),
@@ -375,7 +373,7 @@ impl Core {
             limits: RequestLimits::default(),
             public_root: public_root.to_owned(),
             is_builtin: config.upstream.kind == UpstreamKind::Builtin,
-            reconciler: services.reconciler.clone(),
+            balance: services.balance.clone(),
         });
         let certificate = certificate::open(&config.server, &self.metrics)?;
         if let Some(current) = certificate.clone() {

@@ -11,7 +11,7 @@ use super::file_watch::FileWatch;
 use crate::base::secret::Secret;
 use crate::config::UpstreamConfig;
 use crate::fill::Filler;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ReloadedFile};
 
 /// The key in use, and the settings it comes from.
 pub(super) struct KeyWatch {
@@ -54,12 +54,12 @@ impl KeyWatch {
                     // A reload may have named another file meanwhile.
                     if Arc::ptr_eq(&current, settings) && !self.use_key(key) && was_unusable {
                         tracing::info!("the upstream's key can be read again; it is the same");
-                        self.metrics.key_is_current(true);
+                        self.metrics.reload_ok[ReloadedFile::UpstreamKey].set(1);
                     }
                 }
                 Err(why) => {
                     tracing::error!("upstream.api_key_file {why}; the key read before stays in use");
-                    self.metrics.key_reloaded(false);
+                    self.metrics.reloaded(ReloadedFile::UpstreamKey, false);
                 }
             }
             was_unusable = read.is_err();
@@ -80,7 +80,7 @@ impl KeyWatch {
         }
         self.key.store(Arc::new(key.clone()));
         self.filler.key_changed();
-        self.metrics.key_reloaded(true);
+        self.metrics.reloaded(ReloadedFile::UpstreamKey, true);
         tracing::info!("upstream key changed; new calls use the new one");
         true
     }

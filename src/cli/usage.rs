@@ -74,11 +74,7 @@ fn show(report: &UsageReport) -> String {
     let _ = write!(text, "\ncredits in {}, and what the month may come to\n\n", report.month.month);
     text.push_str(&month(report));
     if let Some(account) = &report.account {
-        let _ = writeln!(
-            text,
-            "\naccount: {} credits left at {}; {} spent outside of Granary since {}",
-            account.balance_credits, account.seen_at, account.outside_credits, account.baseline_at
-        );
+        let _ = writeln!(text, "\naccount: {} credits left at {}", account.balance_credits, account.seen_at);
     }
     let unknown = report.total.calls.get("unknown").copied().unwrap_or(0);
     if unknown > 0 {

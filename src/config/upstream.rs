@@ -61,7 +61,7 @@ section! {
         /// What one credit costs, such as 0.003, in the currency of whoever reads the reports; with at
         /// most 6 digits behind the point. Usage is told in money too when it is set.
         pub credit_price: Option<Price> = None,
-        /// How often the account's balance is asked for, which is free, to compare it with the ledger;
+        /// How often the account's balance is asked for, which is free, and shown beside the ledger;
         /// 0s for never.
         pub balance_interval: Duration = Duration::from_secs(300),
         /// How long connecting may take.

@@ -31,7 +31,7 @@ impl Task {
             && shared.slots.are_spaced_out()
             && let Some(wait) = shared.told_to_wait.remaining(self.key)
         {
-            metrics.shed(ShedReason::RetryAfterCache);
+            metrics.upstream_shed_total[ShedReason::RetryAfterCache].inc();
             return Event::Slot(Err(GatewayError::UpstreamThrottled { wait }));
         }
         loop {
@@ -56,7 +56,6 @@ impl Task {
                 () = shared.draining.cancelled() => (ShedReason::Draining, GatewayError::Draining),
                 (taken, waited) = turn => match taken {
                     Ok(slot) => {
-                        metrics.queue_waited(waited);
                         self.note_turn(Some(waited));
                         self.slot = Some(slot);
                         return Event::Slot(Ok(()));
@@ -71,11 +70,11 @@ impl Task {
                     }
                 },
                 () = self.groups.deserted(self.key) => {
-                    metrics.shed(ShedReason::Deserted);
+                    metrics.upstream_shed_total[ShedReason::Deserted].inc();
                     continue;
                 }
             };
-            metrics.shed(shed);
+            metrics.upstream_shed_total[shed].inc();
             return Event::Slot(Err(error));
         }
     }
@@ -83,7 +82,7 @@ impl Task {
     pub(super) fn enter_circuit(&mut self) -> Result<(), GatewayError> {
         let entered = self.shared.circuit.enter(self.key);
         if entered.is_err() {
-            self.shared.parts.metrics.shed(ShedReason::BreakerOpen);
+            self.shared.parts.metrics.upstream_shed_total[ShedReason::BreakerOpen].inc();
         }
         self.pass = Some(entered?);
         Ok(())
@@ -102,7 +101,6 @@ impl Task {
             return false;
         }
         if reason == RetryReason::RateLimited && !shared.retries.take() {
-            shared.parts.metrics.retry_budget_exhausted();
             return false;
         }
         tokio::select! {
@@ -110,7 +108,7 @@ impl Task {
             () = shared.draining.cancelled() => return false,
             () = tokio::time::sleep(wait) => {}
         }
-        shared.parts.metrics.retried(reason);
+        shared.parts.metrics.upstream_retries_total[reason].inc();
         true
     }
 
@@ -201,7 +199,7 @@ impl Task {
         };
         for reason in suspicions(order.width, order.height, &fetched.bytes, answer.text().expose()) {
             tracing::warn!(key = %self.key, reason = reason.as_str(), "a result is not what was ordered");
-            self.shared.parts.metrics.suspect(reason);
+            self.shared.parts.metrics.results_suspect_total[reason].inc();
         }
     }
 }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use self::state::State;
 use crate::base::key::CacheKey;
 use crate::error::GatewayError;
-use crate::metrics::Metrics;
+use crate::metrics::{BlockCause, Metrics};
 
 /// How long a caller is told to wait while a probe is under way, or nearly: its outcome is not known.
 const SOON: Duration = Duration::from_secs(5);
@@ -44,16 +44,6 @@ impl OpenReason {
     /// All; the one that callers are told first.
     pub const ALL: [Self; 4] = [Self::KeyRefused, Self::NoCredits, Self::Unfetchable, Self::Outage];
 
-    /// The word in labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::KeyRefused => "key_refused",
-            Self::NoCredits => "no_credits",
-            Self::Unfetchable => "unfetchable",
-            Self::Outage => "outage",
-        }
-    }
-
     /// What callers are told. `wait` is the time until the next probe.
     fn error(self, wait: Duration) -> GatewayError {
         match self {
@@ -61,6 +51,17 @@ impl OpenReason {
             Self::NoCredits => GatewayError::UpstreamCredits,
             Self::Unfetchable => GatewayError::PurchaseStopped { wait },
             Self::Outage => GatewayError::CircuitOpen { wait },
+        }
+    }
+}
+
+impl From<OpenReason> for BlockCause {
+    fn from(reason: OpenReason) -> Self {
+        match reason {
+            OpenReason::KeyRefused => Self::KeyRefused,
+            OpenReason::NoCredits => Self::NoCredits,
+            OpenReason::Unfetchable => Self::Unfetchable,
+            OpenReason::Outage => Self::Outage,
         }
     }
 }
@@ -179,15 +180,12 @@ impl Circuit {
     /// and whoever waits for it to refuse.
     fn change<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
         let mut state = self.state();
-        let before = (state.reasons(), state.position());
+        let before = (state.reasons(), state.is_probing());
         let outcome = change(&mut state, Instant::now());
-        let after = (state.reasons(), state.position());
-        if before.1 != after.1 {
-            self.metrics.breaker(after.1.as_str(), after.1.as_number());
-        }
+        let after = (state.reasons(), state.is_probing());
         for (trouble, (was, is)) in OpenReason::ALL.into_iter().zip(before.0.into_iter().zip(after.0)) {
             if was != is {
-                self.metrics.alarm(trouble.as_str(), is);
+                self.metrics.purchases_blocked[trouble.into()].set(i64::from(is));
                 tell(trouble, is);
             }
         }
@@ -244,6 +242,6 @@ fn tell(trouble: OpenReason, is_open: bool) {
         (OpenReason::Outage, true) => {
             tracing::error!("alarm: the upstream cannot be reached or does not work, so nothing is bought");
         }
-        (trouble, false) => tracing::warn!(trouble = trouble.as_str(), "the alarm is over"),
+        (trouble, false) => tracing::warn!(trouble = BlockCause::from(trouble).as_str(), "the alarm is over"),
     }
 }

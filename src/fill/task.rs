@@ -66,8 +66,8 @@ pub(super) struct Task {
     pub(super) timing: FillTiming,
     /// What a pause is for.
     pub(super) stage: Stage,
-    /// Since then somebody else, who holds the key, is waited for.
-    pub(super) held_since: Option<Instant>,
+    /// Another fill holds the key and is waited for.
+    pub(super) is_held: bool,
 }
 
 impl Task {
@@ -96,7 +96,7 @@ impl Task {
             answered: None,
             timing: FillTiming::default(),
             stage: Stage::QueueWait,
-            held_since: None,
+            is_held: false,
         }
     }
 
@@ -220,7 +220,7 @@ impl Task {
         let fetched = self.shared.parts.results.fetch(url).await;
         self.report_mismatch(&fetched, machine);
         if let Err(error) = &fetched {
-            self.shared.parts.metrics.result_rejected(error);
+            self.shared.parts.metrics.cache_store_rejected_total[error.into()].inc();
         }
         Event::FetchEnded(fetched, self.answer_age())
     }
@@ -317,7 +317,7 @@ impl Task {
     fn check_waiters(&mut self) -> bool {
         let is_awaited = self.groups.candidate(self.key).is_some();
         if !is_awaited {
-            self.shared.parts.metrics.shed(ShedReason::Deserted);
+            self.shared.parts.metrics.upstream_shed_total[ShedReason::Deserted].inc();
             (self.slot, self.pass) = (None, None);
             self.work_alone();
         }
@@ -338,14 +338,14 @@ impl Task {
             Ok(Opened::Answered(reply)) => {
                 self.tell_early(&reply);
                 self.note_reply(&reply);
-                self.shared.parts.metrics.attempt(attempt_outcome(&reply));
+                self.shared.parts.metrics.upstream_attempts_total[attempt_outcome(&reply)].inc();
                 Ok(Open::Early(reply))
             }
             Err(error) => {
                 if !matches!(error, NotSent::Picture(_)) {
                     self.tell_not_sent();
                 }
-                self.shared.parts.metrics.attempt(AttemptOutcome::Connect);
+                self.shared.parts.metrics.upstream_attempts_total[AttemptOutcome::Connect].inc();
                 Err(error)
             }
         })
@@ -360,7 +360,7 @@ impl Task {
         crash_point("CP12");
         self.tell_reply(&reply);
         self.note_reply(&reply);
-        self.shared.parts.metrics.attempt(attempt_outcome(&reply));
+        self.shared.parts.metrics.upstream_attempts_total[attempt_outcome(&reply)].inc();
         if let Reply::Answered(_) = reply {
             self.answered = Some((Duration::ZERO, Instant::now()));
             self.go_on_without_a_slot();

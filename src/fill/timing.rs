@@ -48,8 +48,8 @@ impl Task {
 
     /// Its end: whom it waited for until now was waited for in vain.
     pub(super) fn end_course(&mut self) {
-        if let Some(since) = self.held_since.take() {
-            self.shared.parts.metrics.followed(self.holder(), since.elapsed(), false);
+        if std::mem::take(&mut self.is_held) {
+            self.shared.parts.metrics.coalesce_timeouts_total[self.holder()].inc();
         }
         self.shared.parts.metrics.staged(&self.timing.stages);
     }
@@ -63,12 +63,12 @@ impl Task {
     pub(super) fn note_reserved(&mut self, asked: &Reservation, reserved: &Result<Reserved, LedgerError>) {
         let metrics = &self.shared.parts.metrics;
         if matches!(reserved, Ok(Reserved::Held(_))) {
-            if self.held_since.is_none() {
-                metrics.follows(self.holder());
-                self.held_since = Some(Instant::now());
+            if !self.is_held {
+                metrics.coalesce_followers_total[self.holder()].inc();
             }
-        } else if let Some(since) = self.held_since.take() {
-            metrics.followed(self.holder(), since.elapsed(), true);
+            self.is_held = true;
+        } else {
+            self.is_held = false;
         }
         let is_budget = |budget: &&Budget| !matches!(budget.scope, Scope::Refused(_));
         let is_limited =

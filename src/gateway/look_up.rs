@@ -47,7 +47,8 @@ impl Gateway {
         let metrics = &self.parts.metrics;
         let reading = self.parts.cache.begin_reading(key);
         let in_memory = stages.time(Stage::Memory, async { self.parts.cache.answer(key) }).await;
-        metrics.looked(CacheTier::Memory, if in_memory.is_some() { Look::Hit } else { Look::Miss });
+        let found = if in_memory.is_some() { Look::Hit } else { Look::Miss };
+        metrics.cache_lookups_total[(CacheTier::Memory, found)].inc();
         let (in_ledger, in_store) = match in_memory {
             Some(record) if self.freshness.is_current() => return Ok(Some(hit(record))),
             Some(record) => match self.confirm(&record, stages).await {
@@ -94,7 +95,7 @@ impl Gateway {
     async fn confirm(&self, known: &Record, stages: &mut Stages) -> Asked<LedgerError> {
         let asked = timeout(HIT_PATIENCE, self.parts.ledger.look_up(&self.namespace, known.key));
         let in_ledger = stages.time(Stage::Ledger, asked).await.unwrap_or_else(|_| Err(slow()));
-        self.parts.metrics.looked(CacheTier::Ledger, look(&in_ledger));
+        self.parts.metrics.cache_lookups_total[(CacheTier::Ledger, look(&in_ledger))].inc();
         if in_ledger.as_ref().is_ok_and(|found| found.as_ref() != Some(known)) {
             // It must not be served when the ledger is away next.
             self.freshness.forget(known.key).await;
@@ -118,7 +119,7 @@ impl Gateway {
                 in_store => (stages.time(Stage::Ledger, asked).await, Some(in_store)),
             },
         };
-        self.parts.metrics.looked(CacheTier::Ledger, look(&in_ledger));
+        self.parts.metrics.cache_lookups_total[(CacheTier::Ledger, look(&in_ledger))].inc();
         (in_ledger, in_store)
     }
 
@@ -130,7 +131,7 @@ impl Gateway {
     ) -> Asked<StoreError> {
         let asked = budget.wait(self.parts.store.record(&self.namespace, key));
         let in_store = stages.time(Stage::Store, asked).await;
-        self.parts.metrics.looked(CacheTier::Store, look(&in_store));
+        self.parts.metrics.cache_lookups_total[(CacheTier::Store, look(&in_store))].inc();
         in_store
     }
 

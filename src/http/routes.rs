@@ -30,7 +30,7 @@ use self::body::Pace;
 use self::cors::Cors;
 use self::log::Sampler;
 use crate::base::clock::Clock;
-use crate::billing::reconcile::Reconciler;
+use crate::billing::balance::BalanceWatch;
 use crate::error::GatewayError;
 use crate::gateway::Gateway;
 use crate::metrics::Metrics;
@@ -63,8 +63,8 @@ pub struct PublicParts {
     pub public_root: String,
     /// Is the upstream our own engine?
     pub is_builtin: bool,
-    /// What the upstream's account is known to hold.
-    pub reconciler: Arc<Reconciler>,
+    /// Last known balance of the upstream's account.
+    pub balance: Arc<BalanceWatch>,
 }
 
 impl PublicState {

@@ -1,132 +1,284 @@
-//! Values of labels, as closed sets. A [`Label`] is an enum whose every value is known, so that its
-//! series can all be there from the start, and no request can make another.
+//! Label values as closed sets: no request can make a new one.
 
-/// A closed set of words.
-pub(super) trait Label: Copy + 'static {
-    /// All of them, in the order of their positions.
+use crate::base::outcome::{CacheStatus, SavingCause};
+use crate::ledger::CallState;
+use crate::ledger::admin::Action;
+use crate::teams::AuthError;
+use crate::upstream::CallPhase;
+use crate::upstream::download::FetchError;
+
+/// A label's values.
+pub(crate) trait Label: Copy + 'static {
+    /// All, in the order of their positions.
     const ALL: &'static [Self];
 
-    /// The word.
+    /// The word in the exposition and in the log.
     fn as_str(self) -> &'static str;
 
-    /// Its place in [`ALL`](Self::ALL).
+    /// Its index in [`ALL`](Self::ALL).
     fn position(self) -> usize;
 }
 
-/// Declares an enum with a word for each of its values.
-macro_rules! labels {
-    ($(#[$about:meta])* $visible:vis enum $name:ident {
-        $($(#[$meaning:meta])* $value:ident = $word:literal,)+
-    }) => {
-        $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        $visible enum $name {
-            $($(#[$meaning])* $value,)+
-        }
+/// Values of all labels of a family, as a value or a tuple.
+pub(crate) trait Labels: Copy {
+    /// The number of combinations.
+    const COUNT: usize;
 
+    /// Every combination, in the order of their positions.
+    fn all() -> Vec<Self>;
+
+    /// The index of a combination in [`all`](Self::all).
+    fn position(self) -> usize;
+
+    /// The words, in the order of the labels.
+    fn words(self) -> Vec<&'static str>;
+}
+
+impl Labels for () {
+    const COUNT: usize = 1;
+
+    fn all() -> Vec<Self> {
+        vec![()]
+    }
+
+    fn position(self) -> usize {
+        0
+    }
+
+    fn words(self) -> Vec<&'static str> {
+        Vec::new()
+    }
+}
+
+impl<L: Label> Labels for L {
+    const COUNT: usize = L::ALL.len();
+
+    fn all() -> Vec<Self> {
+        L::ALL.to_vec()
+    }
+
+    fn position(self) -> usize {
+        Label::position(self)
+    }
+
+    fn words(self) -> Vec<&'static str> {
+        vec![self.as_str()]
+    }
+}
+
+impl<A: Label, B: Labels> Labels for (A, B) {
+    const COUNT: usize = A::ALL.len() * B::COUNT;
+
+    fn all() -> Vec<Self> {
+        A::ALL.iter().flat_map(|a| B::all().into_iter().map(|b| (*a, b))).collect()
+    }
+
+    fn position(self) -> usize {
+        self.0.position() * B::COUNT + self.1.position()
+    }
+
+    fn words(self) -> Vec<&'static str> {
+        [self.0.as_str()].into_iter().chain(self.1.words()).collect()
+    }
+}
+
+/// Makes labels of enums that have `ALL` and `as_str`.
+macro_rules! label {
+    ($($name:ty),+) => {$(
         impl $crate::metrics::labels::Label for $name {
-            const ALL: &'static [Self] = &[$(Self::$value),+];
+            const ALL: &'static [Self] = &<$name>::ALL;
 
             fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$value => $word,)+
-                }
+                <$name>::as_str(self)
             }
 
             fn position(self) -> usize {
                 self as usize
             }
         }
-    };
+    )+};
 }
+
+/// Declares enums with a word for each value.
+macro_rules! labels {
+    ($($(#[$about:meta])* $visible:vis enum $name:ident { $($value:ident = $word:literal),+ $(,)? })+) => {$(
+        $(#[$about])*
+        #[allow(missing_docs, reason = "the words say it")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        $visible enum $name { $($value),+ }
+
+        impl $name {
+            /// Every value.
+            $visible const ALL: [Self; [$($word),+].len()] = [$(Self::$value),+];
+
+            /// The word in the exposition and in the log.
+            $visible fn as_str(self) -> &'static str {
+                match self { $(Self::$value => $word),+ }
+            }
+        }
+
+        $crate::metrics::labels::label!($name);
+    )+};
+}
+pub(super) use label;
 pub(super) use labels;
 
+label!(Action, CacheStatus, CallPhase, CallState, SavingCause);
+
 labels! {
-    /// How an attempt to buy ended.
+    /// Result of a crop request.
+    pub(crate) enum Outcome {
+        HitMemory = "hit_memory", HitLedger = "hit_ledger", HitStore = "hit_store", Coalesced = "coalesced",
+        Miss = "miss", Refresh = "refresh", Rejected = "rejected", Error = "error",
+    }
+
+    /// Where an answer is looked up.
+    pub enum CacheTier { Memory = "memory", Ledger = "ledger", Store = "store" }
+
+    /// Result of a lookup; `Error` when the tier could not be asked.
+    pub enum Look { Hit = "hit", Miss = "miss", Error = "error" }
+
+    /// The tier that evicts.
+    pub enum SizedTier { Memory = "memory" }
+
+    /// Why an entry left memory.
+    pub enum Eviction { Size = "size", Expired = "expired", Replaced = "replaced", Explicit = "explicit" }
+
+    /// Why a fetched result was not kept.
+    pub(crate) enum Rejection {
+        NotImage = "not_image", TooLarge = "too_large", Incomplete = "incomplete", DeadUrl = "dead_url",
+        Unreachable = "unreachable",
+    }
+
+    /// Memory or disk space with a limit.
+    pub enum Space {
+        Cache = "cache", Uploads = "uploads", UploadSpill = "upload_spill", Results = "results",
+        Spool = "spool",
+    }
+
+    /// Whose fill is waited for: this process's, or another one's on the same ledger.
+    pub enum CoalesceScope { Local = "local", Cluster = "cluster" }
+
+    /// Result of an attempt to buy. `Connect`: never sent whole; `Timeout`: no complete answer in time.
     pub enum AttemptOutcome {
-        /// With a result.
-        Ok = "ok",
-        /// Refused for the order's sake.
-        CallerRejected = "caller_rejected",
-        /// Refused for being too fast.
-        RateLimited = "rate_limited",
-        /// Refused for our key's sake.
-        Auth = "auth",
-        /// Refused for want of credits.
-        Quota = "quota",
-        /// A complete error.
-        ServerError = "server_error",
-        /// No complete answer in time.
-        Timeout = "timeout",
-        /// Never sent whole.
-        Connect = "connect",
-        /// No complete answer, or one that could not be understood.
+        Ok = "ok", CallerRejected = "caller_rejected", RateLimited = "rate_limited", Auth = "auth",
+        Quota = "quota", ServerError = "server_error", Timeout = "timeout", Connect = "connect",
         BadBody = "bad_body",
     }
-}
 
-labels! {
     /// Why a fill was given up before anything was reserved.
     pub enum ShedReason {
-        /// As many wait as may.
-        QueueFull = "queue_full",
-        /// Its turn would have come too late.
-        WaitTimeout = "wait_timeout",
-        /// The upstream is not to be called.
-        BreakerOpen = "breaker_open",
-        /// The process is stopping.
-        Draining = "draining",
-        /// Nobody waited for it any more.
-        Deserted = "deserted",
-        /// The upstream is throttling, and its callers had been told to come back later than this.
-        RetryAfterCache = "told_to_wait",
+        QueueFull = "queue_full", WaitTimeout = "wait_timeout", BreakerOpen = "breaker_open",
+        Draining = "draining", Deserted = "deserted", RetryAfterCache = "told_to_wait",
     }
-}
 
-labels! {
-    /// Why an attempt was made again.
-    pub enum RetryReason {
-        /// It had not been sent whole.
-        NotSent = "not_sent",
-        /// The upstream's flow control had refused it.
-        RateLimited = "rate_limited",
+    /// Why an attempt was repeated.
+    pub enum RetryReason { NotSent = "not_sent", RateLimited = "rate_limited" }
+
+    /// How a result differs from the order.
+    pub enum Suspicion { Dimensions = "dimensions", RetainLocation = "retain_location" }
+
+    /// Why nothing is bought. The first four are the reasons of an open circuit.
+    pub enum BlockCause {
+        KeyRefused = "key_refused", NoCredits = "no_credits", Unfetchable = "unfetchable", Outage = "outage",
+        Frozen = "frozen", ArchiveGuard = "archive_guard", LedgerUnverified = "ledger_unverified",
     }
-}
 
-labels! {
-    /// What is odd about a result.
-    pub enum Suspicion {
-        /// It has another size than was ordered.
-        Dimensions = "dimensions",
-        /// Its `retain_location` is no place in it.
-        RetainLocation = "retain_location",
+    /// A state in which a call ends.
+    pub(crate) enum EndState {
+        Released = "released", Stored = "stored", Refused = "refused", Failed = "failed", Unknown = "unknown",
+        Unfetchable = "unfetchable",
     }
-}
 
-impl Suspicion {
-    /// The word in labels and in the log.
-    pub fn as_str(self) -> &'static str {
-        Label::as_str(self)
+    /// What limits purchases: `misses_per_second`, slots, credits, or `refused_per_day`.
+    pub enum LimitKind { Rate = "rate", Concurrency = "concurrency", Budget = "budget", Refused = "refused" }
+
+    /// Decision of a limit; `Delay` allows after a wait.
+    pub enum Decision { Allow = "allow", Delay = "delay", Deny = "deny" }
+
+    /// Whether a decision is applied or only counted.
+    pub enum LimitMode { Enforce = "enforce", Shadow = "shadow" }
+
+    /// The listener of a connection.
+    pub enum ListenerName { Public = "public", Admin = "admin" }
+
+    /// Why a connection was closed. `Limit` and `Handshake` are refusals, the others expired timeouts.
+    pub enum CloseReason {
+        Limit = "limit", Handshake = "handshake", HandshakeTimeout = "handshake_timeout",
+        FirstByte = "first_byte", Head = "head", Idle = "idle", Write = "write",
     }
-}
 
-labels! {
+    /// Files that are read again while the process runs.
+    pub enum ReloadedFile { Configuration = "configuration", Certificate = "certificate", UpstreamKey = "upstream_key" }
+
     /// Whether something worked.
-    pub(super) enum Success {
-        /// It did.
-        Ok = "ok",
-        /// It did not.
-        Error = "error",
+    pub enum Success { Ok = "ok", Error = "error" }
+
+    /// Why a credential was refused; `Admin` on the admin listener.
+    pub enum AuthFailure {
+        Missing = "missing", Malformed = "malformed", Unknown = "unknown", Expired = "expired",
+        Disabled = "disabled", Ambiguous = "ambiguous", Admin = "admin",
+    }
+
+    /// Result of an operator's action.
+    pub enum ActionResult { Done = "done", Refused = "refused", Failed = "failed" }
+}
+
+impl From<CacheStatus> for Outcome {
+    fn from(status: CacheStatus) -> Self {
+        match status {
+            CacheStatus::HitMemory => Self::HitMemory,
+            CacheStatus::HitLedger => Self::HitLedger,
+            CacheStatus::HitStore => Self::HitStore,
+            CacheStatus::Coalesced => Self::Coalesced,
+            CacheStatus::Miss => Self::Miss,
+            CacheStatus::Refresh => Self::Refresh,
+        }
     }
 }
 
-impl Success {
-    pub(super) fn of(is_ok: bool) -> Self {
+impl EndState {
+    /// Returns `None` for a state in which a call goes on, or that follows its end.
+    pub(super) fn of(state: CallState) -> Option<Self> {
+        match state {
+            CallState::Released => Some(Self::Released),
+            CallState::Stored => Some(Self::Stored),
+            CallState::Refused => Some(Self::Refused),
+            CallState::Failed => Some(Self::Failed),
+            CallState::Unknown => Some(Self::Unknown),
+            CallState::Unfetchable => Some(Self::Unfetchable),
+            CallState::Reserved | CallState::Sent | CallState::Answered | CallState::Lost => None,
+        }
+    }
+}
+
+impl From<&FetchError> for Rejection {
+    fn from(error: &FetchError) -> Self {
+        match error {
+            FetchError::NotPicture => Self::NotImage,
+            FetchError::TooLarge(_) => Self::TooLarge,
+            FetchError::Incomplete(_) => Self::Incomplete,
+            FetchError::Dead(_) => Self::DeadUrl,
+            FetchError::NotAllowed(_) | FetchError::Transient(_) | FetchError::Timeout => Self::Unreachable,
+        }
+    }
+}
+
+impl From<&AuthError> for AuthFailure {
+    fn from(error: &AuthError) -> Self {
+        match error {
+            AuthError::Missing => Self::Missing,
+            AuthError::Malformed | AuthError::Incomplete => Self::Malformed,
+            AuthError::Unknown => Self::Unknown,
+            AuthError::Expired => Self::Expired,
+            AuthError::Disabled { .. } => Self::Disabled,
+            AuthError::Conflicting => Self::Ambiguous,
+        }
+    }
+}
+
+impl From<bool> for Success {
+    fn from(is_ok: bool) -> Self {
         if is_ok { Self::Ok } else { Self::Error }
     }
 }
-
-/// Why nothing may be bought.
-pub(super) const ALARMS: [&str; 4] = ["key_refused", "no_credits", "unfetchable", "outage"];
-/// Where the breaker goes.
-pub(super) const BREAKER_POSITIONS: [&str; 3] = ["closed", "half_open", "open"];

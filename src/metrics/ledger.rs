@@ -1,15 +1,13 @@
-//! The families about the book, and [`MeteredLedger`], which times what is asked of one.
+//! [`MeteredLedger`] times the operations of a ledger and counts failed writes.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use prometheus::{Histogram, IntCounter, IntGauge};
 use tokio::time::Instant;
 
 use super::Metrics;
-use super::families::{Each, Families, gauge_value};
-use super::labels::{Label, labels};
+use super::labels::labels;
 use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
@@ -21,18 +19,10 @@ use crate::ledger::{
     Reservation, Reserved, Soundness, StateTotal,
 };
 
-/// Times the ledger takes, in seconds.
-const LEDGER_BUCKETS: [f64; 15] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
-
 labels! {
-    /// What is asked of a ledger, as far as it is told apart.
-    enum LedgerOp {
-        LookUp = "look_up",
-        Reserve = "reserve",
-        Send = "send",
-        Answer = "answer",
-        Store = "store",
+    /// A ledger operation, as far as they are told apart.
+    pub(crate) enum LedgerOp {
+        LookUp = "look_up", Reserve = "reserve", Send = "send", Answer = "answer", Store = "store",
         Other = "other",
     }
 }
@@ -48,71 +38,14 @@ impl LedgerOp {
     }
 }
 
-impl Label for CallState {
-    const ALL: &'static [Self] = &Self::ALL;
-
-    fn as_str(self) -> &'static str {
-        self.as_str()
-    }
-
-    fn position(self) -> usize {
-        self as usize
-    }
-}
-
-/// See the module.
-pub(super) struct LedgerFamilies {
-    credits: Each<CallState, IntGauge>,
-    up: IntGauge,
-    sound: IntGauge,
-    duration: Each<LedgerOp, Histogram>,
-    write_failures: IntCounter,
-}
-
-impl LedgerFamilies {
-    pub(super) fn new(families: &Families<'_>) -> Self {
-        Self {
-            credits: families.gauges(
-                "granary_ledger_credits",
-                "Credits of this ledger's rows by state (grain: credits)",
-                "state",
-            ),
-            up: families.plain("granary_ledger_up", "1 when the ledger answered the last time it was asked"),
-            sound: families.plain(
-                "granary_ledger_sound",
-                "1 when the ledger's file was read whole since the start and found undamaged; else nothing is bought",
-            ),
-            duration: families.histograms(
-                "granary_ledger_duration_seconds",
-                "Time the ledger took, by what was asked of it",
-                "op",
-                &LEDGER_BUCKETS,
-            ),
-            write_failures: families.count(
-                "granary_ledger_write_failures_total",
-                "Changes that the ledger could not take because it could not be reached or written, or is damaged",
-            ),
-        }
-    }
-
-    /// Sets what is read at scrape time.
-    pub(super) fn observe(&self, is_up: bool, totals: Option<&[StateTotal]>, is_sound: bool) {
-        self.up.set(i64::from(is_up));
-        self.sound.set(i64::from(is_sound));
-        for total in totals.into_iter().flatten() {
-            self.credits[total.state].set(gauge_value(total.credits));
-        }
-    }
-}
-
-/// A ledger around another one: what it is asked, it asks the other, and takes the time.
+/// A ledger that forwards to another one and records the time.
 pub struct MeteredLedger {
     ledger: Arc<dyn Ledger>,
     metrics: Arc<Metrics>,
 }
 
 impl MeteredLedger {
-    /// Around `ledger`.
+    /// Wraps `ledger`.
     pub fn new(ledger: Arc<dyn Ledger>, metrics: Arc<Metrics>) -> Self {
         Self { ledger, metrics }
     }
@@ -120,7 +53,7 @@ impl MeteredLedger {
     async fn read<T>(&self, op: LedgerOp, work: impl Future<Output = T>) -> T {
         let begun = Instant::now();
         let done = work.await;
-        self.metrics.ledger.duration[op].observe(begun.elapsed().as_secs_f64());
+        self.metrics.ledger_duration_seconds[op].observe(begun.elapsed().as_secs_f64());
         done
     }
 
@@ -131,7 +64,7 @@ impl MeteredLedger {
     ) -> Result<T, LedgerError> {
         let done = self.read(op, work).await;
         if let Err(LedgerError::Unavailable(_) | LedgerError::Damaged(_)) = done {
-            self.metrics.ledger.write_failures.inc();
+            self.metrics.ledger_write_failures_total.inc();
         }
         done
     }

@@ -17,7 +17,7 @@ use crate::harness::{bucket_section, cache_status, metric, real, until, upstream
 
 const PREFIX: &str = "granary/test";
 const PATIENCE: Duration = Duration::from_secs(20);
-const GUARD: &str = "granary_archive_guard_ok";
+const GUARD: &str = "granary_purchases_blocked{cause=\"archive_guard\"}";
 
 /// The real program in front of a fake AILab and a bucket, each of which outlives it.
 struct World {
@@ -77,7 +77,7 @@ async fn is_refused(process: &GranaryProcess, side: u32) {
     assert_eq!((refused.status, refused.code().as_str()), (503, "ERROR_RESOURCE_UNAVAILABLE"));
     assert_eq!(refused.header("granary-reason"), Some("archive_guard"));
     assert!(refused.header("retry-after").is_some());
-    assert_eq!(metric(&process.admin_url(), GUARD).await, 0.0);
+    assert_eq!(metric(&process.admin_url(), GUARD).await, 1.0);
     let ready = client::get(&format!("{}/readyz", process.admin_url())).await.unwrap();
     assert_eq!(ready.status, 200, "hits are served");
     assert!(ready.text().contains("\"paying\":false"), "{}", ready.text());
@@ -91,7 +91,7 @@ async fn buys(world: &World, process: &GranaryProcess, side: u32) {
     let bought = crop(process, side).await;
     assert_eq!(cache_status(&bought), "granary; fwd=uri-miss; fwd-status=200; stored", "{}", bought.text());
     assert_eq!(world.charges(), before + 1);
-    assert_eq!(metric(&process.admin_url(), GUARD).await, 1.0);
+    assert_eq!(metric(&process.admin_url(), GUARD).await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -128,7 +128,7 @@ async fn a_bucket_that_is_emptied_under_a_running_process_is_noticed_by_what_is_
     // Within the moment in which it has just been looked, absence is still believed.
     until("the guard to close", async || {
         let _ = client::get(&url).await.unwrap();
-        metric(&process.admin_url(), GUARD).await == 0.0
+        metric(&process.admin_url(), GUARD).await == 1.0
     })
     .await;
     is_refused(&process, 200).await;
@@ -328,7 +328,7 @@ async fn what_was_paid_for_is_not_put_where_it_would_never_be_found() {
     // The answer is in the ledger; the result is fetched now, and the bucket is another's.
     let mut process = world.with_prefix("granary/tset").start().await.unwrap();
     until("the result to wait in the ledger", async || {
-        metric(&process.admin_url(), "granary_spool_objects").await == 1.0
+        metric(&process.admin_url(), "granary_space_used_bytes{space=\"spool\"}").await > 0.0
     })
     .await;
     let url = crop(&process, 100).await.result_url();
@@ -338,7 +338,7 @@ async fn what_was_paid_for_is_not_put_where_it_would_never_be_found() {
 
     let process = world.start().await;
     until("the result to come where it belongs", async || {
-        metric(&process.admin_url(), "granary_spool_objects").await == 0.0
+        metric(&process.admin_url(), "granary_space_used_bytes{space=\"spool\"}").await == 0.0
     })
     .await;
     assert_eq!(client::get(&url).await.unwrap().status, 200);
@@ -353,16 +353,16 @@ async fn what_waits_for_the_bucket_is_not_brought_to_another_that_comes_in_its_p
     let kept = crop(&process, 100).await.result_url();
     world.bucket.go_down().await;
     let waiting = crop(&process, 101).await.result_url();
-    assert_eq!(metric(&process.admin_url(), "granary_spool_objects").await, 1.0);
+    assert!(metric(&process.admin_url(), "granary_space_used_bytes{space=\"spool\"}").await > 0.0);
 
     // Somebody makes a new bucket of that name; the right one comes back later.
     let names = world.bucket.names();
     let all: Vec<_> = names.iter().map(|name| (name, world.bucket.object(name).unwrap().bytes)).collect();
     world.bucket.empty();
     world.bucket.come_back().await;
-    until("the guard to close", async || metric(&process.admin_url(), GUARD).await == 0.0).await;
+    until("the guard to close", async || metric(&process.admin_url(), GUARD).await == 1.0).await;
     assert_eq!(client::get(&waiting).await.unwrap().status, 200, "it waits on, and is served");
-    assert_eq!(metric(&process.admin_url(), "granary_spool_objects").await, 1.0);
+    assert!(metric(&process.admin_url(), "granary_space_used_bytes{space=\"spool\"}").await > 0.0);
     assert!(world.bucket.names().iter().all(|name| !name.contains("/results/")), "nothing was brought there");
     assert_eq!(client::get(&kept).await.unwrap().status, 503, "and nothing is believed to be lost");
 
@@ -370,10 +370,10 @@ async fn what_waits_for_the_bucket_is_not_brought_to_another_that_comes_in_its_p
         world.bucket.set(name, bytes);
     }
     until("the result to come where it belongs", async || {
-        metric(&process.admin_url(), "granary_spool_objects").await == 0.0
+        metric(&process.admin_url(), "granary_space_used_bytes{space=\"spool\"}").await == 0.0
     })
     .await;
-    assert_eq!(metric(&process.admin_url(), GUARD).await, 1.0);
+    assert_eq!(metric(&process.admin_url(), GUARD).await, 0.0);
     for url in [&kept, &waiting] {
         assert_eq!(client::get(url).await.unwrap().status, 200);
     }

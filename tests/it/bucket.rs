@@ -174,7 +174,7 @@ async fn a_result_paid_for_while_the_bucket_is_away_is_kept_when_it_is_back() {
     assert_eq!((bytes.status, bytes.body), (200, upstream.result_bytes(1)));
     assert!(!bucket.names().iter().any(|name| name.contains("/results/")), "it waits in the ledger");
     bucket.heal();
-    granary.wait_for_metric("granary_spool_objects", 0.0).await;
+    granary.wait_for_metric("granary_space_used_bytes{space=\"spool\"}", 0.0).await;
     let name = format!("granary/test{}", path_of(&answer.result_url()));
     assert_eq!(bucket.object(&name).unwrap().bytes, upstream.result_bytes(1));
     assert_eq!((upstream.charges(), upstream.attempts()), (1, 1));

@@ -157,7 +157,8 @@ impl World {
             bucket.go_down().await;
             let metrics = format!("{}/metrics", granary.admin_url());
             let is_spooled = |line: &str| {
-                line.strip_prefix("granary_spool_objects ").is_some_and(|objects| objects != "0")
+                line.strip_prefix("granary_space_used_bytes{space=\"spool\"} ")
+                    .is_some_and(|bytes| bytes != "0")
             };
             until("a result in the spool", async || match client::get(&metrics).await {
                 Ok(answer) => answer.text().lines().any(is_spooled),

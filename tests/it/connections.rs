@@ -154,7 +154,7 @@ async fn silent_and_slow_clients_are_closed_in_time_and_hits_go_on_meanwhile() {
         );
     }
     for phase in ["first_byte", "head"] {
-        let series = format!("granary_connections_timed_out_total{{listener=\"public\",phase=\"{phase}\"}}");
+        let series = format!("granary_connections_closed_total{{listener=\"public\",reason=\"{phase}\"}}");
         assert_eq!(metric(&process.admin_url(), &series).await, 2.0 * clients as f64, "{phase}");
     }
 }
@@ -194,7 +194,7 @@ async fn connection_above_the_limit_is_refused_while_none_is_idle() {
         assert_eq!(answer.headers("connection"), ["close"]);
         assert!(answer.header("retry-after").is_some());
     }
-    let refused = "granary_connections_refused_total{listener=\"public\",reason=\"limit\"}";
+    let refused = "granary_connections_closed_total{listener=\"public\",reason=\"limit\"}";
     assert_eq!(granary.metric(refused).await, 5.0);
     // A place that is left is taken.
     drop(open.pop());
@@ -204,7 +204,7 @@ async fn connection_above_the_limit_is_refused_while_none_is_idle() {
     let url = granary.url();
     let flood = futures_util::future::join_all((0..600).map(|_| RawConnection::open(&url))).await;
     let asked = Instant::now();
-    let admin = "granary_connections_refused_total{listener=\"admin\",reason=\"limit\"}";
+    let admin = "granary_connections_closed_total{listener=\"admin\",reason=\"limit\"}";
     assert_eq!(granary.metric(admin).await, 0.0);
     println!("an operator was answered in {:?}", asked.elapsed());
     for connection in flood {
@@ -247,7 +247,7 @@ async fn longest_idle_connection_of_the_peer_with_most_makes_way_for_another() {
     }
     working.send(&[b'x'; 1000]).await.unwrap();
     assert_eq!(working.read_answer(false).await.unwrap().status, 400, "its request goes on");
-    let evicted = "granary_connections_refused_total{listener=\"public\",reason=\"limit\"}";
+    let evicted = "granary_connections_closed_total{listener=\"public\",reason=\"limit\"}";
     assert_eq!(granary.metric(evicted).await, 3.0);
 }
 
@@ -377,7 +377,7 @@ async fn a_client_that_does_not_take_its_answer_is_closed_and_others_are_served(
         drop(sent);
         greedy.push(connection);
     }
-    let slow = "granary_connections_timed_out_total{listener=\"public\",phase=\"write\"}";
+    let slow = "granary_connections_closed_total{listener=\"public\",reason=\"write\"}";
     until("slow readers to be closed", async || granary.metric(slow).await == 5.0).await;
     assert_eq!(call.send().await.unwrap().status, 200);
     until("an end", async || granary.metric("granary_connections_open{listener=\"public\"}").await == 0.0)
@@ -403,7 +403,7 @@ async fn who_takes_an_answer_for_longer_than_a_connection_may_rest_gets_all_of_i
         assert_eq!(resting.read_to_close().await.unwrap(), b"", "it has rested for too long");
     }
     assert!(end(taking, &bytes).await, "an answer was cut short");
-    let idle = "granary_connections_timed_out_total{listener=\"public\",phase=\"idle\"}";
+    let idle = "granary_connections_closed_total{listener=\"public\",reason=\"idle\"}";
     assert_eq!(granary.metric(idle).await, 2.0);
 }
 

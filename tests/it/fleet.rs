@@ -177,7 +177,7 @@ async fn three_hundred_identical_requests_over_three_processes_are_one_paid_call
     for scope in ["local", "cluster"] {
         assert_eq!(sum(&format!("granary_coalesce_timeouts_total{{scope=\"{scope}\"}}")).await, 0.0);
     }
-    assert_eq!(sum("granary_coalesce_wait_seconds_count{scope=\"cluster\"}").await, 2.0);
+    assert_eq!(sum("granary_coalesce_followers_total{scope=\"cluster\"}").await, 2.0);
     assert_eq!((urls.len(), fleet.upstream.attempts(), fleet.upstream.charges()), (1, 1, 1));
     for replica in &replicas {
         let url = format!("{}{}", replica.public_url(), path_of(urls.first().unwrap()));

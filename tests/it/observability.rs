@@ -37,8 +37,8 @@ const MAY_BE_EMPTY: [(&str, &str); 5] = [
     ("ALERTS{", "no alert fires"),
     ("granary_tls_certificate_expiry_timestamp_seconds > 0", "there is no certificate"),
     ("used_up_timestamp_seconds:forecast{id=~\".*|global\"} <", "every budget lasts"),
-    ("granary_connections_refused_total", "there is room for every client"),
-    ("granary_connections_timed_out_total", "no client is slow"),
+    ("granary_connections_closed_total", "there is room for every client, and none is slow"),
+    ("fleet:granary_ledger_drift_credits:1d", "it compares moments five minutes apart"),
 ];
 
 /// Alerts whose cause is in this run, or in a machine that is busy with something else: they may be pending, and the
@@ -163,7 +163,8 @@ async fn rules_are_well(prometheus: &Prometheus, wrong: &mut Vec<String>) {
         }
         if kind == "recording" {
             let recorded = prometheus.query(name).await.unwrap();
-            if !recorded.iter().any(|sample| !sample.value.is_nan()) {
+            let may_be_empty = MAY_BE_EMPTY.iter().any(|(piece, _)| *piece == name);
+            if !may_be_empty && !recorded.iter().any(|sample| !sample.value.is_nan()) {
                 wrong.push(format!("{name} records nothing: {}", rule["query"]));
             }
         } else {

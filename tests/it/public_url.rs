@@ -162,7 +162,7 @@ async fn what_waits_for_the_bucket_is_named_here_until_the_bucket_has_it() {
     world.assert_at_site(&crop(&granary.url(), 1).await).await;
 
     world.bucket.come_back().await;
-    granary.wait_for_metric("granary_spool_objects", 0.0).await;
+    granary.wait_for_metric("granary_space_used_bytes{space=\"spool\"}", 0.0).await;
     let hit = crop(&granary.url(), 2).await;
     world.assert_at_site(&hit).await;
     assert_eq!(how(&hit), "hit; detail=memory");
@@ -245,7 +245,7 @@ async fn no_url_is_given_before_it_serves_while_the_bucket_comes_and_goes() {
     for client in clients {
         within("a client to stop", client).await.unwrap();
     }
-    granary.wait_for_metric("granary_spool_objects", 0.0).await;
+    granary.wait_for_metric("granary_space_used_bytes{space=\"spool\"}", 0.0).await;
     assert_eq!(world.upstream.attempts(), world.upstream.charges());
     println!(
         "{} answers named the site, {} named us",

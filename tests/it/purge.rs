@@ -139,7 +139,7 @@ async fn a_key_that_is_purged_while_its_result_waits_for_the_bucket_does_not_com
     assert_eq!(bytes_of(&first.result_url()).await, picture);
     bucket.come_back().await;
     until("the spool to be empty", async || {
-        metric(&granary.admin_url(), "granary_spool_objects").await == 0.0
+        metric(&granary.admin_url(), "granary_space_used_bytes{space=\"spool\"}").await == 0.0
     })
     .await;
     assert!(verb(&granary, &["purge", &key]).await.starts_with("nothing changed"));
@@ -164,7 +164,7 @@ async fn a_freeze_outlives_a_restart_and_hits_go_on() {
     let refused = crop(&granary, 401).await;
     assert_eq!((refused.status, refused.header("granary-reason")), (429, Some("frozen")));
     assert_eq!(crop(&granary, 400).await.status, 200);
-    assert_eq!(metric(&granary.admin_url(), "granary_frozen").await, 1.0);
+    assert_eq!(metric(&granary.admin_url(), "granary_purchases_blocked{cause=\"frozen\"}").await, 1.0);
     assert_eq!(verb(&granary, &["thaw"]).await, "global: thawed\n");
     assert_eq!(crop(&granary, 401).await.status, 200);
     assert!(failing_verb(&granary, &["freeze", "--team", "nobody"]).await.contains("no such team"));

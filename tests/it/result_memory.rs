@@ -55,7 +55,11 @@ async fn slow_readers_of_one_result_share_its_bytes() {
         let more = TOGETHER.min(readers - reading.len());
         reading.extend(join_all((0..more).map(|_| begin(&url, &path))).await);
     }
-    assert_eq!(metric(&admin, "granary_result_memory_bytes").await, (6 * MIB) as f64, "it is there once");
+    assert_eq!(
+        metric(&admin, "granary_space_used_bytes{space=\"results\"}").await,
+        (6 * MIB) as f64,
+        "it is there once"
+    );
     let grown = memory_of(&process, "VmRSS").saturating_sub(before);
     println!(
         "{readers} slow readers of a result of 6 MiB: the process grew from {before} MiB by {grown} MiB"
@@ -74,7 +78,10 @@ async fn slow_readers_of_one_result_share_its_bytes() {
                 .all(|is_whole| is_whole)
         );
     }
-    until("its memory to be free", async || metric(&admin, "granary_result_memory_bytes").await == 0.0).await;
+    until("its memory to be free", async || {
+        metric(&admin, "granary_space_used_bytes{space=\"results\"}").await == 0.0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,7 +96,7 @@ async fn slow_readers_of_many_results_keep_others_waiting_and_take_no_more_memor
     for (path, _) in &results[..4] {
         slow.push(begin(&url, path).await);
     }
-    granary.wait_for_metric("granary_result_memory_bytes", (80 * MIB) as f64).await;
+    granary.wait_for_metric("granary_space_used_bytes{space=\"results\"}", (80 * MIB) as f64).await;
 
     let (last, last_bytes) = &results[4];
     let refused = client::get(&format!("{url}/{last}")).await.unwrap();
@@ -109,5 +116,5 @@ async fn slow_readers_of_many_results_keep_others_waiting_and_take_no_more_memor
     assert!(end(waiting.await.unwrap(), last_bytes).await);
     // Who hangs up takes nothing any more.
     drop(slow);
-    granary.wait_for_metric("granary_result_memory_bytes", 0.0).await;
+    granary.wait_for_metric("granary_space_used_bytes{space=\"results\"}", 0.0).await;
 }

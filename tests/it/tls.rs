@@ -138,7 +138,7 @@ async fn with_a_certificate_clients_are_spoken_to_by_tls_and_urls_say_so() {
     plain.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let said = within("the end", plain.read_to_close()).await.unwrap_or_default();
     assert!(!said.starts_with(b"HTTP"), "{said:?}");
-    let refused = "granary_connections_refused_total{listener=\"public\",reason=\"handshake\"}";
+    let refused = "granary_connections_closed_total{listener=\"public\",reason=\"handshake\"}";
     until("three refusals", async || metric(&process.admin_url(), refused).await == 3.0).await;
     // A head that is refused is refused here too, and operators are where they were.
     let bad = Request::get("/").header("Host", "a").header("Host", "b").body(Full::default()).unwrap();
@@ -183,7 +183,7 @@ async fn a_handshake_that_does_not_go_on_is_ended_in_time_and_keeps_nobody_out()
         "150 stalled handshakes ended {:?} after the first; meanwhile one took {took:?}",
         opened.elapsed()
     );
-    let timed_out = "granary_connections_timed_out_total{listener=\"public\",phase=\"handshake\"}";
+    let timed_out = "granary_connections_closed_total{listener=\"public\",reason=\"handshake_timeout\"}";
     assert_eq!(metric(&process.admin_url(), timed_out).await, 150.0);
     // Records that are none.
     for byte in [0_u8, 0x16, 0x17, 0xff] {
@@ -262,7 +262,11 @@ async fn files_that_are_no_pair_change_nothing_and_are_said_once() {
     let process = world.builder.start().await.unwrap();
     let trusting = connector(&[&certificate, &renewed], &[b"http/1.1"]);
     let reloads = async |result: &str| {
-        metric(&process.admin_url(), &format!("granary_tls_reloads_total{{result=\"{result}\"}}")).await
+        metric(
+            &process.admin_url(),
+            &format!("granary_reloads_total{{file=\"certificate\",result=\"{result}\"}}"),
+        )
+        .await
     };
     std::fs::write(world.chain(), &renewed.chain).unwrap();
     until("the half of a pair to be noticed", async || reloads("error").await == 1.0).await;
@@ -330,7 +334,7 @@ async fn certificates_and_the_upstreams_key_change_under_load_without_a_failed_r
             }
         });
     }
-    let keys_read = "granary_upstream_key_reloads_total{result=\"ok\"}";
+    let keys_read = "granary_reloads_total{file=\"upstream_key\",result=\"ok\"}";
     for (before, certificate) in certificates[1..].iter().enumerate() {
         write_key(&upstream.add_key());
         certificate.write(&world.chain(), &world.key()).unwrap();
@@ -348,7 +352,10 @@ async fn certificates_and_the_upstreams_key_change_under_load_without_a_failed_r
     while let Some(ended) = clients.join_next().await {
         ended.unwrap();
     }
-    assert_eq!(metric(&process.admin_url(), "granary_tls_reloads_total{result=\"ok\"}").await, swaps as f64);
+    assert_eq!(
+        metric(&process.admin_url(), "granary_reloads_total{file=\"certificate\",result=\"ok\"}").await,
+        swaps as f64
+    );
     println!(
         "{swaps} certificates and keys, {} requests, none failed; {} charges",
         requests.load(Ordering::SeqCst),

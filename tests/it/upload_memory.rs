@@ -68,7 +68,11 @@ async fn end_all(held: Vec<Held>) -> Vec<Answer> {
 /// Bytes in memory and in files, by the metrics.
 async fn taken(admin: &str) -> (f64, f64) {
     let of = |series| metric(admin, series);
-    join(of("granary_upload_memory_bytes"), of("granary_upload_spill_bytes")).await
+    join(
+        of("granary_space_used_bytes{space=\"uploads\"}"),
+        of("granary_space_used_bytes{space=\"upload_spill\"}"),
+    )
+    .await
 }
 
 async fn wait_for_none(admin: &str) {
@@ -206,7 +210,7 @@ async fn callers_of_one_picture_keep_it_once_and_for_as_long_as_it_is_being_boug
     let answers = tokio::spawn(end_all(callers));
     granary.wait_for_metric("granary_coalesce_followers", 6.0).await;
     upstream.wait_for_held(1).await;
-    granary.wait_for_metric("granary_upload_memory_bytes", PICTURE as f64).await;
+    granary.wait_for_metric("granary_space_used_bytes{space=\"uploads\"}", PICTURE as f64).await;
     // Nobody waits any more; the purchase goes on, and needs it still.
     answers.abort();
     granary.wait_for_metric("granary_coalesce_followers", 0.0).await;
@@ -255,7 +259,7 @@ async fn a_disk_that_fails_an_upload_costs_nothing_and_is_not_taken_for_the_upst
     assert_eq!((second.status, second.header("granary-reason")), (503, Some("no_room")), "{}", second.text());
     assert_eq!(upstream.charges(), 1);
     assert_eq!(granary.metric("granary_ledger_credits{state=\"released\"}").await, 3.0);
-    assert_eq!(granary.metric("granary_upstream_breaker_state").await, 0.0);
+    assert_eq!(granary.metric("granary_purchases_blocked{cause=\"outage\"}").await, 0.0);
     wait_for_none(&admin).await;
 
     // The next one cannot even be written.

@@ -185,7 +185,7 @@ async fn usage_agrees_with_the_upstream_and_the_metrics_to_the_unit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_spent_outside_is_seen_and_is_nobodys_promise() {
+async fn the_balance_is_polled_and_limits_what_a_team_may_still_spend() {
     let upstream = FakeAilab::start().await;
     upstream.set_balance(1000, 0);
     let (web, token) = team("web", "monthly_credits = 600");
@@ -194,74 +194,33 @@ async fn what_is_spent_outside_is_seen_and_is_nobodys_promise() {
     let granary = builder.start().await.unwrap();
     let admin = granary.admin_url();
     let balance = async || metric(&admin, "granary_upstream_balance_credits").await;
-    let drift = async || metric(&admin, "granary_ledger_drift_credits").await;
     until("the first balance", async || balance().await == 1000.0).await;
-    assert_eq!(drift().await, 0.0);
 
-    // Calls under way, and done, are ours.
     for n in 1..=3 {
         crops(&granary, &token, n).await;
     }
-    upstream.on_next(Behaviour::Hold);
-    let held = crops(&granary, &token, 4);
-    let watch = async {
-        upstream.wait_for_held(1).await;
-        until("the balance to fall", async || balance().await == 988.0).await;
-        assert_eq!(drift().await, 0.0, "charged, and not answered yet");
-        upstream.release();
-    };
-    tokio::join!(held, watch);
-    let asked = upstream.stats().balance_queries;
-    upstream.wait_until("two more balances", |stats| stats.balance_queries >= asked + 2).await;
-    assert_eq!((balance().await, drift().await), (988.0, 0.0));
+    until("the balance to fall", async || balance().await == 991.0).await;
+    let charged = metric(&admin, "granary_ledger_credits{state=\"stored\"}").await;
+    assert_eq!(charged, 1000.0 - balance().await, "what left the account is in the ledger");
 
     // Somebody else has the key.
     upstream.set_balance(938, 0);
-    until("the drift", async || drift().await == 50.0).await;
+    until("the balance to fall", async || balance().await == 938.0).await;
     let account = report(&granary).await.account.unwrap();
-    assert_eq!((account.balance_credits, account.outside_credits), (938, 50));
-    assert_eq!((account.baseline_credits, account.booked_credits), (1000, 12));
-    assert_eq!(account.balance_money.as_deref(), Some("2.814"));
+    assert_eq!((account.balance_credits, account.balance_money.as_deref()), (938, Some("2.814")));
     let table = usage_verb(&granary, &[]).await;
-    assert!(
-        table.contains("account: 938 credits left at ") && table.contains("; 50 spent outside"),
-        "{table}"
-    );
+    assert!(table.contains("account: 938 credits left at "), "{table}");
 
     // Less is left in the account than in the budget.
-    let credits = async |granary: &GranaryProcess| {
+    let credits = async || {
         let call = Call::new("GET", &format!("{}/api/common/query-credits", granary.public_url()));
         let answer = call.header("ailabapi-api-key", &token).send().await.unwrap().json();
         let pool = &answer["data"][0];
         (pool["balance"].as_u64().unwrap(), pool["total"].as_u64().unwrap())
     };
-    assert_eq!(credits(&granary).await, (588, 600));
+    assert_eq!(credits().await, (591, 600));
     upstream.set_balance(500, 0);
-    until("the balance to be the least", async || credits(&granary).await == (500, 600)).await;
-    until("the drift", async || drift().await == 488.0).await;
-
-    // What is known outlives the process, and an upstream that cannot be asked.
-    drop(granary);
-    let api_key = upstream.api_key();
-    upstream.rotate_key();
-    let granary = builder.start().await.unwrap();
-    until("what was known", async || {
-        metric(&granary.admin_url(), "granary_ledger_drift_credits").await == 488.0
-    })
-    .await;
-    assert_eq!(credits(&granary).await, (500, 600));
-    assert_ne!(upstream.api_key(), api_key);
-
-    // A key that is known again, and an account that is filled: a new baseline.
-    let config = format!("{}\n{web}", upstream_section(&upstream, PRICE));
-    drop(granary);
-    upstream.set_balance(5000, 0);
-    let granary = builder.config_text(config).start().await.unwrap();
-    let admin = granary.admin_url();
-    until("the new baseline", async || metric(&admin, "granary_upstream_balance_credits").await == 5000.0)
-        .await;
-    let account = report(&granary).await.account.unwrap();
-    assert_eq!((account.outside_credits, account.baseline_credits, account.booked_credits), (0, 5000, 0));
+    until("the balance to be the least", async || credits().await == (500, 600)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

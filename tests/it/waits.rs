@@ -157,7 +157,10 @@ impl World {
     /// Everything that was paid for is booked, in the bucket, and served.
     async fn assert_all_is_kept(&self) {
         let admin = self.granary.admin_url();
-        until("the spool to be empty", async || metric(&admin, "granary_spool_objects").await == 0.0).await;
+        until("the spool to be empty", async || {
+            metric(&admin, "granary_space_used_bytes{space=\"spool\"}").await == 0.0
+        })
+        .await;
         // A reservation whose confirmation was lost is released when its lease is over.
         let expected = format!("stored|{}", self.upstream.charges());
         until("every call to be settled", async || {
@@ -211,7 +214,7 @@ async fn a_bucket_that_hangs_refuses_or_resets_delays_one_miss_and_loses_nothing
         let back = Instant::now();
         let admin = world.granary.admin_url();
         within("the bucket to be used again", async {
-            while metric(&admin, "granary_spool_objects").await > 0.0 {
+            while metric(&admin, "granary_space_used_bytes{space=\"spool\"}").await > 0.0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         })

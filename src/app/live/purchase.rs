@@ -58,7 +58,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
     let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
     guard.look().await;
-    let metrics = Arc::new(Metrics::new([TEAM].into_iter(), 0));
+    let metrics = Arc::new(Metrics::new([TEAM].into_iter()));
     let (upstream, results, _) = open_upstream(config, metrics.clone())?;
     let seen = Arc::new(Mutex::new(None));
     let team = Team { name: TEAM.to_owned(), ..Team::local() };

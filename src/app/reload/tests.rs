@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::app::App;
+use crate::base::clock::Clock;
 use crate::config::Environment;
 use crate::ledger::budget::{Scope, Window};
 use crate::teams::Team;
@@ -228,6 +229,9 @@ async fn half_a_file_that_is_being_written_is_not_taken_for_a_whole_one() {
     tokio::join!(watch.poll(), completed);
     watch.poll().await;
     let metrics = String::from_utf8(world.app.reloader.parts.metrics.render()).unwrap();
-    assert!(metrics.contains("granary_config_reloads_total{result=\"error\"} 0"), "{metrics}");
-    assert!(metrics.contains("granary_config_reloads_total{result=\"ok\"} 2"), "{metrics}");
+    assert!(
+        metrics.contains("granary_reloads_total{file=\"configuration\",result=\"error\"} 0"),
+        "{metrics}"
+    );
+    assert!(metrics.contains("granary_reloads_total{file=\"configuration\",result=\"ok\"} 2"), "{metrics}");
 }

@@ -13,32 +13,6 @@ const UNFETCHABLE_IN_A_ROW: u32 = 3;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Where the circuit stands, for metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Position {
-    Closed,
-    HalfOpen,
-    Open,
-}
-
-impl Position {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::HalfOpen => "half_open",
-            Self::Open => "open",
-        }
-    }
-
-    pub(super) fn as_number(self) -> i64 {
-        match self {
-            Self::Closed => 0,
-            Self::HalfOpen => 1,
-            Self::Open => 2,
-        }
-    }
-}
-
 /// One trouble that there is.
 #[derive(Clone, Copy, Debug)]
 struct Opening {
@@ -85,12 +59,9 @@ impl State {
         self.openings[trouble as usize].is_some()
     }
 
-    pub(super) fn position(&self) -> Position {
-        match (self.openings.iter().any(Option::is_some), self.probe.is_some()) {
-            (false, _) => Position::Closed,
-            (true, true) => Position::HalfOpen,
-            (true, false) => Position::Open,
-        }
+    /// Is it half-open?
+    pub(super) fn is_probing(&self) -> bool {
+        self.probe.is_some() && self.openings.iter().any(Option::is_some)
     }
 
     /// Why nobody may buy now, and for how long still; zero while a probe is under way.

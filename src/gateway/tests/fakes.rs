@@ -568,7 +568,7 @@ impl World {
     ) -> Self {
         let results = Arc::new(FakeResults::default());
         let cache = Arc::new(MemoryCache::new(1 << 20, ResultRoom::new(1 << 30)));
-        let metrics = Arc::new(Metrics::new(["local"].into_iter(), 1 << 20));
+        let metrics = Arc::new(Metrics::new(["local"].into_iter()));
         let clock = Clock::system();
         let policy = CurrentPolicy::new(terms(teams));
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));

@@ -29,7 +29,7 @@ pub(super) async fn query(
         tightest.map_or((NO_LIMIT, NO_LIMIT), |used| (readable(used.left()), readable(used.budget.limit)));
     // What is not in the account cannot be spent, whatever the budgets say. The account itself is not told
     // while they are tighter.
-    let in_account = state.0.reconciler.last().map_or(NO_LIMIT, |found| found.account.balance);
+    let in_account = state.0.balance.last().map_or(NO_LIMIT, |balance| balance.credits);
     let balance = left.min(in_account);
     let mut response = Json(json!({
         "request_id": Uuid::new_v4().to_string().to_uppercase(),

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::log::{Line, LogContext, TraceParent};
 use super::{Arrival, PublicState, RequestPolicy};
 use crate::error::GatewayError;
-use crate::metrics::{Route, ServedRequest};
+use crate::metrics::Route;
 use crate::request::framing::HeadError;
 use crate::upstream::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
 
@@ -80,17 +80,15 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     let is_api = matches!(route, Route::Crop | Route::LookUp | Route::Credits);
     let ignored = if is_api { ignored_query(request.uri().query()) } else { Vec::new() };
     let metrics = &state.0.metrics;
-    let in_flight = metrics.begun(route);
     let mut response = next.run(request).await;
-    drop(in_flight);
 
     let error = response.extensions_mut().remove::<GatewayError>();
     if let Some(error) = &error {
         render(error, &id, &mut response);
         let described = error.response();
-        metrics.error(described.fault.as_str(), described.code.name);
+        metrics.request_errors_total.of(&[described.fault.as_str(), described.code.name]).inc();
         if let GatewayError::Auth(error) = error {
-            metrics.auth_failed(error);
+            metrics.auth_failures_total[error.into()].inc();
         }
     }
     let took = arrived.elapsed();
@@ -107,14 +105,7 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     let status = response.status();
     let context = response.extensions_mut().remove::<LogContext>().unwrap_or_default();
     let bytes_out = response.body().size_hint().exact().unwrap_or(0);
-    metrics.served(&ServedRequest {
-        route,
-        method: &method,
-        status,
-        took,
-        bytes_in: context.timing.body_bytes,
-        bytes_out,
-    });
+    metrics.http_requests_total.of(route, &method, status).inc();
     metrics.staged(&context.timing.stages);
     if let Some(outcome) = context.cache.filter(|_| route == Route::Crop) {
         let body_wait = context.timing.body_wait;

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::timers::ConnectionTimers;
 use super::{Shared, connection};
 use crate::error::GatewayError;
-use crate::metrics::{ConnectionRefusal, ListenerName};
+use crate::metrics::{CloseReason, ListenerName};
 
 /// Connections above the limit of the public listener that are answered 503 at the same time; more are
 /// closed without an answer.
@@ -59,7 +59,7 @@ impl Acceptor {
         let shared = self.shared.clone();
         let place = self.places.clone().try_acquire_owned().ok();
         if place.is_none() {
-            shared.metrics.connection_refused(shared.name, ConnectionRefusal::Limit);
+            shared.metrics.connections_closed_total[(shared.name, CloseReason::Limit)].inc();
             if !self.evict_one() {
                 return self.refuse(stream);
             }

@@ -27,7 +27,7 @@ use super::timers::{ConnectionTimers, Phase};
 use crate::error::GatewayError;
 use crate::http::routes::respond::Refused;
 use crate::http::routes::{HEALTH_PATHS, respond};
-use crate::metrics::{ConnectionRefusal, ListenerName, SlowPhase};
+use crate::metrics::{CloseReason, Counted, ListenerName};
 use crate::request::framing::{self, HeadError};
 
 /// hyper's read buffer per connection, in bytes: small enough for many uploads at once, large enough
@@ -53,7 +53,7 @@ pub(super) async fn serve(
     timers: Arc<ConnectionTimers>,
     refusal: Option<GatewayError>,
 ) {
-    let _open = shared.metrics.connection_opened(shared.name);
+    let _open = Counted::new(&shared.metrics.connections_open[shared.name]);
     // Answers are written whole; waiting to fill a segment only delays them.
     let _ = tcp.set_nodelay(true);
     // Our write timeout does not see what the kernel has buffered; this limits how long the kernel tries.
@@ -99,9 +99,6 @@ async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     let is_health = shared.name == ListenerName::Admin && HEALTH_PATHS.contains(&request.uri().path());
     let refused = refused.or_else(|| framing::check_target(&request).err());
-    if let Some(error) = refused {
-        shared.metrics.head_refused(error);
-    }
     let error = refusal.filter(|_| !is_health).or(refused.map(GatewayError::Head));
     let is_refused = error.is_some();
     if let Some(error) = error {
@@ -178,9 +175,9 @@ async fn handshake(tcp: TcpStream, shared: &Shared) -> Option<TlsStream<TcpStrea
         Ok(Ok(tls)) => return Some(tls),
         Ok(Err(error)) => {
             tracing::debug!(%error, "TLS handshake failed");
-            shared.metrics.connection_refused(shared.name, ConnectionRefusal::Handshake);
+            shared.metrics.connections_closed_total[(shared.name, CloseReason::Handshake)].inc();
         }
-        Err(_) => shared.metrics.connection_timed_out(shared.name, SlowPhase::Handshake),
+        Err(_) => shared.metrics.connections_closed_total[(shared.name, CloseReason::HandshakeTimeout)].inc(),
     }
     None
 }

@@ -21,7 +21,7 @@ use super::linger::linger;
 use super::socket::{Socket, tcp_of};
 use super::timers::{ConnectionTimers, Phase};
 use super::write_timeout::WriteTimeout;
-use crate::metrics::SlowPhase;
+use crate::metrics::CloseReason;
 use crate::request::framing::{self, HeadError, MAX_HEAD, Next};
 
 /// Bytes that are read at once where they are checked before they are passed on.
@@ -160,18 +160,18 @@ impl FramedConnection {
                 self.timer.as_mut().reset(deadline);
             }
             ready!(self.timer.as_mut().poll(cx));
-            let phase = match self.buffer.is_empty() {
-                true if is_idle => SlowPhase::Idle,
-                true => SlowPhase::FirstByte,
-                false => SlowPhase::Head,
+            let reason = match self.buffer.is_empty() {
+                true if is_idle => CloseReason::Idle,
+                true => CloseReason::FirstByte,
+                false => CloseReason::Head,
             };
-            self.shared.metrics.connection_timed_out(self.shared.name, phase);
+            self.shared.metrics.connections_closed_total[(self.shared.name, reason)].inc();
             // No lingering close: what drips in is not waited for any longer.
             self.is_over = true;
-            if phase == SlowPhase::Head {
+            if reason == CloseReason::Head {
                 self.check(Err(HeadError::Slow));
             }
-            return Poll::Ready(Ok(phase == SlowPhase::Head));
+            return Poll::Ready(Ok(reason == CloseReason::Head));
         }
     }
 
@@ -247,7 +247,7 @@ impl FramedConnection {
             Poll::Ready(Err(_)) => self.is_over = true,
             Poll::Pending => {
                 ready!(self.write_timeout.poll_expired(cx));
-                self.shared.metrics.connection_timed_out(self.shared.name, SlowPhase::Write);
+                self.shared.metrics.connections_closed_total[(self.shared.name, CloseReason::Write)].inc();
                 self.is_over = true;
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }

@@ -44,7 +44,7 @@ async fn listen(name: ListenerName) -> (SocketAddr, Arc<Semaphore>) {
         idle: Duration::from_secs(60),
         write,
     };
-    let metrics = Arc::new(Metrics::new(std::iter::empty(), 1));
+    let metrics = Arc::new(Metrics::new(std::iter::empty()));
     let stops = Stops::default();
     let listener = Listener { socket, name, routes, limits, certificate: None, metrics, stops };
     tokio::spawn(listener.serve());

@@ -95,7 +95,7 @@ impl World {
         // The last days of a month, so that windows end.
         let epoch: Timestamp = "2026-11-29T00:00:00Z".parse().expect("a timestamp");
         let epoch = epoch + SignedDuration::from_secs(dice.below(2 * 86_400) as i64);
-        let metrics = Arc::new(Metrics::new(teams.names(), 1 << 30));
+        let metrics = Arc::new(Metrics::new(teams.names()));
         Arc::new(Self {
             plan,
             metrics,

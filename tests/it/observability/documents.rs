@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use granary_kit::process::GranaryProcess;
 use granary_kit::prometheus::promtool;
 
+use super::promql::names;
 use super::{PATIENCE, path, read};
 
 const ALERTS: &str = "deploy/prometheus/rules/alerts.yaml";
@@ -44,6 +45,26 @@ fn alerts() -> Vec<(String, String, String)> {
             (entry.lines().next().unwrap().to_owned(), severity, field("runbook_url: "))
         })
         .collect()
+}
+
+/// Families at most. A new one needs a panel, a rule or a runbook entry, and another number here with its reason.
+const MOST_FAMILIES: usize = 64;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_metric_family_is_on_a_board_in_a_rule_or_in_the_runbook_and_there_are_at_most_64() {
+    // Budgets have series when there are any.
+    let granary = crate::harness::Granary::builtin("[budget]\ndaily_credits = 300\n").await;
+    let text = granary.metrics().await;
+    let families: Vec<&str> =
+        text.lines().filter_map(|line| Some(line.strip_prefix("# TYPE ")?.split_once(' ')?.0)).collect();
+    assert!((40..=MOST_FAMILIES).contains(&families.len()), "{} families", families.len());
+    let texts = texts().into_iter().filter(|(file, _)| !file.contains("prometheus/tests/"));
+    let used: BTreeSet<String> = texts.flat_map(|(_, text)| names(&text)).collect();
+    let is_used = |family: &str| {
+        ["", "_bucket", "_sum", "_count"].iter().any(|part| used.contains(&format!("{family}{part}")))
+    };
+    let unused: Vec<_> = families.into_iter().filter(|family| !is_used(family)).collect();
+    assert!(unused.is_empty(), "nothing shows {unused:?}");
 }
 
 fn promtool_accepts(arguments: &[&str], files: &[String]) {

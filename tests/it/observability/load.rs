@@ -193,14 +193,18 @@ impl World {
         self.bucket.fail_always(Fault::SlowDown);
         let spooled = self.crops("web", 50, "miss").await;
         until("a scrape to see the spool", async || {
-            let waiting = prometheus.query("max(granary_spool_bytes) > 0").await.unwrap();
+            let waiting =
+                prometheus.query("max(granary_space_used_bytes{space=\"spool\"}) > 0").await.unwrap();
             !waiting.is_empty()
         })
         .await;
         self.bucket.heal();
         assert_eq!(client::get(&spooled.result_url()).await.unwrap().status, 200);
         let admin = self.granary.admin_url();
-        until("the spool to be empty", async || metric(&admin, "granary_spool_objects").await == 0.0).await;
+        until("the spool to be empty", async || {
+            metric(&admin, "granary_space_used_bytes{space=\"spool\"}").await == 0.0
+        })
+        .await;
     }
 
     async fn what_else_is_asked(&mut self) {
@@ -275,7 +279,7 @@ impl World {
         let admin = self.granary.admin_url();
         for (series, value) in [
             ("granary_usage_unbooked_requests", 0.0),
-            ("granary_unstored_results", 0.0),
+            ("granary_ledger_credits{state=\"answered\"}", 0.0),
             ("granary_upstream_in_flight", 0.0),
             ("granary_store_up", 1.0),
         ] {

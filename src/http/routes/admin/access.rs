@@ -19,7 +19,7 @@ use super::failure::AdminFailure;
 use crate::http::routes::log::Sampler;
 use crate::http::routes::site::{is_cross_site, is_local_name};
 use crate::ledger::admin::Actor;
-use crate::metrics::method_label;
+use crate::metrics::{AuthFailure, method_label};
 
 /// How long a failed login takes, so that guessing is slow. A good token never waits.
 const FAILED_LOGIN: Duration = Duration::from_millis(300);
@@ -40,7 +40,7 @@ pub(super) async fn layer(
         }
         Err(failure) => {
             if failure.is_unauthorized() {
-                state.metrics.admin_login_failed();
+                state.metrics.auth_failures_total[AuthFailure::Admin].inc();
                 if failed_logins.admits(StatusCode::UNAUTHORIZED) {
                     tracing::warn!(method = method_label(request.method()), "admin login failed");
                 }

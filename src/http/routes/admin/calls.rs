@@ -10,6 +10,7 @@ use super::failure::{AdminFailure, Params};
 use crate::base::key::{CacheKey, Digest};
 use crate::ledger::admin::{Action, Actor, CallDetail, CallFilter, GivenBack, Settled, Settlement};
 use crate::ledger::{CallId, CallState};
+use crate::metrics::ActionResult;
 
 /// Rows of an answer, unless fewer are asked for.
 const LIMIT: usize = 100;
@@ -147,11 +148,11 @@ pub(super) async fn settle(
 ) -> Result<Json<SettledCall>, AdminFailure> {
     let done = settle_as(&state, &by, &id, &outcome).await;
     let result = match &done {
-        Ok(_) => "done",
-        Err(failure) if failure.is_refusal() => "refused",
-        Err(_) => "failed",
+        Ok(_) => ActionResult::Done,
+        Err(failure) if failure.is_refusal() => ActionResult::Refused,
+        Err(_) => ActionResult::Failed,
     };
-    state.metrics.admin_action(Action::Settle, result);
+    state.metrics.admin_actions_total[(Action::Settle, result)].inc();
     done.map(Json)
 }
 

@@ -10,9 +10,10 @@ use http::header::CONTENT_TYPE;
 use serde_json::json;
 
 use super::{AdminState, Memory};
+use crate::ledger::budget::Scope;
 use crate::ledger::guard::Standing;
 use crate::ledger::{LedgerError, Soundness};
-use crate::metrics::Snapshot;
+use crate::metrics::{BlockCause, Space, gauge_value};
 
 /// How long a ledger that says nothing is waited for: load balancers and Kubernetes give us two seconds,
 /// and one that is silent must not look to them as if we were.
@@ -51,47 +52,66 @@ pub(super) async fn ready(State(state): State<AdminState>) -> Response {
 }
 
 pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
-    let (memory_entries, memory_bytes) = state.cache.size();
+    let metrics = &state.metrics;
+    let (_, cached) = state.cache.size();
+    let cache_limit = metrics.space_limit_bytes[Space::Cache].get().unsigned_abs();
+    metrics.observe_space(Space::Cache, cached, cache_limit);
+    let Memory { uploads, sent, fetched } = &state.memory;
+    let uploads = uploads.load();
+    metrics.observe_space(Space::Uploads, uploads.memory, uploads.memory_limit);
+    metrics.observe_space(Space::UploadSpill, uploads.spill, uploads.spill_limit);
+    metrics.observe_space(Space::Results, sent.used() + fetched.used(), sent.limit() + fetched.limit());
+    metrics.uploads_refused_total.raise_to(uploads.refused as f64);
     let (fills, waiters, calls, _) = state.filler.load();
+    metrics.coalesce_groups_in_flight.set(gauge_value(fills as u64));
+    metrics.coalesce_followers.set(gauge_value(waiters as u64));
+    metrics.upstream_in_flight.set(gauge_value(calls as u64));
     let slots = state.filler.slots();
-    let (limit, queued) = (slots.limit, slots.queued);
-    let is_archive_known = state.guard.is_open();
+    metrics.upstream_concurrency_limit.set(gauge_value(slots.limit as u64));
+    metrics.observe_queue(&slots.queued);
+    observe_ledger(&state).await;
+    // It counts open files, of which there may be thousands.
+    let metrics = state.metrics.clone();
+    match tokio::task::spawn_blocking(move || metrics.render()).await {
+        Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "metrics encoding failed");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+/// Sets the gauges that are read from the ledger. Those it does not answer in time keep their values.
+async fn observe_ledger(state: &AdminState) {
+    let metrics = &state.metrics;
     // At the same time, lest their patience adds up.
-    let (answered, ledger, spool, unknown, frozen, ()) = tokio::join!(
+    let (answered, totals, spool, unknown, frozen, ()) = tokio::join!(
         asked(state.ledger.changes(None)),
         asked(state.ledger.totals()),
         asked(state.ledger.spool_usage()),
         asked(state.admin.unsettled()),
         asked(state.admin.frozen()),
-        state.usage.observe(&state.metrics),
+        state.usage.observe(metrics),
     );
-    let is_ledger_sound = state.ledger.soundness() == Soundness::Sound;
-    state.metrics.observe(&Snapshot {
-        memory_entries,
-        memory_bytes,
-        fills,
-        waiters,
-        calls,
-        limit,
-        queued,
-        is_archive_known,
-        is_ledger_up: answered.is_some(),
-        is_ledger_sound,
-        ledger,
-        spool,
-    });
-    let Memory { uploads, sent, fetched } = &state.memory;
-    state.metrics.observe_uploads(&uploads.load());
-    state.metrics.observe_results(sent.used() + fetched.used(), sent.limit() + fetched.limit());
-    if let (Some(unknown), Some(frozen)) = (unknown, frozen) {
-        state.metrics.observe_admin(unknown, &frozen);
+    metrics.ledger_up.set(i64::from(answered.is_some()));
+    for total in totals.into_iter().flatten() {
+        metrics.ledger_credits[total.state].set(gauge_value(total.credits));
     }
-    // It counts open files, of which there may be thousands.
-    let metrics = state.metrics.clone();
-    if let Err(error) = tokio::task::spawn_blocking(move || metrics.observe_process()).await {
-        tracing::error!(%error, "this process could not be looked at");
+    if let Some(spool) = spool {
+        let age = |age: Option<Duration>| gauge_value(age.unwrap_or_default().as_secs());
+        metrics.space_used_bytes[Space::Spool].set(gauge_value(spool.bytes));
+        metrics.spool_oldest_age_seconds.set(age(spool.oldest_age));
+        metrics.unstored_results_oldest_age_seconds.set(age(spool.oldest_answer_age));
     }
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render()).into_response()
+    if let Some(unknown) = unknown {
+        metrics.unknown_credits.set(gauge_value(unknown));
+    }
+    let blocked = |cause, is_blocked| metrics.purchases_blocked[cause].set(i64::from(is_blocked));
+    if let Some(frozen) = frozen {
+        blocked(BlockCause::Frozen, frozen.contains(&Scope::Global));
+    }
+    blocked(BlockCause::ArchiveGuard, !state.guard.is_open());
+    blocked(BlockCause::LedgerUnverified, state.ledger.soundness() != Soundness::Sound);
 }
 
 /// What the ledger says to a question of `/metrics`, if it does so in time. What was asked goes on.

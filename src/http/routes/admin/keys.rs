@@ -12,6 +12,7 @@ use crate::base::key::{CacheKey, Digest};
 use crate::base::record::Record;
 use crate::gateway::keys::{Explained, Held, PurgeError};
 use crate::ledger::admin::{Action, Actor};
+use crate::metrics::ActionResult;
 
 /// All that is known of a key.
 #[derive(Serialize)]
@@ -125,11 +126,11 @@ pub(super) async fn purge(
     let purged = match state.keys.purge(key, &by).await {
         Ok(purged) => purged,
         Err(error @ PurgeError::Nothing) => {
-            state.metrics.admin_action(Action::Purge, "refused");
+            state.metrics.admin_actions_total[(Action::Purge, ActionResult::Refused)].inc();
             return Err(AdminFailure::not_found("nothing_stored", error.to_string()));
         }
         Err(error) => {
-            state.metrics.admin_action(Action::Purge, "failed");
+            state.metrics.admin_actions_total[(Action::Purge, ActionResult::Failed)].inc();
             tracing::error!(%error, %key, "a key could not be purged");
             let reason = match error {
                 PurgeError::Ledger(_) | PurgeError::Nothing => "ledger_unavailable",
@@ -139,7 +140,7 @@ pub(super) async fn purge(
             return Err(AdminFailure::unavailable(reason, error.to_string()));
         }
     };
-    state.metrics.admin_action(Action::Purge, "done");
+    state.metrics.admin_actions_total[(Action::Purge, ActionResult::Done)].inc();
     tracing::warn!(%key, generation = purged.generation, by = by.as_str(), "a key was purged");
     Ok(Json(PurgedKey { key, generation: purged.generation, changed: purged.is_new }))
 }

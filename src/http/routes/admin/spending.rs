@@ -8,6 +8,7 @@ use super::AdminState;
 use super::failure::{AdminFailure, Params};
 use crate::ledger::admin::{Action, Actor};
 use crate::ledger::budget::Scope;
+use crate::metrics::ActionResult;
 
 /// Whose spending is stopped or resumed: everyone's without `team`.
 #[derive(Deserialize)]
@@ -66,7 +67,7 @@ async fn set(
             Scope::Team(team)
         }
         Some(_) => {
-            state.metrics.admin_action(action, "refused");
+            state.metrics.admin_actions_total[(action, ActionResult::Refused)].inc();
             return Err(AdminFailure::not_found(
                 "no_such_team",
                 "no such team; use a name from the configuration",
@@ -75,12 +76,12 @@ async fn set(
     };
     match state.admin.freeze(scope.clone(), frozen, by).await {
         Ok(changed) => {
-            state.metrics.admin_action(action, "done");
+            state.metrics.admin_actions_total[(action, ActionResult::Done)].inc();
             tracing::warn!(%scope, frozen, changed, by = by.as_str(), "spending was frozen or thawed");
             Ok(Json(Spending { scope: scope.to_string(), frozen, changed }))
         }
         Err(error) => {
-            state.metrics.admin_action(action, "failed");
+            state.metrics.admin_actions_total[(action, ActionResult::Failed)].inc();
             tracing::error!(%scope, frozen, "spending could not be frozen or thawed");
             Err(error.into())
         }

@@ -24,13 +24,13 @@ use super::AdminState;
 use super::failure::AdminFailure;
 use super::health::asked;
 use crate::base::clock::Clock;
+use crate::billing::balance::BalanceWatch;
 use crate::billing::metering::Meter;
 use crate::billing::money::Price;
-use crate::billing::reconcile::Reconciler;
 use crate::ledger::budget::{Budget, Windows};
 use crate::ledger::usage::UsageBook;
 use crate::ledger::{Ledger, LedgerError};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, gauge_value};
 use crate::teams::policy::{CurrentPolicy, Policy};
 
 /// Where usage is asked for.
@@ -53,8 +53,8 @@ pub struct UsageParts {
     pub ledger: Arc<dyn Ledger>,
     /// What was served and is not booked yet.
     pub meter: Arc<Meter>,
-    /// What is known of the upstream's account.
-    pub reconciler: Arc<Reconciler>,
+    /// Last known balance of the upstream's account.
+    pub balance: Arc<BalanceWatch>,
     /// Knows the teams, and which budgets they have.
     pub policy: CurrentPolicy,
     /// The time of day.
@@ -128,9 +128,9 @@ impl UsageState {
         if let Some(month) = month {
             metrics.observe_month(policy.teams().iter().map(|team| team.name.as_str()), &month);
         }
-        metrics.observe_unbooked(parts.meter.unbooked());
-        if let Some(found) = parts.reconciler.last() {
-            metrics.observe_account(&found.account);
+        metrics.usage_unbooked_requests.set(gauge_value(parts.meter.unbooked()));
+        if let Some(balance) = parts.balance.last() {
+            metrics.upstream_balance_credits.set(balance.credits as f64);
         }
     }
 
@@ -166,7 +166,7 @@ impl UsageState {
         let policy = parts.policy.get();
         let used = parts.ledger.used(self.budgets(&policy)).await?;
         let teams = policy.teams().iter().map(|team| team.name.clone()).collect();
-        let (account, unbooked) = (parts.reconciler.last(), parts.meter.unbooked());
+        let (account, unbooked) = (parts.balance.last(), parts.meter.unbooked());
         Ok(Findings { from, to, now, usage, month, teams, used, account, unbooked, price: parts.price })
     }
 }

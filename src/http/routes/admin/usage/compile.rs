@@ -11,8 +11,8 @@ use jiff::{Timestamp, Zoned};
 use super::UsageBy;
 use super::report::{AccountReport, BudgetReport, MonthReport, TeamMonthReport, UsageReport, UsageRow};
 use crate::base::outcome::SavingCause;
+use crate::billing::balance::Balance;
 use crate::billing::money::Price;
-use crate::billing::reconcile::Reconciliation;
 use crate::ledger::CallState;
 use crate::ledger::budget::{Scope, Used, Windows};
 use crate::ledger::usage::{DayUsage, Figures, Payer};
@@ -33,8 +33,8 @@ pub(super) struct Findings {
     pub(super) teams: Vec<String>,
     /// Their budgets, and the global ones.
     pub(super) used: Vec<Used>,
-    /// What is known of the account.
-    pub(super) account: Option<Reconciliation>,
+    /// Last known balance of the upstream's account.
+    pub(super) account: Option<Balance>,
     /// Requests that are not in it.
     pub(super) unbooked: u64,
     pub(super) price: Option<Price>,
@@ -67,7 +67,7 @@ pub(super) fn compile(findings: &Findings, by: UsageBy) -> UsageReport {
         rows: sums.iter().map(|((day, team), figures)| row(*day, *team, figures, price)).collect(),
         total: row(None, None, &total, price),
         month: month(findings),
-        account: findings.account.as_ref().map(|found| account(found, price)),
+        account: findings.account.map(|balance| account(balance, price)),
         unbooked_requests: findings.unbooked,
     }
 }
@@ -157,17 +157,11 @@ fn budget(used: &Used, windows: &Windows) -> BudgetReport {
     }
 }
 
-fn account(found: &Reconciliation, price: Option<Price>) -> AccountReport {
-    let account = &found.account;
+fn account(balance: Balance, price: Option<Price>) -> AccountReport {
     AccountReport {
-        balance_credits: account.balance,
-        balance_money: money(price, signed(account.balance)),
-        seen_at: account.seen_at,
-        baseline_credits: account.baseline.balance,
-        baseline_at: account.baseline.at,
-        booked_credits: found.booked,
-        open_credits: found.open,
-        outside_credits: account.outside,
+        balance_credits: balance.credits,
+        balance_money: money(price, signed(balance.credits)),
+        seen_at: balance.seen_at,
     }
 }
 

@@ -122,7 +122,7 @@ pub struct BudgetReport {
     pub resets_at: Timestamp,
 }
 
-/// The upstream's account beside the ledger.
+/// The upstream's account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountReport {
     /// Credits that were left when it was asked last.
@@ -131,15 +131,4 @@ pub struct AccountReport {
     pub balance_money: Option<String>,
     /// When that was.
     pub seen_at: Timestamp,
-    /// The balance that the comparison begins with: the first ever seen, or the one after the last rise.
-    pub baseline_credits: u64,
-    /// When that was.
-    pub baseline_at: Timestamp,
-    /// Credits the ledger had booked since the baseline, when the balance was seen.
-    pub booked_credits: u64,
-    /// Credits of calls that were under way then, which may have been charged or not.
-    pub open_credits: u64,
-    /// Credits spent outside of Granary: what left the account since the baseline and is not in the
-    /// ledger. Less than 0 when calls that the ledger counts, as `unknown` ones, were not charged.
-    pub outside_credits: i64,
 }

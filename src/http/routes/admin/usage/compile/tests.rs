@@ -1,9 +1,10 @@
 //! Rows, sums, forecasts and money of made-up findings.
 
 use super::*;
+use crate::billing::balance::Balance;
 use crate::http::routes::admin::usage::csv;
 use crate::ledger::budget::{Budget, Window};
-use crate::ledger::usage::{AccountRow, Baseline, Count};
+use crate::ledger::usage::Count;
 
 fn date(text: &str) -> Date {
     text.parse().expect("a date in a test")
@@ -122,15 +123,12 @@ fn a_month_that_has_just_begun_counts_as_a_day_old() {
 }
 
 #[test]
-fn the_account_is_told_beside_the_ledger() {
+fn the_report_has_the_last_known_balance() {
     let at: Timestamp = "2026-11-22T09:00:00Z".parse().expect("a moment in a test");
-    let baseline = Baseline { balance: 1000, least: 6, most: 6, at };
-    let account = AccountRow { version: 3, balance: 900, seen_at: at, baseline, outside: 91 };
     let mut findings = findings("2026-11-22T12:00:00Z[UTC]");
-    findings.account = Some(Reconciliation { account, booked: 9, open: 3 });
+    findings.account = Some(Balance { credits: 900, seen_at: at });
     let report = compile(&findings, UsageBy::Team).account.expect("it is known");
-    assert_eq!((report.balance_credits, report.baseline_credits, report.booked_credits), (900, 1000, 9));
-    assert_eq!((report.open_credits, report.outside_credits), (3, 91));
+    assert_eq!((report.balance_credits, report.seen_at), (900, at));
     assert_eq!(report.balance_money.as_deref(), Some("2.70"));
 }
 
