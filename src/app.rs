@@ -46,11 +46,9 @@ use crate::http::routes::body::Pace;
 use crate::http::routes::usage::{UsageParts, UsageState};
 use crate::http::routes::{About, AdminState, PublicParts, PublicState, admin_router, public_router};
 use crate::http::server::{self, ConnectionLimits, Listener, ReloadSignal, Stops};
-use crate::ledger::Ledger;
 use crate::ledger::guard::ArchiveGuard;
 use crate::ledger::spooling::{Copier, Spool, SpoolConfig};
 use crate::ledger::usage::UsageBook;
-use crate::metrics::ledger::MeteredLedger;
 use crate::metrics::store::MeteredStore;
 use crate::metrics::{ListenerName, Metrics};
 use crate::request::RequestLimits;
@@ -150,8 +148,7 @@ impl App {
         let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());
         let cache = Arc::new(cache);
         let LedgerHandles { ledger, usage, admin: ledger_admin } =
-            ledger::open(&config, &state, clock.clone()).await?;
-        let ledger: Arc<dyn Ledger> = Arc::new(MeteredLedger::new(ledger, metrics.clone()));
+            ledger::open(&config, &state, clock.clone(), Some(metrics.clone())).await?;
         let bare = store::open(&config.store).await?;
         let bare: Arc<dyn Store> = Arc::new(MeteredStore::new(bare, metrics.clone()));
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));

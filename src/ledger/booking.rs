@@ -10,10 +10,7 @@ use crate::base::secret::Secret;
 #[derive(Clone, Debug)]
 pub enum Booking {
     /// From `reserved` or `sent`, by the owner that still holds the tail: provably not sent whole.
-    Released {
-        /// Why, for the row.
-        reason: String,
-    },
+    Released { reason: String },
     /// From `sent` (or `unknown`, when the answer came late).
     Answered {
         /// The whole answer; erased when the state ends.
@@ -26,7 +23,6 @@ pub enum Booking {
     /// Object and record are durable. From `answered`; from `sent` or `unknown` when the ledger could
     /// not take the answer.
     Stored {
-        /// What is kept.
         record: Box<Record>,
         /// Does this row keep the key? Not when another result got there first.
         holds_key: bool,
@@ -34,7 +30,6 @@ pub enum Booking {
     /// The store does not take the result now, so the ledger keeps its bytes. The state is `stored`,
     /// because the result is permanent from here on. From the same states as `Stored`.
     Spooled {
-        /// What is kept.
         record: Box<Record>,
         /// The object the record names.
         bytes: Bytes,
@@ -58,10 +53,7 @@ pub enum Booking {
         reason: String,
     },
     /// From `answered`.
-    Unfetchable {
-        /// What went wrong last.
-        reason: String,
-    },
+    Unfetchable { reason: String },
     /// From `stored`: the store no longer has the object.
     Lost,
 }

@@ -10,9 +10,7 @@ use jiff::{Timestamp, Unit, Zoned};
 /// Whom a budget or a freeze is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// Everyone together.
     Global,
-    /// One team, by name.
     Team(String),
     /// The calls of one team that the upstream refused for their picture or numbers.
     Refused(String),
@@ -47,12 +45,9 @@ impl Window {
     }
 }
 
-/// One limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Whose.
     pub scope: Scope,
-    /// For how long.
     pub window: Window,
     /// Credits.
     pub limit: u64,
@@ -63,7 +58,6 @@ pub struct Budget {
 /// How much of a budget is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// The budget.
     pub budget: Budget,
     /// Credits counted in its current window.
     pub used: u64,
@@ -76,10 +70,8 @@ impl Used {
     }
 }
 
-/// Which budget said no.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BudgetRefusal {
-    /// The budget.
     pub budget: Budget,
     /// When its window ends.
     pub resets_at: Timestamp,

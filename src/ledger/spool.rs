@@ -24,9 +24,7 @@ pub struct Spooled {
 /// What is in the spool, and what may still come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpoolUsage {
-    /// Results in it.
     pub objects: u64,
-    /// Their bytes.
     pub bytes: u64,
     /// How long the oldest has been in it.
     pub oldest_age: Option<Duration>,
