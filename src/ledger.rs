@@ -6,8 +6,8 @@
 //!
 //! Results that wait for the store rest in the book too, in its [`spool`].
 //!
-//! Implementations: [`sqlite`] for one process, [`postgres`] for several. What they decide is in [`rules`],
-//! what they do alike in `sql`.
+//! Implementations: [`sqlite`] for one process, [`postgres`] for several. What they decide is in
+//! `rules`, what they do alike in `sql`.
 //! This module knows no store, no upstream and no HTTP.
 
 #![allow(missing_docs, reason = "a field whose name says it needs no more")]
@@ -25,6 +25,7 @@ mod sql;
 pub mod sqlite;
 mod state;
 pub mod usage;
+mod words;
 
 use std::time::{Duration, Instant};
 
@@ -59,9 +60,7 @@ pub struct Reservation {
     pub budgets: Vec<Budget>,
     /// BLAKE3 of the picture.
     pub image: Digest,
-    /// Target width in pixels.
     pub width: u32,
-    /// Target height in pixels.
     pub height: u32,
 }
 
@@ -75,20 +74,15 @@ impl Reservation {
 /// What [`Calls::reserve`] decided, in one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reserved {
-    /// The key is ours to buy.
     Won(Won),
     /// Another call holds the key and is not done yet.
     Held(CallId),
-    /// The result is stored already.
     Stored(Box<Record>),
     /// After an unknown or unfetchable outcome the key rests.
     Resting {
-        /// Until then.
         until: Timestamp,
-        /// From now.
         wait: Duration,
     },
-    /// A budget does not have the credits.
     OverBudget(BudgetRefusal),
     Frozen(Scope),
 }
@@ -96,7 +90,6 @@ pub enum Reserved {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Won {
     pub id: CallId,
-    /// The generation it will have.
     pub generation: u64,
 }
 
@@ -115,12 +108,9 @@ pub enum Permit {
 #[derive(Clone, Debug)]
 pub struct UnfinishedCall {
     pub id: CallId,
-    /// What was bought, and by whom.
     pub reservation: Reservation,
     pub generation: u64,
-    /// The upstream's whole answer.
     pub text: Secret,
-    /// When the answer became durable.
     pub answered_at: Timestamp,
 }
 
@@ -158,7 +148,6 @@ pub struct ForeignOpenCall {
 /// What was refreshed or purged: answers under these keys that were read before are out of date.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Where to go on from.
     pub position: u64,
     pub keys: Vec<(String, CacheKey)>,
 }
@@ -382,7 +371,6 @@ async fn observed<T>(
 pub enum Soundness {
     /// It is still being read.
     Checking,
-    /// It is whole.
     Sound,
     /// It is damaged, until a person has restored it.
     Damaged,
@@ -397,11 +385,9 @@ pub enum LedgerError {
     /// The spool has no room for a result; nothing was changed.
     #[error("the spool is full: a result of {wanted} bytes does not fit beside {used} of {max}")]
     SpoolFull {
-        /// Bytes of the result.
         wanted: u64,
         /// Bytes that wait already, or are kept free for calls under way.
         used: u64,
-        /// Bytes that may wait.
         max: u64,
     },
     /// Its file is damaged: nothing may be bought before a person has mended it.
@@ -409,10 +395,5 @@ pub enum LedgerError {
     Damaged(String),
     /// The booking contradicts the row: a bug, or a hand in the ledger.
     #[error("call {id} is {state} and cannot become {wanted}")]
-    Contradiction {
-        id: i64,
-        state: String,
-        /// The state that was to be booked.
-        wanted: &'static str,
-    },
+    Contradiction { id: i64, state: String, wanted: &'static str },
 }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::budget::Scope;
+use super::words::words;
 use super::{CallId, CallState, LedgerError};
 use crate::base::archive::ArchiveId;
 use crate::base::key::{CacheKey, Digest};
@@ -40,53 +41,32 @@ impl Actor {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    Freeze,
-    Thaw,
-    /// Made what is stored under a key count as absent.
-    Purge,
-    /// Said what became of an `unknown` call.
-    Settle,
-    /// Made ledger and store one archive.
-    Adopt,
-}
-
-impl Action {
-    pub const ALL: [Self; 5] = [Self::Freeze, Self::Thaw, Self::Purge, Self::Settle, Self::Adopt];
-
-    /// The word in audit and label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Freeze => "freeze",
-            Self::Thaw => "thaw",
-            Self::Purge => "purge",
-            Self::Settle => "settle",
-            Self::Adopt => "adopt",
-        }
+words! {
+    pub enum Action {
+        Freeze = "freeze",
+        Thaw = "thaw",
+        /// Made what is stored under a key count as absent.
+        Purge = "purge",
+        /// Said what became of an `unknown` call.
+        Settle = "settle",
+        /// Made ledger and store one archive.
+        Adopt = "adopt",
     }
 }
 
-/// What became of a call whose outcome was unknown, as an operator found out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settlement {
-    /// The upstream charged it: its credits stay counted.
-    Charged,
-    /// It did not: the call counts as failed, and its credits are given back.
-    Free,
+words! {
+    /// What became of a call whose outcome was unknown, as an operator found out.
+    pub enum Settlement {
+        /// The upstream charged it: its credits stay counted.
+        Charged = "charged",
+        /// It did not: the call counts as failed, and its credits are given back.
+        Free = "free",
+    }
 }
 
 impl Settlement {
-    /// The word in ledger, path and verb.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Charged => "charged",
-            Self::Free => "free",
-        }
-    }
-
     pub fn of_word(word: &str) -> Option<Self> {
-        [Self::Charged, Self::Free].into_iter().find(|settlement| settlement.as_str() == word)
+        Self::ALL.into_iter().find(|settlement| settlement.as_str() == word)
     }
 }
 
@@ -103,7 +83,6 @@ pub enum Settled {
     Otherwise(Settlement),
     /// Its outcome is known, or still to come.
     NotUnknown(CallState),
-    /// There is no such call.
     NoSuchCall,
 }
 
@@ -120,15 +99,9 @@ pub enum GivenBack {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purge {
     /// Everything up to this generation counts as absent from now on.
-    Done {
-        /// The highest that was found.
-        generation: u64,
-    },
+    Done { generation: u64 },
     /// So it did before, and nothing has been stored since.
-    Repeated {
-        /// The highest that was ever purged.
-        generation: u64,
-    },
+    Repeated { generation: u64 },
     /// Nothing is stored under the key, and nothing was ever purged there.
     Nothing,
 }
@@ -149,9 +122,7 @@ pub struct AuditLine {
     /// Grows from one to the next.
     pub id: u64,
     pub at: Timestamp,
-    /// Who: see [`Actor`].
     pub who: String,
-    /// What: see [`Action`].
     pub action: String,
     /// A scope (`global`, `team:NAME`), a key, the number of a call, or an archive.
     pub subject: String,
@@ -175,25 +146,17 @@ pub struct CallDetail {
     pub credits: u64,
     /// The day it was reserved on, which it counts to.
     pub day: String,
-    /// BLAKE3 of the picture.
     pub image: Digest,
-    /// Target width in pixels.
     pub width: u32,
-    /// Target height in pixels.
     pub height: u32,
     pub reserved_at: Timestamp,
-    /// When its tail was let go.
     pub sent_at: Option<Timestamp>,
-    /// When its answer was booked.
     pub answered_at: Option<Timestamp>,
     pub ended_at: Option<Timestamp>,
     pub reason: Option<String>,
-    /// The upstream's `request_id`.
     pub request_id: Option<String>,
-    /// The upstream's `log_id`.
     pub log_id: Option<String>,
     pub digest: Option<Digest>,
-    /// Its result's file name extension.
     pub extension: Option<String>,
     /// Its result's length in bytes.
     pub bytes: Option<u64>,
@@ -204,11 +167,8 @@ pub struct CallDetail {
 /// Which calls are asked for.
 #[derive(Clone, Debug, Default)]
 pub struct CallFilter {
-    /// Only those of this state.
     pub state: Option<CallState>,
-    /// Only those that this team paid.
     pub team: Option<String>,
-    /// Only those of this key in this namespace.
     pub key: Option<(String, CacheKey)>,
     /// Only those of lower numbers.
     pub before: Option<CallId>,

@@ -15,9 +15,7 @@ pub enum Booking {
     Answered {
         /// The whole answer; erased when the state ends.
         text: Secret,
-        /// The upstream's `request_id`.
         request_id: String,
-        /// The upstream's `log_id`.
         log_id: String,
     },
     /// Object and record are durable. From `answered`; from `sent` or `unknown` when the ledger could
@@ -36,22 +34,15 @@ pub enum Booking {
     },
     /// From `sent`, from `reserved` when the refusal came early, or from `unknown` when it came late.
     Refused {
-        /// Status and code.
         reason: String,
         /// Was it refused for its picture or numbers? Then it counts against the team's
         /// [`Scope::Refused`](super::budget::Scope::Refused).
         for_order: bool,
     },
     /// From `sent`, from `reserved` when the error came early, or from `unknown` when it came late.
-    Failed {
-        /// Status and code.
-        reason: String,
-    },
+    Failed { reason: String },
     /// From `sent`, or from `reserved` when something that is no answer came early.
-    Unknown {
-        /// What is known of why.
-        reason: String,
-    },
+    Unknown { reason: String },
     /// From `answered`.
     Unfetchable { reason: String },
     /// From `stored`: the store no longer has the object.

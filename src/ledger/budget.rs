@@ -7,6 +7,8 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Unit, Zoned};
 
+use super::words::words;
+
 /// Whom a budget or a freeze is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
@@ -26,22 +28,14 @@ impl fmt::Display for Scope {
     }
 }
 
-/// How long a budget lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Window {
-    /// A calendar day in the configured time zone.
-    Day,
-    /// A calendar month in the configured time zone.
-    Month,
-}
-
-impl Window {
-    /// The word in messages and labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Day => "daily",
-            Self::Month => "monthly",
-        }
+words! {
+    /// How long a budget lasts.
+    #[derive(Hash)]
+    pub enum Window {
+        /// A calendar day in the configured time zone.
+        Day = "daily",
+        /// A calendar month in the configured time zone.
+        Month = "monthly",
     }
 }
 
@@ -73,9 +67,7 @@ impl Used {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BudgetRefusal {
     pub budget: Budget,
-    /// When its window ends.
     pub resets_at: Timestamp,
-    /// Until then.
     pub resets_in: Duration,
 }
 

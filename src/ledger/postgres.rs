@@ -78,7 +78,7 @@ pub struct PostgresLedger {
     reports: Pool,
     keeper: Arc<Keeper>,
     observer: Option<Arc<dyn LedgerObserver>>,
-    /// Bytes that [`Calls::keep_room`](super::Calls::keep_room) keeps for each open call; 0 when it does not.
+    /// Bytes that `Calls::keep_room` keeps for each open call; 0 when it does not.
     kept_for_each: AtomicU64,
 }
 

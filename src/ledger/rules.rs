@@ -12,7 +12,7 @@ use jiff::civil::Date;
 use super::admin::{GivenBack, Purge, Settled, Settlement};
 use super::budget::{self, BudgetRefusal, Scope, Windows};
 use super::usage::Charged;
-use super::{Booking, CallId, CallState, ForeignOpenCall, LedgerError, Permit, Reservation};
+use super::{Booking, CallId, CallState, ForeignOpenCall, LedgerError, Permit, Reservation, Reserved};
 use crate::base::record::Record;
 
 /// The generations of a key, of rows that hold it.
@@ -62,12 +62,11 @@ pub(crate) struct KeyStanding {
 /// What [`decide`] has decided; budgets and spool room are checked after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    Held(CallId),
-    Stored,
-    Resting(Timestamp),
-    Frozen(Scope),
     /// Buy, as this generation.
     Buy(u64),
+    /// The stored result is the answer.
+    Stored,
+    No(Reserved),
 }
 
 /// Decides who may buy a key. The order is that of the reasons a client is given.
@@ -75,15 +74,18 @@ pub(crate) fn decide(standing: KeyStanding, wanted: &Reservation, now: Timestamp
     let KeyStanding { open, generations, mut unknown_outcome_times, frozen } = standing;
     unknown_outcome_times.sort_unstable();
     if let Some(id) = open {
-        return Decision::Held(id);
+        return Decision::No(Reserved::Held(id));
     }
     if !wanted.refresh && generations.is_stored() {
         return Decision::Stored;
     }
     if let Some(until) = budget::rests_until(&unknown_outcome_times, now) {
-        return Decision::Resting(until);
+        return Decision::No(Reserved::Resting { until, wait: budget::until(until, now) });
     }
-    frozen.map_or(Decision::Buy(generations.next()), Decision::Frozen)
+    match frozen {
+        Some(scope) => Decision::No(Reserved::Frozen(scope)),
+        None => Decision::Buy(generations.next()),
+    }
 }
 
 /// The freeze that concerns a team: that of everyone before its own.
@@ -118,7 +120,7 @@ pub(crate) fn fits(wanted: u64, used: u64, max: u64) -> Result<(), LedgerError> 
     Ok(())
 }
 
-/// The room that [`Ledger::keep_room`](super::Ledger::keep_room) asks for.
+/// The room that [`Calls::keep_room`](super::Calls::keep_room) asks for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     /// Bytes for each open call.

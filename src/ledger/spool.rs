@@ -15,7 +15,6 @@ use crate::base::record::Record;
 pub struct Spooled {
     /// Grows from one to the next; never 0.
     pub position: u64,
-    /// The row that paid for it.
     pub id: CallId,
     /// What is to be kept under its key.
     pub record: Record,

@@ -186,6 +186,14 @@ impl Row {
     }
 }
 
+/// Reads fields from the columns of their names, and gives others their values.
+macro_rules! read {
+    ($row:expr => $into:ident { $($field:ident),* $(; $($other:ident: $value:expr),*)? $(,)? }) => {
+        $into { $($field: $row.get(stringify!($field))?,)* $($($other: $value),*)? }
+    };
+}
+use read;
+
 /// What can be read from a [`Cell`].
 pub(super) trait FromCell: Sized {
     fn from_cell(cell: &Cell) -> Option<Self>;
@@ -252,24 +260,18 @@ const RECORD: &str = "c.namespace, c.key, c.generation, c.answer, c.digest, c.ex
                       c.credits, c.ended_at, c.request_id, c.log_id, c.image, c.width, c.height";
 
 fn record(row: &Row) -> Result<Record, LedgerError> {
-    Ok(Record {
+    Ok(read!(row => Record {
+        namespace, key, generation, answer, digest, extension, bytes, team, credits, image, width, height;
         version: Record::VERSION,
-        namespace: row.get("namespace")?,
-        key: row.get("key")?,
-        generation: row.get("generation")?,
-        answer: row.get("answer")?,
-        digest: row.get("digest")?,
-        extension: row.get("extension")?,
-        bytes: row.get("bytes")?,
-        team: row.get("team")?,
-        credits: row.get("credits")?,
         stored_at: row.get("ended_at")?,
         upstream_request_id: row.get("request_id")?,
         upstream_log_id: row.get("log_id")?,
-        image: row.get("image")?,
-        width: row.get("width")?,
-        height: row.get("height")?,
-    })
+    }))
+}
+
+/// Reads each row.
+fn each<T>(rows: &[Row], read: impl Fn(&Row) -> Result<T, LedgerError>) -> Result<Vec<T>, LedgerError> {
+    rows.iter().map(read).collect()
 }
 
 /// `$1, $2`: places for so many values behind `before` others.

@@ -59,7 +59,7 @@ pub struct SqliteLedger {
     clock: Clock,
     keeper: Arc<Keeper>,
     observer: Option<Arc<dyn LedgerObserver>>,
-    /// Bytes that [`Calls::keep_room`] keeps for each open call; 0 when it does not.
+    /// Bytes that `Calls::keep_room` keeps for each open call; 0 when it does not.
     kept_for_each: AtomicU64,
 }
 

@@ -10,11 +10,11 @@
 //!
 //! # Closed months
 //!
-//! A month is *closed* when the first day of the next is over ([`rules::is_closed`](super::rules::is_closed)). From then on its figures
-//! never change. A call of it that changes its state all the same, as an `unknown` that an operator
-//! settles, stays in its month what it was, and is an [`Adjustment`] of the day on which it changed:
-//! credits that count no more are given back on that day. What was served in a month that is closed by
-//! the time it is booked counts on the day of booking.
+//! A month is *closed* when the first day of the next is over. From then on its figures never change. A
+//! call of it that changes its state all the same, as an `unknown` that an operator settles, stays in its
+//! month what it was, and is an [`Adjustment`] of the day on which it changed: credits that count no more
+//! are given back on that day. What was served in a month that is closed by the time it is booked counts
+//! on the day of booking.
 
 use std::ops::AddAssign;
 
@@ -23,6 +23,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use uuid::Uuid;
 
+use super::words::words;
 use super::{CallId, CallState, LedgerError};
 use crate::base::outcome::SavingCause;
 
@@ -60,23 +61,13 @@ pub trait UsageBook: Send + Sync {
 /// The most that one line of [`ServedBatch`] can count: 64-bit sums hold thousands of such lines.
 const MAX_SERVED: u64 = 1 << 50;
 
-/// Who had paid for what a team was served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Payer {
-    /// The team itself: saved within the team.
-    Own,
-    Other,
-}
-
-impl Payer {
-    pub const ALL: [Self; 2] = [Self::Own, Self::Other];
-
-    /// The word in the ledger.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Own => "own",
-            Self::Other => "other",
-        }
+words! {
+    /// Who had paid for what a team was served.
+    #[derive(PartialOrd, Ord)]
+    pub enum Payer {
+        /// The team itself: saved within the team.
+        Own = "own",
+        Other = "other",
     }
 }
 
@@ -86,9 +77,7 @@ pub struct Served {
     /// When they were served, in the ledger's time zone.
     pub day: Date,
     pub team: String,
-    /// Why they cost nothing.
     pub cause: SavingCause,
-    /// Who had paid.
     pub payer: Payer,
     /// How many, and what they would have cost.
     pub count: Count,
@@ -123,7 +112,6 @@ impl ServedBatch {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     pub number: u64,
-    /// Credits.
     pub credits: u64,
 }
 
@@ -136,10 +124,8 @@ impl AddAssign for Count {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DayUsage {
-    /// The day, in the ledger's time zone.
     pub day: Date,
     pub team: String,
-    /// What was paid and served.
     pub figures: Figures,
 }
 
@@ -217,7 +203,6 @@ pub struct TeamMonth {
     pub team: String,
     /// Credits, adjustments included.
     pub spent: i64,
-    /// Credits.
     pub saved: u64,
 }
 
@@ -225,13 +210,11 @@ pub struct TeamMonth {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adjustment {
     pub call: CallId,
-    /// Who had paid for it.
     pub team: String,
     pub from: CallState,
     pub to: CallState,
     /// Credits by which the day's spending changes: 0, or less when they count no more.
     pub credits: i64,
-    /// The day on which it changed.
     pub day: Date,
 }
 

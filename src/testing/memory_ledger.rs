@@ -20,7 +20,7 @@ use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::base::secret::Secret;
 use crate::ledger::admin::{AuditLine, Purge, Settlement};
-use crate::ledger::budget::{self, Budget, Scope, Used, Windows};
+use crate::ledger::budget::{Budget, Scope, Used, Windows};
 use crate::ledger::rules::{self, Abandoned, Decision, Generations, ImportStanding, Imported, KeyStanding};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
@@ -389,9 +389,7 @@ impl Book {
     fn reserve(&mut self, wanted: &Reservation, now: Timestamp, windows: &Windows, owner: u64) -> Reserved {
         let generation = match rules::decide(self.standing(wanted), wanted, now) {
             Decision::Buy(generation) => generation,
-            Decision::Held(id) => return Reserved::Held(id),
-            Decision::Resting(until) => return Reserved::Resting { until, wait: budget::until(until, now) },
-            Decision::Frozen(scope) => return Reserved::Frozen(scope),
+            Decision::No(reason) => return reason,
             Decision::Stored => {
                 let stored = self.stored(&wanted.namespace, wanted.key).and_then(|row| row.record.clone());
                 return Reserved::Stored(Box::new(stored.expect("a stored row has its record")));

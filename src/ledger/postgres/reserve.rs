@@ -6,7 +6,7 @@ use crate::ledger::budget::Windows;
 use crate::ledger::rules::{self, Decision, Room};
 use crate::ledger::sql::counters::{self, Counted, Counters};
 use crate::ledger::sql::{self, Query, int, spool, standing};
-use crate::ledger::{Reservation, Reserved, Won, budget};
+use crate::ledger::{Reservation, Reserved, Won};
 
 /// The locks on spending and on the key are held: between the look and the new row nobody else makes
 /// one, and a freeze is exact from its commit.
@@ -14,17 +14,13 @@ pub(super) async fn reserve(tx: &Tx, wanted: &Reservation, room: Option<Room>) -
     let (found, now) = standing::of_key(tx, wanted).await?;
     let generation = match rules::decide(found, wanted, now) {
         Decision::Buy(generation) => generation,
-        Decision::Held(id) => return Ok(Reserved::Held(id)),
+        Decision::No(reason) => return Ok(reason),
         Decision::Stored => {
             let found = sql::stored(tx, &wanted.namespace, wanted.key).await?;
             // Lost since.
             let found = found.ok_or(Failure::Again("it changed its state"))?;
             return Ok(Reserved::Stored(Box::new(found)));
         }
-        Decision::Resting(until) => {
-            return Ok(Reserved::Resting { until, wait: budget::until(until, now) });
-        }
-        Decision::Frozen(scope) => return Ok(Reserved::Frozen(scope)),
     };
     let windows = Windows::at(now, &tx.keeper().zone);
     let id = standing::insert(tx, wanted, generation, &windows, now).await?;

@@ -57,7 +57,8 @@ fn next_generation_is_above_all_that_was_kept_or_purged() {
 fn reservation_is_decided_in_the_order_of_reasons() {
     let now = at("2026-11-22T12:00:00Z");
     let ended = vec![now - SignedDuration::from_secs(1)];
-    let rests = budget::rests_until(&ended, now).unwrap();
+    let until = budget::rests_until(&ended, now).unwrap();
+    let resting = Decision::No(Reserved::Resting { until, wait: budget::until(until, now) });
     let generations = Generations { stored: Some(2), kept: Some(2), purged: None };
     let all = KeyStanding {
         open: Some(CallId(7)),
@@ -70,12 +71,12 @@ fn reservation_is_decided_in_the_order_of_reasons() {
     let free = KeyStanding { frozen: None, ..calm.clone() };
     let absent = KeyStanding { generations: Generations::default(), ..free.clone() };
     for (standing, refresh, expected) in [
-        (all.clone(), false, Decision::Held(CallId(7))),
-        (all, true, Decision::Held(CallId(7))),
+        (all.clone(), false, Decision::No(Reserved::Held(CallId(7)))),
+        (all, true, Decision::No(Reserved::Held(CallId(7)))),
         (closed.clone(), false, Decision::Stored),
-        (closed, true, Decision::Resting(rests)),
+        (closed, true, resting),
         (calm.clone(), false, Decision::Stored),
-        (calm, true, Decision::Frozen(Scope::Global)),
+        (calm, true, Decision::No(Reserved::Frozen(Scope::Global))),
         (free.clone(), false, Decision::Stored),
         (free, true, Decision::Buy(generations.next())),
         (absent, false, Decision::Buy(Generations::default().next())),

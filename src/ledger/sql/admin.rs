@@ -3,7 +3,7 @@
 
 use super::counters::{self, Counters, adjust, count, tell};
 use super::standing::generations;
-use super::{Lock, Query, Row, Value, int, values};
+use super::{Lock, Query, Row, Value, each, int, read, values};
 use crate::base::key::CacheKey;
 use crate::ledger::admin::{
     Action, Actor, AuditLine, CallDetail, CallFilter, CallPage, GivenBack, Purge, Settled, Settlement,
@@ -16,7 +16,7 @@ use crate::ledger::{CallId, CallState, LedgerError, StateTotal};
 const WINDOW: i64 = 20_000;
 
 /// Adds a line to the audit, as the last that a transaction does.
-pub(in crate::ledger) async fn note<Q: Query>(
+pub(crate) async fn note<Q: Query>(
     q: &Q,
     by: &Actor,
     action: Action,
@@ -32,7 +32,7 @@ pub(in crate::ledger) async fn note<Q: Query>(
 }
 
 /// Nobody reserves the key, or purges it too, in between.
-pub(in crate::ledger) async fn purge<Q: Query>(
+pub(crate) async fn purge<Q: Query>(
     q: &Q,
     namespace: &str,
     key: CacheKey,
@@ -51,17 +51,13 @@ pub(in crate::ledger) async fn purge<Q: Query>(
     Ok(purge)
 }
 
-pub(in crate::ledger) async fn purged<Q: Query>(
-    q: &Q,
-    namespace: &str,
-    key: CacheKey,
-) -> Result<Option<u64>, Q::Error> {
+pub(crate) async fn purged<Q: Query>(q: &Q, namespace: &str, key: CacheKey) -> Result<Option<u64>, Q::Error> {
     let sql = "SELECT generation FROM granary.purged WHERE namespace = $1 AND key = $2";
     let row = q.row(sql, values![namespace, &key]).await?;
     Ok(row.map(|row| row.get("generation")).transpose()?)
 }
 
-pub(in crate::ledger) async fn freeze<Q: Query>(
+pub(crate) async fn freeze<Q: Query>(
     q: &Q,
     scope: &Scope,
     frozen: bool,
@@ -75,16 +71,15 @@ pub(in crate::ledger) async fn freeze<Q: Query>(
     Ok(has_changed)
 }
 
-pub(in crate::ledger) async fn frozen<Q: Query>(q: &Q) -> Result<Vec<Scope>, Q::Error> {
+pub(crate) async fn frozen<Q: Query>(q: &Q) -> Result<Vec<Scope>, Q::Error> {
     let rows = q.rows("SELECT scope FROM granary.frozen ORDER BY scope COLLATE \"C\"", &[]).await?;
-    let scopes = rows.iter().map(|row| {
+    Ok(each(&rows, |row| {
         let scope: String = row.get("scope")?;
         Ok(scope.strip_prefix("team:").map_or(Scope::Global, |team| Scope::Team(team.to_owned())))
-    });
-    Ok(scopes.collect::<Result<_, LedgerError>>()?)
+    })?)
 }
 
-pub(in crate::ledger) async fn settle<Q: Query>(
+pub(crate) async fn settle<Q: Query>(
     q: &Q,
     id: CallId,
     settlement: Settlement,
@@ -116,13 +111,13 @@ pub(in crate::ledger) async fn settle<Q: Query>(
     Ok(Settled::Done { given_back: settling.given_back })
 }
 
-pub(in crate::ledger) async fn unsettled<Q: Query>(q: &Q) -> Result<u64, Q::Error> {
+pub(crate) async fn unsettled<Q: Query>(q: &Q) -> Result<u64, Q::Error> {
     let sql = "SELECT coalesce(sum(credits), 0)::bigint AS credits FROM granary.calls \
                WHERE state = 'unknown' AND settled IS NULL";
     Ok(q.one(sql, &[]).await?.get("credits")?)
 }
 
-pub(in crate::ledger) async fn lines<Q: Query>(
+pub(crate) async fn lines<Q: Query>(
     q: &Q,
     before: Option<u64>,
     limit: usize,
@@ -131,20 +126,10 @@ pub(in crate::ledger) async fn lines<Q: Query>(
                ORDER BY id DESC LIMIT $2";
     let before = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
     let rows = q.rows(sql, values![before, i64::try_from(limit).unwrap_or(i64::MAX)]).await?;
-    let lines = rows.iter().map(|row| {
-        Ok(AuditLine {
-            id: row.get("id")?,
-            at: row.get("at")?,
-            who: row.get("who")?,
-            action: row.get("action")?,
-            subject: row.get("subject")?,
-            detail: row.get("detail")?,
-        })
-    });
-    Ok(lines.collect::<Result<_, LedgerError>>()?)
+    Ok(each(&rows, |row| Ok(read!(row => AuditLine { id, at, who, action, subject, detail })))?)
 }
 
-pub(in crate::ledger) async fn calls<Q: Query>(q: &Q, filter: &CallFilter) -> Result<CallPage, Q::Error> {
+pub(crate) async fn calls<Q: Query>(q: &Q, filter: &CallFilter) -> Result<CallPage, Q::Error> {
     let before = filter.before.map_or(i64::MAX, |before| before.0);
     let is_indexed = filter.key.is_some()
         || filter.state.is_some_and(|state| state.is_open() || state == CallState::Unknown);
@@ -171,7 +156,7 @@ pub(in crate::ledger) async fn calls<Q: Query>(q: &Q, filter: &CallFilter) -> Re
         conditions.join(" AND ")
     );
     let rows = q.rows(&sql, &values).await?;
-    let calls = rows.iter().map(detail).collect::<Result<Vec<_>, _>>()?;
+    let calls = each(&rows, detail)?;
     let next = if calls.len() >= filter.limit { calls.last().map(|call| call.id) } else { floor.map(CallId) };
     Ok(CallPage { calls, next })
 }
@@ -190,39 +175,17 @@ async fn floor<Q: Query>(q: &Q, before: i64) -> Result<Option<i64>, Q::Error> {
 }
 
 fn detail(row: &Row) -> Result<CallDetail, LedgerError> {
-    Ok(CallDetail {
-        id: row.get("id")?,
-        namespace: row.get("namespace")?,
-        key: row.get("key")?,
-        generation: row.get("generation")?,
-        state: row.get("state")?,
-        late: row.get("late")?,
-        adopted: row.get("adopted")?,
-        team: row.get("team")?,
-        credits: row.get("credits")?,
-        day: row.get("day")?,
-        image: row.get("image")?,
-        width: row.get("width")?,
-        height: row.get("height")?,
-        reserved_at: row.get("reserved_at")?,
-        sent_at: row.get("sent_at")?,
-        answered_at: row.get("answered_at")?,
-        ended_at: row.get("ended_at")?,
-        reason: row.get("reason")?,
-        request_id: row.get("request_id")?,
-        log_id: row.get("log_id")?,
-        digest: row.get("digest")?,
-        extension: row.get("extension")?,
-        bytes: row.get("bytes")?,
-        settled: row.get("settled")?,
-    })
+    Ok(read!(row => CallDetail {
+        id, namespace, key, generation, state, late, adopted, team, credits, day, image, width, height, reserved_at,
+        sent_at, answered_at, ended_at, reason, request_id, log_id, digest, extension, bytes, settled
+    }))
 }
 
 /// All of it is in an index: no row is read.
-pub(in crate::ledger) const TOTALS: &str = "SELECT state, count(*) AS calls, sum(credits)::bigint AS credits \
+pub(crate) const TOTALS: &str = "SELECT state, count(*) AS calls, sum(credits)::bigint AS credits \
                                             FROM granary.calls WHERE NOT adopted GROUP BY state";
 
-pub(in crate::ledger) async fn totals<Q: Query>(q: &Q) -> Result<Vec<StateTotal>, Q::Error> {
+pub(crate) async fn totals<Q: Query>(q: &Q) -> Result<Vec<StateTotal>, Q::Error> {
     let mut totals = CallState::ALL.map(|state| StateTotal { state, calls: 0, credits: 0 });
     for row in q.rows(TOTALS, &[]).await? {
         let state: CallState = row.get("state")?;

@@ -3,7 +3,7 @@
 use super::{Query, values};
 use crate::base::archive::{ArchiveId, Import, Membership};
 
-pub(in crate::ledger) async fn read<Q: Query>(q: &Q) -> Result<Option<Membership>, Q::Error> {
+pub(crate) async fn read<Q: Query>(q: &Q) -> Result<Option<Membership>, Q::Error> {
     let sql = "SELECT id, settled, complete, imported FROM granary.archive";
     let Some(row) = q.row(sql, &[]).await? else { return Ok(None) };
     let import = match row.get("complete")? {
@@ -13,21 +13,21 @@ pub(in crate::ledger) async fn read<Q: Query>(q: &Q) -> Result<Option<Membership
     Ok(Some(Membership { archive: row.get("id")?, is_settled: row.get("settled")?, import }))
 }
 
-pub(in crate::ledger) async fn begin<Q: Query>(q: &Q, archive: ArchiveId) -> Result<Membership, Q::Error> {
+pub(crate) async fn begin<Q: Query>(q: &Q, archive: ArchiveId) -> Result<Membership, Q::Error> {
     let sql =
         "INSERT INTO granary.archive (one, id, settled) VALUES (true, $1, false) ON CONFLICT DO NOTHING";
     q.execute(sql, values![&archive.to_string()]).await?;
     Ok(read(q).await?.unwrap_or(Membership::new(archive, false)))
 }
 
-pub(in crate::ledger) async fn settle<Q: Query>(q: &Q, archive: ArchiveId) -> Result<(), Q::Error> {
+pub(crate) async fn settle<Q: Query>(q: &Q, archive: ArchiveId) -> Result<(), Q::Error> {
     let sql = "INSERT INTO granary.archive (one, id, settled) VALUES (true, $1, true) ON CONFLICT (one) DO UPDATE \
                SET id = excluded.id, settled = true, complete = false, imported = NULL";
     q.execute(sql, values![&archive.to_string()]).await?;
     Ok(())
 }
 
-pub(in crate::ledger) async fn note_import<Q: Query>(
+pub(crate) async fn note_import<Q: Query>(
     q: &Q,
     archive: ArchiveId,
     import: &Import,

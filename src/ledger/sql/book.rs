@@ -1,7 +1,7 @@
 //! How calls go on: each booking is one transaction on the call's own row, whoever owns it.
 
 use super::counters::{Counters, adjust, count, count_refused, tell};
-use super::{Query, Row, import, int, missing, spool, values};
+use super::{Query, Row, each, import, int, missing, read, spool, values};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
 use crate::base::record::Record;
@@ -25,19 +25,10 @@ async fn locked<Q: Query>(q: &Q, id: CallId) -> Result<CallRow, Q::Error> {
     let sql = "SELECT namespace, key, generation, state, team, credits, day, month FROM granary.calls \
                WHERE id = $1 FOR UPDATE";
     let row = q.row(sql, values![id]).await?.ok_or_else(|| missing(id))?;
-    Ok(CallRow {
-        namespace: row.get("namespace")?,
-        key: row.get("key")?,
-        generation: row.get("generation")?,
-        state: row.get("state")?,
-        team: row.get("team")?,
-        credits: row.get("credits")?,
-        day: row.get("day")?,
-        month: row.get("month")?,
-    })
+    Ok(read!(row => CallRow { namespace, key, generation, state, team, credits, day, month }))
 }
 
-pub(in crate::ledger) async fn mark_sent<Q: Query>(q: &Q, id: CallId) -> Result<Permit, Q::Error> {
+pub(crate) async fn mark_sent<Q: Query>(q: &Q, id: CallId) -> Result<Permit, Q::Error> {
     let sql = format!(
         "SELECT state, team, month, {} AS is_ours, \
          EXISTS (SELECT FROM granary.frozen WHERE scope = 'global') AS everyone, \
@@ -60,7 +51,7 @@ pub(in crate::ledger) async fn mark_sent<Q: Query>(q: &Q, id: CallId) -> Result<
     Ok(permit)
 }
 
-pub(in crate::ledger) async fn book<Q: Query>(q: &Q, id: CallId, booking: &Booking) -> Result<(), Q::Error> {
+pub(crate) async fn book<Q: Query>(q: &Q, id: CallId, booking: &Booking) -> Result<(), Q::Error> {
     let row = locked(q, id).await?;
     let is_held = booking.state().holds_key() && held_by_another(q, id, &row).await?;
     let Some(change) = rules::apply((id, row.state), booking, is_held)? else { return Ok(()) };
@@ -141,17 +132,10 @@ async fn keep<Q: Query>(q: &Q, id: CallId, record: &Record, late: bool) -> Resul
         Q::TOUCH
     );
     let stored_at = record.stored_at.to_string();
-    let values = values![
-        id,
-        &stored_at,
-        late,
-        &record.answer,
-        &record.digest,
-        &record.extension,
-        int(record.bytes)?,
-        &record.upstream_request_id,
-        &record.upstream_log_id,
-    ];
+    let values = values! {
+        id, &stored_at, late, &record.answer, &record.digest, &record.extension, int(record.bytes)?,
+        &record.upstream_request_id, &record.upstream_log_id
+    };
     q.execute(&sql, values).await?;
     crash_point("CP27");
     Ok(())
@@ -165,7 +149,7 @@ async fn held_by_another<Q: Query>(q: &Q, id: CallId, row: &CallRow) -> Result<b
 }
 
 /// Marks the newest stored row of a key as lost, if it names this object.
-pub(in crate::ledger) async fn lose<Q: Query>(q: &Q, lost: &Record) -> Result<(), Q::Error> {
+pub(crate) async fn lose<Q: Query>(q: &Q, lost: &Record) -> Result<(), Q::Error> {
     let sql = "SELECT id FROM granary.calls WHERE namespace = $1 AND key = $2 AND generation = $3 AND digest = $4 \
                AND state = 'stored' AND NOT late";
     let values = values![&lost.namespace, &lost.key, int(lost.generation)?, &lost.digest];
@@ -175,7 +159,7 @@ pub(in crate::ledger) async fn lose<Q: Query>(q: &Q, lost: &Record) -> Result<()
     }
 }
 
-pub(in crate::ledger) async fn import_record<Q: Query>(q: &Q, record: &Record) -> Result<(), Q::Error> {
+pub(crate) async fn import_record<Q: Query>(q: &Q, record: &Record) -> Result<(), Q::Error> {
     match rules::import(record.generation, import::standing(q, record).await?) {
         Imported::Settles(id) => {
             let record = Box::new(record.clone());
@@ -187,44 +171,27 @@ pub(in crate::ledger) async fn import_record<Q: Query>(q: &Q, record: &Record) -
 }
 
 /// Settles all open calls: their owners are dead. `unfinished` is the statement that reads what is left.
-pub(in crate::ledger) async fn recover<Q: Query>(q: &Q, unfinished: &str) -> Result<Recovery, Q::Error> {
+pub(crate) async fn recover<Q: Query>(q: &Q, unfinished: &str) -> Result<Recovery, Q::Error> {
     let mut recovery = Recovery::default();
     let sql =
         "SELECT id, state FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered') ORDER BY id";
     for row in q.rows(sql, &[]).await? {
         let state = row.get("state")?;
-        match rules::abandon(state, Q::OWNER_DIED) {
-            Abandoned::Book(booking) => {
-                book(q, row.get("id")?, &booking).await?;
-                recovery.add(state);
-            }
-            Abandoned::Finish | Abandoned::Nothing => {}
+        if let Abandoned::Book(booking) = rules::abandon(state, Q::OWNER_DIED) {
+            book(q, row.get("id")?, &booking).await?;
+            recovery.add(state);
         }
     }
-    for row in q.rows(unfinished, &[]).await? {
-        recovery.unfinished.push(self::unfinished(&row)?);
-    }
+    recovery.unfinished = each(&q.rows(unfinished, &[]).await?, self::unfinished)?;
     crash_point("CP34");
     Ok(recovery)
 }
 
 /// An `answered` row whose result is still to be fetched.
-pub(in crate::ledger) fn unfinished(row: &Row) -> Result<UnfinishedCall, LedgerError> {
-    Ok(UnfinishedCall {
-        id: row.get("id")?,
-        reservation: Reservation {
-            namespace: row.get("namespace")?,
-            key: row.get("key")?,
-            refresh: false,
-            team: row.get("team")?,
-            credits: row.get("credits")?,
-            budgets: Vec::new(),
-            image: row.get("image")?,
-            width: row.get("width")?,
-            height: row.get("height")?,
-        },
-        generation: row.get("generation")?,
-        text: Secret::new(row.get::<String>("text")?),
-        answered_at: row.get("answered_at")?,
-    })
+pub(crate) fn unfinished(row: &Row) -> Result<UnfinishedCall, LedgerError> {
+    let reservation = read!(row => Reservation {
+        namespace, key, team, credits, image, width, height; refresh: false, budgets: Vec::new()
+    });
+    let text = Secret::new(row.get::<String>("text")?);
+    Ok(read!(row => UnfinishedCall { id, generation, answered_at; reservation: reservation, text: text }))
 }

@@ -1,26 +1,26 @@
 //! Credits counted by scope and window, what changes in closed months, freezes, and the feed of changes.
 
-use super::{Lock, Query, int, values};
+use super::{Lock, Query, each, int, values};
 use crate::base::key::CacheKey;
 use crate::ledger::budget::{Budget, Scope, Used, Windows};
-use crate::ledger::{CallId, CallState, Changes, LedgerError, rules};
+use crate::ledger::{CallId, CallState, Changes, rules};
 
 /// Changes told at once.
 const PAGE: i64 = 1000;
 
 /// What a scope has spent in a period by now.
-pub(in crate::ledger) type Counted = (String, String, u64);
+pub(crate) type Counted = (String, String, u64);
 
 /// Whose credits are counted, and where.
-pub(in crate::ledger) struct Counters<'c> {
-    pub(in crate::ledger) team: &'c str,
-    pub(in crate::ledger) day: &'c str,
-    pub(in crate::ledger) month: &'c str,
+pub(crate) struct Counters<'c> {
+    pub(crate) team: &'c str,
+    pub(crate) day: &'c str,
+    pub(crate) month: &'c str,
 }
 
 /// Adds to the four counters a call belongs to, always in the same order: whoever comes second waits
 /// at the first of them, and sees what the first one made of all.
-pub(in crate::ledger) async fn count<Q: Query>(
+pub(crate) async fn count<Q: Query>(
     q: &Q,
     Counters { team, day, month }: Counters<'_>,
     credits: i64,
@@ -31,8 +31,7 @@ pub(in crate::ledger) async fn count<Q: Query>(
                RETURNING scope, period, credits";
     let (global, team) = (Scope::Global.to_string(), Scope::Team(team.to_owned()).to_string());
     let rows = q.rows(sql, values![&global, &team, day, month, credits]).await?;
-    let counted = rows.iter().map(|row| Ok((row.get("scope")?, row.get("period")?, row.get("credits")?)));
-    Ok(counted.collect::<Result<_, LedgerError>>()?)
+    Ok(each(&rows, |row| Ok((row.get("scope")?, row.get("period")?, row.get("credits")?)))?)
 }
 
 /// Counts a call that was refused for its picture or numbers, against its team's day. Runs after
@@ -51,12 +50,12 @@ pub(super) async fn count_refused<Q: Query>(
 }
 
 /// Credits counted for a scope in one day (`2026-11-22`) or month (`2026-11`).
-pub(in crate::ledger) async fn spent<Q: Query>(q: &Q, scope: &str, period: &str) -> Result<u64, Q::Error> {
+pub(crate) async fn spent<Q: Query>(q: &Q, scope: &str, period: &str) -> Result<u64, Q::Error> {
     let sql = "SELECT credits FROM granary.spent WHERE scope = $1 AND period = $2";
     Ok(q.row(sql, values![scope, period]).await?.map_or(Ok(0), |row| row.get("credits"))?)
 }
 
-pub(in crate::ledger) async fn used<Q: Query>(q: &Q, budgets: &[Budget]) -> Result<Vec<Used>, Q::Error> {
+pub(crate) async fn used<Q: Query>(q: &Q, budgets: &[Budget]) -> Result<Vec<Used>, Q::Error> {
     let sql = format!("SELECT {} AS now", Q::NOW);
     let now = q.instant(q.one(&sql, &[]).await?.get("now")?);
     let windows = Windows::at(now, &q.keeper().zone);
@@ -103,11 +102,7 @@ pub(super) async fn adjust<Q: Query>(
 
 /// Returns true when it was otherwise before. Whoever spends holds the lock shared, and so ends before
 /// this begins.
-pub(in crate::ledger) async fn set_frozen<Q: Query>(
-    q: &Q,
-    scope: &Scope,
-    freeze: bool,
-) -> Result<bool, Q::Error> {
+pub(crate) async fn set_frozen<Q: Query>(q: &Q, scope: &Scope, freeze: bool) -> Result<bool, Q::Error> {
     q.lock(Lock::Freeze).await?;
     let sql = if freeze {
         "INSERT INTO granary.frozen (scope) VALUES ($1) ON CONFLICT DO NOTHING"
@@ -125,7 +120,7 @@ pub(super) async fn tell<Q: Query>(q: &Q, namespace: &str, key: CacheKey) -> Res
     Ok(())
 }
 
-pub(in crate::ledger) async fn changes<Q: Query>(q: &Q, after: Option<u64>) -> Result<Changes, Q::Error> {
+pub(crate) async fn changes<Q: Query>(q: &Q, after: Option<u64>) -> Result<Changes, Q::Error> {
     let Some(after) = after else {
         let sql = "SELECT coalesce(max(position), 0) AS position FROM granary.changes";
         return Ok(Changes { position: q.one(sql, &[]).await?.get("position")?, keys: Vec::new() });

@@ -205,4 +205,4 @@ macro_rules! sql_ledger {
         };
     };
 }
-pub(in crate::ledger) use sql_ledger;
+pub(crate) use sql_ledger;

@@ -8,20 +8,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::import;
-use super::{Lock, Query, RECORD, int, record, values};
+use super::{Lock, Query, RECORD, each, import, int, read, record, values};
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::ledger::rules::{self, Imported, Room};
 use crate::ledger::spool::{SpoolUsage, Spooled};
-use crate::ledger::{CallId, CallState, LedgerError};
+use crate::ledger::{CallId, CallState};
 
 const SIZES: &str = "SELECT (SELECT coalesce(sum(bytes), 0)::bigint FROM granary.spool) AS bytes, \
                      (SELECT count(*) FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered')) AS open";
 
 /// Refuses a call, which has its row by now, when the spool could not take its result. One at a time
 /// up to the commit, so that no two are given the same room.
-pub(in crate::ledger) async fn check_room<Q: Query>(q: &Q, room: Room) -> Result<(), Q::Error> {
+pub(crate) async fn check_room<Q: Query>(q: &Q, room: Room) -> Result<(), Q::Error> {
     q.lock(Lock::Spool).await?;
     let row = q.one(SIZES, &[]).await?;
     let others = row.get::<u64>("open")?.saturating_sub(1);
@@ -47,40 +46,29 @@ pub(super) async fn insert<Q: Query>(
     Ok(())
 }
 
-pub(in crate::ledger) async fn object<Q: Query>(q: &Q, name: ObjectName) -> Result<Option<Bytes>, Q::Error> {
+pub(crate) async fn object<Q: Query>(q: &Q, name: ObjectName) -> Result<Option<Bytes>, Q::Error> {
     let sql = "SELECT data FROM granary.spool WHERE digest = $1 AND extension = $2 LIMIT 1";
     let row = q.row(sql, values![&name.digest, name.format.extension()]).await?;
     Ok(row.map(|row| row.get("data").map(Vec::into)).transpose()?)
 }
 
-pub(in crate::ledger) async fn has<Q: Query>(q: &Q, name: ObjectName) -> Result<bool, Q::Error> {
+pub(crate) async fn has<Q: Query>(q: &Q, name: ObjectName) -> Result<bool, Q::Error> {
     let sql = "SELECT EXISTS (SELECT FROM granary.spool WHERE digest = $1 AND extension = $2) AS is_there";
     Ok(q.one(sql, values![&name.digest, name.format.extension()]).await?.get("is_there")?)
 }
 
-pub(in crate::ledger) async fn list<Q: Query>(
-    q: &Q,
-    after: u64,
-    limit: usize,
-) -> Result<Vec<Spooled>, Q::Error> {
+pub(crate) async fn list<Q: Query>(q: &Q, after: u64, limit: usize) -> Result<Vec<Spooled>, Q::Error> {
     let sql = format!(
         "SELECT s.position, c.id, {RECORD} FROM granary.spool s JOIN granary.calls c ON c.id = s.call \
          WHERE s.position > $1 ORDER BY s.position LIMIT $2"
     );
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let rows = q.rows(&sql, values![int(after)?, limit]).await?;
-    let found = rows
-        .iter()
-        .map(|row| Ok(Spooled { position: row.get("position")?, id: row.get("id")?, record: record(row)? }));
-    Ok(found.collect::<Result<_, LedgerError>>()?)
+    Ok(each(&rows, |row| Ok(read!(row => Spooled { position, id; record: record(row)? })))?)
 }
 
 /// Takes a result out; the row leaves the key to `standing` when that is another purchase.
-pub(in crate::ledger) async fn remove<Q: Query>(
-    q: &Q,
-    id: CallId,
-    standing: &Record,
-) -> Result<(), Q::Error> {
+pub(crate) async fn remove<Q: Query>(q: &Q, id: CallId, standing: &Record) -> Result<(), Q::Error> {
     let sql = format!("SELECT {RECORD} FROM granary.calls c WHERE c.id = $1 FOR UPDATE");
     let Some(row) = q.row(&sql, values![id]).await? else { return Ok(()) };
     if q.execute("DELETE FROM granary.spool WHERE call = $1", values![id]).await? == 0 {
@@ -100,7 +88,7 @@ pub(in crate::ledger) async fn remove<Q: Query>(
     Ok(())
 }
 
-pub(in crate::ledger) async fn usage<Q: Query>(q: &Q) -> Result<SpoolUsage, Q::Error> {
+pub(crate) async fn usage<Q: Query>(q: &Q) -> Result<SpoolUsage, Q::Error> {
     let sql = format!(
         "SELECT count(*) AS objects, coalesce(sum(bytes), 0)::bigint AS bytes, \
          (SELECT spooled_at FROM granary.spool ORDER BY position LIMIT 1) AS oldest, {} AS now FROM granary.spool",

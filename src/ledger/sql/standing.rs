@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Query, Row, int, values};
+use super::{Query, Row, int, read, values};
 use crate::base::key::CacheKey;
 use crate::ledger::budget::{Scope, Windows};
 use crate::ledger::rules::{self, Generations, KeyStanding};
@@ -16,7 +16,7 @@ const GENERATIONS: &str = "(SELECT max(generation) FROM granary.calls WHERE name
                            (SELECT generation FROM granary.purged WHERE namespace = $1 AND key = $2) AS purged";
 
 fn read_generations(row: &Row) -> Result<Generations, LedgerError> {
-    Ok(Generations { stored: row.get("stored")?, kept: row.get("kept")?, purged: row.get("purged")? })
+    Ok(read!(row => Generations { stored, kept, purged }))
 }
 
 pub(super) async fn generations<Q: Query>(
@@ -29,7 +29,7 @@ pub(super) async fn generations<Q: Query>(
 }
 
 /// What stands of a key in one statement, and so at one instant, which it returns too.
-pub(in crate::ledger) async fn of_key<Q: Query>(
+pub(crate) async fn of_key<Q: Query>(
     q: &Q,
     wanted: &Reservation,
 ) -> Result<(KeyStanding, Timestamp), Q::Error> {
@@ -57,7 +57,7 @@ pub(in crate::ledger) async fn of_key<Q: Query>(
 }
 
 /// Makes the row of a new call; `None` when another one has the key.
-pub(in crate::ledger) async fn insert<Q: Query>(
+pub(crate) async fn insert<Q: Query>(
     q: &Q,
     wanted: &Reservation,
     generation: u64,
@@ -71,19 +71,9 @@ pub(in crate::ledger) async fn insert<Q: Query>(
          ON CONFLICT DO NOTHING RETURNING id"
     );
     let reserved_at = now.to_string();
-    let values = values![
-        &wanted.namespace,
-        &wanted.key,
-        int(generation)?,
-        &wanted.team,
-        int(wanted.credits)?,
-        &windows.day,
-        &windows.month,
-        &wanted.image,
-        wanted.width,
-        wanted.height,
-        &reserved_at,
-        &q.keeper().owner,
-    ];
+    let values = values! {
+        &wanted.namespace, &wanted.key, int(generation)?, &wanted.team, int(wanted.credits)?, &windows.day,
+        &windows.month, &wanted.image, wanted.width, wanted.height, &reserved_at, &q.keeper().owner
+    };
     Ok(q.row(&sql, values).await?.map(|row| row.get("id")).transpose()?)
 }

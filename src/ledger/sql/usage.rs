@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::civil::Date;
 
-use super::{Query, Row, Value, int, places, values};
+use super::{Query, Row, Value, each, int, places, read, values};
 use crate::ledger::usage::{
     AccountRow, Adjustment, Baseline, Charged, Count, DayUsage, Figures, Served, ServedBatch, TeamMonth,
 };
@@ -18,14 +18,14 @@ type Line<'l> = (String, &'l str, &'l str, &'l str);
 const LINES: usize = 100;
 
 /// All of it is in the index by day: of a million rows none is read.
-pub(in crate::ledger) const PAID: &str = "SELECT day, team, state, count(*) AS number, sum(credits)::bigint AS credits FROM granary.calls \
+pub(crate) const PAID: &str = "SELECT day, team, state, count(*) AS number, sum(credits)::bigint AS credits FROM granary.calls \
      WHERE NOT adopted AND day BETWEEN $1 AND $2 GROUP BY day, team, state";
 
 /// The same: every day is more than nothing, and naming it leads to that index.
-pub(in crate::ledger) const CHARGED: &str = "SELECT namespace, state, sum(credits)::bigint AS credits FROM granary.calls \
+pub(crate) const CHARGED: &str = "SELECT namespace, state, sum(credits)::bigint AS credits FROM granary.calls \
      WHERE NOT adopted AND day > '' GROUP BY namespace, state";
 
-pub(in crate::ledger) async fn book_served<Q: Query>(q: &Q, batch: &ServedBatch) -> Result<(), Q::Error> {
+pub(crate) async fn book_served<Q: Query>(q: &Q, batch: &ServedBatch) -> Result<(), Q::Error> {
     let today = q.today();
     let sql = "INSERT INTO granary.served_batches AS b (process, number, day) VALUES ($1, $2, $3) \
                ON CONFLICT (process) DO UPDATE SET number = excluded.number, day = excluded.day \
@@ -88,19 +88,13 @@ async fn forget_batches<Q: Query>(q: &Q, today: &str) -> Result<(), Q::Error> {
     Ok(())
 }
 
-pub(in crate::ledger) async fn usage<Q: Query>(
-    q: &Q,
-    from: Date,
-    to: Date,
-) -> Result<Vec<DayUsage>, Q::Error> {
+pub(crate) async fn usage<Q: Query>(q: &Q, from: Date, to: Date) -> Result<Vec<DayUsage>, Q::Error> {
     let (from, to) = (from.to_string(), to.to_string());
     let days: &[Value<'_>] = values![&from, &to];
     let mut all: BTreeMap<(Date, String), Figures> = BTreeMap::new();
     let place =
         |row: &Row| -> Result<(Date, String), LedgerError> { Ok((row.get("day")?, row.get("team")?)) };
-    let count = |row: &Row| -> Result<Count, LedgerError> {
-        Ok(Count { number: row.get("number")?, credits: row.get("credits")? })
-    };
+    let count = |row: &Row| -> Result<Count, LedgerError> { Ok(read!(row => Count { number, credits })) };
 
     for row in &q.rows(PAID, days).await? {
         *all.entry(place(row)?).or_default().calls_mut(row.get("state")?) += count(row)?;
@@ -136,7 +130,7 @@ pub(in crate::ledger) async fn usage<Q: Query>(
     Ok(all.into_iter().map(|((day, team), figures)| DayUsage { day, team, figures }).collect())
 }
 
-pub(in crate::ledger) async fn month<Q: Query>(q: &Q) -> Result<Vec<TeamMonth>, Q::Error> {
+pub(crate) async fn month<Q: Query>(q: &Q) -> Result<Vec<TeamMonth>, Q::Error> {
     let month = q.today().month;
     let mut all: BTreeMap<String, (i64, u64)> = BTreeMap::new();
     // The last day that a month may have.
@@ -156,28 +150,17 @@ pub(in crate::ledger) async fn month<Q: Query>(q: &Q) -> Result<Vec<TeamMonth>, 
     Ok(all.into_iter().map(|(team, (spent, saved))| TeamMonth { team, spent, saved }).collect())
 }
 
-pub(in crate::ledger) async fn adjustments<Q: Query>(
-    q: &Q,
-    from: Date,
-    to: Date,
-) -> Result<Vec<Adjustment>, Q::Error> {
+pub(crate) async fn adjustments<Q: Query>(q: &Q, from: Date, to: Date) -> Result<Vec<Adjustment>, Q::Error> {
     let sql = "SELECT call, team, from_state, to_state, credits, day FROM granary.adjustments \
                WHERE day BETWEEN $1 AND $2 ORDER BY id";
     let rows = q.rows(sql, values![&from.to_string(), &to.to_string()]).await?;
-    let adjustments = rows.iter().map(|row| {
-        Ok(Adjustment {
-            call: row.get("call")?,
-            team: row.get("team")?,
-            from: row.get("from_state")?,
-            to: row.get("to_state")?,
-            credits: row.get("credits")?,
-            day: row.get("day")?,
-        })
-    });
-    Ok(adjustments.collect::<Result<_, LedgerError>>()?)
+    Ok(each(&rows, |row| {
+        let (from, to) = (row.get("from_state")?, row.get("to_state")?);
+        Ok(read!(row => Adjustment { call, team, credits, day; from: from, to: to }))
+    })?)
 }
 
-pub(in crate::ledger) async fn charged<Q: Query>(q: &Q, namespace: &str) -> Result<Charged, Q::Error> {
+pub(crate) async fn charged<Q: Query>(q: &Q, namespace: &str) -> Result<Charged, Q::Error> {
     let mut charged = Charged::default();
     for row in &q.rows(CHARGED, &[]).await? {
         if row.get::<String>("namespace")? == namespace {
@@ -187,28 +170,20 @@ pub(in crate::ledger) async fn charged<Q: Query>(q: &Q, namespace: &str) -> Resu
     Ok(charged)
 }
 
-pub(in crate::ledger) async fn account<Q: Query>(
-    q: &Q,
-    namespace: &str,
-) -> Result<Option<AccountRow>, Q::Error> {
+pub(crate) async fn account<Q: Query>(q: &Q, namespace: &str) -> Result<Option<AccountRow>, Q::Error> {
     let sql = "SELECT version, balance, seen_at, baseline_balance, baseline_least, baseline_most, baseline_at, \
                outside FROM granary.accounts WHERE namespace = $1";
     let Some(row) = q.row(sql, values![namespace]).await? else { return Ok(None) };
-    Ok(Some(AccountRow {
-        version: row.get("version")?,
-        balance: row.get("balance")?,
-        seen_at: row.get("seen_at")?,
-        baseline: Baseline {
-            balance: row.get("baseline_balance")?,
-            least: row.get("baseline_least")?,
-            most: row.get("baseline_most")?,
-            at: row.get("baseline_at")?,
-        },
-        outside: row.get("outside")?,
-    }))
+    let baseline = Baseline {
+        balance: row.get("baseline_balance")?,
+        least: row.get("baseline_least")?,
+        most: row.get("baseline_most")?,
+        at: row.get("baseline_at")?,
+    };
+    Ok(Some(read!(row => AccountRow { version, balance, seen_at, outside; baseline: baseline })))
 }
 
-pub(in crate::ledger) async fn keep_account<Q: Query>(
+pub(crate) async fn keep_account<Q: Query>(
     q: &Q,
     namespace: &str,
     account: &AccountRow,
@@ -224,16 +199,9 @@ pub(in crate::ledger) async fn keep_account<Q: Query>(
                baseline_at = excluded.baseline_at, outside = excluded.outside \
                WHERE a.version = excluded.version - 1";
     let [seen_at, baseline_at] = [seen_at, &baseline.at].map(ToString::to_string);
-    let values = values![
-        namespace,
-        int(*version)?,
-        int(*balance)?,
-        &seen_at,
-        int(baseline.balance)?,
-        int(baseline.least)?,
-        int(baseline.most)?,
-        &baseline_at,
-        *outside,
-    ];
+    let values = values! {
+        namespace, int(*version)?, int(*balance)?, &seen_at, int(baseline.balance)?, int(baseline.least)?,
+        int(baseline.most)?, &baseline_at, *outside
+    };
     Ok(q.execute(sql, values).await? > 0)
 }

@@ -4,7 +4,7 @@ use super::query::Db;
 use crate::ledger::rules::{self, Decision, Room};
 use crate::ledger::sql::counters::{self, Counters};
 use crate::ledger::sql::{self, Query, int, spool, standing};
-use crate::ledger::{LedgerError, Reservation, Reserved, Won, budget};
+use crate::ledger::{LedgerError, Reservation, Reserved, Won};
 
 pub(super) async fn reserve(
     db: &Db<'_>,
@@ -14,15 +14,11 @@ pub(super) async fn reserve(
     let (found, now) = standing::of_key(db, wanted).await?;
     let generation = match rules::decide(found, wanted, now) {
         Decision::Buy(generation) => generation,
-        Decision::Held(id) => return Ok(Reserved::Held(id)),
+        Decision::No(reason) => return Ok(reason),
         Decision::Stored => {
             let found = sql::stored(db, &wanted.namespace, wanted.key).await?;
             return Ok(Reserved::Stored(Box::new(found.ok_or_else(|| sql::damaged("a stored result"))?)));
         }
-        Decision::Resting(until) => {
-            return Ok(Reserved::Resting { until, wait: budget::until(until, now) });
-        }
-        Decision::Frozen(scope) => return Ok(Reserved::Frozen(scope)),
     };
     let windows = db.today();
     let mut used = Vec::new();
