@@ -33,7 +33,7 @@ use granary::ledger::address::DatabaseAddress;
 use granary::ledger::budget::{Budget, Scope, Window};
 use granary::ledger::postgres::{PostgresConfig, PostgresLedger};
 use granary::ledger::sqlite::SqliteLedger;
-use granary::ledger::{Booking, Ledger, Permit, Reservation, Reserved};
+use granary::ledger::{Booking, Calls, Ledger, Permit, Reservation, Reserved};
 use granary::request::uploads::UploadRoom;
 use granary::request::{self, RequestLimits};
 use granary_kit::client::{Call, RawConnection};

@@ -53,7 +53,7 @@ pub async fn adopt(config: &Config) -> anyhow::Result<Adopted> {
         }
         Err(error) => return Err(error.into()),
     };
-    let LedgerHandles { ledger, admin, .. } = ledger::open(config, &state, Clock::system()).await?;
+    let LedgerHandles { ledger, admin, .. } = ledger::open(config, &state, Clock::system(), None).await?;
     let store = store::open(&config.store).await?;
     let adoption = ArchiveGuard::new(ledger, store).adopt().await?;
     let by = Actor::command_line();

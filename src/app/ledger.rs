@@ -7,11 +7,11 @@ use anyhow::{Context, bail};
 use crate::base::clock::Clock;
 use crate::base::state::StateDir;
 use crate::config::Config;
-use crate::ledger::Ledger;
 use crate::ledger::admin::LedgerAdmin;
 use crate::ledger::postgres::{PostgresConfig, PostgresLedger, ProofError};
 use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::usage::UsageBook;
+use crate::ledger::{Ledger, LedgerObserver};
 
 /// One book, as each of those sees it who use it.
 pub(super) struct LedgerHandles {
@@ -49,7 +49,12 @@ fn check_no_spilled_bookings(state: &StateDir) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// In a sentence, what keeps it from opening; or that the database may not be used as it is.
-pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> anyhow::Result<LedgerHandles> {
+pub(super) async fn open(
+    config: &Config,
+    state: &StateDir,
+    clock: Clock,
+    observer: Option<Arc<dyn LedgerObserver>>,
+) -> anyhow::Result<LedgerHandles> {
     check_no_spilled_bookings(state)?;
     match database(config) {
         Some(database) => {
@@ -61,13 +66,20 @@ pub(super) async fn open(config: &Config, state: &StateDir, clock: Clock) -> any
                     "starting without the database: hits are served from the bucket, nothing is bought"
                 ),
             }
-            Ok(LedgerHandles::of(Arc::new(database)))
+            Ok(LedgerHandles::of(Arc::new(match observer {
+                Some(observer) => database.with_observer(observer),
+                None => database,
+            })))
         }
         None => {
             let file = state.ledger_file();
             let ledger = SqliteLedger::open(&file, clock, config.budget.time_zone.clone())
                 .with_context(|| format!("state.path: the ledger {} cannot be opened", file.display()))?;
-            Ok(LedgerHandles::of(Arc::new(ledger.with_spool_max(config.state.spool_max.0))))
+            let ledger = ledger.with_spool_max(config.state.spool_max.0);
+            Ok(LedgerHandles::of(Arc::new(match observer {
+                Some(observer) => ledger.with_observer(observer),
+                None => ledger,
+            })))
         }
     }
 }

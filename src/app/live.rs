@@ -77,7 +77,7 @@ async fn check_ledger(config: &Config) -> anyhow::Result<String> {
         }
         Err(error) => return Err(error.into()),
     };
-    let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
+    let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system(), None).await?;
     let calls = calls(&*ledger).await?;
     Ok(format!("{} can be used, and has {calls} calls", state.ledger_file().display()))
 }
@@ -96,7 +96,7 @@ async fn check_archive(config: &Config) -> anyhow::Result<String> {
         }
         Err(error) => return Err(error.into()),
     };
-    let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
+    let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system(), None).await?;
     let store = store::open(&config.store).await?;
     match guard::compare(&*ledger, &*store).await? {
         None => Ok("ledger and store belong together".to_owned()),

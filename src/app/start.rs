@@ -39,7 +39,6 @@ use crate::ledger::admin::LedgerAdmin;
 use crate::ledger::guard::ArchiveGuard;
 use crate::ledger::spooling::{Copier, Spool, SpoolConfig};
 use crate::ledger::usage::UsageBook;
-use crate::metrics::ledger::MeteredLedger;
 use crate::metrics::store::MeteredStore;
 use crate::metrics::{ListenerName, Metrics, Space};
 use crate::request::RequestLimits;
@@ -167,8 +166,7 @@ impl Core {
     async fn open_storage(&self, state: &StateDir) -> anyhow::Result<Storage> {
         let config = &self.config;
         let LedgerHandles { ledger, usage, admin } =
-            super::ledger::open(config, state, self.clock.clone()).await?;
-        let ledger: Arc<dyn Ledger> = Arc::new(MeteredLedger::new(ledger, self.metrics.clone()));
+            super::ledger::open(config, state, self.clock.clone(), Some(self.metrics.clone())).await?;
         let bare = super::store::open(&config.store).await?;
         let bare: Arc<dyn Store> = Arc::new(MeteredStore::new(bare, self.metrics.clone()));
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));

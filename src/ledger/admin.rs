@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::budget::Scope;
+use super::words::words;
 use super::{CallId, CallState, LedgerError};
 use crate::base::archive::ArchiveId;
 use crate::base::key::{CacheKey, Digest};
@@ -40,65 +41,38 @@ impl Actor {
     }
 }
 
-/// What an operator did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Stopped spending.
-    Freeze,
-    /// Resumed it.
-    Thaw,
-    /// Made what is stored under a key count as absent.
-    Purge,
-    /// Said what became of an `unknown` call.
-    Settle,
-    /// Made ledger and store one archive.
-    Adopt,
-}
-
-impl Action {
-    /// Every action.
-    pub const ALL: [Self; 5] = [Self::Freeze, Self::Thaw, Self::Purge, Self::Settle, Self::Adopt];
-
-    /// The word in audit and label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Freeze => "freeze",
-            Self::Thaw => "thaw",
-            Self::Purge => "purge",
-            Self::Settle => "settle",
-            Self::Adopt => "adopt",
-        }
+words! {
+    pub enum Action {
+        Freeze = "freeze",
+        Thaw = "thaw",
+        /// Made what is stored under a key count as absent.
+        Purge = "purge",
+        /// Said what became of an `unknown` call.
+        Settle = "settle",
+        /// Made ledger and store one archive.
+        Adopt = "adopt",
     }
 }
 
-/// What became of a call whose outcome was unknown, as an operator found out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settlement {
-    /// The upstream charged it: its credits stay counted.
-    Charged,
-    /// It did not: the call counts as failed, and its credits are given back.
-    Free,
+words! {
+    /// What became of a call whose outcome was unknown, as an operator found out.
+    pub enum Settlement {
+        /// The upstream charged it: its credits stay counted.
+        Charged = "charged",
+        /// It did not: the call counts as failed, and its credits are given back.
+        Free = "free",
+    }
 }
 
 impl Settlement {
-    /// The word in ledger, path and verb.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Charged => "charged",
-            Self::Free => "free",
-        }
-    }
-
-    /// Reads the word.
     pub fn of_word(word: &str) -> Option<Self> {
-        [Self::Charged, Self::Free].into_iter().find(|settlement| settlement.as_str() == word)
+        Self::ALL.into_iter().find(|settlement| settlement.as_str() == word)
     }
 }
 
 /// What came of [`LedgerAdmin::settle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// It is settled now.
     Done {
         /// Where the credits were given back, if they were.
         given_back: Option<GivenBack>,
@@ -109,7 +83,6 @@ pub enum Settled {
     Otherwise(Settlement),
     /// Its outcome is known, or still to come.
     NotUnknown(CallState),
-    /// There is no such call.
     NoSuchCall,
 }
 
@@ -126,15 +99,9 @@ pub enum GivenBack {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purge {
     /// Everything up to this generation counts as absent from now on.
-    Done {
-        /// The highest that was found.
-        generation: u64,
-    },
+    Done { generation: u64 },
     /// So it did before, and nothing has been stored since.
-    Repeated {
-        /// The highest that was ever purged.
-        generation: u64,
-    },
+    Repeated { generation: u64 },
     /// Nothing is stored under the key, and nothing was ever purged there.
     Nothing,
 }
@@ -154,64 +121,42 @@ impl Purge {
 pub struct AuditLine {
     /// Grows from one to the next.
     pub id: u64,
-    /// When.
     pub at: Timestamp,
-    /// Who: see [`Actor`].
     pub who: String,
-    /// What: see [`Action`].
     pub action: String,
     /// A scope (`global`, `team:NAME`), a key, the number of a call, or an archive.
     pub subject: String,
-    /// Anything else.
     pub detail: String,
 }
 
 /// A row, but for the text of an answer, which may name a signed URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallDetail {
-    /// Its number.
     pub id: CallId,
-    /// Which upstream and operation.
     pub namespace: String,
-    /// The request.
     pub key: CacheKey,
-    /// Its generation.
     pub generation: u64,
-    /// How far it is.
     pub state: CallState,
     /// Another row keeps the key.
     pub late: bool,
     /// It was paid through another ledger.
     pub adopted: bool,
-    /// Who paid.
     pub team: String,
     /// What it cost, or would have.
     pub credits: u64,
     /// The day it was reserved on, which it counts to.
     pub day: String,
-    /// BLAKE3 of the picture.
     pub image: Digest,
-    /// Target width in pixels.
     pub width: u32,
-    /// Target height in pixels.
     pub height: u32,
-    /// When it was reserved.
     pub reserved_at: Timestamp,
-    /// When its tail was let go.
     pub sent_at: Option<Timestamp>,
-    /// When its answer was booked.
     pub answered_at: Option<Timestamp>,
-    /// When it ended.
     pub ended_at: Option<Timestamp>,
-    /// Why it ended so.
     pub reason: Option<String>,
-    /// The upstream's `request_id`.
     pub request_id: Option<String>,
-    /// The upstream's `log_id`.
     pub log_id: Option<String>,
-    /// Its result's digest.
     pub digest: Option<Digest>,
-    /// Its result's file name extension.
     pub extension: Option<String>,
     /// Its result's length in bytes.
     pub bytes: Option<u64>,
@@ -222,15 +167,11 @@ pub struct CallDetail {
 /// Which calls are asked for.
 #[derive(Clone, Debug, Default)]
 pub struct CallFilter {
-    /// Only those of this state.
     pub state: Option<CallState>,
-    /// Only those that this team paid.
     pub team: Option<String>,
-    /// Only those of this key in this namespace.
     pub key: Option<(String, CacheKey)>,
     /// Only those of lower numbers.
     pub before: Option<CallId>,
-    /// So many at most.
     pub limit: usize,
 }
 
@@ -247,53 +188,28 @@ pub struct CallPage {
 #[async_trait]
 pub trait LedgerAdmin: Send + Sync {
     /// Makes everything that is stored under a key by now count as absent, for everyone
-    /// ([`Ledger::changes`](super::Ledger::changes) tells of it). Rows, credits and objects stay as
+    /// ([`Queries::changes`](super::Queries::changes) tells of it). Rows, credits and objects stay as
     /// they are. A call under way is not touched: its result will be the new one.
-    ///
-    /// # Errors
-    /// [`LedgerError`]: not purged, as far as is known; it may be repeated.
     async fn purge(&self, namespace: &str, key: CacheKey, by: &Actor) -> Result<Purge, LedgerError>;
 
-    /// Stops (`true`) or resumes spending, as [`Ledger::set_frozen`](super::Ledger::set_frozen) does;
-    /// says whether it was otherwise before.
-    ///
-    /// # Errors
-    /// [`LedgerError`]: nothing has changed, as far as is known; it may be repeated.
+    /// Stops (`true`) or resumes spending; exact from its return. Says whether it was otherwise before.
     async fn freeze(&self, scope: Scope, frozen: bool, by: &Actor) -> Result<bool, LedgerError>;
 
     /// What stands frozen: `global` first, then teams by name.
-    ///
-    /// # Errors
-    /// [`LedgerError`].
     async fn frozen(&self) -> Result<Vec<Scope>, LedgerError>;
 
     /// Says what became of an `unknown` call.
-    ///
-    /// # Errors
-    /// [`LedgerError`]: not settled, as far as is known; it may be repeated.
     async fn settle(&self, id: CallId, settlement: Settlement, by: &Actor) -> Result<Settled, LedgerError>;
 
     /// Credits of `unknown` calls that nobody has settled.
-    ///
-    /// # Errors
-    /// [`LedgerError`].
     async fn unsettled(&self) -> Result<u64, LedgerError>;
 
     /// Adds the line about an adoption, which is done by then.
-    ///
-    /// # Errors
-    /// [`LedgerError`]: the line is not there, as far as is known.
     async fn note_adoption(&self, archive: ArchiveId, found: &str, by: &Actor) -> Result<(), LedgerError>;
 
     /// Lines of the audit of lower ids than `before`, newest first, at most `limit`.
-    ///
-    /// # Errors
-    /// [`LedgerError`].
     async fn audit(&self, before: Option<u64>, limit: usize) -> Result<Vec<AuditLine>, LedgerError>;
 
     /// Calls, newest first.
-    ///
-    /// # Errors
-    /// [`LedgerError`].
     async fn calls(&self, filter: CallFilter) -> Result<CallPage, LedgerError>;
 }

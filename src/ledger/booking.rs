@@ -10,23 +10,17 @@ use crate::base::secret::Secret;
 #[derive(Clone, Debug)]
 pub enum Booking {
     /// From `reserved` or `sent`, by the owner that still holds the tail: provably not sent whole.
-    Released {
-        /// Why, for the row.
-        reason: String,
-    },
+    Released { reason: String },
     /// From `sent` (or `unknown`, when the answer came late).
     Answered {
         /// The whole answer; erased when the state ends.
         text: Secret,
-        /// The upstream's `request_id`.
         request_id: String,
-        /// The upstream's `log_id`.
         log_id: String,
     },
     /// Object and record are durable. From `answered`; from `sent` or `unknown` when the ledger could
     /// not take the answer.
     Stored {
-        /// What is kept.
         record: Box<Record>,
         /// Does this row keep the key? Not when another result got there first.
         holds_key: bool,
@@ -34,34 +28,23 @@ pub enum Booking {
     /// The store does not take the result now, so the ledger keeps its bytes. The state is `stored`,
     /// because the result is permanent from here on. From the same states as `Stored`.
     Spooled {
-        /// What is kept.
         record: Box<Record>,
         /// The object the record names.
         bytes: Bytes,
     },
     /// From `sent`, from `reserved` when the refusal came early, or from `unknown` when it came late.
     Refused {
-        /// Status and code.
         reason: String,
         /// Was it refused for its picture or numbers? Then it counts against the team's
         /// [`Scope::Refused`](super::budget::Scope::Refused).
         for_order: bool,
     },
     /// From `sent`, from `reserved` when the error came early, or from `unknown` when it came late.
-    Failed {
-        /// Status and code.
-        reason: String,
-    },
+    Failed { reason: String },
     /// From `sent`, or from `reserved` when something that is no answer came early.
-    Unknown {
-        /// What is known of why.
-        reason: String,
-    },
+    Unknown { reason: String },
     /// From `answered`.
-    Unfetchable {
-        /// What went wrong last.
-        reason: String,
-    },
+    Unfetchable { reason: String },
     /// From `stored`: the store no longer has the object.
     Lost,
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Unit, Zoned};
 
+use super::words::words;
+
 /// Whom a budget or a freeze is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// Everyone together.
     Global,
-    /// One team, by name.
     Team(String),
     /// The calls of one team that the upstream refused for their picture or numbers.
     Refused(String),
@@ -28,31 +28,20 @@ impl fmt::Display for Scope {
     }
 }
 
-/// How long a budget lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Window {
-    /// A calendar day in the configured time zone.
-    Day,
-    /// A calendar month in the configured time zone.
-    Month,
-}
-
-impl Window {
-    /// The word in messages and labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Day => "daily",
-            Self::Month => "monthly",
-        }
+words! {
+    /// How long a budget lasts.
+    #[derive(Hash)]
+    pub enum Window {
+        /// A calendar day in the configured time zone.
+        Day = "daily",
+        /// A calendar month in the configured time zone.
+        Month = "monthly",
     }
 }
 
-/// One limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Whose.
     pub scope: Scope,
-    /// For how long.
     pub window: Window,
     /// Credits.
     pub limit: u64,
@@ -63,7 +52,6 @@ pub struct Budget {
 /// How much of a budget is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// The budget.
     pub budget: Budget,
     /// Credits counted in its current window.
     pub used: u64,
@@ -76,14 +64,10 @@ impl Used {
     }
 }
 
-/// Which budget said no.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BudgetRefusal {
-    /// The budget.
     pub budget: Budget,
-    /// When its window ends.
     pub resets_at: Timestamp,
-    /// Until then.
     pub resets_in: Duration,
 }
 

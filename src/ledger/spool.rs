@@ -15,7 +15,6 @@ use crate::base::record::Record;
 pub struct Spooled {
     /// Grows from one to the next; never 0.
     pub position: u64,
-    /// The row that paid for it.
     pub id: CallId,
     /// What is to be kept under its key.
     pub record: Record,
@@ -24,9 +23,7 @@ pub struct Spooled {
 /// What is in the spool, and what may still come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpoolUsage {
-    /// Results in it.
     pub objects: u64,
-    /// Their bytes.
     pub bytes: u64,
     /// How long the oldest has been in it.
     pub oldest_age: Option<Duration>,

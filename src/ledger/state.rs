@@ -1,61 +1,35 @@
 //! The states of a call, and what each means for its key and its credits.
 
-/// The state of a call. Spec and README show the same table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CallState {
-    /// Admitted; nothing sent whole.
-    Reserved,
-    /// Provably not sent whole, or frozen meanwhile.
-    Released,
-    /// The tail of the paid request may have left.
-    Sent,
-    /// The upstream's answer is durable; the result is being fetched and kept.
-    Answered,
-    /// The result is permanent.
-    Stored,
-    /// A complete refusal; unbilled.
-    Refused,
-    /// A complete error in the upstream's own envelope; unbilled.
-    Failed,
-    /// Sent, and no complete answer.
-    Unknown,
-    /// The result could not be had while its URL lived.
-    Unfetchable,
-    /// The store no longer has the result.
-    Lost,
+use super::words::words;
+
+words! {
+    /// The state of a call. Spec and README show the same table.
+    #[derive(Hash)]
+    pub enum CallState {
+        /// Admitted; nothing sent whole.
+        Reserved = "reserved",
+        /// Provably not sent whole, or frozen meanwhile.
+        Released = "released",
+        /// The tail of the paid request may have left.
+        Sent = "sent",
+        /// The upstream's answer is durable; the result is being fetched and kept.
+        Answered = "answered",
+        /// The result is permanent.
+        Stored = "stored",
+        /// A complete refusal; unbilled.
+        Refused = "refused",
+        /// A complete error in the upstream's own envelope; unbilled.
+        Failed = "failed",
+        /// Sent, and no complete answer.
+        Unknown = "unknown",
+        /// The result could not be had while its URL lived.
+        Unfetchable = "unfetchable",
+        /// The store no longer has the result.
+        Lost = "lost",
+    }
 }
 
 impl CallState {
-    /// Every state, in the order of a call's life.
-    pub const ALL: [Self; 10] = [
-        Self::Reserved,
-        Self::Released,
-        Self::Sent,
-        Self::Answered,
-        Self::Stored,
-        Self::Refused,
-        Self::Failed,
-        Self::Unknown,
-        Self::Unfetchable,
-        Self::Lost,
-    ];
-
-    /// The word in ledger, log and label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Reserved => "reserved",
-            Self::Released => "released",
-            Self::Sent => "sent",
-            Self::Answered => "answered",
-            Self::Stored => "stored",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-            Self::Unknown => "unknown",
-            Self::Unfetchable => "unfetchable",
-            Self::Lost => "lost",
-        }
-    }
-
     /// Does a call in this state keep everyone else from buying its key?
     pub fn holds_key(self) -> bool {
         matches!(self, Self::Reserved | Self::Sent | Self::Answered | Self::Stored)

@@ -10,11 +10,11 @@
 //!
 //! # Closed months
 //!
-//! A month is *closed* when the first day of the next is over ([`is_closed`]). From then on its figures
-//! never change. A call of it that changes its state all the same, as an `unknown` that an operator
-//! settles, stays in its month what it was, and is an [`Adjustment`] of the day on which it changed:
-//! credits that count no more are given back on that day. What was served in a month that is closed by
-//! the time it is booked counts on the day of booking.
+//! A month is *closed* when the first day of the next is over. From then on its figures never change. A
+//! call of it that changes its state all the same, as an `unknown` that an operator settles, stays in its
+//! month what it was, and is an [`Adjustment`] of the day on which it changed: credits that count no more
+//! are given back on that day. What was served in a month that is closed by the time it is booked counts
+//! on the day of booking.
 
 use std::ops::AddAssign;
 
@@ -23,6 +23,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use uuid::Uuid;
 
+use super::words::words;
 use super::{CallId, CallState, LedgerError};
 use crate::base::outcome::SavingCause;
 
@@ -30,83 +31,43 @@ use crate::base::outcome::SavingCause;
 /// effect.
 #[async_trait]
 pub trait UsageBook: Send + Sync {
-    /// LedgerHandles what a process has served. A batch that is booked already is success and changes nothing,
+    /// Books what a process has served. A batch that is booked already is success and changes nothing,
     /// so that one whose outcome was lost can be repeated; a process books its batches one after the
     /// other, by number.
-    ///
-    /// # Errors
-    /// [`LedgerError`]: not booked, as far as is known.
     async fn book_served(&self, batch: ServedBatch) -> Result<(), LedgerError>;
 
     /// What each team paid and was served on each of these days, `from` and `to` included, by day and
     /// team. Days and teams without anything are left out.
-    ///
-    /// # Errors
-    /// [`LedgerError`].
     async fn usage(&self, from: Date, to: Date) -> Result<Vec<DayUsage>, LedgerError>;
 
     /// What each team has spent and saved in the present month, by team; cheap, for who asks often.
-    ///
-    /// # Errors
-    /// [`LedgerError`].
     async fn month(&self) -> Result<Vec<TeamMonth>, LedgerError>;
 
     /// Every adjustment booked on these days, `from` and `to` included, in the order of booking.
-    ///
-    /// # Errors
-    /// [`LedgerError`].
     async fn adjustments(&self, from: Date, to: Date) -> Result<Vec<Adjustment>, LedgerError>;
 
     /// What the upstream may have charged for the calls of a namespace.
-    ///
-    /// # Errors
-    /// [`LedgerError`].
     async fn charged(&self, namespace: &str) -> Result<Charged, LedgerError>;
 
     /// What was kept last of the account behind a namespace; `None` when nothing ever was.
-    ///
-    /// # Errors
-    /// [`LedgerError`].
     async fn account(&self, namespace: &str) -> Result<Option<AccountRow>, LedgerError>;
 
     /// Keeps what was seen of the account, unless somebody else has kept anything since the row that
     /// the writer had read: `account.version` must be one more than what stands there, and 1 when
     /// nothing does. Says whether it was kept.
-    ///
-    /// # Errors
-    /// [`LedgerError`]: not kept, as far as is known.
     async fn keep_account(&self, namespace: &str, account: &AccountRow) -> Result<bool, LedgerError>;
 }
 
 /// The most that one line of [`ServedBatch`] can count: 64-bit sums hold thousands of such lines.
 const MAX_SERVED: u64 = 1 << 50;
 
-/// Is the month of a call, such as `2026-11`, closed on a day, such as `2026-12-02`? Once it is, it stays so.
-pub fn is_closed(month: &str, today: &str) -> bool {
-    let first = format!("{month}-01").parse().ok();
-    let first_of_next = first.and_then(|first: Date| first.last_of_month().tomorrow().ok());
-    first_of_next.is_some_and(|first_of_next| today.parse().is_ok_and(|today: Date| today > first_of_next))
-}
-
-/// Who had paid for what a team was served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Payer {
-    /// The team itself: saved within the team.
-    Own,
-    /// Another team.
-    Other,
-}
-
-impl Payer {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Own, Self::Other];
-
-    /// The word in the ledger.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Own => "own",
-            Self::Other => "other",
-        }
+words! {
+    /// Who had paid for what a team was served.
+    #[derive(PartialOrd, Ord)]
+    pub enum Payer {
+        /// The team itself: saved within the team.
+        Own = "own",
+        Other = "other",
     }
 }
 
@@ -115,11 +76,8 @@ impl Payer {
 pub struct Served {
     /// When they were served, in the ledger's time zone.
     pub day: Date,
-    /// Who asked.
     pub team: String,
-    /// Why they cost nothing.
     pub cause: SavingCause,
-    /// Who had paid.
     pub payer: Payer,
     /// How many, and what they would have cost.
     pub count: Count,
@@ -153,9 +111,7 @@ impl ServedBatch {
 /// A number of calls or requests, and the sum of their credits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Calls or requests.
     pub number: u64,
-    /// Credits.
     pub credits: u64,
 }
 
@@ -166,14 +122,10 @@ impl AddAssign for Count {
     }
 }
 
-/// One team's day.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DayUsage {
-    /// The day, in the ledger's time zone.
     pub day: Date,
-    /// The team.
     pub team: String,
-    /// What was paid and served.
     pub figures: Figures,
 }
 
@@ -248,28 +200,21 @@ impl AddAssign<&Figures> for Figures {
 /// What a team has spent and saved in a month.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TeamMonth {
-    /// The team.
     pub team: String,
     /// Credits, adjustments included.
     pub spent: i64,
-    /// Credits.
     pub saved: u64,
 }
 
 /// A change of a call whose month was closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adjustment {
-    /// The call.
     pub call: CallId,
-    /// Who had paid for it.
     pub team: String,
-    /// What it was.
     pub from: CallState,
-    /// What it became.
     pub to: CallState,
     /// Credits by which the day's spending changes: 0, or less when they count no more.
     pub credits: i64,
-    /// The day on which it changed.
     pub day: Date,
 }
 
@@ -290,7 +235,6 @@ pub struct AccountRow {
     pub version: u64,
     /// Credits that were left.
     pub balance: u64,
-    /// When they were.
     pub seen_at: Timestamp,
     /// What the comparison begins with.
     pub baseline: Baseline,
@@ -308,30 +252,12 @@ pub struct Baseline {
     pub least: u64,
     /// And at most so many; more than `least` when calls were under way.
     pub most: u64,
-    /// When it was.
     pub at: Timestamp,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_month_is_closed_when_the_first_day_of_the_next_is_over() {
-        for (month, today, expected) in [
-            ("2026-11", "2026-11-30", false),
-            ("2026-11", "2026-12-01", false),
-            ("2026-11", "2026-12-02", true),
-            // The first of a later month, too.
-            ("2026-11", "2027-01-01", true),
-            ("2026-11", "2027-01-02", true),
-            ("2026-12", "2027-01-01", false),
-            ("2026-12", "2026-11-30", false),
-            ("2026-11", "", false),
-        ] {
-            assert_eq!(is_closed(month, today), expected, "{month} on {today}");
-        }
-    }
 
     #[test]
     fn every_state_and_cause_has_a_place_of_its_own() {

@@ -10,7 +10,7 @@ use super::labels::{
     EndState, Eviction, LimitKind, LimitMode, ListenerName, Look, Outcome, Rejection, ReloadedFile,
     RetryReason, ShedReason, SizedTier, Space, Success, Suspicion,
 };
-use super::ledger::LedgerOp;
+use super::ledger::OpLabel;
 use super::stages::Stage;
 use super::store::{StoreOp, StoreResult};
 use super::teams::Overflow;
@@ -133,7 +133,7 @@ families! {
         /// 1 when the ledger answered the last question
         ledger_up: IntGauge,
         /// Time of a ledger operation
-        ledger_duration_seconds: Each<LedgerOp, Histogram> ["op"] = LEDGER,
+        ledger_duration_seconds: Each<OpLabel, Histogram> ["op"] = LEDGER,
         /// Writes that failed because the ledger is unavailable or damaged
         ledger_write_failures_total: IntCounter,
         /// Operations on the store, by result; conflict: another record keeps the place

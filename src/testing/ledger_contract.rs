@@ -25,6 +25,7 @@ use crate::base::clock::Clock;
 use crate::base::key::{CacheKey, Digest};
 use crate::base::record::Record;
 use crate::base::secret::Secret;
+use crate::ledger::admin::{Actor, LedgerAdmin};
 use crate::ledger::budget::{Budget, BudgetRefusal, Scope, Used, Window};
 use crate::ledger::{
     Booking, CallId, CallState, Ledger, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
@@ -260,10 +261,15 @@ pub(crate) async fn all_at_once<T: Send + 'static>(
     calls.into_iter().collect::<JoinSet<T>>().join_all().await
 }
 
+/// A ledger, and what operators ask of it.
+pub(crate) trait WholeLedger: Ledger + LedgerAdmin {}
+
+impl<L: Ledger + LedgerAdmin> WholeLedger for L {}
+
 /// A ledger on the bench, with its clock.
 #[derive(Clone)]
 pub(crate) struct Bench {
-    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) ledger: Arc<dyn WholeLedger>,
     pub(crate) clock: TurnableClock,
 }
 
@@ -363,7 +369,7 @@ impl Bench {
     }
 
     async fn freeze(&self, scope: Scope, frozen: bool) {
-        self.ledger.set_frozen(scope, frozen).await.expect("the ledger can be asked");
+        self.ledger.freeze(scope, frozen, &Actor::loopback()).await.expect("the ledger can be asked");
     }
 
     /// What is done for dead owners. A ledger with leases waits for a lease first; here nobody lives.

@@ -20,14 +20,16 @@ use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::base::secret::Secret;
 use crate::ledger::admin::{AuditLine, Purge, Settlement};
-use crate::ledger::budget::{self, Budget, BudgetRefusal, Scope, Used, Windows};
+use crate::ledger::budget::{Budget, Scope, Used, Windows};
+use crate::ledger::rules::{self, Abandoned, Decision, Generations, ImportStanding, Imported, KeyStanding};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallId, CallState, Changes, ForeignOpenCall, Ledger, LedgerError, Orphan, Permit, Recovery,
-    Reservation, Reserved, StateTotal, UnfinishedCall, Won,
+    ArchiveIndex, Booking, CallId, CallState, Calls, Changes, ForeignOpenCall, Leases, LedgerError, Orphan,
+    Permit, Queries, Recovery, Reservation, Reserved, SpoolTable, StateTotal, UnfinishedCall, Won,
 };
 
 /// See the module.
+#[derive(Clone)]
 pub(crate) struct MemoryLedger {
     book: Arc<Mutex<Book>>,
     /// Who of several keeps it, where they live beside each other.
@@ -35,6 +37,16 @@ pub(crate) struct MemoryLedger {
     spool_max: u64,
     clock: Clock,
     zone: TimeZone,
+    gate: Option<Arc<dyn Gate>>,
+}
+
+/// What stands before a ledger in a test: it may hold or refuse each operation, by its name.
+#[async_trait]
+pub(crate) trait Gate: Send + Sync {
+    async fn pass(&self, operation: &'static str) -> Result<(), LedgerError>;
+    /// What is said instead of the ledger's permit.
+    fn permit(&self) -> Option<Permit>;
+    fn has_leases(&self) -> bool;
 }
 
 const OWNER_DIED: &str = "the process that owned it died";
@@ -136,7 +148,7 @@ impl Row {
 
 impl MemoryLedger {
     pub(crate) fn new(clock: Clock, zone: TimeZone) -> Self {
-        Self { book: Arc::default(), owner: None, spool_max: 2 << 30, clock, zone }
+        Self { book: Arc::default(), owner: None, spool_max: 2 << 30, clock, zone, gate: None }
     }
 
     /// The same with so many bytes for the spool.
@@ -144,16 +156,21 @@ impl MemoryLedger {
         Self { spool_max, ..self }
     }
 
+    /// The same behind a gate.
+    pub(crate) fn behind(self, gate: Arc<dyn Gate>) -> Self {
+        Self { gate: Some(gate), ..self }
+    }
+
+    async fn pass(&self, operation: &'static str) -> Result<(), LedgerError> {
+        match &self.gate {
+            Some(gate) => gate.pass(operation).await,
+            None => Ok(()),
+        }
+    }
+
     /// The same book, as another of those who keep it at the same time.
     pub(crate) fn kept_by(&self, owner: u64) -> Self {
-        let Self { book, spool_max, clock, zone, .. } = self;
-        Self {
-            book: book.clone(),
-            owner: Some(owner),
-            spool_max: *spool_max,
-            clock: clock.clone(),
-            zone: zone.clone(),
-        }
+        Self { owner: Some(owner), ..self.clone() }
     }
 
     /// The book itself, to look at.
@@ -186,10 +203,9 @@ impl MemoryLedger {
         let now = self.clock.now();
         let mut book = self.change();
         if let Booking::Spooled { bytes, .. } = booking {
-            let (wanted, used, max) = (bytes.len() as u64, book.spooled_bytes(), self.spool_max);
             let is_stored = book.row(id).is_some_and(|row| row.state == CallState::Stored);
-            if !is_stored && used + wanted > max {
-                return Err(LedgerError::SpoolFull { wanted, used, max });
+            if !is_stored {
+                rules::fits(bytes.len() as u64, book.spooled_bytes(), self.spool_max)?;
             }
         }
         book.book(id, booking, now)
@@ -197,16 +213,15 @@ impl MemoryLedger {
 
     pub(crate) fn import_now(&self, record: &Record) -> Result<(), LedgerError> {
         let (now, mut book) = (self.clock.now(), self.change());
-        match book.orphan_of(record) {
-            Some(id) => {
+        match rules::import(record.generation, book.import_standing(record)) {
+            Imported::Settles(id) => {
                 let booking = Booking::Stored { record: Box::new(record.clone()), holds_key: true };
-                book.book(id, &booking, now)
+                book.book(id, &booking, now)?;
             }
-            None => {
-                book.import(record, &Windows::at(record.stored_at, &self.zone));
-                Ok(())
-            }
+            Imported::Added => book.add(record, &Windows::at(record.stored_at, &self.zone)),
+            Imported::Ignored => {}
         }
+        Ok(())
     }
 
     pub(crate) fn note_import(&self, archive: ArchiveId, import: Import) {
@@ -253,10 +268,10 @@ impl MemoryLedger {
     pub(crate) fn take_calls(&self, silent: &[ForeignOpenCall]) -> Result<Recovery, LedgerError> {
         let (now, owner) = (self.clock.now(), self.owner.unwrap_or(0));
         let mut book = self.change();
-        let seen =
-            |row: &Row, call: &ForeignOpenCall| (row.state, row.heartbeat) == (call.state, call.heartbeat);
-        let is_silent =
-            |row: &Row| silent.iter().any(|call| call.id == row.id && row.state.is_open() && seen(row, call));
+        let is_silent = |row: &Row| {
+            let seen = silent.iter().find(|call| call.id == row.id);
+            seen.is_some_and(|seen| rules::is_silent(seen, row.state, row.heartbeat))
+        };
         let taken: BTreeSet<CallId> =
             book.rows.iter().filter(|row| is_silent(row)).map(|row| row.id).collect();
         let recovery = book.settle(|row| taken.contains(&row.id), now)?;
@@ -318,21 +333,24 @@ impl Book {
     }
 
     pub(crate) fn purge(&mut self, namespace: &str, key: CacheKey) -> Purge {
-        if self.stored(namespace, key).is_none() {
-            let before = self.purged(namespace, key);
-            return before.map_or(Purge::Nothing, |generation| Purge::Repeated { generation });
+        let purge = self.generations(namespace, key).purge();
+        if let Purge::Done { generation } = purge {
+            self.purged.insert((namespace.to_owned(), *key.as_bytes()), generation);
+            self.changes.push((namespace.to_owned(), key));
         }
-        let generation = self.newest_kept(namespace, key).unwrap_or(0);
-        self.purged.insert((namespace.to_owned(), *key.as_bytes()), generation);
-        self.changes.push((namespace.to_owned(), key));
-        Purge::Done { generation }
+        purge
     }
 
-    /// The highest generation that was ever stored.
-    fn newest_kept(&self, namespace: &str, key: CacheKey) -> Option<u64> {
-        let kept = |row: &&Row| matches!(row.state, CallState::Stored | CallState::Lost) && !row.late;
-        let of_key = self.rows.iter().filter(|row| row.is_of(namespace, key));
-        of_key.filter(kept).map(|row| row.generation).max()
+    fn generations(&self, namespace: &str, key: CacheKey) -> Generations {
+        let newest = |states: &[CallState]| {
+            let of_key = self.rows.iter().filter(|row| row.is_of(namespace, key) && !row.late);
+            of_key.filter(|row| states.contains(&row.state)).map(|row| row.generation).max()
+        };
+        Generations {
+            stored: newest(&[CallState::Stored]),
+            kept: newest(&[CallState::Stored, CallState::Lost]),
+            purged: self.purged(namespace, key),
+        }
     }
 
     pub(crate) fn changes(&self, after: Option<u64>) -> Changes {
@@ -354,44 +372,33 @@ impl Book {
     }
 
     fn frozen(&self, team: &str) -> Option<Scope> {
-        let scopes = [Scope::Global, Scope::Team(team.to_owned())];
-        scopes.into_iter().find(|scope| self.frozen.contains(&scope.to_string()))
+        rules::frozen(team, |scope| self.frozen.contains(scope))
+    }
+
+    fn standing(&self, wanted: &Reservation) -> KeyStanding {
+        let of_key = || self.rows.iter().filter(|row| row.is_of(&wanted.namespace, wanted.key));
+        let is_unknown = |row: &&Row| matches!(row.state, CallState::Unknown | CallState::Unfetchable);
+        KeyStanding {
+            open: of_key().find(|row| row.holds() && row.state.is_open()).map(|row| row.id),
+            generations: self.generations(&wanted.namespace, wanted.key),
+            unknown_outcome_times: of_key().filter(is_unknown).filter_map(|row| row.ended_at).collect(),
+            frozen: self.frozen(&wanted.team),
+        }
     }
 
     fn reserve(&mut self, wanted: &Reservation, now: Timestamp, windows: &Windows, owner: u64) -> Reserved {
-        let (namespace, key) = (wanted.namespace.as_str(), wanted.key);
-        let of_key = |row: &&Row| row.is_of(namespace, key);
-        let open = |row: &&Row| row.holds() && row.state.is_open();
-        if let Some(row) = self.rows.iter().filter(of_key).find(open) {
-            return Reserved::Held(row.id);
-        }
-        if !wanted.refresh
-            && let Some(record) = self.stored(namespace, key).and_then(|row| row.record.clone())
-        {
-            return Reserved::Stored(Box::new(record));
-        }
-        let doubtful = |row: &&Row| matches!(row.state, CallState::Unknown | CallState::Unfetchable);
-        let ended = self.rows.iter().filter(of_key).filter(doubtful).filter_map(|row| row.ended_at);
-        let mut ended: Vec<Timestamp> = ended.collect();
-        ended.sort_unstable();
-        if let Some(until) = budget::rests_until(&ended, now) {
-            return Reserved::Resting { until, wait: budget::until(until, now) };
-        }
-        if let Some(scope) = self.frozen(&wanted.team) {
-            return Reserved::Frozen(scope);
-        }
-        for limit in wanted.budgets.iter().filter(|budget| budget.enforced) {
-            if self.used(limit, windows).saturating_add(wanted.credits) > limit.limit {
-                let resets_at = windows.of(limit.window).1;
-                return Reserved::OverBudget(BudgetRefusal {
-                    budget: limit.clone(),
-                    resets_at,
-                    resets_in: budget::until(resets_at, now),
-                });
+        let generation = match rules::decide(self.standing(wanted), wanted, now) {
+            Decision::Buy(generation) => generation,
+            Decision::No(reason) => return reason,
+            Decision::Stored => {
+                let stored = self.stored(&wanted.namespace, wanted.key).and_then(|row| row.record.clone());
+                return Reserved::Stored(Box::new(stored.expect("a stored row has its record")));
             }
+        };
+        let used: Vec<u64> = wanted.enforced().map(|budget| self.used(budget, windows)).collect();
+        if let Some(refusal) = rules::over_budget(wanted, &used, now, windows) {
+            return Reserved::OverBudget(refusal);
         }
-        let last = self.newest_kept(namespace, key).max(self.purged(namespace, key));
-        let generation = last.map_or(0, |last| last + 1);
         let row = self.insert(wanted.clone(), generation, now, windows);
         if let Ok(row) = self.row_mut(row.id) {
             row.owner = owner;
@@ -428,75 +435,49 @@ impl Book {
     }
 
     fn mark_sent(&mut self, id: CallId, now: Timestamp, owner: u64) -> Permit {
-        let is_ours = |row: &&Row| row.state == CallState::Reserved && row.owner == owner;
-        let Some(row) = self.row(id).filter(is_ours) else {
-            return Permit::Lost;
-        };
-        if let Some(scope) = self.frozen(&row.bought.team) {
-            return Permit::Frozen(scope);
-        }
-        if let Ok(row) = self.row_mut(id) {
+        let Some(row) = self.row(id) else { return Permit::Lost };
+        let permit = rules::permit(row.state, row.owner == owner, self.frozen(&row.bought.team));
+        if let (Permit::Granted, Ok(row)) = (&permit, self.row_mut(id)) {
             (row.state, row.sent_at, row.heartbeat) = (CallState::Sent, Some(now), row.heartbeat + 1);
         }
-        Permit::Granted
+        permit
     }
 
     fn book(&mut self, id: CallId, booking: &Booking, now: Timestamp) -> Result<(), LedgerError> {
         let row = self.row_mut(id)?.clone();
-        let state = booking.state();
-        if row.state == state {
-            return Ok(());
-        }
-        if !booking.may_follow(row.state) {
-            return Err(LedgerError::Contradiction {
-                id: id.0,
-                state: row.state.as_str().to_owned(),
-                wanted: state.as_str(),
-            });
-        }
-        if row.state.counts_credits() && !state.counts_credits() {
-            self.count(&row, -1);
-        }
-        if let Booking::Refused { for_order: true, .. } = booking {
-            let counter = (Scope::Refused(row.bought.team.clone()).to_string(), row.day.clone());
-            *self.spent.entry(counter).or_default() += row.bought.credits as i64;
-        }
         let rival = |other: &Row| {
             other.id != id
                 && other.holds()
                 && other.is_of(&row.bought.namespace, row.bought.key)
                 && other.generation == row.generation
         };
-        let is_taken = self.rows.iter().any(rival);
+        let is_held = self.rows.iter().any(rival);
+        let Some(change) = rules::apply((id, row.state), booking, is_held)? else { return Ok(()) };
+        self.count(&row, change.counted);
+        if change.counts_refused {
+            let counter = (Scope::Refused(row.bought.team.clone()).to_string(), row.day.clone());
+            *self.spent.entry(counter).or_default() += row.bought.credits as i64;
+        }
+        if change.is_told {
+            self.changes.push((row.bought.namespace.clone(), row.bought.key));
+        }
         if let Booking::Spooled { record, bytes } = booking
             && let Some(name) = record.object()
         {
             self.last_position += 1;
             self.spool.insert(self.last_position, Waiting { id, name, bytes: bytes.clone(), since: now });
         }
-        if let Booking::Stored { record, .. } | Booking::Spooled { record, .. } = booking
-            && record.generation > 0
-        {
-            self.changes.push((record.namespace.clone(), record.key));
-        }
         let row = self.row_mut(id)?;
-        (row.state, row.heartbeat) = (state, row.heartbeat + 1);
+        (row.state, row.heartbeat) = (change.to, row.heartbeat + 1);
+        row.late = change.late.unwrap_or(row.late);
         match booking {
             Booking::Answered { text, request_id, log_id } => {
-                row.late = is_taken;
                 row.ids = Some((request_id.clone(), log_id.clone()));
                 row.reason = None;
                 row.text = Some(text.clone());
                 (row.answered_at, row.ended_at) = (Some(now), None);
             }
-            Booking::Stored { record, holds_key } => {
-                row.late = !holds_key || is_taken;
-                row.keep(record);
-            }
-            Booking::Spooled { record, .. } => {
-                row.late = is_taken;
-                row.keep(record);
-            }
+            Booking::Stored { record, .. } | Booking::Spooled { record, .. } => row.keep(record),
             Booking::Lost => row.reason = Some(format!("found missing at {now}")),
             Booking::Released { reason }
             | Booking::Refused { reason, .. }
@@ -542,32 +523,32 @@ impl Book {
         self.rows.iter().filter(|row| row.is_orphan()).map(orphan).collect()
     }
 
-    /// The newest call whose owner died and whose result this may be.
-    fn orphan_of(&self, record: &Record) -> Option<CallId> {
+    fn import_standing(&self, record: &Record) -> ImportStanding {
         let of_key = || self.rows.iter().filter(|row| row.is_of(&record.namespace, record.key));
         let ids = (record.upstream_request_id.clone(), record.upstream_log_id.clone());
-        let is_purged = Some(record.generation) <= self.purged(&record.namespace, record.key);
-        if is_purged || of_key().any(|row| row.ids.as_ref() == Some(&ids)) {
-            return None;
-        }
+        let is_lost = |row: &Row| {
+            let digest = row.record.as_ref().map(|record| record.digest);
+            (row.state, row.generation, digest) == (CallState::Lost, record.generation, Some(record.digest))
+        };
         let may_be = |row: &&Row| {
             row.is_orphan()
                 && row.generation == record.generation
                 && (&row.bought.team, row.bought.credits) == (&record.team, record.credits)
         };
-        of_key().rev().find(may_be).map(|row| row.id)
+        ImportStanding {
+            purged: self.purged(&record.namespace, record.key),
+            has_purchase: of_key().any(|row| row.ids.as_ref() == Some(&ids)),
+            is_lost: of_key().any(is_lost),
+            orphan: of_key().rev().find(may_be).map(|row| row.id),
+        }
     }
 
-    fn import(&mut self, record: &Record, windows: &Windows) {
-        let is_known = |row: &Row| {
-            let digest = row.record.as_ref().map(|record| record.digest);
-            let is_lost = row.state == CallState::Lost && digest == Some(record.digest);
-            row.is_of(&record.namespace, record.key)
-                && row.generation == record.generation
-                && (row.holds() || is_lost)
+    /// Adds a row that costs nothing, unless another one holds the key.
+    fn add(&mut self, record: &Record, windows: &Windows) {
+        let holds = |row: &Row| {
+            row.is_of(&record.namespace, record.key) && row.generation == record.generation && row.holds()
         };
-        let is_purged = Some(record.generation) <= self.purged(&record.namespace, record.key);
-        if is_purged || self.rows.iter().any(is_known) {
+        if self.rows.iter().any(holds) {
             return;
         }
         let bought = Reservation {
@@ -582,7 +563,7 @@ impl Book {
             height: record.height,
         };
         let id = self.insert(bought, record.generation, record.stored_at, windows).id;
-        if record.generation > 0 {
+        if rules::is_told(record) {
             self.changes.push((record.namespace.clone(), record.key));
         }
         if let Ok(row) = self.row_mut(id) {
@@ -598,17 +579,14 @@ impl Book {
 
     /// Settles the calls whose owners are known to be dead, or silent.
     fn settle(&mut self, is_dead: impl Fn(&Row) -> bool, now: Timestamp) -> Result<Recovery, LedgerError> {
-        let in_state = |book: &Self, state: CallState| -> Vec<CallId> {
-            let rows = book.rows.iter().filter(|row| row.state == state && is_dead(row));
-            rows.map(|row| row.id).collect()
-        };
-        let died = || OWNER_DIED.to_owned();
-        let (reserved, sent) = (in_state(self, CallState::Reserved), in_state(self, CallState::Sent));
-        for &id in &reserved {
-            self.book(id, &Booking::Released { reason: died() }, now)?;
-        }
-        for &id in &sent {
-            self.book(id, &Booking::Unknown { reason: died() }, now)?;
+        let mut recovery = Recovery::default();
+        let dead: Vec<(CallId, CallState)> =
+            self.rows.iter().filter(|row| is_dead(row)).map(|row| (row.id, row.state)).collect();
+        for (id, state) in dead {
+            if let Abandoned::Book(booking) = rules::abandon(state, OWNER_DIED) {
+                self.book(id, &booking, now)?;
+                recovery.add(state);
+            }
         }
         let unfinished = self.rows.iter().filter(|row| is_dead(row)).filter_map(|row| {
             Some(UnfinishedCall {
@@ -619,11 +597,8 @@ impl Book {
                 answered_at: row.answered_at?,
             })
         });
-        Ok(Recovery {
-            released: reserved.len() as u64,
-            unknown: sent.len() as u64,
-            unfinished: unfinished.collect(),
-        })
+        recovery.unfinished = unfinished.collect();
+        Ok(recovery)
     }
 
     fn spooled_bytes(&self) -> u64 {
@@ -649,15 +624,14 @@ impl Book {
             return Ok(());
         }
         let row = self.row_mut(id)?;
-        let is_ours = row
-            .record
-            .as_ref()
-            .is_some_and(|ours| *standing == Record { stored_at: standing.stored_at, ..ours.clone() });
-        if is_ours {
+        if row.record.as_ref().is_some_and(|ours| rules::is_same_purchase(ours, standing)) {
             (row.ended_at, row.record) = (Some(standing.stored_at), Some(standing.clone()));
-        } else {
-            row.late = true;
-            self.import(standing, windows);
+            return Ok(());
+        }
+        row.late = true;
+        let known = ImportStanding { orphan: None, ..self.import_standing(standing) };
+        if rules::import(standing.generation, known) == Imported::Added {
+            self.add(standing, windows);
         }
         Ok(())
     }
@@ -691,72 +665,78 @@ impl Book {
 }
 
 #[async_trait]
-impl Ledger for MemoryLedger {
+impl Calls for MemoryLedger {
     async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
+        self.pass("look_up").await?;
         Ok(self.book().stored(namespace, key).and_then(|row| row.record.clone()))
     }
 
     async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError> {
+        self.pass("reserve").await?;
         Ok(Self::reserve(self, &reservation))
     }
 
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
-        Ok(Self::mark_sent(self, id))
+        self.pass("mark_sent").await?;
+        let planted = self.gate.as_ref().and_then(|gate| gate.permit());
+        Ok(planted.unwrap_or_else(|| Self::mark_sent(self, id)))
     }
 
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
+        self.pass("book").await?;
         self.book_call(id, &booking)
-    }
-
-    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
-        self.import_now(record)
-    }
-
-    async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
-        self.lose_record(record)
     }
 
     async fn recover(&self) -> Result<Recovery, LedgerError> {
         self.recover_calls()
     }
+}
 
+#[async_trait]
+impl Leases for MemoryLedger {
     fn has_leases(&self) -> bool {
-        self.owner.is_some()
+        self.owner.is_some() || self.gate.as_ref().is_some_and(|gate| gate.has_leases())
     }
 
     async fn renew(&self, calls: Vec<CallId>) -> Result<Vec<CallId>, LedgerError> {
-        Ok(self.renew_calls(&calls))
+        Ok(if self.owner.is_some() { self.renew_calls(&calls) } else { calls })
     }
 
     async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignOpenCall>, LedgerError> {
-        Ok(self.calls_of_others(&in_hand))
+        Ok(if self.owner.is_some() { self.calls_of_others(&in_hand) } else { Vec::new() })
     }
 
     async fn take_over(&self, silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         self.take_calls(&silent)
     }
+}
 
-    async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {
-        Ok(self.book().changes(after))
+#[async_trait]
+impl SpoolTable for MemoryLedger {
+    async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
+        Ok(self.book().spooled_object(name))
     }
 
-    async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError> {
-        Ok(self.book().purged(namespace, key))
+    async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
+        self.pass("is_spooled").await?;
+        Ok(self.book().spooled_object(name).is_some())
     }
 
-    async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
-        Ok(self.book().totals())
+    async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError> {
+        Ok(self.book().spooled(after, limit))
     }
 
-    async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
-        Ok(self.used_of(budgets))
+    async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError> {
+        self.unspool_result(id, standing)
     }
 
-    async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
-        self.freeze(&scope, frozen);
-        Ok(())
+    async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
+        Ok(self.usage())
     }
+}
 
+#[async_trait]
+impl ArchiveIndex for MemoryLedger {
     async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
         Ok(self.book().membership.clone())
     }
@@ -776,32 +756,46 @@ impl Ledger for MemoryLedger {
         Ok(())
     }
 
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        self.pass("import_record").await?;
+        self.import_now(record)
+    }
+
+    async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
+        self.pass("lose").await?;
+        self.lose_record(record)
+    }
+
     async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+        self.pass("knows_all_of").await?;
         Ok(self.book().knows_all_of(namespace, key))
     }
 
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
+        self.pass("orphans").await?;
         Ok(self.book().orphans())
     }
+}
 
-    async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
-        Ok(self.book().spooled_object(name))
+#[async_trait]
+impl Queries for MemoryLedger {
+    async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {
+        self.pass("changes").await?;
+        Ok(self.book().changes(after))
     }
 
-    async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
-        Ok(self.book().spooled_object(name).is_some())
+    async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError> {
+        self.pass("purged").await?;
+        Ok(self.book().purged(namespace, key))
     }
 
-    async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError> {
-        Ok(self.book().spooled(after, limit))
+    async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
+        Ok(self.book().totals())
     }
 
-    async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError> {
-        self.unspool_result(id, standing)
-    }
-
-    async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
-        Ok(self.usage())
+    async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
+        self.pass("used").await?;
+        Ok(self.used_of(budgets))
     }
 }
 
@@ -812,9 +806,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ledger::admin::LedgerAdmin;
     use crate::testing::ledger_contract::admin::admin_contract;
-    use crate::testing::ledger_contract::{SPOOL_MAX, TurnableClock, ledger_contract, model, zone};
+    use crate::testing::ledger_contract::{
+        SPOOL_MAX, TurnableClock, WholeLedger, ledger_contract, model, zone,
+    };
 
     async fn open(clock: Clock, zone: TimeZone) -> (MemoryLedger, ()) {
         (MemoryLedger::new(clock, zone).with_spool_max(SPOOL_MAX), ())
@@ -829,10 +824,8 @@ mod tests {
             let clock = TurnableClock::at("2026-03-27T20:00:00Z");
             let ledger = Arc::new(MemoryLedger::new(clock.clock(), zone()).with_spool_max(SPOOL_MAX));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            let open = || async {
-                (ledger.clone() as Arc<dyn Ledger>, ledger.clone() as Arc<dyn LedgerAdmin>)
-            };
-            runtime.block_on(model::live_with_admin(life, clock.clone(), open));
+            let open = || async { ledger.clone() as Arc<dyn WholeLedger> };
+            runtime.block_on(model::live(life, clock.clone(), open));
         }
     }
 }

@@ -13,10 +13,10 @@ use uuid::Uuid;
 use crate::base::outcome::SavingCause;
 use crate::base::record::Record;
 use crate::ledger::usage::*;
-use crate::ledger::{Booking, CallId, CallState, Ledger, Reservation};
+use crate::ledger::{Booking, CallId, CallState, Reservation, rules};
 use crate::testing::ledger_contract::{
-    Bench, TurnableClock, all_at_once, answer, failed, instant, picture, record, refused, released, stored,
-    unknown, zone,
+    Bench, TurnableClock, WholeLedger, all_at_once, answer, failed, instant, picture, record, refused,
+    released, stored, unknown, zone,
 };
 
 /// Makes one test of each check, or one of all with a name before them. `$begin` and `$open` are as for
@@ -78,7 +78,7 @@ pub(crate) struct UsageBench {
 }
 
 impl UsageBench {
-    pub(crate) fn new<L: Ledger + UsageBook + 'static>(
+    pub(crate) fn new<L: WholeLedger + UsageBook + 'static>(
         ledger: std::sync::Arc<L>,
         clock: TurnableClock,
     ) -> Self {
@@ -427,7 +427,7 @@ struct ModelCall {
 
 impl Model {
     fn close(&mut self, today: &str) {
-        for call in self.calls.iter_mut().filter(|call| is_closed(&call.day[..7], today)) {
+        for call in self.calls.iter_mut().filter(|call| rules::is_closed(&call.day[..7], today)) {
             call.closed.get_or_insert(call.state);
         }
     }
@@ -511,7 +511,7 @@ pub(crate) async fn live(life: Vec<Step>, bench: &UsageBench) {
                         .serve(process, batches, vec![served(&day, teams[team], cause, payer, number)])
                         .await;
                 }
-                let booked_on = if is_closed(&day[..7], &today) { &today } else { &day };
+                let booked_on = if rules::is_closed(&day[..7], &today) { &today } else { &day };
                 let count = Count { number, credits: 3 * number };
                 let figures = model.served.entry(key(booked_on, teams[team])).or_default();
                 *figures.served_mut(cause, payer) += count;

@@ -55,7 +55,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     };
     let store = store::open(&config.store).await?;
     store.prove().await?;
-    let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system()).await?;
+    let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system(), None).await?;
     let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
     guard.look().await;
     let metrics = Arc::new(Metrics::new([TEAM].into_iter()));

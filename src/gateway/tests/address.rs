@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::archive::ArchiveId;
+use crate::ledger::{ArchiveIndex, SpoolTable};
 
 const STORE_ROOT: &str = "https://cdn.example/granary";
 const OUR_ROOT: &str = "https://granary.example";
@@ -29,12 +30,12 @@ impl World {
 
     /// The work of a copier.
     async fn drain_spool(&self) {
-        for spooled in self.ledger.spooled(0, 100).await.unwrap() {
+        for spooled in self.ledger.ledger.spooled(0, 100).await.unwrap() {
             let name = spooled.record.object().unwrap();
-            let bytes = self.ledger.spooled_object(name).await.unwrap().unwrap();
+            let bytes = self.ledger.ledger.spooled_object(name).await.unwrap().unwrap();
             self.store.put_object(name, bytes).await.unwrap();
             let standing = self.store.put_record(&spooled.record).await.unwrap();
-            self.ledger.unspool(spooled.id, &standing).await.unwrap();
+            self.ledger.ledger.unspool(spooled.id, &standing).await.unwrap();
         }
     }
 }
@@ -171,7 +172,7 @@ async fn a_result_that_was_lost_and_bought_again_is_named_here_while_it_waits() 
     world.upstream.reply(|| Reply::Answered(crate::base::envelope::Answer::read(&answer_text(7)).unwrap()));
     let record = world.ask(1).await.unwrap().record;
     world.store.store.files().retain(|path, _| path == "archive");
-    world.ledger.lose(&record).await.unwrap();
+    world.ledger.gated.lose(&record).await.unwrap();
     world.gateway.parts.cache.forget_answer(key(1));
     world.store_is_away();
     let again = world.ask(1).await.unwrap();

@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::base::archive::{ArchiveId, Import, Membership};
+use crate::base::archive::ArchiveId;
 use crate::base::envelope::Answer;
 use crate::base::results::ResultRoom;
 use crate::base::secret::Secret;
@@ -20,21 +20,15 @@ use crate::billing::metering::Meter;
 use crate::fill::slots::SlotsConfig;
 use crate::fill::{FillConfig, FillParts};
 use crate::gateway::keys::{KeyAdmin, KeyAdminParts};
-use crate::ledger::admin::{Actor, AuditLine, CallFilter, CallPage, LedgerAdmin, Purge, Settled, Settlement};
-use crate::ledger::budget::{Budget, Scope};
 use crate::ledger::guard::Standing;
-use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::spooling::{Spool, SpoolConfig};
-use crate::ledger::{
-    Booking, CallId, CallState, Changes, LedgerError, Orphan, Permit, Recovery, Reservation, Reserved,
-    StateTotal,
-};
+use crate::ledger::{CallState, LedgerError, Permit};
 use crate::request::Order;
 use crate::request::uploads::UploadRoom;
 use crate::store::{RecordPage, StoreError};
 use crate::teams::Teams;
 use crate::teams::policy::{CurrentPolicy, PolicyConfig};
-use crate::testing::memory_ledger::MemoryLedger;
+use crate::testing::memory_ledger::{Gate, MemoryLedger};
 use crate::testing::memory_store::MemoryStore;
 use crate::upstream::download::{FetchError, Fetched, ResultSource};
 use crate::upstream::{HeldCall, NotSent, Opened, Reply, Upstream};
@@ -89,8 +83,16 @@ impl Switch {
 
 /// A ledger in memory that fails on command.
 pub(super) struct FakeLedger {
-    pub(super) switch: Switch,
+    /// What is in it, for which no command holds.
     pub(super) ledger: MemoryLedger,
+    /// What the program is given.
+    pub(super) gated: Arc<MemoryLedger>,
+    gate: Arc<LedgerGate>,
+}
+
+/// What is commanded to a [`FakeLedger`].
+pub(super) struct LedgerGate {
+    pub(super) switch: Switch,
     /// What the gate says; `None` for what the ledger does.
     pub(super) permit: Mutex<Option<Permit>>,
     /// Is it kept by several processes?
@@ -104,24 +106,26 @@ pub(super) struct FakeLedger {
 impl Default for FakeLedger {
     fn default() -> Self {
         let ledger = MemoryLedger::new(Clock::system(), TimeZone::UTC);
-        let reservations = Semaphore::new(WIDE_OPEN);
-        Self {
+        let gate = Arc::new(LedgerGate {
             switch: Switch::default(),
-            ledger,
             permit: Mutex::default(),
             is_shared: AtomicBool::new(false),
             is_spooled: AtomicBool::new(false),
-            reservations,
-        }
+            reservations: Semaphore::new(WIDE_OPEN),
+        });
+        Self { gated: Arc::new(ledger.clone().behind(gate.clone())), ledger, gate }
+    }
+}
+
+impl std::ops::Deref for FakeLedger {
+    type Target = LedgerGate;
+
+    fn deref(&self) -> &LedgerGate {
+        &self.gate
     }
 }
 
 impl FakeLedger {
-    fn check(&self, name: &'static str) -> Result<&dyn Ledger, LedgerError> {
-        let works = self.switch.works(name);
-        if works { Ok(&self.ledger) } else { Err(LedgerError::Unavailable("planted".to_owned())) }
-    }
-
     /// From now on reservations wait.
     pub(super) fn hold_reservations(&self) {
         self.reservations.forget_permits(WIDE_OPEN);
@@ -139,152 +143,27 @@ impl FakeLedger {
 }
 
 #[async_trait]
-impl Ledger for FakeLedger {
-    async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
-        self.switch.hangs("look_up").await;
-        self.check("look_up")?.look_up(namespace, key).await
-    }
-
-    async fn reserve(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
-        let ledger = self.check("reserve")?;
-        let _turn = self.reservations.acquire().await;
-        ledger.reserve(wanted).await
-    }
-
-    async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError> {
-        let ledger = self.check("mark_sent")?;
-        let planted = self.permit.lock().unwrap().clone();
-        match planted {
-            Some(permit) => Ok(permit),
-            None => ledger.mark_sent(id).await,
+impl Gate for LedgerGate {
+    async fn pass(&self, operation: &'static str) -> Result<(), LedgerError> {
+        self.switch.hangs(operation).await;
+        if !self.switch.works(operation) {
+            return Err(LedgerError::Unavailable("planted".to_owned()));
         }
+        match operation {
+            "reserve" => drop(self.reservations.acquire().await),
+            // A failure of its own: no answer at all.
+            "is_spooled" if !self.switch.works("is_spooled_in_time") => std::future::pending().await,
+            _ => {}
+        }
+        Ok(())
     }
 
-    async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError> {
-        self.check("book")?.book(id, booking).await
-    }
-
-    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
-        self.check("import_record")?.import_record(record).await
-    }
-
-    async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
-        self.check("lose")?.lose(record).await
-    }
-
-    async fn recover(&self) -> Result<Recovery, LedgerError> {
-        self.ledger.recover().await
+    fn permit(&self) -> Option<Permit> {
+        self.permit.lock().unwrap().clone()
     }
 
     fn has_leases(&self) -> bool {
         self.is_shared.load(Ordering::SeqCst)
-    }
-
-    async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {
-        self.switch.hangs("changes").await;
-        self.check("changes")?.changes(after).await
-    }
-
-    async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError> {
-        self.check("purged")?.purged(namespace, key).await
-    }
-
-    async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
-        self.ledger.totals().await
-    }
-
-    async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
-        self.check("used")?.used(budgets).await
-    }
-
-    async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
-        self.ledger.set_frozen(scope, frozen).await
-    }
-
-    async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
-        self.ledger.archive().await
-    }
-
-    async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError> {
-        self.ledger.begin_archive(archive).await
-    }
-
-    async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
-        self.ledger.settle_archive(archive).await
-    }
-
-    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError> {
-        Ledger::note_import(&self.ledger, archive, import).await
-    }
-
-    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
-        self.check("knows_all_of")?.knows_all_of(namespace, key).await
-    }
-
-    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
-        self.check("orphans")?.orphans().await
-    }
-
-    async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
-        self.ledger.spooled_object(name).await
-    }
-
-    async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
-        let ledger = self.check("is_spooled")?;
-        // A failure of its own: no answer at all.
-        if !self.switch.works("is_spooled_in_time") {
-            std::future::pending::<()>().await;
-        }
-        ledger.is_spooled(name).await
-    }
-
-    async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError> {
-        self.ledger.spooled(after, limit).await
-    }
-
-    async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError> {
-        self.ledger.unspool(id, standing).await
-    }
-
-    async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
-        self.ledger.spool_usage().await
-    }
-}
-
-#[async_trait]
-impl LedgerAdmin for FakeLedger {
-    async fn purge(&self, namespace: &str, key: CacheKey, by: &Actor) -> Result<Purge, LedgerError> {
-        self.check("purge")?;
-        self.ledger.purge(namespace, key, by).await
-    }
-
-    async fn freeze(&self, scope: Scope, frozen: bool, by: &Actor) -> Result<bool, LedgerError> {
-        LedgerAdmin::freeze(&self.ledger, scope, frozen, by).await
-    }
-
-    async fn frozen(&self) -> Result<Vec<Scope>, LedgerError> {
-        self.ledger.frozen().await
-    }
-
-    async fn settle(&self, id: CallId, settlement: Settlement, by: &Actor) -> Result<Settled, LedgerError> {
-        self.ledger.settle(id, settlement, by).await
-    }
-
-    async fn unsettled(&self) -> Result<u64, LedgerError> {
-        self.ledger.unsettled().await
-    }
-
-    async fn note_adoption(&self, archive: ArchiveId, found: &str, by: &Actor) -> Result<(), LedgerError> {
-        self.ledger.note_adoption(archive, found, by).await
-    }
-
-    async fn audit(&self, before: Option<u64>, limit: usize) -> Result<Vec<AuditLine>, LedgerError> {
-        self.ledger.audit(before, limit).await
-    }
-
-    async fn calls(&self, filter: CallFilter) -> Result<CallPage, LedgerError> {
-        self.check("calls")?;
-        self.ledger.calls(filter).await
     }
 }
 
@@ -571,9 +450,9 @@ impl World {
         let metrics = Arc::new(Metrics::new(["local"].into_iter()));
         let clock = Clock::system();
         let policy = CurrentPolicy::new(terms(teams));
-        let guard = Arc::new(ArchiveGuard::new(ledger.clone(), store.clone()));
+        let guard = Arc::new(ArchiveGuard::new(ledger.gated.clone(), store.clone()));
         let config = SpoolConfig { disk: None, max_bytes: 1 << 20, result_max_bytes: 1, is_remote: false };
-        let spool: Arc<dyn Store> = Spool::new(store.clone(), ledger.clone(), guard.clone(), config);
+        let spool: Arc<dyn Store> = Spool::new(store.clone(), ledger.gated.clone(), guard.clone(), config);
         // Where ledger and store do not know each other, the operator has looked.
         if !matches!(guard.look().now_or_never(), Some(Standing::Open(_))) {
             guard.adopt().now_or_never().expect("nothing here waits").expect("both can be asked");
@@ -584,7 +463,7 @@ impl World {
         }
         let is_spooled = ledger.is_spooled.load(Ordering::SeqCst);
         let parts = FillParts {
-            ledger: ledger.clone(),
+            ledger: ledger.gated.clone(),
             store: if is_spooled { spool.clone() } else { store.clone() },
             upstream: upstream.clone(),
             results: results.clone(),
@@ -604,7 +483,7 @@ impl World {
         let filler = Filler::new(parts, config);
         let parts = GatewayParts {
             cache: cache.clone(),
-            ledger: ledger.clone(),
+            ledger: ledger.gated.clone(),
             store: if is_spooled { spool.clone() } else { store.clone() },
             filler: filler.clone(),
             metrics: metrics.clone(),
@@ -615,8 +494,8 @@ impl World {
         };
         let gateway = Gateway::new(parts, NAMESPACE.to_owned(), "https://granary.example".to_owned());
         let desk = KeyAdmin::new(KeyAdminParts {
-            admin: ledger.clone(),
-            ledger: ledger.clone(),
+            admin: ledger.gated.clone(),
+            ledger: ledger.gated.clone(),
             store: spool,
             cache: cache.clone(),
             freshness: gateway.freshness(),

@@ -256,7 +256,9 @@ async fn a_result_that_was_bought_before_the_purge_and_comes_after_it_is_not_kep
     let recovery = unfinished(&world, &[(1, &answer_text(1))]);
     // Another result came first, and was purged.
     let theirs = crate::testing::store_contract::record(NAMESPACE, key(1), 0, "web");
-    Ledger::import_record(&world.ledger.ledger, &Record { generation: 4, ..theirs }).await.unwrap();
+    crate::ledger::ArchiveIndex::import_record(&world.ledger.ledger, &Record { generation: 4, ..theirs })
+        .await
+        .unwrap();
     assert_eq!(world.purge(1).await.unwrap(), Purged { generation: 4, is_new: true });
     world.filler.resume(recovery);
     world.rest().await;

@@ -3,7 +3,7 @@
 //! Two kinds of records are unknown to a ledger: all of an archive that it did not create, and the
 //! result of a call whose owner kept it in the store and died before the ledger could be told. Until
 //! they are imported, a key that is not found may be bought only if the store itself says that it has
-//! no record ([`Ledger::knows_all_of`](crate::ledger::Ledger::knows_all_of)).
+//! no record ([`ArchiveIndex::knows_all_of`](crate::ledger::ArchiveIndex::knows_all_of)).
 //!
 //! The position is kept in the ledger, so a restart goes on from it. Several replicas may import at
 //! once: each begins a page where the ledger says, so they repeat at most one page of each other.

@@ -1,136 +1,99 @@
 //! Whose call it is: showing that its owner lives, and acting for one that is silent.
 
-use tokio_postgres::types::Type;
+use async_trait::async_trait;
 
-use super::book::{self, Booker};
-use super::pool::{Failure, Tx};
-use super::rows::{hash, instant, int8, number, state};
+use super::PostgresLedger;
+use super::failure::Failure;
+use super::pool::Tx;
 use crate::base::crash::crash_point;
-use crate::base::key::{CacheKey, Digest};
-use crate::base::record::Record;
-use crate::base::secret::Secret;
-use crate::ledger::{Booking, CallId, CallState, ForeignOpenCall, Orphan, Reservation, UnfinishedCall};
+use crate::ledger::rules::{self, Abandoned};
+use crate::ledger::sql::{Query, book, values};
+use crate::ledger::{CallId, ForeignOpenCall, Leases, LedgerError, LedgerOp, Recovery};
 
-/// The reason of calls that another process ended. It is searched for, so it does not change.
-const OWNER_SILENT: &str = "its owner was silent for a full lease";
+#[async_trait]
+impl Leases for PostgresLedger {
+    fn has_leases(&self) -> bool {
+        true
+    }
 
-pub(super) async fn renew(tx: &Tx, calls: &[i64], owner: &str) -> Result<Vec<CallId>, Failure> {
-    let sql = "UPDATE granary.calls SET beat = beat + 1 WHERE id = ANY($1) AND owner = $2 \
-               AND state IN ('reserved', 'sent', 'answered') RETURNING id";
-    let rows = tx.rows(sql, &[(&calls, Type::INT8_ARRAY), (&owner, Type::TEXT)]).await?;
-    rows.iter().map(|row| Ok(CallId(row.try_get(0)?))).collect()
-}
-
-/// All open calls but those that the asker has in hand.
-pub(super) async fn foreign(tx: &Tx, in_hand: &[i64]) -> Result<Vec<ForeignOpenCall>, Failure> {
-    let sql = "SELECT id, state, beat FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered') \
-               AND NOT id = ANY($1) ORDER BY id";
-    let rows = tx.rows(sql, &[(&in_hand, Type::INT8_ARRAY)]).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(ForeignOpenCall {
-                id: CallId(row.try_get("id")?),
-                state: state(row)?,
-                heartbeat: number(row, "beat")?,
-            })
-        })
-        .collect()
-}
-
-/// What became of a silent owner's call.
-pub(super) enum Taken {
-    /// It is not as it was seen any more.
-    Nothing,
-    Released,
-    Unknown,
-    Unfinished(Box<UnfinishedCall>),
-}
-
-pub(super) async fn take_over(tx: &Tx, silent: ForeignOpenCall, booker: &Booker) -> Result<Taken, Failure> {
-    let sql = "SELECT c.namespace, c.key, c.generation, c.team, c.credits, c.image, c.width, c.height, \
-               c.answered_at, a.text FROM granary.calls c LEFT JOIN granary.answers a ON a.call = c.id \
-               WHERE c.id = $1 AND c.state = $2 AND c.beat = $3 FOR UPDATE OF c";
-    let id = silent.id;
-    let heartbeat = int8(silent.heartbeat)?;
-    let values: [super::pool::Value<'_>; 3] =
-        [(&id.0, Type::INT8), (&silent.state.as_str(), Type::TEXT), (&heartbeat, Type::INT8)];
-    let Some(row) = tx.row(sql, &values).await? else { return Ok(Taken::Nothing) };
-    let reason = OWNER_SILENT.to_owned();
-    match silent.state {
-        CallState::Reserved => {
-            book::book(tx, id, &Booking::Released { reason }, booker).await?;
-            Ok(Taken::Released)
+    async fn renew(&self, calls: Vec<CallId>) -> Result<Vec<CallId>, LedgerError> {
+        if calls.is_empty() {
+            return Ok(Vec::new());
         }
-        CallState::Sent => {
-            book::book(tx, id, &Booking::Unknown { reason }, booker).await?;
-            Ok(Taken::Unknown)
+        self.ask(LedgerOp::Write, calls, |tx, calls| Box::pin(renew(tx, calls))).await
+    }
+
+    async fn foreign_calls(&self, in_hand: Vec<CallId>) -> Result<Vec<ForeignOpenCall>, LedgerError> {
+        self.ask(LedgerOp::Read, in_hand, |tx, in_hand| Box::pin(foreign(tx, in_hand))).await
+    }
+
+    /// Each in a transaction of its own: counters are locked last, and no two wait for each other.
+    async fn take_over(&self, silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
+        let mut recovery = Recovery::default();
+        for call in silent {
+            let taken = self.ask(LedgerOp::Write, call, |tx, call| Box::pin(take_over(tx, call))).await?;
+            recovery.released += taken.released;
+            recovery.unknown += taken.unknown;
+            recovery.unfinished.extend(taken.unfinished);
         }
-        CallState::Answered => {
-            let sql = "UPDATE granary.calls SET owner = $2, beat = beat + 1 WHERE id = $1";
-            tx.execute(sql, &[(&id.0, Type::INT8), (&booker.owner, Type::TEXT)]).await?;
-            crash_point("CP34");
-            Ok(Taken::Unfinished(Box::new(UnfinishedCall {
-                id,
-                reservation: Reservation {
-                    namespace: row.try_get("namespace")?,
-                    key: CacheKey::from_bytes(hash(&row, "key")?),
-                    refresh: false,
-                    team: row.try_get("team")?,
-                    credits: number(&row, "credits")?,
-                    budgets: Vec::new(),
-                    image: Digest::from_bytes(hash(&row, "image")?),
-                    width: number(&row, "width")?,
-                    height: number(&row, "height")?,
-                },
-                generation: number(&row, "generation")?,
-                text: Secret::new(row.try_get::<_, String>("text")?),
-                answered_at: instant(&row, "answered_at")?,
-            })))
-        }
-        _ => Ok(Taken::Nothing),
+        Ok(recovery)
     }
 }
 
-/// The newest call whose owner died and whose result this may be; `None` when the ledger knows the
-/// purchase, or must not keep it.
-pub(super) async fn orphan_of(tx: &Tx, record: &Record) -> Result<Option<CallId>, Failure> {
-    let sql = "SELECT id FROM granary.calls WHERE namespace = $1 AND key = $2 AND generation = $3 \
-               AND state = 'unknown' AND team = $4 AND credits = $5 AND reason = $6 \
-               AND NOT EXISTS (SELECT FROM granary.calls WHERE namespace = $1 AND key = $2 \
-               AND request_id = $7 AND log_id = $8) \
-               AND NOT EXISTS (SELECT FROM granary.purged WHERE namespace = $1 AND key = $2 AND generation >= $3) \
-               ORDER BY id DESC LIMIT 1";
-    let values: [super::pool::Value<'_>; 8] = [
-        (&record.namespace, Type::TEXT),
-        (&&record.key.as_bytes()[..], Type::BYTEA),
-        (&int8(record.generation)?, Type::INT8),
-        (&record.team, Type::TEXT),
-        (&int8(record.credits)?, Type::INT8),
-        (&OWNER_SILENT, Type::TEXT),
-        (&record.upstream_request_id, Type::TEXT),
-        (&record.upstream_log_id, Type::TEXT),
-    ];
-    let row = tx.row(sql, &values).await?;
-    Ok(row.map(|row| row.try_get(0)).transpose()?.map(CallId))
+/// The numbers of calls as they stand in a statement.
+fn listed(calls: &[CallId]) -> String {
+    let ids: Vec<String> = calls.iter().map(|call| call.0.to_string()).collect();
+    format!("'{{{}}}'::bigint[]", ids.join(","))
 }
 
-/// Whether the import is complete and no call of the key is an orphan.
-pub(super) async fn knows_all_of(tx: &Tx, namespace: &str, key: CacheKey) -> Result<bool, Failure> {
-    let sql = "SELECT EXISTS (SELECT FROM granary.archive WHERE complete) AND NOT EXISTS (SELECT FROM granary.calls \
-               WHERE namespace = $1 AND key = $2 AND state = 'unknown' AND reason = $3)";
-    let values: [super::pool::Value<'_>; 3] =
-        [(&namespace, Type::TEXT), (&&key.as_bytes()[..], Type::BYTEA), (&OWNER_SILENT, Type::TEXT)];
-    Ok(tx.one(sql, &values).await?.try_get(0)?)
+async fn renew(tx: &Tx, calls: &[CallId]) -> Result<Vec<CallId>, Failure> {
+    let sql = format!(
+        "UPDATE granary.calls SET beat = beat + 1 WHERE id = ANY({}) AND owner = $1 \
+         AND state IN ('reserved', 'sent', 'answered') RETURNING id",
+        listed(calls)
+    );
+    let rows = tx.rows(&sql, values![&tx.keeper().owner]).await?;
+    rows.iter().map(|row| Ok(row.get("id")?)).collect()
 }
 
-pub(super) async fn orphans(tx: &Tx) -> Result<Vec<Orphan>, Failure> {
-    let sql =
-        "SELECT id, namespace, key FROM granary.calls WHERE state = 'unknown' AND reason = $1 ORDER BY id";
-    let rows = tx.rows(sql, &[(&OWNER_SILENT, Type::TEXT)]).await?;
-    rows.iter()
-        .map(|row| {
-            let (namespace, key) = (row.try_get("namespace")?, CacheKey::from_bytes(hash(row, "key")?));
-            Ok(Orphan { id: CallId(row.try_get("id")?), namespace, key })
-        })
-        .collect()
+/// All open calls but those that the asker has in hand.
+async fn foreign(tx: &Tx, in_hand: &[CallId]) -> Result<Vec<ForeignOpenCall>, Failure> {
+    let sql = format!(
+        "SELECT id, state, beat FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered') \
+         AND NOT id = ANY({}) ORDER BY id",
+        listed(in_hand)
+    );
+    let rows = tx.rows(&sql, &[]).await?;
+    let call = |row: &crate::ledger::sql::Row| {
+        Ok(ForeignOpenCall { id: row.get("id")?, state: row.get("state")?, heartbeat: row.get("beat")? })
+    };
+    rows.iter().map(call).collect()
+}
+
+/// Settles a silent owner's call, or takes it; nothing when it is not as it was seen any more.
+async fn take_over(tx: &Tx, silent: &ForeignOpenCall) -> Result<Recovery, Failure> {
+    let sql = "SELECT c.id, c.namespace, c.key, c.generation, c.team, c.credits, c.image, c.width, c.height, \
+               c.answered_at, c.state, c.beat, a.text \
+               FROM granary.calls c LEFT JOIN granary.answers a ON a.call = c.id WHERE c.id = $1 FOR UPDATE OF c";
+    let mut recovery = Recovery::default();
+    let id = silent.id;
+    let Some(row) = tx.row(sql, values![id]).await? else { return Ok(recovery) };
+    let state = row.get("state")?;
+    if !rules::is_silent(silent, state, row.get("beat")?) {
+        return Ok(recovery);
+    }
+    match rules::abandon(state, Tx::OWNER_DIED) {
+        Abandoned::Book(booking) => {
+            book::book(tx, id, &booking).await?;
+            recovery.add(state);
+        }
+        Abandoned::Finish => {
+            let sql = "UPDATE granary.calls SET owner = $2, beat = beat + 1 WHERE id = $1";
+            tx.execute(sql, values![id, &tx.keeper().owner]).await?;
+            crash_point("CP34");
+            recovery.unfinished.push(book::unfinished(&row)?);
+        }
+        Abandoned::Nothing => {}
+    }
+    Ok(recovery)
 }

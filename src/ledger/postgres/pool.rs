@@ -15,18 +15,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::connect::{self, Connection, Tls};
+use super::failure::{Failure, TRIES, Unfit};
 use super::limits::{CHANGE, Limits, REPORT};
-use super::schema::{self, Unfit};
+use super::schema;
 use crate::base::breaker::{Breaker, CallError};
 use crate::base::clock::{self, Clock};
-use crate::base::key::CacheKey;
 use crate::ledger::LedgerError;
 use crate::ledger::address::DatabaseAddress;
+use crate::ledger::sql::{Keeper, damaged};
 
 /// How long making the tables may take.
 const PREPARATION: Duration = Duration::from_secs(600);
@@ -35,121 +35,16 @@ const PREPARATION: Duration = Duration::from_secs(600);
 const QUEUE: Duration = Duration::from_secs(10);
 /// The database's clock, in microseconds since 1970.
 pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-/// A transaction that met another one is made again so often.
-pub(super) const TRIES: u32 = 8;
 /// Where the address comes from, or why there is none; asked anew for each connection, because a file
 /// may have changed. It may block as reading a small file does.
 pub type AddressSource = Arc<dyn Fn() -> Result<DatabaseAddress, String> + Send + Sync>;
-
-/// The locks that transactions take.
-///
-/// Whoever takes several things takes them in this order, so that no two wait for each other: `Freeze`,
-/// a key ([`key_lock`]), the call's row, its place in the unique index, the counters, `Spool`, `Changes`,
-/// `Audit`.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Lock {
-    /// Shared by whoever wants to spend; alone: whoever stops spending.
-    Freeze,
-    /// What may still be put into the spool.
-    Spool,
-    /// The feed of changes.
-    Changes,
-    /// The tables themselves.
-    Layout,
-    /// The order of the audit's lines.
-    Audit,
-}
-
-impl Lock {
-    /// "gran" in ASCII, so that another program's locks in the same database are others.
-    const CLASS: i32 = 0x6772_616e;
-
-    pub(super) fn exclusive(self) -> String {
-        format!("SELECT pg_advisory_xact_lock({}, {})", Self::CLASS, self as i32)
-    }
-
-    pub(super) fn shared(self) -> String {
-        format!("SELECT pg_advisory_xact_lock_shared({}, {})", Self::CLASS, self as i32)
-    }
-}
-
-/// Held by whoever decides who buys a key. Keys that share a lock wait for each other, and no more.
-pub(super) fn key_lock(key: &CacheKey) -> String {
-    let [a, b, c, d, e, f, g, h, ..] = *key.as_bytes();
-    format!("SELECT pg_advisory_xact_lock({})", i64::from_le_bytes([a, b, c, d, e, f, g, h]))
-}
-
-/// Why a transaction did not come to its end.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// It was decided so; nothing is changed.
-    Ledger(LedgerError),
-    /// The database is not one for us.
-    Unfit(Unfit),
-    /// Another one came in between: once more. In a word, what that was.
-    Again(&'static str),
-    /// What the database said, or that it says nothing any more.
-    Database(tokio_postgres::Error),
-}
-
-impl From<LedgerError> for Failure {
-    fn from(error: LedgerError) -> Self {
-        Self::Ledger(error)
-    }
-}
-
-impl From<tokio_postgres::Error> for Failure {
-    fn from(error: tokio_postgres::Error) -> Self {
-        match error.code() {
-            Some(&SqlState::UNIQUE_VIOLATION) => Self::Again("a unique row"),
-            Some(&SqlState::DUPLICATE_SCHEMA | &SqlState::DUPLICATE_TABLE) => Self::Again("a new table"),
-            Some(&SqlState::T_R_DEADLOCK_DETECTED) => Self::Again("a deadlock"),
-            Some(&SqlState::T_R_SERIALIZATION_FAILURE) => Self::Again("a serialization failure"),
-            _ => Self::Database(error),
-        }
-    }
-}
-
-impl Failure {
-    /// Is it the connection that failed, or who is behind it, and not what was asked?
-    fn is_of_connection(&self) -> bool {
-        let Self::Database(error) = self else { return false };
-        let Some(code) = error.code() else { return true };
-        // Connection, authorization, no such database, resources, shutting down; a primary that is none any more.
-        let class = &code.code()[..2];
-        matches!(class, "08" | "28" | "3D" | "53") || code.code().starts_with("57P") || code.code() == "25006"
-    }
-
-    pub(super) fn into_ledger_error(self) -> LedgerError {
-        LedgerError::Unavailable(match self {
-            Self::Ledger(error) => return error,
-            Self::Unfit(unfit) => unfit.to_string(),
-            Self::Again(what) => format!("other transactions came in between again and again: {what}"),
-            Self::Database(error) => told(&error),
-        })
-    }
-}
-
-/// An error without what the server adds to it, which may be contents of rows.
-fn told(error: &tokio_postgres::Error) -> String {
-    if let Some(said) = error.as_db_error() {
-        let message: String = said.message().chars().filter(|c| !c.is_control()).take(200).collect();
-        return format!("the database says: {message} ({})", said.code().code());
-    }
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(deeper) = cause {
-        text = format!("{text}: {deeper}");
-        cause = deeper.source();
-    }
-    text
-}
 
 /// What a pool is made of.
 #[derive(Clone)]
 pub(super) struct PoolConfig {
     pub(super) address: AddressSource,
     pub(super) roots: Option<std::path::PathBuf>,
+    pub(super) keeper: Arc<Keeper>,
     /// Instead of the database's clock, for tests.
     pub(super) clock: Option<Clock>,
 }
@@ -339,6 +234,7 @@ impl Inner {
         Tx {
             client: Arc::clone(&connection.client),
             clock: self.config.clock.clone(),
+            keeper: Arc::clone(&self.config.keeper),
             now,
             is_undone: Arc::default(),
         }
@@ -358,7 +254,7 @@ impl Inner {
         let row = schema::last_row(&said);
         let micros = row.and_then(|row| row.get(0)?.parse().ok());
         let mut tx = self.tx(&connection, Timestamp::UNIX_EPOCH);
-        tx.now = tx.instant(micros.ok_or_else(|| damaged("the clock"))?);
+        tx.now = tx.shown(micros.ok_or_else(|| damaged("the clock"))?);
         // Behind a pooler each transaction may have another connection.
         if row.and_then(|row| row.get(1)) == Some("off") {
             return Err(Failure::Unfit(Unfit::CommitsAreLost));
@@ -426,6 +322,7 @@ pub(super) type Value<'v> = (&'v (dyn ToSql + Sync), Type);
 pub(super) struct Tx {
     client: Arc<Client>,
     clock: Option<Clock>,
+    pub(super) keeper: Arc<Keeper>,
     /// When the transaction began, by the ledger's clock; in a read, nothing.
     pub(super) now: Timestamp,
     is_undone: Arc<AtomicBool>,
@@ -433,26 +330,16 @@ pub(super) struct Tx {
 
 impl Tx {
     /// Statements are sent whole, with no name: a pooler may give each transaction another connection.
-    pub(super) async fn rows(&self, sql: &str, values: &[Value<'_>]) -> Result<Vec<Row>, Failure> {
+    pub(super) async fn query(&self, sql: &str, values: &[Value<'_>]) -> Result<Vec<Row>, Failure> {
         Ok(self.client.query_typed(sql, values).await?)
     }
 
-    pub(super) async fn row(&self, sql: &str, values: &[Value<'_>]) -> Result<Option<Row>, Failure> {
-        Ok(self.rows(sql, values).await?.into_iter().next())
-    }
-
-    /// A row that cannot be missing.
-    pub(super) async fn one(&self, sql: &str, values: &[Value<'_>]) -> Result<Row, Failure> {
-        self.row(sql, values).await?.ok_or_else(|| damaged("a row that is always there"))
-    }
-
-    pub(super) async fn execute(&self, sql: &str, values: &[Value<'_>]) -> Result<u64, Failure> {
+    pub(super) async fn change(&self, sql: &str, values: &[Value<'_>]) -> Result<u64, Failure> {
         Ok(self.client.execute_typed(sql, values).await?)
     }
 
-    /// Waits for a lock, which goes with the transaction.
-    pub(super) async fn lock(&self, lock: Lock) -> Result<(), Failure> {
-        Ok(self.client.batch_execute(&lock.exclusive()).await?)
+    pub(super) async fn batch(&self, sql: &str) -> Result<(), Failure> {
+        Ok(self.client.batch_execute(sql).await?)
     }
 
     /// Whatever is returned: nothing of this transaction is to stand.
@@ -461,21 +348,10 @@ impl Tx {
     }
 
     /// What the ledger's clock shows when the database's shows so many microseconds.
-    pub(super) fn instant(&self, micros: i64) -> Timestamp {
+    pub(super) fn shown(&self, micros: i64) -> Timestamp {
         match &self.clock {
             Some(clock) => clock.now(),
             None => clock::shifted(Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX)),
         }
     }
-
-    /// The ledger's clock.
-    pub(super) async fn ask_clock(&self) -> Result<Timestamp, Failure> {
-        let row = self.one(&format!("SELECT {NOW}"), &[]).await?;
-        Ok(self.instant(row.try_get(0)?))
-    }
-}
-
-/// Something in the tables is not as this program writes it.
-pub(super) fn damaged(what: &str) -> Failure {
-    LedgerError::Unavailable(format!("the database does not give {what} as it was written")).into()
 }

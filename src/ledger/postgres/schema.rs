@@ -1,11 +1,9 @@
 //! The tables, and what a database must be so that the ledger may be kept in it.
 
-use std::fmt;
-
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::pool::{Failure, Lock, TRIES};
-use super::{admin, membership, usage};
+use super::failure::{Failure, TRIES, Unfit};
+use crate::ledger::sql::Lock;
 
 /// The layout of the tables: how many of [`MIGRATIONS`] they have had. A database with a higher one
 /// is refused untouched.
@@ -13,7 +11,7 @@ pub(super) const LAYOUT: usize = MIGRATIONS.len();
 
 /// What leads from each layout to the next; it only ever adds, because replicas of the last version go
 /// on beside the first one of the next.
-pub(super) const MIGRATIONS: [&str; 4] = [FIRST, usage::SCHEMA, admin::SCHEMA, membership::IMPORT];
+pub(super) const MIGRATIONS: [&str; 4] = [FIRST, USAGE, ADMIN, IMPORT];
 
 /// Times are texts of the same form as in the store's records, to the nanosecond.
 ///
@@ -99,29 +97,79 @@ CREATE TABLE granary.changes (
 CREATE UNIQUE INDEX changes_in_order ON granary.changes (position);
 ";
 
-/// Why a database is not one in which the ledger may be kept; a person has to act.
-#[derive(Clone, Debug)]
-pub(super) enum Unfit {
-    /// A commit may be lost that was confirmed.
-    CommitsAreLost,
-    /// The tables are those of a newer program.
-    Newer(i64),
-}
+const USAGE: &str = "
+CREATE TABLE granary.served (
+    day      text   NOT NULL,
+    team     text   NOT NULL,
+    cause    text   NOT NULL,
+    payer    text   NOT NULL,                     -- 'own': the team had paid itself; 'other'
+    requests bigint NOT NULL,
+    credits  bigint NOT NULL,                     -- what they would have cost
+    PRIMARY KEY (day, team, cause, payer)
+) WITH (fillfactor = 50);
+CREATE TABLE granary.served_batches (
+    process  text   PRIMARY KEY,
+    number   bigint NOT NULL,                     -- its last batch that is booked
+    day      text   NOT NULL
+) WITH (fillfactor = 50);
+CREATE TABLE granary.adjustments (
+    id         bigint  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    call       bigint  NOT NULL,                  -- changed when its month was closed
+    call_day   text    NOT NULL,
+    is_first   boolean NOT NULL,                  -- of this call
+    team       text    NOT NULL,
+    from_state text    NOT NULL,
+    to_state   text    NOT NULL,
+    credits    bigint  NOT NULL,                  -- 0, or less when its credits count no more
+    day        text    NOT NULL,                  -- when it changed
+    month      text    NOT NULL
+);
+CREATE INDEX adjustments_by_call ON granary.adjustments (call);
+CREATE INDEX adjustments_by_day ON granary.adjustments (day);
+CREATE INDEX adjustments_by_call_day ON granary.adjustments (call_day) WHERE is_first;
+CREATE TABLE granary.accounts (
+    namespace        text   PRIMARY KEY,
+    version          bigint NOT NULL,
+    balance          bigint NOT NULL,
+    seen_at          text   NOT NULL,
+    baseline_balance bigint NOT NULL,
+    baseline_least   bigint NOT NULL,
+    baseline_most    bigint NOT NULL,
+    baseline_at      text   NOT NULL,
+    outside          bigint NOT NULL
+);
+CREATE INDEX calls_by_day ON granary.calls (day, team, namespace, state, credits) WHERE NOT adopted;
+CREATE INDEX spent_by_period ON granary.spent (period);
+";
 
-impl fmt::Display for Unfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::CommitsAreLost => f.write_str(
-                "the database confirms what it may lose (synchronous_commit = off), and what is lost is bought \
-                 again; set synchronous_commit to on for this database or user",
-            ),
-            Self::Newer(layout) => write!(
-                f,
-                "the tables have layout {layout}, and this program knows {LAYOUT}: run the newer program"
-            ),
-        }
-    }
-}
+/// The audit can only grow, also by the hand of whoever has the tables, and where they are replicated to.
+const ADMIN: &str = "
+CREATE TABLE granary.audit (
+    id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at      text   NOT NULL,
+    who     text   NOT NULL,
+    action  text   NOT NULL,
+    subject text   NOT NULL,
+    detail  text   NOT NULL
+);
+CREATE FUNCTION granary.refuse_to_change_the_audit() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'the audit can only grow'; END $$;
+CREATE TRIGGER audit_can_only_grow BEFORE UPDATE OR DELETE OR TRUNCATE ON granary.audit
+    FOR EACH STATEMENT EXECUTE FUNCTION granary.refuse_to_change_the_audit();
+ALTER TABLE granary.audit ENABLE ALWAYS TRIGGER audit_can_only_grow;
+ALTER TABLE granary.calls ADD COLUMN settled text;  -- `charged` or `free`, by an operator's word
+CREATE INDEX calls_unknown ON granary.calls (id) WHERE state = 'unknown';
+";
+
+/// A ledger of an earlier program has booked every record of an archive that it created itself. An
+/// adoption left a line in the audit: then there may be records that it does not know.
+const IMPORT: &str = "
+ALTER TABLE granary.archive
+    ADD COLUMN complete boolean NOT NULL DEFAULT false,  -- every record of the store is known
+    ADD COLUMN imported text;                            -- up to this position of the store's list
+UPDATE granary.archive SET complete = settled
+    WHERE NOT EXISTS (SELECT FROM granary.audit WHERE action = 'adopt');
+";
 
 /// Refuses an unfit database untouched, and makes or completes the tables of a fit one.
 ///
@@ -159,7 +207,7 @@ pub(super) async fn prepare(client: &Client) -> Result<(), Failure> {
 /// Asked first and without a lock, because whoever may use the tables may not make them.
 async fn is_current(client: &Client) -> Result<bool, Failure> {
     match layout(client).await? {
-        Some(layout) if layout > LAYOUT as i64 => Err(Failure::Unfit(Unfit::Newer(layout))),
+        Some(layout) if layout > LAYOUT as i64 => Err(Failure::Unfit(Unfit::Newer(layout, LAYOUT))),
         found => Ok(found == Some(LAYOUT as i64)),
     }
 }

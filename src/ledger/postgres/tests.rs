@@ -16,12 +16,12 @@ use proptest::prelude::*;
 use super::{PostgresConfig, PostgresLedger};
 use crate::base::clock::Clock;
 use crate::base::secret::Secret;
-use crate::ledger::Ledger;
 use crate::ledger::address::DatabaseAddress;
 use crate::ledger::admin::LedgerAdmin;
+use crate::ledger::{ArchiveIndex, Calls, Queries};
 use crate::testing::ledger_contract::admin::admin_contract;
 use crate::testing::ledger_contract::{
-    SPOOL_MAX, TurnableClock, lease_contract, ledger_contract, model, zone,
+    SPOOL_MAX, TurnableClock, WholeLedger, lease_contract, ledger_contract, model, zone,
 };
 use crate::testing::usage_contract::{self as usage_model, UsageBench, usage_contract};
 
@@ -92,11 +92,8 @@ fn a_random_life_with_crashes_agrees_with_the_model() {
         let url = empty(&server);
         let clock = TurnableClock::at("2026-03-27T20:00:00Z");
         let config = config(&url, clock.clock(), zone());
-        let open = || async {
-            let ledger = Arc::new(PostgresLedger::new(config.clone()));
-            (ledger.clone() as Arc<dyn Ledger>, ledger as Arc<dyn LedgerAdmin>)
-        };
-        runtime.block_on(model::live_with_admin(life, clock.clone(), open));
+        let open = || async { Arc::new(PostgresLedger::new(config.clone())) as Arc<dyn WholeLedger> };
+        runtime.block_on(model::live(life, clock.clone(), open));
         assert_counters_are_the_sum_of_the_rows(&server);
     });
 }

@@ -16,7 +16,7 @@ use crate::base::secret::Secret;
 use crate::ledger::admin::{Actor, LedgerAdmin, Purge};
 use crate::ledger::budget::Scope;
 use crate::ledger::sqlite::SqliteLedger;
-use crate::ledger::{Booking, CallId, Permit, Reservation, Reserved};
+use crate::ledger::{Booking, CallId, Calls, Permit, Queries, Reservation, Reserved, SpoolTable};
 use crate::store::local::LocalStore;
 use crate::store::s3::{S3Limits, S3Store, S3StoreConfig};
 
@@ -587,7 +587,7 @@ async fn whoever_asks_for_room_and_reserves_nothing_takes_none() {
     rig.store.refuse(Refuses::Everything);
     rig.spool.set_away(true);
     let frozen = Scope::Team("web".to_owned());
-    rig.ledger.set_frozen(frozen.clone(), true).await.unwrap();
+    rig.ledger.freeze(frozen.clone(), true, &Actor::loopback()).await.unwrap();
     for n in 0..40 {
         rig.spool.check_room().await.unwrap();
         // Some are refused by their circuit, others by the ledger.

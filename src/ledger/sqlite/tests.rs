@@ -18,20 +18,24 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
+use super::query::{Db, run, translated};
+use super::schema::{MIGRATIONS, migrate};
 use super::worker::Worker;
-use super::{SqliteLedger, calls, connect, migrate};
+use super::{SqliteLedger, connect, reserve};
 use crate::base::archive::{ArchiveId, Import};
 use crate::base::clock::Clock;
 use crate::base::secret::Secret;
 use crate::ledger::admin::{Actor, CallFilter, LedgerAdmin, Purge, Settlement};
-use crate::ledger::budget::{Budget, Scope, Window, Windows};
+use crate::ledger::budget::{Budget, Scope, Window};
+use crate::ledger::sql::{Keeper, admin, book, usage};
 use crate::ledger::{
-    Booking, CallId, CallState, Ledger, LedgerError, Permit, Reservation, Reserved, StateTotal, Won,
+    ArchiveIndex, Booking, CallId, CallState, Calls, LedgerError, LedgerOp, Permit, Queries, Reservation,
+    Reserved, SpoolTable, StateTotal, Won,
 };
 use crate::testing::ledger_contract::admin::admin_contract;
 use crate::testing::ledger_contract::{
-    Bench, SPOOL_MAX, TurnableClock, answer, ledger_contract, model, picture, record, released, stored, team,
-    unfetchable, unknown, zone,
+    Bench, SPOOL_MAX, TurnableClock, WholeLedger, answer, ledger_contract, model, picture, record, released,
+    stored, team, unfetchable, unknown, zone,
 };
 use crate::testing::usage_contract::{self, usage_contract};
 
@@ -54,11 +58,8 @@ proptest! {
         let file = directory.path().join("ledger.db");
         let clock = TurnableClock::at("2026-03-27T20:00:00Z");
         let open = || SqliteLedger::open(&file, clock.clock(), zone()).unwrap().with_spool_max(SPOOL_MAX);
-        let reopen = || async {
-            let ledger = Arc::new(open());
-            (ledger.clone() as Arc<dyn Ledger>, ledger as Arc<dyn LedgerAdmin>)
-        };
-        runtime().block_on(model::live_with_admin(life, clock.clone(), reopen));
+        let reopen = || async { Arc::new(open()) as Arc<dyn WholeLedger> };
+        runtime().block_on(model::live(life, clock.clone(), reopen));
         assert_counters_are_the_sum_of_the_rows(&Connection::open(&file).unwrap());
     }
 }
@@ -235,7 +236,7 @@ fn the_book_survives_being_closed() {
     let kept = wait(rig.bench().store(picture(1)));
     wait(rig.bench().send(picture(2)));
     let reserved = wait(rig.bench().win(picture(3)));
-    wait(rig.ledger.set_frozen(team("press"), true)).unwrap();
+    wait(rig.ledger.freeze(team("press"), true, &Actor::loopback())).unwrap();
     let before = (rig.totals(), rig.used());
 
     let rig = rig.reopened();
@@ -346,11 +347,21 @@ fn bare(directory: &Path) -> Connection {
     db
 }
 
+/// Does something on the first of January 1970.
+fn within<T>(connection: &Connection, work: impl FnOnce(&Db<'_>) -> T) -> T {
+    let keeper = Keeper { owner: String::new(), spool_max: SPOOL_MAX, zone: zone() };
+    work(&Db { connection, keeper: &keeper, now: Timestamp::UNIX_EPOCH })
+}
+
+fn bare_book(db: &Connection, id: CallId, booking: &Booking) {
+    within(db, |db| run(book::book(db, id, booking))).unwrap();
+}
+
 fn bare_send(db: &Connection, wanted: &Reservation) -> Won {
-    let now = Timestamp::UNIX_EPOCH;
-    match calls::reserve(db, wanted, now, &Windows::at(now, &zone()), None).unwrap() {
+    let reserved = within(db, |db| run(reserve::reserve(db, wanted, None)));
+    match reserved.unwrap() {
         Reserved::Won(won) => {
-            assert_eq!(calls::mark_sent(db, won.id, now).unwrap(), Permit::Granted);
+            assert_eq!(within(db, |db| run(book::mark_sent(db, won.id))).unwrap(), Permit::Granted);
             won
         }
         other => panic!("{other:?}"),
@@ -374,7 +385,7 @@ fn a_row_that_moves_about_in_the_file_leaves_no_signed_url_behind() {
                 0..4 => sent.push((n, bare_send(&db, &picture(n)))),
                 4..7 if !sent.is_empty() => {
                     let (n, won) = sent.swap_remove(any(sent.len()));
-                    calls::book(&db, won.id, &signed(n, 100 + any(1400)), Timestamp::UNIX_EPOCH).unwrap();
+                    bare_book(&db, won.id, &signed(n, 100 + any(1400)));
                     answered.push((n, won));
                 }
                 7.. if !answered.is_empty() => {
@@ -383,7 +394,7 @@ fn a_row_that_moves_about_in_the_file_leaves_no_signed_url_behind() {
                         0..3 => unfetchable(),
                         _ => stored(&record(&picture(n), won, Timestamp::UNIX_EPOCH)),
                     };
-                    calls::book(&db, won.id, &ending, Timestamp::UNIX_EPOCH).unwrap();
+                    bare_book(&db, won.id, &ending);
                 }
                 _ => {}
             }
@@ -399,9 +410,9 @@ fn a_signed_url_left_in_the_log_by_a_kill_is_erased_at_the_next_start() {
     let directory = tempfile::tempdir().unwrap();
     let db = bare(directory.path());
     let won = bare_send(&db, &picture(1));
-    calls::book(&db, won.id, &signed(1, 700), Timestamp::UNIX_EPOCH).unwrap();
+    bare_book(&db, won.id, &signed(1, 700));
     let kept = record(&picture(1), won, Timestamp::UNIX_EPOCH);
-    calls::book(&db, won.id, &stored(&kept), Timestamp::UNIX_EPOCH).unwrap();
+    bare_book(&db, won.id, &stored(&kept));
     let left = killed(directory.path());
     assert_eq!(signatures(left.path()), BTreeSet::from([1]), "control: the log still has it");
 
@@ -440,17 +451,18 @@ fn a_commit_that_fails_is_told_to_everyone_in_it_and_later_writes_work() {
     let reserving = queue(rig.ledger.reserve(picture(2)));
     let booking = queue(rig.ledger.book(sent.id, answer(sent.id)));
     // Every statement succeeds, and the commit cannot.
-    let sabotage = queue(rig.ledger.write(|db| {
-        db.execute_batch(
+    let sabotage = queue(rig.ledger.run(LedgerOp::Write, |db| {
+        db.connection.execute_batch(
             "CREATE TABLE parent (id INTEGER PRIMARY KEY);
              CREATE TABLE child (parent INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
              INSERT INTO child VALUES (1);",
         )?;
         Ok(())
     }));
-    let freezing = queue(rig.ledger.set_frozen(Scope::Global, true));
+    let by = Actor::loopback();
+    let freezing = queue(LedgerAdmin::freeze(&*rig.ledger, Scope::Global, true, &by));
     drop(gate);
-    for outcome in [wait(reserving).map(|_| ()), wait(booking), wait(sabotage), wait(freezing)] {
+    for outcome in [wait(reserving).map(|_| ()), wait(booking), wait(sabotage), wait(freezing).map(|_| ())] {
         let Err(LedgerError::Unavailable(why)) = outcome else { panic!("{outcome:?}") };
         assert!(why.contains("FOREIGN KEY"), "{why}");
     }
@@ -465,10 +477,10 @@ fn a_disk_that_fills_up_undoes_the_whole_group_and_no_more() {
     let before = (rig.totals(), rig.used());
     let gate = hold(&rig.ledger.writer);
     let earlier = queue(rig.ledger.reserve(picture(1)));
-    let too_much = queue(rig.ledger.write(|db| {
-        let pages: i64 = db.pragma_query_value(None, "page_count", |row| row.get(0))?;
-        db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
-        db.execute("INSERT INTO spent VALUES ('x', hex(zeroblob(100000)), 0)", [])?;
+    let too_much = queue(rig.ledger.run(LedgerOp::Write, |db| {
+        let pages: i64 = db.connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
+        db.connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
+        db.connection.execute("INSERT INTO spent VALUES ('x', hex(zeroblob(100000)), 0)", [])?;
         Ok(())
     }));
     let later = queue(rig.ledger.reserve(picture(2)));
@@ -482,15 +494,17 @@ fn a_disk_that_fills_up_undoes_the_whole_group_and_no_more() {
     assert_eq!(rig.totals().get("reserved").copied().unwrap_or(0), made, "{outcomes:?}");
     assert_eq!(rig.used(), before.1 + made * 3);
 
-    wait(rig.ledger.write(|db| Ok(db.query_row("PRAGMA max_page_count = 1000000", [], |_| Ok(()))?)))
-        .unwrap();
+    wait(rig.ledger.run(LedgerOp::Write, |db| {
+        Ok(db.connection.query_row("PRAGMA max_page_count = 1000000", [], |_| Ok(()))?)
+    }))
+    .unwrap();
     wait(rig.bench().store(picture(3)));
 }
 
 #[test]
 fn a_transaction_that_cannot_begin_is_told_and_later_writes_work() {
     let rig = Rig::new();
-    wait(rig.ledger.write(|db| Ok(db.busy_timeout(Duration::ZERO)?))).unwrap();
+    wait(rig.ledger.run(LedgerOp::Write, |db| Ok(db.connection.busy_timeout(Duration::ZERO)?))).unwrap();
     let intruder = Connection::open(rig.directory.path().join("ledger.db")).unwrap();
     intruder.execute_batch("BEGIN IMMEDIATE").unwrap();
     for n in 1..5 {
@@ -509,9 +523,9 @@ fn a_change_that_is_refused_does_not_disturb_its_group() {
     let gate = hold(&rig.ledger.writer);
     let first = queue(rig.ledger.reserve(picture(2)));
     // Gives credits back and then fails: neither may stay.
-    let half = queue(rig.ledger.write(move |db| {
-        calls::book(db, won.id, &released(), Timestamp::UNIX_EPOCH)?;
-        calls::book(db, won.id, &unknown(), Timestamp::UNIX_EPOCH)
+    let half = queue(rig.ledger.run(LedgerOp::Write, move |db| {
+        run(book::book(db, won.id, &released()))?;
+        run(book::book(db, won.id, &unknown()))
     }));
     let absurd = Reservation { credits: u64::MAX, budgets: Vec::new(), ..picture(3) };
     let absurd = queue(rig.ledger.reserve(absurd));
@@ -615,7 +629,7 @@ fn a_file_of_a_newer_program_is_refused_untouched() {
 fn a_file_of_the_first_layout_gets_what_is_new_and_keeps_its_book() {
     let directory = tempfile::tempdir().unwrap();
     let db = connect(&directory.path().join("ledger.db")).unwrap();
-    db.execute_batch(&format!("{} PRAGMA user_version = 1;", super::SCHEMA)).unwrap();
+    db.execute_batch(&format!("{} PRAGMA user_version = 1;", MIGRATIONS[0])).unwrap();
     let Reservation { namespace, key, image, .. } = picture(1);
     db.execute(
         "INSERT INTO calls (namespace, key, generation, state, team, credits, day, month, image, width, height, \
@@ -656,7 +670,7 @@ fn ledger_of_an_earlier_program_is_complete_unless_an_archive_was_adopted() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("ledger.db");
         let db = Connection::open(&file).unwrap();
-        let made = super::MIGRATIONS[..5].concat();
+        let made = MIGRATIONS[..5].concat();
         db.execute_batch(&format!(
             "{made} INSERT INTO archive (one, id, settled) VALUES (1, '{id}', {settled}); {and}; PRAGMA user_version = 5;"
         ))
@@ -750,4 +764,21 @@ fn a_page_of_a_long_book_looks_at_a_part_of_it_and_says_where_to_go_on() {
     let unknown = CallFilter { state: Some(CallState::Unknown), limit: 10, ..CallFilter::default() };
     let page = wait(rig.ledger.calls(unknown)).unwrap();
     assert_eq!((page.calls[0].id.0, page.next), (7, None));
+}
+
+#[test]
+fn reports_read_an_index_and_no_call() {
+    let db = Connection::open_in_memory().unwrap();
+    migrate(&db).unwrap();
+    for (sql, parameters, index) in [
+        (usage::PAID, &["2026-11-01", "2026-11-30"][..], "calls_by_day"),
+        (usage::CHARGED, &[], "calls_by_day"),
+        (admin::TOTALS, &[], "calls_totals"),
+    ] {
+        let mut plan = db.prepare(&format!("EXPLAIN QUERY PLAN {}", translated(sql))).unwrap();
+        let parameters = rusqlite::params_from_iter(parameters);
+        let steps = plan.query_map(parameters, |row| row.get::<_, String>("detail")).unwrap();
+        let steps: Vec<String> = steps.collect::<rusqlite::Result<_>>().unwrap();
+        assert!(steps[0].contains(&format!("USING COVERING INDEX {index}")), "{steps:?}");
+    }
 }

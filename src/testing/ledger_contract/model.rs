@@ -12,16 +12,15 @@ use jiff::{Timestamp, ToSpan};
 use proptest::prelude::*;
 
 use super::{
-    Bench, SPOOL_MAX, TurnableClock, answer, picture, record, released, signed_answer, stored, team,
-    unfetchable, unknown, zone,
+    Bench, SPOOL_MAX, TurnableClock, WholeLedger, answer, picture, record, released, signed_answer, stored,
+    team, unfetchable, unknown, zone,
 };
 use crate::base::key::{CacheKey, Digest};
 use crate::base::record::Record;
-use crate::ledger::admin::{Actor, GivenBack, LedgerAdmin, Purge, Settled, Settlement};
+use crate::ledger::admin::{Actor, GivenBack, Purge, Settled, Settlement};
 use crate::ledger::budget::{Budget, BudgetRefusal, Scope, Window};
-use crate::ledger::usage;
 use crate::ledger::{
-    Booking, CallId, CallState, Ledger, LedgerError, Permit, Reservation, Reserved, StateTotal, Won,
+    Booking, CallId, CallState, LedgerError, Permit, Reservation, Reserved, StateTotal, Won, rules,
 };
 
 const TEAMS: [&str; 2] = ["press", "print"];
@@ -123,29 +122,7 @@ fn rivals(key: u32, refresh: bool) -> [Step; 6] {
 
 /// Lives a life on the ledgers that `open` gives: each is the same book, after a crash of the one
 /// before.
-#[allow(dead_code, reason = "for ledgers in which nobody can purge")]
-pub(crate) async fn live<F: Future<Output = Arc<dyn Ledger>>>(
-    life: ([u64; 4], Vec<Step>),
-    clock: TurnableClock,
-    open: impl Fn() -> F,
-) {
-    live_on(life, clock, || async { (open().await, None) }).await;
-}
-
-/// As [`live`], for ledgers in which an operator may purge.
-pub(crate) async fn live_with_admin<F: Future<Output = (Arc<dyn Ledger>, Arc<dyn LedgerAdmin>)>>(
-    life: ([u64; 4], Vec<Step>),
-    clock: TurnableClock,
-    open: impl Fn() -> F,
-) {
-    let open = || async {
-        let (ledger, admin) = open().await;
-        (ledger, Some(admin))
-    };
-    live_on(life, clock, open).await;
-}
-
-async fn live_on<F: Future<Output = (Arc<dyn Ledger>, Option<Arc<dyn LedgerAdmin>>)>>(
+pub(crate) async fn live<F: Future<Output = Arc<dyn WholeLedger>>>(
     (limits, steps): ([u64; 4], Vec<Step>),
     clock: TurnableClock,
     open: impl Fn() -> F,
@@ -166,20 +143,11 @@ async fn live_on<F: Future<Output = (Arc<dyn Ledger>, Option<Arc<dyn LedgerAdmin
             limit(team(TEAMS[1]), Window::Day, 1, false),
         ],
     };
-    let (ledger, mut admin) = open().await;
-    let mut bench = Bench { ledger, clock };
+    let mut bench = Bench { ledger: open().await, clock };
     for step in steps {
         if matches!(step, Step::Crash) {
-            drop((bench.ledger, admin));
-            (bench.ledger, admin) = open().await;
-        }
-        match (&step, &admin) {
-            (Step::Purge { .. } | Step::Settle { .. }, None) => continue,
-            (Step::Purge { key }, Some(admin)) => model.purge(&**admin, picture(*key)).await,
-            (Step::Settle { back, settlement }, Some(admin)) => {
-                model.settle(&**admin, *back, *settlement, bench.clock.now()).await;
-            }
-            _ => {}
+            drop(bench.ledger);
+            bench.ledger = open().await;
         }
         model.take(&bench, &step).await;
         model.compare(&bench, &step).await;
@@ -263,22 +231,24 @@ impl Model {
             }
             Step::Freeze { scope, frozen } => {
                 let scope = [Scope::Global, team(TEAMS[0]), team(TEAMS[1])][scope].clone();
-                bench.ledger.set_frozen(scope.clone(), frozen).await.expect("the ledger can be asked");
+                let by = Actor::loopback();
+                bench.ledger.freeze(scope.clone(), frozen, &by).await.expect("the ledger can be asked");
                 if frozen {
                     self.frozen.insert(scope)
                 } else {
                     self.frozen.remove(&scope)
                 };
             }
-            // Not the ledger's matter alone.
-            Step::Purge { .. } | Step::Settle { .. } => {}
+            Step::Purge { key } => self.purge(bench, picture(key)).await,
+            Step::Settle { back, settlement } => self.settle(bench, back, settlement, now).await,
             Step::Turn { seconds } => bench.clock.turn(seconds),
             Step::Crash => self.recover(bench, now).await,
         }
     }
 
-    async fn purge(&mut self, admin: &dyn LedgerAdmin, wanted: Reservation) {
-        let purge = admin
+    async fn purge(&mut self, bench: &Bench, wanted: Reservation) {
+        let purge = bench
+            .ledger
             .purge(&wanted.namespace, wanted.key, &Actor::loopback())
             .await
             .expect("the ledger can be asked");
@@ -294,11 +264,11 @@ impl Model {
         self.told.push(wanted.key);
     }
 
-    async fn settle(&mut self, admin: &dyn LedgerAdmin, back: usize, settlement: Settlement, now: Timestamp) {
+    async fn settle(&mut self, bench: &Bench, back: usize, settlement: Settlement, now: Timestamp) {
         let Some(row) = self.call(back) else { return };
-        let settled = admin.settle(row.id, settlement, &Actor::loopback()).await;
+        let settled = bench.ledger.settle(row.id, settlement, &Actor::loopback()).await;
         let month = row.reserved_on.strftime("%Y-%m").to_string();
-        let is_closed = usage::is_closed(&month, &date(now).to_string());
+        let is_closed = rules::is_closed(&month, &date(now).to_string());
         let expected = match row.settled {
             Some(before) if before == settlement => Settled::Repeated,
             Some(before) => Settled::Otherwise(before),

@@ -6,12 +6,10 @@ use super::{Book, MemoryLedger, Row};
 use crate::base::archive::ArchiveId;
 use crate::base::key::CacheKey;
 use crate::ledger::admin::{
-    Action, Actor, AuditLine, CallDetail, CallFilter, CallPage, GivenBack, LedgerAdmin, Purge, Settled,
-    Settlement,
+    Action, Actor, AuditLine, CallDetail, CallFilter, CallPage, LedgerAdmin, Purge, Settled, Settlement,
 };
 use crate::ledger::budget::Scope;
-use crate::ledger::usage::is_closed;
-use crate::ledger::{CallId, CallState, LedgerError};
+use crate::ledger::{CallId, CallState, LedgerError, rules};
 
 impl Book {
     fn note(&mut self, at: jiff::Timestamp, by: &Actor, action: Action, subject: String, detail: String) {
@@ -54,6 +52,7 @@ fn detail(row: &Row) -> CallDetail {
 #[async_trait]
 impl LedgerAdmin for MemoryLedger {
     async fn purge(&self, namespace: &str, key: CacheKey, by: &Actor) -> Result<Purge, LedgerError> {
+        self.pass("purge").await?;
         let (now, _) = self.now();
         let mut book = self.change();
         let purge = book.purge(namespace, key);
@@ -87,27 +86,15 @@ impl LedgerAdmin for MemoryLedger {
         let (now, windows) = self.now();
         let mut book = self.change();
         let Some(row) = book.row(id).cloned() else { return Ok(Settled::NoSuchCall) };
-        match row.settled {
-            Some(before) if before == settlement => return Ok(Settled::Repeated),
-            Some(before) => return Ok(Settled::Otherwise(before)),
-            None if row.state != CallState::Unknown => return Ok(Settled::NotUnknown(row.state)),
-            None => {}
-        }
-        let given_back = match settlement {
-            Settlement::Charged => None,
-            Settlement::Free => {
-                book.count(&row, -1);
-                let is_closed = is_closed(&row.month, &windows.day);
-                Some(if is_closed { GivenBack::Adjustment } else { GivenBack::Budgets })
-            }
+        let settling = match rules::settle((row.state, row.settled), settlement, &row.month, &windows) {
+            Ok(settling) => settling,
+            Err(settled) => return Ok(settled),
         };
+        book.count(&row, settling.counted);
         let changed = book.row_mut(id)?;
-        changed.settled = Some(settlement);
-        if settlement == Settlement::Free {
-            changed.state = CallState::Failed;
-        }
+        (changed.settled, changed.state) = (Some(settlement), settling.to);
         book.note(now, by, Action::Settle, id.0.to_string(), settlement.as_str().to_owned());
-        Ok(Settled::Done { given_back })
+        Ok(Settled::Done { given_back: settling.given_back })
     }
 
     async fn unsettled(&self) -> Result<u64, LedgerError> {
@@ -128,6 +115,7 @@ impl LedgerAdmin for MemoryLedger {
     }
 
     async fn calls(&self, filter: CallFilter) -> Result<CallPage, LedgerError> {
+        self.pass("calls").await?;
         let book = self.book();
         let is_wanted = |row: &&Row| {
             filter.before.is_none_or(|before| row.id < before)

@@ -17,11 +17,11 @@ use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
-use crate::ledger::budget::{Budget, Scope, Used};
+use crate::ledger::budget::{Budget, Used};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    Booking, CallId, CallState, Changes, ForeignOpenCall, Ledger, LedgerError, Orphan, Permit, Recovery,
-    Reservation, Reserved, StateTotal,
+    ArchiveIndex, Booking, CallId, CallState, Calls, Changes, ForeignOpenCall, Leases, LedgerError, Orphan,
+    Permit, Queries, Recovery, Reservation, Reserved, SpoolTable, StateTotal,
 };
 use crate::store::{RecordPage, Store, StoreError};
 use crate::testing::memory_ledger::MemoryLedger;
@@ -110,7 +110,7 @@ impl LedgerLine {
 }
 
 #[async_trait]
-impl Ledger for LedgerLine {
+impl Calls for LedgerLine {
     async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError> {
         let namespace = namespace.to_owned();
         self.ask("look_up", move |ledger| {
@@ -124,7 +124,7 @@ impl Ledger for LedgerLine {
         let (world, life, key) = (self.line.world.clone(), self.line.life.clone(), reservation.key);
         let reserved = self
             .ask("reserve", move |ledger| {
-                let reserved = ledger.reserve(&reservation);
+                let reserved = MemoryLedger::reserve(ledger, &reservation);
                 world.was_reserved(&life, &reservation, &reserved, task);
                 Ok(reserved)
             })
@@ -142,7 +142,7 @@ impl Ledger for LedgerLine {
         let (world, life) = (self.line.world.clone(), self.line.life.clone());
         let permit = self
             .ask("mark_sent", move |ledger| {
-                let permit = ledger.mark_sent(id);
+                let permit = MemoryLedger::mark_sent(ledger, id);
                 world.count(match permit {
                     Permit::Granted => "tails let go",
                     Permit::Frozen(_) => "tails held by a freeze",
@@ -168,24 +168,6 @@ impl Ledger for LedgerLine {
         self.book_now(id, booking).await
     }
 
-    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
-        let (world, life, record) = (self.line.world.clone(), self.line.life.clone(), record.clone());
-        self.ask("import_record", move |ledger| {
-            world.note(|| format!("{} import_record {}", life.name(), world.teams.name_of(record.key)));
-            ledger.import_now(&record)
-        })
-        .await
-    }
-
-    async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
-        let (world, life, record) = (self.line.world.clone(), self.line.life.clone(), record.clone());
-        self.ask("lose", move |ledger| {
-            world.note(|| format!("{} lose {}", life.name(), world.teams.name_of(record.key)));
-            ledger.lose_record(&record)
-        })
-        .await
-    }
-
     async fn recover(&self) -> Result<Recovery, LedgerError> {
         let (world, life) = (self.line.world.clone(), self.line.life.clone());
         self.ask("recover", move |ledger| {
@@ -202,7 +184,10 @@ impl Ledger for LedgerLine {
         })
         .await
     }
+}
 
+#[async_trait]
+impl Leases for LedgerLine {
     fn has_leases(&self) -> bool {
         self.ledger.has_leases()
     }
@@ -233,70 +218,10 @@ impl Ledger for LedgerLine {
         })
         .await
     }
+}
 
-    async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {
-        self.ask("changes", move |ledger| Ok(ledger.book().changes(after))).await
-    }
-
-    async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError> {
-        let namespace = namespace.to_owned();
-        self.ask("purged", move |ledger| Ok(ledger.book().purged(&namespace, key))).await
-    }
-
-    async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
-        self.ledger.totals().await
-    }
-
-    async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
-        self.ask("used", move |ledger| Ok(ledger.used_of(budgets))).await
-    }
-
-    async fn set_frozen(&self, scope: Scope, frozen: bool) -> Result<(), LedgerError> {
-        self.ledger.set_frozen(scope, frozen).await
-    }
-
-    async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
-        self.ask("archive", |ledger| Ok(ledger.book().membership.clone())).await
-    }
-
-    async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError> {
-        self.ledger.begin_archive(archive).await
-    }
-
-    async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
-        self.ledger.settle_archive(archive).await
-    }
-
-    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError> {
-        let (world, life) = (self.line.world.clone(), self.line.life.clone());
-        self.ask("note_import", move |ledger| {
-            world.note(|| format!("{} imported: {import:?}", life.name()));
-            let is_complete = import == Import::Complete;
-            world.count(if is_complete { "imports completed" } else { "pages imported" });
-            ledger.note_import(archive, import);
-            if is_complete {
-                world.state().complete_since.entry(life.ledger).or_insert_with(Instant::now);
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
-        let (world, namespace) = (self.line.world.clone(), namespace.to_owned());
-        self.ask("knows_all_of", move |ledger| {
-            let is_planted = world.bug == Some(Bug::IncompleteDecides);
-            let knows_all = is_planted || ledger.book().knows_all_of(&namespace, key);
-            world.count(if knows_all { "absences decided by a ledger" } else { "absences not decided" });
-            Ok(knows_all)
-        })
-        .await
-    }
-
-    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
-        self.ask("orphans", |ledger| Ok(ledger.book().orphans())).await
-    }
-
+#[async_trait]
+impl SpoolTable for LedgerLine {
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError> {
         self.ask("spooled_object", move |ledger| Ok(ledger.book().spooled_object(name))).await
     }
@@ -321,6 +246,89 @@ impl Ledger for LedgerLine {
 
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError> {
         self.ask("spool_usage", |ledger| Ok(ledger.usage())).await
+    }
+}
+
+#[async_trait]
+impl ArchiveIndex for LedgerLine {
+    async fn archive(&self) -> Result<Option<Membership>, LedgerError> {
+        self.ask("archive", |ledger| Ok(ledger.book().membership.clone())).await
+    }
+
+    async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError> {
+        self.ledger.begin_archive(archive).await
+    }
+
+    async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError> {
+        self.ledger.settle_archive(archive).await
+    }
+
+    async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError> {
+        let (world, life) = (self.line.world.clone(), self.line.life.clone());
+        self.ask("note_import", move |ledger| {
+            world.note(|| format!("{} imported: {import:?}", life.name()));
+            let is_complete = import == Import::Complete;
+            world.count(if is_complete { "imports completed" } else { "pages imported" });
+            MemoryLedger::note_import(ledger, archive, import);
+            if is_complete {
+                world.state().complete_since.entry(life.ledger).or_insert_with(Instant::now);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn import_record(&self, record: &Record) -> Result<(), LedgerError> {
+        let (world, life, record) = (self.line.world.clone(), self.line.life.clone(), record.clone());
+        self.ask("import_record", move |ledger| {
+            world.note(|| format!("{} import_record {}", life.name(), world.teams.name_of(record.key)));
+            ledger.import_now(&record)
+        })
+        .await
+    }
+
+    async fn lose(&self, record: &Record) -> Result<(), LedgerError> {
+        let (world, life, record) = (self.line.world.clone(), self.line.life.clone(), record.clone());
+        self.ask("lose", move |ledger| {
+            world.note(|| format!("{} lose {}", life.name(), world.teams.name_of(record.key)));
+            ledger.lose_record(&record)
+        })
+        .await
+    }
+
+    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+        let (world, namespace) = (self.line.world.clone(), namespace.to_owned());
+        self.ask("knows_all_of", move |ledger| {
+            let is_planted = world.bug == Some(Bug::IncompleteDecides);
+            let knows_all = is_planted || ledger.book().knows_all_of(&namespace, key);
+            world.count(if knows_all { "absences decided by a ledger" } else { "absences not decided" });
+            Ok(knows_all)
+        })
+        .await
+    }
+
+    async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {
+        self.ask("orphans", |ledger| Ok(ledger.book().orphans())).await
+    }
+}
+
+#[async_trait]
+impl Queries for LedgerLine {
+    async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError> {
+        self.ask("changes", move |ledger| Ok(ledger.book().changes(after))).await
+    }
+
+    async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError> {
+        let namespace = namespace.to_owned();
+        self.ask("purged", move |ledger| Ok(ledger.book().purged(&namespace, key))).await
+    }
+
+    async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError> {
+        self.ledger.totals().await
+    }
+
+    async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError> {
+        self.ask("used", move |ledger| Ok(ledger.used_of(budgets))).await
     }
 }
 

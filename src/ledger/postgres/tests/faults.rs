@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::pool::{Lock, key_lock};
+use super::super::lock::key_lock;
 use super::*;
+use crate::ledger::admin::Actor;
 use crate::ledger::budget::Scope;
+use crate::ledger::sql::Lock;
 use crate::ledger::{Booking, CallId, LedgerError, Reservation, Reserved};
 use crate::testing::ledger_contract::{Bench, answer, picture, record, stored};
 
@@ -132,7 +134,7 @@ fn a_process_that_stands_still_in_a_transaction_stops_the_others_for_seconds_onl
             .write(&[Lock::Freeze.exclusive()], move |tx| {
                 let holds = holds.clone();
                 async move {
-                    tx.rows("UPDATE granary.spent SET credits = credits", &[]).await?;
+                    tx.query("UPDATE granary.spent SET credits = credits", &[]).await?;
                     let _ = holds.send(());
                     // As under SIGSTOP: not one of its timers runs.
                     std::thread::sleep(PATIENCE * 4);
@@ -262,7 +264,7 @@ async fn whoever_needs_a_lock_waits_for_who_has_it() {
     // A freeze waits for all who spend, and who wants to spend for a freeze.
     let freezing = {
         let ledger = ledger();
-        async move { ledger.set_frozen(Scope::Global, false).await }
+        async move { ledger.freeze(Scope::Global, false, &Actor::loopback()).await }
     };
     waits_for("a freeze", &server, Lock::Freeze.shared(), freezing).await.unwrap();
     let sending = {

@@ -1,13 +1,14 @@
 //! What operators do: several of them at once, beside who spends; an audit that nobody can shorten,
 //! and no change without its line.
 
-use super::super::pool::{Lock, key_lock};
+use super::super::lock::key_lock;
 use super::super::schema::MIGRATIONS;
 use super::faults::waits_for;
 use super::*;
 use crate::base::archive::{ArchiveId, Import};
 use crate::ledger::admin::{Actor, CallFilter, GivenBack, Purge, Settled, Settlement};
 use crate::ledger::budget::Scope;
+use crate::ledger::sql::Lock;
 use crate::ledger::{CallId, CallState, LedgerError};
 use crate::testing::ledger_contract::{Bench, all_at_once, answer, picture};
 

@@ -24,8 +24,7 @@ fn findings(now: &str) -> Findings {
     *web.calls_mut(CallState::Refused) += Count { number: 4, credits: 12 };
     *web.served_mut(SavingCause::HitMemory, Payer::Own) += Count { number: 5, credits: 15 };
     *web.served_mut(SavingCause::HashFirst, Payer::Other) += Count { number: 1, credits: 3 };
-    let mut gone = Figures::default();
-    gone.adjusted = -3;
+    let gone = Figures { adjusted: -3, ..Figures::default() };
     let month = vec![
         day("2026-11-02", "web", web),
         day("2026-11-03", "old", gone),

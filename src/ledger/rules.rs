@@ -1,0 +1,336 @@
+//! The rules about money: what a ledger decides from what it has read of a key, a call and its windows.
+//!
+//! Pure functions: no SQL, no clock. Every ledger reads, asks here, and writes what it is told, so a
+//! rule is changed in one line and holds for all of them.
+
+#[cfg(test)]
+mod tests;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+
+use super::admin::{GivenBack, Purge, Settled, Settlement};
+use super::budget::{self, BudgetRefusal, Scope, Windows};
+use super::usage::Charged;
+use super::{Booking, CallId, CallState, ForeignOpenCall, LedgerError, Permit, Reservation, Reserved};
+use crate::base::record::Record;
+
+/// The generations of a key, of rows that hold it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Generations {
+    /// The newest `stored` one.
+    pub(crate) stored: Option<u64>,
+    /// The newest that was ever stored: `stored` or `lost`.
+    pub(crate) kept: Option<u64>,
+    /// What is stored up to here counts as absent.
+    pub(crate) purged: Option<u64>,
+}
+
+impl Generations {
+    /// Returns true when a stored result counts as present.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.stored > self.purged
+    }
+
+    /// The generation of the next call: higher than all before, so that its record may replace theirs.
+    pub(crate) fn next(&self) -> u64 {
+        self.kept.max(self.purged).map_or(0, |last| last + 1)
+    }
+
+    /// Purges the key. A record of a lost result may be left in the store; it is purged too.
+    pub(crate) fn purge(&self) -> Purge {
+        match (self.is_stored(), self.kept.max(self.stored), self.purged) {
+            (true, Some(generation), _) => Purge::Done { generation },
+            (_, _, Some(generation)) => Purge::Repeated { generation },
+            _ => Purge::Nothing,
+        }
+    }
+}
+
+/// What a ledger has read of a key, at one instant.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct KeyStanding {
+    /// A `reserved`, `sent` or `answered` row that holds the key.
+    pub(crate) open: Option<CallId>,
+    pub(crate) generations: Generations,
+    /// When its `unknown` and `unfetchable` calls ended, in any order.
+    pub(crate) unknown_outcome_times: Vec<Timestamp>,
+    /// The first freeze that concerns the team.
+    pub(crate) frozen: Option<Scope>,
+}
+
+/// What [`decide`] has decided; budgets and spool room are checked after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Buy, as this generation.
+    Buy(u64),
+    /// The stored result is the answer.
+    Stored,
+    No(Reserved),
+}
+
+/// Decides who may buy a key. The order is that of the reasons a client is given.
+pub(crate) fn decide(standing: KeyStanding, wanted: &Reservation, now: Timestamp) -> Decision {
+    let KeyStanding { open, generations, mut unknown_outcome_times, frozen } = standing;
+    unknown_outcome_times.sort_unstable();
+    if let Some(id) = open {
+        return Decision::No(Reserved::Held(id));
+    }
+    if !wanted.refresh && generations.is_stored() {
+        return Decision::Stored;
+    }
+    if let Some(until) = budget::rests_until(&unknown_outcome_times, now) {
+        return Decision::No(Reserved::Resting { until, wait: budget::until(until, now) });
+    }
+    match frozen {
+        Some(scope) => Decision::No(Reserved::Frozen(scope)),
+        None => Decision::Buy(generations.next()),
+    }
+}
+
+/// The freeze that concerns a team: that of everyone before its own.
+pub(crate) fn frozen(team: &str, is_frozen: impl Fn(&str) -> bool) -> Option<Scope> {
+    let scopes = [Scope::Global, Scope::Team(team.to_owned())];
+    scopes.into_iter().find(|scope| is_frozen(&scope.to_string()))
+}
+
+/// The first enforced budget that does not have the credits. `used` is what each of
+/// [`Reservation::enforced`] has used without this call.
+pub(crate) fn over_budget(
+    wanted: &Reservation,
+    used: &[u64],
+    now: Timestamp,
+    windows: &Windows,
+) -> Option<BudgetRefusal> {
+    let short = wanted.enforced().zip(used);
+    let (budget, _) =
+        short.into_iter().find(|(budget, used)| used.saturating_add(wanted.credits) > budget.limit)?;
+    let resets_at = windows.of(budget.window).1;
+    Some(BudgetRefusal { budget: budget.clone(), resets_at, resets_in: budget::until(resets_at, now) })
+}
+
+/// Refuses a result that does not fit into the spool beside what is used of it.
+///
+/// # Errors
+/// [`LedgerError::SpoolFull`].
+pub(crate) fn fits(wanted: u64, used: u64, max: u64) -> Result<(), LedgerError> {
+    if used.saturating_add(wanted) > max {
+        return Err(LedgerError::SpoolFull { wanted, used, max });
+    }
+    Ok(())
+}
+
+/// The room that [`Calls::keep_room`](super::Calls::keep_room) asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Bytes for each open call.
+    pub(crate) each: u64,
+    /// Bytes that may wait.
+    pub(crate) max: u64,
+}
+
+/// Refuses a call whose result the spool could not take beside those of all other open calls.
+///
+/// # Errors
+/// [`LedgerError::SpoolFull`].
+pub(crate) fn has_room(room: Room, spooled: u64, other_open_calls: u64) -> Result<(), LedgerError> {
+    fits(room.each, spooled.saturating_add(other_open_calls.saturating_mul(room.each)), room.max)
+}
+
+/// The last gate before money is spent.
+pub(crate) fn permit(state: CallState, is_ours: bool, frozen: Option<Scope>) -> Permit {
+    if state != CallState::Reserved || !is_ours {
+        return Permit::Lost;
+    }
+    frozen.map_or(Permit::Granted, Permit::Frozen)
+}
+
+/// By how many times its credits the counters of a call change.
+fn counted(from: CallState, to: CallState) -> i64 {
+    i64::from(to.counts_credits()) - i64::from(from.counts_credits())
+}
+
+/// What a booking changes in a call and around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) to: CallState,
+    /// Another row keeps the key; `None` leaves that as it is.
+    pub(crate) late: Option<bool>,
+    /// By how many times the call's credits its four counters change.
+    pub(crate) counted: i64,
+    /// Its credits count as refused on its day.
+    pub(crate) counts_refused: bool,
+    /// Answers of an earlier generation may be in the memory of other processes.
+    pub(crate) is_told: bool,
+}
+
+/// Applies a booking to a call in state `from`; `None` when it is booked already. `held_by_another`:
+/// another row of its generation holds the key, as after a late answer. Who owns the call does not
+/// matter: an answer is booked whoever has taken the call over.
+///
+/// # Errors
+/// [`LedgerError::Contradiction`].
+pub(crate) fn apply(
+    (id, from): (CallId, CallState),
+    booking: &Booking,
+    held_by_another: bool,
+) -> Result<Option<Change>, LedgerError> {
+    let to = booking.state();
+    if from == to {
+        return Ok(None);
+    }
+    if !booking.may_follow(from) {
+        return Err(LedgerError::Contradiction {
+            id: id.0,
+            state: from.as_str().to_owned(),
+            wanted: to.as_str(),
+        });
+    }
+    let late = match booking {
+        // From `unknown` another call may have taken the key meanwhile; it keeps it.
+        Booking::Answered { .. } | Booking::Spooled { .. } => Some(held_by_another),
+        // A late row gets its key back when whoever had taken it has let it go.
+        Booking::Stored { holds_key, .. } => Some(!holds_key || held_by_another),
+        _ => None,
+    };
+    let is_told = match booking {
+        Booking::Stored { record, .. } | Booking::Spooled { record, .. } => is_told(record),
+        _ => false,
+    };
+    let counts_refused = matches!(booking, Booking::Refused { for_order: true, .. });
+    Ok(Some(Change { to, late, counted: counted(from, to), counts_refused, is_told }))
+}
+
+/// Returns true when a result replaces what other processes may have in memory.
+pub(crate) fn is_told(record: &Record) -> bool {
+    record.generation > 0
+}
+
+/// What is done with an open call whose owner is dead or silent.
+#[derive(Clone, Debug)]
+pub(crate) enum Abandoned {
+    Book(Booking),
+    /// Its result is paid for, and fetched by whoever takes it over.
+    Finish,
+    Nothing,
+}
+
+/// Settles a call whose owner is dead or silent.
+pub(crate) fn abandon(state: CallState, reason: &str) -> Abandoned {
+    let reason = reason.to_owned();
+    match state {
+        CallState::Reserved => Abandoned::Book(Booking::Released { reason }),
+        CallState::Sent => Abandoned::Book(Booking::Unknown { reason }),
+        CallState::Answered => Abandoned::Finish,
+        _ => Abandoned::Nothing,
+    }
+}
+
+/// Returns true when a call has not moved since it was seen: its owner may be taken for dead.
+pub(crate) fn is_silent(seen: &ForeignOpenCall, state: CallState, heartbeat: u64) -> bool {
+    state.is_open() && (seen.state, seen.heartbeat) == (state, heartbeat)
+}
+
+/// What a ledger has read about a record of the store.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ImportStanding {
+    pub(crate) purged: Option<u64>,
+    /// A row of the same purchase, by the upstream's ids.
+    pub(crate) has_purchase: bool,
+    /// A `lost` row of the same generation and digest.
+    pub(crate) is_lost: bool,
+    /// The newest call whose owner died and that may have made the record.
+    pub(crate) orphan: Option<CallId>,
+}
+
+/// What becomes of a record of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Imported {
+    /// The call that made it is `stored` now.
+    Settles(CallId),
+    /// A row of its own, which costs nothing, unless another row holds the key.
+    Added,
+    Ignored,
+}
+
+/// Decides whether a record of the store is made known to the ledger.
+pub(crate) fn import(generation: u64, standing: ImportStanding) -> Imported {
+    let ImportStanding { purged, has_purchase, is_lost, orphan } = standing;
+    match orphan {
+        _ if Some(generation) <= purged => Imported::Ignored,
+        Some(id) if !has_purchase => Imported::Settles(id),
+        _ if is_lost => Imported::Ignored,
+        _ => Imported::Added,
+    }
+}
+
+/// Returns true for records of one purchase: a write before a crash may have set another time.
+pub(crate) fn is_same_purchase(ours: &Record, standing: &Record) -> bool {
+    *standing == Record { stored_at: standing.stored_at, ..ours.clone() }
+}
+
+/// Returns true when the month of a call, such as `2026-11`, is closed on a day, such as `2026-12-02`.
+/// Once it is, it stays so.
+pub(crate) fn is_closed(month: &str, today: &str) -> bool {
+    let first = format!("{month}-01").parse().ok();
+    let first_of_next = first.and_then(|first: Date| first.last_of_month().tomorrow().ok());
+    first_of_next.is_some_and(|first_of_next| today.parse().is_ok_and(|today: Date| today > first_of_next))
+}
+
+/// By how many times its credits a change of a call adjusts today's spending; `None` when its month is
+/// open, or nothing has changed.
+pub(crate) fn adjustment(month: &str, from: CallState, to: CallState, today: &Windows) -> Option<i64> {
+    (from != to && is_closed(month, &today.day)).then(|| counted(from, to))
+}
+
+/// The day on which something counts that was served on `day` and is booked today.
+pub(crate) fn served_on(day: Date, today: &Windows) -> String {
+    let day = day.to_string();
+    match day.get(..7) {
+        Some(month) if is_closed(month, &today.day) => today.day.clone(),
+        _ => day,
+    }
+}
+
+/// What an operator's word changes in a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Settling {
+    pub(crate) to: CallState,
+    pub(crate) counted: i64,
+    pub(crate) given_back: Option<GivenBack>,
+}
+
+/// Settles an `unknown` call: the upstream has charged it, or it counts as failed and its credits are
+/// given back.
+///
+/// # Errors
+/// What is answered when nothing changes.
+pub(crate) fn settle(
+    (state, settled): (CallState, Option<Settlement>),
+    settlement: Settlement,
+    month: &str,
+    today: &Windows,
+) -> Result<Settling, Settled> {
+    match settled {
+        Some(before) if before == settlement => return Err(Settled::Repeated),
+        Some(before) => return Err(Settled::Otherwise(before)),
+        None if state != CallState::Unknown => return Err(Settled::NotUnknown(state)),
+        None => {}
+    }
+    let (to, given_back) = match settlement {
+        Settlement::Charged => (state, None),
+        Settlement::Free if is_closed(month, &today.day) => (CallState::Failed, Some(GivenBack::Adjustment)),
+        Settlement::Free => (CallState::Failed, Some(GivenBack::Budgets)),
+    };
+    Ok(Settling { to, counted: counted(state, to), given_back })
+}
+
+/// Adds credits of calls in a state to what the upstream may have charged.
+pub(crate) fn charge(charged: &mut Charged, state: CallState, credits: u64) {
+    match state {
+        CallState::Reserved | CallState::Released | CallState::Refused | CallState::Failed => {}
+        CallState::Sent => charged.open += credits,
+        CallState::Answered | CallState::Stored | CallState::Unknown => charged.booked += credits,
+        CallState::Unfetchable | CallState::Lost => charged.booked += credits,
+    }
+}

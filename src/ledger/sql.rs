@@ -1,0 +1,297 @@
+//! What both databases do alike: the statements, written once in PostgreSQL's words and run by whatever
+//! is a [`Query`]. SQLite's translates them.
+//!
+//! Reserving, leases and locks stay with each database.
+
+pub(super) mod admin;
+pub(super) mod archive;
+pub(super) mod book;
+pub(super) mod counters;
+mod handles;
+pub(super) mod import;
+pub(super) mod spool;
+pub(super) mod standing;
+pub(super) mod usage;
+
+use std::future::Future;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+
+pub(super) use self::handles::sql_ledger;
+use super::admin::Settlement;
+use super::budget::Windows;
+use super::usage::Payer;
+use super::{CallId, CallState, LedgerError};
+use crate::base::archive::ArchiveId;
+use crate::base::key::{CacheKey, Digest};
+use crate::base::outcome::SavingCause;
+use crate::base::record::Record;
+use crate::base::secret::Secret;
+
+/// Who keeps a ledger, and how.
+#[derive(Clone)]
+pub(super) struct Keeper {
+    /// A process among several; empty where there is one.
+    pub(super) owner: String,
+    /// Bytes that may wait in the spool.
+    pub(super) spool_max: u64,
+    /// Where days begin.
+    pub(super) zone: TimeZone,
+}
+
+/// The locks that transactions take where several write.
+///
+/// Whoever takes several things takes them in this order, so that no two wait for each other: `Freeze`,
+/// a key, the call's row, its place in the unique index, the counters, `Spool`, `Changes`, `Audit`.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lock {
+    /// Shared by whoever wants to spend; alone: whoever stops spending.
+    Freeze,
+    /// What may still be put into the spool.
+    Spool,
+    /// The feed of changes.
+    Changes,
+    /// The tables themselves.
+    Layout,
+    /// The order of the audit's lines.
+    Audit,
+}
+
+/// A transaction under way, or a connection to ask on.
+pub(super) trait Query {
+    type Error: From<LedgerError>;
+    /// The reason of calls whose owner died. It is searched for, so it does not change.
+    const OWNER_DIED: &'static str;
+    /// Set with each change of a call's state or owner.
+    const TOUCH: &'static str;
+    /// Whether a call is this process's, with its name as `$2`.
+    const IS_OURS: &'static str;
+    /// Sets the owner of a call to `$6`.
+    const OWN: &'static str;
+    /// The owner's column, and its name as `$12`, of a new call.
+    const OWNER: [&'static str; 2];
+    /// Tells that what was read under `$2` in `$1` is out of date.
+    const TELL: &'static str;
+    /// The clock of the database, in microseconds since 1970.
+    const NOW: &'static str;
+
+    fn keeper(&self) -> &Keeper;
+    /// When the transaction began; nothing outside of one.
+    fn now(&self) -> Timestamp;
+    /// The ledger's clock when the database shows so many microseconds.
+    fn instant(&self, micros: i64) -> Timestamp;
+    fn rows(&self, sql: &str, values: &[Value<'_>]) -> impl Future<Output = Result<Vec<Row>, Self::Error>>;
+    fn execute(&self, sql: &str, values: &[Value<'_>]) -> impl Future<Output = Result<u64, Self::Error>>;
+    /// Waits for a lock, which goes with the transaction.
+    fn lock(&self, lock: Lock) -> impl Future<Output = Result<(), Self::Error>>;
+    /// Held by whoever decides who buys a key.
+    fn lock_key(&self, key: &CacheKey) -> impl Future<Output = Result<(), Self::Error>>;
+    /// Keeps the text of an answer, which may name a signed URL.
+    fn keep_answer(&self, id: CallId, text: &Secret) -> impl Future<Output = Result<(), Self::Error>>;
+    /// Erases it where the row's own columns are not all there is of it.
+    fn erase_answer(&self, id: CallId) -> impl Future<Output = Result<(), Self::Error>>;
+
+    fn today(&self) -> Windows {
+        Windows::at(self.now(), &self.keeper().zone)
+    }
+
+    async fn row(&self, sql: &str, values: &[Value<'_>]) -> Result<Option<Row>, Self::Error> {
+        Ok(self.rows(sql, values).await?.into_iter().next())
+    }
+
+    /// A row that cannot be missing.
+    async fn one(&self, sql: &str, values: &[Value<'_>]) -> Result<Row, Self::Error> {
+        Ok(self.row(sql, values).await?.ok_or_else(|| damaged("a row that is always there"))?)
+    }
+}
+
+/// Something is not in the database as this program writes it.
+pub(super) fn damaged(what: &str) -> LedgerError {
+    LedgerError::Unavailable(format!("the database does not give {what} as it was written"))
+}
+
+pub(super) fn missing(id: CallId) -> LedgerError {
+    LedgerError::Unavailable(format!("the ledger has no call {}", id.0))
+}
+
+/// A number as a database takes it.
+pub(super) fn int(number: u64) -> Result<i64, LedgerError> {
+    let too_large = |_| LedgerError::Unavailable(format!("{number} is more than a ledger can count"));
+    i64::try_from(number).map_err(too_large)
+}
+
+/// What is given to a statement.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Value<'v> {
+    Int(i64),
+    Flag(bool),
+    Text(Option<&'v str>),
+    Bytes(&'v [u8]),
+}
+
+macro_rules! value_from {
+    ($($from:ty, $value:pat => $into:expr;)*) => { $(
+        impl<'v> From<$from> for Value<'v> {
+            fn from($value: $from) -> Self {
+                $into
+            }
+        }
+    )* };
+}
+value_from! {
+    i64, number => Self::Int(number);
+    u32, number => Self::Int(number.into());
+    bool, flag => Self::Flag(flag);
+    CallId, id => Self::Int(id.0);
+    &'v str, text => Self::Text(Some(text));
+    &'v String, text => Self::Text(Some(text));
+    Option<&'v str>, text => Self::Text(text);
+    CallState, state => Self::Text(Some(state.as_str()));
+    &'v [u8], bytes => Self::Bytes(bytes);
+    &'v CacheKey, key => Self::Bytes(key.as_bytes());
+    &'v Digest, digest => Self::Bytes(digest.as_bytes());
+}
+
+/// The values of a statement, in the order of `$1`, `$2` and so on.
+macro_rules! values {
+    ($($value:expr),* $(,)?) => { &[$($crate::ledger::sql::Value::from($value)),*] };
+}
+pub(super) use values;
+
+/// What stands in a column of a row.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Cell {
+    Null,
+    Int(i64),
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+/// A row that was read.
+pub(super) struct Row {
+    pub(super) columns: Arc<[String]>,
+    pub(super) cells: Vec<Cell>,
+}
+
+impl Row {
+    /// # Errors
+    /// [`LedgerError::Unavailable`] when there is no such column, or something else stands in it.
+    pub(super) fn get<T: FromCell>(&self, column: &str) -> Result<T, LedgerError> {
+        let cell = self.columns.iter().position(|name| name == column).and_then(|at| self.cells.get(at));
+        cell.and_then(T::from_cell).ok_or_else(|| damaged(column))
+    }
+}
+
+/// Reads fields from the columns of their names, and gives others their values.
+macro_rules! read {
+    ($row:expr => $into:ident { $($field:ident),* $(; $($other:ident: $value:expr),*)? $(,)? }) => {
+        $into { $($field: $row.get(stringify!($field))?,)* $($($other: $value),*)? }
+    };
+}
+use read;
+
+/// What can be read from a [`Cell`].
+pub(super) trait FromCell: Sized {
+    fn from_cell(cell: &Cell) -> Option<Self>;
+}
+
+impl<T: FromCell> FromCell for Option<T> {
+    fn from_cell(cell: &Cell) -> Option<Self> {
+        if *cell == Cell::Null { Some(None) } else { T::from_cell(cell).map(Some) }
+    }
+}
+
+fn text(cell: &Cell) -> Option<&str> {
+    if let Cell::Text(text) = cell { Some(text) } else { None }
+}
+
+fn number<T: TryFrom<i64>>(cell: &Cell) -> Option<T> {
+    if let Cell::Int(number) = cell { T::try_from(*number).ok() } else { None }
+}
+
+fn bytes(cell: &Cell) -> Option<&[u8]> {
+    if let Cell::Bytes(bytes) = cell { Some(bytes) } else { None }
+}
+
+fn parsed<T: FromStr>(cell: &Cell) -> Option<T> {
+    text(cell)?.parse().ok()
+}
+
+/// The one of `all` whose word stands there.
+fn word<T: Copy>(cell: &Cell, all: &[T], as_str: impl Fn(T) -> &'static str) -> Option<T> {
+    let found = text(cell)?;
+    all.iter().copied().find(|one| as_str(*one) == found)
+}
+
+macro_rules! from_cell {
+    ($($into:ty: $cell:ident => $value:expr;)*) => { $(
+        impl FromCell for $into {
+            fn from_cell($cell: &Cell) -> Option<Self> {
+                $value
+            }
+        }
+    )* };
+}
+from_cell! {
+    i64: cell => number(cell);
+    u64: cell => number(cell);
+    u32: cell => number(cell);
+    bool: cell => number::<i64>(cell).map(|flag| flag != 0);
+    CallId: cell => number(cell).map(CallId);
+    String: cell => parsed(cell);
+    Timestamp: cell => parsed(cell);
+    Date: cell => parsed(cell);
+    ArchiveId: cell => parsed(cell);
+    Vec<u8>: cell => bytes(cell).map(<[u8]>::to_vec);
+    CacheKey: cell => bytes(cell)?.try_into().ok().map(CacheKey::from_bytes);
+    Digest: cell => bytes(cell)?.try_into().ok().map(Digest::from_bytes);
+    CallState: cell => word(cell, &CallState::ALL, CallState::as_str);
+    SavingCause: cell => word(cell, &SavingCause::ALL, SavingCause::as_str);
+    Payer: cell => word(cell, &Payer::ALL, Payer::as_str);
+    Settlement: cell => Settlement::of_word(text(cell)?);
+}
+
+/// The columns [`record`] reads, of a row called `c`.
+const RECORD: &str = "c.namespace, c.key, c.generation, c.answer, c.digest, c.extension, c.bytes, c.team, \
+                      c.credits, c.ended_at, c.request_id, c.log_id, c.image, c.width, c.height";
+
+fn record(row: &Row) -> Result<Record, LedgerError> {
+    Ok(read!(row => Record {
+        namespace, key, generation, answer, digest, extension, bytes, team, credits, image, width, height;
+        version: Record::VERSION,
+        stored_at: row.get("ended_at")?,
+        upstream_request_id: row.get("request_id")?,
+        upstream_log_id: row.get("log_id")?,
+    }))
+}
+
+/// Reads each row.
+fn each<T>(rows: &[Row], read: impl Fn(&Row) -> Result<T, LedgerError>) -> Result<Vec<T>, LedgerError> {
+    rows.iter().map(read).collect()
+}
+
+/// `$1, $2`: places for so many values behind `before` others.
+fn places(before: usize, number: usize) -> String {
+    let places: Vec<String> = (before + 1..=before + number).map(|place| format!("${place}")).collect();
+    places.join(", ")
+}
+
+/// The newest stored result of a key.
+pub(super) async fn stored<Q: Query>(
+    q: &Q,
+    namespace: &str,
+    key: CacheKey,
+) -> Result<Option<Record>, Q::Error> {
+    let sql = format!(
+        "SELECT {RECORD} FROM granary.calls c WHERE namespace = $1 AND key = $2 AND state = 'stored' AND NOT late \
+         AND generation > coalesce((SELECT p.generation FROM granary.purged p \
+                                    WHERE p.namespace = $1 AND p.key = $2), -1) \
+         ORDER BY generation DESC LIMIT 1"
+    );
+    let row = q.row(&sql, values![namespace, &key]).await?;
+    Ok(row.as_ref().map(record).transpose()?)
+}

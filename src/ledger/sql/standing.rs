@@ -1,0 +1,79 @@
+//! What the book says of a key, and the row of a new call: the two ends of every reservation.
+
+use jiff::Timestamp;
+
+use super::{Query, Row, int, read, values};
+use crate::base::key::CacheKey;
+use crate::ledger::budget::{Scope, Windows};
+use crate::ledger::rules::{self, Generations, KeyStanding};
+use crate::ledger::{CallId, LedgerError, Reservation};
+
+/// The columns [`generations`] reads, of the key `$2` in the namespace `$1`.
+const GENERATIONS: &str = "(SELECT max(generation) FROM granary.calls WHERE namespace = $1 AND key = $2 \
+                            AND state = 'stored' AND NOT late) AS stored, \
+                           (SELECT max(generation) FROM granary.calls WHERE namespace = $1 AND key = $2 \
+                            AND state IN ('stored', 'lost') AND NOT late) AS kept, \
+                           (SELECT generation FROM granary.purged WHERE namespace = $1 AND key = $2) AS purged";
+
+fn read_generations(row: &Row) -> Result<Generations, LedgerError> {
+    Ok(read!(row => Generations { stored, kept, purged }))
+}
+
+pub(super) async fn generations<Q: Query>(
+    q: &Q,
+    namespace: &str,
+    key: CacheKey,
+) -> Result<Generations, Q::Error> {
+    let row = q.one(&format!("SELECT {GENERATIONS}"), values![namespace, &key]).await?;
+    Ok(read_generations(&row)?)
+}
+
+/// What stands of a key in one statement, and so at one instant, which it returns too.
+pub(crate) async fn of_key<Q: Query>(
+    q: &Q,
+    wanted: &Reservation,
+) -> Result<(KeyStanding, Timestamp), Q::Error> {
+    let sql = format!(
+        "SELECT (SELECT id FROM granary.calls WHERE namespace = $1 AND key = $2 AND NOT late \
+                 AND state IN ('reserved', 'sent', 'answered') LIMIT 1) AS open, {GENERATIONS}, \
+                (SELECT string_agg(ended_at, ' ') FROM granary.calls WHERE namespace = $1 AND key = $2 \
+                 AND state IN ('unknown', 'unfetchable')) AS unknown_outcomes, \
+                (SELECT string_agg(scope, ' ') FROM granary.frozen WHERE scope = $3) AS everyone, \
+                (SELECT string_agg(scope, ' ') FROM granary.frozen WHERE scope = $4) AS team, {} AS now",
+        Q::NOW
+    );
+    let (global, team) = (Scope::Global.to_string(), Scope::Team(wanted.team.clone()).to_string());
+    let row = q.one(&sql, values![&wanted.namespace, &wanted.key, &global, &team]).await?;
+    let frozen: [Option<String>; 2] = [row.get("everyone")?, row.get("team")?];
+    let ended: Option<String> = row.get("unknown_outcomes")?;
+    let ended = ended.iter().flat_map(|times| times.split(' ')).map(str::parse);
+    let standing = KeyStanding {
+        open: row.get("open")?,
+        generations: read_generations(&row)?,
+        unknown_outcome_times: ended.collect::<Result<_, _>>().map_err(|_| super::damaged("ended_at"))?,
+        frozen: rules::frozen(&wanted.team, |scope| frozen.iter().flatten().any(|found| found == scope)),
+    };
+    Ok((standing, q.instant(row.get("now")?)))
+}
+
+/// Makes the row of a new call; `None` when another one has the key.
+pub(crate) async fn insert<Q: Query>(
+    q: &Q,
+    wanted: &Reservation,
+    generation: u64,
+    windows: &Windows,
+    now: Timestamp,
+) -> Result<Option<CallId>, Q::Error> {
+    let [column, owner] = Q::OWNER;
+    let sql = format!(
+        "INSERT INTO granary.calls (namespace, key, generation, state, team, credits, day, month, image, width, \
+         height, reserved_at{column}) VALUES ($1, $2, $3, 'reserved', $4, $5, $6, $7, $8, $9, $10, $11{owner}) \
+         ON CONFLICT DO NOTHING RETURNING id"
+    );
+    let reserved_at = now.to_string();
+    let values = values! {
+        &wanted.namespace, &wanted.key, int(generation)?, &wanted.team, int(wanted.credits)?, &windows.day,
+        &windows.month, &wanted.image, wanted.width, wanted.height, &reserved_at, &q.keeper().owner
+    };
+    Ok(q.row(&sql, values).await?.map(|row| row.get("id")).transpose()?)
+}
