@@ -59,6 +59,7 @@ enum Verb {
     Settle(operator::SettleArguments),
     /// Stop spending at once; hits go on
     Freeze(operator::SpendingArguments),
+    /// Resume spending
     Thaw(operator::SpendingArguments),
     /// Tokens, with which teams call
     #[command(subcommand)]

@@ -150,7 +150,7 @@ impl Record {
             && self.generation <= MAX_GENERATION
             && side.contains(&self.width)
             && side.contains(&self.height)
-            && SANE_YEARS.contains(&self.stored_at.to_zoned(TimeZone::UTC).year())
+            && SANE_YEARS.contains(&self.stored_at.to_zoned_datetime(TimeZone::UTC).year())
             && self.team.len() <= 64
     }
 }

@@ -211,8 +211,8 @@ impl Counts {
         {
             return today.date;
         }
-        let date = now.to_zoned(zone.clone()).date();
-        let tomorrow = date.tomorrow().and_then(|date| date.to_zoned(zone.clone()));
+        let date = now.to_zoned_datetime(zone.clone()).date();
+        let tomorrow = date.tomorrow().and_then(|date| date.to_zoned_datetime(zone.clone()));
         let ends = tomorrow.map_or(Timestamp::MAX, |tomorrow| tomorrow.timestamp());
         self.today = Some(Today { date, looked_at: now, ends });
         date

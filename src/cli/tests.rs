@@ -415,3 +415,18 @@ fn libraries_never_say_more_than_warnings() {
     check(LogLevel::Warn, &["ours at error", "theirs at warn"]);
     check(LogLevel::Error, &["ours at error"]);
 }
+
+#[test]
+fn each_verb_and_each_argument_has_help_of_its_own() {
+    use clap::CommandFactory;
+    let shared = "Where the running Granary is; every verb of this kind takes it";
+    let mut verbs: Vec<clap::Command> = Arguments::command().get_subcommands().cloned().collect();
+    while let Some(verb) = verbs.pop() {
+        let about = verb.get_about().unwrap_or_else(|| panic!("{} has no help", verb.get_name())).to_string();
+        assert_ne!(about, shared, "{}", verb.get_name());
+        for argument in verb.get_arguments().filter(|argument| !argument.is_hide_set()) {
+            assert!(argument.get_help().is_some(), "{} {}", verb.get_name(), argument.get_id());
+        }
+        verbs.extend(verb.get_subcommands().cloned());
+    }
+}

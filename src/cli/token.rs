@@ -12,6 +12,7 @@ use crate::teams::{LOCAL_TEAM, Token, is_team_name};
 pub(super) enum TokenVerb {
     /// Make a token for a team: the token on standard output, the line to paste on standard error
     New {
+        /// The team's name
         #[arg(value_parser = team_name)]
         team: String,
         /// When it stops working: a date (2027-01-31, at its beginning in UTC), a moment
@@ -59,7 +60,8 @@ fn expiry(text: &str, now: Timestamp) -> Result<Timestamp, String> {
         Some(moment) => moment,
         None => {
             let span: Span = text.parse().map_err(|_| wrong())?;
-            let then = now.to_zoned(TimeZone::UTC).checked_add(span).map_err(|_| wrong())?.timestamp();
+            let then =
+                now.to_zoned_datetime(TimeZone::UTC).checked_add(span).map_err(|_| wrong())?.timestamp();
             then.round(Unit::Second).map_err(|_| wrong())?
         }
     };

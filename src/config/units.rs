@@ -108,7 +108,7 @@ pub fn parse_moment(text: &str) -> Option<Timestamp> {
         return Some(moment);
     }
     let date: jiff::civil::Date = text.parse().ok().filter(|_| text.len() == "2027-01-31".len())?;
-    date.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+    date.to_zoned_datetime(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
 }
 
 impl Setting for Timestamp {

@@ -21,6 +21,7 @@ use crate::base::record::Record;
 use crate::cache::FillToken;
 use crate::error::GatewayError;
 use crate::ledger::LedgerError;
+use crate::ledger::guard::{Mismatch, Standing};
 use crate::metrics::{CacheTier, Look, Stage, Stages};
 use crate::store::{StoreBudget, StoreError};
 
@@ -140,8 +141,17 @@ impl Gateway {
     async fn is_still_there(&self, record: &Record) -> Result<bool, GatewayError> {
         let Some(object) = record.object() else { return Ok(false) };
         let is_there = timeout(HIT_PATIENCE, self.parts.store.has_object(object)).await;
-        if !matches!(is_there, Ok(Ok(false))) {
-            return Ok(true);
+        match (is_there, self.parts.guard.standing()) {
+            (Ok(Ok(false)), _) => {}
+            // The ledger's results are in another store, so this one has no URL for them.
+            (
+                Ok(Err(_)) | Err(_),
+                Standing::Closed(Mismatch::StoreUnmarked { .. } | Mismatch::Different { .. }),
+            ) => {
+                return Err(GatewayError::ArchiveGuard);
+            }
+            // An object that cannot be looked for counts as there.
+            _ => return Ok(true),
         }
         if !self.parts.guard.confirm().await {
             return Err(GatewayError::ArchiveGuard);

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, Unit, Zoned};
+use jiff::{Timestamp, Unit, ZonedDateTime};
 
 use super::words::words;
 
@@ -87,10 +87,12 @@ pub struct Windows {
 impl Windows {
     /// The windows of an instant in a time zone, daylight saving included: a day may have 23 hours.
     pub fn at(now: Timestamp, zone: &TimeZone) -> Self {
-        let local = now.to_zoned(zone.clone());
+        let local = now.to_zoned_datetime(zone.clone());
         let first_of_month = local.date().first_of_month();
         let start_of = |date: jiff::civil::Date| {
-            date.to_zoned(zone.clone()).map(|start: Zoned| start.timestamp()).unwrap_or(Timestamp::MAX)
+            date.to_zoned_datetime(zone.clone())
+                .map(|start: ZonedDateTime| start.timestamp())
+                .unwrap_or(Timestamp::MAX)
         };
         Self {
             day: local.strftime("%Y-%m-%d").to_string(),

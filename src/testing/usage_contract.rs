@@ -461,7 +461,7 @@ pub(crate) async fn live(life: Vec<Step>, bench: &UsageBench) {
     let (mut model, mut batches) = (Model::default(), 0);
     for step in life {
         let now = bench.bench.clock.now();
-        let local = now.to_zoned(zone()).date();
+        let local = now.to_zoned_datetime(zone()).date();
         let today = local.to_string();
         model.close(&today);
         match step {
@@ -528,7 +528,7 @@ pub(crate) async fn live(life: Vec<Step>, bench: &UsageBench) {
             }
             Step::Turn(hours) => bench.bench.clock.turn(3600 * hours),
         }
-        model.close(&bench.bench.clock.now().to_zoned(zone()).date().to_string());
+        model.close(&bench.bench.clock.now().to_zoned_datetime(zone()).date().to_string());
         assert_eq!(bench.all().await, model.usage());
         check_month(bench, &model).await;
     }
@@ -536,7 +536,7 @@ pub(crate) async fn live(life: Vec<Step>, bench: &UsageBench) {
 
 /// The month is the sum of its days, and the balance is to be compared with the credits that count now.
 async fn check_month(bench: &UsageBench, model: &Model) {
-    let now = bench.bench.clock.now().to_zoned(zone()).date().to_string();
+    let now = bench.bench.clock.now().to_zoned_datetime(zone()).date().to_string();
     let mut expected: BTreeMap<String, (i64, u64)> = BTreeMap::new();
     for ((day, team), figures) in model.usage() {
         if day[..7] == now[..7] {

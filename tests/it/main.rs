@@ -49,6 +49,7 @@ mod secrets;
 mod soak;
 mod spool;
 mod stopping;
+mod surface;
 mod tls;
 mod upgrade;
 mod upload_memory;

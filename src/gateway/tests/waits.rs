@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
+use crate::ledger::guard::Standing;
 
 /// How long a hit may take whatever hangs.
 const HIT: Duration = Duration::from_secs(1);
@@ -49,6 +50,20 @@ async fn a_hit_takes_less_than_a_second_whichever_part_hangs() {
     let begun = Instant::now();
     assert_eq!(ended(&hung_ledger.ask(1).await), "hit_store");
     assert!(begun.elapsed() < HIT, "{:?}", begun.elapsed());
+    assert_eq!(world.upstream.paid(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn result_of_the_ledger_is_refused_while_a_store_of_another_archive_hangs() {
+    let world = World::new();
+    world.ask(1).await.unwrap();
+    let world = world.restarted();
+    world.store.store.files().clear();
+    assert!(matches!(world.gateway.parts.guard.look().await, Standing::Closed(_)));
+    world.store.switch.hang("has_object");
+    assert_eq!(ended(&world.ask(1).await), "ArchiveGuard");
+    world.store.switch.hang("nothing");
+    assert_eq!(ended(&world.ask(1).await), "ArchiveGuard");
     assert_eq!(world.upstream.paid(), 1);
 }
 

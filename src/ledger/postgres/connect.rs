@@ -1,21 +1,15 @@
 //! One connection, and by what certificates the server is checked: chain, name and dates, always.
 
 use std::fs::File;
-use std::future::Future;
 use std::io::{self, BufReader};
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 
-use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 use tokio_postgres::Client;
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
-use tokio_rustls::{Connect, TlsConnector};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::ledger::address::DatabaseAddress;
 
@@ -27,7 +21,7 @@ pub(super) async fn connect(
     address: &DatabaseAddress,
     tls: &Tls,
 ) -> Result<Connection, tokio_postgres::Error> {
-    let (client, connection) = address.config().connect(tls.clone()).await?;
+    let (client, connection) = address.config().connect(tls.0.clone()).await?;
     let task = tokio::spawn(async move {
         // Whoever uses it is told the same.
         let _ = connection.await;
@@ -49,7 +43,7 @@ impl Drop for Connection {
 
 /// Checks servers by root certificates.
 #[derive(Clone)]
-pub(super) struct Tls(Arc<ClientConfig>);
+pub(super) struct Tls(MakeRustlsConnect);
 
 impl Tls {
     /// By the certificates in a file, in PEM; or by the system's.
@@ -97,86 +91,6 @@ impl Tls {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"postgresql".to_vec()];
-        Self(Arc::new(config))
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for Tls {
-    type Stream = Encrypted<S>;
-    type TlsConnect = Handshake;
-    type Error = io::Error;
-
-    fn make_tls_connect(&mut self, host: &str) -> io::Result<Handshake> {
-        // Asked for also where nothing will be encrypted, as over a Unix socket, which has no name.
-        let name = ServerName::try_from(host.to_owned()).ok();
-        Ok(Handshake { connector: TlsConnector::from(self.0.clone()), name })
-    }
-}
-
-/// A handshake with a server of this name, to be made.
-pub(super) struct Handshake {
-    connector: TlsConnector,
-    name: Option<ServerName<'static>>,
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for Handshake {
-    type Stream = Encrypted<S>;
-    type Error = io::Error;
-    type Future = Shaking<S>;
-
-    fn connect(self, stream: S) -> Shaking<S> {
-        Shaking(self.name.map(|name| self.connector.connect(name, stream)))
-    }
-}
-
-/// A handshake under way.
-pub(super) struct Shaking<S>(Option<Connect<S>>);
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Future for Shaking<S> {
-    type Output = io::Result<Encrypted<S>>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.0 {
-            Some(handshake) => Pin::new(handshake).poll(context).map_ok(Encrypted),
-            None => Poll::Ready(Err(io::Error::other("a server without a name has no certificate"))),
-        }
-    }
-}
-
-/// A verified, encrypted connection.
-pub(super) struct Encrypted<S>(tokio_rustls::client::TlsStream<S>);
-
-impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Encrypted<S> {
-    fn channel_binding(&self) -> ChannelBinding {
-        // The certificate is checked, and that is what binding adds where it is not.
-        ChannelBinding::none()
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Encrypted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Encrypted<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Self(MakeRustlsConnect::new(config))
     }
 }

@@ -652,7 +652,7 @@ fn last_of_each(told: &[CacheKey]) -> Vec<CacheKey> {
 }
 
 fn date(now: Timestamp) -> Date {
-    now.to_zoned(zone()).date()
+    now.to_zoned_datetime(zone()).date()
 }
 
 fn next(window: Window, now: Timestamp) -> Timestamp {
@@ -660,5 +660,5 @@ fn next(window: Window, now: Timestamp) -> Timestamp {
         Window::Day => date(now) + 1.day(),
         Window::Month => date(now).first_of_month() + 1.month(),
     };
-    first.to_zoned(zone()).expect("a day that begins").timestamp()
+    first.to_zoned_datetime(zone()).expect("a day that begins").timestamp()
 }

@@ -158,7 +158,7 @@ impl UsageState {
 
     async fn find(&self, from: Date, to: Date) -> Result<Findings, LedgerError> {
         let parts = &self.0;
-        let now = parts.clock.now().to_zoned(parts.zone.clone());
+        let now = parts.clock.now().to_zoned_datetime(parts.zone.clone());
         let usage = parts.book.usage(from, to).await?;
         let (first, today) = (now.date().first_of_month(), now.date());
         let month =
@@ -183,7 +183,7 @@ pub(super) async fn usage(
             rejection.body_text()
         ))
     })?;
-    let today = state.0.clock.now().to_zoned(state.0.zone.clone()).date();
+    let today = state.0.clock.now().to_zoned_datetime(state.0.zone.clone()).date();
     let to = query.to.unwrap_or(today);
     let from = query.from.unwrap_or_else(|| to.first_of_month());
     if from > to {

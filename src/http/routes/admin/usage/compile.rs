@@ -6,7 +6,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use jiff::civil::Date;
-use jiff::{Timestamp, Zoned};
+use jiff::{Timestamp, ZonedDateTime};
 
 use super::UsageBy;
 use super::report::{AccountReport, BudgetReport, MonthReport, TeamMonthReport, UsageReport, UsageRow};
@@ -25,7 +25,7 @@ pub(super) struct Findings {
     pub(super) from: Date,
     pub(super) to: Date,
     /// In the time zone of days and months.
-    pub(super) now: Zoned,
+    pub(super) now: ZonedDateTime,
     /// From `from` to `to`.
     pub(super) usage: Vec<DayUsage>,
     /// From the first of the present month to today.
@@ -136,7 +136,7 @@ fn team_month(
 }
 
 /// As the month began, so it goes on; see [`TeamMonthReport::forecast_credits`].
-fn forecast(figures: &Figures, now: &Zoned, month_ends: Timestamp) -> i64 {
+fn forecast(figures: &Figures, now: &ZonedDateTime, month_ends: Timestamp) -> i64 {
     let begins = now.first_of_month().and_then(|first| first.start_of_day());
     let Ok(begins) = begins.map(|begins| begins.timestamp()) else { return figures.spent() };
     let length = i128::from(month_ends.duration_since(begins).as_secs());
