@@ -2,7 +2,7 @@
 //!
 //! [`check_head`] refuses what can be refused before a byte of the body is read; [`read`] reads the
 //! body once, hashing the image while it arrives, and keeps nothing that is over a limit. What
-//! [`uploads`](crate::request::uploads) has no memory for is written to a file meanwhile. What is
+//! [`uploads`] has no memory for is written to a file meanwhile. What is
 //! keyed is what is forwarded: names, part headers and spellings of the client's end here.
 //!
 //! This module knows no statuses and no codes: `error` chooses them, one per variant of

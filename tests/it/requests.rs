@@ -272,8 +272,11 @@ async fn each_miss_beyond_the_rate_has_its_own_time_or_is_refused_at_once_with_i
     // Those whose time comes shortly before the deadline may be told that the crop is still being made.
     let is_bought = |answer: &Answer| matches!(answer.status, 200 | 504);
     let (served, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(|(answer, _)| is_bought(answer));
-    // 12 times of a quarter of a second.
-    assert!((11..=13).contains(&served.len()), "{} were served", served.len());
+    // 12 times of a quarter of a second, and those of the time over which a busy machine spreads the arrivals: a
+    // refused one is answered as soon as it arrives.
+    let spread = refused.iter().map(|(_, took)| took.as_secs_f64()).fold(0.0, f64::max);
+    let most = 13 + (4.0 * spread) as usize;
+    assert!((11..=most).contains(&served.len()), "{} of at most {most} were served", served.len());
     assert!(upstream.charges() <= served.len() as u64);
     let mut told: Vec<_> = Vec::new();
     for (answer, took) in &refused {

@@ -196,7 +196,12 @@ async fn cut_off_it_goes_on_and_then_believes_no_memory(cut: Cut) {
             .into_iter()
             .enumerate()
             {
-                assert!(is_old || is_new, "{}: {}, {}", gone.status, gone.text(), newer.text());
+                // On a busy machine a question may have no answer in time; that says nothing out of date.
+                let is_refused = [&gone, &newer][n].status == 503;
+                assert!(is_old || is_new || is_refused, "{}: {}, {}", gone.status, gone.text(), newer.text());
+                if is_refused {
+                    continue;
+                }
                 assert!(
                     is_new || !(is_known[n] || is_reached),
                     "{n}: out of date, {:?} later",
