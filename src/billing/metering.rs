@@ -116,7 +116,7 @@ impl Meter {
         self.counts().unbooked
     }
 
-    /// LedgerHandles what has been counted until now.
+    /// Books what has been counted until now.
     ///
     /// # Errors
     /// [`LedgerError`]: not booked, as far as is known. It is kept, and booked by the next call.
@@ -143,7 +143,7 @@ impl Meter {
         }
     }
 
-    /// LedgerHandles for ever, every few seconds.
+    /// Books what has been counted, every few seconds.
     pub async fn run(self: Arc<Self>, book: Arc<dyn UsageBook>) {
         let mut is_away = false;
         loop {
@@ -163,7 +163,7 @@ impl Meter {
         }
     }
 
-    /// LedgerHandles what is left when the process stops. What cannot be booked is gone, and said.
+    /// Books what is left when the process stops. What cannot be booked is gone, and said.
     pub async fn close(&self, book: &dyn UsageBook) {
         if let Err(error) = self.flush(book).await {
             tracing::error!(

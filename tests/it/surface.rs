@@ -1,5 +1,5 @@
 //! The size of what people must know: settings, verbs, metrics, alerts, panels, routes, lines. `surface.toml` has a
-//! limit for each; whoever makes one grow changes its number there, in the same commit, with the reason.
+//! limit for each. A change that makes one grow changes its number there, in the same commit, with the reason.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

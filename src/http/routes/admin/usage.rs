@@ -134,7 +134,7 @@ impl UsageState {
         }
     }
 
-    /// LedgerHandles what was served until now, so that it is in the report; without the ledger the report
+    /// Books what was served until now, so that it is in the report; without the ledger the report
     /// fails, or says how much is missing.
     async fn flush(&self) {
         let flushed = tokio::time::timeout(FLUSH_PATIENCE, self.0.meter.flush(&*self.0.book)).await;

@@ -59,7 +59,7 @@ struct Way<'a> {
     faults: &'a [Fault],
     number: usize,
     count: fn(&mut Traffic, u64),
-    /// LogContext when a direction has come to its end: one that stands still then gives up.
+    /// Notified when a direction has ended: one that stands still then gives up.
     over: &'a Notify,
     passed: u64,
 }
