@@ -78,7 +78,9 @@ impl Booking {
             Self::Refused { .. } | Self::Failed { .. } => {
                 matches!(state, CallState::Reserved | CallState::Sent | CallState::Unknown)
             }
-            Self::Unknown { .. } => matches!(state, CallState::Reserved | CallState::Sent),
+            Self::Unknown { .. } => {
+                matches!(state, CallState::Reserved | CallState::Sent | CallState::Unknown)
+            }
             Self::Lost => matches!(state, CallState::Stored),
         }
     }

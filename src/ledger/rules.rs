@@ -176,7 +176,8 @@ pub(crate) fn apply(
     held_by_another: bool,
 ) -> Result<Option<Change>, LedgerError> {
     let to = booking.state();
-    if from == to {
+    // An owner that lived on knows why its call is `unknown`: it is an orphan no longer.
+    if from == to && to != CallState::Unknown {
         return Ok(None);
     }
     if !booking.may_follow(from) {

@@ -80,6 +80,7 @@ macro_rules! ledger_contract {
             importing_never_displaces_a_call,
             record_of_a_call_whose_owner_died_makes_it_stored,
             record_that_no_call_can_have_made_settles_no_call,
+            call_whose_owner_lived_on_is_no_orphan,
             result_stored_without_its_answer_is_booked_in_full,
             import_is_complete_once_it_is_noted,
             key_of_a_call_whose_owner_died_is_not_known_in_full,
@@ -1188,6 +1189,19 @@ pub(crate) async fn record_that_no_call_can_have_made_settles_no_call(bench: &Be
     let kept = bench.store(picture(5)).await;
     import_record(bench, &kept).await;
     assert_eq!(bench.calls(CallState::Unknown).await, 5, "call {}", again.id.0);
+}
+
+pub(crate) async fn call_whose_owner_lived_on_is_no_orphan(bench: &Bench) {
+    let sent = bench.bring(1, CallState::Sent).await;
+    bench.recover().await;
+    assert_eq!(bench.ledger.orphans().await.expect("the ledger can be asked").len(), 1);
+    bench.clock.turn(20);
+    bench.book(sent.id, unknown()).await;
+    assert_eq!(bench.ledger.orphans().await.expect("the ledger can be asked"), []);
+    bench.assert_rests(picture(1), 40).await;
+    // What a call of another ledger made of the same picture is not the result of this one.
+    import_record(bench, &foreign(1, 0, bench.clock.now())).await;
+    assert_eq!((bench.calls(CallState::Unknown).await, bench.calls(CallState::Stored).await), (1, 0));
 }
 
 pub(crate) async fn result_stored_without_its_answer_is_booked_in_full(bench: &Bench) {

@@ -468,6 +468,7 @@ impl Book {
             self.spool.insert(self.last_position, Waiting { id, name, bytes: bytes.clone(), since: now });
         }
         let row = self.row_mut(id)?;
+        let from = row.state;
         (row.state, row.heartbeat) = (change.to, row.heartbeat + 1);
         row.late = change.late.unwrap_or(row.late);
         match booking {
@@ -486,7 +487,9 @@ impl Book {
             | Booking::Unfetchable { reason } => {
                 row.reason = Some(reason.clone());
                 row.text = None;
-                row.ended_at = Some(now);
+                if from != change.to {
+                    row.ended_at = Some(now);
+                }
             }
         }
         Ok(())

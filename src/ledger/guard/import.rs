@@ -63,11 +63,12 @@ impl fmt::Display for ImportStatus {
 }
 
 impl ArchiveGuard {
-    /// Imports what the ledger does not know, and looks for more after each `period`, for ever.
+    /// Imports what the ledger does not know, then looks for more after each `period`, for ever.
     pub async fn import_records(&self, period: Duration) {
         loop {
-            let is_more = self.import_page().await;
-            tokio::time::sleep(if is_more { PAGE_PAUSE } else { period }).await;
+            self.import_page().await;
+            let is_complete = self.import_status() == ImportStatus::Complete;
+            tokio::time::sleep(if is_complete { period } else { PAGE_PAUSE }).await;
         }
     }
 

@@ -235,6 +235,29 @@ async fn ledger_of_a_new_store_is_complete_after_one_look() {
 }
 
 #[tokio::test]
+async fn import_begins_soon_after_the_adoption() {
+    let place = Place::new();
+    let records = place.adopted(2).await;
+    let guard = place.guard("new ledger", "store");
+    assert!(matches!(guard.look().await, Standing::Closed(_)));
+    let ledger = place.ledger("new ledger");
+    let adopted = async {
+        tokio::task::yield_now().await;
+        guard.adopt().await.unwrap();
+        while !knows_all(&*ledger).await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = guard.import_records(Duration::from_hours(1)) => unreachable!("it goes on for ever"),
+        () = adopted => {}
+        () = tokio::time::sleep(Duration::from_secs(30)) => panic!("not imported"),
+    }
+    assert_eq!(known(&*ledger, &records).await, 2);
+}
+
+#[tokio::test]
 async fn import_goes_on_where_another_process_ended() {
     let place = Place::new();
     let records = place.adopted(250).await;

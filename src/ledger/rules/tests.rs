@@ -183,7 +183,7 @@ fn booking_changes_a_call_along_the_table_and_in_no_other_way() {
         (refused(), &[Reserved, Sent, Unknown], [None; 2], true, false),
         (free_of_charge, &[Reserved, Sent, Unknown], [None; 2], false, false),
         (failed(), &[Reserved, Sent, Unknown], [None; 2], false, false),
-        (unknown(), &[Reserved, Sent], [None; 2], false, false),
+        (unknown(), &[Reserved, Sent, Unknown], [None; 2], false, false),
         (unfetchable(), &[Answered], [None; 2], false, false),
         (Booking::Lost, &[Stored], [None; 2], false, false),
     ] {

@@ -116,7 +116,8 @@ async fn answer<Q: Query>(
 
 async fn end<Q: Query>(q: &Q, id: CallId, state: CallState, reason: &str) -> Result<(), Q::Error> {
     let sql = format!(
-        "UPDATE granary.calls SET state = $2, ended_at = $3, reason = $4, answer = NULL{} WHERE id = $1",
+        "UPDATE granary.calls SET state = $2, reason = $4, answer = NULL, \
+         ended_at = CASE WHEN state = $2 THEN ended_at ELSE $3 END{} WHERE id = $1",
         Q::TOUCH
     );
     q.execute(&sql, values![id, state, &q.now().to_string(), reason]).await?;

@@ -114,8 +114,12 @@ impl World {
         for picture in EARLIER {
             self.crops("web", picture, "hit_store").await;
         }
-        // From here on the ledger imports the bucket's records.
-        adopt(&self.granary.admin_url()).await;
+        let admin = self.granary.admin_url();
+        adopt(&admin).await;
+        until("the import to be complete", async || {
+            client::get(&format!("{admin}/readyz")).await.unwrap().json()["import"] == "complete"
+        })
+        .await;
         for picture in 1..=12 {
             self.crops("web", picture, "miss").await;
         }
