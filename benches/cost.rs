@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use granary::base::clock::Clock;
 use granary::base::key::{CacheKey, Digest};
+use granary::base::operation::IMAGE_CROPPING;
 use granary::base::record::Record;
 use granary::base::secret::Secret;
 use granary::ledger::address::DatabaseAddress;
@@ -255,7 +256,7 @@ async fn reading() {
             let body = StreamBody::new(tokio_stream::iter(pieces));
 
             let begun = Instant::now();
-            let head = request::check_head(&headers, &RequestLimits::default()).unwrap();
+            let head = request::check_head(&IMAGE_CROPPING, &headers, &RequestLimits::default()).unwrap();
             let request = request::read(head, body, &room).await.unwrap();
             read.push(begun.elapsed().as_secs_f64() * 1e6);
 

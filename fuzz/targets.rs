@@ -4,6 +4,7 @@
 
 use granary::base::envelope::{self, Answer, Envelope};
 use granary::base::key::Digest;
+use granary::base::operation::IMAGE_CROPPING;
 use granary::base::picture::{self, ImageFormat, ObjectName};
 use granary::base::record::Record;
 use granary::gateway::rewrite;
@@ -72,10 +73,10 @@ pub(crate) fn forms(bytes: &[u8]) {
 /// An answer of the upstream: what is kept of a success names our object instead of its URL, reads
 /// again, and clients get our URL.
 pub(crate) fn answers(bytes: &[u8]) {
-    let Ok(Envelope::Success(answer)) = Envelope::read(bytes) else { return };
+    let Ok(Envelope::Success(answer)) = Envelope::read(bytes, &IMAGE_CROPPING) else { return };
     let object = ObjectName { digest: Digest::of(b"result"), format: ImageFormat::Png };
     let kept = answer.keep(&object);
-    let read = Answer::read(&kept).expect("a kept answer can be read");
+    let read = Answer::read(&kept, &IMAGE_CROPPING).expect("a kept answer can be read");
     assert_eq!(read.url().expose(), object.path());
     let complete = envelope::complete(&kept);
     serde_json::from_str::<&serde_json::value::RawValue>(&complete).expect("JSON for clients");

@@ -1,7 +1,7 @@
 //! The memory tier: [`MemoryCache`]. Losing it costs time, never money.
 //!
-//! Answers by key, small result objects by name, and for ten minutes the upstream's deterministic
-//! refusals by key. Weighed in bytes against one configured budget. Objects on their way to clients
+//! Answers by identity, small result objects by name, and for ten minutes the upstream's deterministic
+//! refusals by identity. Weighed in bytes against one configured budget. Objects on their way to clients
 //! have a budget of their own, since a slow client has one for longer than memory keeps it.
 
 mod serving;
@@ -18,7 +18,7 @@ use moka::sync::{Cache, CacheBuilder};
 
 pub use self::serving::ObjectError;
 use self::serving::Serving;
-use crate::base::key::CacheKey;
+use crate::base::identity::Identity;
 use crate::base::picture::ObjectName;
 use crate::base::record::{MAX_OBJECT_BYTES, Record};
 use crate::base::results::ResultRoom;
@@ -38,7 +38,7 @@ const ENTRY_OVERHEAD: usize = 512;
 
 pub struct MemoryCache {
     entries: Cache<Slot, Entry>,
-    refusals: Cache<CacheKey, (StatusCode, Bytes)>,
+    refusals: Cache<Identity, (StatusCode, Bytes)>,
     serving: Serving,
     /// How often an answer was forgotten, by the first byte of its key.
     forgotten: Box<[AtomicU64; 256]>,
@@ -53,9 +53,9 @@ pub struct FillToken {
 }
 
 /// One namespace of names for one budget of bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 enum Slot {
-    Answer(CacheKey),
+    Answer(Identity),
     Object(ObjectName),
 }
 
@@ -133,26 +133,26 @@ impl MemoryCache {
     }
 
     /// An answer is about to be read from the ledger or the store.
-    pub fn begin_reading(&self, key: CacheKey) -> FillToken {
-        FillToken { forgotten: self.forgotten(key).load(Ordering::SeqCst) }
+    pub fn begin_reading(&self, identity: &Identity) -> FillToken {
+        FillToken { forgotten: self.forgotten(identity).load(Ordering::SeqCst) }
     }
 
-    fn forgotten(&self, key: CacheKey) -> &AtomicU64 {
-        &self.forgotten[usize::from(key.as_bytes()[0])]
+    fn forgotten(&self, identity: &Identity) -> &AtomicU64 {
+        &self.forgotten[usize::from(identity.key.as_bytes()[0])]
     }
 
     /// The answer under a key.
-    pub fn answer(&self, key: CacheKey) -> Option<Arc<Record>> {
-        Some(self.entry(key)?.record)
+    pub fn answer(&self, identity: &Identity) -> Option<Arc<Record>> {
+        Some(self.entry(identity)?.record)
     }
 
     /// Is the store known to have the object of this answer?
     pub fn is_in_store(&self, record: &Arc<Record>) -> bool {
-        self.entry(record.key).is_some_and(|known| known.is_in_store && known.record == *record)
+        self.entry(&record.identity()).is_some_and(|known| known.is_in_store && known.record == *record)
     }
 
-    fn entry(&self, key: CacheKey) -> Option<Answer> {
-        match self.entries.get(&Slot::Answer(key))? {
+    fn entry(&self, identity: &Identity) -> Option<Answer> {
+        match self.entries.get(&Slot::Answer(identity.clone()))? {
             Entry::Answer(answer) => Some(answer),
             Entry::Object(_) => None,
         }
@@ -161,27 +161,28 @@ impl MemoryCache {
     /// Keeps an answer, unless one of a higher generation is there, or it may have been read before
     /// [`forget_answer`](Self::forget_answer) was called.
     pub fn keep_answer(&self, record: Arc<Record>, reading: FillToken) {
-        self.update(record.key, |old| match old {
+        let identity = record.identity();
+        self.update(&identity, |old| match old {
             Some(old) if old.record.generation > record.generation => Op::Nop,
             Some(old) if old.record == record => Op::Nop,
             // The older one is out of date in any case.
             _ if self.is_closed.load(Ordering::SeqCst) => Op::Remove,
-            _ if self.begin_reading(record.key).forgotten != reading.forgotten => Op::Remove,
+            _ if self.begin_reading(&identity).forgotten != reading.forgotten => Op::Remove,
             Some(_) | None => Op::Put(Answer { record: record.clone(), is_in_store: false }),
         });
     }
 
     /// Remembers that the store has confirmed the object of this answer, if the answer is here.
     pub fn know_in_store(&self, record: &Arc<Record>) {
-        self.update(record.key, |old| {
+        self.update(&record.identity(), |old| {
             let old = old.filter(|old| !old.is_in_store && old.record == *record);
             old.map_or(Op::Nop, |old| Op::Put(Answer { record: old.record, is_in_store: true }))
         });
     }
 
     /// Does what `change` decides about the answer under a key.
-    fn update(&self, key: CacheKey, change: impl FnOnce(Option<Answer>) -> Op<Answer>) {
-        self.entries.entry(Slot::Answer(key)).and_compute_with(|old| {
+    fn update(&self, identity: &Identity, change: impl FnOnce(Option<Answer>) -> Op<Answer>) {
+        self.entries.entry(Slot::Answer(identity.clone())).and_compute_with(|old| {
             let old = match old.map(moka::Entry::into_value) {
                 Some(Entry::Answer(old)) => Some(old),
                 Some(Entry::Object(_)) | None => None,
@@ -195,11 +196,11 @@ impl MemoryCache {
     }
 
     /// Forgets the answer or refusal under a key, and what is being read to be kept there.
-    pub fn forget_answer(&self, key: CacheKey) {
-        self.forgotten(key).fetch_add(1, Ordering::SeqCst);
+    pub fn forget_answer(&self, identity: &Identity) {
+        self.forgotten(identity).fetch_add(1, Ordering::SeqCst);
         // In turn with those who keep: one who looked at the count before comes first.
-        self.update(key, |_| Op::Remove);
-        self.refusals.invalidate(&key);
+        self.update(identity, |_| Op::Remove);
+        self.refusals.invalidate(identity);
     }
 
     /// A result's bytes: those that another client is being sent, or from memory, or read once for
@@ -227,14 +228,14 @@ impl MemoryCache {
     }
 
     /// The refusal remembered for a key.
-    pub fn refusal(&self, key: CacheKey) -> Option<(StatusCode, Bytes)> {
-        self.refusals.get(&key)
+    pub fn refusal(&self, identity: &Identity) -> Option<(StatusCode, Bytes)> {
+        self.refusals.get(identity)
     }
 
     /// Remembers a deterministic refusal.
-    pub fn keep_refusal(&self, key: CacheKey, status: StatusCode, body: Bytes) {
+    pub fn keep_refusal(&self, identity: &Identity, status: StatusCode, body: Bytes) {
         if body.len() <= MAX_REFUSAL_BYTES {
-            self.refusals.insert(key, (status, body));
+            self.refusals.insert(identity.clone(), (status, body));
         }
     }
 
@@ -248,6 +249,7 @@ impl MemoryCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::key::CacheKey;
 
     fn record(generation: u64) -> Arc<Record> {
         let key = CacheKey::of(b"picture", 1, 1);
@@ -257,55 +259,55 @@ mod tests {
     #[test]
     fn what_was_read_before_it_was_forgotten_is_not_kept() {
         let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
-        let key = record(0).key;
-        let before = cache.begin_reading(key);
+        let identity = &record(0).identity();
+        let before = cache.begin_reading(identity);
         cache.keep_answer(record(0), before);
-        assert_eq!(cache.answer(key), Some(record(0)));
-        cache.forget_answer(key);
-        assert_eq!(cache.answer(key), None);
+        assert_eq!(cache.answer(identity), Some(record(0)));
+        cache.forget_answer(identity);
+        assert_eq!(cache.answer(identity), None);
         cache.keep_answer(record(0), before);
-        assert_eq!(cache.answer(key), None, "it may be what was purged");
-        cache.keep_answer(record(1), cache.begin_reading(key));
-        assert_eq!(cache.answer(key), Some(record(1)));
+        assert_eq!(cache.answer(identity), None, "it may be what was purged");
+        cache.keep_answer(record(1), cache.begin_reading(identity));
+        assert_eq!(cache.answer(identity), Some(record(1)));
         // Nor is what it would have replaced.
-        let before = cache.begin_reading(key);
-        cache.forget_answer(key);
-        cache.keep_answer(record(1), cache.begin_reading(key));
+        let before = cache.begin_reading(identity);
+        cache.forget_answer(identity);
+        cache.keep_answer(record(1), cache.begin_reading(identity));
         cache.keep_answer(record(2), before);
-        assert_eq!(cache.answer(key), None);
+        assert_eq!(cache.answer(identity), None);
     }
 
     #[test]
     fn a_closed_memory_keeps_nothing_and_an_open_one_what_is_read_from_then_on() {
         let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
         cache.close();
-        let key = record(0).key;
-        let early = cache.begin_reading(key);
+        let identity = &record(0).identity();
+        let early = cache.begin_reading(identity);
         cache.keep_answer(record(0), early);
-        assert_eq!(cache.answer(key), None);
+        assert_eq!(cache.answer(identity), None);
         cache.open();
         cache.keep_answer(record(0), early);
-        assert_eq!(cache.answer(key), None);
-        cache.keep_answer(record(0), cache.begin_reading(key));
-        assert_eq!(cache.answer(key), Some(record(0)));
+        assert_eq!(cache.answer(identity), None);
+        cache.keep_answer(record(0), cache.begin_reading(identity));
+        assert_eq!(cache.answer(identity), Some(record(0)));
     }
 
     #[test]
     fn a_forgotten_refusal_is_not_believed() {
         let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
-        let key = record(0).key;
-        cache.keep_refusal(key, StatusCode::BAD_REQUEST, Bytes::new());
-        cache.forget_answer(key);
-        assert_eq!(cache.refusal(key), None);
+        let identity = &record(0).identity();
+        cache.keep_refusal(identity, StatusCode::BAD_REQUEST, Bytes::new());
+        cache.forget_answer(identity);
+        assert_eq!(cache.refusal(identity), None);
     }
 
     #[test]
     fn a_refusal_that_takes_much_memory_is_not_kept() {
         let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
-        let key = record(0).key;
+        let identity = &record(0).identity();
         for (length, is_kept) in [(MAX_REFUSAL_BYTES + 1, false), (MAX_REFUSAL_BYTES, true)] {
-            cache.keep_refusal(key, StatusCode::BAD_REQUEST, vec![b' '; length].into());
-            assert_eq!(cache.refusal(key).is_some(), is_kept);
+            cache.keep_refusal(identity, StatusCode::BAD_REQUEST, vec![b' '; length].into());
+            assert_eq!(cache.refusal(identity).is_some(), is_kept);
         }
     }
 

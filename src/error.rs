@@ -20,6 +20,7 @@ pub use self::kinds::kinds;
 pub use self::response::{ErrorResponse, Fault};
 use self::rows::{auth_row, head_row, over_budget, request_row};
 use crate::base::envelope::Envelope;
+use crate::base::operation::IMAGE_CROPPING;
 use crate::ledger::budget::{self, BudgetRefusal, Scope};
 use crate::request::RequestError;
 use crate::request::framing::HeadError;
@@ -169,7 +170,7 @@ pub fn is_about_the_request(status: StatusCode) -> bool {
 impl GatewayError {
     /// A complete error of the upstream, with the code that its body names.
     pub fn passed_through(status: StatusCode, body: Bytes) -> Self {
-        let code = match Envelope::read(&body) {
+        let code = match Envelope::read(&body, &IMAGE_CROPPING) {
             Ok(Envelope::Error { code, .. }) => Code::named(&code),
             Ok(Envelope::Success(_) | Envelope::NoResult) | Err(_) => code::OTHER,
         };

@@ -33,7 +33,9 @@ use self::task::Task;
 use self::unsettled::Unsettled;
 use crate::base::clock::Clock;
 use crate::base::envelope::Answer;
-use crate::base::key::{CacheKey, Digest};
+use crate::base::identity::Identity;
+use crate::base::key::Digest;
+use crate::base::operation::Operation;
 use crate::base::record::Record;
 use crate::cache::MemoryCache;
 use crate::fill::circuit::Circuit;
@@ -70,10 +72,8 @@ pub struct FillParts {
 /// What a fill needs to know of the configuration.
 #[derive(Clone, Debug)]
 pub struct FillConfig {
-    /// Everything is filed under this name.
-    pub namespace: String,
-    /// What a call costs.
-    pub credits_per_call: u64,
+    /// Credits of the cheapest call.
+    pub least_credits: u64,
     /// Calls at once, and who may wait for a turn.
     pub slots: SlotsConfig,
     /// How long a result's URL lives.
@@ -89,7 +89,7 @@ pub struct Filler(Arc<Inner>);
 struct Inner {
     parts: FillParts,
     config: FillConfig,
-    groups: Arc<Coalescer<CacheKey, Waiter, FillOutcome>>,
+    groups: Arc<Coalescer<Identity, Waiter, FillOutcome>>,
     slots: Arc<Slots>,
     circuit: Arc<Circuit>,
     retries: RetryBudget,
@@ -106,7 +106,9 @@ struct Inner {
 #[derive(Clone)]
 pub struct FillRequest {
     pub order: Arc<Order>,
-    pub key: CacheKey,
+    pub identity: Identity,
+    /// What the call costs.
+    pub credits: u64,
     /// BLAKE3 of the picture.
     pub image: Digest,
     /// Buy although a result is stored.
@@ -174,10 +176,10 @@ impl Filler {
 
     /// Joins the fill of a key, or starts it.
     pub fn join(&self, wanted: FillRequest, waiter: Waiter) -> Ticket<FillOutcome> {
-        let ticket = self.0.groups.join(wanted.key, waiter);
+        let ticket = self.0.groups.join(&wanted.identity, waiter);
         if ticket.first {
             let machine = Machine::new(self.limits());
-            self.spawn(Task::new(self.0.clone(), wanted.key, Some(wanted)), machine);
+            self.spawn(Task::new(self.0.clone(), wanted.identity.clone(), Some(wanted)), machine);
         }
         ticket
     }
@@ -200,20 +202,21 @@ impl Filler {
     }
 
     fn resume_one(&self, call: UnfinishedCall) {
-        let key = call.reservation.key;
+        let identity = Identity::new(&call.reservation.namespace, call.reservation.key);
         // A call that was ours, then another's, and is ours again may be in hand still.
         let Some(lease) = self.0.leases.resume(call.id) else { return };
-        let Ok(answer) = Answer::read(call.text.expose()) else {
+        let operation = Operation::of_namespace(&identity.namespace);
+        let Some(Ok(answer)) = operation.map(|operation| Answer::read(call.text.expose(), operation)) else {
             tracing::error!(
                 call = call.id.0,
                 "the answer in the ledger cannot be read; its row stays as it is"
             );
             return;
         };
-        let mut task = Task::new(self.0.clone(), key, None);
+        let mut task = Task::new(self.0.clone(), identity.clone(), None);
         // A key may have two, when the answer to a call that was thought unknown came late. Each is
         // paid for, and each is kept.
-        if !self.0.groups.found(key) {
+        if !self.0.groups.found(&identity) {
             task.work_alone();
         }
         task.go_on_without_a_slot();
@@ -293,7 +296,7 @@ impl Inner {
                         break;
                     }
                     let left = shared.parts.upstream.credits_left().await;
-                    if left.is_some_and(|left| left >= shared.config.credits_per_call) {
+                    if left.is_some_and(|left| left >= shared.config.least_credits) {
                         shared.circuit.credits_are_back();
                     }
                 }

@@ -33,7 +33,8 @@ pub use self::timing::RequestTiming;
 use self::timing::WatchedBody;
 use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
-use crate::base::key::CacheKey;
+use crate::base::identity::Identity;
+use crate::base::operation::Offer;
 use crate::base::outcome::{CacheStatus, SavingCause};
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
@@ -85,7 +86,6 @@ const CROWDED: Duration = Duration::from_secs(2);
 pub struct Gateway {
     parts: GatewayParts,
     freshness: Arc<Freshness>,
-    namespace: String,
     public_root: String,
     store_root: Option<String>,
     /// Places for callers who wait for a fill.
@@ -124,12 +124,11 @@ pub struct CropReply {
 
 impl Gateway {
     /// `public_root` is the scheme and host clients reach us at, without a trailing slash.
-    pub fn new(parts: GatewayParts, namespace: String, public_root: String) -> Self {
+    pub fn new(parts: GatewayParts, public_root: String) -> Self {
         let freshness = Arc::new(Freshness::new(parts.ledger.clone(), parts.cache.clone()));
         Self {
             parts,
             freshness,
-            namespace,
             public_root,
             store_root: None,
             waiting: Semaphore::new(Semaphore::MAX_PERMITS),
@@ -160,6 +159,7 @@ impl Gateway {
     /// goes on, and what is paid for is kept.
     pub async fn handle<B>(
         &self,
+        offer: &Offer,
         caller: &Caller,
         head: FormHead,
         body: B,
@@ -174,7 +174,8 @@ impl Gateway {
         crash_point("CP3");
         let deadline = deadline_of(caller);
         let mut budget = StoreBudget::default();
-        let look_up = self.look_up(request.key, &mut timing.stages, &mut budget);
+        let identity = offer.identity(request.key);
+        let look_up = self.look_up(&identity, &mut timing.stages, &mut budget);
         let found =
             tokio::time::timeout_at(deadline, look_up).await.map_err(|_| {
                 tracing::error!(key = %request.key, "neither ledger nor store said in time whether they have a key");
@@ -185,8 +186,9 @@ impl Gateway {
             drop(request.order);
             return self.reply(found.record, found.status, request.ignored).await;
         }
-        self.may_be_bought(caller, request.key).await?;
-        let (record, status, ignored) = self.fill(caller, request, budget, deadline, timing).await?;
+        self.may_be_bought(caller, &identity)?;
+        let (record, status, ignored) =
+            self.fill(caller, (request, identity, offer.credits), budget, deadline, timing).await?;
         self.reply(record, status, ignored).await
     }
 
@@ -196,12 +198,12 @@ impl Gateway {
     /// [`GatewayError::KeyNotFound`], or whatever keeps us from knowing.
     pub async fn look_up_key(
         &self,
-        key: CacheKey,
+        identity: &Identity,
         timing: &mut RequestTiming,
     ) -> Result<CropReply, GatewayError> {
-        timing.key = Some(key);
+        timing.key = Some(identity.key);
         let mut budget = StoreBudget::default();
-        let found = self.look_up(key, &mut timing.stages, &mut budget).await?;
+        let found = self.look_up(identity, &mut timing.stages, &mut budget).await?;
         let found = found.ok_or(GatewayError::KeyNotFound)?;
         self.reply(found.record, found.status, Vec::new()).await
     }
@@ -253,14 +255,14 @@ impl Gateway {
     }
 
     /// What forbids a purchase whoever pays.
-    async fn may_be_bought(&self, caller: &Caller, key: CacheKey) -> Result<(), GatewayError> {
+    fn may_be_bought(&self, caller: &Caller, identity: &Identity) -> Result<(), GatewayError> {
         if caller.only_if_cached {
             return Err(GatewayError::NotCached);
         }
         if caller.refresh && !caller.team.may_refresh {
             return Err(GatewayError::RefreshNotAllowed);
         }
-        if let Some((status, body)) = self.parts.cache.refusal(key) {
+        if let Some((status, body)) = self.parts.cache.refusal(identity) {
             return Err(GatewayError::passed_through(status, body));
         }
         if self.is_draining() {
@@ -273,7 +275,7 @@ impl Gateway {
     async fn fill(
         &self,
         caller: &Caller,
-        request: CropRequest,
+        (request, identity, credits): (CropRequest, Identity, u64),
         budget: StoreBudget,
         deadline: Instant,
         timing: &mut RequestTiming,
@@ -283,7 +285,8 @@ impl Gateway {
         };
         let wanted = FillRequest {
             order: Arc::new(request.order),
-            key: request.key,
+            identity,
+            credits,
             image: request.image_digest,
             refresh: caller.refresh,
             budget,
@@ -377,7 +380,7 @@ impl Gateway {
     /// Counts a hash-first lookup that found its answer. It saves what a `POST` would have cost, once
     /// for each key, team and day: neither polling nor `HEAD` would have been a `POST`.
     pub fn count_look_up(&self, team: &Team, reply: &CropReply, is_get: bool) {
-        let is_saving = is_get && self.parts.meter.is_first_look_up(&team.name, reply.record.key);
+        let is_saving = is_get && self.parts.meter.is_first_look_up(&team.name, &reply.record.identity());
         let saved = if is_saving { reply.saved } else { 0 };
         self.parts.metrics.looked_up(&team.name, saved);
         self.meter(team, SavingCause::HashFirst, reply, saved);

@@ -18,7 +18,6 @@ mod tests;
 pub mod uploads;
 
 use std::error::Error;
-use std::fmt;
 use std::pin::pin;
 
 use bytes::Bytes;
@@ -28,6 +27,7 @@ use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError};
 
 use crate::base::key::{CacheKey, Digest};
+use crate::base::operation::Operation;
 use crate::request::multipart::{Boundary, Broken, ContentTypeError, Parser, trim};
 use crate::request::uploads::{NoRoom, UploadRoom};
 use form::{Form, MAX_SHOWN, visible};
@@ -61,45 +61,17 @@ impl RequestLimits {
     }
 }
 
-/// A field of the form that means something.
+/// A field of the form that means something; its name is the operation's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Field {
-    /// The picture.
+pub(crate) enum Field {
     Image,
-    /// The target width.
     Width,
-    /// The target height.
     Height,
 }
 
 impl Field {
-    /// All fields, in the order in which complaints name them.
-    pub const ALL: [Self; 3] = [Self::Image, Self::Width, Self::Height];
-
-    /// The field of exactly this name.
-    pub fn named(name: &[u8]) -> Option<Self> {
-        match name {
-            b"image" => Some(Self::Image),
-            b"width" => Some(Self::Width),
-            b"height" => Some(Self::Height),
-            _ => None,
-        }
-    }
-
-    /// The name in the form.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Image => "image",
-            Self::Width => "width",
-            Self::Height => "height",
-        }
-    }
-}
-
-impl fmt::Display for Field {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
+    /// All fields, in the order in which errors name them.
+    const ALL: [Self; 3] = [Self::Image, Self::Width, Self::Height];
 }
 
 /// A request for a crop, read whole.
@@ -117,6 +89,7 @@ pub struct CropRequest {
 /// What the head of an acceptable request says about its body.
 #[derive(Debug, Clone)]
 pub struct FormHead {
+    operation: &'static Operation,
     boundary: Boundary,
     declared_bytes: Option<usize>,
     limits: RequestLimits,
@@ -143,19 +116,19 @@ pub enum RequestError {
     #[error("the field {field} occurs more than once; send exactly one")]
     DuplicateField {
         /// The first such field, in the order image, width, height.
-        field: Field,
+        field: &'static str,
     },
     /// A field does not occur.
     #[error("the field {field} is missing; send image, width and height in one form")]
     MissingField {
         /// The first such field, in the order image, width, height.
-        field: Field,
+        field: &'static str,
     },
     /// A field without a value.
     #[error("the field {field} is empty; send a value for it")]
     EmptyField {
         /// The first such field, in the order image, width, height.
-        field: Field,
+        field: &'static str,
     },
     /// A width or height that is no size.
     #[error(
@@ -163,7 +136,7 @@ pub enum RequestError {
     )]
     NumberOutOfRange {
         /// Width or height.
-        field: Field,
+        field: &'static str,
         /// The beginning of the value, in visible ASCII.
         shown: String,
     },
@@ -245,7 +218,11 @@ pub struct BodyTooSlow;
 ///
 /// # Errors
 /// [`RequestError::Encoded`], [`RequestError::NotMultipart`] or [`RequestError::DeclaredTooLarge`].
-pub fn check_head(headers: &HeaderMap, limits: &RequestLimits) -> Result<FormHead, RequestError> {
+pub fn check_head(
+    operation: &'static Operation,
+    headers: &HeaderMap,
+    limits: &RequestLimits,
+) -> Result<FormHead, RequestError> {
     let is_coding = |coding: &&[u8]| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
     let codings =
         headers.get_all(CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
@@ -263,7 +240,7 @@ pub fn check_head(headers: &HeaderMap, limits: &RequestLimits) -> Result<FormHea
             return Err(RequestError::DeclaredTooLarge { declared, max_image: limits.max_image_bytes });
         }
     };
-    Ok(FormHead { boundary, declared_bytes, limits: *limits })
+    Ok(FormHead { operation, boundary, declared_bytes, limits: *limits })
 }
 
 fn content_type(headers: &HeaderMap) -> Result<&[u8], ContentTypeError> {
@@ -288,7 +265,7 @@ where
     let max = head.limits.max_body_bytes();
     let mut left = max;
     let mut parser = Parser::new(&head.boundary);
-    let mut form = Form::new(head.limits.max_image_bytes, head.declared_bytes, room.clone());
+    let mut form = Form::new(&head, room.clone());
     let mut body = pin!(body);
     while let Some(frame) = body.as_mut().frame().await {
         let frame = frame.map_err(|error| body_error(error.into(), max))?;

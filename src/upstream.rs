@@ -13,7 +13,6 @@ pub(crate) mod builtin;
 pub mod code;
 pub(crate) mod download;
 pub(crate) mod net;
-pub(crate) mod operation;
 
 use std::sync::Arc;
 use std::time::Duration;

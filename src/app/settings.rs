@@ -2,6 +2,7 @@
 
 use axum::http::HeaderValue;
 
+use crate::base::operation::Offer;
 use crate::config::Config;
 use crate::fill::FillConfig;
 use crate::fill::slots::SlotsConfig;
@@ -9,12 +10,16 @@ use crate::teams::policy::PolicyConfig;
 
 pub(super) fn fill_config(config: &Config) -> FillConfig {
     FillConfig {
-        namespace: config.upstream.namespace.clone(),
-        credits_per_call: config.upstream.credits_per_call,
+        least_credits: offers(config).iter().map(|offer| offer.credits).min().unwrap_or(0),
         slots: slots_config(config),
         result_url_ttl: config.upstream.result_url_ttl,
         hard_stop: config.upstream.hard_stop,
     }
+}
+
+/// What is sold.
+pub(super) fn offers(config: &Config) -> Vec<Offer> {
+    Offer::all(&config.upstream.namespace, config.upstream.credits_per_call)
 }
 
 pub(super) fn slots_config(config: &Config) -> SlotsConfig {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::ledger::LedgerHandles;
 use super::listen::{bind, connection_limits};
 use super::reload::{ReloadParts, Reloader};
-use super::settings::{fill_config, policy_config};
+use super::settings::{fill_config, offers, policy_config};
 use super::upstream::open_upstream;
 use super::upstream_key::KeyWatch;
 use super::{App, STOP_MARGIN, admin_tokens, certificate, memory};
@@ -282,7 +282,7 @@ impl Core {
             clock: self.clock.clone(),
         };
         let config = &self.config;
-        let gateway = Gateway::new(parts, config.upstream.namespace.clone(), public_root.to_owned())
+        let gateway = Gateway::new(parts, public_root.to_owned())
             .with_store_root(config.store.public_url.as_ref().map(ToString::to_string))
             // The other connections are for clients that only read what is stored.
             .with_waiting_places((config.server.max_connections * 3 / 4).max(1));
@@ -371,6 +371,7 @@ impl Core {
             limits: RequestLimits::default(),
             public_root: public_root.to_owned(),
             is_builtin: config.upstream.kind == UpstreamKind::Builtin,
+            offers: offers(config),
             balance: services.balance.clone(),
         });
         let certificate = certificate::open(&config.server, &self.metrics)?;

@@ -15,6 +15,7 @@ use self::addresses::{depth, replace_strings, without_foreign};
 pub use self::decode::decodings;
 use self::fields::Fields;
 pub use self::fields::complete;
+use crate::base::operation::Operation;
 use crate::base::picture::ObjectName;
 use crate::base::secret::Secret;
 
@@ -65,7 +66,7 @@ impl Envelope {
     ///
     /// # Errors
     /// [`NotAnEnvelope`]; the body's bytes are in no message.
-    pub fn read(body: &[u8]) -> Result<Self, NotAnEnvelope> {
+    pub fn read(body: &[u8], operation: &Operation) -> Result<Self, NotAnEnvelope> {
         let (text, ..) = encoding_rs::UTF_8.decode(body);
         if depth(&text) > MAX_DEPTH {
             return Err(NotAnEnvelope);
@@ -74,7 +75,8 @@ impl Envelope {
         if !["error_code", "error_detail", "data", "request_id"].iter().any(|name| fields.has(name)) {
             return Err(NotAnEnvelope);
         }
-        let url = fields.object("data").and_then(|data| data.string("url")).filter(|url| !url.is_empty());
+        let [parent, member] = operation.result_url;
+        let url = fields.object(parent).and_then(|data| data.string(member)).filter(|url| !url.is_empty());
         let text = without_foreign(&text, url.as_deref());
         let fields = Fields::read(&text)?;
         let code = fields
@@ -110,8 +112,8 @@ impl Answer {
     ///
     /// # Errors
     /// [`NotAnEnvelope`] when that is not a success that names a result.
-    pub fn read(text: &str) -> Result<Self, NotAnEnvelope> {
-        match Envelope::read(text.as_bytes())? {
+    pub fn read(text: &str, operation: &Operation) -> Result<Self, NotAnEnvelope> {
+        match Envelope::read(text.as_bytes(), operation)? {
             Envelope::Success(answer) => Ok(answer),
             Envelope::NoResult | Envelope::Error { .. } => Err(NotAnEnvelope),
         }

@@ -7,7 +7,9 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use crate::base::envelope::Answer;
+use crate::base::identity::Identity;
 use crate::base::key::{CacheKey, Digest};
+use crate::base::operation::Operation;
 use crate::base::picture::{ImageFormat, ObjectName};
 
 /// The longest object kept or read: twice the default limit of a result download. One that has
@@ -69,6 +71,11 @@ impl Record {
     /// The layout this program writes, and the only one it reads.
     pub const VERSION: u32 = 1;
 
+    /// What it is the answer to.
+    pub fn identity(&self) -> Identity {
+        Identity::new(&self.namespace, self.key)
+    }
+
     /// The object this record is about; `None` when the extension is not one of ours.
     pub fn object(&self) -> Option<ObjectName> {
         let format = ImageFormat::from_extension(&self.extension)?;
@@ -91,10 +98,13 @@ impl Record {
     /// As [`path`](Self::path), for a namespace that may be anything: one that is more than a plain
     /// word could lead elsewhere.
     pub fn checked_path(namespace: &str, key: CacheKey) -> Result<String, InvalidRecord> {
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(plain) {
+        let is_plain = |part: &str| {
+            let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            !part.is_empty() && part.bytes().all(plain)
+        };
+        if namespace.len() > 64 || !namespace.split('.').all(is_plain) {
             return Err(InvalidRecord(format!(
-                "namespace {namespace:?} is not 1 to 64 lower-case letters, digits and hyphens"
+                "namespace {namespace:?} is not 1 to 64 lower-case letters, digits and hyphens, with dots between them"
             )));
         }
         Ok(Self::path(namespace, key))
@@ -141,9 +151,10 @@ impl Record {
     /// a key with anything else, nor to book numbers that no ledger can add up.
     fn is_plausible(&self) -> bool {
         let side = 1..=u32::from(u16::MAX);
-        let answer = Answer::read(&self.answer);
+        let answer = Operation::of_namespace(&self.namespace)
+            .and_then(|operation| Answer::read(&self.answer, operation).ok());
         let names_object =
-            |object: ObjectName| answer.as_ref().is_ok_and(|answer| answer.url().expose() == object.path());
+            |object: ObjectName| answer.as_ref().is_some_and(|answer| answer.url().expose() == object.path());
         self.object().is_some_and(names_object)
             && (1..=MAX_OBJECT_BYTES).contains(&self.bytes)
             && self.credits <= MAX_CREDITS

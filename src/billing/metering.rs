@@ -19,7 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use crate::base::clock::Clock;
-use crate::base::key::CacheKey;
+use crate::base::identity::Identity;
 use crate::base::outcome::SavingCause;
 use crate::base::random::jittered;
 use crate::base::record::MAX_CREDITS;
@@ -100,7 +100,7 @@ impl Meter {
     }
 
     /// Is this the first lookup of a key by a team today, as far as this process remembers?
-    pub fn is_first_look_up(&self, team: &str, key: CacheKey) -> bool {
+    pub fn is_first_look_up(&self, team: &str, identity: &Identity) -> bool {
         let now = self.clock.now();
         let mut counts = self.counts();
         let today = counts.today(now, &self.zone);
@@ -108,7 +108,7 @@ impl Meter {
         if *day != Some(today) {
             (*day, *seen) = (Some(today), HashSet::new());
         }
-        seen.len() < MOST_LOOK_UPS && seen.insert(self.hasher.hash_one((team, key)))
+        seen.len() < MOST_LOOK_UPS && seen.insert(self.hasher.hash_one((team, identity)))
     }
 
     /// Requests that are counted and not booked yet, as far as is known.

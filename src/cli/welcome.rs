@@ -7,8 +7,8 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crate::base::operation::IMAGE_CROPPING;
 use crate::config::{Config, UpstreamKind};
-use crate::upstream::operation::IMAGE_CROPPING;
 
 /// The picture that is at hand in a clone of the repository.
 pub(super) const SAMPLE: &str = "tests/images/rocket.jpg";

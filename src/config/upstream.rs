@@ -7,6 +7,7 @@ use super::origin::Origin;
 use super::secret_file::read_secret_file;
 use super::setting::{section, words};
 use super::units::ByteSize;
+use crate::base::operation::IMAGE_CROPPING;
 use crate::base::secret::Secret;
 use crate::billing::money::Price;
 
@@ -57,7 +58,7 @@ section! {
         /// so is a miss whose turn cannot come in time.
         pub queue: usize = 256,
         /// What one crop costs, in credits.
-        pub credits_per_call: u64 = 3,
+        pub credits_per_call: u64 = IMAGE_CROPPING.credits,
         /// What one credit costs, such as 0.003, in the currency of whoever reads the reports; with at
         /// most 6 digits behind the point. Usage is told in money too when it is set.
         pub credit_price: Option<Price> = None,

@@ -9,7 +9,7 @@ use super::retry::wait_before;
 use super::suspect::suspicions;
 use super::task::Task;
 use super::{FillOutcome, Waiter};
-use crate::base::key::CacheKey;
+use crate::base::identity::Identity;
 use crate::error::GatewayError;
 use crate::fill::circuit::Attempt;
 use crate::fill::coalesce::Coalescer;
@@ -29,26 +29,27 @@ impl Task {
         // is not called for clients that do not wait as they were told.
         if !self.is_retry
             && shared.slots.are_spaced_out()
-            && let Some(wait) = shared.told_to_wait.remaining(self.key)
+            && let Some(wait) = shared.told_to_wait.remaining(&self.identity)
         {
             metrics.upstream_shed_total[ShedReason::RetryAfterCache].inc();
             return Event::Slot(Err(GatewayError::UpstreamThrottled { wait }));
         }
         loop {
-            let Some((_, waiter)) = self.groups.candidate(self.key) else {
+            let Some((_, waiter)) = self.groups.candidate(&self.identity) else {
                 return Event::Admitted(Admission::Nobody);
             };
             if let Err(error) = self.reserve_miss(&waiter) {
                 self.refuse(&waiter, error);
                 continue;
             }
-            let (rated, groups, key) = (self.rate_allows_at(), self.groups.clone(), self.key);
+            let (rated, groups, identity) =
+                (self.rate_allows_at(), self.groups.clone(), self.identity.clone());
             let turn = async {
                 if let Some(at) = rated {
                     tokio::time::sleep_until(at).await;
                 }
                 let asked = Instant::now();
-                (shared.slots.take(&waiter.team.name, patience(&groups, key)).await, asked.elapsed())
+                (shared.slots.take(&waiter.team.name, patience(&groups, &identity)).await, asked.elapsed())
             };
             let (shed, error) = tokio::select! {
                 biased;
@@ -69,7 +70,7 @@ impl Task {
                         (reason, GatewayError::TooBusy { wait: busy.wait })
                     }
                 },
-                () = self.groups.deserted(self.key) => {
+                () = self.groups.deserted(&self.identity) => {
                     metrics.upstream_shed_total[ShedReason::Deserted].inc();
                     continue;
                 }
@@ -80,7 +81,7 @@ impl Task {
     }
 
     pub(super) fn enter_circuit(&mut self) -> Result<(), GatewayError> {
-        let entered = self.shared.circuit.enter(self.key);
+        let entered = self.shared.circuit.enter(&self.identity);
         if entered.is_err() {
             self.shared.parts.metrics.upstream_shed_total[ShedReason::BreakerOpen].inc();
         }
@@ -97,7 +98,7 @@ impl Task {
         };
         let may_call = self.pass.as_ref().is_none_or(|pass| pass.may_retry());
         let wait = wait_before(number, asked);
-        if !may_call || wait >= patience(&self.groups, self.key) || shared.draining.is_cancelled() {
+        if !may_call || wait >= patience(&self.groups, &self.identity) || shared.draining.is_cancelled() {
             return false;
         }
         if reason == RetryReason::RateLimited && !shared.retries.take() {
@@ -198,14 +199,14 @@ impl Task {
             return;
         };
         for reason in suspicions(order.width, order.height, &fetched.bytes, answer.text().expose()) {
-            tracing::warn!(key = %self.key, reason = reason.as_str(), "a result is not what was ordered");
+            tracing::warn!(key = %self.identity, reason = reason.as_str(), "a result is not what was ordered");
             self.shared.parts.metrics.results_suspect_total[reason].inc();
         }
     }
 }
 
 /// How long the most patient waiter for a key still waits.
-fn patience(groups: &Coalescer<CacheKey, Waiter, FillOutcome>, key: CacheKey) -> Duration {
-    let latest = groups.waiting(key).iter().map(|waiter| waiter.deadline).max();
+fn patience(groups: &Coalescer<Identity, Waiter, FillOutcome>, identity: &Identity) -> Duration {
+    let latest = groups.waiting(identity).iter().map(|waiter| waiter.deadline).max();
     latest.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()))
 }

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::state::State;
-use crate::base::key::CacheKey;
+use crate::base::identity::Identity;
 use crate::error::GatewayError;
 use crate::metrics::{BlockCause, Metrics};
 
@@ -95,7 +95,7 @@ pub struct Circuit {
 /// upstream, and leaves the place of a probe to another.
 pub struct Pass {
     circuit: Arc<Circuit>,
-    key: CacheKey,
+    identity: Identity,
     /// Which of our keys for the upstream was in use.
     api_key: u64,
     /// Its number, when it is a probe.
@@ -112,10 +112,10 @@ impl Circuit {
     ///
     /// # Errors
     /// What callers are told while it is open: nothing was spent.
-    pub fn enter(self: &Arc<Self>, key: CacheKey) -> Result<Pass, GatewayError> {
+    pub fn enter(self: &Arc<Self>, identity: &Identity) -> Result<Pass, GatewayError> {
         self.change(|state, now| {
             let probe = state.enter(now).map_err(|(trouble, wait)| trouble.error(wait.max(SOON)))?;
-            Ok(Pass { circuit: self.clone(), key, api_key: state.api_key, probe })
+            Ok(Pass { circuit: self.clone(), identity: identity.clone(), api_key: state.api_key, probe })
         })
     }
 
@@ -206,7 +206,7 @@ impl Pass {
     pub fn tell(&self, attempt: Attempt) {
         self.circuit.change(|state, now| {
             let is_current_key = state.api_key == self.api_key;
-            state.attempted(attempt, self.key, is_current_key, self.probe, now);
+            state.attempted(attempt, &self.identity, is_current_key, self.probe, now);
         });
     }
 

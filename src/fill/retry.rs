@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::base::key::CacheKey;
+use crate::base::identity::Identity;
 use crate::base::random::fraction;
 
 /// What one purchase adds to the budget, of what one retry costs.
@@ -47,25 +47,25 @@ impl RetryBudget {
 /// Keys whose callers were told to come back later, until then: a client that comes back at once, as
 /// many do, is told the same again, and the upstream is not called for it.
 #[derive(Debug, Default)]
-pub(super) struct RetryAfterCache(Mutex<HashMap<CacheKey, Instant>>);
+pub(super) struct RetryAfterCache(Mutex<HashMap<Identity, Instant>>);
 
 impl RetryAfterCache {
     /// The callers of a key were told to wait.
-    pub(super) fn note(&self, key: CacheKey, wait: Duration) {
+    pub(super) fn note(&self, identity: &Identity, wait: Duration) {
         let now = Instant::now();
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // There is one for each refusal of the upstream, of which there are few within such a time.
         keys.retain(|_, until| *until > now);
         // A wait that never ends is not one anybody was told.
         if let Some(until) = now.checked_add(wait) {
-            keys.insert(key, until);
+            keys.insert(identity.clone(), until);
         }
     }
 
     /// How long the callers of a key were told to wait still.
-    pub(super) fn remaining(&self, key: CacheKey) -> Option<Duration> {
+    pub(super) fn remaining(&self, identity: &Identity) -> Option<Duration> {
         let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.get(&key)?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+        keys.get(identity)?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
     }
 }
 
@@ -79,6 +79,7 @@ pub(super) fn wait_before(retry: u32, asked: Option<Duration>) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::key::CacheKey;
 
     #[test]
     fn retries_are_a_tenth_of_purchases_and_saved_up_to_ten() {
@@ -96,16 +97,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_that_was_told_is_remembered_until_it_is_over() {
-        let (told, key) = (RetryAfterCache::default(), |tag: u8| CacheKey::of(&[tag], 1, 1));
-        told.note(key(1), Duration::from_secs(2));
+        let (told, key) =
+            (RetryAfterCache::default(), |tag: u8| Identity::new("ailab-v1", CacheKey::of(&[tag], 1, 1)));
+        told.note(&key(1), Duration::from_secs(2));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!((told.remaining(key(1)), told.remaining(key(2))), (Some(Duration::from_secs(1)), None));
+        assert_eq!((told.remaining(&key(1)), told.remaining(&key(2))), (Some(Duration::from_secs(1)), None));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(told.remaining(key(1)), None);
-        told.note(key(2), Duration::from_secs(2));
+        assert_eq!(told.remaining(&key(1)), None);
+        told.note(&key(2), Duration::from_secs(2));
         assert_eq!(told.0.lock().unwrap().len(), 1, "what is over is forgotten");
-        told.note(key(3), Duration::MAX);
-        assert_eq!(told.remaining(key(3)), None, "and no wait is too long to add");
+        told.note(&key(3), Duration::MAX);
+        assert_eq!(told.remaining(&key(3)), None, "and no wait is too long to add");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standi
 use super::unsettled::Place;
 use super::{FillOutcome, FillRequest, FillTiming, Inner, Waiter};
 use crate::base::crash::crash_point;
-use crate::base::key::CacheKey;
+use crate::base::identity::Identity;
 use crate::base::random::jittered;
 use crate::base::secret::Secret;
 use crate::cache::FillToken;
@@ -30,8 +30,8 @@ use crate::upstream::{HeldCall, NotSent, Opened, RefusalKind, Reply, UnknownCaus
 pub(super) struct Task {
     pub(super) shared: Arc<Inner>,
     /// Where its callers wait.
-    pub(super) groups: Arc<Coalescer<CacheKey, Waiter, FillOutcome>>,
-    pub(super) key: CacheKey,
+    pub(super) groups: Arc<Coalescer<Identity, Waiter, FillOutcome>>,
+    pub(super) identity: Identity,
     /// `None` when nothing is left to buy: a picture is not kept for as long as a URL lives.
     wanted: Option<FillRequest>,
     /// Whom the last admission was about.
@@ -71,13 +71,13 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(shared: Arc<Inner>, key: CacheKey, wanted: Option<FillRequest>) -> Self {
+    pub(super) fn new(shared: Arc<Inner>, identity: Identity, wanted: Option<FillRequest>) -> Self {
         let groups = shared.groups.clone();
-        let reading = shared.parts.cache.begin_reading(key);
+        let reading = shared.parts.cache.begin_reading(&identity);
         Self {
             shared,
             groups,
-            key,
+            identity,
             payer: None,
             slot: None,
             budget: wanted.as_ref().map_or_else(StoreBudget::default, |wanted| wanted.budget),
@@ -115,7 +115,7 @@ impl Task {
     /// Carries out effects until the machine is done. If this panics, its callers are told.
     pub(super) async fn run(mut self, mut machine: Machine) {
         let bug = FillOutcome { verdict: Err(GatewayError::Bug), payer: None, timing: FillTiming::default() };
-        let guard = GroupGuard::new(self.groups.clone(), self.key, bug);
+        let guard = GroupGuard::new(self.groups.clone(), self.identity.clone(), bug);
         let mut event = Event::Started;
         loop {
             event = match machine.step(event) {
@@ -144,7 +144,7 @@ impl Task {
             Effect::LookAgain => Event::LookedAgain(self.look_again().await),
             Effect::Import(record) => {
                 if let Err(error) = parts.ledger.import_record(&record).await {
-                    tracing::warn!(%error, key = %self.key, "the ledger could not be told of a record");
+                    tracing::warn!(%error, key = %self.identity, "the ledger could not be told of a record");
                 }
                 Event::Imported
             }
@@ -185,7 +185,7 @@ impl Task {
                 self.tell_settled(&verdict);
                 let outcome = self.outcome(verdict).await;
                 self.is_told = true;
-                self.groups.stall(self.key, &outcome);
+                self.groups.stall(&self.identity, &outcome);
                 Event::Notified
             }
             Effect::Finish(_) | Effect::Stop => Event::Notified,
@@ -228,7 +228,7 @@ impl Task {
     /// Answers the waiters of one team, and leaves the others waiting.
     pub(super) fn refuse(&self, waiter: &Waiter, error: GatewayError) {
         let outcome = FillOutcome { verdict: Err(error), payer: None, timing: self.timing };
-        self.groups.refuse(self.key, waiter, &outcome);
+        self.groups.refuse(&self.identity, waiter, &outcome);
     }
 
     /// Reserves the time of this fill's miss under the rate of a waiter's team.
@@ -258,7 +258,7 @@ impl Task {
 
     /// The longest-waiting caller's team pays, if it may.
     fn admit(&mut self) -> Admission {
-        let Some((id, waiter)) = self.groups.candidate(self.key) else { return Admission::Nobody };
+        let Some((id, waiter)) = self.groups.candidate(&self.identity) else { return Admission::Nobody };
         let Some(wanted) = &self.wanted else { return Admission::Nobody };
         self.payer = Some((id, waiter.clone()));
         if self.shared.draining.is_cancelled() {
@@ -280,12 +280,12 @@ impl Task {
             return Admission::Unrated;
         }
         Admission::Payer(Box::new(Reservation {
-            namespace: self.shared.config.namespace.clone(),
-            key: wanted.key,
+            namespace: wanted.identity.namespace.to_string(),
+            key: wanted.identity.key,
             refresh: wanted.refresh,
             team: team.name.clone(),
-            credits: self.shared.config.credits_per_call,
-            budgets: policy.limits(team, self.shared.config.credits_per_call),
+            credits: wanted.credits,
+            budgets: policy.limits(team, wanted.credits),
             image: wanted.image,
             width: wanted.order.width,
             height: wanted.order.height,
@@ -302,8 +302,8 @@ impl Task {
 
     /// As at a look-up, an object that cannot be looked for counts as there.
     async fn look_again(&mut self) -> Result<Standing, StoreError> {
-        let (store, namespace) = (&self.shared.parts.store, &self.shared.config.namespace);
-        let Some(record) = self.budget.wait(store.record(namespace, self.key)).await? else {
+        let (store, Identity { namespace, key }) = (&self.shared.parts.store, &self.identity);
+        let Some(record) = self.budget.wait(store.record(namespace, *key)).await? else {
             return Ok(Standing::Nothing);
         };
         let is_gone = match record.object() {
@@ -315,7 +315,7 @@ impl Task {
 
     /// A row was won, which may have taken long. Whoever comes from here on starts another fill.
     fn check_waiters(&mut self) -> bool {
-        let is_awaited = self.groups.candidate(self.key).is_some();
+        let is_awaited = self.groups.candidate(&self.identity).is_some();
         if !is_awaited {
             self.shared.parts.metrics.upstream_shed_total[ShedReason::Deserted].inc();
             (self.slot, self.pass) = (None, None);
@@ -421,7 +421,7 @@ impl Task {
     async fn finish(&mut self, verdict: Verdict) {
         (self.slot, self.pass) = (None, None);
         let outcome = self.outcome(verdict).await;
-        self.groups.finish(self.key, &outcome);
+        self.groups.finish(&self.identity, &outcome);
     }
 
     /// Puts a result into memory before anyone is told of it, so that whoever comes next finds it.
@@ -430,15 +430,15 @@ impl Task {
         let cache = &shared.parts.cache;
         match &verdict {
             Ok(filled) if self.is_resumed && !shared.is_unpurged(&filled.record).await => {
-                cache.forget_answer(self.key);
+                cache.forget_answer(&self.identity);
             }
             Ok(filled) => cache.keep_answer(filled.record.clone(), self.reading),
             // Once is enough, and now is later than that.
             Err(_) if self.is_told => {}
             Err(GatewayError::Upstream { status, body, .. }) if is_about_the_request(*status) => {
-                cache.keep_refusal(self.key, *status, body.clone());
+                cache.keep_refusal(&self.identity, *status, body.clone());
             }
-            Err(GatewayError::UpstreamThrottled { wait }) => shared.told_to_wait.note(self.key, *wait),
+            Err(GatewayError::UpstreamThrottled { wait }) => shared.told_to_wait.note(&self.identity, *wait),
             Err(_) => {}
         }
         let bought = verdict.as_ref().is_ok_and(|filled| filled.source == FillSource::Bought);

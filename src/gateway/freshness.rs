@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::base::key::CacheKey;
+use crate::base::identity::Identity;
 use crate::cache::MemoryCache;
 use crate::ledger::{Ledger, LedgerError};
 
@@ -55,8 +55,8 @@ impl Freshness {
     }
 
     /// This process has changed what stands under a key.
-    pub async fn forget(&self, key: CacheKey) {
-        self.cache.forget_answer(key);
+    pub fn forget(&self, identity: &Identity) {
+        self.cache.forget_answer(identity);
     }
 
     /// Follows the ledger's changes for ever; returns at once when the ledger is not shared.
@@ -92,8 +92,8 @@ impl Freshness {
     async fn catch_up(&self, position: &mut Option<u64>) -> Result<(), LedgerError> {
         loop {
             let changes = self.ledger.changes(*position).await?;
-            for (_, key) in &changes.keys {
-                self.cache.forget_answer(*key);
+            for (namespace, key) in &changes.keys {
+                self.cache.forget_answer(&Identity::new(namespace, *key));
             }
             if position.replace(changes.position).is_none() {
                 // What was read before this moment may be older than the position.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub use self::explain::{Explained, Held};
 use super::freshness::Freshness;
 use crate::base::clock::Clock;
+use crate::base::identity::Identity;
 use crate::base::key::CacheKey;
 use crate::cache::MemoryCache;
 use crate::ledger::admin::{Actor, LedgerAdmin, Purge};
@@ -104,7 +105,7 @@ impl KeyAdmin {
                 Err(error) => PurgeError::Store(error),
             });
         };
-        freshness.forget(key).await;
+        freshness.forget(&Identity::new(namespace, key));
         store.forget_record(namespace, key, generation).await.map_err(PurgeError::RecordStays)?;
         Ok(Purged { generation, is_new: matches!(purge, Purge::Done { .. }) })
     }

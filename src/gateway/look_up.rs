@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::Gateway;
-use crate::base::key::CacheKey;
+use crate::base::identity::Identity;
 use crate::base::outcome::CacheStatus;
 use crate::base::record::Record;
 use crate::cache::FillToken;
@@ -41,13 +41,13 @@ impl Gateway {
     /// Memory, then ledger, then store. `None` only when the key is known to be absent.
     pub(super) async fn look_up(
         &self,
-        key: CacheKey,
+        identity: &Identity,
         stages: &mut Stages,
         budget: &mut StoreBudget,
     ) -> Result<Option<Found>, GatewayError> {
         let metrics = &self.parts.metrics;
-        let reading = self.parts.cache.begin_reading(key);
-        let in_memory = stages.time(Stage::Memory, async { self.parts.cache.answer(key) }).await;
+        let reading = self.parts.cache.begin_reading(identity);
+        let in_memory = stages.time(Stage::Memory, async { self.parts.cache.answer(identity) }).await;
         let found = if in_memory.is_some() { Look::Hit } else { Look::Miss };
         metrics.cache_lookups_total[(CacheTier::Memory, found)].inc();
         let (in_ledger, in_store) = match in_memory {
@@ -56,7 +56,7 @@ impl Gateway {
                 Ok(in_ledger) => (Ok(in_ledger), None),
                 Err(_) => return Ok(Some(hit(record))),
             },
-            None => self.ask_ledger(key, stages, budget).await,
+            None => self.ask_ledger(identity, stages, budget).await,
         };
         if let Ok(Some(record)) = &in_ledger
             && stages.time(Stage::Store, self.is_still_there(record)).await?
@@ -65,7 +65,7 @@ impl Gateway {
         }
         let in_store = match in_store {
             Some(in_store) => in_store,
-            None => self.ask_store(key, stages, budget).await,
+            None => self.ask_store(identity, stages, budget).await,
         };
         match (in_ledger, in_store) {
             (in_ledger, Ok(Some(record))) => {
@@ -84,9 +84,9 @@ impl Gateway {
                 in_ledger.map(|_| None).map_err(|_| GatewayError::LedgerUnavailable)
             }
             (Ok(_), Ok(None)) => Ok(None),
-            (Ok(_), Err(error)) => self.without_the_store(key, &error).await.map(|()| None),
+            (Ok(_), Err(error)) => self.without_the_store(identity, &error).await.map(|()| None),
             (Err(error), _) => {
-                tracing::error!(%error, %key, "the ledger could not be asked, and the store has no answer");
+                tracing::error!(%error, key = %identity, "the ledger could not be asked, and the store has no answer");
                 Err(GatewayError::LedgerUnavailable)
             }
         }
@@ -94,12 +94,12 @@ impl Gateway {
 
     /// What the ledger has instead of an answer in memory that may be out of date.
     async fn confirm(&self, known: &Record, stages: &mut Stages) -> Asked<LedgerError> {
-        let asked = timeout(HIT_PATIENCE, self.parts.ledger.look_up(&self.namespace, known.key));
+        let asked = timeout(HIT_PATIENCE, self.parts.ledger.look_up(&known.namespace, known.key));
         let in_ledger = stages.time(Stage::Ledger, asked).await.unwrap_or_else(|_| Err(slow()));
         self.parts.metrics.cache_lookups_total[(CacheTier::Ledger, look(&in_ledger))].inc();
         if in_ledger.as_ref().is_ok_and(|found| found.as_ref() != Some(known)) {
             // It must not be served when the ledger is away next.
-            self.freshness.forget(known.key).await;
+            self.freshness.forget(&known.identity());
         }
         in_ledger
     }
@@ -107,15 +107,15 @@ impl Gateway {
     /// What the ledger has; and what the store has, if the ledger took so long that it was asked, too.
     async fn ask_ledger(
         &self,
-        key: CacheKey,
+        identity: &Identity,
         stages: &mut Stages,
         budget: &mut StoreBudget,
     ) -> (Asked<LedgerError>, Option<Asked<StoreError>>) {
-        let mut asked = pin!(self.parts.ledger.look_up(&self.namespace, key));
+        let mut asked = pin!(self.parts.ledger.look_up(&identity.namespace, identity.key));
         let (in_ledger, in_store) = match stages.time(Stage::Ledger, timeout(HIT_PATIENCE, &mut asked)).await
         {
             Ok(in_ledger) => (in_ledger, None),
-            Err(_) => match self.ask_store(key, stages, budget).await {
+            Err(_) => match self.ask_store(identity, stages, budget).await {
                 Ok(Some(record)) => (Err(slow()), Some(Ok(Some(record)))),
                 in_store => (stages.time(Stage::Ledger, asked).await, Some(in_store)),
             },
@@ -126,11 +126,11 @@ impl Gateway {
 
     async fn ask_store(
         &self,
-        key: CacheKey,
+        identity: &Identity,
         stages: &mut Stages,
         budget: &mut StoreBudget,
     ) -> Asked<StoreError> {
-        let asked = budget.wait(self.parts.store.record(&self.namespace, key));
+        let asked = budget.wait(self.parts.store.record(&identity.namespace, identity.key));
         let in_store = stages.time(Stage::Store, asked).await;
         self.parts.metrics.cache_lookups_total[(CacheTier::Store, look(&in_store))].inc();
         in_store
@@ -173,18 +173,18 @@ impl Gateway {
     }
 
     /// The ledger has nothing under a key, and the store did not say whether it has.
-    async fn without_the_store(&self, key: CacheKey, error: &StoreError) -> Result<(), GatewayError> {
+    async fn without_the_store(&self, identity: &Identity, error: &StoreError) -> Result<(), GatewayError> {
         match error {
             // Something is there: it was paid for, and nothing could be kept in its place.
             StoreError::Corrupt(_) => {
-                tracing::error!(%error, %key, "a record is damaged, so its key is not bought");
+                tracing::error!(%error, key = %identity, "a record is damaged, so its key is not bought");
                 Err(GatewayError::StoreUnavailable)
             }
             StoreError::Busy(_) => Err(GatewayError::StoreBusy),
             // The store cannot be asked, so the ledger decides, if it knows every record.
             StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unfit(_) => {
-                tracing::warn!(%error, %key, "the store could not be asked for a record");
-                match self.parts.ledger.knows_all_of(&self.namespace, key).await {
+                tracing::warn!(%error, key = %identity, "the store could not be asked for a record");
+                match self.parts.ledger.knows_all_of(&identity.namespace, identity.key).await {
                     Ok(true) => Ok(()),
                     Ok(false) => Err(GatewayError::LedgerIncomplete),
                     Err(_) => Err(GatewayError::LedgerUnavailable),

@@ -16,7 +16,8 @@ use http::{HeaderMap, StatusCode};
 
 use self::fakes::*;
 use super::*;
-use crate::base::key::Digest;
+use crate::base::key::{CacheKey, Digest};
+use crate::base::operation::IMAGE_CROPPING;
 use crate::base::secret::Secret;
 use crate::ledger::budget::{Scope, Window};
 use crate::ledger::{Booking, CallState, Permit, Recovery, Reservation, Reserved};
@@ -47,13 +48,21 @@ fn key(tag: u8) -> CacheKey {
     CacheKey::of(&picture(tag), 400, 300)
 }
 
+fn identity(key: CacheKey) -> Identity {
+    Identity::new(NAMESPACE, key)
+}
+
+fn offer() -> Offer {
+    Offer { operation: &IMAGE_CROPPING, namespace: NAMESPACE.into(), credits: CREDITS }
+}
+
 async fn ask_as(gateway: &Gateway, caller: &Caller, tag: u8) -> Result<CropReply, GatewayError> {
     let form = Form::crop(picture(tag), 400, 300);
     let mut headers = HeaderMap::new();
     headers.insert(http::header::CONTENT_TYPE, form.content_type().parse().unwrap());
-    let head = request::check_head(&headers, &RequestLimits::default()).unwrap();
+    let head = request::check_head(&IMAGE_CROPPING, &headers, &RequestLimits::default()).unwrap();
     let body = http_body_util::Full::new(Bytes::from(form.into_bytes()));
-    gateway.handle(caller, head, body, &mut RequestTiming::default()).await
+    gateway.handle(&offer(), caller, head, body, &mut RequestTiming::default()).await
 }
 
 impl World {
@@ -113,7 +122,7 @@ async fn hits_need_nothing_but_memory() {
     world.results.switch.fail(&["all"]);
     assert_eq!(ended(&world.ask(1).await), "hit_memory");
     assert_eq!(
-        world.gateway.look_up_key(key(1), &mut RequestTiming::default()).await.unwrap().status,
+        world.gateway.look_up_key(&identity(key(1)), &mut RequestTiming::default()).await.unwrap().status,
         CacheStatus::HitMemory
     );
     let refused = world.ask(2).await;
@@ -188,7 +197,8 @@ async fn key_is_not_bought_while_store_is_away_and_its_records_are_not_imported(
     let bought = elsewhere.upstream.paid();
     for number in [1, 2] {
         assert_eq!(ended(&elsewhere.ask(number).await), "LedgerIncomplete");
-        let looked_up = elsewhere.gateway.look_up_key(key(number), &mut RequestTiming::default()).await;
+        let looked_up =
+            elsewhere.gateway.look_up_key(&identity(key(number)), &mut RequestTiming::default()).await;
         assert!(matches!(looked_up, Err(GatewayError::LedgerIncomplete)), "and it is not said to be absent");
     }
     assert_eq!((elsewhere.upstream.paid(), elsewhere.ledger.states()), (bought, Vec::new()));
@@ -310,7 +320,7 @@ async fn an_object_that_cannot_be_looked_for_counts_as_there() {
 async fn a_look_up_by_key_and_a_request_for_the_cache_only_never_buy() {
     let world = World::new();
     assert!(matches!(
-        world.gateway.look_up_key(key(1), &mut RequestTiming::default()).await,
+        world.gateway.look_up_key(&identity(key(1)), &mut RequestTiming::default()).await,
         Err(GatewayError::KeyNotFound)
     ));
     let frugal = Caller { only_if_cached: true, ..caller() };

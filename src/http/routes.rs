@@ -17,9 +17,9 @@ mod site;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, get, post};
+use axum::{Extension, Router};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, PRAGMA, RANGE};
 use http::{HeaderMap, HeaderName, StatusCode};
 
@@ -30,6 +30,7 @@ use self::body::Pace;
 use self::cors::Cors;
 use self::log::Sampler;
 use crate::base::clock::Clock;
+use crate::base::operation::{Offer, QUERY_CREDITS_PATH};
 use crate::billing::balance::BalanceWatch;
 use crate::error::GatewayError;
 use crate::gateway::Gateway;
@@ -37,7 +38,6 @@ use crate::metrics::Metrics;
 use crate::request::RequestLimits;
 use crate::teams::policy::{CurrentPolicy, Policy};
 use crate::teams::{API_KEY_HEADER, Team};
-use crate::upstream::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
 
 /// What the public routes work with. Cheap to clone.
 #[derive(Clone)]
@@ -63,6 +63,8 @@ pub struct PublicParts {
     pub public_root: String,
     /// Is the upstream our own engine?
     pub is_builtin: bool,
+    /// What is sold.
+    pub offers: Vec<Offer>,
     /// Last known balance of the upstream's account.
     pub balance: Arc<BalanceWatch>,
 }
@@ -95,10 +97,15 @@ pub(crate) struct RequestPolicy(Arc<Policy>);
 /// The public listener's routes. Pages of the configured origins may call the API; results may be
 /// read from any page.
 pub fn public_router(state: PublicState) -> Router {
-    let look_up = format!("{}/{{key}}", IMAGE_CROPPING.path);
-    let api = Router::new()
-        .route(IMAGE_CROPPING.path, only(post(crop::crop), "POST, OPTIONS"))
-        .route(&look_up, only(get(crop::look_up), "GET, HEAD, OPTIONS"))
+    let operations = state.0.offers.iter().fold(Router::new(), |router, offer| {
+        let path = offer.operation.path;
+        let routes = Router::new()
+            .route(path, only(post(crop::crop), "POST, OPTIONS"))
+            .route(&format!("{path}/{{key}}"), only(get(crop::look_up), "GET, HEAD, OPTIONS"))
+            .layer(Extension(offer.clone()));
+        router.merge(routes)
+    });
+    let api = operations
         .route(QUERY_CREDITS_PATH, only(get(credits::query), "GET, HEAD, OPTIONS"))
         .route("/", only(get(page::page), "GET, HEAD, OPTIONS"))
         .fallback(async || GatewayError::NoSuchRoute)

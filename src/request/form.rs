@@ -4,7 +4,8 @@
 //! fields; only an image over its limit is refused at once. Called by `request::read` alone.
 
 use super::image::ImageBuffer;
-use super::{CropRequest, Field, MAX_SIDE_PIXELS, MAX_TARGET_PIXELS, RequestError};
+use super::{CropRequest, Field, FormHead, MAX_SIDE_PIXELS, MAX_TARGET_PIXELS, RequestError};
+use crate::base::operation::Operation;
 use crate::base::picture::{self, ImageFormat};
 use crate::request::Order;
 use crate::request::multipart::{Event, trim};
@@ -23,6 +24,7 @@ const MAX_NAMES_SHOWN: usize = 16;
 
 /// The fields seen so far.
 pub(super) struct Form {
+    operation: &'static Operation,
     /// Where the data of the current part goes; `None` skips it.
     current: Option<Field>,
     /// By the order of [`Field::ALL`].
@@ -35,12 +37,13 @@ pub(super) struct Form {
 }
 
 impl Form {
-    pub(super) fn new(max_image_bytes: usize, declared_bytes: Option<usize>, room: UploadRoom) -> Self {
+    pub(super) fn new(head: &FormHead, room: UploadRoom) -> Self {
         Self {
+            operation: head.operation,
             current: None,
             is_seen: [false; 3],
             duplicate: None,
-            image: ImageBuffer::new(max_image_bytes, declared_bytes, room),
+            image: ImageBuffer::new(head.limits.max_image_bytes, head.declared_bytes, room),
             width: NumberText::default(),
             height: NumberText::default(),
             ignored: Vec::new(),
@@ -63,7 +66,7 @@ impl Form {
     }
 
     fn start(&mut self, name: Option<&[u8]>) {
-        let Some(field) = name.and_then(Field::named) else {
+        let Some(field) = name.and_then(|name| self.named(name)) else {
             let name = name.filter(|name| !name.is_empty()).unwrap_or(b"?");
             // The names become a list, with commas between them.
             let shown = visible(name, MAX_NAME_SHOWN).replace(',', "?");
@@ -79,6 +82,14 @@ impl Form {
         }
     }
 
+    fn named(&self, name: &[u8]) -> Option<Field> {
+        Field::ALL.into_iter().find(|field| self.name(*field).as_bytes() == name)
+    }
+
+    fn name(&self, field: Field) -> &'static str {
+        self.operation.fields[field as usize]
+    }
+
     /// Lets go of what memory has no room for; to be called after each piece of the body.
     pub(super) async fn settle(&mut self) -> Result<(), RequestError> {
         self.image.settle().await
@@ -87,22 +98,22 @@ impl Form {
     /// Judges a complete form.
     pub(super) async fn finish(self) -> Result<CropRequest, RequestError> {
         if let Some(field) = self.duplicate {
-            return Err(RequestError::DuplicateField { field });
+            return Err(RequestError::DuplicateField { field: self.name(field) });
         }
         if let Some(field) = Field::ALL.into_iter().find(|field| !self.is_seen[*field as usize]) {
-            return Err(RequestError::MissingField { field });
+            return Err(RequestError::MissingField { field: self.name(field) });
         }
         let is_empty = [self.image.is_empty(), self.width.is_empty(), self.height.is_empty()];
         if let Some(field) = Field::ALL.into_iter().find(|field| is_empty[*field as usize]) {
-            return Err(RequestError::EmptyField { field });
+            return Err(RequestError::EmptyField { field: self.name(field) });
         }
-        let width = self.width.number(Field::Width)?;
-        let height = self.height.number(Field::Height)?;
+        let width = self.width.number(self.name(Field::Width))?;
+        let height = self.height.number(self.name(Field::Height))?;
         let (hasher, image) = self.image.finish().await?;
         let format = image.show(check_image).await.map_err(RequestError::unreadable)??;
         let (image_digest, key) = hasher.finish(width, height);
         Ok(CropRequest {
-            order: Order { image, format, width, height },
+            order: Order { operation: self.operation, image, format, width, height },
             key,
             image_digest,
             ignored: self.ignored,
@@ -139,7 +150,7 @@ impl NumberText {
     }
 
     /// ASCII digits; blanks around them and zeros before them do not count.
-    fn number(&self, field: Field) -> Result<u32, RequestError> {
+    fn number(&self, field: &'static str) -> Result<u32, RequestError> {
         let text = trim(&self.text);
         let digits =
             std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));

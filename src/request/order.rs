@@ -1,11 +1,14 @@
 //! What is bought for a request.
 
+use crate::base::operation::Operation;
 use crate::base::picture::ImageFormat;
 use crate::request::uploads::Picture;
 
 /// What is bought: exactly what the key is made of, and nothing else of the client's request.
 #[derive(Clone)]
 pub struct Order {
+    /// What is to be done with the picture.
+    pub operation: &'static Operation,
     /// The picture's bytes, wherever they are.
     pub image: Picture,
     /// Its format, by the bytes.

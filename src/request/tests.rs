@@ -18,6 +18,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::*;
+use crate::base::operation::IMAGE_CROPPING;
 use crate::base::picture::ImageFormat;
 use bodies::{Part, bmp, form, jpeg, part, png, webp};
 
@@ -64,7 +65,7 @@ fn head_of(boundary: &str, declared: Option<usize>, limits: RequestLimits) -> Fo
     if let Some(declared) = declared {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(declared));
     }
-    check_head(&headers, &limits).expect("a head of a test")
+    check_head(&IMAGE_CROPPING, &headers, &limits).expect("a head of a test")
 }
 
 fn head() -> FormHead {
@@ -191,7 +192,7 @@ fn fields_are_told_apart_by_three_exact_names() {
     assert_eq!(extra("__proto__[x]"), Ok(vec!["__proto__[x]".to_owned()]));
     assert_eq!(extra(""), Ok(vec!["?".to_owned()]));
     assert_eq!(extra("größe"), Ok(vec!["gr??e".to_owned()]));
-    assert_eq!(extra("image"), Err("DuplicateField { field: Image }".to_owned()));
+    assert_eq!(extra("image"), Err("DuplicateField { field: \"image\" }".to_owned()));
 }
 
 #[test]
@@ -224,19 +225,19 @@ fn a_form_that_lacks_or_repeats_a_field_is_refused_in_a_fixed_order() {
         changed(|parts| parts.iter_mut().filter(is_emptied).for_each(|part| part.data.clear())).map(|_| ())
     };
     for (names, first) in [
-        (&["image"][..], "Image"),
-        (&["width"], "Width"),
-        (&["height"], "Height"),
-        (&["height", "width"], "Width"),
-        (&["width", "image"], "Image"),
-        (&["height", "image"], "Image"),
-        (&["image", "width", "height"], "Image"),
+        (&["image"][..], "image"),
+        (&["width"], "width"),
+        (&["height"], "height"),
+        (&["height", "width"], "width"),
+        (&["width", "image"], "image"),
+        (&["height", "image"], "image"),
+        (&["image", "width", "height"], "image"),
     ] {
-        assert_eq!(no(names), Err(format!("MissingField {{ field: {first} }}")));
-        assert_eq!(again(names), Err(format!("DuplicateField {{ field: {first} }}")));
-        assert_eq!(empty(names), Err(format!("EmptyField {{ field: {first} }}")));
+        assert_eq!(no(names), Err(format!("MissingField {{ field: {first:?} }}")));
+        assert_eq!(again(names), Err(format!("DuplicateField {{ field: {first:?} }}")));
+        assert_eq!(empty(names), Err(format!("EmptyField {{ field: {first:?} }}")));
     }
-    assert_eq!(ask(&[]), Err("MissingField { field: Image }".to_owned()));
+    assert_eq!(ask(&[]), Err("MissingField { field: \"image\" }".to_owned()));
 }
 
 #[test]
@@ -255,19 +256,19 @@ fn of_several_faults_the_graver_is_reported_wherever_it_stands() {
     };
     check(&parts, "UnsupportedFile");
     parts[2].data = b"0".to_vec();
-    check(&parts, "NumberOutOfRange { field: Height, shown: \"0\" }");
+    check(&parts, "NumberOutOfRange { field: \"height\", shown: \"0\" }");
     parts[1].data = b"x".to_vec();
-    check(&parts, "NumberOutOfRange { field: Width, shown: \"x\" }");
+    check(&parts, "NumberOutOfRange { field: \"width\", shown: \"x\" }");
     parts[2].data = b" \t".to_vec();
-    check(&parts, "EmptyField { field: Height }");
+    check(&parts, "EmptyField { field: \"height\" }");
     parts[0].data = Vec::new();
-    check(&parts, "EmptyField { field: Image }");
+    check(&parts, "EmptyField { field: \"image\" }");
     let height = parts.pop().expect("the height");
-    check(&parts, "MissingField { field: Height }");
+    check(&parts, "MissingField { field: \"height\" }");
     parts.push(parts[1].clone());
-    check(&parts, "DuplicateField { field: Width }");
+    check(&parts, "DuplicateField { field: \"width\" }");
     parts.push(height);
-    check(&parts, "DuplicateField { field: Width }");
+    check(&parts, "DuplicateField { field: \"width\" }");
     parts[1].head.push_str("\r\nContent-Type: multipart/mixed");
     check(&parts, "BrokenMultipart(Nested)");
 }
@@ -334,12 +335,12 @@ fn a_size_is_a_decimal_integer_from_1_to_65535() {
         (&" ".repeat(100), ""),
         (&"9".repeat(1 << 13), "9999999999999999"),
     ] {
-        let expected = format!("NumberOutOfRange {{ field: Width, shown: {shown:?} }}");
+        let expected = format!("NumberOutOfRange {{ field: \"width\", shown: {shown:?} }}");
         assert_eq!(size(value), Err(expected), "{value:?}");
     }
     let latin = changed(|parts| parts[2].data = b"\xB2\xFF\xFE1".to_vec());
-    assert_eq!(latin, Err("NumberOutOfRange { field: Height, shown: \"???1\" }".to_owned()));
-    assert_eq!(size(" "), Err("EmptyField { field: Width }".to_owned()));
+    assert_eq!(latin, Err("NumberOutOfRange { field: \"height\", shown: \"???1\" }".to_owned()));
+    assert_eq!(size(" "), Err("EmptyField { field: \"width\" }".to_owned()));
 }
 
 #[test]
@@ -416,7 +417,9 @@ fn a_head_that_announces_no_acceptable_form_is_refused_without_a_body() {
         for (name, value) in lines {
             headers.append(*name, HeaderValue::from_static(value));
         }
-        check_head(&headers, &limits).map(|head| head.declared_bytes).map_err(|error| format!("{error:?}"))
+        check_head(&IMAGE_CROPPING, &headers, &limits)
+            .map(|head| head.declared_bytes)
+            .map_err(|error| format!("{error:?}"))
     };
     let form = ("content-type", "multipart/form-data; boundary=b");
     for (lines, expected) in [

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::base::envelope::Answer;
+use crate::base::operation::IMAGE_CROPPING;
 use crate::base::picture::{ImageFormat, ObjectName};
 use crate::base::secret::Secret;
 use crate::request::Order;
@@ -54,7 +55,7 @@ pub(crate) use upstream_contract;
 /// A picture to be cropped; `seed` tells it from others.
 fn order(seed: u64, width: u32) -> Arc<Order> {
     let image = Bytes::from(granary_kit::images::tiny_png(24, 24, seed)).into();
-    Arc::new(Order { image, format: ImageFormat::Png, width, height: 30 })
+    Arc::new(Order { operation: &IMAGE_CROPPING, image, format: ImageFormat::Png, width, height: 30 })
 }
 
 async fn open(fixture: &impl UpstreamFixture, order: Arc<Order>) -> Box<dyn HeldCall> {
@@ -80,7 +81,8 @@ pub(crate) async fn a_call_costs_when_its_tail_goes_and_brings_a_result_that_can
     let Reply::Answered(answer) = call.send().await else { panic!("no answer") };
     assert!(fixture.charges().await.is_none_or(|charges| charges == 1));
     assert!(!answer.request_id.is_empty());
-    let read_back = Answer::read(answer.text().expose()).expect("what was answered can be read again");
+    let read_back =
+        Answer::read(answer.text().expose(), &IMAGE_CROPPING).expect("what was answered can be read again");
     assert_eq!(read_back.url().expose(), answer.url().expose());
 
     let results = fixture.results();

@@ -2,7 +2,7 @@
 //!
 //! One fresh HTTP/1.1 connection per call, so that a stale one can never make it doubtful whether
 //! an order arrived. Scheme, host, port and path are constants from configuration and
-//! [`operation`](crate::upstream::operation); the request is built from nothing, and no byte of a client's
+//! [`operation`](crate::base::operation); the request is built from nothing, and no byte of a client's
 //! request reaches it but the picture and the two numbers. Redirects are never followed. This module
 //! never retries, never logs, and never touches the ledger.
 
@@ -24,12 +24,11 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 use url::{Host, Url};
 
-use self::call::{AilabCall, Stopwatch, Uploaded};
+use self::call::{AilabCall, Sent, Stopwatch, Uploaded};
 use self::form::{Form, Watch};
 use crate::base::secret::Secret;
 use crate::request::Order;
 use crate::upstream::net::{Net, NetError, Stream};
-use crate::upstream::operation::IMAGE_CROPPING;
 use crate::upstream::{CallPhase, CallTimer, NotSent, Opened, Upstream};
 
 /// The header the key travels in.
@@ -202,13 +201,14 @@ impl Upstream for AilabUpstream {
 
         let (content_type, length) = (HeaderValue::try_from(&form.content_type), form.length);
         let (body, release, progress) = form.into_body();
-        let mut request = self.request(Method::POST, IMAGE_CROPPING.path, header, body);
+        let mut request = self.request(Method::POST, order.operation.path, header, body);
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, content_type.expect("a boundary is of hex digits"));
         headers.insert(CONTENT_LENGTH, length.into());
 
         let io = Watch::new(TokioIo::new(stream), progress.clone());
-        let upload = call::upload(io, request, &progress, &key);
+        let sent = Sent { operation: order.operation, key };
+        let upload = call::upload(io, request, &progress, &sent);
         match timeout(self.config.upload_timeout, upload).await {
             Err(_) => Err(NotSent::Upload("it took too long".to_owned())),
             Ok(Err(not_sent)) => Err(progress.blame(not_sent)),
@@ -218,7 +218,7 @@ impl Upstream for AilabUpstream {
             }
             Ok(Ok(Uploaded::Held(exchange))) => {
                 let watch = Stopwatch { timer: self.timer.clone(), until_held: begun.elapsed() };
-                let call = AilabCall::new(exchange, release, key, self.config.hard_stop, watch);
+                let call = AilabCall::new(exchange, release, sent, self.config.hard_stop, watch);
                 Ok(Opened::Held(Box::new(call)))
             }
         }

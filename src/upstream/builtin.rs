@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::{ErrorReply, HeldCall, NotSent, Opened, Refusal, RefusalKind, Reply, UnknownCause, Upstream};
 use crate::base::envelope::Answer;
+use crate::base::operation::IMAGE_CROPPING;
 use crate::base::picture::ObjectName;
 use crate::base::secret::Secret;
 use crate::request::Order;
@@ -90,7 +91,7 @@ fn answer(crop: &Crop) -> Reply {
             "retain_location": {"width": retained.width, "height": retained.height, "x": retained.x, "y": retained.y},
         },
     });
-    match Answer::read(&text.to_string()) {
+    match Answer::read(&text.to_string(), &IMAGE_CROPPING) {
         Ok(answer) => Reply::Answered(answer),
         Err(_) => Reply::Unknown(UnknownCause::Garbage),
     }

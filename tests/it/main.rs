@@ -35,6 +35,8 @@ mod log;
 mod metrics;
 mod mutated_results;
 mod observability;
+#[cfg(feature = "crash-points")]
+mod operations;
 mod postgres;
 mod proxies;
 mod public_url;

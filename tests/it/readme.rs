@@ -15,8 +15,8 @@ use granary::config::{Config, Environment, is_live};
 use granary::error::{GatewayError, kinds};
 use granary::ledger::CallState;
 use granary::ledger::budget::{Budget, BudgetRefusal, Scope, Window};
+use granary::request::RequestError;
 use granary::request::framing::HeadError;
-use granary::request::{Field, RequestError};
 use granary::teams::AuthError;
 use granary::upstream::code;
 use granary_kit::ailab::FakeAilab;
@@ -171,10 +171,10 @@ fn errors() -> Vec<GatewayError> {
     let others = [
         GatewayError::TooManyConnections,
         request(RequestError::Encoded { shown: "gzip".to_owned() }),
-        request(RequestError::DuplicateField { field: Field::Image }),
-        request(RequestError::MissingField { field: Field::Image }),
-        request(RequestError::EmptyField { field: Field::Image }),
-        request(RequestError::NumberOutOfRange { field: Field::Width, shown: String::new() }),
+        request(RequestError::DuplicateField { field: "image" }),
+        request(RequestError::MissingField { field: "image" }),
+        request(RequestError::EmptyField { field: "image" }),
+        request(RequestError::NumberOutOfRange { field: "width", shown: String::new() }),
         request(RequestError::ImageTooLarge { max: 1 }),
         request(RequestError::DeclaredTooLarge { declared: 1, max_image: 1 }),
         request(RequestError::BodyTooLarge { max: 1 }),

@@ -19,7 +19,9 @@ use crate::app::settings::{fill_config, policy_config};
 use crate::app::upstream::{open_ailab, open_upstream};
 use crate::app::{ledger, store};
 use crate::base::clock::Clock;
+use crate::base::identity::Identity;
 use crate::base::key::{CacheKey, Digest};
+use crate::base::operation::IMAGE_CROPPING;
 use crate::base::picture::{self, ImageFormat};
 use crate::base::record::Record;
 use crate::base::results::ResultRoom;
@@ -85,7 +87,8 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     let before = upstream.credits_left().await;
     let wanted = FillRequest {
         order: Arc::new(order()),
-        key,
+        identity: Identity::new(&config.upstream.namespace, key),
+        credits: config.upstream.credits_per_call,
         image: Digest::of(PICTURE),
         // It is there to see an answer, and one that is stored would not do.
         refresh: true,
@@ -156,6 +159,7 @@ async fn refused_key(config: &Config) -> Option<ErrorReport> {
 
 fn order() -> Order {
     Order {
+        operation: &IMAGE_CROPPING,
         image: Bytes::from_static(PICTURE).into(),
         format: ImageFormat::Jpeg,
         width: WIDTH,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::base::operation::IMAGE_CROPPING;
 
 const LEGACY: &str = r#"{"data":{"url":"https:\/\/h.example\/a.jpg?Signature=x%2Fy&n=1","retain_location":{"width": 298,"height":224,"y":0,"x":-0}},"error_code":0,"error_detail":{"status_code":200,"code":"","code_message":"","message":""},"log_id":"77496025","request_id":"A669","future":[1.50,{"z":null}]}"#;
 const NEWER: &str = r#"{"request_id":"R","log_id":"L","error_detail":{"code":"","code_message":"","message":""},"data":{"url":"https://h.example/a.png"}}"#;
@@ -8,7 +9,7 @@ fn object() -> ObjectName {
 }
 
 fn success(text: &str) -> Answer {
-    Answer::read(text).expect("a success")
+    Answer::read(text, &IMAGE_CROPPING).expect("a success")
 }
 
 #[test]
@@ -64,7 +65,7 @@ fn errors_are_told_from_successes() {
         (r#"{"error_code":"429","data":{"url":"https://h/x"}}"#, ""),
         (r#"{"error_code":-1}"#, ""),
     ] {
-        match Envelope::read(text.as_bytes()) {
+        match Envelope::read(text.as_bytes(), &IMAGE_CROPPING) {
             Ok(Envelope::Error { code: named, .. }) => assert_eq!(named, code, "{text}"),
             other => panic!("{text}: {other:?}"),
         }
@@ -76,7 +77,7 @@ fn errors_are_told_from_successes() {
         r#"{"error_code":0,"data":{"url":7}}"#,
         r#"{"error_code":0,"data":["url"]}"#,
     ] {
-        assert!(matches!(Envelope::read(text.as_bytes()), Ok(Envelope::NoResult)), "{text}");
+        assert!(matches!(Envelope::read(text.as_bytes(), &IMAGE_CROPPING), Ok(Envelope::NoResult)), "{text}");
     }
 }
 
@@ -97,7 +98,12 @@ fn whatever_is_not_an_envelope_is_refused() {
         deep.as_bytes(),
         endless.as_bytes(),
     ] {
-        assert_eq!(Envelope::read(body).err(), Some(NotAnEnvelope), "{:.80}", String::from_utf8_lossy(body));
+        assert_eq!(
+            Envelope::read(body, &IMAGE_CROPPING).err(),
+            Some(NotAnEnvelope),
+            "{:.80}",
+            String::from_utf8_lossy(body)
+        );
     }
 }
 
@@ -117,7 +123,7 @@ fn body_is_read_as_clients_in_wide_use_read_it() {
         br#"{"error_code":0,"error_detail":{"code":"SUCCESS"},"data":{"url":"https://h/a"}}"#.to_vec(),
     ] {
         let text = String::from_utf8_lossy(&body).into_owned();
-        let Ok(Envelope::Success(answer)) = Envelope::read(&body) else { panic!("{text}") };
+        let Ok(Envelope::Success(answer)) = Envelope::read(&body, &IMAGE_CROPPING) else { panic!("{text}") };
         assert_eq!(answer.url().expose(), "https://h/a", "{text}");
         // From the ledger it is read again.
         assert_eq!(success(answer.text().expose()).url().expose(), "https://h/a");
@@ -146,7 +152,7 @@ fn second_address_is_in_neither_the_kept_nor_the_passed_on_text() {
     }
     let error =
         br#"{"error_code":500,"error_msg":"cannot read http://o.example/c?Signature=three","log_id":"1"}"#;
-    let Ok(Envelope::Error { text, .. }) = Envelope::read(error) else { panic!("no error") };
+    let Ok(Envelope::Error { text, .. }) = Envelope::read(error, &IMAGE_CROPPING) else { panic!("no error") };
     assert_eq!(text, r#"{"error_code":500,"error_msg":"cannot read [address removed]","log_id":"1"}"#);
 }
 
@@ -166,7 +172,7 @@ fn shown_answer_names_no_more_than_the_results_host() {
 proptest::proptest! {
     #[test]
     fn reading_never_panics(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
-        let _ = Envelope::read(&body);
+        let _ = Envelope::read(&body, &IMAGE_CROPPING);
         let _ = complete(&String::from_utf8_lossy(&body));
     }
 

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::window::Window;
 use super::{Attempt, OpenReason};
-use crate::base::key::CacheKey;
+use crate::base::identity::Identity;
 
 /// Results in a row that could not be fetched before all buying stops.
 const UNFETCHABLE_IN_A_ROW: u32 = 3;
@@ -31,7 +31,7 @@ pub(super) struct State {
     window: Window,
     /// Whose order the last complete error was about: the same again says nothing new, so that one
     /// bad picture cannot stop everybody.
-    last_failed: Option<CacheKey>,
+    last_failed: Option<Identity>,
     unfetchable_in_a_row: u32,
     /// Counts changes of our key for the upstream.
     pub(super) api_key: u64,
@@ -102,7 +102,7 @@ impl State {
     pub(super) fn attempted(
         &mut self,
         attempt: Attempt,
-        key: CacheKey,
+        identity: &Identity,
         is_current_key: bool,
         probe: Option<u64>,
         now: Instant,
@@ -131,7 +131,8 @@ impl State {
                 self.works(is_probe, now);
                 self.open(OpenReason::NoCredits, is_probe, now);
             }
-            Attempt::Failed if self.last_failed.replace(key) == Some(key) && !is_probe => {}
+            Attempt::Failed
+                if self.last_failed.replace(identity.clone()).as_ref() == Some(identity) && !is_probe => {}
             Attempt::Failed | Attempt::Lost => self.failed(is_probe, now),
         }
         self.leave(probe);

@@ -12,6 +12,7 @@ use http::StatusCode;
 
 use super::*;
 use crate::base::key::{CacheKey, Digest};
+use crate::base::operation::IMAGE_CROPPING;
 use crate::base::picture::ObjectName;
 use crate::ledger::budget::{Budget, BudgetRefusal, Window};
 use crate::upstream::{ErrorReply, Refusal, RefusalKind};
@@ -36,7 +37,7 @@ fn reservation() -> Reservation {
 fn answer() -> Answer {
     let text =
         r#"{"request_id":"R","log_id":"L","error_code":0,"data":{"url":"https://results.example/1.jpg"}}"#;
-    Answer::read(text).unwrap()
+    Answer::read(text, &IMAGE_CROPPING).unwrap()
 }
 
 fn fetched() -> Fetched {

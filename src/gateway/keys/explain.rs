@@ -7,6 +7,7 @@ use std::fmt::Display;
 use jiff::Timestamp;
 
 use super::{KeyAdmin, KeyAdminParts};
+use crate::base::identity::Identity;
 use crate::base::key::CacheKey;
 use crate::base::record::Record;
 use crate::ledger::CallState;
@@ -49,7 +50,7 @@ impl KeyAdmin {
     pub async fn explain(&self, key: CacheKey) -> Explained {
         let KeyAdminParts { admin, ledger, store, cache, freshness, clock, namespace, .. } = &self.parts;
         let mut problems = Problems::default();
-        let in_memory = cache.answer(key);
+        let in_memory = cache.answer(&Identity::new(namespace, key));
         let filter =
             CallFilter { key: Some((namespace.clone(), key)), limit: MOST_CALLS, ..CallFilter::default() };
         let (answer, purged_up_to, page, record) = tokio::join!(

@@ -60,7 +60,7 @@ async fn what_the_store_has_is_named_there_and_asked_for_once() {
     world.ledger.switch.fail(&["all"]);
     assert_eq!(world.root_in_answer(1).await, STORE_ROOT);
     assert_eq!(
-        root_of(&world.gateway.look_up_key(key(1), &mut RequestTiming::default()).await.unwrap()),
+        root_of(&world.gateway.look_up_key(&identity(key(1)), &mut RequestTiming::default()).await.unwrap()),
         STORE_ROOT
     );
     assert_eq!(world.asked(), 1);
@@ -169,11 +169,13 @@ async fn a_refreshed_result_is_not_where_the_old_one_is() {
 async fn a_result_that_was_lost_and_bought_again_is_named_here_while_it_waits() {
     let world = World::new().published();
     // The same bytes under the same name, each time.
-    world.upstream.reply(|| Reply::Answered(crate::base::envelope::Answer::read(&answer_text(7)).unwrap()));
+    world.upstream.reply(|| {
+        Reply::Answered(crate::base::envelope::Answer::read(&answer_text(7), &IMAGE_CROPPING).unwrap())
+    });
     let record = world.ask(1).await.unwrap().record;
     world.store.store.files().retain(|path, _| path == "archive");
     world.ledger.gated.lose(&record).await.unwrap();
-    world.gateway.parts.cache.forget_answer(key(1));
+    world.gateway.parts.cache.forget_answer(&identity(key(1)));
     world.store_is_away();
     let again = world.ask(1).await.unwrap();
     assert_eq!((again.status, root_of(&again)), (CacheStatus::Miss, OUR_ROOT));

@@ -14,6 +14,8 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::base::archive::ArchiveId;
 use crate::base::envelope::Answer;
+use crate::base::key::CacheKey;
+use crate::base::operation::IMAGE_CROPPING;
 use crate::base::results::ResultRoom;
 use crate::base::secret::Secret;
 use crate::billing::metering::Meter;
@@ -349,7 +351,7 @@ impl HeldCall for FakeCall {
         self.gate.acquire().await.unwrap().forget();
         match &self.reply {
             Some(reply) => reply(),
-            None => Reply::Answered(Answer::read(&answer_text(number)).unwrap()),
+            None => Reply::Answered(Answer::read(&answer_text(number), &IMAGE_CROPPING).unwrap()),
         }
     }
 }
@@ -474,8 +476,7 @@ impl World {
             clock: clock.clone(),
         };
         let config = FillConfig {
-            namespace: NAMESPACE.to_owned(),
-            credits_per_call: CREDITS,
+            least_credits: CREDITS,
             slots: SlotsConfig { concurrency, max_concurrency: concurrency, queue: 256 },
             result_url_ttl: Duration::from_secs(84_600),
             hard_stop: Duration::from_secs(180),
@@ -492,7 +493,7 @@ impl World {
             uploads: UploadRoom::in_memory(1 << 30),
             clock,
         };
-        let gateway = Gateway::new(parts, NAMESPACE.to_owned(), "https://granary.example".to_owned());
+        let gateway = Gateway::new(parts, "https://granary.example".to_owned());
         let desk = KeyAdmin::new(KeyAdminParts {
             admin: ledger.gated.clone(),
             ledger: ledger.gated.clone(),

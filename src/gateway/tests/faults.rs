@@ -19,7 +19,9 @@ impl World {
             next.and_then(|reply| reply()).unwrap_or_else(|| {
                 let mut number = number.lock().unwrap();
                 *number += 1;
-                Reply::Answered(crate::base::envelope::Answer::read(&answer_text(*number)).unwrap())
+                Reply::Answered(
+                    crate::base::envelope::Answer::read(&answer_text(*number), &IMAGE_CROPPING).unwrap(),
+                )
             })
         });
     }

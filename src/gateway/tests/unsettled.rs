@@ -16,12 +16,18 @@ impl World {
         let image = Bytes::from(format!("picture {number}"));
         let key = CacheKey::of(&image, 400, 300);
         let digest = Digest::of(&image);
-        let order =
-            Arc::new(Order { image: image.into(), format: ImageFormat::Png, width: 400, height: 300 });
+        let order = Arc::new(Order {
+            operation: &IMAGE_CROPPING,
+            image: image.into(),
+            format: ImageFormat::Png,
+            width: 400,
+            height: 300,
+        });
         let eye = Arc::downgrade(&order);
         let waiter = Waiter { team: Arc::new(Team::local()), deadline: Instant::now() + PATIENCE };
         let budget = StoreBudget::default();
-        let wanted = FillRequest { order, key, image: digest, refresh: false, budget };
+        let wanted =
+            FillRequest { order, identity: identity(key), credits: 3, image: digest, refresh: false, budget };
         (eye, self.filler.join(wanted, waiter))
     }
 }

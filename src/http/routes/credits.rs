@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::log::LogContext;
 use super::{PublicState, RequestPolicy};
+use crate::base::operation::IMAGE_CROPPING;
 use crate::error::GatewayError;
-use crate::upstream::operation::IMAGE_CROPPING;
 
 /// What is said when nothing limits the team: the largest number every client can read.
 const NO_LIMIT: u64 = i32::MAX as u64;

@@ -16,12 +16,13 @@ use super::respond::{self, header};
 use super::{Arrival, PublicState, RequestPolicy};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
+use crate::base::operation::Offer;
 use crate::error::GatewayError;
 use crate::gateway::{Caller, CropReply, RequestTiming};
 use crate::request;
 use crate::teams::Team;
 
-/// `POST /api/image/editing/image-cropping`.
+/// `POST` to an operation's path, such as `/api/image/editing/image-cropping`.
 ///
 /// Whatever can be refused by the head alone is refused before the body is polled, so that a client
 /// that asked with `Expect: 100-continue` never sends it.
@@ -29,6 +30,7 @@ pub(super) async fn crop(
     State(state): State<PublicState>,
     Extension(arrival): Extension<Arrival>,
     Extension(RequestPolicy(policy)): Extension<RequestPolicy>,
+    Extension(offer): Extension<Offer>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
@@ -43,7 +45,7 @@ pub(super) async fn crop(
     };
     let mut timing = RequestTiming::default();
     let outcome = async {
-        let head = request::check_head(&parts.headers, &state.0.limits)?;
+        let head = request::check_head(offer.operation, &parts.headers, &state.0.limits)?;
         // A body already under way may be a hit, and is read; one that is still to be sent had better
         // go where a miss is served too.
         if asks_first && state.0.gateway.is_draining() {
@@ -52,17 +54,18 @@ pub(super) async fn crop(
         crash_point("CP2");
         let caller = caller(&state, &team, &parts.headers, arrival);
         let body = PacedBody::new(body.map_err(axum::Error::into_inner), state.0.pace);
-        state.0.gateway.handle(&caller, head, body, &mut timing).await
+        state.0.gateway.handle(&offer, &caller, head, body, &mut timing).await
     }
     .await;
     state.0.gateway.count(&team, &outcome);
     respond_to(&state, team, outcome, timing)
 }
 
-/// `GET` and `HEAD /api/image/editing/image-cropping/{key}`.
+/// `GET` and `HEAD` of an operation's path and a key.
 pub(super) async fn look_up(
     State(state): State<PublicState>,
     Extension(RequestPolicy(policy)): Extension<RequestPolicy>,
+    Extension(offer): Extension<Offer>,
     key: Result<Path<String>, PathRejection>,
     method: Method,
     headers: HeaderMap,
@@ -74,7 +77,7 @@ pub(super) async fn look_up(
     let mut timing = RequestTiming::default();
     // Some tools print hex digits in upper case.
     let outcome = match key.ok().and_then(|Path(key)| key.to_ascii_lowercase().parse::<CacheKey>().ok()) {
-        Some(key) => state.0.gateway.look_up_key(key, &mut timing).await,
+        Some(key) => state.0.gateway.look_up_key(&offer.identity(key), &mut timing).await,
         None => Err(GatewayError::NotAKey),
     };
     if let Ok(reply) = &outcome {

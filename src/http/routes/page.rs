@@ -9,11 +9,11 @@ use http::HeaderValue;
 use http::header::CONTENT_SECURITY_POLICY;
 
 use super::PublicState;
+use crate::base::operation::IMAGE_CROPPING;
 use crate::error::GatewayError;
 use crate::ledger::budget::Scope;
-use crate::request::{Field, RequestError};
+use crate::request::RequestError;
 use crate::teams::AuthError;
-use crate::upstream::operation::IMAGE_CROPPING;
 
 const PAGE: &str = include_str!("page.html");
 
@@ -33,9 +33,9 @@ fn error_rows() -> String {
     let wait = Duration::from_secs(1);
     let request = |error: RequestError| GatewayError::Request(error.into());
     let examples = [
-        request(RequestError::MissingField { field: Field::Image }),
-        request(RequestError::EmptyField { field: Field::Width }),
-        request(RequestError::NumberOutOfRange { field: Field::Width, shown: "abc".to_owned() }),
+        request(RequestError::MissingField { field: "image" }),
+        request(RequestError::EmptyField { field: "width" }),
+        request(RequestError::NumberOutOfRange { field: "width", shown: "abc".to_owned() }),
         GatewayError::Auth(AuthError::Unknown),
         GatewayError::RefreshNotAllowed,
         GatewayError::NoSuchRoute,

@@ -14,10 +14,10 @@ use uuid::Uuid;
 
 use super::log::{Line, LogContext, TraceParent};
 use super::{Arrival, PublicState, RequestPolicy};
+use crate::base::operation::{OPERATIONS, QUERY_CREDITS_PATH};
 use crate::error::GatewayError;
 use crate::metrics::Route;
 use crate::request::framing::HeadError;
-use crate::upstream::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
 
 /// RFC 9211.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -145,8 +145,8 @@ fn ignored_query(query: Option<&str>) -> Vec<String> {
 /// The label of a route; paths themselves never become labels.
 fn route(matched: Option<&str>) -> Route {
     match matched {
-        Some(path) if path == IMAGE_CROPPING.path => Route::Crop,
-        Some(path) if path.starts_with(IMAGE_CROPPING.path) => Route::LookUp,
+        Some(path) if OPERATIONS.iter().any(|operation| path == operation.path) => Route::Crop,
+        Some(path) if OPERATIONS.iter().any(|operation| path.starts_with(operation.path)) => Route::LookUp,
         Some(path) if path.starts_with("/results/") => Route::Result,
         Some(QUERY_CREDITS_PATH) => Route::Credits,
         Some("/") => Route::Page,

@@ -10,10 +10,13 @@ use granary_kit::form::Form;
 use http::HeaderMap;
 use tokio::time::Instant;
 
+use super::NAMESPACE;
 use super::faults::ms;
 use super::process::Process;
 use super::world::World;
+use crate::base::identity::Identity;
 use crate::base::key::CacheKey;
+use crate::base::operation::{IMAGE_CROPPING, Offer};
 use crate::base::picture::ObjectName;
 use crate::error::GatewayError;
 use crate::gateway::{Caller, CropReply, RequestTiming};
@@ -215,10 +218,11 @@ impl World {
         tokio::spawn(async move {
             let mut trail = RequestTiming::default();
             let was_permanent = world.is_permanent(key, 0);
+            let identity = Identity::new(NAMESPACE, key);
             let outcome = tokio::select! {
                 biased;
                 () = process.life.dead.cancelled() => return,
-                outcome = process.gateway.look_up_key(key, &mut trail) => outcome,
+                outcome = process.gateway.look_up_key(&identity, &mut trail) => outcome,
             };
             world.count(&format!("looked up: {}", ended(&outcome)));
             let is_absent = matches!(outcome, Err(GatewayError::KeyNotFound));
@@ -289,7 +293,7 @@ async fn handle(process: &Process, picture: &Picture, ask: &Ask) -> Result<CropR
     let mut headers = HeaderMap::new();
     let content_type = picture.content_type.parse().expect("a header's value");
     headers.insert(http::header::CONTENT_TYPE, content_type);
-    let head = request::check_head(&headers, &RequestLimits::default())
+    let head = request::check_head(&IMAGE_CROPPING, &headers, &RequestLimits::default())
         .map_err(|error| GatewayError::Request(error.into()))?;
     let caller = Caller {
         team: ask.team.clone(),
@@ -298,5 +302,6 @@ async fn handle(process: &Process, picture: &Picture, ask: &Ask) -> Result<CropR
         deadline: Instant::now() + ANSWER_WITHIN,
     };
     let body = http_body_util::Full::new(picture.body.clone());
-    process.gateway.handle(&caller, head, body, &mut RequestTiming::default()).await
+    let offer = Offer { operation: &IMAGE_CROPPING, namespace: NAMESPACE.into(), credits: CREDITS };
+    process.gateway.handle(&offer, &caller, head, body, &mut RequestTiming::default()).await
 }

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::NAMESPACE;
 use super::faults::{Place, ms};
 use super::process::Process;
 use super::world::World;
+use crate::base::identity::Identity;
 use crate::base::picture::ObjectName;
 use crate::ledger::budget::Scope;
 
@@ -102,7 +104,7 @@ impl World {
                 let keys = self.teams.keys();
                 let key = keys[self.below(keys.len() as u64) as usize];
                 self.count("answers forgotten by memory");
-                process.cache.forget_answer(key);
+                process.cache.forget_answer(&Identity::new(NAMESPACE, key));
             }
             88..92 => {
                 self.count("takeovers");

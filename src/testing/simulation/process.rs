@@ -10,7 +10,6 @@ use tokio::task::Id;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::NAMESPACE;
 use super::clients::{CREDITS, ROOT};
 use super::faults::{Line, Place, ms};
 use super::lines::{LedgerLine, StoreLine};
@@ -230,8 +229,7 @@ impl Process {
             clock: world.clock(),
         };
         let config = FillConfig {
-            namespace: NAMESPACE.to_owned(),
-            credits_per_call: CREDITS,
+            least_credits: CREDITS,
             slots: SlotsConfig { concurrency: world.teams.concurrency, max_concurrency: 8, queue: 256 },
             result_url_ttl: URL_TTL,
             hard_stop: HARD_STOP,
@@ -258,7 +256,7 @@ impl Process {
             uploads: UploadRoom::in_memory(1 << 30),
             clock: world.clock(),
         };
-        let gateway = Arc::new(Gateway::new(parts, NAMESPACE.to_owned(), ROOT.to_owned()));
+        let gateway = Arc::new(Gateway::new(parts, ROOT.to_owned()));
         let freshness = gateway.freshness();
         let follow = async move { freshness.follow().await };
         tokio::spawn(life.dead.clone().run_until_cancelled_owned(follow));

@@ -15,6 +15,7 @@ use super::process::{Life, URL_TTL};
 use super::world::World;
 use crate::base::envelope::Answer;
 use crate::base::key::CacheKey;
+use crate::base::operation::IMAGE_CROPPING;
 use crate::base::picture::ObjectName;
 use crate::base::secret::Secret;
 use crate::ledger::CallId;
@@ -77,7 +78,7 @@ fn answer(number: usize) -> Answer {
     let text = format!(
         r#"{{"request_id":"R{number}","log_id":"L{number}","data":{{"url":"https://results.example/{number}"}}}}"#
     );
-    Answer::read(&text).expect("an answer")
+    Answer::read(&text, &IMAGE_CROPPING).expect("an answer")
 }
 
 /// The number of the sale with this `request_id`.

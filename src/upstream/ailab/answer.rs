@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::echo::quotes;
 use crate::base::envelope::{Answer, Envelope};
+use crate::base::operation::Operation;
 use crate::base::secret::Secret;
 use crate::upstream::net::coding::decoded;
 use crate::upstream::{ErrorReply, Refusal, RefusalKind, Reply, UnknownCause};
@@ -31,10 +32,16 @@ const MAX_CODE_BYTES: usize = 64;
 /// [`Reply::Unknown`], since a gateway in between may have lost an answer that was billed.
 ///
 /// Of an answer that quotes `key` nothing goes on but what it means: answers are kept and passed on.
-pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &Bytes, key: &Secret) -> Reply {
+pub(super) fn classify(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &Bytes,
+    operation: &Operation,
+    key: &Secret,
+) -> Reply {
     // In a coding that cannot be undone, the body is not read; the status still says what it says.
     let body = decoded(headers, body.clone(), MAX_ANSWER_BYTES);
-    let envelope = body.and_then(|body| Envelope::read(&body).ok());
+    let envelope = body.and_then(|body| Envelope::read(&body, operation).ok());
     let (code, body) = match envelope {
         Some(Envelope::Success(answer)) if status == StatusCode::OK => {
             let is_harmless = |answer: &Answer| !quotes(key, answer.text().expose());

@@ -12,9 +12,16 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::{MAX_ANSWER_BYTES, classify};
 use super::form::{FormBody, Progress, Release};
 use crate::base::crash::crash_point;
+use crate::base::operation::Operation;
 use crate::base::secret::Secret;
 use crate::upstream::net::exchange::{Exchange, ExchangeError};
 use crate::upstream::{CallPhase, CallTimer, HeldCall, NotSent, Reply, UnknownCause};
+
+/// What an answer is read by: which operation was called, and with which of our keys.
+pub(super) struct Sent {
+    pub(super) operation: &'static Operation,
+    pub(super) key: Arc<Secret>,
+}
 
 /// How far an upload came.
 pub(super) enum Uploaded {
@@ -29,7 +36,7 @@ pub(super) async fn upload<S>(
     io: S,
     request: Request<FormBody>,
     progress: &Progress,
-    key: &Secret,
+    order: &Sent,
 ) -> Result<Uploaded, NotSent>
 where
     S: Read + Write + Send + Unpin + 'static,
@@ -38,7 +45,7 @@ where
     let mut exchange = Exchange::start(io, request).await.map_err(broken)?;
     match exchange.head_or(|| progress.is_held().then_some(())).await.map_err(broken)? {
         Err(()) => Ok(Uploaded::Held(exchange)),
-        Ok(head) => match read_early(&mut exchange, head, key).await.map_err(broken)? {
+        Ok(head) => match read_early(&mut exchange, head, order).await.map_err(broken)? {
             Ok(reply) => Ok(Uploaded::Answered(reply)),
             Err(status) => Err(answered_early(status)),
         },
@@ -49,7 +56,7 @@ where
 pub(super) struct AilabCall {
     exchange: Exchange,
     release: Release,
-    key: Arc<Secret>,
+    order: Sent,
     hard_stop: Duration,
     watch: Stopwatch,
 }
@@ -70,11 +77,11 @@ impl AilabCall {
     pub(super) fn new(
         exchange: Exchange,
         release: Release,
-        key: Arc<Secret>,
+        order: Sent,
         hard_stop: Duration,
         watch: Stopwatch,
     ) -> Self {
-        Self { exchange, release, key, hard_stop, watch }
+        Self { exchange, release, order, hard_stop, watch }
     }
 
     /// What came while the tail was held, if anything: then the tail stays here.
@@ -83,7 +90,7 @@ impl AilabCall {
         match self.exchange.head_or(|| Some(())).await {
             Err(error) => Some(lost(error)),
             Ok(Err(())) => None,
-            Ok(Ok(head)) => Some(match read_early(&mut self.exchange, head, &self.key).await {
+            Ok(Ok(head)) => Some(match read_early(&mut self.exchange, head, &self.order).await {
                 Ok(Ok(reply)) => reply,
                 Ok(Err(status)) => Reply::NotSent(answered_early(status)),
                 Err(error) => lost(error),
@@ -103,7 +110,7 @@ impl AilabCall {
         };
         crash_point("CP10");
         self.watch.took(CallPhase::FirstByte, released.elapsed());
-        let reply = read(&mut self.exchange, head, &self.key).await?;
+        let reply = read(&mut self.exchange, head, &self.order).await?;
         self.watch.took(CallPhase::Total, self.watch.until_held + released.elapsed());
         Ok(reply)
     }
@@ -141,10 +148,10 @@ fn answered_early(status: StatusCode) -> NotSent {
 async fn read_early(
     exchange: &mut Exchange,
     head: Response<Incoming>,
-    key: &Secret,
+    order: &Sent,
 ) -> Result<Result<Reply, StatusCode>, ExchangeError> {
     let status = head.status();
-    Ok(match read(exchange, head, key).await? {
+    Ok(match read(exchange, head, order).await? {
         reply @ (Reply::Refused(_) | Reply::Failed(_) | Reply::NotSent(_)) => Ok(reply),
         Reply::Answered(_) | Reply::Unknown(_) if status.is_success() => {
             Ok(Reply::Unknown(UnknownCause::Garbage))
@@ -157,8 +164,8 @@ async fn read_early(
 async fn read(
     exchange: &mut Exchange,
     head: Response<Incoming>,
-    key: &Secret,
+    order: &Sent,
 ) -> Result<Reply, ExchangeError> {
     let (head, body) = exchange.whole(head, MAX_ANSWER_BYTES).await?;
-    Ok(classify(head.status, &head.headers, &body, key))
+    Ok(classify(head.status, &head.headers, &body, order.operation, &order.key))
 }

@@ -11,10 +11,10 @@ use tokio::time::timeout;
 use super::answer::{MAX_ANSWER_BYTES, classify};
 use super::{AilabUpstream, key_header};
 use crate::base::envelope::Envelope;
+use crate::base::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
 use crate::upstream::Reply;
 use crate::upstream::net::coding::decoded;
 use crate::upstream::net::exchange::Exchange;
-use crate::upstream::operation::{IMAGE_CROPPING, QUERY_CREDITS_PATH};
 
 /// The pool that serves every operation without one of its own.
 const COMMON_POOL: &str = "common";
@@ -52,7 +52,7 @@ impl AilabUpstream {
     /// How the same free call is refused, as one does with a wrong key; `None` without an answer.
     pub async fn refusal_of_key(&self) -> Option<Reply> {
         let (head, body) = self.ask_for_credits().await.ok()?;
-        Some(classify(head.status, &head.headers, &body, &self.config.api_key.load()))
+        Some(classify(head.status, &head.headers, &body, &IMAGE_CROPPING, &self.config.api_key.load()))
     }
 
     async fn ask_for_credits(&self) -> Result<(Parts, Bytes), CreditsError> {
@@ -72,7 +72,7 @@ impl AilabUpstream {
 /// Reads `data[]{unique_sign, balance}`: our pool's, else the common one's. An overdrawn balance is 0.
 fn balance(body: &[u8]) -> Option<u64> {
     // The envelope's reader knows what is an error.
-    let Ok(Envelope::NoResult) = Envelope::read(body) else { return None };
+    let Ok(Envelope::NoResult) = Envelope::read(body, &IMAGE_CROPPING) else { return None };
     let (text, ..) = encoding_rs::UTF_8.decode(body);
     let answer: Value = serde_json::from_str(&text).ok()?;
     let pools = answer.get("data")?.as_array()?;

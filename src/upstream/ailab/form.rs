@@ -55,18 +55,19 @@ impl Form {
     }
 
     fn with_boundary(order: &Order, boundary: &str) -> Self {
-        let Order { image, format, width, height } = order;
+        let Order { operation, image, format, width, height } = order;
+        let [image_field, width_field, height_field] = operation.fields;
         let (extension, media_type) = (format.extension(), format.content_type());
         let head = format!(
             "--{boundary}\r\n\
-             Content-Disposition: form-data; name=\"image\"; filename=\"image.{extension}\"\r\n\
+             Content-Disposition: form-data; name=\"{image_field}\"; filename=\"image.{extension}\"\r\n\
              Content-Type: {media_type}\r\n\r\n"
         );
         let numbers = format!(
             "\r\n--{boundary}\r\n\
-             Content-Disposition: form-data; name=\"width\"\r\n\r\n\
+             Content-Disposition: form-data; name=\"{width_field}\"\r\n\r\n\
              {width}\r\n--{boundary}\r\n\
-             Content-Disposition: form-data; name=\"height\"\r\n\r\n"
+             Content-Disposition: form-data; name=\"{height_field}\"\r\n\r\n"
         );
         let tail = format!("{height}\r\n--{boundary}--\r\n");
         Self {

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use super::answer::MAX_ANSWER_BYTES;
 use super::credits::CreditsError;
 use super::*;
+use crate::base::operation::IMAGE_CROPPING;
 use crate::base::picture::ImageFormat;
 use crate::upstream::net::tests::{FakeWire, listen, tls_server};
 use crate::upstream::{ErrorReply, HeldCall, Refusal, RefusalKind, Reply, UnknownCause};
@@ -29,7 +30,13 @@ fn upstream(address: SocketAddr) -> AilabUpstream {
 fn order(image_bytes: usize) -> Arc<Order> {
     let mut image = vec![0x5A; image_bytes];
     image[..4].copy_from_slice(b"\xFF\xD8\xFF\xE0");
-    Arc::new(Order { image: Bytes::from(image).into(), format: ImageFormat::Jpeg, width: 600, height: 40 })
+    Arc::new(Order {
+        operation: &IMAGE_CROPPING,
+        image: Bytes::from(image).into(),
+        format: ImageFormat::Jpeg,
+        width: 600,
+        height: 40,
+    })
 }
 
 fn held(opened: Result<Opened, NotSent>) -> Box<dyn HeldCall> {
@@ -590,6 +597,6 @@ proptest! {
     #[test]
     fn no_answer_makes_a_panic(status in 200u16..600, body in any::<Vec<u8>>()) {
         let status = http::StatusCode::from_u16(status).unwrap();
-        answer::classify(status, &http::HeaderMap::new(), &body.into(), &Secret::new(KEY));
+        answer::classify(status, &http::HeaderMap::new(), &body.into(), &IMAGE_CROPPING, &Secret::new(KEY));
     }
 }

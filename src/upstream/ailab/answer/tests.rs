@@ -1,6 +1,7 @@
 use http::HeaderValue;
 
 use super::*;
+use crate::base::operation::IMAGE_CROPPING;
 
 const KEY: &str = "server-held-secret-key-0123456789";
 
@@ -8,7 +9,7 @@ fn classified(status: u16, headers: &[(header::HeaderName, &str)], body: &str) -
     let headers: HeaderMap =
         headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect();
     let body = Bytes::copy_from_slice(body.as_bytes());
-    classify(StatusCode::from_u16(status).unwrap(), &headers, &body, &Secret::new(KEY))
+    classify(StatusCode::from_u16(status).unwrap(), &headers, &body, &IMAGE_CROPPING, &Secret::new(KEY))
 }
 
 fn envelope(status: u16, code: &str) -> String {
@@ -162,7 +163,10 @@ fn error_that_quotes_the_key_goes_on_without_its_text() {
             assert_eq!(reply.code, "ERROR_X");
             let text = String::from_utf8(reply.body.expect("an envelope").to_vec()).unwrap();
             assert!(!quotes(&Secret::new(KEY), &text) && !text.contains("other text"), "{text}");
-            assert!(matches!(Envelope::read(text.as_bytes()), Ok(Envelope::Error { .. })), "{text}");
+            assert!(
+                matches!(Envelope::read(text.as_bytes(), &IMAGE_CROPPING), Ok(Envelope::Error { .. })),
+                "{text}"
+            );
         }
     }
     let as_code = envelope(400, &KEY.replace('-', "_"));

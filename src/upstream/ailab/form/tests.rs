@@ -4,10 +4,17 @@ use futures_util::FutureExt;
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
 use super::*;
+use crate::base::operation::IMAGE_CROPPING;
 use crate::base::picture::ImageFormat;
 
 fn order(image: &[u8]) -> Order {
-    Order { image: Bytes::copy_from_slice(image).into(), format: ImageFormat::Png, width: 7, height: 65535 }
+    Order {
+        operation: &IMAGE_CROPPING,
+        image: Bytes::copy_from_slice(image).into(),
+        format: ImageFormat::Png,
+        width: 7,
+        height: 65535,
+    }
 }
 
 fn poll(body: &mut FormBody) -> Poll<Option<Bytes>> {
@@ -104,7 +111,7 @@ proptest! {
     fn a_boundary_is_fresh_and_not_in_the_image(image in any::<Vec<u8>>(), width: u16, height: u16) {
         let bytes = Bytes::from(image);
         let order =
-            Order { image: bytes.clone().into(), format: ImageFormat::Bmp, width: width.into(), height: height.into() };
+            Order { operation: &IMAGE_CROPPING, image: bytes.clone().into(), format: ImageFormat::Bmp, width: width.into(), height: height.into() };
         let new = || Form::new(&order).now_or_never().expect("the image is in memory").unwrap();
         let form = new();
         let boundary = form.content_type.strip_prefix("multipart/form-data; boundary=").unwrap().as_bytes();

@@ -14,6 +14,8 @@ use super::picture::Format;
 use crate::wire::{Framing, Head, Wire};
 
 const CROP: &str = "/api/image/editing/image-cropping";
+/// Sold like a crop: what tells two operations apart is the path alone.
+const SECOND: &str = "/api/image/editing/second";
 const CREDITS: &str = "/api/common/query-credits";
 const MAX_IMAGE: usize = 3_670_016;
 
@@ -28,9 +30,9 @@ pub(crate) async fn serve_api(
 ) -> io::Result<Next> {
     let path = head.start[1].split('?').next().unwrap_or_default().to_owned();
     match (head.start[0].as_str(), path.as_str()) {
-        ("POST", CROP) => serve_crop(ledger, wire, head, connection).await,
+        ("POST", CROP | SECOND) => serve_crop(ledger, wire, head, connection).await,
         ("GET", CREDITS) => serve_credits(ledger, wire, &head).await,
-        (_, CROP | CREDITS) => refuse(wire, 403, "ERROR_ILLEGAL_OPERATION", "").await,
+        (_, CROP | SECOND | CREDITS) => refuse(wire, 403, "ERROR_ILLEGAL_OPERATION", "").await,
         _ => refuse(wire, 404, "ERROR_AI_NOT_EXISTS", "").await,
     }
 }
