@@ -141,7 +141,6 @@ impl MemoryCache {
         &self.forgotten[usize::from(identity.key.as_bytes()[0])]
     }
 
-    /// The answer under a key.
     pub fn answer(&self, identity: &Identity) -> Option<Arc<Record>> {
         Some(self.entry(identity)?.record)
     }
@@ -227,12 +226,10 @@ impl MemoryCache {
         self.serving.object(name, read).await
     }
 
-    /// The refusal remembered for a key.
     pub fn refusal(&self, identity: &Identity) -> Option<(StatusCode, Bytes)> {
         self.refusals.get(identity)
     }
 
-    /// Remembers a deterministic refusal.
     pub fn keep_refusal(&self, identity: &Identity, status: StatusCode, body: Bytes) {
         if body.len() <= MAX_REFUSAL_BYTES {
             self.refusals.insert(identity.clone(), (status, body));

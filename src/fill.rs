@@ -51,21 +51,16 @@ use crate::teams::policy::CurrentPolicy;
 use crate::upstream::Upstream;
 use crate::upstream::download::ResultSource;
 
-/// What a fill works with.
 pub struct FillParts {
     pub ledger: Arc<dyn Ledger>,
     pub store: Arc<dyn Store>,
     pub upstream: Arc<dyn Upstream>,
-    /// Where results come from.
     pub results: Arc<dyn ResultSource>,
-    /// Where answers are kept at hand.
     pub cache: Arc<MemoryCache>,
     pub metrics: Arc<Metrics>,
-    /// Says whether anything may be bought.
     pub guard: Arc<ArchiveGuard>,
     /// Says who may pay, and how much.
     pub policy: CurrentPolicy,
-    /// The time of day.
     pub clock: Clock,
 }
 
@@ -76,7 +71,6 @@ pub struct FillConfig {
     pub least_credits: u64,
     /// Calls at once, and who may wait for a turn.
     pub slots: SlotsConfig,
-    /// How long a result's URL lives.
     pub result_url_ttl: Duration,
     /// How long a paid call's answer is waited for; the same in every process that keeps the ledger.
     pub hard_stop: Duration,
@@ -102,12 +96,10 @@ struct Inner {
     tasks: TaskTracker,
 }
 
-/// What is to be made.
 #[derive(Clone)]
 pub struct FillRequest {
     pub order: Arc<Order>,
     pub identity: Identity,
-    /// What the call costs.
     pub credits: u64,
     /// BLAKE3 of the picture.
     pub image: Digest,
@@ -117,7 +109,6 @@ pub struct FillRequest {
     pub budget: StoreBudget,
 }
 
-/// Who waits, and until when.
 #[derive(Clone, Debug)]
 pub struct Waiter {
     /// Whose budget may be asked; as it was when the caller was let in.
@@ -138,7 +129,6 @@ impl PartialEq for Waiter {
 pub struct FillOutcome {
     /// The result, or why there is none.
     pub verdict: Verdict,
-    /// Who paid for it.
     pub payer: Option<WaiterId>,
     /// What it has come through until then.
     pub timing: FillTiming,
@@ -231,7 +221,6 @@ impl Filler {
         self.0.tasks.close();
     }
 
-    /// Is nothing new bought any more?
     pub fn is_draining(&self) -> bool {
         self.0.draining.is_cancelled()
     }

@@ -57,32 +57,23 @@ use crate::teams::Team;
 /// How long a caller waits whose body took longer than its deadline to arrive.
 const LATE_BODY_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a gateway works with.
 pub struct GatewayParts {
-    /// Where answers are at hand.
     pub cache: Arc<MemoryCache>,
-    /// The book.
     pub ledger: Arc<dyn Ledger>,
-    /// Where results rest.
     pub store: Arc<dyn Store>,
-    /// Makes what is absent.
     pub filler: Filler,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// What is counted for the ledger.
     pub meter: Arc<Meter>,
     /// Says whether what is missing was ever here.
     pub guard: Arc<ArchiveGuard>,
     /// Where pictures are until they are bought, or need not be.
     pub uploads: UploadRoom,
-    /// The time of day.
     pub clock: Clock,
 }
 
 /// When somebody who found too many waiting may ask again.
 const CROWDED: Duration = Duration::from_secs(2);
 
-/// Answers crop requests, look-ups and results.
 pub struct Gateway {
     parts: GatewayParts,
     freshness: Arc<Freshness>,
@@ -92,7 +83,6 @@ pub struct Gateway {
     waiting: Semaphore,
 }
 
-/// Who asks, and how.
 pub struct Caller {
     /// Whose budget a miss is counted against.
     pub team: Arc<Team>,
@@ -106,11 +96,8 @@ pub struct Caller {
 
 /// A crop, as a client gets it.
 pub struct CropReply {
-    /// The rewritten answer.
     pub body: String,
-    /// What stands under the key.
     pub record: Arc<Record>,
-    /// Where it came from.
     pub status: CacheStatus,
     /// Credits this call cost its team.
     pub charged: u64,

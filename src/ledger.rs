@@ -10,8 +10,6 @@
 //! `rules`, what they do alike in `sql`.
 //! This module knows no store, no upstream and no HTTP.
 
-#![allow(missing_docs, reason = "a field whose name says it needs no more")]
-
 pub mod address;
 pub mod admin;
 mod booking;

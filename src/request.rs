@@ -38,7 +38,6 @@ pub const MAX_SIDE_PIXELS: usize = 2000;
 /// The largest width or height that may be asked for.
 pub const MAX_TARGET_PIXELS: u32 = 65_535;
 
-/// How much a client may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
     /// Bytes of the image. Default: 3,670,016 (3.5 MiB), the upstream's limit.
@@ -78,7 +77,6 @@ impl Field {
 pub struct CropRequest {
     /// What the key is made of, and nothing else.
     pub order: Order,
-    /// The order's key.
     pub key: CacheKey,
     /// BLAKE3 of the image alone.
     pub image_digest: Digest,
@@ -112,19 +110,16 @@ pub enum RequestError {
     /// The body is not a well-formed form.
     #[error("the multipart body cannot be read: {0}; let the HTTP library write the body")]
     BrokenMultipart(#[from] Broken),
-    /// A field occurs twice.
     #[error("the field {field} occurs more than once; send exactly one")]
     DuplicateField {
         /// The first such field, in the order image, width, height.
         field: &'static str,
     },
-    /// A field does not occur.
     #[error("the field {field} is missing; send image, width and height in one form")]
     MissingField {
         /// The first such field, in the order image, width, height.
         field: &'static str,
     },
-    /// A field without a value.
     #[error("the field {field} is empty; send a value for it")]
     EmptyField {
         /// The first such field, in the order image, width, height.
@@ -142,10 +137,7 @@ pub enum RequestError {
     },
     /// The image is over the limit; the rest of it was not read.
     #[error("the image has more than {max} bytes; send a smaller file")]
-    ImageTooLarge {
-        /// The limit.
-        max: usize,
-    },
+    ImageTooLarge { max: usize },
     /// The head declares a body over the limit, which only an image over the limit is likely to be.
     #[error(
         "the request declares a body of {declared} bytes; the image may have at most {max_image}; send a smaller file"
@@ -153,23 +145,14 @@ pub enum RequestError {
     DeclaredTooLarge {
         /// The declared length, as written.
         declared: u64,
-        /// The limit of the image.
         max_image: usize,
     },
     /// The body is over the limit, though the image is not; the rest of it was not read.
     #[error("the request body has more than {max} bytes; send nothing but image, width and height")]
-    BodyTooLarge {
-        /// The limit.
-        max: usize,
-    },
+    BodyTooLarge { max: usize },
     /// A side of the picture is over the limit.
     #[error("the image is {width} x {height} pixels; send one with at most {MAX_SIDE_PIXELS} pixels a side")]
-    ResolutionTooHigh {
-        /// The picture's width in pixels.
-        width: usize,
-        /// The picture's height in pixels.
-        height: usize,
-    },
+    ResolutionTooHigh { width: usize, height: usize },
     /// The image is in none of the formats.
     #[error("the image is not a JPEG, PNG, BMP or WebP file by its first bytes; convert it to one of these")]
     UnsupportedFile,

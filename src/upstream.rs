@@ -25,7 +25,6 @@ use crate::base::envelope::Answer;
 
 use crate::request::Order;
 
-/// Sells crops.
 #[async_trait]
 pub trait Upstream: Send + Sync {
     /// Sends all of the order but its last bytes.
@@ -72,10 +71,8 @@ pub enum CallPhase {
 }
 
 impl CallPhase {
-    /// All of them.
     pub const ALL: [Self; 3] = [Self::Connect, Self::FirstByte, Self::Total];
 
-    /// The word in labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Connect => "connect",
@@ -126,9 +123,7 @@ pub enum Reply {
 /// A complete refusal and what it is about.
 #[derive(Debug, Clone)]
 pub struct Refusal {
-    /// What was refused.
     pub kind: RefusalKind,
-    /// The answer itself.
     pub reply: ErrorReply,
 }
 
@@ -174,7 +169,6 @@ pub enum UnknownCause {
     /// A complete answer that is not one of the upstream's.
     #[error("the answer was not in the upstream's format")]
     Garbage,
-    /// A success that names no result.
     #[error("the answer reports success but names no result")]
     NoResult,
     /// The process that sent it died, or lost the answer.

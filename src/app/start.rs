@@ -59,7 +59,6 @@ const GUARD_PERIOD: Duration = Duration::from_secs(30);
 /// Time between two looks for records that the ledger does not know.
 const IMPORT_PERIOD: Duration = Duration::from_secs(5);
 
-/// What all parts share.
 struct Core {
     config: Config,
     clock: Clock,

@@ -26,7 +26,6 @@ pub enum ObjectError {
     Store(#[from] StoreError),
 }
 
-/// What came of reading a result.
 pub(super) type Outcome = Result<Option<Bytes>, ObjectError>;
 
 type Places = Arc<Mutex<HashMap<ObjectName, Weak<Place>>>>;
@@ -58,7 +57,6 @@ struct Place {
     places: Places,
 }
 
-/// A client's hold on a result.
 struct Served {
     bytes: Bytes,
     _place: Arc<Place>,

@@ -27,12 +27,10 @@ use crate::metrics::{BlockCause, Metrics};
 /// How long a caller is told to wait while a probe is under way, or nearly: its outcome is not known.
 const SOON: Duration = Duration::from_secs(5);
 
-/// Why nothing is bought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenReason {
     /// The upstream refuses our key or account.
     KeyRefused,
-    /// The shared account has no credits.
     NoCredits,
     /// What was bought could not be fetched, several times in a row.
     Unfetchable,
@@ -69,15 +67,11 @@ impl From<OpenReason> for BlockCause {
 /// What came of one attempt to buy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
-    /// A result was sold.
     Sold,
     /// A complete refusal that is about the order, or about how many there are: the upstream works.
     Refused,
-    /// Refused for our key's sake.
     KeyRefused,
-    /// Refused for want of credits.
     NoCredits,
-    /// A complete error of the upstream.
     Failed,
     /// The upstream could not be reached, or gave no answer that can be understood.
     Lost,
@@ -119,7 +113,6 @@ impl Circuit {
         })
     }
 
-    /// Is everything let through?
     pub fn is_closed(&self) -> bool {
         self.state().reasons() == [false; OpenReason::ALL.len()]
     }
@@ -202,7 +195,6 @@ impl Circuit {
 }
 
 impl Pass {
-    /// Tells what came of an attempt.
     pub fn tell(&self, attempt: Attempt) {
         self.circuit.change(|state, now| {
             let is_current_key = state.api_key == self.api_key;

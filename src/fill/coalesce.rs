@@ -36,11 +36,9 @@ struct Follower<T, V> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaiterId(u64);
 
-/// A place in a group.
 pub struct Ticket<V> {
     /// Which waiter this is, so that it can be told that it paid.
     pub id: WaiterId,
-    /// Must a fill be started?
     pub first: bool,
     outcome: oneshot::Receiver<V>,
 }

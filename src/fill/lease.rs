@@ -42,7 +42,6 @@ pub(super) struct Leases {
     held: Arc<Mutex<HashMap<CallId, Standing>>>,
 }
 
-/// What is known of one lease.
 #[derive(Clone, Copy)]
 enum Standing {
     /// It began at this uptime, or somewhat later.
@@ -111,7 +110,6 @@ impl Leases {
     }
 }
 
-/// One call in this process's hands.
 pub(super) struct Held {
     id: CallId,
     leases: Leases,

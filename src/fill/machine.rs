@@ -77,7 +77,6 @@ pub struct Machine {
 /// What a machine needs to know of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct FillLimits {
-    /// How long a result's URL lives.
     pub result_url_ttl: Duration,
 }
 
@@ -112,7 +111,6 @@ impl Next {
 }
 
 impl Machine {
-    /// A fill for callers who wait.
     pub fn new(limits: FillLimits) -> Self {
         Self {
             limits,

@@ -23,7 +23,6 @@ use self::queue::{FairQueue, Place};
 /// What a call is taken to last before the first one has been seen.
 const FIRST_GUESS: Duration = Duration::from_secs(2);
 
-/// The bounds of [`Slots`].
 #[derive(Clone, Copy, Debug)]
 pub struct SlotsConfig {
     /// Calls at once, to begin with.
@@ -50,21 +49,17 @@ struct State {
     held: Duration,
 }
 
-/// There is no turn in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooBusy {
     /// When a slot may be expected to be free.
     pub wait: Duration,
-    /// Why it is not waited for.
     pub cause: BusyCause,
 }
 
-/// Why somebody may not wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BusyCause {
     /// As many wait as may, and the team has its share.
     QueueFull,
-    /// The turn would come too late.
     TooLate,
 }
 
@@ -86,7 +81,6 @@ pub struct Slot {
     end: Option<CallEnd>,
 }
 
-/// What there is of everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotsLoad {
     /// Calls that may be under way at once.
@@ -97,7 +91,6 @@ pub struct SlotsLoad {
 }
 
 impl Slots {
-    /// Nothing is under way.
     pub fn new(config: SlotsConfig) -> Arc<Self> {
         let state = State {
             bounds: config,
@@ -156,7 +149,6 @@ impl Slots {
         self.state().limit.is_spaced_out()
     }
 
-    /// What there is at the moment.
     pub fn load(&self) -> SlotsLoad {
         let state = self.state();
         SlotsLoad {

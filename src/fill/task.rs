@@ -29,7 +29,6 @@ use crate::upstream::{HeldCall, NotSent, Opened, RefusalKind, Reply, UnknownCaus
 
 pub(super) struct Task {
     pub(super) shared: Arc<Inner>,
-    /// Where its callers wait.
     pub(super) groups: Arc<Coalescer<Identity, Waiter, FillOutcome>>,
     pub(super) identity: Identity,
     /// `None` when nothing is left to buy: a picture is not kept for as long as a URL lives.

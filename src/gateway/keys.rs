@@ -19,20 +19,14 @@ use crate::ledger::guard::ArchiveGuard;
 use crate::ledger::{Ledger, LedgerError};
 use crate::store::{Store, StoreError};
 
-/// What a desk works with.
 pub struct KeyAdminParts {
     pub admin: Arc<dyn LedgerAdmin>,
     pub ledger: Arc<dyn Ledger>,
     pub store: Arc<dyn Store>,
-    /// Where answers are at hand.
     pub cache: Arc<MemoryCache>,
-    /// Says whether these are believed.
     pub freshness: Arc<Freshness>,
-    /// Says whether the store is ours.
     pub guard: Arc<ArchiveGuard>,
-    /// The time of day.
     pub clock: Clock,
-    /// Everything is filed under this name.
     pub namespace: String,
 }
 
@@ -40,7 +34,6 @@ pub struct KeyAdmin {
     parts: KeyAdminParts,
 }
 
-/// What a purge came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Purged {
     /// Everything up to this generation counts as absent.
@@ -49,10 +42,8 @@ pub struct Purged {
     pub is_new: bool,
 }
 
-/// Why a purge did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum PurgeError {
-    /// Nothing is stored under the key.
     #[error("nothing is stored under this key")]
     Nothing,
     #[error(transparent)]
@@ -70,7 +61,6 @@ pub enum PurgeError {
 }
 
 impl KeyAdmin {
-    /// Does nothing by itself.
     pub fn new(parts: KeyAdminParts) -> Self {
         Self { parts }
     }

@@ -20,9 +20,7 @@ pub struct RequestTiming {
     pub stages: Stages,
     /// Time spent waiting for the client's body.
     pub body_wait: Duration,
-    /// Bytes read of it.
     pub body_bytes: u64,
-    /// What was asked for.
     pub key: Option<CacheKey>,
     /// How long the upstream was called for it, and what it said last.
     pub upstream: Option<(Duration, Option<StatusCode>)>,

@@ -43,34 +43,26 @@ use crate::teams::{API_KEY_HEADER, Team};
 #[derive(Clone)]
 pub struct PublicState(Arc<PublicParts>, Sampler);
 
-/// See [`PublicState`].
 pub struct PublicParts {
-    /// Answers.
     pub gateway: Gateway,
     /// Who may call, and from which pages.
     pub policy: CurrentPolicy,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// The time of day.
     pub clock: Clock,
     /// How long after its head a request is answered at the latest.
     pub answer_within: Duration,
     /// How long and how slow a body may be.
     pub pace: Pace,
-    /// How large a request may be.
     pub limits: RequestLimits,
     /// The scheme and host clients reach us at, without a trailing slash.
     pub public_root: String,
-    /// Is the upstream our own engine?
     pub is_builtin: bool,
-    /// What is sold.
     pub offers: Vec<Offer>,
     /// Last known balance of the upstream's account.
     pub balance: Arc<BalanceWatch>,
 }
 
 impl PublicState {
-    /// Shares the parts.
     pub fn new(parts: PublicParts) -> Self {
         Self(Arc::new(parts), Sampler::default())
     }

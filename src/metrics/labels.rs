@@ -103,7 +103,6 @@ macro_rules! label {
 macro_rules! labels {
     ($($(#[$about:meta])* $visible:vis enum $name:ident { $($value:ident = $word:literal),+ $(,)? })+) => {$(
         $(#[$about])*
-        #[allow(missing_docs, reason = "the words say it")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         $visible enum $name { $($value),+ }
 

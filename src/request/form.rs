@@ -22,7 +22,6 @@ const MAX_NAME_SHOWN: usize = 40;
 /// How many unknown fields are named: proxies limit the bytes of an answer's head.
 const MAX_NAMES_SHOWN: usize = 16;
 
-/// The fields seen so far.
 pub(super) struct Form {
     operation: &'static Operation,
     /// Where the data of the current part goes; `None` skips it.
@@ -50,7 +49,6 @@ impl Form {
         }
     }
 
-    /// Takes what the parser found next.
     pub(super) fn take(&mut self, event: Event<'_>) -> Result<(), RequestError> {
         match event {
             Event::PartStart { name } => self.start(name),

@@ -15,7 +15,6 @@ use self::chunked::Chunks;
 
 /// Maximum bytes of a head, its last empty line included.
 pub const MAX_HEAD: usize = 16 * 1024;
-/// Maximum header lines in a head.
 const MAX_HEADERS: usize = 64;
 /// Maximum bytes of a path with its query.
 const MAX_TARGET: usize = 2048;
@@ -47,27 +46,22 @@ pub enum HeadError {
     /// `CONNECT` or `TRACE`.
     #[error("this is no proxy for other hosts")]
     Method,
-    /// Not complete in time.
     #[error("the head of the request did not come in time; send it at once")]
     Slow,
 }
 
 impl HeadError {
-    /// All of them.
     pub const ALL: [Self; 6] =
         [Self::Host, Self::Framing, Self::TooLarge, Self::UriTooLong, Self::Method, Self::Slow];
 }
 
-/// What a connection reads next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
-    /// A head.
     Head,
     /// So many bytes of a body.
     Bytes(u64),
     /// A body in chunks.
     Chunks(Chunks),
-    /// Nothing any more.
     Nothing,
 }
 

@@ -17,7 +17,6 @@ pub(super) struct ImageBuffer {
     file: Option<SpillFile>,
     length: usize,
     hasher: KeyHasher,
-    /// How much of `bytes` is hashed.
     hashed: usize,
     max: usize,
     declared: Option<usize>,

@@ -42,7 +42,6 @@ pub enum Event<'a> {
     },
     /// The next bytes of the part's data, never empty.
     Data(&'a [u8]),
-    /// The part is complete.
     PartEnd,
 }
 
@@ -61,7 +60,6 @@ pub enum Broken {
     /// A boundary and blanks, and then neither a line end nor the end of the body.
     #[error("a boundary is followed by something else on its line")]
     BoundaryLine,
-    /// Too many parts.
     #[error("it has more than {max} parts", max = MAX_PARTS)]
     TooManyParts,
     /// Too many header lines in a part.
@@ -79,7 +77,6 @@ pub enum Broken {
     /// A `Content-Disposition` that cannot be read, or given twice, or with two names.
     #[error("the Content-Disposition of a part is ambiguous or not of the form form-data; name=\"...\"")]
     Disposition,
-    /// A part that is itself multipart.
     #[error("a part is itself of a multipart type")]
     Nested,
     /// A part in base64 or the like.
@@ -133,7 +130,6 @@ enum Scan {
 }
 
 impl Parser {
-    /// Begins a form with this boundary.
     pub fn new(boundary: &Boundary) -> Self {
         let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
         let mut held = Vec::with_capacity(delimiter.len() + LOOK_AHEAD);

@@ -11,7 +11,6 @@ pub struct Order {
     pub operation: &'static Operation,
     /// The picture's bytes, wherever they are.
     pub image: Picture,
-    /// Its format, by the bytes.
     pub format: ImageFormat,
     /// Target width in pixels, 1 to 65535.
     pub width: u32,

@@ -46,7 +46,6 @@ pub struct UploadConfig {
     pub min_free: u64,
 }
 
-/// Why an upload cannot be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("there is no room for the upload")]
 pub struct NoRoom;
@@ -67,13 +66,9 @@ struct Room {
 /// What is taken of the room at the moment, and what has become of uploads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UploadLoad {
-    /// Bytes in memory.
     pub memory: u64,
-    /// As many may be.
     pub memory_limit: u64,
-    /// Bytes in files.
     pub spill: u64,
-    /// As many may be.
     pub spill_limit: u64,
     /// Uploads that went on in a file, ever.
     pub spilled: u64,
@@ -107,7 +102,6 @@ impl UploadRoom {
         }))
     }
 
-    /// What is taken of it.
     pub fn load(&self) -> UploadLoad {
         let Room { memory, spill, spilled, refused, .. } = &*self.0;
         UploadLoad {

@@ -50,7 +50,6 @@ pub struct AilabConfig {
 }
 
 impl AilabConfig {
-    /// A configuration with the default limits.
     pub fn new(base_url: Url, api_key: Arc<ArcSwap<Secret>>) -> Self {
         Self {
             base_url,
@@ -76,7 +75,6 @@ pub enum AilabConfigError {
         "the upstream's base_url must be https: over http the key would cross the network readably; http is for a loopback address only"
     )]
     Plaintext,
-    /// A key no header can carry.
     #[error("the upstream's api_key is empty, or has characters that an HTTP header cannot carry")]
     Key,
     /// Nothing to check the upstream's certificate by.
@@ -86,7 +84,6 @@ pub enum AilabConfigError {
     NoRoots,
 }
 
-/// Buys crops from AILabTools.
 pub struct AilabUpstream {
     net: Net,
     host: Host,

@@ -33,7 +33,6 @@ macro_rules! codes {
             pub const $name: Code = Code { name: stringify!($name), text: $text };
         )*
 
-        /// Every code.
         pub const ALL: &[Code] = &[$($name),*];
     };
 }

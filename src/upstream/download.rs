@@ -23,7 +23,6 @@ pub struct Fetched {
     pub bytes: Bytes,
 }
 
-/// Reads the result an answer names.
 #[async_trait]
 pub trait ResultSource: Send + Sync {
     /// Fetches once, whole, within the limits. Free, so it may be repeated; may be cancelled.
@@ -42,7 +41,6 @@ pub enum FetchError {
     /// The server says that there is no such result any more: 403, 404 or 410.
     #[error("the result is not there: {0}")]
     Dead(String),
-    /// What is there is no picture.
     #[error("the result is not there: not a picture")]
     NotPicture,
     /// What is there has more bytes than are read.

@@ -47,7 +47,6 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 /// The system's resolver and sockets, behind a seam so that tests can lie about names.
 #[async_trait]
 pub(crate) trait Wire: Send + Sync {
-    /// All addresses of a name.
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
     /// A TCP connection to exactly this address.
     async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream>;
@@ -68,7 +67,6 @@ pub enum NetError {
     /// The TLS handshake failed: a wrong certificate, or no TLS at all.
     #[error("no TLS connection: {0}")]
     Tls(io::Error),
-    /// The limit ran out.
     #[error("no connection in time")]
     Timeout,
     /// TLS was asked for, and there is nothing to check a certificate by.

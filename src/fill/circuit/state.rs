@@ -13,7 +13,6 @@ const UNFETCHABLE_IN_A_ROW: u32 = 3;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// One trouble that there is.
 #[derive(Clone, Copy, Debug)]
 struct Opening {
     since: Instant,
@@ -59,7 +58,6 @@ impl State {
         self.openings[trouble as usize].is_some()
     }
 
-    /// Is it half-open?
     pub(super) fn is_probing(&self) -> bool {
         self.probe.is_some() && self.openings.iter().any(Option::is_some)
     }
@@ -98,7 +96,6 @@ impl State {
         }
     }
 
-    /// An attempt came to this.
     pub(super) fn attempted(
         &mut self,
         attempt: Attempt,
@@ -138,7 +135,6 @@ impl State {
         self.leave(probe);
     }
 
-    /// The upstream is there.
     fn works(&mut self, is_probe: bool, now: Instant) {
         self.last_failed = None;
         // What began before the circuit opened does not close it: only a probe does.

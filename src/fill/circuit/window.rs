@@ -27,7 +27,6 @@ struct Slice {
 }
 
 impl Window {
-    /// Nothing has been tried.
     pub(super) fn new(now: Instant) -> Self {
         Self { began: now, slices: [Slice::default(); SLICES], in_a_row: 0 }
     }

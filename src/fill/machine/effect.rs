@@ -62,7 +62,6 @@ pub enum Effect {
     Stop,
 }
 
-/// What came of an effect.
 #[derive(Debug)]
 pub enum Event {
     Started,
@@ -73,23 +72,17 @@ pub enum Event {
     Room(Result<(), StoreError>),
     /// The upstream may be called, or not.
     Entered(Result<(), GatewayError>),
-    /// What the ledger decided.
     Reserved(Result<Reserved, LedgerError>),
-    /// What the store has by now.
     LookedAgain(Result<Standing, StoreError>),
     /// The ledger knows the record, or could not be told; it will be told again at a later look-up.
     Imported,
     /// Somebody waits still; or nobody, and the group is dissolved.
     Awaited(bool),
-    /// How far the order came.
     Opened(Result<Open, NotSent>),
-    /// Whether the tail may go.
     Marked(Result<Permit, LedgerError>),
-    /// The outcome of the paid call.
     Replied(Reply),
     /// It has been waited for another try, or there will be none.
     MayRetry(bool),
-    /// A booking is durable, or not.
     Booked(Result<(), LedgerError>),
     /// The result, or why not, and how long ago the answer was booked.
     FetchEnded(Result<Fetched, FetchError>, Duration),
@@ -98,11 +91,9 @@ pub enum Event {
     /// The record that stands now.
     RecordKept(Result<Record, StoreError>),
     Paused,
-    /// They have been told.
     Notified,
 }
 
-/// Who pays, if anyone.
 #[derive(Debug)]
 pub enum Admission {
     /// Nobody waits any more; the group is dissolved.
@@ -125,7 +116,6 @@ pub enum Standing {
     OrphanRecord(Record),
 }
 
-/// How far an order came.
 #[derive(Debug)]
 pub enum Open {
     /// All but the tail is sent, and the tail is in the shell's hands.
@@ -134,7 +124,6 @@ pub enum Open {
     Early(Reply),
 }
 
-/// What is to be tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     /// An order that did not reach the upstream whole.
@@ -151,10 +140,8 @@ pub enum Retry {
     },
 }
 
-/// What a fill's callers are told.
 pub type Verdict = Result<Filled, GatewayError>;
 
-/// A result that is permanent.
 #[derive(Clone, Debug)]
 pub struct Filled {
     /// The record that stands under the key.
@@ -163,7 +150,6 @@ pub struct Filled {
     pub source: FillSource,
 }
 
-/// Where a fill found its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FillSource {
     Bought,

@@ -16,7 +16,6 @@ struct Line<T> {
     waiting: VecDeque<(Place, T)>,
 }
 
-/// Tells those who wait apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place(u64);
 

@@ -10,7 +10,6 @@ const MAX_TRAILERS: usize = 4096;
 const FREE_CHUNKS: u64 = 1024;
 const MIN_AVERAGE: u64 = 64;
 
-/// Why a chunked body is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ChunkError {
     /// Not chunks, or chunks that two readers might understand differently.

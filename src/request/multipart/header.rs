@@ -19,13 +19,10 @@ pub struct Boundary(Vec<u8>);
 /// Why a `Content-Type` does not announce a form that can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ContentTypeError {
-    /// There is no such header.
     #[error("the request has no Content-Type; send image, width and height as multipart/form-data")]
     Absent,
-    /// There are several such headers.
     #[error("the request has more than one Content-Type header; send exactly one")]
     Repeated,
-    /// Another media type.
     #[error(
         "the Content-Type is not multipart/form-data; send image, width and height as the fields of such a form"
     )]
@@ -33,7 +30,6 @@ pub enum ContentTypeError {
     /// The parameters do not follow the grammar.
     #[error("the parameters of the Content-Type cannot be read; let the HTTP library set this header")]
     Malformed,
-    /// No boundary parameter.
     #[error("the Content-Type has no boundary parameter; let the HTTP library set this header")]
     NoBoundary,
     /// Two boundary parameters, of which another program might take the other one.

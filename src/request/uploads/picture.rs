@@ -47,7 +47,6 @@ impl AsRef<[u8]> for Counted {
 }
 
 impl Picture {
-    /// An upload in memory.
     pub(crate) fn in_memory(bytes: Vec<u8>, share: Share) -> Self {
         Self(Content::Memory(Bytes::from_owner(Counted { bytes, _share: share })))
     }

@@ -23,7 +23,6 @@ pub(super) struct Sent {
     pub(super) key: Arc<Secret>,
 }
 
-/// How far an upload came.
 pub(super) enum Uploaded {
     /// All but the tail was handed to the kernel.
     Held(Exchange),

@@ -22,13 +22,11 @@ use crate::upstream::NotSent;
 /// 192 random bits for the boundary: 48 hex digits, of the 70 characters that are allowed.
 const BOUNDARY_RANDOM_BYTES: usize = 24;
 
-/// An order as `multipart/form-data`.
 pub(super) struct Form {
     /// The `Content-Type` that goes with it.
     pub(super) content_type: String,
     /// Its length in bytes, tail included.
     pub(super) length: u64,
-    /// What comes before the image.
     head: Bytes,
     image: Picture,
     /// What comes between the image and the tail.
@@ -145,7 +143,6 @@ impl Progress {
     }
 }
 
-/// The form on its way out.
 pub(super) struct FormBody {
     head: Bytes,
     /// Until it has gone out.

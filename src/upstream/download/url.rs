@@ -84,7 +84,6 @@ impl ResultUrl {
         Ok(Self { scheme: self.scheme, host: self.host.clone(), port: self.port, path_and_query })
     }
 
-    /// What stands in the request line.
     pub(super) fn request_target(&self) -> Uri {
         Uri::from(self.path_and_query.clone())
     }

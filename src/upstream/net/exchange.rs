@@ -85,7 +85,6 @@ impl Exchange {
         Ok(Self { connection: Some(Box::pin(connection)), response, interim })
     }
 
-    /// Waits for the response's head.
     pub(crate) async fn head(&mut self) -> Result<Response<Incoming>, ExchangeError> {
         self.head_or(|| None::<std::convert::Infallible>).await.map(|head| match head {
             Ok(response) => response,
