@@ -19,7 +19,6 @@ pub mod rewrite;
 mod tests;
 mod timing;
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +29,6 @@ use tokio::time::error::Elapsed;
 
 use self::freshness::Freshness;
 pub use self::timing::RequestTiming;
-use self::timing::WatchedBody;
 use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
 use crate::base::identity::Identity;
@@ -49,6 +47,7 @@ use crate::ledger::budget::{Budget, Used};
 use crate::ledger::guard::ArchiveGuard;
 use crate::ledger::usage::Payer;
 use crate::metrics::{CoalesceScope, Metrics, Stage};
+use crate::request::body::ClientBody;
 use crate::request::uploads::UploadRoom;
 use crate::request::{self, CropRequest, FormHead};
 use crate::store::{Store, StoreBudget, StoreError};
@@ -149,7 +148,7 @@ impl Gateway {
         offer: &Offer,
         caller: &Caller,
         head: FormHead,
-        body: B,
+        body: ClientBody<B>,
         timing: &mut RequestTiming,
     ) -> Result<CropReply, GatewayError>
     where
@@ -224,7 +223,7 @@ impl Gateway {
     async fn read<B>(
         &self,
         head: FormHead,
-        body: B,
+        mut body: ClientBody<B>,
         timing: &mut RequestTiming,
     ) -> Result<CropRequest, GatewayError>
     where
@@ -232,8 +231,7 @@ impl Gateway {
         B::Error: Into<request::BoxError>,
     {
         let begun = Instant::now();
-        let mut body = pin!(WatchedBody::new(body));
-        let request = request::read(head, body.as_mut(), &self.parts.uploads).await;
+        let request = request::read(head, &mut body, &self.parts.uploads).await;
         (timing.body_bytes, timing.body_wait) = (body.bytes, body.waited);
         timing.stages.add(Stage::Parse, begun.elapsed().saturating_sub(timing.body_wait));
         let request = request?;
@@ -337,9 +335,6 @@ impl Gateway {
     }
 
     /// Which of a team's budgets limits it most at the moment; `None` when nothing does.
-    ///
-    /// # Errors
-    /// [`GatewayError::LedgerUnavailable`].
     pub async fn tightest_budget(&self, budgets: Vec<Budget>) -> Result<Option<Used>, GatewayError> {
         let used = self.parts.ledger.used(budgets).await.map_err(|error| {
             tracing::error!(%error, "the ledger could not be asked for a team's budgets");

@@ -8,6 +8,7 @@
 //! This module knows no statuses and no codes: `error` chooses them, one per variant of
 //! [`RequestError`]. It never decodes a picture, and the query string is not its business.
 
+pub mod body;
 mod form;
 pub mod framing;
 mod image;
@@ -198,9 +199,6 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 pub struct BodyTooSlow;
 
 /// Decides by the head alone whether the body is worth reading.
-///
-/// # Errors
-/// [`RequestError::Encoded`], [`RequestError::NotMultipart`] or [`RequestError::DeclaredTooLarge`].
 pub fn check_head(
     operation: &'static Operation,
     headers: &HeaderMap,

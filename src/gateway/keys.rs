@@ -71,9 +71,6 @@ impl KeyAdmin {
     }
 
     /// Makes everything stored under a key count as absent, over all processes.
-    ///
-    /// # Errors
-    /// [`PurgeError`].
     pub async fn purge(&self, key: CacheKey, by: &Actor) -> Result<Purged, PurgeError> {
         let KeyAdminParts { admin, ledger, store, freshness, guard, namespace, .. } = &self.parts;
         let in_store = store.record(namespace, key).await;

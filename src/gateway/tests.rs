@@ -22,6 +22,7 @@ use crate::base::secret::Secret;
 use crate::ledger::budget::{Scope, Window};
 use crate::ledger::{Booking, CallState, Permit, Recovery, Reservation, Reserved};
 use crate::request::RequestLimits;
+use crate::request::body::{ClientBody, Pace};
 use crate::teams::BudgetMode;
 use crate::upstream::{ErrorReply, Refusal, RefusalKind, Reply, UnknownCause};
 
@@ -61,7 +62,7 @@ async fn ask_as(gateway: &Gateway, caller: &Caller, tag: u8) -> Result<CropReply
     let mut headers = HeaderMap::new();
     headers.insert(http::header::CONTENT_TYPE, form.content_type().parse().unwrap());
     let head = request::check_head(&IMAGE_CROPPING, &headers, &RequestLimits::default()).unwrap();
-    let body = http_body_util::Full::new(Bytes::from(form.into_bytes()));
+    let body = ClientBody::new(http_body_util::Full::new(Bytes::from(form.into_bytes())), Pace::of_tests());
     gateway.handle(&offer(), caller, head, body, &mut RequestTiming::default()).await
 }
 

@@ -4,7 +4,6 @@
 //! [`GatewayError`]; the one place that turns it into the upstream's envelope is [`respond`].
 
 mod admin;
-pub mod body;
 mod cors;
 mod credits;
 mod crop;
@@ -26,7 +25,6 @@ use http::{HeaderMap, HeaderName, StatusCode};
 pub use self::admin::{
     ADOPT_PATH, About, AdminState, HEALTH_PATHS, Memory, admin_paths, admin_router, usage,
 };
-use self::body::Pace;
 use self::cors::Cors;
 use self::log::Sampler;
 use crate::base::clock::Clock;
@@ -36,6 +34,7 @@ use crate::error::GatewayError;
 use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::request::RequestLimits;
+use crate::request::body::Pace;
 use crate::teams::policy::{CurrentPolicy, Policy};
 use crate::teams::{API_KEY_HEADER, Team};
 

@@ -85,9 +85,6 @@ pub fn head_end(bytes: &[u8]) -> Result<Option<usize>, HeadError> {
 }
 
 /// Checks a whole head for all that hyper accepts in more than one meaning, or hides. Returns its body.
-///
-/// # Errors
-/// The first reason found.
 pub fn check_head(head: &[u8]) -> Result<Next, HeadError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
@@ -142,9 +139,6 @@ pub fn hide_upgrade(head: &mut [u8]) {
 }
 
 /// Checks the target and its host: one host (in HTTP/1.0 perhaps none), and no other in the target.
-///
-/// # Errors
-/// The first reason found.
 pub fn check_target<B>(request: &Request<B>) -> Result<(), HeadError> {
     let uri = request.uri();
     if uri.path_and_query().is_some_and(|target| target.as_str().len() > MAX_TARGET) {

@@ -82,9 +82,6 @@ impl ImageBuffer {
     }
 
     /// Writes what memory has no room for, which is little at a time after the first.
-    ///
-    /// # Errors
-    /// [`RequestError::NoRoom`].
     pub(super) async fn settle(&mut self) -> Result<(), RequestError> {
         if self.is_refused && !self.bytes.is_empty() {
             self.hash_to(self.bytes.len());
@@ -97,9 +94,6 @@ impl ImageBuffer {
     }
 
     /// The picture, which is not empty, and its hash.
-    ///
-    /// # Errors
-    /// [`RequestError::NoRoom`].
     pub(super) async fn finish(mut self) -> Result<(KeyHasher, Picture), RequestError> {
         self.settle().await?;
         self.hash_to(self.bytes.len());

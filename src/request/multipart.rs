@@ -149,9 +149,6 @@ impl Parser {
     }
 
     /// Reads the next bytes and hands on what they complete.
-    ///
-    /// # Errors
-    /// [`Broken`], or the first error of `sink`.
     pub fn feed<E: From<Broken>>(&mut self, mut bytes: &[u8], sink: Sink<'_, E>) -> Result<(), E> {
         while !bytes.is_empty() {
             let read = match self.place {
@@ -167,9 +164,6 @@ impl Parser {
     }
 
     /// Says that there are no more bytes. Success means that the form was complete.
-    ///
-    /// # Errors
-    /// [`Broken`], or the first error of `sink`.
     pub fn finish<E: From<Broken>>(mut self, sink: Sink<'_, E>) -> Result<(), E> {
         if let Place::Preamble | Place::Data = self.place
             && let Scan::Found { at: 0, closing: true, .. } = self.scan(&self.held, true)

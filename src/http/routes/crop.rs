@@ -10,7 +10,6 @@ use http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, EXPECT};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt;
 
-use super::body::PacedBody;
 use super::log::LogContext;
 use super::respond::{self, header};
 use super::{Arrival, PublicState, RequestPolicy};
@@ -20,6 +19,7 @@ use crate::base::operation::Offer;
 use crate::error::GatewayError;
 use crate::gateway::{Caller, CropReply, RequestTiming};
 use crate::request;
+use crate::request::body::ClientBody;
 use crate::teams::Team;
 
 /// `POST` to an operation's path, such as `/api/image/editing/image-cropping`.
@@ -53,7 +53,7 @@ pub(super) async fn crop(
         }
         crash_point("CP2");
         let caller = caller(&state, &team, &parts.headers, arrival);
-        let body = PacedBody::new(body.map_err(axum::Error::into_inner), state.0.pace);
+        let body = ClientBody::new(body.map_err(axum::Error::into_inner), state.0.pace);
         state.0.gateway.handle(&offer, &caller, head, body, &mut timing).await
     }
     .await;

@@ -66,9 +66,6 @@ impl Picture {
 
     /// All of it, in memory. May block on the disk, and a spilled one then takes memory that is not
     /// counted: whoever calls this bounds how many do at once.
-    ///
-    /// # Errors
-    /// The disk's.
     pub fn whole(&self) -> io::Result<Bytes> {
         match &self.0 {
             Content::Memory(bytes) => Ok(bytes.clone()),
@@ -78,9 +75,6 @@ impl Picture {
 
     /// What `look` sees in all of it: one in memory is shown here and now, a spilled one on a thread that
     /// may block, few at a time.
-    ///
-    /// # Errors
-    /// The disk's.
     pub async fn show<T: Send + 'static>(
         &self,
         look: impl FnOnce(&[u8]) -> T + Send + 'static,
@@ -106,9 +100,6 @@ impl Picture {
     }
 
     /// Does `needle` occur in it?
-    ///
-    /// # Errors
-    /// The disk's.
     pub async fn contains(&self, needle: &[u8]) -> io::Result<bool> {
         let finder = Finder::new(needle).into_owned();
         self.show(move |bytes| finder.find(bytes).is_some()).await

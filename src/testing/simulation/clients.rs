@@ -20,6 +20,7 @@ use crate::base::operation::{IMAGE_CROPPING, Offer};
 use crate::base::picture::ObjectName;
 use crate::error::GatewayError;
 use crate::gateway::{Caller, CropReply, RequestTiming};
+use crate::request::body::{ClientBody, Pace};
 use crate::request::{self, RequestLimits};
 use crate::teams::policy::PolicyConfig;
 use crate::teams::{BudgetMode, Team};
@@ -301,7 +302,7 @@ async fn handle(process: &Process, picture: &Picture, ask: &Ask) -> Result<CropR
         only_if_cached: ask.only_if_cached,
         deadline: Instant::now() + ANSWER_WITHIN,
     };
-    let body = http_body_util::Full::new(picture.body.clone());
+    let body = ClientBody::new(http_body_util::Full::new(picture.body.clone()), Pace::of_tests());
     let offer = Offer { operation: &IMAGE_CROPPING, namespace: NAMESPACE.into(), credits: CREDITS };
     process.gateway.handle(&offer, &caller, head, body, &mut RequestTiming::default()).await
 }

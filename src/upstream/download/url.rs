@@ -48,9 +48,6 @@ impl ResultUrl {
     }
 
     /// Where a redirect from here leads (RFC 3986, section 5.2).
-    ///
-    /// # Errors
-    /// As [`parse`](Self::parse).
     pub(super) fn join(&self, location: &str) -> Result<Self, &'static str> {
         let location = clean(location)?;
         let is_absolute = location.split_once("://").is_some_and(|(scheme, _)| {

@@ -1,4 +1,4 @@
-//! A request body's clock: it may take so long in all, and must keep a minimum pace.
+//! The body of a client's request: it keeps a minimum pace, and knows how long it was waited for.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -8,9 +8,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use crate::request::{BodyTooSlow, BoxError};
+use super::{BodyTooSlow, BoxError};
 
-/// How long and how slow a body may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// The whole body, from its first poll.
@@ -22,6 +21,11 @@ pub struct Pace {
 }
 
 impl Pace {
+    #[cfg(test)]
+    pub(crate) fn of_tests() -> Self {
+        Self { total: Duration::from_hours(1), grace: Duration::ZERO, bytes_per_second: 0 }
+    }
+
     /// How long after its first poll a body may still be at `bytes` bytes.
     fn allowance(&self, bytes: u64) -> Duration {
         if self.bytes_per_second == 0 {
@@ -32,29 +36,35 @@ impl Pace {
     }
 }
 
-/// A body that fails with [`BodyTooSlow`] when it does not keep its [`Pace`].
-pub struct PacedBody<B> {
+/// Fails with [`BodyTooSlow`] when it does not keep its [`Pace`].
+pub struct ClientBody<B> {
     inner: B,
     pace: Pace,
-    bytes: u64,
+    /// Bytes it has given.
+    pub bytes: u64,
+    /// How long the next bytes were waited for. What comes while nobody polls is not waited for.
+    pub waited: Duration,
     started: Option<Instant>,
+    waiting_since: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
 
-impl<B> PacedBody<B> {
+impl<B> ClientBody<B> {
     /// The clock starts when the body is first polled.
     pub fn new(inner: B, pace: Pace) -> Self {
         Self {
             inner,
             pace,
             bytes: 0,
+            waited: Duration::ZERO,
             started: None,
+            waiting_since: None,
             timer: Box::pin(tokio::time::sleep_until(Instant::now())),
         }
     }
 }
 
-impl<B> Body for PacedBody<B>
+impl<B> Body for ClientBody<B>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
@@ -67,6 +77,9 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let started = *self.started.get_or_insert_with(Instant::now);
+        if let Some(since) = self.waiting_since.take() {
+            self.waited += since.elapsed();
+        }
         if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) {
             if let Some(Ok(frame)) = &frame
                 && let Some(data) = frame.data_ref()
@@ -75,6 +88,7 @@ where
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
+        self.waiting_since = Some(Instant::now());
         let deadline = started + self.pace.allowance(self.bytes);
         if self.timer.deadline() != deadline {
             self.timer.as_mut().reset(deadline);
@@ -107,7 +121,7 @@ mod tests {
     async fn ends_after(piece: usize, pace: Pace) -> Duration {
         let ticks = IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
         let frames = ticks.map(move |_| Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![0; piece]))));
-        let mut body = PacedBody::new(StreamBody::new(frames), pace);
+        let mut body = ClientBody::new(StreamBody::new(frames), pace);
         let start = Instant::now();
         loop {
             match body.frame().await.expect("the body never ends") {
@@ -129,5 +143,20 @@ mod tests {
         assert_eq!(ends_after(200, PACE).await, Duration::from_secs(60));
         let no_minimum = Pace { bytes_per_second: 0, ..PACE };
         assert_eq!(ends_after(0, no_minimum).await, Duration::from_secs(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_knows_how_long_it_was_waited_for_and_no_more() {
+        let ticks = IntervalStream::new(tokio::time::interval(Duration::from_secs(2)));
+        let frames = ticks.map(|_| Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"four"))));
+        let mut body = ClientBody::new(StreamBody::new(frames), Pace::of_tests());
+        for _ in 0..4 {
+            body.frame().await.expect("it never ends").expect("it never fails");
+        }
+        // The first tick is at once.
+        assert_eq!((body.bytes, body.waited.as_secs()), (16, 6));
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        body.frame().await.expect("it never ends").expect("it never fails");
+        assert_eq!((body.bytes, body.waited.as_secs()), (20, 6), "it was there, and nobody polled");
     }
 }
