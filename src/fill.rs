@@ -51,13 +51,13 @@ use crate::teams::policy::CurrentPolicy;
 use crate::upstream::Upstream;
 use crate::upstream::download::ResultSource;
 
-pub struct FillParts {
+/// What fills and the requests that wait for them share.
+pub struct Core {
     pub ledger: Arc<dyn Ledger>,
     pub store: Arc<dyn Store>,
-    pub upstream: Arc<dyn Upstream>,
-    pub results: Arc<dyn ResultSource>,
     pub cache: Arc<MemoryCache>,
     pub metrics: Arc<Metrics>,
+    /// Says whether ledger and store belong together, and so whether what is missing was ever here.
     pub guard: Arc<ArchiveGuard>,
     /// Says who may pay, and how much.
     pub policy: CurrentPolicy,
@@ -81,7 +81,9 @@ pub struct FillConfig {
 pub struct Filler(Arc<Inner>);
 
 struct Inner {
-    parts: FillParts,
+    core: Arc<Core>,
+    upstream: Arc<dyn Upstream>,
+    results: Arc<dyn ResultSource>,
     config: FillConfig,
     groups: Arc<Coalescer<Identity, Waiter, FillOutcome>>,
     slots: Arc<Slots>,
@@ -144,12 +146,19 @@ pub struct FillTiming {
 
 impl Filler {
     /// Starts with nothing in hand; see [`resume`](Self::resume).
-    pub fn new(parts: FillParts, config: FillConfig) -> Self {
+    pub fn new(
+        core: Arc<Core>,
+        upstream: Arc<dyn Upstream>,
+        results: Arc<dyn ResultSource>,
+        config: FillConfig,
+    ) -> Self {
         let slots = Slots::new(config.slots);
-        let circuit = Circuit::new(parts.metrics.clone());
-        let leases = Leases::new(&*parts.ledger, parts.clock.clone());
+        let circuit = Circuit::new(core.metrics.clone());
+        let leases = Leases::new(&*core.ledger, core.clock.clone());
         Self(Arc::new(Inner {
-            parts,
+            core,
+            upstream,
+            results,
             config,
             groups: Arc::new(Coalescer::new()),
             slots,
@@ -162,6 +171,10 @@ impl Filler {
             draining: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.0.core
     }
 
     /// Joins the fill of a key, or starts it.
@@ -185,7 +198,7 @@ impl Filler {
                 "settled what a dead process left open"
             );
         }
-        self.0.parts.metrics.fills_recovered(released, unknown);
+        self.0.core.metrics.fills_recovered(released, unknown);
         for call in unfinished {
             self.resume_one(call);
         }
@@ -211,7 +224,7 @@ impl Filler {
         }
         task.go_on_without_a_slot();
         task.lease = Some(lease);
-        task.answered = Some((age(call.answered_at, self.0.parts.clock.now()), Instant::now()));
+        task.answered = Some((age(call.answered_at, self.0.core.clock.now()), Instant::now()));
         self.spawn(task, Machine::resume(self.limits(), call, answer));
     }
 
@@ -284,7 +297,7 @@ impl Inner {
                     if !shared.circuit.lacks_credits() {
                         break;
                     }
-                    let left = shared.parts.upstream.credits_left().await;
+                    let left = shared.upstream.credits_left().await;
                     if left.is_some_and(|left| left >= shared.config.least_credits) {
                         shared.circuit.credits_are_back();
                     }
@@ -300,7 +313,7 @@ impl Inner {
 
     /// Is a result known to have been bought after the last purge of its key?
     async fn is_unpurged(&self, record: &Record) -> bool {
-        let purged = self.parts.ledger.purged(&record.namespace, record.key).await;
+        let purged = self.core.ledger.purged(&record.namespace, record.key).await;
         purged.is_ok_and(|up_to| up_to.is_none_or(|up_to| up_to < record.generation))
     }
 }

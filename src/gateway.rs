@@ -29,7 +29,6 @@ use tokio::time::error::Elapsed;
 
 use self::freshness::Freshness;
 pub use self::timing::RequestTiming;
-use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
 use crate::base::identity::Identity;
 use crate::base::operation::Offer;
@@ -37,44 +36,32 @@ use crate::base::outcome::{CacheStatus, SavingCause};
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::billing::metering::Meter;
-use crate::cache::{MemoryCache, ObjectError};
+use crate::cache::ObjectError;
 use crate::error::{Fault, GatewayError};
 use crate::fill::coalesce::Ticket;
 use crate::fill::machine::FillSource;
-use crate::fill::{FillOutcome, FillRequest, Filler, Waiter};
-use crate::ledger::Ledger;
+use crate::fill::{Core, FillOutcome, FillRequest, Filler, Waiter};
 use crate::ledger::budget::{Budget, Used};
-use crate::ledger::guard::ArchiveGuard;
 use crate::ledger::usage::Payer;
-use crate::metrics::{CoalesceScope, Metrics, Stage};
+use crate::metrics::{CoalesceScope, Stage};
 use crate::request::body::ClientBody;
 use crate::request::uploads::UploadRoom;
 use crate::request::{self, CropRequest, FormHead};
-use crate::store::{Store, StoreBudget, StoreError};
+use crate::store::{StoreBudget, StoreError};
 use crate::teams::Team;
 
 /// How long a caller waits whose body took longer than its deadline to arrive.
 const LATE_BODY_PATIENCE: Duration = Duration::from_secs(2);
 
-pub struct GatewayParts {
-    pub cache: Arc<MemoryCache>,
-    pub ledger: Arc<dyn Ledger>,
-    pub store: Arc<dyn Store>,
-    pub filler: Filler,
-    pub metrics: Arc<Metrics>,
-    pub meter: Arc<Meter>,
-    /// Says whether what is missing was ever here.
-    pub guard: Arc<ArchiveGuard>,
-    /// Where pictures are until they are bought, or need not be.
-    pub uploads: UploadRoom,
-    pub clock: Clock,
-}
-
 /// When somebody who found too many waiting may ask again.
 const CROWDED: Duration = Duration::from_secs(2);
 
 pub struct Gateway {
-    parts: GatewayParts,
+    core: Arc<Core>,
+    filler: Filler,
+    meter: Arc<Meter>,
+    /// Where pictures are until they are bought, or need not be.
+    uploads: UploadRoom,
     freshness: Arc<Freshness>,
     public_root: String,
     store_root: Option<String>,
@@ -110,10 +97,14 @@ pub struct CropReply {
 
 impl Gateway {
     /// `public_root` is the scheme and host clients reach us at, without a trailing slash.
-    pub fn new(parts: GatewayParts, public_root: String) -> Self {
-        let freshness = Arc::new(Freshness::new(parts.ledger.clone(), parts.cache.clone()));
+    pub fn new(filler: Filler, meter: Arc<Meter>, uploads: UploadRoom, public_root: String) -> Self {
+        let core = filler.core().clone();
+        let freshness = Arc::new(Freshness::new(core.ledger.clone(), core.cache.clone()));
         Self {
-            parts,
+            core,
+            filler,
+            meter,
+            uploads,
             freshness,
             public_root,
             store_root: None,
@@ -200,10 +191,10 @@ impl Gateway {
     /// [`GatewayError::ResultNotFound`], [`GatewayError::ArchiveGuard`],
     /// [`GatewayError::NoResultRoom`], [`GatewayError::StoreBusy`] or [`GatewayError::StoreUnavailable`].
     pub async fn result(&self, object: ObjectName) -> Result<Bytes, GatewayError> {
-        match self.parts.cache.object(object, &*self.parts.store).await {
+        match self.core.cache.object(object, &*self.core.store).await {
             Ok(Some(bytes)) => Ok(bytes),
             // In another bucket than ours nothing is known to be absent.
-            Ok(None) if !self.parts.guard.confirm().await => Err(GatewayError::ArchiveGuard),
+            Ok(None) if !self.core.guard.confirm().await => Err(GatewayError::ArchiveGuard),
             Ok(None) => Err(GatewayError::ResultNotFound),
             Err(ObjectError::NoRoom(_)) => Err(GatewayError::NoResultRoom),
             Err(ObjectError::Store(StoreError::Busy(_))) => Err(GatewayError::StoreBusy),
@@ -216,7 +207,7 @@ impl Gateway {
 
     /// Is nothing new bought any more, because the process is stopping?
     pub fn is_draining(&self) -> bool {
-        self.parts.filler.is_draining()
+        self.filler.is_draining()
     }
 
     /// Reads the form; the wait for its bytes is the client's time.
@@ -231,7 +222,7 @@ impl Gateway {
         B::Error: Into<request::BoxError>,
     {
         let begun = Instant::now();
-        let request = request::read(head, &mut body, &self.parts.uploads).await;
+        let request = request::read(head, &mut body, &self.uploads).await;
         (timing.body_bytes, timing.body_wait) = (body.bytes, body.waited);
         timing.stages.add(Stage::Parse, begun.elapsed().saturating_sub(timing.body_wait));
         let request = request?;
@@ -247,7 +238,7 @@ impl Gateway {
         if caller.refresh && !caller.team.may_refresh {
             return Err(GatewayError::RefreshNotAllowed);
         }
-        if let Some((status, body)) = self.parts.cache.refusal(identity) {
+        if let Some((status, body)) = self.core.cache.refusal(identity) {
             return Err(GatewayError::passed_through(status, body));
         }
         if self.is_draining() {
@@ -277,7 +268,7 @@ impl Gateway {
             budget,
         };
         let waiter = Waiter { team: caller.team.clone(), deadline };
-        let ticket = self.parts.filler.join(wanted, waiter);
+        let ticket = self.filler.join(wanted, waiter);
         let (waiter, is_first) = (ticket.id, ticket.first);
         let begun = Instant::now();
         let outcome = match is_first {
@@ -310,7 +301,7 @@ impl Gateway {
         deadline: Instant,
         timing: &mut RequestTiming,
     ) -> Result<Option<FillOutcome>, Elapsed> {
-        let metrics = &self.parts.metrics;
+        let metrics = &self.core.metrics;
         metrics.coalesce_followers_total[CoalesceScope::Local].inc();
         let begun = Instant::now();
         let outcome = tokio::time::timeout_at(deadline, ticket.outcome()).await;
@@ -329,14 +320,14 @@ impl Gateway {
     ) -> Result<CropReply, GatewayError> {
         let body = rewrite::answer(&record, self.root_of(&record).await).ok_or(GatewayError::Bug)?;
         let (charged, saved) = if status.is_free() { (0, record.credits) } else { (record.credits, 0) };
-        let age = self.parts.clock.now().duration_since(record.stored_at).as_secs();
+        let age = self.core.clock.now().duration_since(record.stored_at).as_secs();
         let age_seconds = u64::try_from(age).unwrap_or(0);
         Ok(CropReply { body, record, status, charged, saved, age_seconds, ignored })
     }
 
     /// Which of a team's budgets limits it most at the moment; `None` when nothing does.
     pub async fn tightest_budget(&self, budgets: Vec<Budget>) -> Result<Option<Used>, GatewayError> {
-        let used = self.parts.ledger.used(budgets).await.map_err(|error| {
+        let used = self.core.ledger.used(budgets).await.map_err(|error| {
             tracing::error!(%error, "the ledger could not be asked for a team's budgets");
             GatewayError::LedgerUnavailable
         })?;
@@ -347,14 +338,14 @@ impl Gateway {
     pub fn count(&self, team: &Team, outcome: &Result<CropReply, GatewayError>) {
         match outcome {
             Ok(reply) => {
-                self.parts.metrics.answered(&team.name, reply.status, reply.saved);
+                self.core.metrics.answered(&team.name, reply.status, reply.saved);
                 if let Some(cause) = reply.status.saving() {
                     self.meter(team, cause, reply, reply.saved);
                 }
             }
             Err(error) => {
                 let is_refusal = matches!(error.response().fault, Fault::Caller | Fault::Policy);
-                self.parts.metrics.not_answered(&team.name, is_refusal);
+                self.core.metrics.not_answered(&team.name, is_refusal);
             }
         }
     }
@@ -362,15 +353,15 @@ impl Gateway {
     /// Counts a hash-first lookup that found its answer. It saves what a `POST` would have cost, once
     /// for each key, team and day: neither polling nor `HEAD` would have been a `POST`.
     pub fn count_look_up(&self, team: &Team, reply: &CropReply, is_get: bool) {
-        let is_saving = is_get && self.parts.meter.is_first_look_up(&team.name, &reply.record.identity());
+        let is_saving = is_get && self.meter.is_first_look_up(&team.name, &reply.record.identity());
         let saved = if is_saving { reply.saved } else { 0 };
-        self.parts.metrics.looked_up(&team.name, saved);
+        self.core.metrics.looked_up(&team.name, saved);
         self.meter(team, SavingCause::HashFirst, reply, saved);
     }
 
     fn meter(&self, team: &Team, cause: SavingCause, reply: &CropReply, saved: u64) {
         let payer = if reply.record.team == team.name { Payer::Own } else { Payer::Other };
-        self.parts.meter.served(&team.name, cause, payer, saved);
+        self.meter.served(&team.name, cause, payer, saved);
     }
 }
 

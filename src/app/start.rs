@@ -27,9 +27,9 @@ use crate::billing::metering::Meter;
 use crate::cache::MemoryCache;
 use crate::config::{Config, StoreKind, UpstreamKind};
 use crate::error;
-use crate::fill::{FillParts, Filler};
-use crate::gateway::keys::{KeyAdmin, KeyAdminParts};
-use crate::gateway::{Gateway, GatewayParts};
+use crate::fill::{Core, Filler};
+use crate::gateway::Gateway;
+use crate::gateway::keys::KeyAdmin;
 use crate::http::routes::usage::{UsageParts, UsageState};
 use crate::http::routes::{About, AdminState, Memory, PublicParts, PublicState, admin_router, public_router};
 use crate::http::server::{self, ConnectionLimits, Listener, Stops};
@@ -59,7 +59,8 @@ const GUARD_PERIOD: Duration = Duration::from_secs(30);
 /// Time between two looks for records that the ledger does not know.
 const IMPORT_PERIOD: Duration = Duration::from_secs(5);
 
-struct Core {
+/// What all parts of the process share.
+struct Process {
     config: Config,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -101,44 +102,44 @@ pub(super) async fn start(config: Config, clock: Clock) -> anyhow::Result<App> {
     let (public_addr, admin_addr) = (public.local_addr()?, admin.local_addr()?);
     let public_root = config.server.public_origin(public_addr).to_string();
 
-    let core = Core::new(config, clock, &state)?;
-    let storage = core.open_storage(&state).await?;
-    let (upstream, results, key) = open_upstream(&core.config, core.metrics.clone())?;
-    let filler = core.start_recovery(&storage, upstream.clone(), results).await?;
+    let process = Process::new(config, clock, &state)?;
+    let storage = process.open_storage(&state).await?;
+    let (upstream, results, key) = open_upstream(&process.config, process.metrics.clone())?;
+    let filler = process.start_recovery(&storage, upstream.clone(), results).await?;
     let copier = Copier::start(storage.spool.clone());
-    let services = core.start_services(&storage, upstream, filler, key);
-    let gateway = core.gateway(&storage, &services, &public_root);
-    let admin = core.admin_listener(admin, &storage, &services, &gateway)?;
-    let public = core.public_listener(public, &services, gateway, &public_root)?;
+    let services = process.start_services(&storage, upstream, filler, key);
+    let gateway = process.gateway(&services, &public_root);
+    let admin = process.admin_listener(admin, &storage, &services, &gateway)?;
+    let public = process.public_listener(public, &services, gateway, &public_root)?;
     let listeners = vec![tokio::spawn(public.serve()), tokio::spawn(admin.serve())];
     tracing::info!(
         public = %public_addr,
         admin = %admin_addr,
         url = public_root,
-        upstream = core.config.upstream.kind.as_str(),
-        namespace = core.config.upstream.namespace,
+        upstream = process.config.upstream.kind.as_str(),
+        namespace = process.config.upstream.namespace,
         version = env!("CARGO_PKG_VERSION"),
         "listening"
     );
     Ok(App {
         public_addr,
         admin_addr,
-        stops: core.stops,
-        stopped: core.stopped.drop_guard(),
+        stops: process.stops,
+        stopped: process.stopped.drop_guard(),
         reloader: services.reloader,
         filler: services.filler,
         copier,
         meter: services.meter,
         usage: storage.usage,
-        drain_grace: core.config.server.drain_grace,
-        longest_call: core.config.upstream.hard_stop + STOP_MARGIN,
+        drain_grace: process.config.server.drain_grace,
+        longest_call: process.config.upstream.hard_stop + STOP_MARGIN,
         listeners,
-        metrics: core.metrics,
+        metrics: process.metrics,
         _state: state,
     })
 }
 
-impl Core {
+impl Process {
     fn new(config: Config, clock: Clock, state: &StateDir) -> anyhow::Result<Self> {
         let policy = CurrentPolicy::new(policy_config(&config));
         let metrics = Arc::new(Metrics::new(policy.get().teams().names()));
@@ -210,18 +211,17 @@ impl Core {
         let importer = guard.clone();
         self.spawn_until_stopping(async move { importer.import_records(IMPORT_PERIOD).await });
         let max_bytes = self.config.upstream.result_max_bytes.0;
-        let parts = FillParts {
+        let core = Core {
             ledger: ledger.clone(),
             store: storage.store.clone(),
-            upstream,
-            results: Arc::new(BoundedResults::new(results, self.memory.fetched.clone(), max_bytes)),
             cache: self.cache.clone(),
             metrics: self.metrics.clone(),
             guard: guard.clone(),
             policy: self.policy.clone(),
             clock: self.clock.clone(),
         };
-        let filler = Filler::new(parts, fill_config(&self.config));
+        let results = Arc::new(BoundedResults::new(results, self.memory.fetched.clone(), max_bytes));
+        let filler = Filler::new(Arc::new(core), upstream, results, fill_config(&self.config));
         filler.resume(recovery);
         let leases = filler.clone();
         self.spawn(async move { leases.keep_leases().await });
@@ -268,23 +268,17 @@ impl Core {
         Services { filler, meter, balance, about, reloader }
     }
 
-    fn gateway(&self, storage: &Storage, services: &Services, public_root: &str) -> Gateway {
-        let parts = GatewayParts {
-            cache: self.cache.clone(),
-            ledger: storage.ledger.clone(),
-            store: storage.store.clone(),
-            filler: services.filler.clone(),
-            metrics: self.metrics.clone(),
-            meter: services.meter.clone(),
-            guard: storage.guard.clone(),
-            uploads: self.memory.uploads.clone(),
-            clock: self.clock.clone(),
-        };
+    fn gateway(&self, services: &Services, public_root: &str) -> Gateway {
         let config = &self.config;
-        let gateway = Gateway::new(parts, public_root.to_owned())
-            .with_store_root(config.store.public_url.as_ref().map(ToString::to_string))
-            // The other connections are for clients that only read what is stored.
-            .with_waiting_places((config.server.max_connections * 3 / 4).max(1));
+        let gateway = Gateway::new(
+            services.filler.clone(),
+            services.meter.clone(),
+            self.memory.uploads.clone(),
+            public_root.to_owned(),
+        )
+        .with_store_root(config.store.public_url.as_ref().map(ToString::to_string))
+        // The other connections are for clients that only read what is stored.
+        .with_waiting_places((config.server.max_connections * 3 / 4).max(1));
         let freshness = gateway.freshness();
         self.spawn(async move { freshness.follow().await });
         gateway
@@ -308,16 +302,12 @@ impl Core {
             zone: config.budget.time_zone.clone(),
             price: config.upstream.credit_price,
         });
-        let keys = KeyAdmin::new(KeyAdminParts {
-            admin: storage.admin.clone(),
-            ledger: storage.ledger.clone(),
-            store: storage.store.clone(),
-            cache: self.cache.clone(),
-            freshness: gateway.freshness(),
-            guard: storage.guard.clone(),
-            clock: self.clock.clone(),
-            namespace: config.upstream.namespace.clone(),
-        });
+        let keys = KeyAdmin::new(
+            services.filler.core().clone(),
+            storage.admin.clone(),
+            gateway.freshness(),
+            config.upstream.namespace.clone(),
+        );
         let (tokens, following) = admin_tokens::follow(&config.server)?;
         self.spawn(following);
         let state = AdminState {

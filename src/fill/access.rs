@@ -24,7 +24,7 @@ impl Task {
     pub(super) async fn take_slot(&mut self) -> Event {
         (self.slot, self.pass) = (None, None);
         let shared = self.shared.clone();
-        let metrics = &shared.parts.metrics;
+        let metrics = &shared.core.metrics;
         // No failure is remembered for its own sake; but an upstream that throttles even single calls
         // is not called for clients that do not wait as they were told.
         if !self.is_retry
@@ -83,7 +83,7 @@ impl Task {
     pub(super) fn enter_circuit(&mut self) -> Result<(), GatewayError> {
         let entered = self.shared.circuit.enter(&self.identity);
         if entered.is_err() {
-            self.shared.parts.metrics.upstream_shed_total[ShedReason::BreakerOpen].inc();
+            self.shared.core.metrics.upstream_shed_total[ShedReason::BreakerOpen].inc();
         }
         self.pass = Some(entered?);
         Ok(())
@@ -109,7 +109,7 @@ impl Task {
             () = shared.draining.cancelled() => return false,
             () = tokio::time::sleep(wait) => {}
         }
-        shared.parts.metrics.upstream_retries_total[reason].inc();
+        shared.core.metrics.upstream_retries_total[reason].inc();
         true
     }
 
@@ -200,7 +200,7 @@ impl Task {
         };
         for reason in suspicions(order.width, order.height, &fetched.bytes, answer.text().expose()) {
             tracing::warn!(key = %self.identity, reason = reason.as_str(), "a result is not what was ordered");
-            self.shared.parts.metrics.results_suspect_total[reason].inc();
+            self.shared.core.metrics.results_suspect_total[reason].inc();
         }
     }
 }

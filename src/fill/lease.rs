@@ -183,7 +183,7 @@ impl Filler {
     async fn renew_leases(&self) {
         loop {
             tokio::time::sleep(RENEWAL).await;
-            self.0.leases.renew(&*self.0.parts.ledger).await;
+            self.0.leases.renew(&*self.0.core.ledger).await;
         }
     }
 
@@ -197,16 +197,16 @@ impl Filler {
     }
 
     async fn look_at_others(&self, watch: &mut Watch, sent_lease: Duration) {
-        let parts = &self.0.parts;
-        let calls = match parts.ledger.foreign_calls(self.0.leases.in_hand()).await {
+        let core = &self.0.core;
+        let calls = match core.ledger.foreign_calls(self.0.leases.in_hand()).await {
             Ok(calls) => calls,
             Err(error) => return tracing::debug!(%error, "other owners' calls could not be looked at"),
         };
-        let silent = watch.see(&calls, parts.clock.uptime(), sent_lease);
+        let silent = watch.see(&calls, core.clock.uptime(), sent_lease);
         if silent.is_empty() {
             return;
         }
-        match parts.ledger.take_over(silent).await {
+        match core.ledger.take_over(silent).await {
             Ok(recovery) => self.resume(recovery),
             Err(error) => tracing::warn!(%error, "calls whose owner is silent could not be taken over"),
         }

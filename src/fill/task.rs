@@ -72,7 +72,7 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(shared: Arc<Inner>, identity: Identity, wanted: Option<FillRequest>) -> Self {
         let groups = shared.groups.clone();
-        let reading = shared.parts.cache.begin_reading(&identity);
+        let reading = shared.core.cache.begin_reading(&identity);
         Self {
             shared,
             groups,
@@ -133,7 +133,7 @@ impl Task {
 
     pub(super) async fn perform(&mut self, effect: Effect, machine: &Machine) -> Event {
         let shared = self.shared.clone();
-        let parts = &shared.parts;
+        let core = &shared.core;
         match effect {
             Effect::TakeSlot => self.take_slot().await,
             Effect::Admit => Event::Admitted(self.admit()),
@@ -142,7 +142,7 @@ impl Task {
             Effect::Reserve => self.reserve(machine).await,
             Effect::LookAgain => Event::LookedAgain(self.look_again().await),
             Effect::Import(record) => {
-                if let Err(error) = parts.ledger.import_record(&record).await {
+                if let Err(error) = core.ledger.import_record(&record).await {
                     tracing::warn!(%error, key = %self.identity, "the ledger could not be told of a record");
                 }
                 Event::Imported
@@ -159,12 +159,12 @@ impl Task {
             Effect::Fetch(url) => self.fetch(&url, machine).await,
             Effect::PutObject(fetched) => {
                 crash_point("CP22");
-                let kept = self.budget.wait(parts.store.put_object(fetched.name, fetched.bytes)).await;
+                let kept = self.budget.wait(core.store.put_object(fetched.name, fetched.bytes)).await;
                 crash_point("CP24");
-                Event::ObjectKept(kept, parts.clock.now())
+                Event::ObjectKept(kept, core.clock.now())
             }
             Effect::PutRecord(record) => {
-                let kept = self.budget.wait(parts.store.put_record(&record)).await;
+                let kept = self.budget.wait(core.store.put_record(&record)).await;
                 self.is_durable |= kept.is_ok();
                 Event::RecordKept(kept)
             }
@@ -195,7 +195,7 @@ impl Task {
         crash_point("CP4");
         let Some(payer) = machine.payer() else { return no_payer() };
         let before = self.shared.leases.before();
-        let reserved = self.shared.parts.ledger.reserve(payer.clone()).await;
+        let reserved = self.shared.core.ledger.reserve(payer.clone()).await;
         if let Ok(Reserved::Won(won)) = &reserved {
             self.lease = Some(self.shared.leases.hold(won.id, before));
         }
@@ -206,7 +206,7 @@ impl Task {
 
     async fn mark_sent(&mut self, id: CallId) -> Event {
         let before = self.shared.leases.before();
-        let permit = self.shared.parts.ledger.mark_sent(id).await;
+        let permit = self.shared.core.ledger.mark_sent(id).await;
         if matches!(permit, Ok(Permit::Granted)) {
             self.lease.iter().for_each(|lease| lease.renewed(before));
             crash_point("CP7");
@@ -216,10 +216,10 @@ impl Task {
 
     async fn fetch(&mut self, url: &Secret, machine: &Machine) -> Event {
         crash_point("CP15");
-        let fetched = self.shared.parts.results.fetch(url).await;
+        let fetched = self.shared.results.fetch(url).await;
         self.report_mismatch(&fetched, machine);
         if let Err(error) = &fetched {
-            self.shared.parts.metrics.cache_store_rejected_total[error.into()].inc();
+            self.shared.core.metrics.cache_store_rejected_total[error.into()].inc();
         }
         Event::FetchEnded(fetched, self.answer_age())
     }
@@ -232,7 +232,7 @@ impl Task {
 
     /// Reserves the time of this fill's miss under the rate of a waiter's team.
     pub(super) fn reserve_miss(&mut self, waiter: &Waiter) -> Result<(), GatewayError> {
-        let policy = self.shared.parts.policy.get();
+        let policy = self.shared.core.policy.get();
         if self.is_rated_for(&waiter.team.name) {
             return Ok(());
         }
@@ -263,11 +263,11 @@ impl Task {
         if self.shared.draining.is_cancelled() {
             return Admission::Refused(GatewayError::Draining);
         }
-        if !self.shared.parts.guard.is_open() {
+        if !self.shared.core.guard.is_open() {
             return Admission::Refused(GatewayError::ArchiveGuard);
         }
         // As it is now: since the caller was let in, its team may have lost what it had.
-        let policy = self.shared.parts.policy.get();
+        let policy = self.shared.core.policy.get();
         let team = match policy.payer(&waiter.team.name) {
             Ok(team) => team,
             Err(error) => return Admission::Refused(GatewayError::Auth(error)),
@@ -296,12 +296,12 @@ impl Task {
         if self.shared.unsettled.is_full() {
             return Err(StoreError::Full("too many paid results are still to be fetched".to_owned()));
         }
-        self.budget.wait(self.shared.parts.store.check_room()).await
+        self.budget.wait(self.shared.core.store.check_room()).await
     }
 
     /// As at a look-up, an object that cannot be looked for counts as there.
     async fn look_again(&mut self) -> Result<Standing, StoreError> {
-        let (store, Identity { namespace, key }) = (&self.shared.parts.store, &self.identity);
+        let (store, Identity { namespace, key }) = (&self.shared.core.store, &self.identity);
         let Some(record) = self.budget.wait(store.record(namespace, *key)).await? else {
             return Ok(Standing::Nothing);
         };
@@ -316,7 +316,7 @@ impl Task {
     fn check_waiters(&mut self) -> bool {
         let is_awaited = self.groups.candidate(&self.identity).is_some();
         if !is_awaited {
-            self.shared.parts.metrics.upstream_shed_total[ShedReason::Deserted].inc();
+            self.shared.core.metrics.upstream_shed_total[ShedReason::Deserted].inc();
             (self.slot, self.pass) = (None, None);
             self.work_alone();
         }
@@ -329,7 +329,7 @@ impl Task {
             self.shared.retries.deposit();
         }
         self.is_retry = true;
-        Event::Opened(match self.shared.parts.upstream.open(wanted.order.clone()).await {
+        Event::Opened(match self.shared.upstream.open(wanted.order.clone()).await {
             Ok(Opened::Held(call)) => {
                 self.held = Some(call);
                 Ok(Open::Held)
@@ -337,14 +337,14 @@ impl Task {
             Ok(Opened::Answered(reply)) => {
                 self.tell_early(&reply);
                 self.note_reply(&reply);
-                self.shared.parts.metrics.upstream_attempts_total[attempt_outcome(&reply)].inc();
+                self.shared.core.metrics.upstream_attempts_total[attempt_outcome(&reply)].inc();
                 Ok(Open::Early(reply))
             }
             Err(error) => {
                 if !matches!(error, NotSent::Picture(_)) {
                     self.tell_not_sent();
                 }
-                self.shared.parts.metrics.upstream_attempts_total[AttemptOutcome::Connect].inc();
+                self.shared.core.metrics.upstream_attempts_total[AttemptOutcome::Connect].inc();
                 Err(error)
             }
         })
@@ -359,7 +359,7 @@ impl Task {
         crash_point("CP12");
         self.tell_reply(&reply);
         self.note_reply(&reply);
-        self.shared.parts.metrics.upstream_attempts_total[attempt_outcome(&reply)].inc();
+        self.shared.core.metrics.upstream_attempts_total[attempt_outcome(&reply)].inc();
         if let Reply::Answered(_) = reply {
             self.answered = Some((Duration::ZERO, Instant::now()));
             self.go_on_without_a_slot();
@@ -369,7 +369,7 @@ impl Task {
 
     async fn book(&mut self, id: CallId, booking: Booking, machine: &Machine) -> Result<(), LedgerError> {
         let state = booking.state();
-        let booked = self.shared.parts.ledger.book(id, booking).await;
+        let booked = self.shared.core.ledger.book(id, booking).await;
         // A contradiction: somebody settled the row meanwhile. The result is fetched all the same.
         if matches!(booked, Ok(()) | Err(LedgerError::Contradiction { .. })) {
             self.is_durable |= state == CallState::Answered;
@@ -377,7 +377,7 @@ impl Task {
         booked?;
         self.tell_booked(state);
         if let Some(payer) = machine.payer() {
-            let metrics = &self.shared.parts.metrics;
+            let metrics = &self.shared.core.metrics;
             // A result may be booked without its answer.
             if state == CallState::Stored && !self.is_counted {
                 metrics.booked(CallState::Answered, &payer.team, payer.credits);
@@ -426,7 +426,7 @@ impl Task {
     /// Puts a result into memory before anyone is told of it, so that whoever comes next finds it.
     async fn outcome(&mut self, verdict: Verdict) -> FillOutcome {
         let shared = self.shared.clone();
-        let cache = &shared.parts.cache;
+        let cache = &shared.core.cache;
         match &verdict {
             Ok(filled) if self.is_resumed && !shared.is_unpurged(&filled.record).await => {
                 cache.forget_answer(&self.identity);

@@ -49,19 +49,19 @@ impl Task {
     /// Its end: whom it waited for until now was waited for in vain.
     pub(super) fn end_course(&mut self) {
         if std::mem::take(&mut self.is_held) {
-            self.shared.parts.metrics.coalesce_timeouts_total[self.holder()].inc();
+            self.shared.core.metrics.coalesce_timeouts_total[self.holder()].inc();
         }
-        self.shared.parts.metrics.staged(&self.timing.stages);
+        self.shared.core.metrics.staged(&self.timing.stages);
     }
 
     /// Who holds a key that could not be reserved.
     fn holder(&self) -> CoalesceScope {
-        if self.shared.parts.ledger.has_leases() { CoalesceScope::Cluster } else { CoalesceScope::Local }
+        if self.shared.core.ledger.has_leases() { CoalesceScope::Cluster } else { CoalesceScope::Local }
     }
 
     /// Whether the key was free, and what budgets said.
     pub(super) fn note_reserved(&mut self, asked: &Reservation, reserved: &Result<Reserved, LedgerError>) {
-        let metrics = &self.shared.parts.metrics;
+        let metrics = &self.shared.core.metrics;
         if matches!(reserved, Ok(Reserved::Held(_))) {
             if !self.is_held {
                 metrics.coalesce_followers_total[self.holder()].inc();
@@ -98,12 +98,12 @@ impl Task {
         let team = asked.team.clone();
         let budgets: Vec<Budget> = asked.budgets.iter().filter(|budget| !budget.enforced).cloned().collect();
         tokio::spawn(async move {
-            let Ok(used) = shared.parts.ledger.used(budgets).await else { return };
+            let Ok(used) = shared.core.ledger.used(budgets).await else { return };
             // The call is among what is used.
             let over = |used: &Used| used.used > used.budget.limit;
             let is_over = used.iter().any(over);
             let decision = if is_over { Decision::Deny } else { Decision::Allow };
-            shared.parts.metrics.decided(LimitKind::Budget, decision, LimitMode::Shadow);
+            shared.core.metrics.decided(LimitKind::Budget, decision, LimitMode::Shadow);
             if is_over {
                 tracing::warn!(team, "a crop was bought beyond a budget that is in shadow mode");
             }
@@ -118,7 +118,7 @@ impl Task {
             Ok(Some(_)) => Decision::Delay,
             Err(_) => Decision::Deny,
         };
-        self.shared.parts.metrics.decided(LimitKind::Rate, decision, LimitMode::Enforce);
+        self.shared.core.metrics.decided(LimitKind::Rate, decision, LimitMode::Enforce);
     }
 
     /// Whether there was a turn, and when.
@@ -128,7 +128,7 @@ impl Task {
             Some(_) => Decision::Delay,
             None => Decision::Deny,
         };
-        self.shared.parts.metrics.decided(LimitKind::Concurrency, decision, LimitMode::Enforce);
+        self.shared.core.metrics.decided(LimitKind::Concurrency, decision, LimitMode::Enforce);
     }
 
     /// The status of an answer, for the log of whoever waits.

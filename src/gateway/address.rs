@@ -27,17 +27,17 @@ impl Gateway {
 
     async fn is_in_store(&self, record: &Arc<Record>) -> bool {
         // What the ledger knows is then about another store than this one.
-        if matches!(self.parts.guard.standing(), Standing::Closed(_)) {
+        if matches!(self.core.guard.standing(), Standing::Closed(_)) {
             return false;
         }
-        if self.parts.cache.is_in_store(record) {
+        if self.core.cache.is_in_store(record) {
             return true;
         }
         let Some(object) = record.object() else { return false };
-        match tokio::time::timeout(LEDGER_PATIENCE, self.parts.ledger.is_spooled(object)).await {
+        match tokio::time::timeout(LEDGER_PATIENCE, self.core.ledger.is_spooled(object)).await {
             // Nobody is told of a result before store or spool has it.
             Ok(Ok(false)) => {
-                self.parts.cache.know_in_store(record);
+                self.core.cache.know_in_store(record);
                 true
             }
             Ok(Ok(true)) => false,

@@ -10,28 +10,18 @@ use std::sync::Arc;
 
 pub use self::explain::{Explained, Held};
 use super::freshness::Freshness;
-use crate::base::clock::Clock;
 use crate::base::identity::Identity;
 use crate::base::key::CacheKey;
-use crate::cache::MemoryCache;
+use crate::fill::Core;
+use crate::ledger::LedgerError;
 use crate::ledger::admin::{Actor, LedgerAdmin, Purge};
-use crate::ledger::guard::ArchiveGuard;
-use crate::ledger::{Ledger, LedgerError};
-use crate::store::{Store, StoreError};
-
-pub struct KeyAdminParts {
-    pub admin: Arc<dyn LedgerAdmin>,
-    pub ledger: Arc<dyn Ledger>,
-    pub store: Arc<dyn Store>,
-    pub cache: Arc<MemoryCache>,
-    pub freshness: Arc<Freshness>,
-    pub guard: Arc<ArchiveGuard>,
-    pub clock: Clock,
-    pub namespace: String,
-}
+use crate::store::StoreError;
 
 pub struct KeyAdmin {
-    parts: KeyAdminParts,
+    core: Arc<Core>,
+    admin: Arc<dyn LedgerAdmin>,
+    freshness: Arc<Freshness>,
+    namespace: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,18 +51,24 @@ pub enum PurgeError {
 }
 
 impl KeyAdmin {
-    pub fn new(parts: KeyAdminParts) -> Self {
-        Self { parts }
+    pub fn new(
+        core: Arc<Core>,
+        admin: Arc<dyn LedgerAdmin>,
+        freshness: Arc<Freshness>,
+        namespace: String,
+    ) -> Self {
+        Self { core, admin, freshness, namespace }
     }
 
     /// Where the keys it is asked about are filed.
     pub fn namespace(&self) -> &str {
-        &self.parts.namespace
+        &self.namespace
     }
 
     /// Makes everything stored under a key count as absent, over all processes.
     pub async fn purge(&self, key: CacheKey, by: &Actor) -> Result<Purged, PurgeError> {
-        let KeyAdminParts { admin, ledger, store, freshness, guard, namespace, .. } = &self.parts;
+        let Self { core, admin, freshness, namespace } = self;
+        let Core { ledger, store, guard, .. } = &**core;
         let in_store = store.record(namespace, key).await;
         // Else a record that only the store knows would be there again at the next look.
         if let Ok(Some(record)) = &in_store

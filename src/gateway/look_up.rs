@@ -45,9 +45,9 @@ impl Gateway {
         stages: &mut Stages,
         budget: &mut StoreBudget,
     ) -> Result<Option<Found>, GatewayError> {
-        let metrics = &self.parts.metrics;
-        let reading = self.parts.cache.begin_reading(identity);
-        let in_memory = stages.time(Stage::Memory, async { self.parts.cache.answer(identity) }).await;
+        let metrics = &self.core.metrics;
+        let reading = self.core.cache.begin_reading(identity);
+        let in_memory = stages.time(Stage::Memory, async { self.core.cache.answer(identity) }).await;
         let found = if in_memory.is_some() { Look::Hit } else { Look::Miss };
         metrics.cache_lookups_total[(CacheTier::Memory, found)].inc();
         let (in_ledger, in_store) = match in_memory {
@@ -70,7 +70,7 @@ impl Gateway {
         match (in_ledger, in_store) {
             (in_ledger, Ok(Some(record))) => {
                 // Another archive's records serve, but are not taken for ours.
-                if in_ledger.is_ok() && self.parts.guard.is_open() {
+                if in_ledger.is_ok() && self.core.guard.is_open() {
                     stages.time(Stage::Ledger, self.import_record(&record)).await;
                 }
                 if stages.time(Stage::Store, self.is_still_there(&record)).await? {
@@ -94,9 +94,9 @@ impl Gateway {
 
     /// What the ledger has instead of an answer in memory that may be out of date.
     async fn confirm(&self, known: &Record, stages: &mut Stages) -> Asked<LedgerError> {
-        let asked = timeout(HIT_PATIENCE, self.parts.ledger.look_up(&known.namespace, known.key));
+        let asked = timeout(HIT_PATIENCE, self.core.ledger.look_up(&known.namespace, known.key));
         let in_ledger = stages.time(Stage::Ledger, asked).await.unwrap_or_else(|_| Err(slow()));
-        self.parts.metrics.cache_lookups_total[(CacheTier::Ledger, look(&in_ledger))].inc();
+        self.core.metrics.cache_lookups_total[(CacheTier::Ledger, look(&in_ledger))].inc();
         if in_ledger.as_ref().is_ok_and(|found| found.as_ref() != Some(known)) {
             // It must not be served when the ledger is away next.
             self.freshness.forget(&known.identity());
@@ -111,7 +111,7 @@ impl Gateway {
         stages: &mut Stages,
         budget: &mut StoreBudget,
     ) -> (Asked<LedgerError>, Option<Asked<StoreError>>) {
-        let mut asked = pin!(self.parts.ledger.look_up(&identity.namespace, identity.key));
+        let mut asked = pin!(self.core.ledger.look_up(&identity.namespace, identity.key));
         let (in_ledger, in_store) = match stages.time(Stage::Ledger, timeout(HIT_PATIENCE, &mut asked)).await
         {
             Ok(in_ledger) => (in_ledger, None),
@@ -120,7 +120,7 @@ impl Gateway {
                 in_store => (stages.time(Stage::Ledger, asked).await, Some(in_store)),
             },
         };
-        self.parts.metrics.cache_lookups_total[(CacheTier::Ledger, look(&in_ledger))].inc();
+        self.core.metrics.cache_lookups_total[(CacheTier::Ledger, look(&in_ledger))].inc();
         (in_ledger, in_store)
     }
 
@@ -130,9 +130,9 @@ impl Gateway {
         stages: &mut Stages,
         budget: &mut StoreBudget,
     ) -> Asked<StoreError> {
-        let asked = budget.wait(self.parts.store.record(&identity.namespace, identity.key));
+        let asked = budget.wait(self.core.store.record(&identity.namespace, identity.key));
         let in_store = stages.time(Stage::Store, asked).await;
-        self.parts.metrics.cache_lookups_total[(CacheTier::Store, look(&in_store))].inc();
+        self.core.metrics.cache_lookups_total[(CacheTier::Store, look(&in_store))].inc();
         in_store
     }
 
@@ -140,8 +140,8 @@ impl Gateway {
     /// `lost` and the key may be bought again; when the store cannot be asked, it counts as there.
     async fn is_still_there(&self, record: &Record) -> Result<bool, GatewayError> {
         let Some(object) = record.object() else { return Ok(false) };
-        let is_there = timeout(HIT_PATIENCE, self.parts.store.has_object(object)).await;
-        match (is_there, self.parts.guard.standing()) {
+        let is_there = timeout(HIT_PATIENCE, self.core.store.has_object(object)).await;
+        match (is_there, self.core.guard.standing()) {
             (Ok(Ok(false)), _) => {}
             // The ledger's results are in another store, so this one has no URL for them.
             (
@@ -153,12 +153,12 @@ impl Gateway {
             // An object that cannot be looked for counts as there.
             _ => return Ok(true),
         }
-        if !self.parts.guard.confirm().await {
+        if !self.core.guard.confirm().await {
             return Err(GatewayError::ArchiveGuard);
         }
         tracing::error!(key = %record.key, object = %object.path(), "the store has lost a result");
         // Without the booking, buying again would meet the old row; and its URL is dead.
-        self.parts.ledger.lose(record).await.map_err(|error| {
+        self.core.ledger.lose(record).await.map_err(|error| {
             tracing::error!(%error, "the loss could not be booked");
             GatewayError::LedgerUnavailable
         })?;
@@ -167,7 +167,7 @@ impl Gateway {
 
     /// A record the ledger does not know becomes a row, so that the next lookup is shorter.
     async fn import_record(&self, record: &Record) {
-        if let Err(error) = self.parts.ledger.import_record(record).await {
+        if let Err(error) = self.core.ledger.import_record(record).await {
             tracing::warn!(%error, key = %record.key, "the ledger did not import a record");
         }
     }
@@ -184,7 +184,7 @@ impl Gateway {
             // The store cannot be asked, so the ledger decides, if it knows every record.
             StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unfit(_) => {
                 tracing::warn!(%error, key = %identity, "the store could not be asked for a record");
-                match self.parts.ledger.knows_all_of(&identity.namespace, identity.key).await {
+                match self.core.ledger.knows_all_of(&identity.namespace, identity.key).await {
                     Ok(true) => Ok(()),
                     Ok(false) => Err(GatewayError::LedgerIncomplete),
                     Err(_) => Err(GatewayError::LedgerUnavailable),
@@ -195,7 +195,7 @@ impl Gateway {
 
     async fn remember(&self, record: Record, status: CacheStatus, reading: FillToken) -> Found {
         let record = Arc::new(record);
-        self.parts.cache.keep_answer(record.clone(), reading);
+        self.core.cache.keep_answer(record.clone(), reading);
         Found { record, status }
     }
 }

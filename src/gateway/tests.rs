@@ -23,6 +23,7 @@ use crate::ledger::budget::{Scope, Window};
 use crate::ledger::{Booking, CallState, Permit, Recovery, Reservation, Reserved};
 use crate::request::RequestLimits;
 use crate::request::body::{ClientBody, Pace};
+use crate::store::Store;
 use crate::teams::BudgetMode;
 use crate::upstream::{ErrorReply, Refusal, RefusalKind, Reply, UnknownCause};
 

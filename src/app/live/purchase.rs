@@ -30,7 +30,7 @@ use crate::base::state::{StateDir, StateDirError};
 use crate::cache::MemoryCache;
 use crate::config::{Config, UpstreamKind};
 use crate::fill::machine::Filled;
-use crate::fill::{FillParts, FillRequest, Filler, Waiter};
+use crate::fill::{Core, FillRequest, Filler, Waiter};
 use crate::ledger::guard::ArchiveGuard;
 use crate::metrics::Metrics;
 use crate::request::Order;
@@ -64,11 +64,10 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     let (upstream, results, _) = open_upstream(config, metrics.clone())?;
     let seen = Arc::new(Mutex::new(None));
     let team = Team { name: TEAM.to_owned(), ..Team::local() };
-    let parts = FillParts {
+    let upstream_shown = Arc::new(ShownUpstream { inner: upstream.clone(), seen: seen.clone() });
+    let core = Core {
         ledger,
         store: store.clone(),
-        upstream: Arc::new(ShownUpstream { inner: upstream.clone(), seen: seen.clone() }),
-        results,
         cache: Arc::new(MemoryCache::new(0, ResultRoom::new(0))),
         metrics,
         guard,
@@ -81,8 +80,8 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     let key = CacheKey::of(PICTURE, WIDTH, HEIGHT);
     let earlier = store.record(&config.upstream.namespace, key).await.ok().flatten();
     // What an earlier process left open comes first: it may be this very purchase.
-    let recovery = parts.ledger.recover().await.context("the ledger cannot be read")?;
-    let filler = Filler::new(parts, fill_config(config));
+    let recovery = core.ledger.recover().await.context("the ledger cannot be read")?;
+    let filler = Filler::new(Arc::new(core), upstream_shown, results, fill_config(config));
     filler.resume(recovery);
     let before = upstream.credits_left().await;
     let wanted = FillRequest {

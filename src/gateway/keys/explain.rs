@@ -6,10 +6,11 @@ use std::fmt::Display;
 
 use jiff::Timestamp;
 
-use super::{KeyAdmin, KeyAdminParts};
+use super::KeyAdmin;
 use crate::base::identity::Identity;
 use crate::base::key::CacheKey;
 use crate::base::record::Record;
+use crate::fill::Core;
 use crate::ledger::CallState;
 use crate::ledger::admin::{CallDetail, CallFilter};
 use crate::ledger::budget;
@@ -48,7 +49,8 @@ pub struct Held {
 impl KeyAdmin {
     /// Tells all that is known of a key.
     pub async fn explain(&self, key: CacheKey) -> Explained {
-        let KeyAdminParts { admin, ledger, store, cache, freshness, clock, namespace, .. } = &self.parts;
+        let Self { core, admin, freshness, namespace } = self;
+        let Core { ledger, store, cache, clock, .. } = &**core;
         let mut problems = Problems::default();
         let in_memory = cache.answer(&Identity::new(namespace, key));
         let filter =
@@ -90,8 +92,8 @@ impl KeyAdmin {
         let Some(object) = record.object() else {
             return Held { record, is_there: Some(false), is_spooled: Some(false) };
         };
-        let is_there = problems.learn("its object", self.parts.store.has_object(object).await);
-        let is_spooled = problems.learn("the spool", self.parts.ledger.is_spooled(object).await);
+        let is_there = problems.learn("its object", self.core.store.has_object(object).await);
+        let is_spooled = problems.learn("the spool", self.core.ledger.is_spooled(object).await);
         Held { record, is_there, is_spooled }
     }
 }

@@ -175,7 +175,7 @@ async fn a_result_that_was_lost_and_bought_again_is_named_here_while_it_waits() 
     let record = world.ask(1).await.unwrap().record;
     world.store.store.files().retain(|path, _| path == "archive");
     world.ledger.gated.lose(&record).await.unwrap();
-    world.gateway.parts.cache.forget_answer(&identity(key(1)));
+    world.gateway.core.cache.forget_answer(&identity(key(1)));
     world.store_is_away();
     let again = world.ask(1).await.unwrap();
     assert_eq!((again.status, root_of(&again)), (CacheStatus::Miss, OUR_ROOT));
@@ -189,9 +189,9 @@ async fn another_archive_than_the_ledgers_does_not_have_what_the_ledger_knows() 
     assert_eq!(world.root_in_answer(1).await, STORE_ROOT);
     let other = ArchiveId::random().to_marker();
     let ours = world.store.store.files().insert("archive".to_owned(), other.into()).unwrap();
-    world.gateway.parts.guard.look().await;
+    world.gateway.core.guard.look().await;
     assert_eq!(world.root_in_answer(1).await, OUR_ROOT);
     world.store.store.files().insert("archive".to_owned(), ours);
-    world.gateway.parts.guard.look().await;
+    world.gateway.core.guard.look().await;
     assert_eq!(world.root_in_answer(1).await, STORE_ROOT);
 }

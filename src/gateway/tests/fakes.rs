@@ -13,21 +13,24 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::base::archive::ArchiveId;
+use crate::base::clock::Clock;
 use crate::base::envelope::Answer;
 use crate::base::key::CacheKey;
 use crate::base::operation::IMAGE_CROPPING;
 use crate::base::results::ResultRoom;
 use crate::base::secret::Secret;
 use crate::billing::metering::Meter;
+use crate::cache::MemoryCache;
+use crate::fill::FillConfig;
 use crate::fill::slots::SlotsConfig;
-use crate::fill::{FillConfig, FillParts};
-use crate::gateway::keys::{KeyAdmin, KeyAdminParts};
-use crate::ledger::guard::Standing;
+use crate::gateway::keys::KeyAdmin;
+use crate::ledger::guard::{ArchiveGuard, Standing};
 use crate::ledger::spooling::{Spool, SpoolConfig};
 use crate::ledger::{CallState, LedgerError, Permit};
+use crate::metrics::Metrics;
 use crate::request::Order;
 use crate::request::uploads::UploadRoom;
-use crate::store::{RecordPage, StoreError};
+use crate::store::{RecordPage, Store, StoreError};
 use crate::teams::Teams;
 use crate::teams::policy::{CurrentPolicy, PolicyConfig};
 use crate::testing::memory_ledger::{Gate, MemoryLedger};
@@ -464,14 +467,12 @@ impl World {
             guard.import_page().now_or_never().expect("nothing here waits");
         }
         let is_spooled = ledger.is_spooled.load(Ordering::SeqCst);
-        let parts = FillParts {
+        let core = Core {
             ledger: ledger.gated.clone(),
-            store: if is_spooled { spool.clone() } else { store.clone() },
-            upstream: upstream.clone(),
-            results: results.clone(),
-            cache: cache.clone(),
+            store: if is_spooled { spool } else { store.clone() },
+            cache,
             metrics: metrics.clone(),
-            guard: guard.clone(),
+            guard,
             policy: policy.clone(),
             clock: clock.clone(),
         };
@@ -481,29 +482,13 @@ impl World {
             result_url_ttl: Duration::from_secs(84_600),
             hard_stop: Duration::from_secs(180),
         };
-        let filler = Filler::new(parts, config);
-        let parts = GatewayParts {
-            cache: cache.clone(),
-            ledger: ledger.gated.clone(),
-            store: if is_spooled { spool.clone() } else { store.clone() },
-            filler: filler.clone(),
-            metrics: metrics.clone(),
-            meter: Arc::new(Meter::new(clock.clone(), TimeZone::UTC)),
-            guard: guard.clone(),
-            uploads: UploadRoom::in_memory(1 << 30),
-            clock,
-        };
-        let gateway = Gateway::new(parts, "https://granary.example".to_owned());
-        let desk = KeyAdmin::new(KeyAdminParts {
-            admin: ledger.gated.clone(),
-            ledger: ledger.gated.clone(),
-            store: spool,
-            cache: cache.clone(),
-            freshness: gateway.freshness(),
-            guard,
-            clock: Clock::system(),
-            namespace: NAMESPACE.to_owned(),
-        });
+        let filler = Filler::new(Arc::new(core), upstream.clone(), results.clone(), config);
+        let meter = Arc::new(Meter::new(clock, TimeZone::UTC));
+        let uploads = UploadRoom::in_memory(1 << 30);
+        let root = "https://granary.example".to_owned();
+        let gateway = Gateway::new(filler.clone(), meter, uploads, root);
+        let (core, admin) = (filler.core().clone(), ledger.gated.clone());
+        let desk = KeyAdmin::new(core, admin, gateway.freshness(), NAMESPACE.to_owned());
         Self { ledger, store, upstream, results, policy, metrics, filler, gateway: Arc::new(gateway), desk }
     }
 

@@ -59,7 +59,7 @@ async fn result_of_the_ledger_is_refused_while_a_store_of_another_archive_hangs(
     world.ask(1).await.unwrap();
     let world = world.restarted();
     world.store.store.files().clear();
-    assert!(matches!(world.gateway.parts.guard.look().await, Standing::Closed(_)));
+    assert!(matches!(world.gateway.core.guard.look().await, Standing::Closed(_)));
     world.store.switch.hang("has_object");
     assert_eq!(ended(&world.ask(1).await), "ArchiveGuard");
     world.store.switch.hang("nothing");

@@ -20,8 +20,8 @@ use crate::base::results::ResultRoom;
 use crate::billing::metering::Meter;
 use crate::cache::MemoryCache;
 use crate::fill::slots::SlotsConfig;
-use crate::fill::{FillConfig, FillParts, Filler};
-use crate::gateway::{Gateway, GatewayParts};
+use crate::fill::{Core, FillConfig, Filler};
+use crate::gateway::Gateway;
 use crate::ledger::guard::{ArchiveGuard, Standing};
 use crate::ledger::spooling::{Copier, Spool, SpoolConfig};
 use crate::ledger::{CallId, Ledger, Reservation, Won};
@@ -217,14 +217,12 @@ impl Process {
         tokio::spawn(life.dead.clone().run_until_cancelled_owned(import));
         let ready = Self::make_ready(guard.clone(), store.clone());
         tokio::spawn(life.dead.clone().run_until_cancelled_owned(ready));
-        let parts = FillParts {
-            ledger: ledger.clone(),
-            store: store.clone(),
-            upstream: Arc::new(UpstreamLine(line(Place::Upstream))),
-            results: Arc::new(ResultsLine(line(Place::Results))),
+        let core = Core {
+            ledger,
+            store,
             cache: cache.clone(),
             metrics: world.metrics.clone(),
-            guard: guard.clone(),
+            guard,
             policy: CurrentPolicy::new(world.teams.terms()),
             clock: world.clock(),
         };
@@ -234,7 +232,12 @@ impl Process {
             result_url_ttl: URL_TTL,
             hard_stop: HARD_STOP,
         };
-        let filler = Filler::new(parts, config);
+        let filler = Filler::new(
+            Arc::new(core),
+            Arc::new(UpstreamLine(line(Place::Upstream))),
+            Arc::new(ResultsLine(line(Place::Results))),
+            config,
+        );
         world.count(if recovery.unfinished.is_empty() {
             "starts"
         } else {
@@ -245,18 +248,9 @@ impl Process {
         let keep = async move { leases.keep_leases().await };
         tokio::spawn(life.dead.clone().run_until_cancelled_owned(keep));
         let copier = Copier::start_with(spool, COPIER_IDLE);
-        let parts = GatewayParts {
-            cache: cache.clone(),
-            ledger,
-            store,
-            filler: filler.clone(),
-            metrics: world.metrics.clone(),
-            meter: Arc::new(Meter::new(world.clock(), TimeZone::UTC)),
-            guard,
-            uploads: UploadRoom::in_memory(1 << 30),
-            clock: world.clock(),
-        };
-        let gateway = Arc::new(Gateway::new(parts, ROOT.to_owned()));
+        let meter = Arc::new(Meter::new(world.clock(), TimeZone::UTC));
+        let uploads = UploadRoom::in_memory(1 << 30);
+        let gateway = Arc::new(Gateway::new(filler.clone(), meter, uploads, ROOT.to_owned()));
         let freshness = gateway.freshness();
         let follow = async move { freshness.follow().await };
         tokio::spawn(life.dead.clone().run_until_cancelled_owned(follow));

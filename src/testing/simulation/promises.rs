@@ -30,6 +30,12 @@ fn is_booked(row: &Row) -> bool {
     booked.contains(&row.state) && !row.adopted
 }
 
+/// Returns true when a row is stored with the result of another sale.
+fn is_of_another_sale(row: &Row, number: usize) -> bool {
+    let record = row.record.as_ref().filter(|_| row.state == CallState::Stored);
+    record.is_some_and(|record| number_of(&record.upstream_request_id) != Some(number))
+}
+
 impl World {
     /// What must hold at any time: every row agrees with what the upstream charged for it, every
     /// ledger as a whole, every counter with its rows, and no budget is overspent.
@@ -426,7 +432,8 @@ impl World {
                 Sold::Answer => row.answered_at.is_some(),
                 Sold::Refusal => row.state == CallState::Refused,
                 Sold::Failure => row.state == CallState::Failed,
-                Sold::Unknown(_) => row.state == CallState::Unknown,
+                // Taken over, it may have been settled by what another ledger bought of the same picture.
+                Sold::Unknown(_) => row.state == CallState::Unknown || is_of_another_sale(&row, number),
             };
             if is_owner_alive && !is_booked {
                 let (outcome, row_state) = (sale.outcome, row.state.as_str());
