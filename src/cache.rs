@@ -45,8 +45,8 @@ pub struct MemoryCache {
     is_closed: AtomicBool,
 }
 
-/// Taken before an answer is read anywhere, and shown when it is to be kept: what was forgotten
-/// meanwhile may be what was read.
+/// Taken before an answer is read anywhere, and needed to keep it: what was forgotten meanwhile may be
+/// what was read.
 #[derive(Clone, Copy, Debug)]
 pub struct FillToken {
     forgotten: u64,

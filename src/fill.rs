@@ -1,7 +1,7 @@
 //! The paid act: the only place where money can be spent.
 //!
-//! A [`Filler`] runs one task per key that is being made. The task is tracked and nobody can cancel
-//! it: not a client that hangs up, not a deadline, not a drain. What it does is decided by the pure
+//! A [`Filler`] runs one task per key that is being made. The task is tracked and cannot be
+//! cancelled: not a client that hangs up, not a deadline, not a drain. What it does is decided by the pure
 //! [`machine`]; the task itself is its hands.
 
 mod access;
@@ -76,7 +76,7 @@ pub struct FillConfig {
     pub hard_stop: Duration,
 }
 
-/// Makes what is not there yet, once, whoever asks. Cheap to clone.
+/// Buys what is absent, once for all callers. Cheap to clone.
 #[derive(Clone)]
 pub struct Filler(Arc<Inner>);
 
@@ -145,7 +145,7 @@ pub struct FillTiming {
 }
 
 impl Filler {
-    /// Starts with nothing in hand; see [`resume`](Self::resume).
+    /// Starts without calls; see [`resume`](Self::resume).
     pub fn new(
         core: Arc<Core>,
         upstream: Arc<dyn Upstream>,
@@ -206,7 +206,7 @@ impl Filler {
 
     fn resume_one(&self, call: UnfinishedCall) {
         let identity = Identity::new(&call.reservation.namespace, call.reservation.key);
-        // A call that was ours, then another's, and is ours again may be in hand still.
+        // A call that was ours, then another's, and is ours again may still have its task.
         let Some(lease) = self.0.leases.resume(call.id) else { return };
         let operation = Operation::of_namespace(&identity.namespace);
         let Some(Ok(answer)) = operation.map(|operation| Answer::read(call.text.expose(), operation)) else {
@@ -279,7 +279,7 @@ impl Filler {
     }
 }
 
-/// How often an account that was empty is asked for its balance, which is free.
+/// How often the balance of an empty account is queried, which is free.
 const BALANCE_POLL: Duration = Duration::from_secs(10);
 
 impl Inner {

@@ -5,7 +5,7 @@
 //! | parse, key | [`request`]: the picture is hashed while it arrives |
 //! | look up | `look_up`: memory, as far as it is [fresh](freshness), then ledger, then store; only what is known to be absent is bought |
 //! | coalesce, admit, pay, fetch, persist | [`fill`](crate::fill): one tracked task per key |
-//! | rewrite | [`rewrite`], with our URL or the one of whoever serves the bucket |
+//! | rewrite | [`rewrite`], with our URL or the one of the bucket's server |
 //! | respond | [`routes`](crate::http::routes) |
 //!
 //! Hits and coalesced callers spend nothing, and work when everything else is down.
@@ -53,7 +53,7 @@ use crate::teams::Team;
 /// How long a caller waits whose body took longer than its deadline to arrive.
 const LATE_BODY_PATIENCE: Duration = Duration::from_secs(2);
 
-/// When somebody who found too many waiting may ask again.
+/// `Retry-After` when too many wait.
 const CROWDED: Duration = Duration::from_secs(2);
 
 pub struct Gateway {
@@ -117,8 +117,8 @@ impl Gateway {
         self.freshness.clone()
     }
 
-    /// Answers name URLs below `root` for what the store has confirmed: somebody else serves the
-    /// store's objects there. Without a trailing slash.
+    /// Answers name URLs below `root` for what the store has confirmed: another server has the store's
+    /// objects there. Without a trailing slash.
     pub fn with_store_root(self, root: Option<String>) -> Self {
         Self { store_root: root, ..self }
     }
@@ -132,7 +132,7 @@ impl Gateway {
     /// The life of a request, which leaves its `timing` however it ends.
     ///
     /// # Errors
-    /// [`GatewayError`]: what the client is told instead. Whatever it says, a fill that has begun
+    /// [`GatewayError`]: the client's answer. Whatever it says, a fill that has begun
     /// goes on, and what is paid for is kept.
     pub async fn handle<B>(
         &self,
@@ -230,7 +230,7 @@ impl Gateway {
         Ok(request)
     }
 
-    /// What forbids a purchase whoever pays.
+    /// Checks that forbid a purchase to every team.
     fn may_be_bought(&self, caller: &Caller, identity: &Identity) -> Result<(), GatewayError> {
         if caller.only_if_cached {
             return Err(GatewayError::NotCached);
@@ -366,7 +366,7 @@ impl Gateway {
 }
 
 /// When the caller of a body that has just come in is answered in any case. One whose body came
-/// after its deadline is a patient client, who could never buy if nobody counted as waiting.
+/// after its deadline is a patient client, which could never buy if it did not count as waiting.
 fn deadline_of(caller: &Caller) -> Instant {
     let now = Instant::now();
     if caller.deadline > now { caller.deadline } else { now + LATE_BODY_PATIENCE }

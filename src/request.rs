@@ -190,7 +190,7 @@ impl RequestError {
     }
 }
 
-/// An error of whoever brings the body.
+/// An error of the body's source.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// What a body's error is, or is caused by, when its time ran out.

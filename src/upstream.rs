@@ -1,4 +1,4 @@
-//! The seam to whoever makes crops for money: trait [`Upstream`].
+//! The seam to the seller of crops: trait [`Upstream`].
 //!
 //! A paid call has two halves, because the moment that costs is the last byte of the request. An
 //! upstream [`open`](Upstream::open)s a call by sending everything but the tail; the caller makes
@@ -55,7 +55,7 @@ pub trait HeldCall: Send {
     /// Lets the tail go and waits for the complete answer, at most the upstream's hard stop.
     ///
     /// From the first poll on the call may have cost credits. The future must not be dropped before
-    /// it is done: whoever calls this does so in a task that no client can cancel.
+    /// it is done: the caller is a task that no client can cancel.
     async fn send(self: Box<Self>) -> Reply;
 }
 
@@ -82,7 +82,7 @@ impl CallPhase {
     }
 }
 
-/// Is told how long the phases of calls took. Must not block.
+/// Receives how long the phases of calls took. Must not block.
 pub trait CallTimer: Send + Sync {
     /// A phase has ended, and led to the next.
     fn took(&self, phase: CallPhase, time: Duration);
@@ -127,7 +127,7 @@ pub struct Refusal {
     pub reply: ErrorReply,
 }
 
-/// What a refusal is about, which decides who is told what.
+/// What a refusal is about, which decides the error and the circuit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalKind {
     /// This picture or these numbers, for ever: 400, 413, 415, 422. Remembered for ten minutes.

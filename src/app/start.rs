@@ -48,7 +48,7 @@ use crate::upstream::Upstream;
 use crate::upstream::download::ResultSource;
 use crate::upstream::download::bounded::BoundedResults;
 
-/// Nothing is asked of an upload's pace for this long.
+/// The minimum pace of an upload holds after this time.
 const UPLOAD_GRACE: Duration = Duration::from_secs(5);
 /// Connections of operators, load balancers and Prometheus.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -152,7 +152,7 @@ impl Process {
         Ok(Self { config, clock, metrics, policy, memory, cache: Arc::new(cache), stops, stopped })
     }
 
-    /// Runs `task` until the process is told to stop.
+    /// Runs `task` until the process stops.
     fn spawn_until_stopping(&self, task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(self.stops.stopping.clone().run_until_cancelled_owned(task));
     }

@@ -50,7 +50,7 @@ impl ReadShare {
     }
 }
 
-/// One result, and what came of reading it, for as long as anybody has it.
+/// One result and the outcome of reading it, for as long as it is held.
 struct Place {
     name: ObjectName,
     outcome: OnceCell<Outcome>,

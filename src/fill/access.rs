@@ -1,4 +1,4 @@
-//! A fill's access to the upstream: its turn, its pass, its retries, and what it tells of each attempt.
+//! A fill's access to the upstream: its turn, its pass, its retries, and its reports on each attempt.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ impl Task {
         let shared = self.shared.clone();
         let metrics = &shared.core.metrics;
         // No failure is remembered for its own sake; but an upstream that throttles even single calls
-        // is not called for clients that do not wait as they were told.
+        // is not called for clients that ignore `Retry-After`.
         if !self.is_retry
             && shared.slots.are_spaced_out()
             && let Some(wait) = shared.told_to_wait.remaining(&self.identity)
@@ -164,8 +164,8 @@ impl Task {
         }
     }
 
-    /// The callers are told, and the fill goes on without them: it needs no turn any more, and its
-    /// pass only for what may still be learnt of its result.
+    /// The callers have their answer, and the fill goes on without them: it gives back its turn, and
+    /// keeps its pass only to report on its result.
     pub(super) fn tell_settled(&mut self, verdict: &Verdict) {
         self.go_on_without_a_slot();
         match verdict {

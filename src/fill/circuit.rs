@@ -1,11 +1,11 @@
-//! May anything be bought now? [`Circuit`] stands between the fills and the upstream, is asked last
-//! of all before money is reserved, and is told what came of every attempt.
+//! May anything be bought now? [`Circuit`] stands between the fills and the upstream. It is the last
+//! check before money is reserved, and learns the outcome of every attempt.
 //!
 //! It opens on four kinds of [`OpenReason`], which may come together. While it is open nothing is
 //! bought; once a trouble's wait is over, exactly one real request goes through as the probe, and
-//! what comes of it closes the circuit or lengthens the wait. A probe whose result is not there while its
+//! its outcome closes the circuit or lengthens the wait. A probe whose result is not there while its
 //! callers wait has failed, until that result comes after all. A probe that ends without a verdict,
-//! because nobody waits for it any more or its team may not pay, leaves its place to the next.
+//! because it has no waiters any more or its team may not pay, leaves its place to the next.
 //! Hits and coalesced callers never ask. This module performs no I/O.
 
 mod state;
@@ -24,7 +24,7 @@ use crate::base::identity::Identity;
 use crate::error::GatewayError;
 use crate::metrics::{BlockCause, Metrics};
 
-/// How long a caller is told to wait while a probe is under way, or nearly: its outcome is not known.
+/// `Retry-After` while a probe is under way, or nearly: its outcome is not known.
 const SOON: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +39,10 @@ pub enum OpenReason {
 }
 
 impl OpenReason {
-    /// All; the one that callers are told first.
+    /// In the order in which callers see them.
     pub const ALL: [Self; 4] = [Self::KeyRefused, Self::NoCredits, Self::Unfetchable, Self::Outage];
 
-    /// What callers are told. `wait` is the time until the next probe.
+    /// The error for callers. `wait` is the time until the next probe.
     fn error(self, wait: Duration) -> GatewayError {
         match self {
             Self::KeyRefused => GatewayError::UpstreamKeyRefused,
@@ -64,7 +64,7 @@ impl From<OpenReason> for BlockCause {
     }
 }
 
-/// What came of one attempt to buy.
+/// The outcome of one attempt to buy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
     Sold,
@@ -105,7 +105,7 @@ impl Circuit {
     /// Asks to buy the crop of a key.
     ///
     /// # Errors
-    /// What callers are told while it is open: nothing was spent.
+    /// The error for callers while it is open: nothing was spent.
     pub fn enter(self: &Arc<Self>, identity: &Identity) -> Result<Pass, GatewayError> {
         self.change(|state, now| {
             let probe = state.enter(now).map_err(|(trouble, wait)| trouble.error(wait.max(SOON)))?;
@@ -169,8 +169,8 @@ impl Circuit {
         self.change(|state, now| state.result_lost(probe, now));
     }
 
-    /// Changes the state, and tells of what that means: a log line and the metrics on every change,
-    /// and whoever waits for it to refuse.
+    /// Changes the state and publishes that: a log line and the metrics on every change, and a wake-up
+    /// for the fills that watch for a refusal.
     fn change<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
         let mut state = self.state();
         let before = (state.reasons(), state.is_probing());
@@ -216,7 +216,7 @@ impl Drop for Pass {
     }
 }
 
-/// One line for each change, not for each request: somebody should look, or may stop looking.
+/// One line for each change, not for each request.
 fn tell(trouble: OpenReason, is_open: bool) {
     match (trouble, is_open) {
         (OpenReason::KeyRefused, true) => tracing::error!(

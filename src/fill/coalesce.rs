@@ -1,9 +1,9 @@
 //! Many callers, one fill: [`Coalescer`].
 //!
-//! Whoever asks for a key that is being made joins its group and waits; the first one's only
-//! privilege is to start the fill. No caller's future drives the work, so any of them may hang up.
-//! Callers share the outcome, not the admission: when the payer's team may not pay, its waiters are
-//! refused and the next waiter's team is asked.
+//! A caller for a key that is being made joins its group and waits; the first one only starts the
+//! fill. No caller's future drives the work, so any of them may hang up. Callers share the outcome,
+//! not the admission: when the payer's team may not pay, its waiters are refused and the next
+//! waiter's team becomes the payer.
 //!
 //! Bookkeeping only: nothing here spends, sleeps or reads a clock.
 
@@ -22,7 +22,7 @@ pub struct Coalescer<K, T, V> {
 struct Group<T, V> {
     waiters: Vec<Follower<T, V>>,
     next_id: u64,
-    /// Set while the fill goes on and its callers have been told to come back later.
+    /// Set while the fill goes on and its callers were sent away to retry later.
     stalled: Option<V>,
 }
 
@@ -37,7 +37,7 @@ struct Follower<T, V> {
 pub struct WaiterId(u64);
 
 pub struct Ticket<V> {
-    /// Which waiter this is, so that it can be told that it paid.
+    /// Compared with the payer of the outcome.
     pub id: WaiterId,
     pub first: bool,
     outcome: oneshot::Receiver<V>,
@@ -70,7 +70,7 @@ impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
         Ticket { id, first, outcome }
     }
 
-    /// Founds a group nobody waits in, for work that goes on by itself; `false` when there is one.
+    /// Founds a group without waiters, for work that goes on by itself; `false` when there is one.
     pub fn found(&self, key: &K) -> bool {
         let mut groups = self.lock();
         let is_new = !groups.contains_key(key);
@@ -98,8 +98,8 @@ impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
         waiters.filter(|waiter| !waiter.sender.is_closed()).map(|waiter| waiter.who.clone()).collect()
     }
 
-    /// Resolves once nobody waits; somebody may have come by the time that is acted on, so
-    /// [`candidate`](Self::candidate) is to be asked then.
+    /// Resolves once the group has no waiters. Another may join before the caller acts on that:
+    /// check [`candidate`](Self::candidate).
     pub async fn deserted(&self, key: &K) {
         std::future::poll_fn(|context| {
             let mut groups = self.lock();
@@ -125,7 +125,7 @@ impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
         answer(refused, verdict);
     }
 
-    /// Answers every waiter, and whoever joins until the group ends, while the fill goes on.
+    /// Answers every waiter, and each that joins until the group ends, while the fill goes on.
     pub fn stall(&self, key: &K, verdict: &V) {
         let mut groups = self.lock();
         let Some(group) = groups.get_mut(key) else { return };
@@ -141,7 +141,7 @@ impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
         answer(group.map(|group| group.waiters).unwrap_or_default(), verdict);
     }
 
-    /// Groups there are, and callers waiting in them; whoever has hung up waits no more.
+    /// Numbers of groups and of waiters in them, without those who have hung up.
     pub fn sizes(&self) -> (usize, usize) {
         let groups = self.lock();
         let waiters = groups.values().flat_map(|group| &group.waiters);
@@ -167,7 +167,7 @@ impl<T, V> Group<T, V> {
 
 fn answer<T, V: Clone>(waiters: Vec<Follower<T, V>>, verdict: &V) {
     for waiter in waiters {
-        // Whoever has hung up is not told.
+        // A receiver that is gone has hung up.
         let _ = waiter.sender.send(verdict.clone());
     }
 }

@@ -1,8 +1,8 @@
 //! Leases: where several processes keep one ledger, each says that its calls live, and acts for the
 //! owners of calls that are silent.
 //!
-//! No wall clock is asked, and no two clocks are compared. An owner counts a lease from before it
-//! asked for the renewal; whoever would take over counts from after it has seen the row, and only a
+//! No wall clock is read, and no two clocks are compared. An owner counts a lease from before it
+//! requested the renewal; a process that would take over counts from after it has seen the row, and only a
 //! full lease later, when the row is as it was, does it act, by an update that fails if it is not.
 //! So at that moment the owner's own clock says that its lease is over, however long either slept
 //! (after Gray and Cheriton, "Leases", 1989, with the two clocks kept apart).
@@ -59,7 +59,7 @@ impl Leases {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The uptime before a call is asked for.
+    /// The uptime before a call is reserved.
     pub(super) fn before(&self) -> Duration {
         self.clock.uptime()
     }
@@ -100,7 +100,7 @@ impl Leases {
         let mut held = self.held();
         for id in calls {
             if let Some(standing) = held.get_mut(&id) {
-                // Lost once is lost for good: whoever took the call may have let it go again.
+                // Lost once is lost for good: its new owner may have let it go again.
                 *standing = match *standing {
                     Standing::Since(_) if ours.contains(&id) => Standing::Since(before),
                     _ => Standing::Lost,
@@ -123,7 +123,7 @@ impl Held {
         }
     }
 
-    /// Is it certain that nobody takes the call over before its answer is booked, if it goes now?
+    /// Is it certain that no other process takes the call over before its answer is booked, if it goes now?
     pub(super) fn may_send(&self) -> bool {
         match self.leases.held().get(&self.id) {
             _ if !self.leases.are_kept => true,

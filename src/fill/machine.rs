@@ -38,7 +38,7 @@ use crate::store::StoreError;
 use crate::upstream::download::{FetchError, Fetched};
 use crate::upstream::{NotSent, Reply, UnknownCause};
 
-/// Times a result is fetched while its callers wait; afterwards they are told, and it goes on.
+/// Attempts to fetch a result while its callers wait; then they get an error, and it goes on.
 const FOREGROUND_FETCHES: u32 = 5;
 /// How long a URL may be dead in a row before the result counts as gone.
 const DEAD_FOR: Duration = Duration::from_secs(15 * 60);
@@ -62,7 +62,7 @@ pub struct Machine {
     record: Option<Arc<Record>>,
     /// The booking under way, and what follows it; kept until it is durable.
     booking: Option<(Booking, Next)>,
-    /// The step of keeping that failed in the store, while the ledger is asked to spool the result.
+    /// The step that failed in the store, while the ledger spools the result.
     unkept: Option<Next>,
     /// What follows a pause or a word to the waiters.
     resume: Option<Next>,
@@ -99,7 +99,7 @@ enum Next {
 }
 
 impl Next {
-    /// What callers are going to be told, where that is settled.
+    /// The verdict for callers, where it is settled.
     fn verdict(&self) -> Option<Verdict> {
         match self {
             Self::Finish(verdict) => Some((**verdict).clone()),
@@ -149,7 +149,7 @@ impl Machine {
         self.answer.as_ref()
     }
 
-    /// Takes what came of the last effect, and says what is next.
+    /// Takes the outcome of the last effect and returns the next one.
     pub fn step(&mut self, event: Event) -> Effect {
         match event {
             Event::Started if self.answer.is_some() => self.next(Next::Fetch),

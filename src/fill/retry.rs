@@ -44,25 +44,23 @@ impl RetryBudget {
     }
 }
 
-/// Keys whose callers were told to come back later, until then: a client that comes back at once, as
-/// many do, is told the same again, and the upstream is not called for it.
+/// Until when the callers of a key were sent away: a client that retries at once, as many do, gets the
+/// same answer without a call to the upstream.
 #[derive(Debug, Default)]
 pub(super) struct RetryAfterCache(Mutex<HashMap<Identity, Instant>>);
 
 impl RetryAfterCache {
-    /// The callers of a key were told to wait.
     pub(super) fn note(&self, identity: &Identity, wait: Duration) {
         let now = Instant::now();
         let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // There is one for each refusal of the upstream, of which there are few within such a time.
         keys.retain(|_, until| *until > now);
-        // A wait that never ends is not one anybody was told.
         if let Some(until) = now.checked_add(wait) {
             keys.insert(identity.clone(), until);
         }
     }
 
-    /// How long the callers of a key were told to wait still.
+    /// What is left of that time.
     pub(super) fn remaining(&self, identity: &Identity) -> Option<Duration> {
         let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         keys.get(identity)?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())

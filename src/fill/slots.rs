@@ -63,7 +63,7 @@ pub enum BusyCause {
     TooLate,
 }
 
-/// What came of a call, as far as the next ones are concerned.
+/// The outcome of a call, as far as it changes the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallEnd {
     /// The upstream dealt with it.
@@ -86,7 +86,7 @@ pub struct SlotsLoad {
     /// Calls that may be under way at once.
     pub limit: usize,
     pub in_flight: usize,
-    /// Who waits, by team; teams with nobody are left out.
+    /// Waiters by team; teams without one are left out.
     pub queued: BTreeMap<String, usize>,
 }
 
@@ -174,7 +174,7 @@ impl Slots {
             }
         }
         drop(state);
-        // Without the lock: a slot that nobody takes comes back in the same instant.
+        // Without the lock: a slot whose receiver is gone comes back in the same instant.
         for (waiting, slot) in turns {
             let _ = waiting.send(Ok(slot));
         }
@@ -191,7 +191,7 @@ impl Slots {
             }
             Some(CallEnd::Throttled(asked)) => {
                 if let Some(pause) = state.limit.throttled(slot.burst, asked) {
-                    // The next turn comes that much later, and those who ask are told so.
+                    // The next turn comes that much later; callers get the longer wait.
                     state.sample(held + pause);
                     let until = Instant::now() + pause;
                     state.paused_until = Some(state.paused_until.map_or(until, |known| known.max(until)));
@@ -235,7 +235,7 @@ impl State {
 }
 
 impl Slot {
-    /// Gives the slot back, and says what came of its call.
+    /// Gives the slot back with the outcome of its call.
     pub fn end(mut self, end: CallEnd) {
         self.end = Some(end);
     }

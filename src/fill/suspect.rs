@@ -17,8 +17,8 @@ pub(super) fn suspicions(width: u32, height: u32, bytes: &[u8], answer: &str) ->
     found
 }
 
-/// Does `retain_location` touch the result at all? The documents do not settle what exactly it
-/// tells; in each reading of them it is a rectangle with some of the generated image in it.
+/// Does `retain_location` overlap the result at all? The vendor's documents do not define it; in each
+/// reading it is a rectangle with some of the generated image in it.
 fn is_plausible(width: u32, height: u32, answer: &str) -> bool {
     let Ok(answer) = serde_json::from_str::<serde_json::Value>(answer) else { return false };
     let Some(place) = answer.pointer("/data/retain_location") else {

@@ -49,7 +49,7 @@ pub(super) struct Task {
     pub(super) lease: Option<Held>,
     /// Its place among those that are to be settled without a slot.
     unsettled: Option<Place>,
-    /// The callers have been told how it ends, or that it goes on without them.
+    /// The callers have their answer.
     is_told: bool,
     /// When the fill began, for memory.
     reading: FillToken,
@@ -99,7 +99,7 @@ impl Task {
         }
     }
 
-    /// Has no callers, whoever waits for the key: another task has them.
+    /// Has no callers, although the key may have waiters: another task has them.
     pub(super) fn work_alone(&mut self) {
         self.groups = Arc::default();
     }
@@ -111,7 +111,7 @@ impl Task {
         self.slot = None;
     }
 
-    /// Carries out effects until the machine is done. If this panics, its callers are told.
+    /// Carries out effects until the machine is done. If this panics, its callers get an error.
     pub(super) async fn run(mut self, mut machine: Machine) {
         let bug = FillOutcome { verdict: Err(GatewayError::Bug), payer: None, timing: FillTiming::default() };
         let guard = GroupGuard::new(self.groups.clone(), self.identity.clone(), bug);
@@ -370,7 +370,7 @@ impl Task {
     async fn book(&mut self, id: CallId, booking: Booking, machine: &Machine) -> Result<(), LedgerError> {
         let state = booking.state();
         let booked = self.shared.core.ledger.book(id, booking).await;
-        // A contradiction: somebody settled the row meanwhile. The result is fetched all the same.
+        // A contradiction: the row was settled meanwhile. The result is fetched all the same.
         if matches!(booked, Ok(()) | Err(LedgerError::Contradiction { .. })) {
             self.is_durable |= state == CallState::Answered;
         }
@@ -423,7 +423,7 @@ impl Task {
         self.groups.finish(&self.identity, &outcome);
     }
 
-    /// Puts a result into memory before anyone is told of it, so that whoever comes next finds it.
+    /// Puts a result into memory before any caller gets it, so that the next request finds it.
     async fn outcome(&mut self, verdict: Verdict) -> FillOutcome {
         let shared = self.shared.clone();
         let cache = &shared.core.cache;

@@ -1,4 +1,4 @@
-//! What a fill tells of its timing: where its time went, whom it waited for, what limits decided.
+//! Timing of a fill: where its time went, what it waited for, which limits decided.
 
 use std::time::Duration;
 
@@ -131,7 +131,7 @@ impl Task {
         self.shared.core.metrics.decided(LimitKind::Concurrency, decision, LimitMode::Enforce);
     }
 
-    /// The status of an answer, for the log of whoever waits.
+    /// The status of an answer, for the waiters' log lines.
     pub(super) fn note_reply(&mut self, reply: &Reply) {
         let status = match reply {
             Reply::Answered(_) => Some(http::StatusCode::OK),

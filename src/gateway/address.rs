@@ -1,8 +1,8 @@
-//! Whose URL an answer names: ours, or that of whoever else serves the store's objects.
+//! Whose URL an answer names: ours, or that of another server of the store's objects.
 //!
 //! A result may wait in the ledger's spool, and is served by us alone until the store has it. The
 //! ledger says whether it does. A result never goes back to the spool, so what is in the store may be
-//! remembered, and what is in the spool must be asked for again. When it cannot be told, the URL is
+//! remembered, and what is in the spool must be looked up again. When it is not known, the URL is
 //! ours, which serves from both.
 
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use super::Gateway;
 use crate::base::record::Record;
 use crate::ledger::guard::Standing;
 
-/// How long an answer waits for the ledger's word. A hit has waited for the ledger before, and is to be
-/// answered within a second even when the ledger hangs.
+/// How long an answer waits for the ledger. A hit has waited for it before, and must be answered within a
+/// second even when the ledger hangs.
 const LEDGER_PATIENCE: Duration = Duration::from_millis(200);
 
 impl Gateway {
@@ -35,7 +35,7 @@ impl Gateway {
         }
         let Some(object) = record.object() else { return false };
         match tokio::time::timeout(LEDGER_PATIENCE, self.core.ledger.is_spooled(object)).await {
-            // Nobody is told of a result before store or spool has it.
+            // No result is answered before store or spool has it.
             Ok(Ok(false)) => {
                 self.core.cache.know_in_store(record);
                 true

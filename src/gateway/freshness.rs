@@ -20,7 +20,7 @@ use crate::base::identity::Identity;
 use crate::cache::MemoryCache;
 use crate::ledger::{Ledger, LedgerError};
 
-/// How often the ledger is asked for changes.
+/// Time between two reads of the ledger's changes.
 const POLL: Duration = Duration::from_secs(1);
 /// How long memory is believed after the last question that was answered was asked: what others
 /// change is seen within this time, or not served from memory.

@@ -1,8 +1,8 @@
-//! What operators do with one key: [`KeyAdmin`] purges it, and [tells](KeyAdmin::explain) all about it.
+//! What operators do with one key: [`KeyAdmin`] purges it, and [explains](KeyAdmin::explain) it.
 //!
 //! A purge is done when the ledger says so, the store's record is gone and this process has forgotten
 //! the answer; other processes follow the ledger's changes ([`freshness`](super::freshness)). It
-//! can be repeated whatever came of it before. Objects stay, so every URL goes on serving.
+//! can be repeated after any outcome. Objects stay, so every URL goes on serving.
 
 mod explain;
 
@@ -60,7 +60,6 @@ impl KeyAdmin {
         Self { core, admin, freshness, namespace }
     }
 
-    /// Where the keys it is asked about are filed.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }

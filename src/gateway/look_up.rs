@@ -74,7 +74,7 @@ impl Gateway {
                     stages.time(Stage::Ledger, self.import_record(&record)).await;
                 }
                 if stages.time(Stage::Store, self.is_still_there(&record)).await? {
-                    // It may have been purged, which the ledger alone would tell.
+                    // It may have been purged, which the ledger alone knows.
                     if in_ledger.is_err() && self.freshness.is_shared() {
                         let record = Arc::new(record);
                         return Ok(Some(Found { record, status: CacheStatus::HitStore }));

@@ -34,7 +34,7 @@ impl RequestTiming {
         self.fill_wait = waited;
     }
 
-    /// The fill that was made for this request, until it was told the outcome.
+    /// The fill that was made for this request, until its outcome.
     pub(super) fn was_filled(&mut self, timing: &FillTiming) {
         self.fill_wait = timing.stages.waited();
         self.upstream = timing.stages.of(Stage::Upstream).map(|took| (took, timing.upstream_status));

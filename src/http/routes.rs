@@ -111,7 +111,7 @@ pub fn public_router(state: PublicState) -> Router {
     results.merge(api).with_state(state)
 }
 
-/// Other methods are 405 with `Allow`; `OPTIONS` that is no preflight is told the same politely.
+/// Other methods are 405 with `Allow`; `OPTIONS` that is no preflight is 204 with `Allow`.
 fn only(routes: MethodRouter<PublicState>, allow: &'static str) -> MethodRouter<PublicState> {
     routes
         .options(move || async move { (StatusCode::NO_CONTENT, [(http::header::ALLOW, allow)]) })

@@ -14,7 +14,7 @@ use super::{BodyTooSlow, BoxError};
 pub struct Pace {
     /// The whole body, from its first poll.
     pub total: Duration,
-    /// Nothing is asked of the pace for this long.
+    /// The minimum holds after this time.
     pub grace: Duration,
     /// Bytes per second afterwards, on average since the first poll; 0 for no minimum.
     pub bytes_per_second: u64,

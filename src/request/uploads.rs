@@ -120,7 +120,7 @@ impl UploadRoom {
     }
 
     /// Appends to an upload's file, or begins one. The memory of `bytes` counts until they are written,
-    /// also when nobody waits for that any more.
+    /// also when the caller has gone.
     ///
     /// # Errors
     /// [`NoRoom`]; what was written before is gone too.

@@ -146,7 +146,7 @@ impl AilabUpstream {
         Ok(Self { net, host, port, tls, authority, config, timer: None })
     }
 
-    /// `timer` is told how long calls take.
+    /// `timer` learns how long calls take.
     pub fn timed_by(self, timer: Arc<dyn CallTimer>) -> Self {
         Self { timer: Some(timer), ..self }
     }

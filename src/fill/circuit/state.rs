@@ -62,7 +62,7 @@ impl State {
         self.probe.is_some() && self.openings.iter().any(Option::is_some)
     }
 
-    /// Why nobody may buy now, and for how long still; zero while a probe is under way.
+    /// Why nothing may be bought now, and for how long; zero while a probe is under way.
     pub(super) fn refusal(&self, now: Instant) -> Option<(OpenReason, Duration)> {
         let openings = || {
             let pairs = OpenReason::ALL.into_iter().zip(self.openings);
@@ -147,7 +147,7 @@ impl State {
     fn failed(&mut self, is_probe: bool, now: Instant) {
         let is_outage = self.window.failed(now);
         if self.is_open(OpenReason::Outage) {
-            // What began before it opened tells nothing new.
+            // An attempt that began before it opened brings no news.
             if is_probe {
                 self.open(OpenReason::Outage, true, now);
             }
@@ -231,7 +231,7 @@ fn wait(trouble: OpenReason, opening: &Opening, now: Instant) -> Duration {
             let lasted = now.saturating_duration_since(opening.since);
             (lasted / 6).clamp(Duration::from_secs(10), MINUTE)
         }
-        // A refusal is free, and the key's file, or the balance, tell sooner.
+        // A refusal is free; a change of the key's file or of the balance comes sooner.
         OpenReason::KeyRefused | OpenReason::NoCredits => MINUTE,
         // Each probe costs credits, perhaps for nothing.
         OpenReason::Unfetchable => (MINUTE * (1 << opening.failed_probes.min(6))).min(60 * MINUTE),

@@ -72,7 +72,7 @@ impl Machine {
         self.pause(backoff(self.book_tries), Next::Book)
     }
 
-    /// What callers are told whatever comes of the booking under way, if it ends the call.
+    /// The verdict for callers, whether or not the booking under way succeeds, if it ends the call.
     fn settled(&mut self) -> Option<Verdict> {
         let (_, next) = self.booking.as_mut()?;
         if let Next::Retry(_) = next {

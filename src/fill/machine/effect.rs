@@ -16,7 +16,7 @@ use crate::upstream::{NotSent, Reply};
 /// What the shell is to do next; each has its event.
 #[derive(Debug)]
 pub enum Effect {
-    /// Wait for an upstream slot: [`Event::Slot`], or [`Event::Admitted`] when nobody waits any more.
+    /// Wait for an upstream slot: [`Event::Slot`], or [`Event::Admitted`] when no waiter is left.
     TakeSlot,
     /// Choose who pays among those who wait: [`Event::Admitted`].
     Admit,
@@ -26,7 +26,7 @@ pub enum Effect {
     EnterCircuit,
     /// Take the key in the ledger: [`Event::Reserved`].
     Reserve,
-    /// Ask the store once more, now that nobody else can buy: [`Event::LookedAgain`].
+    /// Read the store once more, now that no other fill can buy: [`Event::LookedAgain`].
     LookAgain,
     /// Make a record known to the ledger: [`Event::Imported`].
     Import(Arc<Record>),
@@ -54,7 +54,7 @@ pub enum Effect {
     StepAside(Duration),
     /// Answer the payer's team only: [`Event::Notified`].
     RefuseTeam(GatewayError),
-    /// Answer everyone and whoever comes, and go on: [`Event::Notified`].
+    /// Answer all waiters, also later ones, and go on: [`Event::Notified`].
     Tell(Verdict),
     /// Answer everyone; the fill is over.
     Finish(Verdict),
@@ -74,9 +74,9 @@ pub enum Event {
     Entered(Result<(), GatewayError>),
     Reserved(Result<Reserved, LedgerError>),
     LookedAgain(Result<Standing, StoreError>),
-    /// The ledger knows the record, or could not be told; it will be told again at a later look-up.
+    /// The ledger knows the record, or a later lookup imports it.
     Imported,
-    /// Somebody waits still; or nobody, and the group is dissolved.
+    /// `false`: no waiter is left, and the group is dissolved.
     Awaited(bool),
     Opened(Result<Open, NotSent>),
     Marked(Result<Permit, LedgerError>),

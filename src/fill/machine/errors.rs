@@ -1,4 +1,4 @@
-//! What callers are told of replies that bring no result; pure.
+//! Errors for callers, of replies without a result; pure.
 
 use std::time::Duration;
 

@@ -15,7 +15,7 @@ const NOT_SENT_TRIES: u32 = 3;
 /// Times an order is bought anew that flow control refuses.
 const FLOW_RETRIES: u32 = 2;
 
-/// What has been tried, and what is told when it is not tried again.
+/// The attempts so far, and the error when there is no other.
 #[derive(Debug, Default)]
 pub(super) struct Tries {
     not_sent: u32,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 /// See the module. `T` is what waits.
 pub(super) struct FairQueue<T> {
-    /// Teams with somebody waiting, the one whose turn it is first; none of the lines is empty.
+    /// Teams with waiters, the one whose turn it is first; no line is empty.
     lines: VecDeque<Line<T>>,
     length: usize,
     next_place: u64,
@@ -28,7 +28,7 @@ impl<T> FairQueue<T> {
         self.length
     }
 
-    /// How many of each team wait; teams with nobody are left out.
+    /// Waiters by team; teams without one are left out.
     pub(super) fn by_team(&self) -> impl Iterator<Item = (&str, usize)> {
         self.lines.iter().map(|line| (line.team.as_str(), line.waiting.len()))
     }
@@ -64,7 +64,7 @@ impl<T> FairQueue<T> {
         Some(who)
     }
 
-    /// Takes out somebody who does not want to wait any more; `None` when that one has had its turn.
+    /// Removes a waiter that gives up; `None` when it has had its turn.
     pub(super) fn remove(&mut self, place: Place) -> Option<T> {
         let sought = |(found, _): &(Place, T)| *found == place;
         let (at, inner) = self
@@ -155,7 +155,7 @@ mod tests {
 
     proptest! {
         /// Whatever is pushed and removed: each comes out once, in its team's order, no team is
-        /// passed over while another has two turns, and nobody waits longer than was expected.
+        /// passed over while another has two turns, and none waits longer than was expected.
         #[test]
         fn nobody_is_lost_and_no_team_starves(
             steps in proptest::collection::vec((0usize..4, 0u8..4), 1..120),

@@ -1,4 +1,4 @@
-//! All that is known of one key, and where: for whoever wonders why it was bought, or was not.
+//! All that is known of one key, and where: why it was bought, or was not.
 //!
 //! Nothing of it is an error: what cannot be asked is said to be so.
 

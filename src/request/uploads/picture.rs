@@ -34,7 +34,7 @@ pub(super) struct Spilled {
     turns: Arc<Semaphore>,
 }
 
-/// Bytes and the memory they are counted against, so that whoever has a slice of them has both.
+/// Bytes and the memory they are counted against: a slice of them keeps both.
 struct Counted {
     bytes: Vec<u8>,
     _share: Share,
@@ -65,7 +65,7 @@ impl Picture {
     }
 
     /// All of it, in memory. May block on the disk, and a spilled one then takes memory that is not
-    /// counted: whoever calls this bounds how many do at once.
+    /// counted: the caller bounds how many do at once.
     pub fn whole(&self) -> io::Result<Bytes> {
         match &self.0 {
             Content::Memory(bytes) => Ok(bytes.clone()),

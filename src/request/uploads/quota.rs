@@ -28,7 +28,7 @@ impl Quota {
     }
 }
 
-/// What somebody has taken; given back when dropped. It goes where the bytes go.
+/// Bytes taken; given back when dropped. It goes where the bytes go.
 #[derive(Debug)]
 pub(crate) struct Share {
     quota: Arc<Quota>,

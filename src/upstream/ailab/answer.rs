@@ -22,7 +22,7 @@ const FLOW_RESTRICTION: &str = "AI_SERVICE_FLOW_RESTRICTION";
 /// taken for it, one bad picture would stop all paying.
 const NOT_ABOUT_THE_ACCOUNT: [&str; 2] = ["ERROR_ILLEGAL_FILE", "AI_SERVICE_UNAUTHORIZED"];
 
-/// The longest wait that is believed, in seconds: clients are told no longer one either.
+/// The longest wait that is believed and passed on, in seconds.
 const LONGEST_ASKED: u64 = 3600;
 
 /// The longest code that is passed on; the vendor's longest has 43 characters.

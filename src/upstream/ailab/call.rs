@@ -60,7 +60,7 @@ pub(super) struct AilabCall {
     watch: Stopwatch,
 }
 
-/// Who is told how long a call took, and how long it had taken when its tail was held back.
+/// Reports how long a call took, without the time its tail was held back.
 pub(super) struct Stopwatch {
     pub(super) timer: Option<Arc<dyn CallTimer>>,
     pub(super) until_held: Duration,

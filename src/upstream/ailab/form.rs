@@ -1,7 +1,8 @@
 //! The body of a paid request: three parts, and a tail that waits.
 //!
-//! Everything but the tail goes out as it is asked for; the tail only once it is let go. An image in
-//! memory is never copied, and one in a file never in memory as a whole. [`Watch`] wraps the connection to tell when all but the tail was flushed.
+//! Everything but the tail goes out when it is polled; the tail only once it is released. An image in
+//! memory is never copied, and one in a file never in memory as a whole. [`Watch`] wraps the connection and
+//! knows when all but the tail was flushed.
 
 use std::future::Future;
 use std::io;
@@ -37,7 +38,7 @@ pub(super) struct Form {
 }
 
 impl Form {
-    /// Lays out an order, with a boundary nobody could have foreseen.
+    /// Lays out an order, with a boundary that cannot be foreseen.
     ///
     /// # Errors
     /// [`NotSent`]: the operating system has no random bytes to give, or the image cannot be read.
