@@ -8,6 +8,8 @@
 //!
 //! This module never performs I/O, counts nothing, and reads no credential from a query or cookie.
 
+#![allow(missing_docs, reason = "a name that says it needs no more")]
+
 mod admin;
 pub(crate) mod policy;
 mod token;
@@ -25,10 +27,11 @@ use jiff::Timestamp;
 pub use admin::AdminTokens;
 pub use token::{Token, TokenId};
 
+use crate::base::words::words;
+
 /// The header that every client of the upstream sends its key in.
 pub const API_KEY_HEADER: &str = "ailabapi-api-key";
 
-/// [`Team::refused_per_day`] where nothing else is configured.
 pub const REFUSED_PER_DAY: u64 = 200;
 
 /// The team of every caller while no teams are configured.
@@ -52,9 +55,7 @@ pub struct Team {
     pub name: String,
     /// May it buy a stored crop again?
     pub may_refresh: bool,
-    /// Are all its calls refused?
     pub disabled: bool,
-    /// What happens when a budget is used up.
     pub mode: BudgetMode,
     /// Credits per calendar day; `None` for no limit.
     pub daily_credits: Option<u64>,
@@ -82,23 +83,9 @@ impl Team {
     }
 }
 
-/// What happens when a team's budget is used up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BudgetMode {
-    /// Its misses are refused.
-    Enforce,
-    /// It is noted, and bought all the same.
-    Shadow,
-}
-
-impl BudgetMode {
-    /// The word for it in the configuration and in reports.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Enforce => "enforce",
-            Self::Shadow => "shadow",
-        }
-    }
+words! {
+    /// What happens when a team's budget is used up: its misses are refused, or it is only noted.
+    pub enum BudgetMode { Enforce = "enforce", Shadow = "shadow" }
 }
 
 /// All teams and their tokens.
@@ -131,14 +118,9 @@ impl Teams {
             teams.push(team);
         }
         if teams.is_empty() {
-            return Self::open();
+            return Self { teams: vec![Arc::new(Team::local())], tokens: None };
         }
         Self { teams, tokens: Some(by_id) }
-    }
-
-    /// No teams: every caller is the team `local`.
-    pub fn open() -> Self {
-        Self { teams: vec![Arc::new(Team::local())], tokens: None }
     }
 
     /// Is every caller let in?
@@ -146,25 +128,19 @@ impl Teams {
         self.tokens.is_none()
     }
 
-    /// All teams, in the order of the configuration; `local` when none are configured.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Team>> + Clone {
         self.teams.iter()
     }
 
-    /// Their names.
     pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.teams.iter().map(|team| team.name.as_str())
     }
 
-    /// The team of that name.
     pub fn get(&self, name: &str) -> Option<&Arc<Team>> {
         self.teams.iter().find(|team| team.name == name)
     }
 
     /// The team whose token the headers carry, at the moment `now`.
-    ///
-    /// # Errors
-    /// [`AuthError`]: nothing of the request's body needs to be read.
     pub fn authenticate(&self, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Team>, AuthError> {
         let Some(tokens) = &self.tokens else { return Ok(self.teams[0].clone()) };
         let presented = credential(headers)?;
@@ -191,7 +167,6 @@ impl Teams {
 fn credential(headers: &HeaderMap) -> Result<&str, AuthError> {
     let api_key = single(headers.get_all(API_KEY_HEADER).iter())?;
     let bearer = single(headers.get_all(AUTHORIZATION).iter().filter(|value| is_bearer(value)))?;
-    // Without the scheme's name.
     let bearer = bearer.map(|value| value[BEARER.len()..].trim()).filter(|token| !token.is_empty());
     match (api_key, bearer) {
         (None, None) => Err(AuthError::Missing),
@@ -257,8 +232,5 @@ pub enum AuthError {
     Conflicting,
     /// 403: the token is good, and its team may not call.
     #[error("the team {team} is disabled; ask whoever runs this Granary to enable it")]
-    Disabled {
-        /// Its name.
-        team: String,
-    },
+    Disabled { team: String },
 }

@@ -14,9 +14,6 @@ use crate::http::server::CurrentCertificate;
 use crate::metrics::{Metrics, ReloadedFile};
 
 /// Reads the certificate; `None` when none is configured.
-///
-/// # Errors
-/// Why it cannot be used.
 pub(super) fn open(settings: &ServerConfig, metrics: &Metrics) -> anyhow::Result<Option<CurrentCertificate>> {
     let read = settings.certificate().map_err(|(field, why)| anyhow!(why).context(field));
     let Some(certificate) = read.context("the certificate")? else { return Ok(None) };
@@ -24,7 +21,6 @@ pub(super) fn open(settings: &ServerConfig, metrics: &Metrics) -> anyhow::Result
     Ok(Some(Arc::new(ArcSwap::from_pointee(certificate))))
 }
 
-/// Follows the certificate's files.
 pub(super) async fn follow(settings: ServerConfig, current: CurrentCertificate, metrics: Arc<Metrics>) {
     let mut files = FileWatch::new(move || settings.certificate());
     let mut was_unusable = false;

@@ -31,7 +31,7 @@ use crate::fill::{FillParts, Filler};
 use crate::gateway::keys::{KeyAdmin, KeyAdminParts};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::http::routes::body::Pace;
-use crate::http::routes::usage::{UsageParts, UsageState};
+use crate::http::routes::usage::UsageState;
 use crate::http::routes::{About, AdminState, Memory, PublicParts, PublicState, admin_router, public_router};
 use crate::http::server::{self, ConnectionLimits, Listener, Stops};
 use crate::ledger::Ledger;
@@ -299,7 +299,7 @@ impl Core {
         gateway: &Gateway,
     ) -> anyhow::Result<Listener> {
         let config = &self.config;
-        let usage = UsageState::new(UsageParts {
+        let usage = Arc::new(UsageState {
             book: storage.usage.clone(),
             ledger: storage.ledger.clone(),
             meter: services.meter.clone(),

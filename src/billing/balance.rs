@@ -13,9 +13,7 @@ use crate::upstream::Upstream;
 /// A balance and when it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Balance {
-    /// Credits left.
     pub credits: u64,
-    /// When the upstream said so.
     pub seen_at: Timestamp,
 }
 
@@ -27,7 +25,6 @@ pub struct BalanceWatch {
 }
 
 impl BalanceWatch {
-    /// Watches the account behind `upstream`.
     pub fn new(upstream: Arc<dyn Upstream>, clock: Clock) -> Self {
         Self { upstream, clock, last: Mutex::default() }
     }

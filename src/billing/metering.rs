@@ -88,14 +88,13 @@ impl Meter {
         let mut counts = self.counts();
         let today = counts.today(now, &self.zone);
         let teams = counts.of_day(today);
-        if !teams.contains_key(team) {
-            teams.insert(team.to_owned(), TeamCounts::default());
-        }
+        let team = match teams.get_mut(team) {
+            Some(team) => team,
+            None => teams.entry(team.to_owned()).or_default(),
+        };
         // A ledger may have records that were imported before their numbers were checked.
         let credits = credits.min(MAX_CREDITS);
-        if let Some(team) = teams.get_mut(team) {
-            team[cause as usize][payer as usize] += Count { number: 1, credits };
-        }
+        team[cause as usize][payer as usize] += Count { number: 1, credits };
         counts.unbooked += 1;
     }
 
@@ -111,15 +110,12 @@ impl Meter {
         seen.len() < MOST_LOOK_UPS && seen.insert(self.hasher.hash_one((team, key)))
     }
 
-    /// Requests that are counted and not booked yet, as far as is known.
     pub fn unbooked(&self) -> u64 {
         self.counts().unbooked
     }
 
     /// Books what has been counted until now.
-    ///
-    /// # Errors
-    /// [`LedgerError`]: not booked, as far as is known. It is kept, and booked by the next call.
+    /// After an error it is kept, and booked by the next call.
     pub async fn flush(&self, book: &dyn UsageBook) -> Result<(), LedgerError> {
         let mut outbox = self.flushing.lock().await;
         // What was left over from the last time goes first, and alone: it may be booked already.
@@ -129,7 +125,8 @@ impl Meter {
                 outbox.pending = self.take(outbox.booked + 1);
             }
             let Some(batch) = outbox.pending.clone() else { return Ok(()) };
-            let (number, requests) = (batch.number, requests(&batch));
+            let number = batch.number;
+            let requests: u64 = batch.served.iter().map(|served| served.count.number).sum();
             let booked = tokio::time::timeout(PATIENCE, book.book_served(batch)).await;
             booked.unwrap_or_else(|_| {
                 Err(LedgerError::Unavailable(format!("it did not answer within {PATIENCE:?}")))
@@ -143,23 +140,19 @@ impl Meter {
         }
     }
 
-    /// Books what has been counted, every few seconds.
     pub async fn run(self: Arc<Self>, book: Arc<dyn UsageBook>) {
         let mut is_away = false;
         loop {
             tokio::time::sleep(jittered(FLUSH_PERIOD)).await;
-            match self.flush(&*book).await {
-                Ok(()) if is_away => {
-                    tracing::info!("what was served is booked again");
-                    is_away = false;
-                }
-                Ok(()) => {}
+            let booked = self.flush(&*book).await;
+            match &booked {
+                Ok(()) if is_away => tracing::info!("what was served is booked again"),
                 Err(error) if !is_away => {
                     tracing::warn!(%error, "what was served cannot be booked, and is counted in memory");
-                    is_away = true;
                 }
-                Err(_) => {}
+                Ok(()) | Err(_) => {}
             }
+            is_away = booked.is_err();
         }
     }
 
@@ -196,10 +189,6 @@ impl Meter {
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn requests(batch: &ServedBatch) -> u64 {
-    batch.served.iter().map(|served| served.count.number).sum()
 }
 
 impl Counts {

@@ -1,5 +1,4 @@
-//! What credits cost: [`Price`]. In millionths of whatever currency the price is in; sums are exact,
-//! because nothing here is a float.
+//! What credits cost: [`Price`], in millionths of any currency. Sums are exact: nothing here is a float.
 
 use std::fmt;
 use std::str::FromStr;

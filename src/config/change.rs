@@ -40,38 +40,24 @@ pub struct Changes {
 impl Config {
     /// What would change if `new` took the place of this one.
     pub fn changes_to(&self, new: &Self) -> Changes {
-        // By name, so that a section that is added does not go unnoticed.
-        let Self { server, upstream, store, state, cache, budget, teams, log } = self;
         let mut changes = Changes::default();
-        changes.section("server", server, &new.server);
-        changes.section("upstream", upstream, &new.upstream);
-        changes.section("store", store, &new.store);
-        changes.section("state", state, &new.state);
-        changes.section("cache", cache, &new.cache);
-        changes.section("budget", budget, &new.budget);
-        changes.section("log", log, &new.log);
-        changes.teams(teams, &new.teams);
+        for (section, fields) in self.changed(new) {
+            for field in fields {
+                changes.setting(format!("{section}.{field}"));
+            }
+        }
+        changes.teams(&self.teams, &new.teams);
         changes
     }
 }
 
 impl Changes {
-    /// Is everything as it was?
-    pub fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.restart.is_empty()
-    }
-
-    fn section<S: Section>(&mut self, name: &str, old: &S, new: &S) {
-        for field in old.changed(new) {
-            let field = format!("{name}.{field}");
-            if is_live(&field) {
-                self.live.push(field);
-            } else {
-                self.restart.add(
-                    field,
-                    "was changed, which takes effect at a start only; restart, or change it back",
-                );
-            }
+    fn setting(&mut self, field: String) {
+        if is_live(&field) {
+            self.live.push(field);
+        } else {
+            self.restart
+                .add(field, "was changed, which takes effect at a start only; restart, or change it back");
         }
     }
 
@@ -233,7 +219,7 @@ mod tests {
             new.visit(&mut differ);
             let Some(field) = differ.found else { break };
             let changes = old.changes_to(&new);
-            let restart: Vec<_> = changes.restart.iter().map(|problem| problem.field.clone()).collect();
+            let restart: Vec<_> = changes.restart.0.iter().map(|problem| problem.field.clone()).collect();
             let expected =
                 if is_live(&field) { (vec![field.clone()], vec![]) } else { (vec![], vec![field.clone()]) };
             assert_eq!((changes.live, restart), expected, "{field}");
@@ -282,7 +268,7 @@ mod tests {
         check(&[], &["a"], &["team.a"]);
         check(&[], &[], &[]);
         let changes = with(&["a", "b"]).changes_to(&with(&[]));
-        let field = changes.restart.iter().next().map(|problem| problem.field.as_str());
+        let field = changes.restart.0.iter().next().map(|problem| problem.field.as_str());
         assert_eq!((changes.live, field), (vec![], Some("team")));
     }
 
@@ -295,7 +281,7 @@ mod tests {
             config
         };
         let changes = with("sesame-one").changes_to(&with("sesame-two"));
-        assert_eq!((changes.live.len(), changes.restart.iter().count()), (1, 1));
+        assert_eq!((changes.live.len(), changes.restart.0.iter().count()), (1, 1));
         assert!(!format!("{changes:?} {}", changes.restart).contains("sesame"), "{changes:?}");
     }
 }

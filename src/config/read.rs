@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::{Table, Value};
 
 use super::problems::Problems;
-use super::setting::{Fault, FieldDoc, FieldVisitor, Section, Setting, kind, shown};
+use super::setting::{Fault, FieldDoc, FieldVisitor, Section, Setting, kind, one, shown};
 use super::team::TeamConfig;
 use super::{Config, Environment, SECTIONS, SectionVisitor};
 
@@ -23,7 +23,6 @@ const OTHER_VARIABLES: [&str; 6] = [
 #[derive(Default)]
 pub(super) struct ConfigReader {
     pub problems: Problems,
-    /// What may be wrong.
     pub warnings: Vec<String>,
     /// The fields that somebody set.
     set: BTreeSet<String>,
@@ -34,29 +33,19 @@ pub(super) struct ConfigReader {
 impl ConfigReader {
     /// What the file says; `None` when it is not TOML, so that nothing follows from it.
     pub(super) fn file(&mut self, text: &str) -> Option<Config> {
-        let mut root = match parse(text) {
-            Ok(root) => root,
-            Err(problems) => {
-                self.problems = problems;
-                return None;
-            }
-        };
+        let mut root = parse(text).map_err(|problems| self.problems = problems).ok()?;
         let mut config = Config::default();
         let teams = root.remove("team");
         config.visit(&mut FromFile { root: &mut root, reading: self });
         for name in root.keys() {
-            let known = SECTIONS.join("], [");
-            self.problems
-                .add(shown_name(name), format!("is unknown; the sections are [{known}] and [[team]]"));
+            let why = format!("is unknown; the sections are [{}] and [[team]]", SECTIONS.join("], ["));
+            self.problems.add(shown_name(name), why);
         }
         match teams {
             None => {}
             Some(Value::Array(teams)) => {
-                config.teams = teams
-                    .into_iter()
-                    .enumerate()
-                    .filter_map(|(index, team)| self.team(index, team))
-                    .collect();
+                let teams = teams.into_iter().enumerate();
+                config.teams = teams.filter_map(|(index, team)| self.team(index, team)).collect();
             }
             Some(_) => self.no_team("team".to_owned()),
         }
@@ -85,11 +74,8 @@ impl ConfigReader {
         section.visit(&mut fields);
         let FromTable { table, known, .. } = fields;
         for name in table.keys() {
-            let known = known.join(", ");
-            self.problems.add(
-                format!("{path}.{}", shown_name(name)),
-                format!("is unknown; the fields here are {known}"),
-            );
+            let why = format!("is unknown; the fields here are {}", known.join(", "));
+            self.problems.add(format!("{path}.{}", shown_name(name)), why);
         }
     }
 
@@ -109,7 +95,6 @@ impl ConfigReader {
         }
     }
 
-    /// Did somebody set this field?
     pub(super) fn is_set(&self, field: &str) -> bool {
         self.set.contains(field)
     }
@@ -226,13 +211,9 @@ impl FieldVisitor for FromVariables<'_> {
     fn field<T: Setting>(&mut self, field: FieldDoc, value: &mut T) {
         let name = format!("GRANARY_{}_{}", self.section, field.name).to_ascii_uppercase();
         if let Some(text) = self.environment.get(&name) {
-            let read = T::from_text(text).map_err(|why| vec![why.into()]);
-            self.reading.take(
-                format!("{}.{}", self.section, field.name),
-                read,
-                value,
-                &format!(" (from {name})"),
-            );
+            let read = T::from_text(text).map_err(one);
+            let (field, from) = (format!("{}.{}", self.section, field.name), format!(" (from {name})"));
+            self.reading.take(field, read, value, &from);
         }
         self.known.push(name);
     }

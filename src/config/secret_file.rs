@@ -4,11 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-/// Reads a file that holds `what`, such as `the key`, of at most so many bytes.
-///
-/// # Errors
-/// Why it cannot be used, in the words of a configuration's problem; neither its name nor anything in it
-/// is repeated, because people put one where the other belongs.
+/// Reads a file that holds `what`, such as `the key`, of at most so many bytes. The error repeats neither its
+/// name nor anything in it, because people put one where the other belongs.
 pub(super) fn read_secret_file(path: &Path, what: &str, longest: u64) -> Result<String, String> {
     let file = open(path, what)?;
     if is_open_to_everyone(&file.metadata().map_err(failed)?) {

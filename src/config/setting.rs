@@ -10,32 +10,19 @@ use toml::Value;
 pub(super) struct Fault {
     /// Such as `[2].expires`; empty when the field itself is meant.
     pub at: String,
-    /// What is wrong and what to do.
     pub why: String,
-}
-
-impl From<String> for Fault {
-    fn from(why: String) -> Self {
-        Self { at: String::new(), why }
-    }
 }
 
 /// A type that a field of the configuration may have.
 pub(super) trait Setting: Sized {
     /// Reads what a variable holds. The error says what was wrong and what to write; for values
     /// that may be secrets it does not repeat them.
-    ///
-    /// # Errors
-    /// Why the text is not such a value.
     fn from_text(text: &str) -> Result<Self, String>;
 
     /// Reads what the file holds: by default a text in quotes.
-    ///
-    /// # Errors
-    /// All that is wrong with the value.
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
         match value {
-            Value::String(text) => Self::from_text(&text).map_err(|why| vec![why.into()]),
+            Value::String(text) => Self::from_text(&text).map_err(one),
             other => Err(one(format!("is {}; write a text in quotes", kind(&other)))),
         }
     }
@@ -46,7 +33,6 @@ pub(super) trait Setting: Sized {
 
 /// Names and docs of one field, as declared.
 pub(super) struct FieldDoc {
-    /// Its name in the file.
     pub name: &'static str,
     /// The lines of its doc comment.
     pub doc: &'static [&'static str],
@@ -66,7 +52,6 @@ pub(super) trait Section: Default + Clone {
 
 /// What is done with every field of a section.
 pub(super) trait FieldVisitor {
-    /// Reads, overlays or prints one field.
     fn field<T: Setting>(&mut self, field: FieldDoc, value: &mut T);
 }
 
@@ -108,36 +93,6 @@ macro_rules! section {
 }
 pub(super) use section;
 
-/// Makes an enum of words a setting.
-macro_rules! words {
-    ($name:ident { $($word:literal => $variant:ident),* $(,)? }) => {
-        impl $name {
-            /// The word that stands for this in the file.
-            pub fn as_str(self) -> &'static str {
-                match self { $( Self::$variant => $word, )* }
-            }
-        }
-
-        impl $crate::config::setting::Setting for $name {
-            fn from_text(text: &str) -> Result<Self, String> {
-                match text {
-                    $( $word => Ok(Self::$variant), )*
-                    _ => Err(format!(
-                        "is {}; write one of {}",
-                        $crate::config::setting::shown(text),
-                        [$($word),*].join(", "),
-                    )),
-                }
-            }
-
-            fn to_toml(&self) -> Option<toml::Value> {
-                Some(toml::Value::String(self.as_str().to_owned()))
-            }
-        }
-    };
-}
-pub(super) use words;
-
 /// A value as it may stand in a message: quoted and escaped. Not a long one: nothing that we read
 /// is long, but for keys and tokens in the wrong place.
 pub(super) fn shown(text: &str) -> String {
@@ -162,5 +117,5 @@ pub(super) fn kind(value: &Value) -> &'static str {
 
 /// One fault, of the field itself.
 pub(super) fn one(why: String) -> Vec<Fault> {
-    vec![why.into()]
+    vec![Fault { at: String::new(), why }]
 }

@@ -22,25 +22,19 @@ pub struct Certificate {
 /// Why a pair of files is none, in the words of a configuration's problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CertificateError {
-    /// No certificate, or something that is none.
     #[error(
         "holds no certificate that can be read; write a PEM file with the server's own certificate first, and then \
          those between it and a root"
     )]
     Chain,
-    /// No private key, or one of an unknown kind.
     #[error("holds no private key that can be read; write a PEM file with an RSA, ECDSA or Ed25519 key")]
     Key,
-    /// The two do not belong together.
     #[error("does not belong to the certificate in server.tls_cert; write the key that it was made for")]
     Mismatch,
 }
 
 impl Certificate {
     /// Reads the chain, and the key of its first certificate.
-    ///
-    /// # Errors
-    /// What is wrong with which.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, CertificateError> {
         let certificates: Vec<_> = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<_, _>>()
@@ -69,12 +63,10 @@ impl Certificate {
         Ok(Self { config: Arc::new(config), expires, fingerprint: hasher.finalize() })
     }
 
-    /// What a handshake needs.
     pub fn config(&self) -> Arc<ServerConfig> {
         self.config.clone()
     }
 
-    /// Until when clients take it.
     pub fn expires(&self) -> Timestamp {
         self.expires
     }

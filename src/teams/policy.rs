@@ -26,9 +26,8 @@ use crate::teams::{AuthError, BudgetMode, Team, Teams};
 #[derive(Clone, Debug)]
 pub struct PolicyConfig {
     pub teams: Teams,
-    /// Credits all teams together may spend in a day; `None` for no limit.
+    /// What all teams together may spend; `None` for no limit.
     pub daily_credits: Option<u64>,
-    /// Credits all teams together may spend in a month; `None` for no limit.
     pub monthly_credits: Option<u64>,
     /// Exact origins whose pages may call, as browsers write them.
     pub origins: Vec<HeaderValue>,
@@ -49,7 +48,7 @@ impl Policy {
             let per_second = team.misses_per_second?;
             let kept = former.and_then(|former| former.rates.get(&team.name));
             let period = Duration::try_from_secs_f64(1.0 / per_second).ok()?;
-            let kept = kept.filter(|rate| rate.period() == period).cloned();
+            let kept = kept.filter(|rate| rate.period == period).cloned();
             Some((team.name.clone(), kept.unwrap_or_else(|| Rate::new(period))))
         };
         let rates = terms.teams.iter().filter_map(rate).collect();
@@ -60,7 +59,6 @@ impl Policy {
         &self.terms.teams
     }
 
-    /// Exact origins whose pages may call.
     pub fn origins(&self) -> &[HeaderValue] {
         &self.terms.origins
     }
@@ -92,8 +90,7 @@ impl Policy {
         .collect()
     }
 
-    /// Every limit a call that costs `credits` is reserved under: the team's
-    /// [budgets](Self::budgets), and the refused calls of its day.
+    /// Every limit a call that costs `credits` is reserved under: the budgets, and the refused calls of a day.
     pub fn limits(&self, team: &Team, credits: u64) -> Vec<Budget> {
         let mut limits = self.budgets(team);
         limits.push(Budget {
@@ -123,7 +120,7 @@ impl CurrentPolicy {
         Self(Arc::new(ArcSwap::from_pointee(Policy::new(terms, None))))
     }
 
-    /// The one in force now. To be asked once for each decision.
+    /// To be asked once for each decision.
     pub fn get(&self) -> Arc<Policy> {
         self.0.load_full()
     }

@@ -1,6 +1,6 @@
 //! `granary_<id>_<secret>`: what a team calls with, and what we keep of it.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use jiff::Timestamp;
 
@@ -31,7 +31,7 @@ impl TokenId {
 
 impl fmt::Display for TokenId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| fmt::Write::write_char(f, char::from(*byte)))
+        self.0.iter().try_for_each(|byte| f.write_char(char::from(*byte)))
     }
 }
 
@@ -44,7 +44,6 @@ impl fmt::Debug for TokenId {
 /// What is kept of a token. Nobody can call with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// How it is found.
     pub id: TokenId,
     /// BLAKE3 of the whole token; comparing two takes constant time.
     pub hash: blake3::Hash,
@@ -68,13 +67,10 @@ impl Token {
         let id = TokenId(id);
         // At its final length from the start, so that no outgrown copy stays behind in memory.
         let mut text = String::with_capacity(TOKEN_LENGTH);
-        text.push_str(PREFIX);
-        text.push_str(&id.to_string());
-        text.push('_');
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{PREFIX}{id}_");
         for byte in for_secret {
-            for digit in [byte >> 4, byte & 15] {
-                text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
-            }
+            let _ = write!(text, "{byte:02x}");
         }
         let hash = blake3::hash(text.as_bytes());
         Ok((Secret::new(text), Self { id, hash, expires }))

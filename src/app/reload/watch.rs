@@ -12,18 +12,15 @@ use crate::app::file_watch::FileWatch;
 use crate::config::{Config, ConfigFile, Environment, Loaded, Problems};
 use crate::http::server::ReloadSignal;
 
-/// Reads the configuration of a running program again. See the module.
 pub struct Watch {
     file: PathBuf,
     files: FileWatch<Version, Problems>,
     is_first: bool,
-    /// Warnings that were logged.
     warned: BTreeSet<String>,
     reloader: Arc<Reloader>,
     set_level: Arc<SetLevel>,
 }
 
-/// What there was to read, for comparing.
 #[derive(Clone, PartialEq)]
 struct Version {
     file: blake3::Hash,
@@ -108,8 +105,7 @@ impl Watch {
                 tracing::info!(%file, cause, changed, "the configuration was read again and is in force");
             }
             Err(problems) => {
-                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                let problems = problems.join("; ");
+                let problems = problems.to_string().replace('\n', "; ");
                 tracing::error!(%file, cause, problems, "the configuration was not taken over: everything stays as it was");
             }
         }

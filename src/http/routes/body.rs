@@ -10,7 +10,6 @@ use tokio::time::{Instant, Sleep};
 
 use crate::request::{BodyTooSlow, BoxError};
 
-/// How long and how slow a body may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// The whole body, from its first poll.

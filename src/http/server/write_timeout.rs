@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// How slowly a client may read an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteLimits {
     /// Time without progress that is allowed over a whole answer, whatever its size.
@@ -35,7 +34,6 @@ impl WriteTimeout {
         (self.bytes, self.blocked, self.blocked_since) = (0, Duration::ZERO, None);
     }
 
-    /// Bytes of this answer that were written.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
