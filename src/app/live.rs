@@ -9,15 +9,13 @@ use std::fs::File;
 use anyhow::{Context, bail};
 
 use super::upstream::open_ailab;
-use super::{ledger, store};
+use super::{ledger, open_state, store};
 use crate::app::ledger::LedgerHandles;
 use crate::base::clock::Clock;
-use crate::base::state::{StateDir, StateDirError};
 use crate::config::{Config, StoreKind, UpstreamKind};
 use crate::ledger::Ledger;
 use crate::ledger::guard;
 
-/// What was found out about one part.
 #[derive(Debug)]
 pub struct Finding {
     /// `store`, `ledger`, `upstream` or `purchase`.
@@ -26,7 +24,6 @@ pub struct Finding {
     pub result: anyhow::Result<String>,
 }
 
-/// What a check may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckCost {
     Free,
@@ -70,12 +67,9 @@ async fn check_ledger(config: &Config) -> anyhow::Result<String> {
         let calls = calls(&database).await?;
         return Ok(format!("the database can be used, and has {calls} calls"));
     }
-    let state = match StateDir::open(&config.state.path) {
-        Ok(state) => state,
-        Err(StateDirError::InUse(path)) => {
-            return Ok(format!("{} is in use by a running granary, and was left alone", path.display()));
-        }
-        Err(error) => return Err(error.into()),
+    let Some(state) = open_state(config)? else {
+        let path = config.state.path.display();
+        return Ok(format!("{path} is in use by a running granary, and was left alone"));
     };
     let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system(), None).await?;
     let calls = calls(&*ledger).await?;
@@ -89,12 +83,8 @@ async fn calls(ledger: &dyn Ledger) -> anyhow::Result<u64> {
 
 /// Changes nothing: what is new on both sides is paired by the first start.
 async fn check_archive(config: &Config) -> anyhow::Result<String> {
-    let state = match StateDir::open(&config.state.path) {
-        Ok(state) => state,
-        Err(StateDirError::InUse(_)) => {
-            return Ok("ledger and store are compared by the running granary: see its /readyz".to_owned());
-        }
-        Err(error) => return Err(error.into()),
+    let Some(state) = open_state(config)? else {
+        return Ok("ledger and store are compared by the running granary: see its /readyz".to_owned());
     };
     let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system(), None).await?;
     let store = store::open(&config.store).await?;

@@ -23,10 +23,6 @@ use tracing_subscriber::{Layer, Registry, reload};
 use self::lines::Lines;
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
-/// Starts the log of this process.
-///
-/// # Errors
-/// When it has been started before, or there can be no thread for it.
 pub fn start(config: &LogConfig) -> anyhow::Result<Log> {
     let is_terminal = io::stderr().is_terminal();
     let lines = Lines::to(io::stderr()).context("cannot start the thread that writes the log")?;
@@ -36,7 +32,6 @@ pub fn start(config: &LogConfig) -> anyhow::Result<Log> {
     Ok(Log { level, flushed: Flushed(lines) })
 }
 
-/// The log of this process.
 pub struct Log {
     pub level: LevelControl,
     /// To be kept until nothing more is said.
@@ -47,7 +42,6 @@ pub struct Log {
 pub struct Flushed(Lines);
 
 impl Flushed {
-    /// Tells how many lines are lost, because whoever reads the log was too slow or is gone.
     pub fn lost(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
         let lines = self.0.clone();
         move || lines.lost()
@@ -64,7 +58,6 @@ impl Drop for Flushed {
 pub struct LevelControl(reload::Handle<Targets, Registry>);
 
 impl LevelControl {
-    /// From now on the log has this level.
     pub fn set(&self, level: LogLevel) {
         // It fails when the log has ended, and then there is nothing to change.
         let _ = self.0.reload(filter(level));
