@@ -27,7 +27,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use self::logging::Log;
 use crate::app::App;
 use crate::config::{Config, Environment, Loaded, Problems};
 
@@ -145,8 +144,8 @@ fn perform(
         Verb::Key(arguments) => key::run(&arguments, console.stdin)?,
         Verb::Purge(arguments) => operator::purge(&arguments, environment)?,
         Verb::Settle(arguments) => operator::settle(&arguments, environment)?,
-        Verb::Freeze(arguments) => operator::freeze(&arguments, environment)?,
-        Verb::Thaw(arguments) => operator::thaw(&arguments, environment)?,
+        Verb::Freeze(arguments) => operator::set_spending("freeze", &arguments, environment)?,
+        Verb::Thaw(arguments) => operator::set_spending("thaw", &arguments, environment)?,
         Verb::Usage(arguments) => usage::run(&arguments, environment)?,
     };
     console.print(text)
@@ -158,7 +157,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
 }
 
 fn serve(loaded: Loaded, environment: &Environment, console: &mut Console<'_>) -> Result<(), Failure> {
-    let Log { level, flushed } = logging::start(&loaded.config.log)?;
+    let (set_level, flushed) = logging::start(&loaded.config.log)?;
     if let Some(file) = &loaded.file {
         tracing::info!(file = %file.display(), "configuration read");
     }
@@ -178,7 +177,6 @@ fn serve(loaded: Loaded, environment: &Environment, console: &mut Console<'_>) -
             let _ = welcome::write(app.public_addr, Path::new(welcome::SAMPLE), console.stdout);
         }
     };
-    let set_level = Box::new(move |to| level.set(to));
-    runtime.block_on(crate::app::serve(loaded, environment.clone(), set_level, welcome))?;
+    runtime.block_on(crate::app::serve(loaded, environment.clone(), Box::new(set_level), welcome))?;
     Ok(())
 }

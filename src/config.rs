@@ -46,9 +46,7 @@ use crate::base::secret::Secret;
 use crate::teams::Teams;
 use setting::Section;
 
-/// The file that is read when none is named, if it exists.
 const DEFAULT_FILE: &str = "granary.toml";
-/// The variable that names the file.
 const FILE_VARIABLE: &str = "GRANARY_CONFIG";
 /// The largest file that is read, in bytes.
 const LARGEST_FILE: u64 = 4 << 20;
@@ -64,13 +62,10 @@ macro_rules! config {
             pub teams: Vec<TeamConfig>,
         }
 
-        /// The names of the sections [`Config::visit`] shows.
-        const SECTIONS: &[&str] = &[$(stringify!($section)),+];
-
         impl Config {
-            /// Shows every section but the teams to `visitor`.
-            fn visit(&mut self, visitor: &mut impl SectionVisitor) {
-                $(visitor.section(stringify!($section), &mut self.$section);)+
+            /// Every section but the teams.
+            fn sections(&mut self) -> Vec<Section<'_>> {
+                vec![$(self.$section.section(stringify!($section))),+]
             }
 
             /// The sections with the names of their fields that differ from those of `other`; without the teams.
@@ -103,9 +98,6 @@ pub struct Loaded {
 impl Config {
     /// Reads the file `named`, or the one the environment names, or `granary.toml` in the working
     /// directory if there is one; then what variables say; then checks it all.
-    ///
-    /// # Errors
-    /// Every problem there is, in the file, the variables and the key's file.
     pub fn load(named: Option<&Path>, environment: &Environment) -> Result<Loaded, Problems> {
         let named = named.map(Path::to_owned).or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from));
         let file = named.or_else(|| {
@@ -120,7 +112,6 @@ impl Config {
         }
     }
 
-    /// What a file and the variables say together.
     pub fn parse_file(file: &ConfigFile, environment: &Environment) -> Result<Loaded, Problems> {
         let mut loaded = Self::parse(file.text.expose(), environment)?;
         let config = &loaded.config;
@@ -169,11 +160,6 @@ impl Config {
 const KEY_VARIABLE: &str = "GRANARY_UPSTREAM_API_KEY";
 /// The same for the address of the ledger's database.
 const DATABASE_VARIABLE: &str = "GRANARY_STATE_DATABASE_URL";
-
-/// What is done with every section.
-trait SectionVisitor {
-    fn section<S: Section>(&mut self, name: &'static str, section: &mut S);
-}
 
 /// What the process was given besides its arguments; tests make up their own.
 #[derive(Clone, Default)]

@@ -51,15 +51,13 @@ pub fn is_team_name(name: &str) -> bool {
 /// Who a request is counted against.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Team {
-    /// Its name in the ledger, logs and metrics.
     pub name: String,
     /// May it buy a stored crop again?
     pub may_refresh: bool,
     pub disabled: bool,
     pub mode: BudgetMode,
-    /// Credits per calendar day; `None` for no limit.
+    /// Per calendar day; `None` for no limit.
     pub daily_credits: Option<u64>,
-    /// Credits per calendar month; `None` for no limit.
     pub monthly_credits: Option<u64>,
     /// New crops per second and replica, more than 0; `None` for no limit.
     pub misses_per_second: Option<f64>,
@@ -88,7 +86,6 @@ words! {
     pub enum BudgetMode { Enforce = "enforce", Shadow = "shadow" }
 }
 
-/// All teams and their tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Teams {
     /// In the order of the configuration; the team `local` alone when there is none.
@@ -123,7 +120,6 @@ impl Teams {
         Self { teams, tokens: Some(by_id) }
     }
 
-    /// Is every caller let in?
     pub fn is_open(&self) -> bool {
         self.tokens.is_none()
     }
@@ -193,44 +189,37 @@ fn single<'a>(mut values: impl Iterator<Item = &'a HeaderValue>) -> Result<Optio
     Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
-/// Why a caller is not let in. The texts are for clients; they never contain what was presented.
+/// Why a client is refused. The texts are for clients; they never contain what was presented.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// 401: no credential at all.
     #[error(
         "the request carries no token; send your team's Granary token in the header ailabapi-api-key, \
          or as Authorization: Bearer"
     )]
     Missing,
-    /// 401: something that is not a Granary token, such as the upstream's own key.
     #[error(
         "the credential is not a Granary token, which begins with granary_ and stands in the header \
          ailabapi-api-key or after the word Bearer in Authorization; an AILabTools key does not work here, \
          so send your team's Granary token instead"
     )]
     Malformed,
-    /// 401: the beginning of a Granary token, or one with something added.
     #[error(
         "this token begins like a Granary token but is incomplete or has been changed; copy it again, from \
          granary_ to its last character"
     )]
     Incomplete,
-    /// 401: well-formed, and nobody's.
     #[error(
         "this token is unknown or has been revoked; copy it again, or ask whoever runs this Granary for a \
          new one"
     )]
     Unknown,
-    /// 401: it was good once.
     #[error("this token has expired; ask whoever runs this Granary for a new one")]
     Expired,
-    /// 400: more than one credential, and not the same.
     #[error(
         "the request carries more than one credential; send a single token, either in the header \
          ailabapi-api-key or as Authorization: Bearer"
     )]
     Conflicting,
-    /// 403: the token is good, and its team may not call.
     #[error("the team {team} is disabled; ask whoever runs this Granary to enable it")]
     Disabled { team: String },
 }

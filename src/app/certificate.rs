@@ -17,7 +17,7 @@ use crate::metrics::{Metrics, ReloadedFile};
 pub(super) fn open(settings: &ServerConfig, metrics: &Metrics) -> anyhow::Result<Option<CurrentCertificate>> {
     let read = settings.certificate().map_err(|(field, why)| anyhow!(why).context(field));
     let Some(certificate) = read.context("the certificate")? else { return Ok(None) };
-    metrics.tls_certificate_expiry_timestamp_seconds.set(certificate.expires().as_second());
+    metrics.tls_certificate_expiry_timestamp_seconds.set(certificate.expires.as_second());
     Ok(Some(Arc::new(ArcSwap::from_pointee(certificate))))
 }
 
@@ -30,7 +30,7 @@ pub(super) async fn follow(settings: ServerConfig, current: CurrentCertificate, 
             // Which files there are is settled at the start.
             Ok(None) => {}
             Ok(Some(certificate)) if *certificate != **current.load() => {
-                let expires = certificate.expires();
+                let expires = certificate.expires;
                 current.store(Arc::new(certificate.clone()));
                 metrics.tls_certificate_expiry_timestamp_seconds.set(expires.as_second());
                 metrics.reloaded(ReloadedFile::Certificate, true);

@@ -16,34 +16,24 @@ use crate::config::{Config, StoreKind, UpstreamKind};
 use crate::ledger::Ledger;
 use crate::ledger::guard;
 
-#[derive(Debug)]
-pub struct Finding {
-    /// `store`, `ledger`, `upstream` or `purchase`.
-    pub part: &'static str,
-    /// What works; or what does not and what to do.
-    pub result: anyhow::Result<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CheckCost {
-    Free,
-    /// Also one purchase, when all else works.
-    OneCrop,
-}
-
-/// Tries every part that has something outside of this process. What a purchase shows of the upstream
-/// goes into the file `report` as well.
-pub async fn check(config: &Config, cost: CheckCost, report: Option<File>) -> Vec<Finding> {
+/// Tries every part that has something outside of this process: `store`, `ledger`, `archive` and `upstream`. With
+/// `spend` and when all of them work, buys one crop as well; what that shows of the upstream goes into the file
+/// `report`.
+pub async fn check(
+    config: &Config,
+    spend: bool,
+    report: Option<File>,
+) -> Vec<(&'static str, anyhow::Result<String>)> {
     let mut findings = vec![
-        Finding { part: "store", result: check_store(config).await },
-        Finding { part: "ledger", result: check_ledger(config).await },
-        Finding { part: "archive", result: check_archive(config).await },
+        ("store", check_store(config).await),
+        ("ledger", check_ledger(config).await),
+        ("archive", check_archive(config).await),
     ];
     if config.upstream.kind == UpstreamKind::Ailab {
-        findings.push(Finding { part: "upstream", result: check_ailab(config).await });
+        findings.push(("upstream", check_ailab(config).await));
     }
-    if cost == CheckCost::OneCrop && findings.iter().all(|finding| finding.result.is_ok()) {
-        findings.push(Finding { part: "purchase", result: purchase::buy(config, report).await });
+    if spend && findings.iter().all(|(_, result)| result.is_ok()) {
+        findings.push(("purchase", purchase::buy(config, report).await));
     }
     findings
 }

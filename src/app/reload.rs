@@ -16,7 +16,7 @@ use crate::base::crash::crash_point;
 use crate::config::{Config, LogLevel, Problems};
 use crate::fill::Filler;
 use crate::http::routes::About;
-use crate::metrics::{Metrics, ReloadedFile};
+use crate::metrics::Metrics;
 use crate::teams::policy::CurrentPolicy;
 
 /// What of a running program a reload reaches.
@@ -80,10 +80,5 @@ impl Reloader {
         self.parts.about.config.store(Arc::new(shown));
         *config = new.clone();
         Ok(changes.live)
-    }
-
-    /// Counts a reload, which may also fail before [`take`](Self::take).
-    pub(super) fn count(&self, is_ok: bool) {
-        self.parts.metrics.reloaded(ReloadedFile::Configuration, is_ok);
     }
 }

@@ -10,7 +10,6 @@ use crate::base::clock::Clock;
 use crate::base::random::jittered;
 use crate::upstream::Upstream;
 
-/// A balance and when it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Balance {
     pub credits: u64,
@@ -29,7 +28,6 @@ impl BalanceWatch {
         Self { upstream, clock, last: Mutex::default() }
     }
 
-    /// Returns the last known balance; `None` before the first.
     pub fn last(&self) -> Option<Balance> {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,12 +1,10 @@
 //! What was served without paying, counted in memory and booked in batches: [`Meter`].
 //!
-//! A hit must not wait for the ledger, so it is counted here, where the metrics count it too, and
-//! booked with others every few seconds and when the process stops. A batch has the process's id and a
-//! number, so that one whose commit was done and whose outcome was lost is booked once. While the ledger
-//! is away the counts grow no further than a few numbers for each team and day.
+//! A hit must not wait for the ledger, so it is counted here, and booked with others every few seconds and when
+//! the process stops. A batch has the process's id and a number, so that one whose commit was done and whose
+//! outcome was lost is booked once. While the ledger is away the counts stay a few numbers for each team and day.
 //!
-//! A process that is killed loses what it has counted since its last batch: seconds, or as long as the
-//! ledger was away before. It is a loss of figures, never of money: what was paid is not counted here.
+//! A process that is killed loses what it has counted since its last batch: figures, never money.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -76,7 +74,6 @@ struct Outbox {
 }
 
 impl Meter {
-    /// Counts from zero, as a process of its own. Days are those of `zone`, by `clock`.
     pub fn new(clock: Clock, zone: TimeZone) -> Self {
         let (counts, flushing) = (Mutex::default(), tokio::sync::Mutex::default());
         Self { counts, flushing, process: Uuid::new_v4(), clock, zone, hasher: RandomState::new() }
@@ -114,7 +111,6 @@ impl Meter {
         self.counts().unbooked
     }
 
-    /// Books what has been counted until now.
     /// After an error it is kept, and booked by the next call.
     pub async fn flush(&self, book: &dyn UsageBook) -> Result<(), LedgerError> {
         let mut outbox = self.flushing.lock().await;
@@ -167,7 +163,6 @@ impl Meter {
         }
     }
 
-    /// Everything counted becomes a batch, if there is anything.
     fn take(&self, number: u64) -> Option<ServedBatch> {
         let days = std::mem::take(&mut self.counts().days);
         let mut served = Vec::new();

@@ -41,7 +41,6 @@ pub(super) fn run(
     if !arguments.live {
         return Ok(());
     }
-    let cost = if arguments.spend { live::CheckCost::OneCrop } else { live::CheckCost::Free };
     // Before anything is bought.
     let report = arguments.report.as_deref().map(|path| {
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
@@ -49,7 +48,7 @@ pub(super) fn run(
     });
     let report = report.transpose()?;
     let mut failed = Vec::new();
-    for live::Finding { part, result } in block_on(live::check(&loaded.config, cost, report))? {
+    for (part, result) in block_on(live::check(&loaded.config, arguments.spend, report))? {
         match result {
             Ok(text) => console.print(format_args!("{part}: {text}\n"))?,
             Err(error) => failed.push(format!("{part}: {error:#}")),

@@ -130,28 +130,25 @@ struct Spending {
     changed: bool,
 }
 
-pub(super) fn freeze(arguments: &SpendingArguments, environment: &Environment) -> Result<String, Failure> {
-    let Spending { scope, changed } = ask_spending("freeze", arguments, environment)?;
-    let text = if changed { "frozen, hits go on" } else { "nothing changed: it was frozen before" };
-    Ok(format!("{scope}: {text}\n"))
-}
-
-pub(super) fn thaw(arguments: &SpendingArguments, environment: &Environment) -> Result<String, Failure> {
-    let Spending { scope, changed } = ask_spending("thaw", arguments, environment)?;
-    let text = if changed { "thawed" } else { "nothing changed: it was not frozen" };
-    Ok(format!("{scope}: {text}\n"))
-}
-
-fn ask_spending(
+/// `verb` is `freeze` or `thaw`.
+pub(super) fn set_spending(
     verb: &str,
     arguments: &SpendingArguments,
     environment: &Environment,
-) -> Result<Spending, Failure> {
+) -> Result<String, Failure> {
     let mut query = form_urlencoded::Serializer::new(format!("/admin/v1/{verb}?"));
     if let Some(team) = &arguments.team {
         query.append_pair("team", team);
     }
-    read(&AdminClient::new(&arguments.admin, environment).post(&query.finish())?)
+    let client = AdminClient::new(&arguments.admin, environment);
+    let Spending { scope, changed } = read(&client.post(&query.finish())?)?;
+    let text = match (verb, changed) {
+        ("freeze", true) => "frozen, hits go on",
+        ("freeze", false) => "nothing changed: it was frozen before",
+        (_, true) => "thawed",
+        (_, false) => "nothing changed: it was not frozen",
+    };
+    Ok(format!("{scope}: {text}\n"))
 }
 
 fn read<T: DeserializeOwned>(answer: &[u8]) -> Result<T, Failure> {

@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 
-/// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub struct Problem {

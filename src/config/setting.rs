@@ -31,28 +31,41 @@ pub(super) trait Setting: Sized {
     fn to_toml(&self) -> Option<Value>;
 }
 
-/// Names and docs of one field, as declared.
-pub(super) struct FieldDoc {
+/// A [`Setting`] of any type.
+pub(super) trait AnySetting {
+    fn read_text(&mut self, text: &str) -> Result<(), Vec<Fault>>;
+    fn read_toml(&mut self, value: Value) -> Result<(), Vec<Fault>>;
+    fn shown(&self) -> Option<Value>;
+}
+
+impl<T: Setting> AnySetting for T {
+    fn read_text(&mut self, text: &str) -> Result<(), Vec<Fault>> {
+        T::from_text(text).map(|value| *self = value).map_err(one)
+    }
+
+    fn read_toml(&mut self, value: Value) -> Result<(), Vec<Fault>> {
+        T::from_toml(value).map(|value| *self = value)
+    }
+
+    fn shown(&self) -> Option<Value> {
+        self.to_toml()
+    }
+}
+
+/// A field of a section.
+pub(super) struct Field<'a> {
     pub name: &'static str,
     /// The lines of its doc comment.
     pub doc: &'static [&'static str],
+    pub value: &'a mut dyn AnySetting,
 }
 
-/// A table of the file: a struct declared with [`section!`].
-pub(super) trait Section: Default + Clone {
+/// A table of the file, with its fields in the order of declaration.
+pub(super) struct Section<'a> {
+    pub name: &'static str,
     /// The lines of the struct's doc comment.
-    const ABOUT: &'static [&'static str];
-
-    /// Shows every field to `visitor`, in the order of declaration.
-    fn visit(&mut self, visitor: &mut impl FieldVisitor);
-
-    /// The names of the fields whose values differ from those of `other`.
-    fn changed(&self, other: &Self) -> Vec<&'static str>;
-}
-
-/// What is done with every field of a section.
-pub(super) trait FieldVisitor {
-    fn field<T: Setting>(&mut self, field: FieldDoc, value: &mut T);
+    pub doc: &'static [&'static str],
+    pub fields: Vec<Field<'a>>,
 }
 
 /// Declares a section: a struct with public fields, their docs and their defaults.
@@ -75,15 +88,17 @@ macro_rules! section {
             }
         }
 
-        impl $crate::config::setting::Section for $name {
-            const ABOUT: &'static [&'static str] = &[$($about),*];
-
-            fn visit(&mut self, visitor: &mut impl $crate::config::setting::FieldVisitor) {
-                use $crate::config::setting::FieldDoc;
-                $( visitor.field(FieldDoc { name: stringify!($field), doc: &[$($doc),*] }, &mut self.$field); )*
+        impl $name {
+            pub(super) fn section(&mut self, name: &'static str) -> $crate::config::setting::Section<'_> {
+                use $crate::config::setting::{Field, Section};
+                let fields = vec![
+                    $( Field { name: stringify!($field), doc: &[$($doc),*], value: &mut self.$field }, )*
+                ];
+                Section { name, doc: &[$($about),*], fields }
             }
 
-            fn changed(&self, other: &Self) -> Vec<&'static str> {
+            /// The names of the fields whose values differ from those of `other`.
+            pub(super) fn changed(&self, other: &Self) -> Vec<&'static str> {
                 let mut changed = Vec::new();
                 $( if self.$field != other.$field { changed.push(stringify!($field)); } )*
                 changed
@@ -115,7 +130,6 @@ pub(super) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// One fault, of the field itself.
 pub(super) fn one(why: String) -> Vec<Fault> {
     vec![Fault { at: String::new(), why }]
 }

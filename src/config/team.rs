@@ -51,7 +51,6 @@ section! {
 }
 
 impl TeamConfig {
-    /// The team as the program knows it.
     pub(super) fn team(&self) -> Team {
         Team {
             name: self.name.clone(),

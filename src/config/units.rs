@@ -12,7 +12,6 @@ use toml::Value;
 
 use super::setting::{Fault, Setting, kind, one, shown};
 
-/// The longest duration a setting may have.
 const LONGEST: Duration = Duration::from_hours(366 * 24);
 
 impl Setting for Duration {

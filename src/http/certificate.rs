@@ -14,8 +14,10 @@ use x509_parser::parse_x509_certificate;
 /// A certificate that belongs to its key. Cheap to clone.
 #[derive(Clone)]
 pub struct Certificate {
-    config: Arc<ServerConfig>,
-    expires: Timestamp,
+    /// What a handshake needs.
+    pub config: Arc<ServerConfig>,
+    /// Until when clients take it.
+    pub expires: Timestamp,
     fingerprint: blake3::Hash,
 }
 
@@ -61,14 +63,6 @@ impl Certificate {
         let mut hasher = blake3::Hasher::new();
         hasher.update(blake3::hash(chain).as_bytes()).update(blake3::hash(key).as_bytes());
         Ok(Self { config: Arc::new(config), expires, fingerprint: hasher.finalize() })
-    }
-
-    pub fn config(&self) -> Arc<ServerConfig> {
-        self.config.clone()
-    }
-
-    pub fn expires(&self) -> Timestamp {
-        self.expires
     }
 }
 
@@ -116,7 +110,7 @@ mod tests {
         for year in [2027_u16, 2049, 2050, 4096] {
             let made = granary_kit::certificate::SelfSigned::until(year.into());
             let read = Certificate::from_pem(made.chain.as_bytes(), made.key.as_bytes()).unwrap();
-            assert_eq!(read.expires().to_string(), format!("{year}-01-01T00:00:00Z"));
+            assert_eq!(read.expires.to_string(), format!("{year}-01-01T00:00:00Z"));
         }
     }
 }

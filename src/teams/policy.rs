@@ -1,11 +1,8 @@
 //! What the configuration allows at the moment: who may call, from which pages, and what may be spent.
 //!
 //! A [`Policy`] never changes; a reload puts another one in its place, whole ([`CurrentPolicy`]).
-//! Whoever decides something takes one and decides all of it by that one: a request takes it when its
-//! head has been read, a fill when it asks who pays. So nothing is decided by halves of two
-//! configurations.
-//!
-//! This module performs no I/O.
+//! A request takes one when its head has been read, a fill when it asks who pays, and decides all by that one,
+//! so that nothing is decided by halves of two configurations. This module performs no I/O.
 
 mod rate;
 
@@ -22,7 +19,6 @@ pub use self::rate::Turn;
 use crate::ledger::budget::{Budget, Scope, Window};
 use crate::teams::{AuthError, BudgetMode, Team, Teams};
 
-/// What a policy is made of.
 #[derive(Clone, Debug)]
 pub struct PolicyConfig {
     pub teams: Teams,
@@ -65,9 +61,6 @@ impl Policy {
 
     /// The team of that name, if it may pay. Its token was checked when it called, which may have
     /// been under another policy.
-    ///
-    /// # Errors
-    /// [`AuthError::Unknown`] when there is no such team any more, [`AuthError::Disabled`].
     pub fn payer(&self, name: &str) -> Result<&Arc<Team>, AuthError> {
         let team = self.terms.teams.get(name).ok_or(AuthError::Unknown)?;
         if team.disabled { Err(AuthError::Disabled { team: team.name.clone() }) } else { Ok(team) }
@@ -102,10 +95,8 @@ impl Policy {
         limits
     }
 
-    /// Reserves the time of the team's next miss; `None` for a team without a rate.
-    ///
-    /// # Errors
-    /// How long until a miss could be made, when none can before the deadline.
+    /// Reserves the time of the team's next miss; `None` for a team without a rate. The error is how long until a
+    /// miss could be made, when none can before the deadline.
     pub fn reserve_miss(&self, team: &Team, deadline: Instant) -> Result<Option<Turn>, Duration> {
         self.rates.get(&team.name).map(|rate| rate.reserve(deadline)).transpose()
     }

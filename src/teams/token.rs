@@ -8,7 +8,6 @@ use crate::base::secret::Secret;
 
 /// What every token begins with, so that people and secret scanners know one when they see it.
 pub(super) const PREFIX: &str = "granary_";
-/// Characters of an id.
 const ID_LENGTH: usize = 8;
 /// Hex digits of a secret: 256 bits.
 const SECRET_LENGTH: usize = 64;
@@ -53,9 +52,6 @@ pub struct Token {
 
 impl Token {
     /// Makes a token: the text to hand out, which exists nowhere else, and what is kept of it.
-    ///
-    /// # Errors
-    /// When the operating system has no randomness to give.
     pub fn generate(expires: Option<Timestamp>) -> Result<(Secret, Self), getrandom::Error> {
         let mut random = [0; ID_LENGTH + SECRET_LENGTH / 2];
         getrandom::fill(&mut random)?;

@@ -11,6 +11,7 @@ use super::{Reloader, SetLevel};
 use crate::app::file_watch::FileWatch;
 use crate::config::{Config, ConfigFile, Environment, Loaded, Problems};
 use crate::http::server::ReloadSignal;
+use crate::metrics::ReloadedFile;
 
 pub struct Watch {
     file: PathBuf,
@@ -91,7 +92,7 @@ impl Watch {
         if is_known {
             return;
         }
-        self.reloader.count(outcome.is_ok());
+        self.reloader.parts.metrics.reloaded(ReloadedFile::Configuration, outcome.is_ok());
         let file = self.file.display();
         match outcome {
             Ok((changed, warnings)) => {

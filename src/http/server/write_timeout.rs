@@ -18,7 +18,8 @@ pub struct WriteLimits {
 /// for a slow store.
 pub(super) struct WriteTimeout {
     limits: WriteLimits,
-    bytes: u64,
+    /// Bytes of this answer that were written.
+    pub(super) bytes: u64,
     blocked: Duration,
     blocked_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -32,10 +33,6 @@ impl WriteTimeout {
     /// Starts again, for another answer.
     pub(super) fn begin(&mut self) {
         (self.bytes, self.blocked, self.blocked_since) = (0, Duration::ZERO, None);
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// Counts a write that did not block.
