@@ -73,75 +73,43 @@ fn show(report: &UsageReport) -> String {
     text
 }
 
+/// Whether a column is shown, its name, and the cell of a row.
+type Column<T> = (bool, &'static str, fn(&T) -> String);
+
 fn rows(report: &UsageReport) -> String {
     let has_money = report.total.spent_money.is_some();
     let has_adjustments = report.rows.iter().any(|row| row.adjusted_credits != 0);
     let first = &report.rows.first();
     let has_day = first.is_some_and(|row| row.day.is_some());
     let has_team = first.is_none_or(|row| row.team.is_some());
-    let shown =
-        [has_day, has_team, true, true, has_adjustments, has_money, true, true, true, true, has_money];
-    let pick = |cells: [String; 11]| picked(cells, shown);
-    let cells = |row: &UsageRow| {
-        pick([
-            row.day.map(|day| day.to_string()).unwrap_or_default(),
-            row.team.clone().unwrap_or_default(),
-            row.bought.to_string(),
-            row.spent_credits.to_string(),
-            row.adjusted_credits.to_string(),
-            row.spent_money.clone().unwrap_or_default(),
-            row.served.values().sum::<u64>().to_string(),
-            row.saved_credits.to_string(),
-            row.saved_within_credits.to_string(),
-            row.saved_from_others_credits.to_string(),
-            row.saved_money.clone().unwrap_or_default(),
-        ])
-    };
-    let names = [
-        "day",
-        "team",
-        "bought",
-        "spent",
-        "adjusted",
-        "cost",
-        "served",
-        "saved",
-        "within",
-        "from others",
-        "worth",
+    let columns: [Column<UsageRow>; 11] = [
+        (has_day, "day", |row| row.day.map(|day| day.to_string()).unwrap_or_default()),
+        (has_team, "team", |row| row.team.clone().unwrap_or_default()),
+        (true, "bought", |row| row.bought.to_string()),
+        (true, "spent", |row| row.spent_credits.to_string()),
+        (has_adjustments, "adjusted", |row| row.adjusted_credits.to_string()),
+        (has_money, "cost", |row| row.spent_money.clone().unwrap_or_default()),
+        (true, "served", |row| row.served.values().sum::<u64>().to_string()),
+        (true, "saved", |row| row.saved_credits.to_string()),
+        (true, "within", |row| row.saved_within_credits.to_string()),
+        (true, "from others", |row| row.saved_from_others_credits.to_string()),
+        (has_money, "worth", |row| row.saved_money.clone().unwrap_or_default()),
     ];
-    let mut lines = vec![pick(names.map(str::to_owned))];
-    lines.extend(report.rows.iter().map(cells));
-    let mut total = cells(&report.total);
-    total[0] = "total".to_owned();
-    lines.push(total);
-    table(&lines, usize::from(has_day) + usize::from(has_team))
+    table(&columns, &report.rows, &report.total, usize::from(has_day) + usize::from(has_team))
 }
 
 fn month(report: &UsageReport) -> String {
     let has_money = report.month.total.spent_money.is_some();
-    let names = ["team", "spent", "cost", "saved", "forecast", "cost", "left"];
-    let shown = [true, true, has_money, true, true, has_money, true];
-    let pick = |cells: [String; 7]| picked(cells, shown);
-    let cells = |month: &TeamMonthReport| {
-        pick([
-            month.team.clone().unwrap_or_else(|| "total".to_owned()),
-            month.spent_credits.to_string(),
-            month.spent_money.clone().unwrap_or_default(),
-            month.saved_credits.to_string(),
-            month.forecast_credits.to_string(),
-            month.forecast_money.clone().unwrap_or_default(),
-            left(&month.budgets),
-        ])
-    };
-    let mut lines = vec![pick(names.map(str::to_owned))];
-    lines.extend(report.month.teams.iter().map(cells));
-    lines.push(cells(&report.month.total));
-    table(&lines, 1)
-}
-
-fn picked<const N: usize>(cells: [String; N], shown: [bool; N]) -> Vec<String> {
-    cells.into_iter().zip(shown).filter_map(|(cell, is_shown)| is_shown.then_some(cell)).collect()
+    let columns: [Column<TeamMonthReport>; 7] = [
+        (true, "team", |month| month.team.clone().unwrap_or_default()),
+        (true, "spent", |month| month.spent_credits.to_string()),
+        (has_money, "cost", |month| month.spent_money.clone().unwrap_or_default()),
+        (true, "saved", |month| month.saved_credits.to_string()),
+        (true, "forecast", |month| month.forecast_credits.to_string()),
+        (has_money, "cost", |month| month.forecast_money.clone().unwrap_or_default()),
+        (true, "left", |month| left(&month.budgets)),
+    ];
+    table(&columns, &report.month.teams, &report.month.total, 1)
 }
 
 fn left(budgets: &[BudgetReport]) -> String {
@@ -153,14 +121,18 @@ fn left(budgets: &[BudgetReport]) -> String {
 }
 
 /// Columns as wide as they need be: the first `names` to the left, the numbers to the right.
-fn table(lines: &[Vec<String>], names: usize) -> String {
-    let width = |column: usize| {
-        let cells = lines.iter().filter_map(|line| line.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..lines.first().map_or(0, Vec::len)).map(width).collect();
+fn table<T>(columns: &[Column<T>], rows: &[T], total: &T, names: usize) -> String {
+    let shown: Vec<_> = columns.iter().filter(|(is_shown, ..)| *is_shown).collect();
+    let cells = |row: &T| shown.iter().map(|(_, _, cell)| cell(row)).collect();
+    let mut lines: Vec<Vec<String>> = vec![shown.iter().map(|(_, name, _)| (*name).to_owned()).collect()];
+    lines.extend(rows.iter().chain([total]).map(cells));
+    if let Some(cell) = lines.last_mut().and_then(|total| total.first_mut()) {
+        *cell = "total".to_owned();
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..shown.len()).map(width).collect();
     let mut text = String::new();
-    for line in lines {
+    for line in &lines {
         let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
             if column < names { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });

@@ -243,7 +243,7 @@ mod tests {
         check(&[], &["a"], &["team.a"]);
         check(&[], &[], &[]);
         let changes = with(&["a", "b"]).changes_to(&with(&[]));
-        let field = changes.restart.0.iter().next().map(|problem| problem.field.as_str());
+        let field = changes.restart.0.first().map(|problem| problem.field.as_str());
         assert_eq!((changes.live, field), (vec![], Some("team")));
     }
 
@@ -256,7 +256,7 @@ mod tests {
             config
         };
         let changes = with("sesame-one").changes_to(&with("sesame-two"));
-        assert_eq!((changes.live.len(), changes.restart.0.iter().count()), (1, 1));
+        assert_eq!((changes.live.len(), changes.restart.0.len()), (1, 1));
         assert!(!format!("{changes:?} {}", changes.restart).contains("sesame"), "{changes:?}");
     }
 }
