@@ -1,5 +1,7 @@
 //! The composition root: it and its children alone name concrete stores, ledgers and upstreams.
 
+#![allow(missing_docs, reason = "a name that says it needs no more")]
+
 mod admin_tokens;
 pub(crate) mod adopt;
 mod certificate;
@@ -26,7 +28,7 @@ use self::reload::watch::Watch;
 use self::reload::{Reloader, SetLevel};
 use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
-use crate::base::state::StateDir;
+use crate::base::state::{StateDir, StateDirError};
 use crate::billing::metering::Meter;
 use crate::config::{Config, Environment, Loaded};
 use crate::fill::Filler;
@@ -40,9 +42,7 @@ const STOP_MARGIN: Duration = Duration::from_secs(10);
 
 /// A running Granary.
 pub struct App {
-    /// Where clients call.
     pub public_addr: SocketAddr,
-    /// Where operators look.
     pub admin_addr: SocketAddr,
     stops: Stops,
     /// Ends what goes on beside the requests for as long as anything is bought.
@@ -61,9 +61,6 @@ pub struct App {
 
 /// Serves until the process is told to stop, and watches the file the configuration is from;
 /// `started` is shown the running program once.
-///
-/// # Errors
-/// Whatever keeps it from starting, in a sentence that says what to do.
 pub async fn serve(
     loaded: Loaded,
     environment: Environment,
@@ -90,21 +87,24 @@ pub async fn serve(
     Ok(())
 }
 
+/// `None` while a running granary has the state.
+fn open_state(config: &Config) -> anyhow::Result<Option<StateDir>> {
+    match StateDir::open(&config.state.path) {
+        Ok(state) => Ok(Some(state)),
+        Err(StateDirError::InUse(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 impl App {
-    /// Builds every part, settles what the last process left open, and starts to listen.
-    ///
-    /// # Errors
-    /// As [`serve`].
     pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
         start::start(config, clock).await
     }
 
-    /// What gives the running program another configuration.
     pub fn reloader(&self) -> Arc<Reloader> {
         self.reloader.clone()
     }
 
-    /// Says how many lines of the log were lost, whenever the metrics are asked for it.
     pub fn count_dropped_lines(&self, dropped: impl Fn() -> u64 + Send + Sync + 'static) {
         self.metrics.count_dropped_lines(dropped);
     }

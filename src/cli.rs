@@ -3,6 +3,8 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0, 1 when
 //! something failed at work, 2 for wrong usage, 3 for a configuration that is not valid.
 
+#![allow(missing_docs, reason = "a name that says it needs no more")]
+
 mod admin;
 mod adopt;
 mod check;
@@ -17,6 +19,7 @@ mod welcome;
 mod tests;
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,7 +27,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use self::logging::Log;
 use crate::app::App;
 use crate::config::{Config, Environment, Loaded, Problems};
 
@@ -68,15 +70,20 @@ enum Verb {
 
 /// Where a verb reads and writes; tests hand in buffers.
 pub struct Console<'a> {
-    /// Standard input.
     pub stdin: &'a mut dyn Read,
-    /// Standard output: results.
+    /// For results.
     pub stdout: &'a mut dyn Write,
-    /// Standard error: everything else.
+    /// For everything else.
     pub stderr: &'a mut dyn Write,
 }
 
-/// Why a verb did not succeed.
+impl Console<'_> {
+    fn print(&mut self, text: impl Display) -> Result<(), Failure> {
+        let printed = write!(self.stdout, "{text}").and_then(|()| self.stdout.flush());
+        Ok(printed.context("cannot write to standard output")?)
+    }
+}
+
 enum Failure {
     Work(anyhow::Error),
     Configuration(Problems),
@@ -88,7 +95,6 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// Runs the program with the process's arguments, environment and standard streams.
 pub fn main() -> ExitCode {
     crate::base::secret::forbid_dumps();
     let (mut stdin, mut stdout, mut stderr) = (io::stdin(), io::stdout(), io::stderr());
@@ -111,25 +117,7 @@ pub fn run(
             return if error.use_stderr() { 2 } else { u8::from(printed.is_err()) };
         }
     };
-    let done = match arguments.verb.unwrap_or(Verb::Serve) {
-        Verb::Serve => {
-            load(arguments.config, environment).and_then(|loaded| serve(loaded, environment, console))
-        }
-        Verb::Check(arguments_of_check) => load(arguments.config, environment)
-            .and_then(|loaded| check::run(&arguments_of_check, &loaded, console)),
-        Verb::Config => load(arguments.config, environment).and_then(|loaded| {
-            write!(console.stdout, "{}", loaded.config.to_commented_toml()).context(CANNOT_WRITE)?;
-            Ok(())
-        }),
-        Verb::Adopt => load(arguments.config, environment).and_then(|loaded| adopt::run(&loaded, console)),
-        Verb::Key(arguments) => key::run(&arguments, console),
-        Verb::Purge(arguments) => operator::purge(&arguments, environment, console),
-        Verb::Settle(arguments) => operator::settle(&arguments, environment, console),
-        Verb::Freeze(arguments) => operator::freeze(&arguments, environment, console),
-        Verb::Thaw(arguments) => operator::thaw(&arguments, environment, console),
-        Verb::Token(verb) => token::run(verb, console),
-        Verb::Usage(arguments) => usage::run(&arguments, environment, console),
-    };
+    let done = perform(arguments, environment, console);
     let (code, message) = match done {
         Ok(()) => return 0,
         Err(Failure::Work(error)) => (1, format!("granary: {error:#}")),
@@ -140,15 +128,36 @@ pub fn run(
     code
 }
 
-/// What a failed write to standard output is called.
-const CANNOT_WRITE: &str = "cannot write to standard output";
+fn perform(
+    arguments: Arguments,
+    environment: &Environment,
+    console: &mut Console<'_>,
+) -> Result<(), Failure> {
+    let Arguments { config, verb } = arguments;
+    let load = || Config::load(config.as_deref(), environment).map_err(Failure::Configuration);
+    let text = match verb.unwrap_or(Verb::Serve) {
+        Verb::Serve => return serve(load()?, environment, console),
+        Verb::Check(arguments) => return check::run(&arguments, &load()?, console),
+        Verb::Token(verb) => return token::run(verb, console),
+        Verb::Config => load()?.config.to_commented_toml(),
+        Verb::Adopt => adopt::run(&load()?.config, environment)?,
+        Verb::Key(arguments) => key::run(&arguments, console.stdin)?,
+        Verb::Purge(arguments) => operator::purge(&arguments, environment)?,
+        Verb::Settle(arguments) => operator::settle(&arguments, environment)?,
+        Verb::Freeze(arguments) => operator::set_spending("freeze", &arguments, environment)?,
+        Verb::Thaw(arguments) => operator::set_spending("thaw", &arguments, environment)?,
+        Verb::Usage(arguments) => usage::run(&arguments, environment)?,
+    };
+    console.print(text)
+}
 
-fn load(file: Option<PathBuf>, environment: &Environment) -> Result<Loaded, Failure> {
-    Config::load(file.as_deref(), environment).map_err(Failure::Configuration)
+fn block_on<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.context("cannot start what is needed to connect")?.block_on(work))
 }
 
 fn serve(loaded: Loaded, environment: &Environment, console: &mut Console<'_>) -> Result<(), Failure> {
-    let Log { level, flushed } = logging::start(&loaded.config.log)?;
+    let (set_level, flushed) = logging::start(&loaded.config.log)?;
     if let Some(file) = &loaded.file {
         tracing::info!(file = %file.display(), "configuration read");
     }
@@ -168,7 +177,6 @@ fn serve(loaded: Loaded, environment: &Environment, console: &mut Console<'_>) -
             let _ = welcome::write(app.public_addr, Path::new(welcome::SAMPLE), console.stdout);
         }
     };
-    let set_level = Box::new(move |to| level.set(to));
-    runtime.block_on(crate::app::serve(loaded, environment.clone(), set_level, welcome))?;
+    runtime.block_on(crate::app::serve(loaded, environment.clone(), Box::new(set_level), welcome))?;
     Ok(())
 }

@@ -7,10 +7,10 @@
 //! Only this module reads the process's environment. A setting exists here when the program
 //! honours it, and not before: an unknown one is refused, never ignored.
 
-mod base_url;
+#![allow(missing_docs, reason = "a field whose name says it needs no more")]
+
 mod change;
 mod check;
-mod origin;
 mod print;
 mod problems;
 mod read;
@@ -21,6 +21,7 @@ mod storage;
 mod team;
 mod units;
 mod upstream;
+mod urls;
 mod values;
 
 #[cfg(test)]
@@ -32,65 +33,71 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-pub use base_url::BaseUrl;
 pub use change::{Changes, is_live};
-pub use origin::Origin;
 pub use problems::{Problem, Problems};
 pub use server::{LogConfig, LogFormat, LogLevel, ServerConfig};
 pub use storage::{CacheConfig, StateConfig, StoreConfig, StoreKind};
 pub use team::{BudgetConfig, TeamConfig};
 pub use units::{ByteSize, parse_moment};
 pub use upstream::{UpstreamConfig, UpstreamKind};
+pub use urls::{BaseUrl, Origin, parse_service_url};
 
 use crate::base::secret::Secret;
 use crate::teams::Teams;
 use setting::Section;
 
-/// The file that is read when none is named, if it exists.
 const DEFAULT_FILE: &str = "granary.toml";
-/// The variable that names the file.
 const FILE_VARIABLE: &str = "GRANARY_CONFIG";
 /// The largest file that is read, in bytes.
 const LARGEST_FILE: u64 = 4 << 20;
 
-/// All settings. Its `Debug` shows no secret.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Config {
-    /// `[server]`
-    pub server: ServerConfig,
-    /// `[upstream]`
-    pub upstream: UpstreamConfig,
-    /// `[store]`
-    pub store: StoreConfig,
-    /// `[state]`
-    pub state: StateConfig,
-    /// `[cache]`
-    pub cache: CacheConfig,
-    /// `[budget]`
-    pub budget: BudgetConfig,
-    /// `[[team]]`, as often as there are teams.
-    pub teams: Vec<TeamConfig>,
-    /// `[log]`
-    pub log: LogConfig,
+/// Declares [`Config`], a field for each section.
+macro_rules! config {
+    ($($section:ident: $type:ty,)+) => {
+        /// All settings. Its `Debug` shows no secret.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct Config {
+            $(pub $section: $type,)+
+            /// `[[team]]`, as often as there are teams.
+            pub teams: Vec<TeamConfig>,
+        }
+
+        impl Config {
+            /// Every section but the teams.
+            fn sections(&mut self) -> Vec<Section<'_>> {
+                vec![$(self.$section.section(stringify!($section))),+]
+            }
+
+            /// The sections with the names of their fields that differ from those of `other`; without the teams.
+            fn changed(&self, other: &Self) -> Vec<(&'static str, Vec<&'static str>)> {
+                vec![$((stringify!($section), self.$section.changed(&other.$section))),+]
+            }
+        }
+    };
+}
+
+config! {
+    server: ServerConfig,
+    upstream: UpstreamConfig,
+    store: StoreConfig,
+    state: StateConfig,
+    cache: CacheConfig,
+    budget: BudgetConfig,
+    log: LogConfig,
 }
 
 /// A valid configuration, and what may be wrong with it nevertheless.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
-    /// The settings.
     pub config: Config,
     /// Sentences for whoever runs the program.
     pub warnings: Vec<String>,
-    /// The file that was read, if any.
     pub file: Option<PathBuf>,
 }
 
 impl Config {
     /// Reads the file `named`, or the one the environment names, or `granary.toml` in the working
     /// directory if there is one; then what variables say; then checks it all.
-    ///
-    /// # Errors
-    /// Every problem there is, in the file, the variables and the key's file.
     pub fn load(named: Option<&Path>, environment: &Environment) -> Result<Loaded, Problems> {
         let named = named.map(Path::to_owned).or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from));
         let file = named.or_else(|| {
@@ -105,10 +112,6 @@ impl Config {
         }
     }
 
-    /// What a file and the variables say together.
-    ///
-    /// # Errors
-    /// Every problem there is, in the file, the variables and the key's file.
     pub fn parse_file(file: &ConfigFile, environment: &Environment) -> Result<Loaded, Problems> {
         let mut loaded = Self::parse(file.text.expose(), environment)?;
         let config = &loaded.config;
@@ -130,9 +133,6 @@ impl Config {
     }
 
     /// What `text`, a TOML file, and the variables say together.
-    ///
-    /// # Errors
-    /// Every problem there is.
     pub fn parse(text: &str, environment: &Environment) -> Result<Loaded, Problems> {
         let mut reading = read::ConfigReader::default();
         let file = reading.file(text);
@@ -146,7 +146,6 @@ impl Config {
         if problems.is_empty() { Ok(Loaded { config, warnings, file: None }) } else { Err(problems) }
     }
 
-    /// The teams and their tokens.
     pub fn to_teams(&self) -> Teams {
         Teams::new(self.teams.iter().map(|team| (team.team(), team.tokens.clone())))
     }
@@ -155,30 +154,12 @@ impl Config {
     pub fn to_commented_toml(&self) -> String {
         print::print(self)
     }
-
-    /// Shows every section but the teams to `visitor`.
-    fn visit(&mut self, visitor: &mut impl SectionVisitor) {
-        visitor.section("server", &mut self.server);
-        visitor.section("upstream", &mut self.upstream);
-        visitor.section("store", &mut self.store);
-        visitor.section("state", &mut self.state);
-        visitor.section("cache", &mut self.cache);
-        visitor.section("budget", &mut self.budget);
-        visitor.section("log", &mut self.log);
-    }
 }
 
-/// The names of the sections [`Config::visit`] shows.
-const SECTIONS: [&str; 7] = ["server", "upstream", "store", "state", "cache", "budget", "log"];
 /// The variable people should put the upstream's key in.
 const KEY_VARIABLE: &str = "GRANARY_UPSTREAM_API_KEY";
 /// The same for the address of the ledger's database.
 const DATABASE_VARIABLE: &str = "GRANARY_STATE_DATABASE_URL";
-
-/// What is done with every section.
-trait SectionVisitor {
-    fn section<S: Section>(&mut self, name: &'static str, section: &mut S);
-}
 
 /// What the process was given besides its arguments; tests make up their own.
 #[derive(Clone, Default)]
@@ -192,7 +173,6 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// The variables of this process that are ours.
     pub fn of_process() -> Self {
         Self::of_variables(std::env::vars_os())
     }
@@ -236,33 +216,24 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Reads the file of that name.
-    ///
-    /// # Errors
-    /// Why it cannot be read.
     pub fn read(path: PathBuf) -> Result<Self, Problems> {
-        match read_file(&path) {
-            Ok((text, is_open)) => Ok(Self { text: Secret::new(text), is_open, path }),
-            Err(why) => Err(Problems::one(path.display(), why)),
+        let failed = |why: String| Problems::one(path.display(), why);
+        let unreadable =
+            |error| failed(format!("cannot be read ({error}); name a readable file with --config"));
+        let file = File::open(&path).map_err(unreadable)?;
+        let is_open = file.metadata().is_ok_and(|metadata| secret_file::is_open_to_everyone(&metadata));
+        let mut bytes = Vec::new();
+        file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        if bytes.len() as u64 > LARGEST_FILE {
+            return Err(failed("is larger than 4 MiB; it cannot be a configuration".to_owned()));
         }
+        let text = String::from_utf8(bytes)
+            .map_err(|_| failed("is not UTF-8; save it in that encoding".to_owned()))?;
+        Ok(Self { path, text: Secret::new(text), is_open })
     }
 
     /// The same for the same content.
     pub fn fingerprint(&self) -> blake3::Hash {
         blake3::hash(self.text.expose().as_bytes())
     }
-}
-
-/// The file's text, and whether it is open to every user of this machine.
-fn read_file(path: &Path) -> Result<(String, bool), String> {
-    let failed = |error| format!("cannot be read ({error}); name a readable file with --config");
-    let file = File::open(path).map_err(failed)?;
-    let is_open = file.metadata().is_ok_and(|metadata| secret_file::is_open_to_everyone(&metadata));
-    let mut bytes = Vec::new();
-    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > LARGEST_FILE {
-        return Err("is larger than 4 MiB; it cannot be a configuration".to_owned());
-    }
-    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8; save it in that encoding".to_owned())?;
-    Ok((text, is_open))
 }

@@ -5,6 +5,8 @@
 //! own vocabulary, which deployed clients understand already; where that is too coarse, a stable
 //! word of ours goes into `Granary-Reason`.
 
+#![allow(missing_docs, reason = "a name that says it needs no more")]
+
 mod kinds;
 mod response;
 mod rows;
@@ -32,19 +34,14 @@ use crate::upstream::code::{self, Code};
 pub enum GatewayError {
     /// The request's head was refused before anyone looked at what it asks for.
     Head(HeadError),
-    /// As many connections are open as may be.
     TooManyConnections,
-    /// The request itself is wrong.
     Request(Arc<RequestError>),
-    /// The credential is.
     Auth(AuthError),
     /// Without teams: a browser says that another site's page asks.
     CrossSite,
     /// Without teams: called by a name that is not this machine's.
     ForeignName,
-    /// A refresh by a team that may not ask for one.
     RefreshNotAllowed,
-    /// No such path.
     NoSuchRoute,
     /// The path knows other methods.
     MethodNotAllowed {
@@ -53,78 +50,65 @@ pub enum GatewayError {
     },
     /// An `Expect` other than `100-continue`.
     UnknownExpectation,
-    /// Hash-first look-up of a key nothing is stored under.
+    /// Hash-first lookup of a key nothing is stored under.
     KeyNotFound,
     /// Hash-first lookup of something that is not a key.
     NotAKey,
-    /// No result has this name.
     ResultNotFound,
     /// `only-if-cached`, and nothing is stored.
     NotCached,
-    /// A budget is used up.
     OverBudget(BudgetRefusal),
     /// An operator stopped spending.
     Frozen(Scope),
     /// The shared upstream account is empty.
     UpstreamCredits,
-    /// The team asks for misses faster than it may.
+    /// The team asks for misses faster than it may; `wait` until the next would be let through.
     RateLimited {
-        /// Until the next miss would be let through.
         wait: Duration,
     },
     /// The order did not reach the upstream whole, or no complete answer came back.
     UpstreamUnreachable {
-        /// What happened.
         detail: String,
     },
     /// The upstream answered something that is not an answer.
     UpstreamNonsense {
-        /// What was wrong with it.
         detail: String,
     },
-    /// Our own key was refused.
     UpstreamKeyRefused,
-    /// The upstream is throttling us.
+    /// The upstream is throttling us, and asked for `wait`.
     UpstreamThrottled {
-        /// What it asked for.
         wait: Duration,
     },
-    /// The upstream does not work, so it is left alone for a while.
+    /// The upstream does not work, so it is left alone until the next request may find out.
     CircuitOpen {
-        /// Until the next request may find out.
         wait: Duration,
     },
-    /// Paid results could not be fetched several times in a row, so nothing is bought.
+    /// Paid results could not be fetched several times in a row, so nothing is bought until the next purchase
+    /// may find out.
     PurchaseStopped {
-        /// Until the next purchase may find out.
         wait: Duration,
     },
     /// A complete error of the upstream, passed through; see [`GatewayError::passed_through`].
     Upstream {
-        /// Its status.
         status: StatusCode,
-        /// Its body.
         body: Bytes,
-        /// Its code, from the closed vocabulary.
+        /// From the closed vocabulary.
         code: Code,
     },
     /// The caller's time is over and the fill goes on.
     StillBeingMade,
     /// Paid for and not fetched yet.
     ResultNotFetched {
-        /// Was it time that ran out?
         timed_out: bool,
     },
-    /// More misses than can be served in time.
+    /// More misses than can be served in time; the expected wait.
     TooBusy {
-        /// The wait that is to be expected.
         wait: Duration,
     },
     /// The process is stopping.
     Draining,
     /// The key rests after an unclear outcome.
     Resting {
-        /// Until then.
         until: Timestamp,
         /// From now.
         wait: Duration,
@@ -137,11 +121,9 @@ pub enum GatewayError {
     NoResultRoom,
     /// Ledger and store do not belong together, or are not known to.
     ArchiveGuard,
-    /// The ledger cannot be asked or written.
     LedgerUnavailable,
     /// The store cannot be asked, and may have records that the ledger does not know.
     LedgerIncomplete,
-    /// The store cannot be read.
     StoreUnavailable,
     /// The store was not asked in time, because this process asks it for too much.
     StoreBusy,
@@ -177,95 +159,62 @@ impl GatewayError {
         Self::Upstream { status, body, code }
     }
 
-    /// What a client is told.
     pub fn response(&self) -> ErrorResponse {
-        use Fault::{Caller, Gateway, Policy, Upstream};
+        use Fault::{Gateway, Policy, Upstream};
         match self {
-            Self::Head(error) => {
-                let (status, code) = head_row(*error);
-                ErrorResponse::new(status, code, Caller, error.to_string())
-            }
-            Self::TooManyConnections => ErrorResponse::new(
-                503,
-                code::AI_SERVICE_FLOW_RESTRICTION,
+            Self::Head(error) => caller(head_row(*error), error),
+            Self::TooManyConnections => restricted(
                 Gateway,
                 "as many connections are open as this Granary takes; close idle ones, or ask again",
             )
-            .because("connections")
-            .retry_after(SOON),
-            Self::Request(error) => {
-                let (status, code) = request_row(error);
-                ErrorResponse::new(status, code, Caller, error.to_string())
-            }
-            Self::Auth(error) => {
-                let (status, code) = auth_row(error);
-                ErrorResponse::new(status, code, Caller, error.to_string())
-            }
-            Self::CrossSite => ErrorResponse::new(
-                403,
-                code::ERROR_ILLEGAL_OPERATION,
-                Caller,
+            .later("connections", SOON),
+            Self::Request(error) => caller(request_row(error), error),
+            Self::Auth(error) => caller(auth_row(error), error),
+            Self::CrossSite => caller(
+                (403, code::ERROR_ILLEGAL_OPERATION),
                 "a browser sent this for a page of another site, which could spend credits here because no teams are \
                  configured; add the page's origin to server.cors_origins, or configure teams",
             )
             .because("cross_site"),
-            Self::ForeignName => ErrorResponse::new(
-                403,
-                code::ERROR_ILLEGAL_OPERATION,
-                Caller,
+            Self::ForeignName => caller(
+                (403, code::ERROR_ILLEGAL_OPERATION),
                 "while no teams are configured, Granary is called by its address, as localhost, or by the host of \
                  server.public_url; the request's Host is none of them",
             )
             .because("foreign_name"),
             Self::RefreshNotAllowed => ErrorResponse::new(
-                403,
-                code::ERROR_ILLEGAL_OPERATION,
+                (403, code::ERROR_ILLEGAL_OPERATION),
                 Policy,
                 "this team may not buy a result anew; leave the Granary-Refresh header out, or ask whoever runs \
                  this Granary to set may_refresh",
             )
             .because("refresh_not_allowed"),
-            Self::NoSuchRoute => ErrorResponse::new(
-                404,
-                code::ERROR_AI_NOT_EXISTS,
-                Caller,
+            Self::NoSuchRoute => caller(
+                (404, code::ERROR_AI_NOT_EXISTS),
                 "Granary serves image cropping only (POST /api/image/editing/image-cropping); other calls need a \
                  client of their own, with a key of their own, for now",
             ),
-            Self::MethodNotAllowed { allow } => ErrorResponse::new(
-                405,
-                code::ERROR_ILLEGAL_OPERATION,
-                Caller,
-                format!("this path answers {allow} only"),
-            ),
-            Self::UnknownExpectation => ErrorResponse::new(
-                417,
-                code::ERROR_PARAMETERS,
-                Caller,
+            Self::MethodNotAllowed { allow } => {
+                caller((405, code::ERROR_ILLEGAL_OPERATION), format!("this path answers {allow} only"))
+            }
+            Self::UnknownExpectation => caller(
+                (417, code::ERROR_PARAMETERS),
                 "the only expectation Granary can meet is 100-continue; leave the Expect header out",
             ),
-            Self::KeyNotFound => ErrorResponse::new(
-                404,
-                code::ERROR_RESOURCE_NOT_FOUND,
-                Caller,
+            Self::KeyNotFound => caller(
+                (404, code::ERROR_RESOURCE_NOT_FOUND),
                 "nothing is stored under this key; send the picture with POST to have it cropped",
             ),
-            Self::NotAKey => ErrorResponse::new(
-                404,
-                code::ERROR_RESOURCE_NOT_FOUND,
-                Caller,
+            Self::NotAKey => caller(
+                (404, code::ERROR_RESOURCE_NOT_FOUND),
                 "a key has 64 hex digits; copy it from the Granary-Key header of an answer",
             ),
-            Self::ResultNotFound => ErrorResponse::new(
-                404,
-                code::ERROR_FILE_NOT_FOUND,
-                Caller,
+            Self::ResultNotFound => caller(
+                (404, code::ERROR_FILE_NOT_FOUND),
                 "no result has this name; copy the URL from data.url of an answer as it is",
             ),
-            Self::NotCached => ErrorResponse::new(
-                504,
-                code::AI_SERVICE_TIMEOUT,
-                Caller,
+            Self::NotCached => caller(
+                (504, code::AI_SERVICE_TIMEOUT),
                 "nothing is stored for this request, and Cache-Control: only-if-cached forbids buying it",
             )
             .because("only_if_cached"),
@@ -276,127 +225,95 @@ impl GatewayError {
                     Scope::Team(name) | Scope::Refused(name) => format!("the team {name}"),
                 };
                 ErrorResponse::new(
-                    429,
-                    code::ERROR_NOT_ENOUGH_CREDITS,
+                    (429, code::ERROR_NOT_ENOUGH_CREDITS),
                     Policy,
-                    format!("an operator has frozen spending for {whose}, until it is thawed; stored results are still answered"),
+                    format!(
+                        "an operator has frozen spending for {whose}, until it is thawed; stored results are still \
+                         answered"
+                    ),
                 )
-                .because("frozen")
-                .retry_after(Duration::from_secs(300))
+                .later("frozen", Duration::from_secs(300))
             }
             Self::UpstreamCredits => ErrorResponse::new(
-                429,
-                code::ERROR_NOT_ENOUGH_CREDITS,
+                (429, code::ERROR_NOT_ENOUGH_CREDITS),
                 Upstream,
                 "the shared upstream account has no credits left, until whoever runs this Granary tops it up; \
                  stored results are still answered",
             )
-            .because("upstream_credits")
-            .retry_after(Duration::from_secs(300)),
+            .later("upstream_credits", Duration::from_secs(300)),
             Self::RateLimited { wait } => ErrorResponse::new(
-                429,
-                code::EXCEEDING_LIMITS,
+                (429, code::EXCEEDING_LIMITS),
                 Policy,
                 "this team asks for new crops faster than its misses_per_second allows; slow down",
             )
-            .because("rate")
-            .retry_after(*wait),
+            .later("rate", *wait),
             Self::UpstreamUnreachable { detail } => ErrorResponse::new(
-                502,
-                code::AI_SERVICE_ERROR,
+                (502, code::AI_SERVICE_ERROR),
                 Upstream,
                 format!("{detail}; try again in a moment"),
             ),
             Self::UpstreamNonsense { detail } => ErrorResponse::new(
-                502,
-                code::AI_SERVICE_INTERNAL_ERROR,
+                (502, code::AI_SERVICE_INTERNAL_ERROR),
                 Upstream,
                 format!("{detail}; nothing was stored"),
             ),
             Self::UpstreamKeyRefused => ErrorResponse::new(
-                502,
-                code::AI_SERVICE_UNAUTHORIZED,
+                (502, code::AI_SERVICE_UNAUTHORIZED),
                 Upstream,
                 "the upstream refused Granary's own key; your token is fine, whoever runs this Granary must mend it",
             )
             .because("upstream_key"),
-            Self::UpstreamThrottled { wait } => ErrorResponse::new(
-                503,
-                code::AI_SERVICE_FLOW_RESTRICTION,
-                Upstream,
-                "the upstream is limiting how fast Granary may call it",
-            )
-            .because("upstream_flow")
-            .retry_after(*wait),
-            Self::CircuitOpen { wait } => ErrorResponse::new(
-                503,
-                code::AI_SERVICE_FLOW_RESTRICTION,
+            Self::UpstreamThrottled { wait } => {
+                restricted(Upstream, "the upstream is limiting how fast Granary may call it")
+                    .later("upstream_flow", *wait)
+            }
+            Self::CircuitOpen { wait } => restricted(
                 Upstream,
                 "the upstream does not work at the moment and is left alone for a while; nothing was spent, and \
                  stored results are still answered",
             )
-            .because("circuit_open")
-            .retry_after(*wait),
-            Self::PurchaseStopped { wait } => ErrorResponse::new(
-                503,
-                code::AI_SERVICE_FLOW_RESTRICTION,
+            .later("circuit_open", *wait),
+            Self::PurchaseStopped { wait } => restricted(
                 Upstream,
                 "results that were paid for could not be fetched several times in a row, so nothing is bought until \
                  one works again; stored results are still answered",
             )
-            .because("purchase_stop")
-            .retry_after(*wait),
+            .later("purchase_stop", *wait),
             Self::Upstream { status, code, .. } => {
                 // Clients see the upstream's own body; this row serves log and metrics.
-                let fault = if is_about_the_request(*status) { Caller } else { Upstream };
+                let fault = if is_about_the_request(*status) { Fault::Caller } else { Upstream };
                 let detail = format!("the upstream answered {status}");
-                let response = ErrorResponse::new(status.as_u16(), *code, fault, detail);
+                let response = ErrorResponse::new((status.as_u16(), *code), fault, detail);
                 let asks_to_wait =
                     matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
                 if asks_to_wait { response.retry_after(SOON) } else { response }
             }
             Self::StillBeingMade => ErrorResponse::new(
-                504,
-                code::AI_SERVICE_TIMEOUT,
+                (504, code::AI_SERVICE_TIMEOUT),
                 Upstream,
                 "still being made; ask again, it will not be charged twice",
             )
-            .because("still_being_made")
-            .retry_after(SOON),
-            Self::ResultNotFetched { timed_out } => {
-                let (status, code) = if *timed_out {
-                    (504, code::ERROR_FILE_DOWNLOAD_TIMEOUT)
-                } else {
-                    (502, code::ERROR_FILE_DOWNLOAD_FAILED)
-                };
-                ErrorResponse::new(
-                    status,
-                    code,
-                    Upstream,
-                    "the crop is paid for, but its result could not be fetched yet; Granary keeps trying, ask again \
-                     later, it will not be charged twice",
-                )
-                .because("result_not_fetched")
-            }
-            Self::TooBusy { wait } => ErrorResponse::new(
-                503,
-                code::AI_SERVICE_FLOW_RESTRICTION,
-                Gateway,
-                "more new crops are waiting than can be made in time; nothing was spent",
+            .later("still_being_made", SOON),
+            Self::ResultNotFetched { timed_out } => ErrorResponse::new(
+                match timed_out {
+                    true => (504, code::ERROR_FILE_DOWNLOAD_TIMEOUT),
+                    false => (502, code::ERROR_FILE_DOWNLOAD_FAILED),
+                },
+                Upstream,
+                "the crop is paid for, but its result could not be fetched yet; Granary keeps trying, ask again \
+                 later, it will not be charged twice",
             )
-            .because("busy")
-            .retry_after(*wait),
-            Self::Draining => ErrorResponse::new(
-                503,
-                code::AI_SERVICE_FLOW_RESTRICTION,
+            .because("result_not_fetched"),
+            Self::TooBusy { wait } => {
+                restricted(Gateway, "more new crops are waiting than can be made in time; nothing was spent")
+                    .later("busy", *wait)
+            }
+            Self::Draining => restricted(
                 Gateway,
                 "this Granary is stopping and buys nothing new; ask again, another one will answer",
             )
-            .because("draining")
-            .retry_after(SOON),
-            Self::Resting { until, wait } => ErrorResponse::new(
-                503,
-                code::AI_SERVICE_FLOW_RESTRICTION,
+            .later("draining", SOON),
+            Self::Resting { until, wait } => restricted(
                 Upstream,
                 format!(
                     "an earlier call for this picture had an unclear outcome and may have been charged, so it is not \
@@ -404,81 +321,59 @@ impl GatewayError {
                     budget::show(*until)
                 ),
             )
-            .because("hold")
-            .retry_after(*wait),
-            Self::NoRoom => ErrorResponse::new(
-                503,
-                code::ERROR_RESOURCE_UNAVAILABLE,
-                Gateway,
+            .later("hold", *wait),
+            Self::NoRoom => unavailable(
                 "there is no place to keep a new result, so none is bought; stored results are still answered",
             )
-            .because("no_room")
-            .retry_after(LATER),
-            Self::NoUploadRoom => ErrorResponse::new(
-                503,
-                code::ERROR_RESOURCE_UNAVAILABLE,
-                Gateway,
+            .later("no_room", LATER),
+            Self::NoUploadRoom => unavailable(
                 "there is no room to keep this upload until its crop is made; nothing was spent, send it again in a \
                  moment",
             )
-            .because("no_room")
-            .retry_after(SOON),
-            Self::NoResultRoom => ErrorResponse::new(
-                503,
-                code::AI_SERVICE_FLOW_RESTRICTION,
+            .later("no_room", SOON),
+            Self::NoResultRoom => restricted(
                 Gateway,
                 "too many results are being sent to slow clients at the moment; ask again",
             )
-            .because("busy")
-            .retry_after(SOON),
-            Self::ArchiveGuard => ErrorResponse::new(
-                503,
-                code::ERROR_RESOURCE_UNAVAILABLE,
-                Gateway,
+            .later("busy", SOON),
+            Self::ArchiveGuard => unavailable(
                 "what was bought before may be missing, so nothing is bought until the operator has looked; results \
                  that are there are still answered",
             )
-            .because("archive_guard")
-            .retry_after(LATER),
-            Self::LedgerUnavailable => ErrorResponse::new(
-                503,
-                code::ERROR_RESOURCE_UNAVAILABLE,
-                Gateway,
+            .later("archive_guard", LATER),
+            Self::LedgerUnavailable => unavailable(
                 "the ledger cannot be written, so nothing is bought; stored results are still answered",
             )
-            .because("ledger")
-            .retry_after(LATER),
-            Self::LedgerIncomplete => ErrorResponse::new(
-                503,
-                code::ERROR_RESOURCE_UNAVAILABLE,
-                Gateway,
+            .later("ledger", LATER),
+            Self::LedgerIncomplete => unavailable(
                 "this crop may be stored already: the store cannot be asked, and the ledger does not know all of its \
                  records yet; nothing was bought, ask again",
             )
-            .because("ledger_incomplete")
-            .retry_after(LATER),
-            Self::StoreUnavailable => ErrorResponse::new(
-                503,
-                code::ERROR_RESOURCE_UNAVAILABLE,
-                Gateway,
-                "the result exists and cannot be read at the moment",
-            )
-            .because("store")
-            .retry_after(SOON),
-            Self::StoreBusy => ErrorResponse::new(
-                503,
-                code::AI_SERVICE_FLOW_RESTRICTION,
+            .later("ledger_incomplete", LATER),
+            Self::StoreUnavailable => unavailable("the result exists and cannot be read at the moment")
+                .later("store", SOON),
+            Self::StoreBusy => restricted(
                 Gateway,
                 "too many results are being looked for at the moment; nothing was spent, ask again",
             )
-            .because("busy")
-            .retry_after(SOON),
+            .later("busy", SOON),
             Self::Bug => ErrorResponse::new(
-                500,
-                code::SERVICE_INTERNAL_ERROR,
+                (500, code::SERVICE_INTERNAL_ERROR),
                 Gateway,
                 "Granary made a mistake; its log has the details under this request's id",
             ),
         }
     }
+}
+
+fn caller(row: (u16, Code), detail: impl ToString) -> ErrorResponse {
+    ErrorResponse::new(row, Fault::Caller, detail)
+}
+
+fn restricted(fault: Fault, detail: impl ToString) -> ErrorResponse {
+    ErrorResponse::new((503, code::AI_SERVICE_FLOW_RESTRICTION), fault, detail)
+}
+
+fn unavailable(detail: impl ToString) -> ErrorResponse {
+    ErrorResponse::new((503, code::ERROR_RESOURCE_UNAVAILABLE), Fault::Gateway, detail)
 }

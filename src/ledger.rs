@@ -23,7 +23,6 @@ mod sql;
 pub mod sqlite;
 mod state;
 pub mod usage;
-mod words;
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +41,7 @@ use crate::base::record::Record;
 use crate::base::secret::Secret;
 
 /// The number of a row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 pub struct CallId(pub i64);
 
 /// What is asked of [`Calls::reserve`].

@@ -35,12 +35,10 @@ use crate::upstream::{CallPhase, CallTimer};
 
 /// The commit of this build, from `GRANARY_COMMIT`.
 pub const COMMIT: Option<&str> = option_env!("GRANARY_COMMIT");
-/// Digits of the configuration's digest in its label.
 const HASH_DIGITS: usize = 16;
 /// What the process collector tells and no board asks for.
 const NOT_SHOWN: [&str; 2] = ["process_threads", "process_virtual_memory_bytes"];
 
-/// The registry with all families; see the module.
 pub struct Metrics {
     registry: Registry,
     families: Families,
@@ -56,7 +54,6 @@ impl Deref for Metrics {
     }
 }
 
-/// The value of a gauge.
 pub fn gauge_value(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -65,7 +62,6 @@ pub fn gauge_value(number: u64) -> i64 {
 pub struct Counted(IntGauge);
 
 impl Counted {
-    /// Adds one to the gauge.
     pub fn new(gauge: &IntGauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
@@ -98,16 +94,14 @@ impl Metrics {
 
     /// Creates the zero values of error responses, by class and code.
     pub fn expect_errors(&self, errors: impl Iterator<Item = (&'static str, &'static str)>) {
-        errors.for_each(|(class, code)| drop(self.request_errors_total.of(&[class, code])));
+        errors.for_each(|(class, code)| drop(self.request_errors_total.with_label_values(&[class, code])));
     }
 
-    /// Sets where the number of lost log lines is read.
     pub fn count_dropped_lines(&self, dropped: impl Fn() -> u64 + Send + Sync + 'static) {
         // A process has one log.
         let _ = self.dropped_lines.set(Box::new(dropped));
     }
 
-    /// Records the times of a finished request or fill.
     pub fn staged(&self, stages: &Stages) {
         for stage in Stage::ALL {
             if let Some(time) = stages.of(stage) {
@@ -123,12 +117,10 @@ impl Metrics {
         self.overhead_seconds[outcome].observe(took.saturating_sub(waited).as_secs_f64());
     }
 
-    /// Records a decision of a limit.
     pub fn decided(&self, kind: LimitKind, decision: Decision, mode: LimitMode) {
         self.limit_decisions_total[(kind, (decision, mode))].inc();
     }
 
-    /// Records that a call reached a state.
     pub fn booked(&self, state: CallState, team: &str, credits: u64) {
         if state == CallState::Answered {
             self.credits_spent_total.of(self.team_label(team), ()).inc_by(credits);
@@ -144,7 +136,6 @@ impl Metrics {
         self.fills_total[EndState::Unknown].inc_by(unknown);
     }
 
-    /// Records that a file was read again.
     pub fn reloaded(&self, file: ReloadedFile, is_ok: bool) {
         self.reloads_total[(file, is_ok.into())].inc();
         self.reload_ok[file].set(i64::from(is_ok));
@@ -156,7 +147,6 @@ impl Metrics {
         self.config_info.set([(vec![hash[..HASH_DIGITS].to_owned()], 1)].into());
     }
 
-    /// Sets used space and its limit.
     pub fn observe_space(&self, space: Space, used: u64, limit: u64) {
         self.space_used_bytes[space].set(gauge_value(used));
         self.space_limit_bytes[space].set(gauge_value(limit));

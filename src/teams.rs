@@ -8,6 +8,8 @@
 //!
 //! This module never performs I/O, counts nothing, and reads no credential from a query or cookie.
 
+#![allow(missing_docs, reason = "a name that says it needs no more")]
+
 mod admin;
 pub(crate) mod policy;
 mod token;
@@ -25,10 +27,11 @@ use jiff::Timestamp;
 pub use admin::AdminTokens;
 pub use token::{Token, TokenId};
 
+use crate::base::words::words;
+
 /// The header that every client of the upstream sends its key in.
 pub const API_KEY_HEADER: &str = "ailabapi-api-key";
 
-/// [`Team::refused_per_day`] where nothing else is configured.
 pub const REFUSED_PER_DAY: u64 = 200;
 
 /// The team of every caller while no teams are configured.
@@ -48,17 +51,13 @@ pub fn is_team_name(name: &str) -> bool {
 /// Who a request is counted against.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Team {
-    /// Its name in the ledger, logs and metrics.
     pub name: String,
     /// May it buy a stored crop again?
     pub may_refresh: bool,
-    /// Are all its calls refused?
     pub disabled: bool,
-    /// What happens when a budget is used up.
     pub mode: BudgetMode,
-    /// Credits per calendar day; `None` for no limit.
+    /// Per calendar day; `None` for no limit.
     pub daily_credits: Option<u64>,
-    /// Credits per calendar month; `None` for no limit.
     pub monthly_credits: Option<u64>,
     /// New crops per second and replica, more than 0; `None` for no limit.
     pub misses_per_second: Option<f64>,
@@ -82,26 +81,11 @@ impl Team {
     }
 }
 
-/// What happens when a team's budget is used up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BudgetMode {
-    /// Its misses are refused.
-    Enforce,
-    /// It is noted, and bought all the same.
-    Shadow,
+words! {
+    /// What happens when a team's budget is used up: its misses are refused, or it is only noted.
+    pub enum BudgetMode { Enforce = "enforce", Shadow = "shadow" }
 }
 
-impl BudgetMode {
-    /// The word for it in the configuration and in reports.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Enforce => "enforce",
-            Self::Shadow => "shadow",
-        }
-    }
-}
-
-/// All teams and their tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Teams {
     /// In the order of the configuration; the team `local` alone when there is none.
@@ -131,40 +115,28 @@ impl Teams {
             teams.push(team);
         }
         if teams.is_empty() {
-            return Self::open();
+            return Self { teams: vec![Arc::new(Team::local())], tokens: None };
         }
         Self { teams, tokens: Some(by_id) }
     }
 
-    /// No teams: every caller is the team `local`.
-    pub fn open() -> Self {
-        Self { teams: vec![Arc::new(Team::local())], tokens: None }
-    }
-
-    /// Is every caller let in?
     pub fn is_open(&self) -> bool {
         self.tokens.is_none()
     }
 
-    /// All teams, in the order of the configuration; `local` when none are configured.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Team>> + Clone {
         self.teams.iter()
     }
 
-    /// Their names.
     pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.teams.iter().map(|team| team.name.as_str())
     }
 
-    /// The team of that name.
     pub fn get(&self, name: &str) -> Option<&Arc<Team>> {
         self.teams.iter().find(|team| team.name == name)
     }
 
     /// The team whose token the headers carry, at the moment `now`.
-    ///
-    /// # Errors
-    /// [`AuthError`]: nothing of the request's body needs to be read.
     pub fn authenticate(&self, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Team>, AuthError> {
         let Some(tokens) = &self.tokens else { return Ok(self.teams[0].clone()) };
         let presented = credential(headers)?;
@@ -191,7 +163,6 @@ impl Teams {
 fn credential(headers: &HeaderMap) -> Result<&str, AuthError> {
     let api_key = single(headers.get_all(API_KEY_HEADER).iter())?;
     let bearer = single(headers.get_all(AUTHORIZATION).iter().filter(|value| is_bearer(value)))?;
-    // Without the scheme's name.
     let bearer = bearer.map(|value| value[BEARER.len()..].trim()).filter(|token| !token.is_empty());
     match (api_key, bearer) {
         (None, None) => Err(AuthError::Missing),
@@ -218,47 +189,37 @@ fn single<'a>(mut values: impl Iterator<Item = &'a HeaderValue>) -> Result<Optio
     Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
-/// Why a caller is not let in. The texts are for clients; they never contain what was presented.
+/// Why a client is refused. The texts are for clients; they never contain what was presented.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// 401: no credential at all.
     #[error(
         "the request carries no token; send your team's Granary token in the header ailabapi-api-key, \
          or as Authorization: Bearer"
     )]
     Missing,
-    /// 401: something that is not a Granary token, such as the upstream's own key.
     #[error(
         "the credential is not a Granary token, which begins with granary_ and stands in the header \
          ailabapi-api-key or after the word Bearer in Authorization; an AILabTools key does not work here, \
          so send your team's Granary token instead"
     )]
     Malformed,
-    /// 401: the beginning of a Granary token, or one with something added.
     #[error(
         "this token begins like a Granary token but is incomplete or has been changed; copy it again, from \
          granary_ to its last character"
     )]
     Incomplete,
-    /// 401: well-formed, and nobody's.
     #[error(
         "this token is unknown or has been revoked; copy it again, or ask whoever runs this Granary for a \
          new one"
     )]
     Unknown,
-    /// 401: it was good once.
     #[error("this token has expired; ask whoever runs this Granary for a new one")]
     Expired,
-    /// 400: more than one credential, and not the same.
     #[error(
         "the request carries more than one credential; send a single token, either in the header \
          ailabapi-api-key or as Authorization: Bearer"
     )]
     Conflicting,
-    /// 403: the token is good, and its team may not call.
     #[error("the team {team} is disabled; ask whoever runs this Granary to enable it")]
-    Disabled {
-        /// Its name.
-        team: String,
-    },
+    Disabled { team: String },
 }

@@ -12,13 +12,9 @@ use super::file_watch::FileWatch;
 use crate::config::ServerConfig;
 use crate::teams::AdminTokens;
 
-/// The tokens in use.
 pub(super) type CurrentTokens = Arc<ArcSwap<Option<AdminTokens>>>;
 
 /// Reads the tokens, and returns them with the task that follows their file.
-///
-/// # Errors
-/// Why the file cannot be used.
 pub(super) fn follow(
     settings: &ServerConfig,
 ) -> anyhow::Result<(CurrentTokens, impl Future<Output = ()> + use<>)> {

@@ -14,17 +14,13 @@ use crate::http::server::CurrentCertificate;
 use crate::metrics::{Metrics, ReloadedFile};
 
 /// Reads the certificate; `None` when none is configured.
-///
-/// # Errors
-/// Why it cannot be used.
 pub(super) fn open(settings: &ServerConfig, metrics: &Metrics) -> anyhow::Result<Option<CurrentCertificate>> {
     let read = settings.certificate().map_err(|(field, why)| anyhow!(why).context(field));
     let Some(certificate) = read.context("the certificate")? else { return Ok(None) };
-    metrics.tls_certificate_expiry_timestamp_seconds.set(certificate.expires().as_second());
+    metrics.tls_certificate_expiry_timestamp_seconds.set(certificate.expires.as_second());
     Ok(Some(Arc::new(ArcSwap::from_pointee(certificate))))
 }
 
-/// Follows the certificate's files.
 pub(super) async fn follow(settings: ServerConfig, current: CurrentCertificate, metrics: Arc<Metrics>) {
     let mut files = FileWatch::new(move || settings.certificate());
     let mut was_unusable = false;
@@ -34,7 +30,7 @@ pub(super) async fn follow(settings: ServerConfig, current: CurrentCertificate, 
             // Which files there are is settled at the start.
             Ok(None) => {}
             Ok(Some(certificate)) if *certificate != **current.load() => {
-                let expires = certificate.expires();
+                let expires = certificate.expires;
                 current.store(Arc::new(certificate.clone()));
                 metrics.tls_certificate_expiry_timestamp_seconds.set(expires.as_second());
                 metrics.reloaded(ReloadedFile::Certificate, true);

@@ -16,7 +16,6 @@ const SETTLE: Duration = Duration::from_millis(250);
 
 type Read<T, E> = dyn Fn() -> Result<T, E> + Send + Sync;
 
-/// A value that is read from files.
 pub(super) struct FileWatch<T, E> {
     read: Arc<Read<T, E>>,
     last: Option<Result<T, E>>,
@@ -56,7 +55,6 @@ where
         lasts.then(|| self.last.insert(found).clone())
     }
 
-    /// What is read now, changed or not.
     pub(super) async fn now(&mut self) -> Option<Result<T, E>> {
         let found = self.read().await?;
         Some(self.last.insert(found).clone())

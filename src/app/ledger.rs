@@ -13,10 +13,8 @@ use crate::ledger::sqlite::SqliteLedger;
 use crate::ledger::usage::UsageBook;
 use crate::ledger::{Ledger, LedgerObserver};
 
-/// One book, as each of those sees it who use it.
 pub(super) struct LedgerHandles {
     pub(super) ledger: Arc<dyn Ledger>,
-    /// Who asks who paid.
     pub(super) usage: Arc<dyn UsageBook>,
     pub(super) admin: Arc<dyn LedgerAdmin>,
 }
@@ -46,9 +44,6 @@ fn check_no_spilled_bookings(state: &StateDir) -> anyhow::Result<()> {
 
 /// Opens the configured ledger. A database that cannot be asked now is asked again with each use: hits
 /// are served meanwhile, and nothing is bought.
-///
-/// # Errors
-/// In a sentence, what keeps it from opening; or that the database may not be used as it is.
 pub(super) async fn open(
     config: &Config,
     state: &StateDir,

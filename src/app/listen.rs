@@ -26,7 +26,6 @@ pub(super) fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListen
     })
 }
 
-/// The configured limits of clients' connections.
 pub(super) fn connection_limits(server: &ServerConfig) -> ConnectionLimits {
     ConnectionLimits {
         max_connections: server.max_connections,

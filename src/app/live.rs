@@ -9,44 +9,31 @@ use std::fs::File;
 use anyhow::{Context, bail};
 
 use super::upstream::open_ailab;
-use super::{ledger, store};
+use super::{ledger, open_state, store};
 use crate::app::ledger::LedgerHandles;
 use crate::base::clock::Clock;
-use crate::base::state::{StateDir, StateDirError};
 use crate::config::{Config, StoreKind, UpstreamKind};
 use crate::ledger::Ledger;
 use crate::ledger::guard;
 
-/// What was found out about one part.
-#[derive(Debug)]
-pub struct Finding {
-    /// `store`, `ledger`, `upstream` or `purchase`.
-    pub part: &'static str,
-    /// What works; or what does not and what to do.
-    pub result: anyhow::Result<String>,
-}
-
-/// What a check may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CheckCost {
-    Free,
-    /// Also one purchase, when all else works.
-    OneCrop,
-}
-
-/// Tries every part that has something outside of this process. What a purchase shows of the upstream
-/// goes into the file `report` as well.
-pub async fn check(config: &Config, cost: CheckCost, report: Option<File>) -> Vec<Finding> {
+/// Tries every part that has something outside of this process: `store`, `ledger`, `archive` and `upstream`. With
+/// `spend` and when all of them work, buys one crop as well; what that shows of the upstream goes into the file
+/// `report`.
+pub async fn check(
+    config: &Config,
+    spend: bool,
+    report: Option<File>,
+) -> Vec<(&'static str, anyhow::Result<String>)> {
     let mut findings = vec![
-        Finding { part: "store", result: check_store(config).await },
-        Finding { part: "ledger", result: check_ledger(config).await },
-        Finding { part: "archive", result: check_archive(config).await },
+        ("store", check_store(config).await),
+        ("ledger", check_ledger(config).await),
+        ("archive", check_archive(config).await),
     ];
     if config.upstream.kind == UpstreamKind::Ailab {
-        findings.push(Finding { part: "upstream", result: check_ailab(config).await });
+        findings.push(("upstream", check_ailab(config).await));
     }
-    if cost == CheckCost::OneCrop && findings.iter().all(|finding| finding.result.is_ok()) {
-        findings.push(Finding { part: "purchase", result: purchase::buy(config, report).await });
+    if spend && findings.iter().all(|(_, result)| result.is_ok()) {
+        findings.push(("purchase", purchase::buy(config, report).await));
     }
     findings
 }
@@ -70,12 +57,9 @@ async fn check_ledger(config: &Config) -> anyhow::Result<String> {
         let calls = calls(&database).await?;
         return Ok(format!("the database can be used, and has {calls} calls"));
     }
-    let state = match StateDir::open(&config.state.path) {
-        Ok(state) => state,
-        Err(StateDirError::InUse(path)) => {
-            return Ok(format!("{} is in use by a running granary, and was left alone", path.display()));
-        }
-        Err(error) => return Err(error.into()),
+    let Some(state) = open_state(config)? else {
+        let path = config.state.path.display();
+        return Ok(format!("{path} is in use by a running granary, and was left alone"));
     };
     let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system(), None).await?;
     let calls = calls(&*ledger).await?;
@@ -89,12 +73,8 @@ async fn calls(ledger: &dyn Ledger) -> anyhow::Result<u64> {
 
 /// Changes nothing: what is new on both sides is paired by the first start.
 async fn check_archive(config: &Config) -> anyhow::Result<String> {
-    let state = match StateDir::open(&config.state.path) {
-        Ok(state) => state,
-        Err(StateDirError::InUse(_)) => {
-            return Ok("ledger and store are compared by the running granary: see its /readyz".to_owned());
-        }
-        Err(error) => return Err(error.into()),
+    let Some(state) = open_state(config)? else {
+        return Ok("ledger and store are compared by the running granary: see its /readyz".to_owned());
     };
     let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system(), None).await?;
     let store = store::open(&config.store).await?;

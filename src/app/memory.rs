@@ -12,9 +12,6 @@ use crate::request::uploads::{UploadConfig, UploadRoom};
 const SPILL_MIN_FREE: u64 = 1 << 30;
 
 /// Nothing is taken yet. Blocks on the disk for a moment.
-///
-/// # Errors
-/// When the folder for uploads cannot be used.
 pub(super) fn open(config: &Config, state: &StateDir) -> anyhow::Result<Memory> {
     let folder = state.upload_folder();
     let uploads = UploadRoom::open(UploadConfig {

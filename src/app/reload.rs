@@ -16,7 +16,7 @@ use crate::base::crash::crash_point;
 use crate::config::{Config, LogLevel, Problems};
 use crate::fill::Filler;
 use crate::http::routes::About;
-use crate::metrics::{Metrics, ReloadedFile};
+use crate::metrics::Metrics;
 use crate::teams::policy::CurrentPolicy;
 
 /// What of a running program a reload reaches.
@@ -27,19 +27,14 @@ pub struct Reloader {
 }
 
 pub(super) struct ReloadParts {
-    /// For what operators are shown.
     pub(super) about: Arc<About>,
-    /// Who may call and what may be spent.
     pub policy: CurrentPolicy,
-    /// Has the upstream's slots.
     pub filler: Filler,
     /// `None` when no key is needed.
     pub keys: Option<Arc<KeyWatch>>,
-    /// Has a label for each team.
     pub metrics: Arc<Metrics>,
 }
 
-/// Changes the level of the log.
 pub type SetLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
 
 impl Reloader {
@@ -49,13 +44,8 @@ impl Reloader {
         Self { config: Mutex::new(config), parts }
     }
 
-    /// Puts `new` in force, and names what has changed. Whoever has been admitted is not affected.
-    ///
-    /// Blocks for as long as reading a small file does.
-    ///
-    /// # Errors
-    /// What cannot be changed without a restart, or the key's file if it cannot be read any more;
-    /// then everything is as it was.
+    /// Puts `new` in force, and names what has changed. Requests that were admitted are not affected. Blocks for
+    /// as long as reading a small file does. After an error everything is as it was.
     pub fn take(&self, new: &Config, set_level: &SetLevel) -> Result<Vec<String>, Problems> {
         let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         let changes = config.changes_to(new);
@@ -90,11 +80,5 @@ impl Reloader {
         self.parts.about.config.store(Arc::new(shown));
         *config = new.clone();
         Ok(changes.live)
-    }
-
-    /// Counts a reload. It is apart from [`take`](Self::take), because a file may also fail before it
-    /// comes to that.
-    pub(super) fn count(&self, is_ok: bool) {
-        self.parts.metrics.reloaded(ReloadedFile::Configuration, is_ok);
     }
 }

@@ -30,7 +30,7 @@ use crate::error;
 use crate::fill::{Core, Filler};
 use crate::gateway::Gateway;
 use crate::gateway::keys::KeyAdmin;
-use crate::http::routes::usage::{UsageParts, UsageState};
+use crate::http::routes::usage::UsageState;
 use crate::http::routes::{About, AdminState, Memory, PublicParts, PublicState, admin_router, public_router};
 use crate::http::server::{self, ConnectionLimits, Listener, Stops};
 use crate::ledger::Ledger;
@@ -292,7 +292,7 @@ impl Process {
         gateway: &Gateway,
     ) -> anyhow::Result<Listener> {
         let config = &self.config;
-        let usage = UsageState::new(UsageParts {
+        let usage = Arc::new(UsageState {
             book: storage.usage.clone(),
             ledger: storage.ledger.clone(),
             meter: services.meter.clone(),

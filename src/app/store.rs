@@ -19,9 +19,6 @@ const AWAY_PAUSE: Duration = Duration::from_secs(1);
 const UNFIT_PAUSE: Duration = Duration::from_secs(30);
 
 /// Opens the configured store; a bucket is asked nothing yet.
-///
-/// # Errors
-/// In a sentence, what keeps it from opening.
 pub(super) async fn open(settings: &StoreConfig) -> anyhow::Result<Arc<dyn Store>> {
     match settings.kind {
         StoreKind::Local => {
@@ -45,10 +42,7 @@ pub(super) async fn open(settings: &StoreConfig) -> anyhow::Result<Arc<dyn Store
 
 /// Proves the bucket before anything is bought for it. One that cannot be asked now is asked again
 /// until `stopping`: hits are served meanwhile, and nothing is bought, because the store has no room
-/// before it is proved.
-///
-/// # Errors
-/// It was asked, and lacks what nothing can be kept without.
+/// before it is proved. An error: the bucket lacks what nothing can be kept without.
 pub(super) async fn prove_bucket(store: Arc<dyn Store>, stopping: CancellationToken) -> anyhow::Result<()> {
     let error = match tokio::time::timeout(START_PATIENCE, store.prove()).await {
         Ok(Ok(())) => return Ok(()),

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use url::Url;
 
 use crate::base::secret::Secret;
 use crate::config::{Config, UpstreamConfig, UpstreamKind};
@@ -44,9 +43,8 @@ pub(super) fn open_upstream(config: &Config, metrics: Arc<Metrics>) -> anyhow::R
 /// With the key it will use, which may be swapped.
 pub(super) fn open_ailab(settings: &UpstreamConfig) -> anyhow::Result<(AilabUpstream, Arc<ArcSwap<Secret>>)> {
     let key = settings.key().map_err(anyhow::Error::msg)?.context("upstream.api_key is missing")?;
-    let base_url = Url::parse(&settings.base_url.to_string()).context("upstream.base_url")?;
     let key = Arc::new(ArcSwap::from_pointee(key));
-    let mut ailab = AilabConfig::new(base_url, key.clone());
+    let mut ailab = AilabConfig::new(settings.base_url.as_url().clone(), key.clone());
     ailab.connect_timeout = settings.connect_timeout;
     ailab.upload_timeout = settings.upload_timeout;
     ailab.hard_stop = settings.hard_stop;

@@ -13,7 +13,6 @@ use crate::config::UpstreamConfig;
 use crate::fill::Filler;
 use crate::metrics::{Metrics, ReloadedFile};
 
-/// The key in use, and the settings it comes from.
 pub(super) struct KeyWatch {
     /// Locked while a key is taken into use.
     settings: Mutex<Arc<UpstreamConfig>>,

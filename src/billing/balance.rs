@@ -10,12 +10,9 @@ use crate::base::clock::Clock;
 use crate::base::random::jittered;
 use crate::upstream::Upstream;
 
-/// A balance and when it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Balance {
-    /// Credits left.
     pub credits: u64,
-    /// When the upstream said so.
     pub seen_at: Timestamp,
 }
 
@@ -27,12 +24,10 @@ pub struct BalanceWatch {
 }
 
 impl BalanceWatch {
-    /// Watches the account behind `upstream`.
     pub fn new(upstream: Arc<dyn Upstream>, clock: Clock) -> Self {
         Self { upstream, clock, last: Mutex::default() }
     }
 
-    /// Returns the last known balance; `None` before the first.
     pub fn last(&self) -> Option<Balance> {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,12 +1,10 @@
 //! What was served without paying, counted in memory and booked in batches: [`Meter`].
 //!
-//! A hit must not wait for the ledger, so it is counted here, where the metrics count it too, and
-//! booked with others every few seconds and when the process stops. A batch has the process's id and a
-//! number, so that one whose commit was done and whose outcome was lost is booked once. While the ledger
-//! is away the counts grow no further than a few numbers for each team and day.
+//! A hit must not wait for the ledger, so it is counted here, and booked with others every few seconds and when
+//! the process stops. A batch has the process's id and a number, so that one whose commit was done and whose
+//! outcome was lost is booked once. While the ledger is away the counts stay a few numbers for each team and day.
 //!
-//! A process that is killed loses what it has counted since its last batch: seconds, or as long as the
-//! ledger was away before. It is a loss of figures, never of money: what was paid is not counted here.
+//! A process that is killed loses what it has counted since its last batch: figures, never money.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -76,7 +74,6 @@ struct Outbox {
 }
 
 impl Meter {
-    /// Counts from zero, as a process of its own. Days are those of `zone`, by `clock`.
     pub fn new(clock: Clock, zone: TimeZone) -> Self {
         let (counts, flushing) = (Mutex::default(), tokio::sync::Mutex::default());
         Self { counts, flushing, process: Uuid::new_v4(), clock, zone, hasher: RandomState::new() }
@@ -88,14 +85,13 @@ impl Meter {
         let mut counts = self.counts();
         let today = counts.today(now, &self.zone);
         let teams = counts.of_day(today);
-        if !teams.contains_key(team) {
-            teams.insert(team.to_owned(), TeamCounts::default());
-        }
+        let team = match teams.get_mut(team) {
+            Some(team) => team,
+            None => teams.entry(team.to_owned()).or_default(),
+        };
         // A ledger may have records that were imported before their numbers were checked.
         let credits = credits.min(MAX_CREDITS);
-        if let Some(team) = teams.get_mut(team) {
-            team[cause as usize][payer as usize] += Count { number: 1, credits };
-        }
+        team[cause as usize][payer as usize] += Count { number: 1, credits };
         counts.unbooked += 1;
     }
 
@@ -111,15 +107,11 @@ impl Meter {
         seen.len() < MOST_LOOK_UPS && seen.insert(self.hasher.hash_one((team, identity)))
     }
 
-    /// Requests that are counted and not booked yet, as far as is known.
     pub fn unbooked(&self) -> u64 {
         self.counts().unbooked
     }
 
-    /// Books what has been counted until now.
-    ///
-    /// # Errors
-    /// [`LedgerError`]: not booked, as far as is known. It is kept, and booked by the next call.
+    /// After an error it is kept, and booked by the next call.
     pub async fn flush(&self, book: &dyn UsageBook) -> Result<(), LedgerError> {
         let mut outbox = self.flushing.lock().await;
         // What was left over from the last time goes first, and alone: it may be booked already.
@@ -129,7 +121,8 @@ impl Meter {
                 outbox.pending = self.take(outbox.booked + 1);
             }
             let Some(batch) = outbox.pending.clone() else { return Ok(()) };
-            let (number, requests) = (batch.number, requests(&batch));
+            let number = batch.number;
+            let requests: u64 = batch.served.iter().map(|served| served.count.number).sum();
             let booked = tokio::time::timeout(PATIENCE, book.book_served(batch)).await;
             booked.unwrap_or_else(|_| {
                 Err(LedgerError::Unavailable(format!("it did not answer within {PATIENCE:?}")))
@@ -143,23 +136,19 @@ impl Meter {
         }
     }
 
-    /// Books what has been counted, every few seconds.
     pub async fn run(self: Arc<Self>, book: Arc<dyn UsageBook>) {
         let mut is_away = false;
         loop {
             tokio::time::sleep(jittered(FLUSH_PERIOD)).await;
-            match self.flush(&*book).await {
-                Ok(()) if is_away => {
-                    tracing::info!("what was served is booked again");
-                    is_away = false;
-                }
-                Ok(()) => {}
+            let booked = self.flush(&*book).await;
+            match &booked {
+                Ok(()) if is_away => tracing::info!("what was served is booked again"),
                 Err(error) if !is_away => {
                     tracing::warn!(%error, "what was served cannot be booked, and is counted in memory");
-                    is_away = true;
                 }
-                Err(_) => {}
+                Ok(()) | Err(_) => {}
             }
+            is_away = booked.is_err();
         }
     }
 
@@ -174,7 +163,6 @@ impl Meter {
         }
     }
 
-    /// Everything counted becomes a batch, if there is anything.
     fn take(&self, number: u64) -> Option<ServedBatch> {
         let days = std::mem::take(&mut self.counts().days);
         let mut served = Vec::new();
@@ -196,10 +184,6 @@ impl Meter {
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn requests(batch: &ServedBatch) -> u64 {
-    batch.served.iter().map(|served| served.count.number).sum()
 }
 
 impl Counts {

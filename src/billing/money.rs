@@ -1,18 +1,14 @@
-//! What credits cost: [`Price`]. In millionths of whatever currency the price is in; sums are exact,
-//! because nothing here is a float.
+//! What credits cost: [`Price`], in millionths of any currency. Sums are exact: nothing here is a float.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Digits behind the point.
 const DIGITS: usize = 6;
 const UNIT: i128 = 1_000_000;
 
 /// The price of one credit, such as 0.003.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Price {
-    millionths: u64,
-}
+pub struct Price(u64);
 
 /// A text that is no price.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,7 +18,7 @@ pub struct NoPrice;
 impl Price {
     /// What so many credits cost, as a decimal number with at least two digits behind the point.
     pub fn of(self, credits: i64) -> String {
-        show(i128::from(credits) * i128::from(self.millionths), 2)
+        show(i128::from(credits) * i128::from(self.0), 2)
     }
 }
 
@@ -37,13 +33,13 @@ impl FromStr for Price {
         }
         let number: u64 = format!("{whole}{fraction:0<DIGITS$}").parse().map_err(|_| NoPrice)?;
         let is_small = i128::from(number) <= 1_000_000 * UNIT;
-        if is_small { Ok(Self { millionths: number }) } else { Err(NoPrice) }
+        if is_small { Ok(Self(number)) } else { Err(NoPrice) }
     }
 }
 
 impl fmt::Display for Price {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&show(i128::from(self.millionths), 0))
+        f.write_str(&show(i128::from(self.0), 0))
     }
 }
 

@@ -7,25 +7,22 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::header::{AUTHORIZATION, HOST};
 use http::{HeaderValue, Method, Request, StatusCode};
-use http_body_util::Full;
+use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::Failure;
+use super::{Failure, block_on};
 use crate::base::secret::Secret;
-use crate::config::Environment;
+use crate::config::{Environment, Origin, ServerConfig, parse_service_url};
 use crate::upstream::net::Net;
 use crate::upstream::net::exchange::Exchange;
 
-/// The variable that holds the admin token, where one is asked for.
 const TOKEN_VARIABLE: &str = "GRANARY_ADMIN_TOKEN";
-/// How long a running Granary may take over an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// Where the running Granary is; every verb of this kind takes it.
@@ -47,9 +44,10 @@ pub(super) struct AdminArguments {
 pub(super) struct AdminClient {
     base: Url,
     token: Option<Secret>,
+    /// Where the token is from.
+    source: &'static str,
 }
 
-/// What a Granary says that did not do what it was asked.
 #[derive(Deserialize)]
 struct Refused {
     error: String,
@@ -58,33 +56,31 @@ struct Refused {
 impl AdminClient {
     pub(super) fn new(arguments: &AdminArguments, environment: &Environment) -> Self {
         let token = environment.get(TOKEN_VARIABLE).map(|text| Secret::new(text.trim()));
-        Self { base: arguments.admin_url.clone(), token }
+        Self { base: arguments.admin_url.clone(), token, source: TOKEN_VARIABLE }
     }
 
-    /// The answer to a `GET`. `path` begins with a slash and may have a query.
-    ///
-    /// # Errors
-    /// In a sentence, why there is none.
+    /// For the process that serves with this configuration.
+    pub(super) fn of_config(server: &ServerConfig, environment: &Environment) -> anyhow::Result<Self> {
+        let base = Origin::of_address(server.admin_listen, false).as_url().clone();
+        let client = Self::new(&AdminArguments { admin_url: base }, environment);
+        Ok(match server.admin_token().map_err(anyhow::Error::msg)? {
+            Some(token) => Self { token: Some(token), source: "server.admin_token_file", ..client },
+            None => client,
+        })
+    }
+
+    /// `path` begins with a slash and may have a query.
     pub(super) fn get(&self, path: &str) -> Result<Bytes, Failure> {
-        self.ask(Method::GET, path, None)
+        self.ask(Method::GET, path)
     }
 
-    /// The answer to a `POST` with a JSON body, or with none.
-    ///
-    /// # Errors
-    /// In a sentence, why there is none; what was asked may have been done all the same when the
-    /// connection broke.
-    pub(super) fn post(&self, path: &str, body: Option<&serde_json::Value>) -> Result<Bytes, Failure> {
-        self.ask(Method::POST, path, body.map(serde_json::Value::to_string))
+    /// When the connection broke, what was asked may have been done all the same.
+    pub(super) fn post(&self, path: &str) -> Result<Bytes, Failure> {
+        self.ask(Method::POST, path)
     }
 
-    /// Blocks until the answer is there.
-    fn ask(&self, method: Method, path: &str, body: Option<String>) -> Result<Bytes, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start what is needed to connect")?;
-        let (status, body) = runtime.block_on(self.exchange(method, path, body)).with_context(|| {
+    fn ask(&self, method: Method, path: &str) -> Result<Bytes, Failure> {
+        let (status, body) = block_on(self.exchange(method, path))?.with_context(|| {
             format!(
                 "the granary at {} cannot be asked; start it, or name its admin listener with --admin-url",
                 self.shown()
@@ -100,8 +96,9 @@ impl AdminClient {
                 self.shown()
             ),
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => anyhow!(
-                "the granary at {} does not know the admin token in {TOKEN_VARIABLE}; copy it again",
-                self.shown()
+                "the granary at {} does not know the admin token in {}; copy it again",
+                self.shown(),
+                self.source
             ),
             (_, Ok(said)) => anyhow!(said),
             (StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED, Err(_)) => anyhow!(
@@ -116,12 +113,7 @@ impl AdminClient {
         .into())
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<String>,
-    ) -> anyhow::Result<(StatusCode, Bytes)> {
+    async fn exchange(&self, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
         let deadline = Instant::now() + PATIENCE;
         let host = self.base.host().context("the URL has no host")?.to_owned();
         let port = self.base.port_or_known_default().context("the URL has no port")?;
@@ -139,10 +131,7 @@ impl AdminClient {
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }
-        if body.is_some() {
-            request = request.header(CONTENT_TYPE, "application/json");
-        }
-        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())))?;
+        let request = request.body(Empty::<Bytes>::new())?;
         let answer = timeout_at(deadline, async {
             let mut exchange = Exchange::start(TokioIo::new(stream), request).await?;
             let head = exchange.head().await?;
@@ -161,15 +150,9 @@ impl AdminClient {
 
 /// The error repeats nothing: people put credentials into URLs.
 fn admin_url(text: &str) -> Result<Url, String> {
-    let wrong = || "write http:// or https://, a host and a port, such as http://127.0.0.1:9090".to_owned();
-    let url = Url::parse(text).map_err(|_| wrong())?;
-    let is_plain = matches!(url.scheme(), "http" | "https")
-        && url.has_host()
-        && url.username().is_empty()
-        && url.password().is_none()
-        && url.query().is_none()
-        && url.fragment().is_none();
-    if is_plain { Ok(url) } else { Err(wrong()) }
+    parse_service_url(text).ok_or_else(|| {
+        "write http:// or https://, a host and a port, such as http://127.0.0.1:9090".to_owned()
+    })
 }
 
 #[cfg(test)]
@@ -178,8 +161,6 @@ mod tests {
     use std::net::TcpListener;
     use std::path::Path;
     use std::thread::JoinHandle;
-
-    use serde_json::json;
 
     use super::*;
 
@@ -192,7 +173,7 @@ mod tests {
         let served = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut request = Vec::new();
-            while !is_whole(&request) {
+            while !request.ends_with(b"\r\n\r\n") {
                 let mut piece = [0; 4096];
                 let count = stream.read(&mut piece).unwrap();
                 assert!(count > 0, "the request ends early");
@@ -202,13 +183,6 @@ mod tests {
             String::from_utf8(request).unwrap()
         });
         (url, served)
-    }
-
-    fn is_whole(request: &[u8]) -> bool {
-        let text = String::from_utf8_lossy(request);
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-        body.len() >= length.map_or(0, |length| length.parse().unwrap())
     }
 
     fn client(base: Url, token: Option<&str>) -> AdminClient {
@@ -233,10 +207,10 @@ mod tests {
 
         let (url, served) = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
         let base = url.join("granary/").unwrap();
-        client(base, None).post("/admin/v1/settle", Some(&json!({"call": 7}))).ok().unwrap();
+        client(base, None).post("/admin/v1/settle").ok().unwrap();
         let request = served.join().unwrap();
         assert!(request.starts_with("POST /granary/admin/v1/settle HTTP/1.1\r\n"), "{request}");
-        assert!(request.ends_with("\r\n\r\n{\"call\":7}") && !request.contains("authorization"), "{request}");
+        assert!(!request.contains("authorization"), "{request}");
     }
 
     #[test]

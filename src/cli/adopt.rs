@@ -1,22 +1,32 @@
 //! `granary adopt`: a person has looked, and says that this ledger and this store are one archive.
+//!
+//! A process that is serving has both in its hands, so it is asked over its admin listener; else it is done here.
 
 use anyhow::Context;
+use serde::Deserialize;
 
-use super::{CANNOT_WRITE, Console, Failure};
+use super::admin::AdminClient;
+use super::{Failure, block_on};
 use crate::app;
-use crate::config::Loaded;
+use crate::config::{Config, Environment};
+use crate::http::routes::ADOPT_PATH;
 
-pub(super) fn run(loaded: &Loaded, console: &mut Console<'_>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start what is needed to connect")?;
-    let adopted = runtime.block_on(app::adopt::adopt(&loaded.config))?;
-    writeln!(
-        console.stdout,
-        "found: {}\nledger and store are archive {} now, and new crops are bought again",
-        adopted.found, adopted.archive
-    )
-    .context(CANNOT_WRITE)?;
-    Ok(())
+#[derive(Deserialize)]
+struct Adopted {
+    found: String,
+    archive: String,
+}
+
+pub(super) fn run(config: &Config, environment: &Environment) -> Result<String, Failure> {
+    let Adopted { found, archive } = match block_on(app::adopt::adopt(config))?? {
+        Some(adoption) => Adopted { found: adoption.to_string(), archive: adoption.archive.to_string() },
+        None => {
+            let answer = AdminClient::of_config(&config.server, environment)?.post(ADOPT_PATH);
+            let running = || format!("a granary is running on {}", config.state.path.display());
+            serde_json::from_slice(&answer?).with_context(running)?
+        }
+    };
+    Ok(format!(
+        "found: {found}\nledger and store are archive {archive} now, and new crops are bought again\n"
+    ))
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use clap::Args;
 
-use super::{CANNOT_WRITE, Console, Failure};
+use super::{Console, Failure, block_on};
 use crate::app::live;
 use crate::config::Loaded;
 
@@ -37,34 +37,20 @@ pub(super) fn run(
         Some(file) => file.display().to_string(),
         None => "no file, only defaults and variables".to_owned(),
     };
-    writeln!(console.stdout, "the configuration is valid ({source})").context(CANNOT_WRITE)?;
+    console.print(format_args!("the configuration is valid ({source})\n"))?;
     if !arguments.live {
         return Ok(());
     }
-    let cost = if arguments.spend { live::CheckCost::OneCrop } else { live::CheckCost::Free };
     // Before anything is bought.
     let report = arguments.report.as_deref().map(|path| {
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
         file.with_context(|| format!("the report {} cannot be written", path.display()))
     });
-    try_everything(loaded, cost, report.transpose()?, console)
-}
-
-/// What works goes to standard output, a line each; what does not is the failure.
-fn try_everything(
-    loaded: &Loaded,
-    cost: live::CheckCost,
-    report: Option<File>,
-    console: &mut Console<'_>,
-) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start what is needed to connect")?;
+    let report = report.transpose()?;
     let mut failed = Vec::new();
-    for live::Finding { part, result } in runtime.block_on(live::check(&loaded.config, cost, report)) {
+    for (part, result) in block_on(live::check(&loaded.config, arguments.spend, report))? {
         match result {
-            Ok(text) => writeln!(console.stdout, "{part}: {text}").context(CANNOT_WRITE)?,
+            Ok(text) => console.print(format_args!("{part}: {text}\n"))?,
             Err(error) => failed.push(format!("{part}: {error:#}")),
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
-use super::{CANNOT_WRITE, Console, Failure};
+use super::Failure;
 use crate::base::key::{CacheKey, KeyHasher};
 
 #[derive(clap::Args)]
@@ -21,16 +21,15 @@ pub(super) struct KeyArguments {
     height: u32,
 }
 
-pub(super) fn run(arguments: &KeyArguments, console: &mut Console<'_>) -> Result<(), Failure> {
+pub(super) fn run(arguments: &KeyArguments, stdin: &mut dyn Read) -> Result<String, Failure> {
     let KeyArguments { image, width, height } = arguments;
     let key = if image == Path::new("-") {
-        hash(console.stdin, *width, *height).context("cannot read the picture from standard input")?
+        hash(stdin, *width, *height).context("cannot read the picture from standard input")?
     } else {
         let read = || hash(&mut File::open(image)?, *width, *height);
         read().with_context(|| format!("cannot read the picture {}", image.display()))?
     };
-    writeln!(console.stdout, "{key}").context(CANNOT_WRITE)?;
-    Ok(())
+    Ok(format!("{key}\n"))
 }
 
 /// Hashes piece by piece, so that the size of the file does not matter.

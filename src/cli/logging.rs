@@ -18,36 +18,25 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, Registry, reload};
+use tracing_subscriber::{Layer, reload};
 
 use self::lines::Lines;
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
-/// Starts the log of this process.
-///
-/// # Errors
-/// When it has been started before, or there can be no thread for it.
-pub fn start(config: &LogConfig) -> anyhow::Result<Log> {
+/// Starts the log of this process; returns what changes its level.
+pub fn start(config: &LogConfig) -> anyhow::Result<(impl Fn(LogLevel) + Send + Sync + 'static, Flushed)> {
     let is_terminal = io::stderr().is_terminal();
     let lines = Lines::to(io::stderr()).context("cannot start the thread that writes the log")?;
-    let (subscriber, level) = subscriber(config, is_terminal, lines.clone());
+    let (subscriber, set_level) = subscriber(config, is_terminal, lines.clone());
     subscriber.try_init().context("the log has been started already")?;
     panics::report();
-    Ok(Log { level, flushed: Flushed(lines) })
-}
-
-/// The log of this process.
-pub struct Log {
-    pub level: LevelControl,
-    /// To be kept until nothing more is said.
-    pub flushed: Flushed,
+    Ok((set_level, Flushed(lines)))
 }
 
 /// What was said before this is dropped is written, unless nobody reads it.
 pub struct Flushed(Lines);
 
 impl Flushed {
-    /// Tells how many lines are lost, because whoever reads the log was too slow or is gone.
     pub fn lost(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
         let lines = self.0.clone();
         move || lines.lost()
@@ -60,23 +49,12 @@ impl Drop for Flushed {
     }
 }
 
-/// Changes the level of a log that is being written.
-pub struct LevelControl(reload::Handle<Targets, Registry>);
-
-impl LevelControl {
-    /// From now on the log has this level.
-    pub fn set(&self, level: LogLevel) {
-        // It fails when the log has ended, and then there is nothing to change.
-        let _ = self.0.reload(filter(level));
-    }
-}
-
 /// What writes the log to `writer`, and what changes its level.
 pub fn subscriber<W>(
     config: &LogConfig,
     is_terminal: bool,
     writer: W,
-) -> (impl Subscriber + Send + Sync, LevelControl)
+) -> (impl Subscriber + Send + Sync, impl Fn(LogLevel) + Send + Sync + 'static)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -92,7 +70,9 @@ where
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     };
     let (filter, handle) = reload::Layer::new(filter(config.level));
-    (tracing_subscriber::registry().with(lines.with_filter(filter)), LevelControl(handle))
+    // It fails when the log has ended, and then there is nothing to change.
+    let set_level = move |level| drop(handle.reload(self::filter(level)));
+    (tracing_subscriber::registry().with(lines.with_filter(filter)), set_level)
 }
 
 /// Our own targets at `level`, everything else at warnings or less.

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use url::form_urlencoded;
 
+use super::Failure;
 use super::admin::{AdminArguments, AdminClient};
-use super::{CANNOT_WRITE, Console, Failure};
 use crate::base::key::CacheKey;
 use crate::config::Environment;
 
@@ -48,23 +48,17 @@ struct Purged {
     changed: bool,
 }
 
-pub(super) fn purge(
-    arguments: &PurgeArguments,
-    environment: &Environment,
-    console: &mut Console<'_>,
-) -> Result<(), Failure> {
+pub(super) fn purge(arguments: &PurgeArguments, environment: &Environment) -> Result<String, Failure> {
     let PurgeArguments { key, admin } = arguments;
     let path = format!("/admin/v1/keys/{key}/purge");
-    let Purged { generation, changed } = read(&AdminClient::new(admin, environment).post(&path, None)?)?;
-    let text = if changed {
+    let Purged { generation, changed } = read(&AdminClient::new(admin, environment).post(&path)?)?;
+    Ok(if changed {
         format!(
-            "purged: what was stored up to generation {generation} counts as absent, and its URLs go on serving"
+            "purged: what was stored up to generation {generation} counts as absent, and its URLs go on serving\n"
         )
     } else {
-        format!("nothing changed: all up to generation {generation} was purged before")
-    };
-    writeln!(console.stdout, "{text}").context(CANNOT_WRITE)?;
-    Ok(())
+        format!("nothing changed: all up to generation {generation} was purged before\n")
+    })
 }
 
 #[derive(Deserialize)]
@@ -73,19 +67,13 @@ struct Settled {
     given_back: Option<String>,
 }
 
-pub(super) fn settle(
-    arguments: &SettleArguments,
-    environment: &Environment,
-    console: &mut Console<'_>,
-) -> Result<(), Failure> {
+pub(super) fn settle(arguments: &SettleArguments, environment: &Environment) -> Result<String, Failure> {
     let client = AdminClient::new(&arguments.admin, environment);
     let (Some(call), Some(outcome)) = (arguments.call, &arguments.outcome) else {
-        let text = unsettled(&client)?;
-        console.stdout.write_all(text.as_bytes()).context(CANNOT_WRITE)?;
-        return Ok(());
+        return unsettled(&client);
     };
     let path = format!("/admin/v1/calls/{call}/settle?outcome={outcome}");
-    let Settled { changed, given_back } = read(&client.post(&path, None)?)?;
+    let Settled { changed, given_back } = read(&client.post(&path)?)?;
     let text = match (changed, given_back.as_deref()) {
         (false, _) => "nothing changed: so it was settled before",
         (true, Some("adjustment")) => {
@@ -94,8 +82,7 @@ pub(super) fn settle(
         (true, Some(_)) => "settled: its credits are given back to the day and month they were taken from",
         (true, None) => "settled: its credits stay counted",
     };
-    writeln!(console.stdout, "{text}").context(CANNOT_WRITE)?;
-    Ok(())
+    Ok(format!("{text}\n"))
 }
 
 #[derive(Deserialize)]
@@ -117,14 +104,9 @@ struct Call {
 
 /// Those that wait for somebody's word, newest first.
 fn unsettled(client: &AdminClient) -> Result<String, Failure> {
-    let (mut text, mut before) = (String::new(), None);
+    let (mut text, mut before) = (String::new(), String::new());
     loop {
-        let mut query =
-            form_urlencoded::Serializer::new("/admin/v1/calls?state=unknown&limit=1000".to_owned());
-        if let Some(before) = before {
-            query.append_pair("before", &i64::to_string(&before));
-        }
-        let page: Calls = read(&client.get(&query.finish())?)?;
+        let page: Calls = read(&client.get(&format!("/admin/v1/calls?state=unknown&limit=1000{before}"))?)?;
         for call in page.calls.iter().filter(|call| call.settled.is_none()) {
             let (ended, reason) =
                 (call.ended_at.as_deref().unwrap_or("-"), call.reason.as_deref().unwrap_or("-"));
@@ -135,7 +117,7 @@ fn unsettled(client: &AdminClient) -> Result<String, Failure> {
             );
         }
         match page.next {
-            Some(next) => before = Some(next),
+            Some(next) => before = format!("&before={next}"),
             None if text.is_empty() => return Ok("no call waits to be settled\n".to_owned()),
             None => return Ok(text),
         }
@@ -148,38 +130,25 @@ struct Spending {
     changed: bool,
 }
 
-pub(super) fn freeze(
-    arguments: &SpendingArguments,
-    environment: &Environment,
-    console: &mut Console<'_>,
-) -> Result<(), Failure> {
-    let Spending { scope, changed } = ask_spending("freeze", arguments, environment)?;
-    let text = if changed { "frozen, hits go on" } else { "nothing changed: it was frozen before" };
-    writeln!(console.stdout, "{scope}: {text}").context(CANNOT_WRITE)?;
-    Ok(())
-}
-
-pub(super) fn thaw(
-    arguments: &SpendingArguments,
-    environment: &Environment,
-    console: &mut Console<'_>,
-) -> Result<(), Failure> {
-    let Spending { scope, changed } = ask_spending("thaw", arguments, environment)?;
-    let text = if changed { "thawed" } else { "nothing changed: it was not frozen" };
-    writeln!(console.stdout, "{scope}: {text}").context(CANNOT_WRITE)?;
-    Ok(())
-}
-
-fn ask_spending(
+/// `verb` is `freeze` or `thaw`.
+pub(super) fn set_spending(
     verb: &str,
     arguments: &SpendingArguments,
     environment: &Environment,
-) -> Result<Spending, Failure> {
+) -> Result<String, Failure> {
     let mut query = form_urlencoded::Serializer::new(format!("/admin/v1/{verb}?"));
     if let Some(team) = &arguments.team {
         query.append_pair("team", team);
     }
-    read(&AdminClient::new(&arguments.admin, environment).post(&query.finish(), None)?)
+    let client = AdminClient::new(&arguments.admin, environment);
+    let Spending { scope, changed } = read(&client.post(&query.finish())?)?;
+    let text = match (verb, changed) {
+        ("freeze", true) => "frozen, hits go on",
+        ("freeze", false) => "nothing changed: it was frozen before",
+        (_, true) => "thawed",
+        (_, false) => "nothing changed: it was not frozen",
+    };
+    Ok(format!("{scope}: {text}\n"))
 }
 
 fn read<T: DeserializeOwned>(answer: &[u8]) -> Result<T, Failure> {

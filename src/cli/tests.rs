@@ -377,11 +377,11 @@ fn the_level_of_the_log_can_be_changed_while_it_is_written() {
     };
     tracing::subscriber::with_default(subscriber, || {
         say(1);
-        control.set(LogLevel::Debug);
+        control(LogLevel::Debug);
         say(2);
-        control.set(LogLevel::Error);
+        control(LogLevel::Error);
         say(3);
-        control.set(LogLevel::Info);
+        control(LogLevel::Info);
         say(4);
     });
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();

@@ -4,7 +4,7 @@ use anyhow::Context;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Unit};
 
-use super::{CANNOT_WRITE, Console, Failure};
+use super::{Console, Failure};
 use crate::config::parse_moment;
 use crate::teams::{LOCAL_TEAM, Token, is_team_name};
 
@@ -38,9 +38,7 @@ pub(super) fn run(verb: TokenVerb, console: &mut Console<'_>) -> Result<(), Fail
          ]\n",
         token.id, token.hash,
     )?;
-    writeln!(console.stdout, "{}", secret.expose()).context(CANNOT_WRITE)?;
-    console.stdout.flush().context(CANNOT_WRITE)?;
-    Ok(())
+    console.print(format_args!("{}\n", secret.expose()))
 }
 
 fn team_name(text: &str) -> Result<String, String> {

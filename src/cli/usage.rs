@@ -3,20 +3,19 @@
 use std::fmt::Write as _;
 
 use anyhow::Context;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use jiff::civil::Date;
 use url::form_urlencoded;
 
+use super::Failure;
 use super::admin::{AdminArguments, AdminClient};
-use super::{CANNOT_WRITE, Console, Failure};
 use crate::config::Environment;
 use crate::http::routes::usage::{BudgetReport, TeamMonthReport, USAGE_PATH, UsageReport, UsageRow};
 
 #[derive(clap::Args)]
 pub(super) struct UsageArguments {
     /// What each row is about
-    #[arg(long, default_value = "team", value_parser = PossibleValuesParser::new(["team", "day", "team,day"]).map(By))]
-    by: By,
+    #[arg(long, default_value = "team", value_parser = ["team", "day", "team,day"])]
+    by: String,
     /// The first day, such as 2026-11-01; by default the first of the month
     #[arg(long, value_name = "DATE")]
     from: Option<Date>,
@@ -33,16 +32,9 @@ pub(super) struct UsageArguments {
     admin: AdminArguments,
 }
 
-#[derive(Clone)]
-struct By(String);
-
-pub(super) fn run(
-    arguments: &UsageArguments,
-    environment: &Environment,
-    console: &mut Console<'_>,
-) -> Result<(), Failure> {
+pub(super) fn run(arguments: &UsageArguments, environment: &Environment) -> Result<String, Failure> {
     let mut query = form_urlencoded::Serializer::new(format!("{USAGE_PATH}?"));
-    query.append_pair("by", &arguments.by.0);
+    query.append_pair("by", &arguments.by);
     query.append_pair("format", if arguments.csv { "csv" } else { "json" });
     for (name, day) in [("from", arguments.from), ("to", arguments.to)] {
         if let Some(day) = day {
@@ -50,24 +42,18 @@ pub(super) fn run(
         }
     }
     let answer = AdminClient::new(&arguments.admin, environment).get(&query.finish())?;
-    let text = if arguments.json || arguments.csv {
+    if arguments.json || arguments.csv {
         let mut text = String::from_utf8_lossy(&answer).into_owned();
         if !text.ends_with('\n') {
             text.push('\n');
         }
-        text
-    } else {
-        let report = serde_json::from_slice(&answer).context(
-            "the granary's answer is not the one of this version; use the same version, or --json",
-        )?;
-        show(&report)
-    };
-    console.stdout.write_all(text.as_bytes()).context(CANNOT_WRITE)?;
-    console.stdout.flush().context(CANNOT_WRITE)?;
-    Ok(())
+        return Ok(text);
+    }
+    let report = serde_json::from_slice(&answer)
+        .context("the granary's answer is not the one of this version; use the same version, or --json")?;
+    Ok(show(&report))
 }
 
-/// A report as people read it.
 fn show(report: &UsageReport) -> String {
     let mut text = format!("credits from {} to {} ({})\n\n", report.from, report.to, report.time_zone);
     text.push_str(&rows(report));
@@ -87,81 +73,45 @@ fn show(report: &UsageReport) -> String {
     text
 }
 
+/// Whether a column is shown, its name, and the cell of a row.
+type Column<T> = (bool, &'static str, fn(&T) -> String);
+
 fn rows(report: &UsageReport) -> String {
     let has_money = report.total.spent_money.is_some();
     let has_adjustments = report.rows.iter().any(|row| row.adjusted_credits != 0);
     let first = &report.rows.first();
     let has_day = first.is_some_and(|row| row.day.is_some());
     let has_team = first.is_none_or(|row| row.team.is_some());
-    let cells = |row: &UsageRow| {
-        let served: u64 = row.served.values().sum();
-        let money = |money: &Option<String>| money.clone().unwrap_or_default();
-        [
-            (has_day, row.day.map(|day| day.to_string()).unwrap_or_default()),
-            (has_team, row.team.clone().unwrap_or_default()),
-            (true, row.bought.to_string()),
-            (true, row.spent_credits.to_string()),
-            (has_adjustments, row.adjusted_credits.to_string()),
-            (has_money, money(&row.spent_money)),
-            (true, served.to_string()),
-            (true, row.saved_credits.to_string()),
-            (true, row.saved_within_credits.to_string()),
-            (true, row.saved_from_others_credits.to_string()),
-            (has_money, money(&row.saved_money)),
-        ]
-        .map(|(is_shown, cell)| is_shown.then_some(cell))
-        .into_iter()
-        .flatten()
-        .collect::<Vec<_>>()
-    };
-    let head = [
-        (has_day, "day"),
-        (has_team, "team"),
-        (true, "bought"),
-        (true, "spent"),
-        (has_adjustments, "adjusted"),
-        (has_money, "cost"),
-        (true, "served"),
-        (true, "saved"),
-        (true, "within"),
-        (true, "from others"),
-        (has_money, "worth"),
+    let columns: [Column<UsageRow>; 11] = [
+        (has_day, "day", |row| row.day.map(|day| day.to_string()).unwrap_or_default()),
+        (has_team, "team", |row| row.team.clone().unwrap_or_default()),
+        (true, "bought", |row| row.bought.to_string()),
+        (true, "spent", |row| row.spent_credits.to_string()),
+        (has_adjustments, "adjusted", |row| row.adjusted_credits.to_string()),
+        (has_money, "cost", |row| row.spent_money.clone().unwrap_or_default()),
+        (true, "served", |row| row.served.values().sum::<u64>().to_string()),
+        (true, "saved", |row| row.saved_credits.to_string()),
+        (true, "within", |row| row.saved_within_credits.to_string()),
+        (true, "from others", |row| row.saved_from_others_credits.to_string()),
+        (has_money, "worth", |row| row.saved_money.clone().unwrap_or_default()),
     ];
-    let head = head.into_iter().filter(|(is_shown, _)| *is_shown).map(|(_, name)| name.to_owned());
-    let mut lines = vec![head.collect()];
-    lines.extend(report.rows.iter().map(cells));
-    let mut total = cells(&report.total);
-    total[0] = "total".to_owned();
-    lines.push(total);
-    table(&lines, usize::from(has_day) + usize::from(has_team))
+    table(&columns, &report.rows, &report.total, usize::from(has_day) + usize::from(has_team))
 }
 
 fn month(report: &UsageReport) -> String {
     let has_money = report.month.total.spent_money.is_some();
-    let names = ["team", "spent", "cost", "saved", "forecast", "cost", "left"];
-    let is_shown = |index: usize| has_money || !matches!(index, 2 | 5);
-    let pick = |cells: Vec<String>| {
-        let shown = cells.into_iter().enumerate().filter(|(index, _)| is_shown(*index));
-        shown.map(|(_, cell)| cell).collect::<Vec<_>>()
-    };
-    let cells = |month: &TeamMonthReport| {
-        pick(vec![
-            month.team.clone().unwrap_or_else(|| "total".to_owned()),
-            month.spent_credits.to_string(),
-            month.spent_money.clone().unwrap_or_default(),
-            month.saved_credits.to_string(),
-            month.forecast_credits.to_string(),
-            month.forecast_money.clone().unwrap_or_default(),
-            left(&month.budgets),
-        ])
-    };
-    let mut lines = vec![pick(names.map(str::to_owned).to_vec())];
-    lines.extend(report.month.teams.iter().map(cells));
-    lines.push(cells(&report.month.total));
-    table(&lines, 1)
+    let columns: [Column<TeamMonthReport>; 7] = [
+        (true, "team", |month| month.team.clone().unwrap_or_default()),
+        (true, "spent", |month| month.spent_credits.to_string()),
+        (has_money, "cost", |month| month.spent_money.clone().unwrap_or_default()),
+        (true, "saved", |month| month.saved_credits.to_string()),
+        (true, "forecast", |month| month.forecast_credits.to_string()),
+        (has_money, "cost", |month| month.forecast_money.clone().unwrap_or_default()),
+        (true, "left", |month| left(&month.budgets)),
+    ];
+    table(&columns, &report.month.teams, &report.month.total, 1)
 }
 
-/// The budget with the least left.
 fn left(budgets: &[BudgetReport]) -> String {
     let Some(least) = budgets.iter().min_by_key(|budget| (!budget.enforced, budget.left_credits)) else {
         return "no limit".to_owned();
@@ -171,14 +121,18 @@ fn left(budgets: &[BudgetReport]) -> String {
 }
 
 /// Columns as wide as they need be: the first `names` to the left, the numbers to the right.
-fn table(lines: &[Vec<String>], names: usize) -> String {
-    let width = |column: usize| {
-        let cells = lines.iter().filter_map(|line| line.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..lines.first().map_or(0, Vec::len)).map(width).collect();
+fn table<T>(columns: &[Column<T>], rows: &[T], total: &T, names: usize) -> String {
+    let shown: Vec<_> = columns.iter().filter(|(is_shown, ..)| *is_shown).collect();
+    let cells = |row: &T| shown.iter().map(|(_, _, cell)| cell(row)).collect();
+    let mut lines: Vec<Vec<String>> = vec![shown.iter().map(|(_, name, _)| (*name).to_owned()).collect()];
+    lines.extend(rows.iter().chain([total]).map(cells));
+    if let Some(cell) = lines.last_mut().and_then(|total| total.first_mut()) {
+        *cell = "total".to_owned();
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..shown.len()).map(width).collect();
     let mut text = String::new();
-    for line in lines {
+    for line in &lines {
         let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
             if column < names { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });

@@ -4,7 +4,6 @@
 
 use super::Config;
 use super::problems::Problems;
-use super::setting::Section;
 use super::team::TeamConfig;
 
 /// The settings that take effect when the file is read again, besides all of `[[team]]`. Every other
@@ -40,38 +39,24 @@ pub struct Changes {
 impl Config {
     /// What would change if `new` took the place of this one.
     pub fn changes_to(&self, new: &Self) -> Changes {
-        // By name, so that a section that is added does not go unnoticed.
-        let Self { server, upstream, store, state, cache, budget, teams, log } = self;
         let mut changes = Changes::default();
-        changes.section("server", server, &new.server);
-        changes.section("upstream", upstream, &new.upstream);
-        changes.section("store", store, &new.store);
-        changes.section("state", state, &new.state);
-        changes.section("cache", cache, &new.cache);
-        changes.section("budget", budget, &new.budget);
-        changes.section("log", log, &new.log);
-        changes.teams(teams, &new.teams);
+        for (section, fields) in self.changed(new) {
+            for field in fields {
+                changes.setting(format!("{section}.{field}"));
+            }
+        }
+        changes.teams(&self.teams, &new.teams);
         changes
     }
 }
 
 impl Changes {
-    /// Is everything as it was?
-    pub fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.restart.is_empty()
-    }
-
-    fn section<S: Section>(&mut self, name: &str, old: &S, new: &S) {
-        for field in old.changed(new) {
-            let field = format!("{name}.{field}");
-            if is_live(&field) {
-                self.live.push(field);
-            } else {
-                self.restart.add(
-                    field,
-                    "was changed, which takes effect at a start only; restart, or change it back",
-                );
-            }
+    fn setting(&mut self, field: String) {
+        if is_live(&field) {
+            self.live.push(field);
+        } else {
+            self.restart
+                .add(field, "was changed, which takes effect at a start only; restart, or change it back");
         }
     }
 
@@ -105,8 +90,7 @@ mod tests {
 
     use toml::Value;
 
-    use super::super::SectionVisitor;
-    use super::super::setting::{FieldDoc, FieldVisitor, Setting};
+    use super::super::setting::{AnySetting, Section};
     use super::*;
 
     /// What is read at the start only. A setting that is neither here nor in [`LIVE`] has been added:
@@ -162,41 +146,15 @@ mod tests {
         "log.format",
     ];
 
-    /// Gives the field of this number another value, and tells its name.
-    struct Differ {
-        number: usize,
-        section: &'static str,
-        found: Option<String>,
+    /// Gives the field of this number another value, and returns its name.
+    fn differ(section: Section<'_>, number: usize) -> Option<String> {
+        let (name, field) = (section.name, section.fields.into_iter().nth(number)?);
+        another(field.value, field.name);
+        Some(format!("{name}.{}", field.name))
     }
 
-    impl Differ {
-        fn new(number: usize) -> Self {
-            Self { number, section: "team", found: None }
-        }
-    }
-
-    impl SectionVisitor for Differ {
-        fn section<S: Section>(&mut self, name: &'static str, section: &mut S) {
-            self.section = name;
-            section.visit(self);
-        }
-    }
-
-    impl FieldVisitor for Differ {
-        fn field<T: Setting>(&mut self, field: FieldDoc, value: &mut T) {
-            match self.number.checked_sub(1) {
-                Some(left) => self.number = left,
-                None if self.found.is_none() => {
-                    *value = another(value, field.name);
-                    self.found = Some(format!("{}.{}", self.section, field.name));
-                }
-                None => {}
-            }
-        }
-    }
-
-    /// Some value of this type that is not `value`.
-    fn another<T: Setting>(value: &T, name: &str) -> T {
+    /// Puts some other value in the place of `value`.
+    fn another(value: &mut dyn AnySetting, name: &str) {
         let texts = [
             "127.0.0.1:1",
             "https://a.example.com",
@@ -214,10 +172,12 @@ mod tests {
         let texts = texts.map(|text| Value::String(text.to_owned()));
         let lists = texts.clone().map(|text| Value::Array(vec![text]));
         let others = [Value::Integer(7), Value::Boolean(true), Value::Array(vec![Value::Table(token)])];
-        let mut values =
-            others.into_iter().chain(texts).chain(lists).filter_map(|value| T::from_toml(value).ok());
-        let other = values.find(|other| other.to_toml() != value.to_toml());
-        other.unwrap_or_else(|| panic!("no other value is known for {name}"))
+        let before = value.shown();
+        let is_other = |other| value.read_toml(other).is_ok() && value.shown() != before;
+        assert!(
+            others.into_iter().chain(texts).chain(lists).any(is_other),
+            "no other value is known for {name}"
+        );
     }
 
     fn team(name: &str) -> TeamConfig {
@@ -228,12 +188,14 @@ mod tests {
     fn every_setting_is_live_or_read_at_the_start_and_is_treated_so() {
         let mut seen = BTreeSet::new();
         let old = Config { teams: vec![team("web")], ..Config::default() };
-        for number in 0.. {
-            let (mut new, mut differ) = (old.clone(), Differ::new(number));
-            new.visit(&mut differ);
-            let Some(field) = differ.found else { break };
+        let sizes: Vec<_> = old.clone().sections().iter().map(|section| section.fields.len()).collect();
+        let places =
+            sizes.iter().enumerate().flat_map(|(at, size)| (0..*size).map(move |number| (at, number)));
+        for (at, number) in places {
+            let mut new = old.clone();
+            let field = differ(new.sections().swap_remove(at), number).unwrap();
             let changes = old.changes_to(&new);
-            let restart: Vec<_> = changes.restart.iter().map(|problem| problem.field.clone()).collect();
+            let restart: Vec<_> = changes.restart.0.iter().map(|problem| problem.field.clone()).collect();
             let expected =
                 if is_live(&field) { (vec![field.clone()], vec![]) } else { (vec![], vec![field.clone()]) };
             assert_eq!((changes.live, restart), expected, "{field}");
@@ -249,9 +211,8 @@ mod tests {
         let old = Config { teams: vec![team("shop"), team("web")], ..Config::default() };
         let mut seen = 0;
         for number in 0.. {
-            let (mut new, mut differ) = (old.clone(), Differ::new(number));
-            new.teams[1].visit(&mut differ);
-            let Some(field) = differ.found else { break };
+            let mut new = old.clone();
+            let Some(field) = differ(new.teams[1].section("team"), number) else { break };
             // Under another name it is another team.
             let expected = match field.as_str() {
                 "team.name" => vec!["team.web".to_owned(), format!("team.{}", new.teams[1].name)],
@@ -282,7 +243,7 @@ mod tests {
         check(&[], &["a"], &["team.a"]);
         check(&[], &[], &[]);
         let changes = with(&["a", "b"]).changes_to(&with(&[]));
-        let field = changes.restart.iter().next().map(|problem| problem.field.as_str());
+        let field = changes.restart.0.first().map(|problem| problem.field.as_str());
         assert_eq!((changes.live, field), (vec![], Some("team")));
     }
 
@@ -295,7 +256,7 @@ mod tests {
             config
         };
         let changes = with("sesame-one").changes_to(&with("sesame-two"));
-        assert_eq!((changes.live.len(), changes.restart.iter().count()), (1, 1));
+        assert_eq!((changes.live.len(), changes.restart.0.len()), (1, 1));
         assert!(!format!("{changes:?} {}", changes.restart).contains("sesame"), "{changes:?}");
     }
 }

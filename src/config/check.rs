@@ -3,10 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use url::Url;
-
 use super::read::{ConfigReader, team_path};
-use super::{Config, StoreConfig, StoreKind, UpstreamKind};
+use super::{Config, StoreConfig, StoreKind, UpstreamKind, parse_service_url};
 use crate::base::record::{MAX_CREDITS, MAX_OBJECT_BYTES};
 use crate::teams::{LOCAL_TEAM, OTHER_TEAMS, is_team_name};
 
@@ -66,16 +64,12 @@ fn listeners(config: &Config, reading: &mut ConfigReader) {
         reading.problem(&[field, "server.tls_cert", "server.tls_key"], why);
     }
     if server.is_encrypted() && server.public_url.as_ref().is_some_and(|url| !url.is_encrypted()) {
-        reading.problem(
-            &["server.public_url", "server.tls_cert"],
-            "is http, but server.tls_cert makes this server speak https; write https://",
-        );
+        let why = "is http, but server.tls_cert makes this server speak https; write https://";
+        reading.problem(&["server.public_url", "server.tls_cert"], why);
     }
     if server.listen == server.admin_listen && server.listen.port() != 0 {
-        reading.problem(
-            &["server.admin_listen", "server.listen"],
-            "is the same address as server.listen; give it another port",
-        );
+        let why = "is the same address as server.listen; give it another port";
+        reading.problem(&["server.admin_listen", "server.listen"], why);
     }
 }
 
@@ -134,28 +128,21 @@ fn upstream(config: &mut Config, reading: &mut ConfigReader) {
         UpstreamKind::Ailab => ("builtin-", "builtin"),
     };
     if namespace.starts_with(other) {
-        reading.problem(
-            &["upstream.namespace", "upstream.kind"],
-            format!("is one for kind {other_kind}, whose results must not mix with others; leave it out"),
-        );
+        let why =
+            format!("is one for kind {other_kind}, whose results must not mix with others; leave it out");
+        reading.problem(&["upstream.namespace", "upstream.kind"], why);
     }
     if upstream.max_concurrency < upstream.concurrency {
-        reading.problem(
-            &["upstream.max_concurrency", "upstream.concurrency"],
-            format!(
-                "is {}, less than the {} calls it begins with; write at least as many",
-                upstream.max_concurrency, upstream.concurrency
-            ),
-        );
+        let (most, first) = (upstream.max_concurrency, upstream.concurrency);
+        let why = format!("is {most}, less than the {first} calls it begins with; write at least as many");
+        reading.problem(&["upstream.max_concurrency", "upstream.concurrency"], why);
     }
     if upstream.result_hosts.iter().any(|entry| entry.trim().is_empty()) {
         reading.problem(&["upstream.result_hosts"], "has an empty entry; remove it");
     }
     if !upstream.base_url.is_encrypted() && !upstream.base_url.is_loopback() {
-        reading.problem(
-            &["upstream.base_url"],
-            "is not encrypted, and the key would travel in the clear; write https://",
-        );
+        let why = "is not encrypted, and the key would travel in the clear; write https://";
+        reading.problem(&["upstream.base_url"], why);
     }
     key(config, reading);
 }
@@ -197,16 +184,12 @@ fn store(config: &Config, reading: &mut ConfigReader) {
     match store.kind {
         StoreKind::Local => {
             if store.path == config.state.path {
-                reading.problem(
-                    &["state.path", "store.path"],
-                    "is the same folder as store.path; give results and ledger a folder each",
-                );
+                let why = "is the same folder as store.path; give results and ledger a folder each";
+                reading.problem(&["state.path", "store.path"], why);
             }
             if store.bucket.is_some() {
-                reading.problem(
-                    &["store.bucket", "store.kind"],
-                    "is set, but results are kept in files; write kind = \"s3\", or remove it",
-                );
+                let why = "is set, but results are kept in files; write kind = \"s3\", or remove it";
+                reading.problem(&["store.bucket", "store.kind"], why);
             }
         }
         StoreKind::S3 => bucket(store, reading),
@@ -219,10 +202,8 @@ fn database(config: &Config, reading: &mut ConfigReader) {
     let field = if state.database_url.is_some() { BOTH[0] } else { BOTH[1] };
     if !state.has_database() {
         if state.database_ca.is_some() {
-            reading.problem(
-                &["state.database_ca", BOTH[0], BOTH[1]],
-                "is set, but the ledger is kept in a file; remove it, or write state.database_url",
-            );
+            let why = "is set, but the ledger is kept in a file; remove it, or write state.database_url";
+            reading.problem(&["state.database_ca", BOTH[0], BOTH[1]], why);
         }
         return;
     }
@@ -248,10 +229,8 @@ fn bucket(store: &StoreConfig, reading: &mut ConfigReader) {
             "is missing; write the name of an existing bucket, or kind = \"local\"",
         ),
         Some(name) if name.len() > 255 || !name.bytes().all(is_plain) => {
-            reading.problem(
-                &["store.bucket"],
-                "is not a bucket's name; write it without s3:// and without a path",
-            );
+            let why = "is not a bucket's name; write it without s3:// and without a path";
+            reading.problem(&["store.bucket"], why);
         }
         Some(_) => {}
     }
@@ -263,17 +242,7 @@ fn bucket(store: &StoreConfig, reading: &mut ConfigReader) {
             "is not of a-z, A-Z, 0-9, -, _ and . with single slashes between; write such as granary/prod",
         );
     }
-    let is_endpoint = |text: &String| {
-        Url::parse(text).is_ok_and(|url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.has_host()
-                && url.username().is_empty()
-                && url.password().is_none()
-                && url.query().is_none()
-                && url.fragment().is_none()
-        })
-    };
-    if store.endpoint.as_ref().is_some_and(|endpoint| !is_endpoint(endpoint)) {
+    if store.endpoint.as_ref().is_some_and(|endpoint| parse_service_url(endpoint).is_none()) {
         // Not repeated in the message: a URL may hold a password.
         reading.problem(
             &["store.endpoint"],
@@ -306,10 +275,8 @@ fn teams(config: &Config, reading: &mut ConfigReader) {
         for (number, token) in team.tokens.iter().enumerate() {
             if let Some(other) = ids.insert(token.id, path.clone()) {
                 let at = format!("{path}.tokens[{number}].id");
-                reading.problem(
-                    &[&at],
-                    format!("is also in {other}.tokens; make another token with granary token new"),
-                );
+                let why = format!("is also in {other}.tokens; make another token with granary token new");
+                reading.problem(&[&at], why);
             }
         }
         let rate = format!("{path}.misses_per_second");

@@ -1,69 +1,50 @@
 //! The configuration as a commented TOML file, for `granary config` and the admin listener.
 
-use std::fmt::{Display, Write};
+use std::fmt::Write;
 
-use super::setting::{FieldDoc, FieldVisitor, Section, Setting};
+use super::Config;
+use super::setting::{Field, Section};
 use super::team::TeamConfig;
-use super::{Config, SectionVisitor};
+
+const HEAD: &str = "\
+# The effective configuration of Granary. Secrets are shown as ***.
+# Every field outside [[team]] can also be set by a variable, which goes before the file:
+# listen in [server] is GRANARY_SERVER_LISTEN. Lists are separated by commas there.
+";
 
 /// Every section with every field and its docs; what is not set is there as a comment.
 pub(super) fn print(config: &Config) -> String {
-    let mut printer = Printer { text: String::new(), prefix: "" };
-    printer.line("# The effective configuration of Granary. Secrets are shown as ***.");
-    printer.line("# Every field outside [[team]] can also be set by a variable, which goes before the file:");
-    printer.line("# listen in [server] is GRANARY_SERVER_LISTEN. Lists are separated by commas there.");
     let mut config = config.clone();
-    config.visit(&mut printer);
+    let mut text = HEAD.to_owned();
+    for section in config.sections() {
+        print_section(&mut text, "", &format!("[{}]", section.name), section);
+    }
     for team in &mut config.teams {
-        printer.table("[[team]]", team);
+        print_section(&mut text, "", "[[team]]", team.section("team"));
     }
     if config.teams.is_empty() {
-        printer.prefix = "#";
-        printer.table("[[team]]", &mut TeamConfig::default());
+        print_section(&mut text, "#", "[[team]]", TeamConfig::default().section("team"));
     }
-    printer.text
+    text
 }
 
-struct Printer {
-    text: String,
-    /// What fields begin with: `#` when they are only shown.
-    prefix: &'static str,
-}
-
-impl Printer {
-    fn line(&mut self, line: impl Display) {
-        writeln!(self.text, "{line}").expect("a String takes everything");
-    }
-
-    fn docs(&mut self, lines: &[&str]) {
-        for line in lines {
-            self.line(format_args!("#{line}"));
-        }
-    }
-
-    fn table<S: Section>(&mut self, header: &str, section: &mut S) {
-        self.line("");
-        self.docs(S::ABOUT);
-        let prefix = self.prefix;
-        self.line(format_args!("{prefix}{header}"));
-        section.visit(self);
+/// `prefix` is `#` for what is only shown.
+fn print_section(text: &mut String, prefix: &str, header: &str, section: Section<'_>) {
+    print_docs(text, section.doc);
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{prefix}{header}");
+    for Field { name, doc, value } in section.fields {
+        print_docs(text, doc);
+        let _ = match value.shown() {
+            Some(value) => writeln!(text, "{prefix}{name} = {value}"),
+            None => writeln!(text, "#{name} ="),
+        };
     }
 }
 
-impl SectionVisitor for Printer {
-    fn section<S: Section>(&mut self, name: &'static str, section: &mut S) {
-        self.table(&format!("[{name}]"), section);
-    }
-}
-
-impl FieldVisitor for Printer {
-    fn field<T: Setting>(&mut self, field: FieldDoc, value: &mut T) {
-        self.line("");
-        self.docs(field.doc);
-        let (prefix, name) = (self.prefix, field.name);
-        match value.to_toml() {
-            Some(value) => self.line(format_args!("{prefix}{name} = {value}")),
-            None => self.line(format_args!("#{name} =")),
-        }
+fn print_docs(text: &mut String, lines: &[&str]) {
+    text.push('\n');
+    for line in lines {
+        let _ = writeln!(text, "#{line}");
     }
 }

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::{Table, Value};
 
 use super::problems::Problems;
-use super::setting::{Fault, FieldDoc, FieldVisitor, Section, Setting, kind, shown};
+use super::setting::{Fault, Field, Section, kind, shown};
 use super::team::TeamConfig;
-use super::{Config, Environment, SECTIONS, SectionVisitor};
+use super::{Config, Environment};
 
 /// Variables that are ours and no settings.
 const OTHER_VARIABLES: [&str; 6] = [
@@ -23,7 +23,6 @@ const OTHER_VARIABLES: [&str; 6] = [
 #[derive(Default)]
 pub(super) struct ConfigReader {
     pub problems: Problems,
-    /// What may be wrong.
     pub warnings: Vec<String>,
     /// The fields that somebody set.
     set: BTreeSet<String>,
@@ -34,29 +33,30 @@ pub(super) struct ConfigReader {
 impl ConfigReader {
     /// What the file says; `None` when it is not TOML, so that nothing follows from it.
     pub(super) fn file(&mut self, text: &str) -> Option<Config> {
-        let mut root = match parse(text) {
-            Ok(root) => root,
-            Err(problems) => {
-                self.problems = problems;
-                return None;
-            }
-        };
+        let mut root = parse(text).map_err(|problems| self.problems = problems).ok()?;
         let mut config = Config::default();
         let teams = root.remove("team");
-        config.visit(&mut FromFile { root: &mut root, reading: self });
+        let mut known = Vec::new();
+        for section in config.sections() {
+            let name = section.name;
+            known.push(name);
+            match root.remove(name) {
+                None => {}
+                Some(Value::Table(table)) => self.table(name, section, table),
+                Some(other) => {
+                    self.problems.add(name, format!("is {}; write a section [{name}]", kind(&other)));
+                }
+            }
+        }
         for name in root.keys() {
-            let known = SECTIONS.join("], [");
-            self.problems
-                .add(shown_name(name), format!("is unknown; the sections are [{known}] and [[team]]"));
+            let why = format!("is unknown; the sections are [{}] and [[team]]", known.join("], ["));
+            self.problems.add(shown_name(name), why);
         }
         match teams {
             None => {}
             Some(Value::Array(teams)) => {
-                config.teams = teams
-                    .into_iter()
-                    .enumerate()
-                    .filter_map(|(index, team)| self.team(index, team))
-                    .collect();
+                let teams = teams.into_iter().enumerate();
+                config.teams = teams.filter_map(|(index, team)| self.team(index, team)).collect();
             }
             Some(_) => self.no_team("team".to_owned()),
         }
@@ -70,7 +70,7 @@ impl ConfigReader {
         };
         let mut team = TeamConfig::default();
         let name = table.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-        self.table(&team_path(index, &name), &mut team, table);
+        self.table(&team_path(index, &name), team.section("team"), table);
         Some(team)
     }
 
@@ -80,24 +80,33 @@ impl ConfigReader {
     }
 
     /// Reads `table` into `section`; `path` is what its fields are called in problems.
-    fn table(&mut self, path: &str, section: &mut impl Section, table: Table) {
-        let mut fields = FromTable { path, table, known: Vec::new(), reading: self };
-        section.visit(&mut fields);
-        let FromTable { table, known, .. } = fields;
+    fn table(&mut self, path: &str, section: Section<'_>, mut table: Table) {
+        let known: Vec<_> = section.fields.iter().map(|field| field.name).collect();
+        for Field { name, value, .. } in section.fields {
+            if let Some(found) = table.remove(name) {
+                self.note(format!("{path}.{name}"), "", value.read_toml(found));
+            }
+        }
         for name in table.keys() {
-            let known = known.join(", ");
-            self.problems.add(
-                format!("{path}.{}", shown_name(name)),
-                format!("is unknown; the fields here are {known}"),
-            );
+            let why = format!("is unknown; the fields here are {}", known.join(", "));
+            self.problems.add(format!("{path}.{}", shown_name(name)), why);
         }
     }
 
     /// What variables say, over what the file said.
     pub(super) fn variables(&mut self, config: &mut Config, environment: &Environment) {
-        let mut overlay = FromVariables { environment, section: "", known: Vec::new(), reading: self };
-        config.visit(&mut overlay);
-        let known = overlay.known;
+        let mut known = Vec::new();
+        for section in config.sections() {
+            for field in section.fields {
+                let variable = format!("GRANARY_{}_{}", section.name, field.name).to_ascii_uppercase();
+                if let Some(text) = environment.get(&variable) {
+                    let (name, from) =
+                        (format!("{}.{}", section.name, field.name), format!(" (from {variable})"));
+                    self.note(name, &from, field.value.read_text(text));
+                }
+                known.push(variable);
+            }
+        }
         for name in &environment.unreadable {
             self.problems.add(name, "is a variable that is not UTF-8; set it again in that encoding");
         }
@@ -109,7 +118,6 @@ impl ConfigReader {
         }
     }
 
-    /// Did somebody set this field?
     pub(super) fn is_set(&self, field: &str) -> bool {
         self.set.contains(field)
     }
@@ -122,12 +130,10 @@ impl ConfigReader {
         }
     }
 
-    fn take<T: Setting>(&mut self, field: String, read: Result<T, Vec<Fault>>, into: &mut T, from: &str) {
+    /// Notes that a field was set, and what was wrong with it; `from` says where, if not in the file.
+    fn note(&mut self, field: String, from: &str, read: Result<(), Vec<Fault>>) {
         match read {
-            Ok(value) => {
-                *into = value;
-                self.unread.remove(&field);
-            }
+            Ok(()) => drop(self.unread.remove(&field)),
             Err(faults) => {
                 for Fault { at, why } in faults {
                     self.problems.add(format!("{field}{at}{from}"), why);
@@ -173,67 +179,4 @@ fn parse(text: &str) -> Result<Table, Problems> {
         problems.add(format!("line {line}"), format!("is not TOML ({message})"));
     }
     Err(problems)
-}
-
-struct FromFile<'a> {
-    root: &'a mut Table,
-    reading: &'a mut ConfigReader,
-}
-
-impl SectionVisitor for FromFile<'_> {
-    fn section<S: Section>(&mut self, name: &'static str, section: &mut S) {
-        match self.root.remove(name) {
-            None => {}
-            Some(Value::Table(table)) => self.reading.table(name, section, table),
-            Some(other) => {
-                self.reading.problems.add(name, format!("is {}; write a section [{name}]", kind(&other)));
-            }
-        }
-    }
-}
-
-struct FromTable<'a> {
-    path: &'a str,
-    table: Table,
-    known: Vec<&'static str>,
-    reading: &'a mut ConfigReader,
-}
-
-impl FieldVisitor for FromTable<'_> {
-    fn field<T: Setting>(&mut self, field: FieldDoc, value: &mut T) {
-        self.known.push(field.name);
-        if let Some(found) = self.table.remove(field.name) {
-            self.reading.take(format!("{}.{}", self.path, field.name), T::from_toml(found), value, "");
-        }
-    }
-}
-
-struct FromVariables<'a> {
-    environment: &'a Environment,
-    section: &'static str,
-    known: Vec<String>,
-    reading: &'a mut ConfigReader,
-}
-
-impl SectionVisitor for FromVariables<'_> {
-    fn section<S: Section>(&mut self, name: &'static str, section: &mut S) {
-        self.section = name;
-        section.visit(self);
-    }
-}
-
-impl FieldVisitor for FromVariables<'_> {
-    fn field<T: Setting>(&mut self, field: FieldDoc, value: &mut T) {
-        let name = format!("GRANARY_{}_{}", self.section, field.name).to_ascii_uppercase();
-        if let Some(text) = self.environment.get(&name) {
-            let read = T::from_text(text).map_err(|why| vec![why.into()]);
-            self.reading.take(
-                format!("{}.{}", self.section, field.name),
-                read,
-                value,
-                &format!(" (from {name})"),
-            );
-        }
-        self.known.push(name);
-    }
 }

@@ -2,13 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Reads a file that holds `what`, such as `the key`, of at most so many bytes.
-///
-/// # Errors
-/// Why it cannot be used, in the words of a configuration's problem; neither its name nor anything in it
-/// is repeated, because people put one where the other belongs.
+/// Reads a file that holds `what`, such as `the key`, of at most so many bytes. The error repeats neither its
+/// name nor anything in it, because people put one where the other belongs.
 pub(super) fn read_secret_file(path: &Path, what: &str, longest: u64) -> Result<String, String> {
     let file = open(path, what)?;
     if is_open_to_everyone(&file.metadata().map_err(failed)?) {
@@ -43,14 +41,6 @@ fn read(file: File, longest: u64) -> Result<String, String> {
 }
 
 /// May users who are neither the owner nor of the group read or write it?
-#[cfg(unix)]
 pub(super) fn is_open_to_everyone(metadata: &fs::Metadata) -> bool {
-    use std::os::unix::fs::MetadataExt;
     metadata.mode() & 0o006 != 0
-}
-
-/// Elsewhere permissions are not ours to judge.
-#[cfg(not(unix))]
-pub(super) fn is_open_to_everyone(_: &fs::Metadata) -> bool {
-    false
 }

@@ -4,11 +4,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::origin::Origin;
 use super::secret_file::{read_secret_file, read_small_file};
-use super::setting::{section, words};
+use super::setting::section;
 use super::units::ByteSize;
+use super::urls::Origin;
 use crate::base::secret::Secret;
+use crate::base::words::words;
 use crate::http::certificate::{Certificate, CertificateError};
 use crate::teams::AdminTokens;
 
@@ -81,21 +82,15 @@ section! {
 }
 
 impl ServerConfig {
-    /// Who may use the admin listener; `None` when no tokens are configured.
-    ///
-    /// Blocks for as long as reading a small file does.
-    ///
-    /// # Errors
-    /// Why the file cannot be used, and what to do; nothing of it is repeated.
+    /// Who may use the admin listener; `None` when no tokens are configured. Blocks for as long as reading
+    /// a small file does. The error repeats nothing of it.
     pub fn admin_tokens(&self) -> Result<Option<AdminTokens>, String> {
         let Some(file) = &self.admin_token_file else { return Ok(None) };
         AdminTokens::parse(&read_secret_file(file, "the tokens", AdminTokens::MAX_BYTES)?).map(Some)
     }
 
-    /// A token with which this machine's own verbs may use the admin listener, if one is asked for.
-    ///
-    /// # Errors
-    /// As [`admin_tokens`](Self::admin_tokens).
+    /// A token with which this machine's own verbs may use the admin listener, if one is asked for. As
+    /// [`admin_tokens`](Self::admin_tokens).
     pub fn admin_token(&self) -> Result<Option<Secret>, String> {
         let Some(file) = &self.admin_token_file else { return Ok(None) };
         let text = Secret::new(read_secret_file(file, "the tokens", AdminTokens::MAX_BYTES)?);
@@ -103,12 +98,8 @@ impl ServerConfig {
         Ok(text.expose().lines().map(str::trim).find(|line| !line.is_empty()).map(Secret::new))
     }
 
-    /// The certificate and its key; `None` when none are configured.
-    ///
-    /// Blocks for as long as reading two small files does.
-    ///
-    /// # Errors
-    /// Which field cannot be used and why, and what to do; nothing of the key is repeated.
+    /// The certificate and its key; `None` when none are configured. Blocks for as long as reading two small
+    /// files does. The error has the field and what to do, and repeats nothing of the key.
     pub fn certificate(&self) -> Result<Option<Certificate>, (&'static str, String)> {
         const CERT: &str = "server.tls_cert";
         const KEY: &str = "server.tls_key";
@@ -128,7 +119,6 @@ impl ServerConfig {
         })
     }
 
-    /// Is TLS spoken with clients?
     pub fn is_encrypted(&self) -> bool {
         self.tls_cert.is_some()
     }
@@ -142,37 +132,12 @@ impl ServerConfig {
     }
 }
 
-/// How much is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogLevel {
-    /// Someone should look.
-    Error,
-    /// Degraded, but carried on.
-    Warn,
-    /// One line per request.
-    Info,
-    /// What happens inside a request.
-    Debug,
-    /// Everything.
-    Trace,
+words! {
+    pub enum LogLevel { Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
+
+    /// `Auto` is text on a terminal, and JSON elsewhere.
+    pub enum LogFormat { Auto = "auto", Json = "json", Text = "text" }
 }
-
-words!(LogLevel {
-    "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace,
-});
-
-/// What a line of the log looks like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text on a terminal, JSON elsewhere.
-    Auto,
-    /// One JSON object per line.
-    Json,
-    /// Text for people.
-    Text,
-}
-
-words!(LogFormat { "auto" => Auto, "json" => Json, "text" => Text });
 
 section! {
     /// The log, on standard error.

@@ -10,32 +10,19 @@ use toml::Value;
 pub(super) struct Fault {
     /// Such as `[2].expires`; empty when the field itself is meant.
     pub at: String,
-    /// What is wrong and what to do.
     pub why: String,
-}
-
-impl From<String> for Fault {
-    fn from(why: String) -> Self {
-        Self { at: String::new(), why }
-    }
 }
 
 /// A type that a field of the configuration may have.
 pub(super) trait Setting: Sized {
     /// Reads what a variable holds. The error says what was wrong and what to write; for values
     /// that may be secrets it does not repeat them.
-    ///
-    /// # Errors
-    /// Why the text is not such a value.
     fn from_text(text: &str) -> Result<Self, String>;
 
     /// Reads what the file holds: by default a text in quotes.
-    ///
-    /// # Errors
-    /// All that is wrong with the value.
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
         match value {
-            Value::String(text) => Self::from_text(&text).map_err(|why| vec![why.into()]),
+            Value::String(text) => Self::from_text(&text).map_err(one),
             other => Err(one(format!("is {}; write a text in quotes", kind(&other)))),
         }
     }
@@ -44,30 +31,41 @@ pub(super) trait Setting: Sized {
     fn to_toml(&self) -> Option<Value>;
 }
 
-/// Names and docs of one field, as declared.
-pub(super) struct FieldDoc {
-    /// Its name in the file.
+/// A [`Setting`] of any type.
+pub(super) trait AnySetting {
+    fn read_text(&mut self, text: &str) -> Result<(), Vec<Fault>>;
+    fn read_toml(&mut self, value: Value) -> Result<(), Vec<Fault>>;
+    fn shown(&self) -> Option<Value>;
+}
+
+impl<T: Setting> AnySetting for T {
+    fn read_text(&mut self, text: &str) -> Result<(), Vec<Fault>> {
+        T::from_text(text).map(|value| *self = value).map_err(one)
+    }
+
+    fn read_toml(&mut self, value: Value) -> Result<(), Vec<Fault>> {
+        T::from_toml(value).map(|value| *self = value)
+    }
+
+    fn shown(&self) -> Option<Value> {
+        self.to_toml()
+    }
+}
+
+/// A field of a section.
+pub(super) struct Field<'a> {
     pub name: &'static str,
     /// The lines of its doc comment.
     pub doc: &'static [&'static str],
+    pub value: &'a mut dyn AnySetting,
 }
 
-/// A table of the file: a struct declared with [`section!`].
-pub(super) trait Section: Default + Clone {
+/// A table of the file, with its fields in the order of declaration.
+pub(super) struct Section<'a> {
+    pub name: &'static str,
     /// The lines of the struct's doc comment.
-    const ABOUT: &'static [&'static str];
-
-    /// Shows every field to `visitor`, in the order of declaration.
-    fn visit(&mut self, visitor: &mut impl FieldVisitor);
-
-    /// The names of the fields whose values differ from those of `other`.
-    fn changed(&self, other: &Self) -> Vec<&'static str>;
-}
-
-/// What is done with every field of a section.
-pub(super) trait FieldVisitor {
-    /// Reads, overlays or prints one field.
-    fn field<T: Setting>(&mut self, field: FieldDoc, value: &mut T);
+    pub doc: &'static [&'static str],
+    pub fields: Vec<Field<'a>>,
 }
 
 /// Declares a section: a struct with public fields, their docs and their defaults.
@@ -90,15 +88,17 @@ macro_rules! section {
             }
         }
 
-        impl $crate::config::setting::Section for $name {
-            const ABOUT: &'static [&'static str] = &[$($about),*];
-
-            fn visit(&mut self, visitor: &mut impl $crate::config::setting::FieldVisitor) {
-                use $crate::config::setting::FieldDoc;
-                $( visitor.field(FieldDoc { name: stringify!($field), doc: &[$($doc),*] }, &mut self.$field); )*
+        impl $name {
+            pub(super) fn section(&mut self, name: &'static str) -> $crate::config::setting::Section<'_> {
+                use $crate::config::setting::{Field, Section};
+                let fields = vec![
+                    $( Field { name: stringify!($field), doc: &[$($doc),*], value: &mut self.$field }, )*
+                ];
+                Section { name, doc: &[$($about),*], fields }
             }
 
-            fn changed(&self, other: &Self) -> Vec<&'static str> {
+            /// The names of the fields whose values differ from those of `other`.
+            pub(super) fn changed(&self, other: &Self) -> Vec<&'static str> {
                 let mut changed = Vec::new();
                 $( if self.$field != other.$field { changed.push(stringify!($field)); } )*
                 changed
@@ -107,36 +107,6 @@ macro_rules! section {
     };
 }
 pub(super) use section;
-
-/// Makes an enum of words a setting.
-macro_rules! words {
-    ($name:ident { $($word:literal => $variant:ident),* $(,)? }) => {
-        impl $name {
-            /// The word that stands for this in the file.
-            pub fn as_str(self) -> &'static str {
-                match self { $( Self::$variant => $word, )* }
-            }
-        }
-
-        impl $crate::config::setting::Setting for $name {
-            fn from_text(text: &str) -> Result<Self, String> {
-                match text {
-                    $( $word => Ok(Self::$variant), )*
-                    _ => Err(format!(
-                        "is {}; write one of {}",
-                        $crate::config::setting::shown(text),
-                        [$($word),*].join(", "),
-                    )),
-                }
-            }
-
-            fn to_toml(&self) -> Option<toml::Value> {
-                Some(toml::Value::String(self.as_str().to_owned()))
-            }
-        }
-    };
-}
-pub(super) use words;
 
 /// A value as it may stand in a message: quoted and escaped. Not a long one: nothing that we read
 /// is long, but for keys and tokens in the wrong place.
@@ -160,7 +130,6 @@ pub(super) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// One fault, of the field itself.
 pub(super) fn one(why: String) -> Vec<Fault> {
-    vec![why.into()]
+    vec![Fault { at: String::new(), why }]
 }

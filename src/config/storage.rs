@@ -2,26 +2,20 @@
 
 use std::path::PathBuf;
 
-use super::base_url::BaseUrl;
 use super::secret_file::read_secret_file;
-use super::setting::{section, words};
+use super::setting::section;
 use super::units::ByteSize;
+use super::urls::BaseUrl;
 use crate::base::secret::Secret;
+use crate::base::words::words;
 use crate::ledger::address::DatabaseAddress;
 
 /// The longest address of a database there may be, in bytes.
 const LONGEST_URL: u64 = 4096;
 
-/// Where results rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoreKind {
-    /// Files below a folder.
-    Local,
-    /// A bucket.
-    S3,
+words! {
+    pub enum StoreKind { Local = "local", S3 = "s3" }
 }
-
-words!(StoreKind { "local" => Local, "s3" => S3 });
 
 section! {
     /// Where results rest for ever.
@@ -82,17 +76,12 @@ section! {
 }
 
 impl StateConfig {
-    /// Is the ledger kept in a database?
     pub fn has_database(&self) -> bool {
         self.database_url.is_some() || self.database_url_file.is_some()
     }
 
-    /// Where the database is, read from its file where there is one; `None` when there is none.
-    ///
-    /// Blocks for as long as reading a small file does.
-    ///
-    /// # Errors
-    /// Why the address cannot be used, and what to do; nothing of it is repeated.
+    /// Where the database is; `None` when there is none. Blocks for as long as reading a small file does. The
+    /// error repeats nothing of the address.
     pub fn database(&self) -> Result<Option<DatabaseAddress>, String> {
         let url = match (&self.database_url, &self.database_url_file) {
             (Some(url), _) => url.clone(),

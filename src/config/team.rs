@@ -51,7 +51,6 @@ section! {
 }
 
 impl TeamConfig {
-    /// The team as the program knows it.
     pub(super) fn team(&self) -> Team {
         Team {
             name: self.name.clone(),
@@ -66,29 +65,12 @@ impl TeamConfig {
     }
 }
 
-impl Setting for BudgetMode {
-    fn from_text(text: &str) -> Result<Self, String> {
-        [Self::Enforce, Self::Shadow]
-            .into_iter()
-            .find(|mode| mode.as_str() == text)
-            .ok_or_else(|| format!("is {}; write one of enforce, shadow", shown(text)))
-    }
-
-    fn to_toml(&self) -> Option<Value> {
-        Some(Value::String(self.as_str().to_owned()))
-    }
-}
-
 impl Setting for TimeZone {
     fn from_text(text: &str) -> Result<Self, String> {
-        TimeZone::get(text).ok().filter(|zone| zone.iana_name().is_some() && !zone.is_unknown()).ok_or_else(
-            || {
-                format!(
-                    "is {}; write the IANA name of a time zone, such as UTC or Europe/Berlin",
-                    shown(text)
-                )
-            },
-        )
+        let zone = TimeZone::get(text).ok().filter(|zone| zone.iana_name().is_some() && !zone.is_unknown());
+        zone.ok_or_else(|| {
+            format!("is {}; write the IANA name of a time zone, such as UTC or Europe/Berlin", shown(text))
+        })
     }
 
     fn to_toml(&self) -> Option<Value> {
@@ -117,20 +99,12 @@ impl Setting for Token {
             blake3::Hash::from_hex(text)
                 .map_err(|_| "is not 64 hex digits; copy it from what granary token new printed")
         });
-        let expires = match fields.remove("expires").map(Setting::from_toml) {
-            None => None,
-            Some(Ok(moment)) => Some(moment),
-            Some(Err(wrong)) => {
-                faults.extend(wrong.into_iter().map(|Fault { at, why }| below("expires", at, why)));
-                None
-            }
-        };
+        let expires = fields.remove("expires").map(Setting::from_toml).transpose().unwrap_or_else(|wrong| {
+            faults.extend(wrong.into_iter().map(|Fault { at, why }| below("expires", &at, why)));
+            None
+        });
         for unknown in fields.keys() {
-            faults.push(below(
-                unknown,
-                String::new(),
-                "is unknown here; write id, hash and expires".to_owned(),
-            ));
+            faults.push(below(unknown, "", "is unknown here; write id, hash and expires".to_owned()));
         }
         match (id, hash) {
             (Some(id), Some(hash)) if faults.is_empty() => Ok(Self { id, hash, expires }),
@@ -164,10 +138,10 @@ fn required<T>(
         },
         Some(other) => format!("is {}; write a text in quotes", kind(&other)),
     };
-    faults.push(below(name, String::new(), why));
+    faults.push(below(name, "", why));
     None
 }
 
-fn below(name: &str, at: String, why: String) -> Fault {
+fn below(name: &str, at: &str, why: String) -> Fault {
     Fault { at: format!(".{name}{at}"), why }
 }

@@ -12,7 +12,6 @@ use toml::Value;
 
 use super::setting::{Fault, Setting, kind, one, shown};
 
-/// The longest duration a setting may have.
 const LONGEST: Duration = Duration::from_hours(366 * 24);
 
 impl Setting for Duration {
@@ -31,7 +30,6 @@ impl Setting for Duration {
     }
 }
 
-/// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
@@ -49,12 +47,10 @@ const UNITS: [(&str, u64); 9] = [
 ];
 
 impl ByteSize {
-    /// So many times 1024 bytes.
     pub const fn kib(count: u64) -> Self {
         Self(count << 10)
     }
 
-    /// So many times 1024 × 1024 bytes.
     pub const fn mib(count: u64) -> Self {
         Self(count << 20)
     }
@@ -91,7 +87,7 @@ impl Setting for ByteSize {
 
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
         match value {
-            Value::String(text) => Self::from_text(&text).map_err(|why| vec![why.into()]),
+            Value::String(text) => Self::from_text(&text).map_err(one),
             Value::Integer(bytes) if bytes >= 0 => Ok(Self(bytes.unsigned_abs())),
             other => Err(one(format!("is {}; write a size such as \"256MiB\"", kind(&other)))),
         }
@@ -123,8 +119,8 @@ impl Setting for Timestamp {
 
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
         match value {
-            Value::String(text) => Self::from_text(&text).map_err(|why| vec![why.into()]),
-            Value::Datetime(moment) => Self::from_text(&moment.to_string()).map_err(|why| vec![why.into()]),
+            Value::String(text) => Self::from_text(&text).map_err(one),
+            Value::Datetime(moment) => Self::from_text(&moment.to_string()).map_err(one),
             other => Err(one(format!("is {}; write a date such as \"2027-01-31\"", kind(&other)))),
         }
     }

@@ -3,27 +3,21 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::origin::Origin;
 use super::secret_file::read_secret_file;
-use super::setting::{section, words};
+use super::setting::section;
 use super::units::ByteSize;
+use super::urls::Origin;
 use crate::base::operation::IMAGE_CROPPING;
 use crate::base::secret::Secret;
+use crate::base::words::words;
 use crate::billing::money::Price;
 
-/// Who makes the crops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpstreamKind {
-    /// The engine inside this program: free, no account.
-    Builtin,
-    /// The paid AILabTools API.
-    Ailab,
+words! {
+    /// The engine inside this program, which is free; or the paid AILabTools API.
+    pub enum UpstreamKind { Builtin = "builtin", Ailab = "ailab" }
 }
 
-words!(UpstreamKind { "builtin" => Builtin, "ailab" => Ailab });
-
 impl UpstreamKind {
-    /// The namespace results are filed under when none is configured.
     pub fn default_namespace(self) -> &'static str {
         match self {
             Self::Builtin => "builtin-v1",
@@ -91,13 +85,8 @@ section! {
 const LONGEST_KEY: usize = 1024;
 
 impl UpstreamConfig {
-    /// The key to pay with, read from its file where there is one; `None` when none is configured.
-    ///
-    /// Blocks for as long as reading a small file does.
-    ///
-    /// # Errors
-    /// Why the key cannot be used, and what to do; neither the key nor the file's name is repeated,
-    /// because people put one where the other belongs.
+    /// The key to pay with; `None` when none is configured. Blocks for as long as reading a small file does.
+    /// The error repeats neither the key nor the file's name: people put one where the other belongs.
     pub fn key(&self) -> Result<Option<Secret>, String> {
         match (&self.api_key, &self.api_key_file) {
             (Some(key), _) => usable(key.expose()).map(Some),

@@ -1,4 +1,4 @@
-//! How texts, numbers and lists of the standard library are read and printed as settings.
+//! How words, texts, numbers and lists are read and printed as settings.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,13 +6,34 @@ use std::path::PathBuf;
 use toml::Value;
 
 use super::setting::{Fault, Setting, kind, one, shown};
+use super::{LogFormat, LogLevel, StoreKind, UpstreamKind};
 use crate::base::secret::Secret;
 use crate::billing::money::Price;
+use crate::teams::BudgetMode;
 
 /// A text that is printed as it is.
 fn text(text: impl ToString) -> Option<Value> {
     Some(Value::String(text.to_string()))
 }
+
+/// Makes settings of enums that have `ALL` and `as_str`.
+macro_rules! word_settings {
+    ($($name:ty),+) => {$(
+        impl Setting for $name {
+            fn from_text(text: &str) -> Result<Self, String> {
+                text.parse().map_err(|()| {
+                    format!("is {}; write one of {}", shown(text), Self::ALL.map(Self::as_str).join(", "))
+                })
+            }
+
+            fn to_toml(&self) -> Option<Value> {
+                text(self.as_str())
+            }
+        }
+    )+};
+}
+
+word_settings!(BudgetMode, LogFormat, LogLevel, StoreKind, UpstreamKind);
 
 impl Setting for String {
     fn from_text(text: &str) -> Result<Self, String> {
@@ -65,9 +86,8 @@ impl Setting for bool {
     }
 
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
-        value
-            .as_bool()
-            .ok_or_else(|| one(format!("is {}; write true or false, without quotes", kind(&value))))
+        let wrong = || one(format!("is {}; write true or false, without quotes", kind(&value)));
+        value.as_bool().ok_or_else(wrong)
     }
 
     fn to_toml(&self) -> Option<Value> {
@@ -78,10 +98,8 @@ impl Setting for bool {
 /// Counts: at most what a signed 64-bit number holds, which is what TOML and databases have.
 impl Setting for u64 {
     fn from_text(text: &str) -> Result<Self, String> {
-        let number: Option<i64> = text.parse().ok();
-        number
-            .and_then(|number| u64::try_from(number).ok())
-            .ok_or_else(|| format!("is {}; write a whole number, 0 or more", shown(text)))
+        let number = text.parse::<i64>().ok().and_then(|number| u64::try_from(number).ok());
+        number.ok_or_else(|| format!("is {}; write a whole number, 0 or more", shown(text)))
     }
 
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
@@ -135,10 +153,8 @@ impl Setting for Price {
 
 impl Setting for f64 {
     fn from_text(text: &str) -> Result<Self, String> {
-        text.parse()
-            .ok()
-            .filter(|number: &f64| number.is_finite())
-            .ok_or_else(|| format!("is {}; write a number such as 2 or 0.5", shown(text)))
+        let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+        number.ok_or_else(|| format!("is {}; write a number such as 2 or 0.5", shown(text)))
     }
 
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
@@ -183,9 +199,10 @@ impl<T: Setting> Setting for Vec<T> {
         for (index, item) in items.into_iter().enumerate() {
             match T::from_toml(item) {
                 Ok(item) => read.push(item),
-                Err(wrong) => faults.extend(
-                    wrong.into_iter().map(|Fault { at, why }| Fault { at: format!("[{index}]{at}"), why }),
-                ),
+                Err(wrong) => {
+                    let at_item = |Fault { at, why }| Fault { at: format!("[{index}]{at}"), why };
+                    faults.extend(wrong.into_iter().map(at_item));
+                }
             }
         }
         if faults.is_empty() { Ok(read) } else { Err(faults) }

@@ -4,43 +4,28 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::base::words::words;
 use crate::upstream::code::Code;
 
-/// Who has to mend it; prefixes the error class in metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fault {
-    /// Whoever sent the request.
-    Caller,
-    /// A rule somebody set: a budget, a rate, a freeze.
-    Policy,
-    /// The upstream or its storage.
-    Upstream,
-    /// Granary, or what it runs on.
-    Gateway,
-}
-
-impl Fault {
-    /// All, for metrics.
-    pub const ALL: [Self; 4] = [Self::Caller, Self::Policy, Self::Upstream, Self::Gateway];
-
-    /// The word in labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Caller => "caller",
-            Self::Policy => "policy",
-            Self::Upstream => "upstream",
-            Self::Gateway => "gateway",
-        }
+words! {
+    /// Who has to mend it: the class of an error in metrics.
+    #[derive(Hash)]
+    pub enum Fault {
+        Caller = "caller",
+        /// A rule somebody set: a budget, a rate, a freeze.
+        Policy = "policy",
+        /// The upstream or its storage.
+        Upstream = "upstream",
+        /// Granary, or what it runs on.
+        Gateway = "gateway",
     }
 }
 
-/// One row of the table.
 pub struct ErrorResponse {
     /// HTTP status, `error_code` and `error_detail.status_code`.
     pub status: StatusCode,
     /// Code and text of the upstream's vocabulary.
     pub code: Code,
-    /// Who has to mend it.
     pub fault: Fault,
     /// What was wrong with which input, and what to do.
     pub detail: String,
@@ -51,9 +36,9 @@ pub struct ErrorResponse {
 }
 
 impl ErrorResponse {
-    pub(super) fn new(status: u16, code: Code, fault: Fault, detail: impl Into<String>) -> Self {
+    pub(super) fn new((status, code): (u16, Code), fault: Fault, detail: impl ToString) -> Self {
         let status = StatusCode::from_u16(status).expect("statuses in this file are valid");
-        Self { status, code, fault, detail: detail.into(), reason: None, retry_after: None }
+        Self { status, code, fault, detail: detail.to_string(), reason: None, retry_after: None }
     }
 
     pub(super) fn because(mut self, reason: &'static str) -> Self {
@@ -64,5 +49,9 @@ impl ErrorResponse {
     pub(super) fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
         self
+    }
+
+    pub(super) fn later(self, reason: &'static str, wait: Duration) -> Self {
+        self.because(reason).retry_after(wait)
     }
 }

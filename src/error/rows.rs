@@ -63,8 +63,8 @@ pub(super) fn over_budget(refusal: &BudgetRefusal) -> ErrorResponse {
                  crops are possible again from {resets_at} on, stored results are still answered; check the pictures \
                  (grey, alpha or CMYK ones are refused) and sizes before they are sent"
             );
-            let response = ErrorResponse::new(429, code::EXCEEDING_LIMITS, Fault::Policy, detail);
-            return response.because("refused").retry_after(*resets_in);
+            let response = ErrorResponse::new((429, code::EXCEEDING_LIMITS), Fault::Policy, detail);
+            return response.later("refused", *resets_in);
         }
     };
     let detail = format!(
@@ -73,7 +73,5 @@ pub(super) fn over_budget(refusal: &BudgetRefusal) -> ErrorResponse {
         budget.window.as_str(),
         budget.limit,
     );
-    ErrorResponse::new(429, code::ERROR_NOT_ENOUGH_CREDITS, Fault::Policy, detail)
-        .because(reason)
-        .retry_after(*resets_in)
+    ErrorResponse::new((429, code::ERROR_NOT_ENOUGH_CREDITS), Fault::Policy, detail).later(reason, *resets_in)
 }

@@ -14,33 +14,29 @@ use x509_parser::parse_x509_certificate;
 /// A certificate that belongs to its key. Cheap to clone.
 #[derive(Clone)]
 pub struct Certificate {
-    config: Arc<ServerConfig>,
-    expires: Timestamp,
+    /// What a handshake needs.
+    pub config: Arc<ServerConfig>,
+    /// Until when clients take it.
+    pub expires: Timestamp,
     fingerprint: blake3::Hash,
 }
 
 /// Why a pair of files is none, in the words of a configuration's problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CertificateError {
-    /// No certificate, or something that is none.
     #[error(
         "holds no certificate that can be read; write a PEM file with the server's own certificate first, and then \
          those between it and a root"
     )]
     Chain,
-    /// No private key, or one of an unknown kind.
     #[error("holds no private key that can be read; write a PEM file with an RSA, ECDSA or Ed25519 key")]
     Key,
-    /// The two do not belong together.
     #[error("does not belong to the certificate in server.tls_cert; write the key that it was made for")]
     Mismatch,
 }
 
 impl Certificate {
     /// Reads the chain, and the key of its first certificate.
-    ///
-    /// # Errors
-    /// What is wrong with which.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, CertificateError> {
         let certificates: Vec<_> = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<_, _>>()
@@ -67,16 +63,6 @@ impl Certificate {
         let mut hasher = blake3::Hasher::new();
         hasher.update(blake3::hash(chain).as_bytes()).update(blake3::hash(key).as_bytes());
         Ok(Self { config: Arc::new(config), expires, fingerprint: hasher.finalize() })
-    }
-
-    /// What a handshake needs.
-    pub fn config(&self) -> Arc<ServerConfig> {
-        self.config.clone()
-    }
-
-    /// Until when clients take it.
-    pub fn expires(&self) -> Timestamp {
-        self.expires
     }
 }
 
@@ -124,7 +110,7 @@ mod tests {
         for year in [2027_u16, 2049, 2050, 4096] {
             let made = granary_kit::certificate::SelfSigned::until(year.into());
             let read = Certificate::from_pem(made.chain.as_bytes(), made.key.as_bytes()).unwrap();
-            assert_eq!(read.expires().to_string(), format!("{year}-01-01T00:00:00Z"));
+            assert_eq!(read.expires.to_string(), format!("{year}-01-01T00:00:00Z"));
         }
     }
 }

@@ -25,7 +25,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 pub use self::admin::{
     ADOPT_PATH, About, AdminState, HEALTH_PATHS, Memory, admin_paths, admin_router, usage,
 };
-use self::cors::Cors;
+use self::cors::{Cors, Origins};
 use self::log::Sampler;
 use crate::base::clock::Clock;
 use crate::base::operation::{Offer, QUERY_CREDITS_PATH};
@@ -103,7 +103,7 @@ pub fn public_router(state: PublicState) -> Router {
         .layer(from_fn_with_state(state.clone(), site::layer))
         .layer(from_fn(respond::refused))
         .layer(from_fn_with_state(api_cors(), cors::layer));
-    let any_page = Cors::any("GET, HEAD", &[RANGE, IF_RANGE, IF_NONE_MATCH], &exposed());
+    let any_page = Cors::new(Origins::Any, "GET, HEAD", &[RANGE, IF_RANGE, IF_NONE_MATCH], &exposed());
     let results = Router::new()
         .route("/results/{name}", only(get(results::result), "GET, HEAD, OPTIONS"))
         .layer(from_fn_with_state(state.clone(), site::layer))
@@ -127,7 +127,7 @@ fn api_cors() -> Cors {
         .map(HeaderName::from_static)
         .chain([CONTENT_TYPE, AUTHORIZATION, CACHE_CONTROL, respond::REFRESH, IF_NONE_MATCH, PRAGMA])
         .collect();
-    Cors::of_configured("GET, HEAD, POST", &headers, &exposed())
+    Cors::new(Origins::Configured, "GET, HEAD, POST", &headers, &exposed())
 }
 
 /// What a page's script may read of an answer.

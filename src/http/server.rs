@@ -49,17 +49,14 @@ use crate::metrics::{ListenerName, Metrics};
 /// TLS handshakes that compete for each core with requests.
 const HANDSHAKES_PER_CORE: usize = 2;
 
-/// Limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Connections open at once.
     pub max_connections: usize,
     /// From accept, or from a further request's first byte, to the end of its head; also for a TLS
     /// handshake.
     pub head: Duration,
     /// From an answer to the next request's first byte.
     pub idle: Duration,
-    /// How slowly a client may read its answer.
     pub write: WriteLimits,
 }
 
@@ -75,12 +72,10 @@ pub struct Stops {
 /// A certificate that can be replaced while it is in use.
 pub type CurrentCertificate = Arc<ArcSwap<Certificate>>;
 
-/// One listening socket and what it serves.
 pub struct Listener {
     pub socket: TcpListener,
     pub name: ListenerName,
     pub routes: Router,
-    /// Applies to each of its connections.
     pub limits: ConnectionLimits,
     /// TLS is spoken if there is one.
     pub certificate: Option<CurrentCertificate>,
@@ -88,7 +83,6 @@ pub struct Listener {
     pub stops: Stops,
 }
 
-/// What all connections of a listener share.
 struct Shared {
     name: ListenerName,
     routes: Router,

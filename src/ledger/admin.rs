@@ -10,10 +10,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::budget::Scope;
-use super::words::words;
 use super::{CallId, CallState, LedgerError};
 use crate::base::archive::ArchiveId;
 use crate::base::key::{CacheKey, Digest};
+use crate::base::words::words;
 
 /// Who changes something: `loopback`, the id of an admin token, or the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,12 +64,6 @@ words! {
     }
 }
 
-impl Settlement {
-    pub fn of_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|settlement| settlement.as_str() == word)
-    }
-}
-
 /// What came of [`LedgerAdmin::settle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
@@ -86,13 +80,14 @@ pub enum Settled {
     NoSuchCall,
 }
 
-/// Where the credits of a call that was not charged went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GivenBack {
-    /// To the day and the month in which it was reserved, which is not over.
-    Budgets,
-    /// Its month is closed and stays as it is; an adjustment stands on the day of settling.
-    Adjustment,
+words! {
+    /// Where the credits of a call that was not charged went.
+    pub enum GivenBack {
+        /// To the day and the month in which it was reserved, which is not over.
+        Budgets = "budgets",
+        /// Its month is closed and stays as it is; an adjustment stands on the day of settling.
+        Adjustment = "adjustment",
+    }
 }
 
 /// What came of [`LedgerAdmin::purge`].
@@ -129,8 +124,8 @@ pub struct AuditLine {
     pub detail: String,
 }
 
-/// A row, but for the text of an answer, which may name a signed URL.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A row as operators see it: without the text of an answer, which may name a signed URL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CallDetail {
     pub id: CallId,
     pub namespace: String,
@@ -154,7 +149,9 @@ pub struct CallDetail {
     pub answered_at: Option<Timestamp>,
     pub ended_at: Option<Timestamp>,
     pub reason: Option<String>,
+    #[serde(rename = "upstream_request_id")]
     pub request_id: Option<String>,
+    #[serde(rename = "upstream_log_id")]
     pub log_id: Option<String>,
     pub digest: Option<Digest>,
     pub extension: Option<String>,
@@ -176,7 +173,7 @@ pub struct CallFilter {
 }
 
 /// Some calls, newest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CallPage {
     /// The calls; may be fewer than there are, and none although there are some.
     pub calls: Vec<CallDetail>,

@@ -252,7 +252,7 @@ from_cell! {
     CallState: cell => word(cell, &CallState::ALL, CallState::as_str);
     SavingCause: cell => word(cell, &SavingCause::ALL, SavingCause::as_str);
     Payer: cell => word(cell, &Payer::ALL, Payer::as_str);
-    Settlement: cell => Settlement::of_word(text(cell)?);
+    Settlement: cell => parsed(cell);
 }
 
 /// The columns [`record`] reads, of a row called `c`.

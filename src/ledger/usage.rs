@@ -23,9 +23,9 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use uuid::Uuid;
 
-use super::words::words;
 use super::{CallId, CallState, LedgerError};
 use crate::base::outcome::SavingCause;
+use crate::base::words::words;
 
 /// Keeps and tells the usage. All methods may be called concurrently; a dropped future may still take
 /// effect.

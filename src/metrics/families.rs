@@ -1,9 +1,9 @@
 //! Every metric family, declared once. Three grains, never mixed: *requests* (of clients), *attempts* (calls to
 //! the upstream) and *credits*. At most 64, each on a board, in a rule or in the runbook; a test checks it.
 
-use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
 
-use super::family::{ByTeam, Each, Open, Rows, Total, families};
+use super::family::{ByTeam, Each, Rows, Total, families};
 use super::http::HttpRequests;
 use super::labels::{
     ActionResult, AttemptOutcome, AuthFailure, BlockCause, CacheTier, CloseReason, CoalesceScope, Decision,
@@ -42,14 +42,13 @@ const STORE: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 families! {
-    /// See the module.
     pub struct Families {
         /// HTTP requests on the public listener, by route, method and status (grain: requests)
         http_requests_total: HttpRequests ["route", "method", "code"],
         /// Crop requests, by team and outcome (grain: requests)
         requests_total: ByTeam<Outcome> ["team", "outcome"],
         /// Requests answered with an error, by whose fault it was and error code (grain: requests)
-        request_errors_total: Open ["class", "code"],
+        request_errors_total: IntCounterVec ["class", "code"],
         /// Time from an answered crop request's head to its answer, without the wait for its body, by outcome
         /// (grain: requests)
         request_duration_seconds: Each<CacheStatus, Histogram> ["outcome"] = REQUEST,

@@ -16,7 +16,6 @@ use prometheus::{
 
 use super::labels::Labels;
 
-/// What a declaration says of a family.
 pub(crate) struct Spec<'a> {
     pub(super) registry: &'a Registry,
     pub(super) name: &'static str,
@@ -33,7 +32,6 @@ impl Spec<'_> {
     }
 }
 
-/// A declared family.
 pub(crate) trait Family {
     /// Registers it, with its zero values.
     fn declare(spec: &Spec<'_>) -> Self;
@@ -44,16 +42,11 @@ pub(crate) trait Family {
 
 /// One series: counter, gauge or histogram.
 pub(crate) trait Kind {
-    /// Its series by label values.
     type Vector: Collector + Clone + 'static;
 
-    /// Makes an empty vector.
-    ///
-    /// # Errors
-    /// The name or a label is malformed.
     fn vector(spec: &Spec<'_>) -> prometheus::Result<Self::Vector>;
 
-    /// Returns one series, created at zero.
+    /// One series, created at zero.
     fn series(vector: &Self::Vector, values: &[&str]) -> Self;
 }
 
@@ -87,7 +80,6 @@ kinds! {
     Histogram: HistogramVec = |spec| HistogramOpts::new(spec.name, spec.help).buckets(spec.buckets.to_vec());
 }
 
-/// One series for each combination of label values.
 pub(crate) struct Each<S, M> {
     all: Vec<M>,
     by: PhantomData<fn(S)>,
@@ -116,7 +108,7 @@ pub(crate) struct ByTeam<S> {
 }
 
 impl<S: Labels> ByTeam<S> {
-    /// Returns the counter of a team, given by its [label](super::Metrics::team_label).
+    /// `team` is its [label](super::Metrics::team_label).
     pub(super) fn of(&self, team: &str, labels: S) -> IntCounter {
         let values: Vec<&str> = [team].into_iter().chain(labels.words()).collect();
         self.vector.with_label_values(&values)
@@ -133,18 +125,10 @@ impl<S: Labels> Family for ByTeam<S> {
     }
 }
 
-/// Counters whose label values another module enumerates at the start.
-pub(crate) struct Open(IntCounterVec);
-
-impl Open {
-    pub(crate) fn of(&self, values: &[&str]) -> IntCounter {
-        self.0.with_label_values(values)
-    }
-}
-
-impl Family for Open {
+/// The label values are enumerated by another module at the start.
+impl Family for IntCounterVec {
     fn declare(spec: &Spec<'_>) -> Self {
-        Self(spec.vector::<IntCounter>())
+        spec.vector::<IntCounter>()
     }
 }
 

@@ -7,18 +7,6 @@ use crate::teams::AuthError;
 use crate::upstream::CallPhase;
 use crate::upstream::download::FetchError;
 
-/// A label's values.
-pub(crate) trait Label: Copy + 'static {
-    /// All, in the order of their positions.
-    const ALL: &'static [Self];
-
-    /// The word in the exposition and in the log.
-    fn as_str(self) -> &'static str;
-
-    /// Its index in [`ALL`](Self::ALL).
-    fn position(self) -> usize;
-}
-
 /// Values of all labels of a family, as a value or a tuple.
 pub(crate) trait Labels: Copy {
     /// The number of combinations.
@@ -50,27 +38,11 @@ impl Labels for () {
     }
 }
 
-impl<L: Label> Labels for L {
-    const COUNT: usize = L::ALL.len();
+impl<A: Labels, B: Labels> Labels for (A, B) {
+    const COUNT: usize = A::COUNT * B::COUNT;
 
     fn all() -> Vec<Self> {
-        L::ALL.to_vec()
-    }
-
-    fn position(self) -> usize {
-        Label::position(self)
-    }
-
-    fn words(self) -> Vec<&'static str> {
-        vec![self.as_str()]
-    }
-}
-
-impl<A: Label, B: Labels> Labels for (A, B) {
-    const COUNT: usize = A::ALL.len() * B::COUNT;
-
-    fn all() -> Vec<Self> {
-        A::ALL.iter().flat_map(|a| B::all().into_iter().map(|b| (*a, b))).collect()
+        A::all().into_iter().flat_map(|a| B::all().into_iter().map(move |b| (a, b))).collect()
     }
 
     fn position(self) -> usize {
@@ -78,46 +50,38 @@ impl<A: Label, B: Labels> Labels for (A, B) {
     }
 
     fn words(self) -> Vec<&'static str> {
-        [self.0.as_str()].into_iter().chain(self.1.words()).collect()
+        [self.0.words(), self.1.words()].concat()
     }
 }
 
 /// Makes labels of enums that have `ALL` and `as_str`.
 macro_rules! label {
     ($($name:ty),+) => {$(
-        impl $crate::metrics::labels::Label for $name {
-            const ALL: &'static [Self] = &<$name>::ALL;
+        impl $crate::metrics::labels::Labels for $name {
+            const COUNT: usize = <$name>::ALL.len();
 
-            fn as_str(self) -> &'static str {
-                <$name>::as_str(self)
+            fn all() -> Vec<Self> {
+                <$name>::ALL.to_vec()
             }
 
             fn position(self) -> usize {
                 self as usize
             }
+
+            fn words(self) -> Vec<&'static str> {
+                vec![self.as_str()]
+            }
         }
     )+};
 }
 
-/// Declares enums with a word for each value.
+/// Declares labels with a word for each value.
 macro_rules! labels {
-    ($($(#[$about:meta])* $visible:vis enum $name:ident { $($value:ident = $word:literal),+ $(,)? })+) => {$(
-        $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        $visible enum $name { $($value),+ }
+    ($($(#[$about:meta])* $visible:vis enum $name:ident { $($values:tt)+ })+) => {
+        $crate::base::words::words! { $($(#[$about])* $visible enum $name { $($values)+ })+ }
 
-        impl $name {
-            /// Every value.
-            $visible const ALL: [Self; [$($word),+].len()] = [$(Self::$value),+];
-
-            /// The word in the exposition and in the log.
-            $visible fn as_str(self) -> &'static str {
-                match self { $(Self::$value => $word),+ }
-            }
-        }
-
-        $crate::metrics::labels::label!($name);
-    )+};
+        $crate::metrics::labels::label!($($name),+);
+    };
 }
 pub(super) use label;
 pub(super) use labels;
@@ -125,31 +89,24 @@ pub(super) use labels;
 label!(Action, CacheStatus, CallPhase, CallState, SavingCause);
 
 labels! {
-    /// Result of a crop request.
     pub(crate) enum Outcome {
         HitMemory = "hit_memory", HitLedger = "hit_ledger", HitStore = "hit_store", Coalesced = "coalesced",
         Miss = "miss", Refresh = "refresh", Rejected = "rejected", Error = "error",
     }
 
-    /// Where an answer is looked up.
     pub enum CacheTier { Memory = "memory", Ledger = "ledger", Store = "store" }
 
     /// Result of a lookup; `Error` when the tier could not be asked.
     pub enum Look { Hit = "hit", Miss = "miss", Error = "error" }
-
-    /// The tier that evicts.
     pub enum SizedTier { Memory = "memory" }
 
-    /// Why an entry left memory.
     pub enum Eviction { Size = "size", Expired = "expired", Replaced = "replaced", Explicit = "explicit" }
 
-    /// Why a fetched result was not kept.
     pub(crate) enum Rejection {
         NotImage = "not_image", TooLarge = "too_large", Incomplete = "incomplete", DeadUrl = "dead_url",
         Unreachable = "unreachable",
     }
 
-    /// Memory or disk space with a limit.
     pub enum Space {
         Cache = "cache", Uploads = "uploads", UploadSpill = "upload_spill", Results = "results",
         Spool = "spool",
@@ -165,16 +122,12 @@ labels! {
         BadBody = "bad_body",
     }
 
-    /// Why a fill was given up before anything was reserved.
     pub enum ShedReason {
         QueueFull = "queue_full", WaitTimeout = "wait_timeout", BreakerOpen = "breaker_open",
         Draining = "draining", Deserted = "deserted", RetryAfterCache = "told_to_wait",
     }
 
-    /// Why an attempt was repeated.
     pub enum RetryReason { NotSent = "not_sent", RateLimited = "rate_limited" }
-
-    /// How a result differs from the order.
     pub enum Suspicion { Dimensions = "dimensions", RetainLocation = "retain_location" }
 
     /// Why nothing is bought. The first four are the reasons of an open circuit.
@@ -183,7 +136,6 @@ labels! {
         Frozen = "frozen", ArchiveGuard = "archive_guard", LedgerUnverified = "ledger_unverified",
     }
 
-    /// A state in which a call ends.
     pub(crate) enum EndState {
         Released = "released", Stored = "stored", Refused = "refused", Failed = "failed", Unknown = "unknown",
         Unfetchable = "unfetchable",
@@ -194,11 +146,8 @@ labels! {
 
     /// Decision of a limit; `Delay` allows after a wait.
     pub enum Decision { Allow = "allow", Delay = "delay", Deny = "deny" }
-
-    /// Whether a decision is applied or only counted.
     pub enum LimitMode { Enforce = "enforce", Shadow = "shadow" }
 
-    /// The listener of a connection.
     pub enum ListenerName { Public = "public", Admin = "admin" }
 
     /// Why a connection was closed. `Limit` and `Handshake` are refusals, the others expired timeouts.
@@ -207,10 +156,7 @@ labels! {
         FirstByte = "first_byte", Head = "head", Idle = "idle", Write = "write",
     }
 
-    /// Files that are read again while the process runs.
     pub enum ReloadedFile { Configuration = "configuration", Certificate = "certificate", UpstreamKey = "upstream_key" }
-
-    /// Whether something worked.
     pub enum Success { Ok = "ok", Error = "error" }
 
     /// Why a credential was refused; `Admin` on the admin listener.
@@ -219,7 +165,6 @@ labels! {
         Disabled = "disabled", Ambiguous = "ambiguous", Admin = "admin",
     }
 
-    /// Result of an operator's action.
     pub enum ActionResult { Done = "done", Refused = "refused", Failed = "failed" }
 }
 

@@ -10,8 +10,6 @@ use tokio::time::Instant;
 use super::labels::labels;
 
 labels! {
-    /// A step of a request or fill.
-    ///
     /// `Parse` and `Memory` are our own work; the others wait. `QueueWait` is the wait for a slot or a retry,
     /// `Persist` lasts until the ledger confirms that object and record are stored.
     pub enum Stage {
@@ -21,12 +19,10 @@ labels! {
     }
 }
 
-/// The time spent in each stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stages([Option<Duration>; Stage::ALL.len()]);
 
 impl Stages {
-    /// Awaits work of a stage and adds its time.
     pub async fn time<T>(&mut self, stage: Stage, work: impl Future<Output = T>) -> T {
         let begun = Instant::now();
         let done = work.await;
@@ -34,7 +30,6 @@ impl Stages {
         done
     }
 
-    /// Adds time to a stage.
     pub fn add(&mut self, stage: Stage, time: Duration) {
         *self.0[stage as usize].get_or_insert_default() += time;
     }
@@ -44,7 +39,6 @@ impl Stages {
         self.0[stage as usize]
     }
 
-    /// Returns the time spent waiting for others.
     pub fn waited(&self) -> Duration {
         let is_waiting = |stage: &Stage| !matches!(stage, Stage::Parse | Stage::Memory);
         Stage::ALL.into_iter().filter(is_waiting).filter_map(|stage| self.of(stage)).sum()

@@ -15,14 +15,12 @@ use crate::base::record::Record;
 use crate::store::{RecordPage, Store, StoreError};
 
 labels! {
-    /// An operation of a store.
     pub(crate) enum StoreOp {
         PutObject = "put_object", Object = "object", HasObject = "has_object", PutRecord = "put_record",
         Record = "record", ListRecords = "list_records", ForgetRecord = "forget_record",
         CheckRoom = "check_room", Prove = "prove", Archive = "archive", MarkArchive = "mark_archive",
     }
 
-    /// Result of an operation.
     pub(crate) enum StoreResult { Ok = "ok", Absent = "absent", Conflict = "conflict", Error = "error" }
 }
 
@@ -35,7 +33,6 @@ pub struct MeteredStore {
 }
 
 impl MeteredStore {
-    /// Wraps `store`.
     pub fn new(store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Self {
         Self { store, metrics }
     }
@@ -65,6 +62,10 @@ fn is_there(is_there: &bool) -> StoreResult {
     if *is_there { StoreResult::Ok } else { StoreResult::Absent }
 }
 
+fn is_same(is_same: bool) -> StoreResult {
+    if is_same { StoreResult::Ok } else { StoreResult::Conflict }
+}
+
 fn is_some<T>(found: &Option<T>) -> StoreResult {
     is_there(&found.is_some())
 }
@@ -84,10 +85,7 @@ impl Store for MeteredStore {
     }
 
     async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
-        let result = |standing: &Record| match standing == record {
-            true => StoreResult::Ok,
-            false => StoreResult::Conflict,
-        };
+        let result = |standing: &Record| is_same(standing == record);
         self.meter(StoreOp::PutRecord, self.store.put_record(record), result).await
     }
 
@@ -117,10 +115,7 @@ impl Store for MeteredStore {
     }
 
     async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
-        let result = |standing: &ArchiveId| match *standing == archive {
-            true => StoreResult::Ok,
-            false => StoreResult::Conflict,
-        };
+        let result = |standing: &ArchiveId| is_same(*standing == archive);
         self.meter(StoreOp::MarkArchive, self.store.mark_archive(archive), result).await
     }
 }

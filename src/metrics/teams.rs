@@ -16,7 +16,6 @@ use crate::teams::{BudgetMode, OTHER_TEAMS, Team};
 const MOST_TEAMS: usize = 200;
 
 labels! {
-    /// Labels whose number of values is limited.
     pub(crate) enum Overflow { Team = "team" }
 }
 
@@ -34,7 +33,6 @@ struct Known {
 }
 
 impl Metrics {
-    /// Creates the zero values of new teams.
     pub fn add_teams<'a>(&self, teams: impl Iterator<Item = &'a str> + Clone) {
         {
             let mut known = self.teams.known.write().unwrap_or_else(PoisonError::into_inner);
@@ -53,7 +51,6 @@ impl Metrics {
         self.observe_queue(&BTreeMap::new());
     }
 
-    /// Replaces the teams in force.
     pub fn teams_in_force<'a>(&self, teams: impl Iterator<Item = &'a Team> + Clone) {
         self.teams.in_force.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.add_teams(teams.clone().map(|team| team.name.as_str()));
@@ -84,13 +81,11 @@ impl Metrics {
         }
     }
 
-    /// Records a crop request that was answered with an error.
     pub fn not_answered(&self, team: &str, is_refusal: bool) {
         let outcome = if is_refusal { Outcome::Rejected } else { Outcome::Error };
         self.requests_total.of(self.team_label(team), outcome).inc();
     }
 
-    /// Records a successful hash-first lookup.
     pub fn looked_up(&self, team: &str, saved: u64) {
         self.credits_saved_total.of(self.team_label(team), SavingCause::HashFirst).inc_by(saved);
     }

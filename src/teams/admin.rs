@@ -19,11 +19,8 @@ impl AdminTokens {
     /// The bytes a file of tokens may have.
     pub const MAX_BYTES: u64 = 32 * 1024;
 
-    /// Reads a file's text: a token on each line, so that two overlap while one is replaced. Empty
-    /// lines mean nothing.
-    ///
-    /// # Errors
-    /// What is wrong and what to do; nothing of the text is repeated.
+    /// Reads a file's text: a token on each line, so that two overlap while one is replaced. The error
+    /// repeats nothing of it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut tokens = Vec::new();
         for token in text.lines().map(str::trim).filter(|line| !line.is_empty()) {

@@ -1,11 +1,8 @@
 //! What the configuration allows at the moment: who may call, from which pages, and what may be spent.
 //!
 //! A [`Policy`] never changes; a reload puts another one in its place, whole ([`CurrentPolicy`]).
-//! Whoever decides something takes one and decides all of it by that one: a request takes it when its
-//! head has been read, a fill when it asks who pays. So nothing is decided by halves of two
-//! configurations.
-//!
-//! This module performs no I/O.
+//! A request takes one when its head has been read, a fill when it asks who pays, and decides all by that one,
+//! so that nothing is decided by halves of two configurations. This module performs no I/O.
 
 mod rate;
 
@@ -22,13 +19,11 @@ pub use self::rate::Turn;
 use crate::ledger::budget::{Budget, Scope, Window};
 use crate::teams::{AuthError, BudgetMode, Team, Teams};
 
-/// What a policy is made of.
 #[derive(Clone, Debug)]
 pub struct PolicyConfig {
     pub teams: Teams,
-    /// Credits all teams together may spend in a day; `None` for no limit.
+    /// What all teams together may spend; `None` for no limit.
     pub daily_credits: Option<u64>,
-    /// Credits all teams together may spend in a month; `None` for no limit.
     pub monthly_credits: Option<u64>,
     /// Exact origins whose pages may call, as browsers write them.
     pub origins: Vec<HeaderValue>,
@@ -49,7 +44,7 @@ impl Policy {
             let per_second = team.misses_per_second?;
             let kept = former.and_then(|former| former.rates.get(&team.name));
             let period = Duration::try_from_secs_f64(1.0 / per_second).ok()?;
-            let kept = kept.filter(|rate| rate.period() == period).cloned();
+            let kept = kept.filter(|rate| rate.period == period).cloned();
             Some((team.name.clone(), kept.unwrap_or_else(|| Rate::new(period))))
         };
         let rates = terms.teams.iter().filter_map(rate).collect();
@@ -60,16 +55,12 @@ impl Policy {
         &self.terms.teams
     }
 
-    /// Exact origins whose pages may call.
     pub fn origins(&self) -> &[HeaderValue] {
         &self.terms.origins
     }
 
     /// The team of that name, if it may pay. Its token was checked when it called, which may have
     /// been under another policy.
-    ///
-    /// # Errors
-    /// [`AuthError::Unknown`] when there is no such team any more, [`AuthError::Disabled`].
     pub fn payer(&self, name: &str) -> Result<&Arc<Team>, AuthError> {
         let team = self.terms.teams.get(name).ok_or(AuthError::Unknown)?;
         if team.disabled { Err(AuthError::Disabled { team: team.name.clone() }) } else { Ok(team) }
@@ -92,8 +83,7 @@ impl Policy {
         .collect()
     }
 
-    /// Every limit a call that costs `credits` is reserved under: the team's
-    /// [budgets](Self::budgets), and the refused calls of its day.
+    /// Every limit a call that costs `credits` is reserved under: the budgets, and the refused calls of a day.
     pub fn limits(&self, team: &Team, credits: u64) -> Vec<Budget> {
         let mut limits = self.budgets(team);
         limits.push(Budget {
@@ -105,10 +95,8 @@ impl Policy {
         limits
     }
 
-    /// Reserves the time of the team's next miss; `None` for a team without a rate.
-    ///
-    /// # Errors
-    /// How long until a miss could be made, when none can before the deadline.
+    /// Reserves the time of the team's next miss; `None` for a team without a rate. The error is how long until a
+    /// miss could be made, when none can before the deadline.
     pub fn reserve_miss(&self, team: &Team, deadline: Instant) -> Result<Option<Turn>, Duration> {
         self.rates.get(&team.name).map(|rate| rate.reserve(deadline)).transpose()
     }
@@ -123,7 +111,7 @@ impl CurrentPolicy {
         Self(Arc::new(ArcSwap::from_pointee(Policy::new(terms, None))))
     }
 
-    /// The one in force now. To be asked once for each decision.
+    /// To be asked once for each decision.
     pub fn get(&self) -> Arc<Policy> {
         self.0.load_full()
     }

@@ -1,6 +1,6 @@
 //! `granary_<id>_<secret>`: what a team calls with, and what we keep of it.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use jiff::Timestamp;
 
@@ -8,7 +8,6 @@ use crate::base::secret::Secret;
 
 /// What every token begins with, so that people and secret scanners know one when they see it.
 pub(super) const PREFIX: &str = "granary_";
-/// Characters of an id.
 const ID_LENGTH: usize = 8;
 /// Hex digits of a secret: 256 bits.
 const SECRET_LENGTH: usize = 64;
@@ -31,7 +30,7 @@ impl TokenId {
 
 impl fmt::Display for TokenId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| fmt::Write::write_char(f, char::from(*byte)))
+        self.0.iter().try_for_each(|byte| f.write_char(char::from(*byte)))
     }
 }
 
@@ -44,7 +43,6 @@ impl fmt::Debug for TokenId {
 /// What is kept of a token. Nobody can call with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// How it is found.
     pub id: TokenId,
     /// BLAKE3 of the whole token; comparing two takes constant time.
     pub hash: blake3::Hash,
@@ -54,9 +52,6 @@ pub struct Token {
 
 impl Token {
     /// Makes a token: the text to hand out, which exists nowhere else, and what is kept of it.
-    ///
-    /// # Errors
-    /// When the operating system has no randomness to give.
     pub fn generate(expires: Option<Timestamp>) -> Result<(Secret, Self), getrandom::Error> {
         let mut random = [0; ID_LENGTH + SECRET_LENGTH / 2];
         getrandom::fill(&mut random)?;
@@ -68,13 +63,10 @@ impl Token {
         let id = TokenId(id);
         // At its final length from the start, so that no outgrown copy stays behind in memory.
         let mut text = String::with_capacity(TOKEN_LENGTH);
-        text.push_str(PREFIX);
-        text.push_str(&id.to_string());
-        text.push('_');
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{PREFIX}{id}_");
         for byte in for_secret {
-            for digit in [byte >> 4, byte & 15] {
-                text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
-            }
+            let _ = write!(text, "{byte:02x}");
         }
         let hash = blake3::hash(text.as_bytes());
         Ok((Secret::new(text), Self { id, hash, expires }))

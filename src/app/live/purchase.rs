@@ -11,9 +11,10 @@ use anyhow::{Context, anyhow};
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::report::{ErrorReport, Report};
+use super::report;
 use crate::app::ledger::LedgerHandles;
 use crate::app::settings::{fill_config, policy_config};
 use crate::app::upstream::{open_ailab, open_upstream};
@@ -26,7 +27,7 @@ use crate::base::picture::{self, ImageFormat};
 use crate::base::record::Record;
 use crate::base::results::ResultRoom;
 use crate::base::secret::Secret;
-use crate::base::state::{StateDir, StateDirError};
+use crate::base::state::StateDir;
 use crate::cache::MemoryCache;
 use crate::config::{Config, UpstreamKind};
 use crate::fill::machine::Filled;
@@ -43,18 +44,12 @@ use crate::upstream::{ErrorReply, HeldCall, NotSent, Opened, Reply, Upstream};
 const PICTURE: &[u8] = include_bytes!("../../../tests/images/rocket.jpg");
 const WIDTH: u32 = 320;
 const HEIGHT: u32 = 320;
-/// Who pays for it, in the ledger.
 const TEAM: &str = "granary-check";
 
 /// Buys one crop, whatever is stored, and returns what came of it in words; with more detail in `report`.
 pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result<String> {
-    let state = match StateDir::open(&config.state.path) {
-        Ok(state) => state,
-        Err(error @ StateDirError::InUse(_)) => {
-            return Err(anyhow!(error)).context("nothing was bought, because it could not be booked");
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let state =
+        StateDir::open(&config.state.path).context("nothing was bought, because it could not be booked")?;
     let store = store::open(&config.store).await?;
     store.prove().await?;
     let LedgerHandles { ledger, .. } = ledger::open(config, &state, Clock::system(), None).await?;
@@ -85,7 +80,13 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     filler.resume(recovery);
     let before = upstream.credits_left().await;
     let wanted = FillRequest {
-        order: Arc::new(order()),
+        order: Arc::new(Order {
+            operation: &IMAGE_CROPPING,
+            image: Bytes::from_static(PICTURE).into(),
+            format: ImageFormat::Jpeg,
+            width: WIDTH,
+            height: HEIGHT,
+        }),
         identity: Identity::new(&config.upstream.namespace, key),
         credits: config.upstream.credits_per_call,
         image: Digest::of(PICTURE),
@@ -109,7 +110,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     };
     if let Some(mut file) = report {
         let report = full_report(config, reply.as_ref(), &verdict, earlier.as_ref(), &*store).await;
-        file.write_all(report.to_json().as_bytes()).context("the report cannot be written")?;
+        writeln!(file, "{report:#}").context("the report cannot be written")?;
     }
     let seen = reply.as_ref().map_or("there was no answer".to_owned(), describe);
     match verdict {
@@ -124,46 +125,51 @@ async fn full_report(
     verdict: &Result<Filled, String>,
     earlier: Option<&Record>,
     store: &dyn Store,
-) -> Report {
-    let upstream = config.upstream.base_url.to_string();
-    let mut report = Report { at: Timestamp::now(), upstream, repeat: "unknown", ..Report::default() };
-    report.outcome = verdict.as_ref().map_or_else(String::clone, |_| "bought and kept".to_owned());
+) -> Value {
+    let at = Timestamp::now();
+    let mut report = json!({
+        "at": at,
+        "upstream": config.upstream.base_url.to_string(),
+        "outcome": verdict.as_ref().map_or_else(String::as_str, |_| "bought and kept"),
+        "envelope": null,
+        "result_url": null,
+        "retain_location": null,
+        "result": null,
+        // Whether an earlier purchase of the same crop brought the same bytes.
+        "repeat": "unknown",
+        "refusal": reply.and_then(report::error),
+        "wrong_key": null,
+    });
     if let Some(Reply::Answered(answer)) = reply {
+        let body: Value = serde_json::from_str(answer.text().expose()).unwrap_or_default();
         let (width, height) = picture::dimensions(PICTURE).unwrap_or_default();
-        report.note_answer(answer, (width as u32, height as u32), (WIDTH, HEIGHT));
+        let place = body.pointer("/data/retain_location");
+        report["envelope"] = report::envelope(&body);
+        report["result_url"] = report::url(answer.url().expose(), at);
+        report["retain_location"] = report::place(place, (width as u32, height as u32), (WIDTH, HEIGHT));
     }
-    report.refusal = reply.and_then(ErrorReport::of);
     if let Ok(filled) = verdict
         && let Some(object) = filled.record.object()
     {
         if let Ok(Some(bytes)) = store.object(object).await {
-            report.note_result(ImageFormat::Jpeg, object.format, &bytes, (WIDTH, HEIGHT));
+            report["result"] = report::result(ImageFormat::Jpeg, object.format, &bytes, (WIDTH, HEIGHT));
         }
         if let Some(earlier) = earlier {
-            report.repeat = if earlier.digest == object.digest { "same" } else { "different" };
+            let is_same = earlier.digest == object.digest;
+            report["repeat"] = if is_same { "same" } else { "different" }.into();
         }
     }
     if config.upstream.kind == UpstreamKind::Ailab {
-        report.wrong_key = refused_key(config).await;
+        report["wrong_key"] = refused_key(config).await.into();
     }
     report
 }
 
 /// How a wrong key is refused, by a call that is free whatever the key; `None` when it is not.
-async fn refused_key(config: &Config) -> Option<ErrorReport> {
+async fn refused_key(config: &Config) -> Option<Value> {
     let (upstream, key) = open_ailab(&config.upstream).ok()?;
     key.store(Arc::new(Secret::new("granary-check-of-a-wrong-key")));
-    upstream.refusal_of_key().await.as_ref().and_then(ErrorReport::of)
-}
-
-fn order() -> Order {
-    Order {
-        operation: &IMAGE_CROPPING,
-        image: Bytes::from_static(PICTURE).into(),
-        format: ImageFormat::Jpeg,
-        width: WIDTH,
-        height: HEIGHT,
-    }
+    upstream.refusal_of_key().await.as_ref().and_then(report::error)
 }
 
 fn cost(config: &Config, before: Option<u64>, after: Option<u64>) -> String {
@@ -181,7 +187,6 @@ fn cost(config: &Config, before: Option<u64>, after: Option<u64>) -> String {
     text
 }
 
-/// What became of the result.
 async fn kept(filled: &Filled, store: &dyn Store) -> String {
     let Some(object) = filled.record.object() else { return "its record names no result".to_owned() };
     let bytes = match store.object(object).await {

@@ -1,159 +1,70 @@
-//! What one purchase says about the upstream's open questions: [`Report`], a JSON file for operators.
+//! What one purchase says about the upstream's open questions: the parts of a JSON file for operators.
 //!
 //! It names no secret, and of a result's URL no more than scheme and host.
 
 use jiff::Timestamp;
-use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use url::Url;
 
-use crate::base::envelope::Answer;
 use crate::base::picture::{self, ImageFormat};
 use crate::upstream::{ErrorReply, Reply};
 
-/// The report. A part is `null` where the purchase did not get so far.
-#[derive(Default, Serialize)]
-pub(super) struct Report {
-    /// When the purchase was made, by our clock.
-    pub(super) at: Timestamp,
-    /// The upstream's base URL.
-    pub(super) upstream: String,
-    /// What came of the order, in words.
-    pub(super) outcome: String,
-    pub(super) envelope: Option<EnvelopeReport>,
-    pub(super) result_url: Option<UrlReport>,
-    pub(super) retain_location: Option<PlaceReport>,
-    pub(super) result: Option<ResultReport>,
-    /// Whether an earlier purchase of the same crop brought the same bytes: `same` or `different`;
-    /// `unknown` at the first purchase.
-    pub(super) repeat: &'static str,
-    /// How the order was refused.
-    pub(super) refusal: Option<ErrorReport>,
-    /// How a wrong key is refused.
-    pub(super) wrong_key: Option<ErrorReport>,
-}
-
-/// Which generation of the envelope a success has.
-#[derive(Serialize)]
-pub(super) struct EnvelopeReport {
-    /// `legacy` with `error_code`, else `new`.
-    generation: &'static str,
-    error_msg: bool,
-    error_code_str: bool,
-    status_code: bool,
-    /// Top-level fields, as they came.
-    fields: Vec<String>,
-}
-
-#[derive(Serialize)]
-pub(super) struct UrlReport {
-    scheme: String,
-    host: String,
-    /// It has a query, which is never shown.
-    signed: bool,
-    /// How long it lives from now, where its query says so.
-    life_seconds: Option<i64>,
-}
-
-#[derive(Serialize)]
-pub(super) struct PlaceReport {
-    /// `visible_area` and `whole_original` in pixels of the result, `kept_window` in pixels of the picture
-    /// that was sent; `other`, `not_numbers` or `absent`.
-    reading: &'static str,
-    numbers: Option<[f64; 4]>,
-}
-
-#[derive(Serialize)]
-pub(super) struct ResultReport {
-    sent: &'static str,
-    received: &'static str,
-    width: Option<usize>,
-    height: Option<usize>,
-    /// It has the size that was ordered.
-    size_as_ordered: bool,
-    bytes: usize,
-    /// What follows the picture's end mark.
-    bytes_after_end: usize,
-}
-
-#[derive(Serialize)]
-pub(super) struct ErrorReport {
-    status: u16,
-    code: String,
-    /// In the upstream's envelope, rather than bare.
-    envelope: bool,
-    error_code: bool,
-    error_code_str: bool,
-}
-
 /// Sides of a picture in pixels.
-pub(super) type Size = (u32, u32);
+type Size = (u32, u32);
 
-impl Report {
-    /// Notes what a successful answer to an order of `target` for a picture of `source` looks like.
-    pub(super) fn note_answer(&mut self, answer: &Answer, source: Size, target: Size) {
-        let body: Value = serde_json::from_str(answer.text().expose()).unwrap_or_default();
-        let has = |pointer: &str| body.pointer(pointer).is_some();
-        self.envelope = Some(EnvelopeReport {
-            generation: if has("/error_code") { "legacy" } else { "new" },
-            error_msg: has("/error_msg"),
-            error_code_str: has("/error_code_str"),
-            status_code: has("/error_detail/status_code"),
-            fields: body.as_object().map(|fields| fields.keys().cloned().collect()).unwrap_or_default(),
-        });
-        self.result_url = Url::parse(answer.url().expose()).ok().map(|url| UrlReport {
-            scheme: url.scheme().to_owned(),
-            host: url.host_str().unwrap_or_default().to_owned(),
-            signed: url.query().is_some(),
-            life_seconds: life(&url, self.at),
-        });
-        self.retain_location = Some(place(body.pointer("/data/retain_location"), source, target));
-    }
-
-    /// Notes the result that was kept.
-    pub(super) fn note_result(
-        &mut self,
-        sent: ImageFormat,
-        received: ImageFormat,
-        bytes: &[u8],
-        target: Size,
-    ) {
-        let size = picture::dimensions(bytes);
-        self.result = Some(ResultReport {
-            sent: sent.content_type(),
-            received: received.content_type(),
-            width: size.map(|(width, _)| width),
-            height: size.map(|(_, height)| height),
-            size_as_ordered: size == Some((target.0 as usize, target.1 as usize)),
-            bytes: bytes.len(),
-            bytes_after_end: picture::end(bytes).map_or(0, |end| bytes.len() - end),
-        });
-    }
-
-    /// As a file's content.
-    pub(super) fn to_json(&self) -> String {
-        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
-    }
+/// Which generation of the envelope a success has, `legacy` with `error_code`, and its top-level fields.
+pub(super) fn envelope(body: &Value) -> Value {
+    let has = |pointer: &str| body.pointer(pointer).is_some();
+    json!({
+        "generation": if has("/error_code") { "legacy" } else { "new" },
+        "error_msg": has("/error_msg"),
+        "error_code_str": has("/error_code_str"),
+        "status_code": has("/error_detail/status_code"),
+        "fields": body.as_object().map(|fields| fields.keys().collect::<Vec<_>>()).unwrap_or_default(),
+    })
 }
 
-impl ErrorReport {
-    /// `None` when the reply is no complete error.
-    pub(super) fn of(reply: &Reply) -> Option<Self> {
-        let ErrorReply { status, body, code } = match reply {
-            Reply::Refused(refusal) => &refusal.reply,
-            Reply::Failed(reply) => reply,
-            Reply::Answered(_) | Reply::NotSent(_) | Reply::Unknown(_) => return None,
-        };
-        let read = body.as_ref().and_then(|body| serde_json::from_slice::<Value>(body).ok());
-        let has = |name: &str| read.as_ref().is_some_and(|body| body.get(name).is_some());
-        Some(Self {
-            status: status.as_u16(),
-            code: code.clone(),
-            envelope: body.is_some(),
-            error_code: has("error_code"),
-            error_code_str: has("error_code_str"),
-        })
-    }
+/// Where the result is, whether the URL is signed, and how long it lives from now where its query says so.
+pub(super) fn url(url: &str, now: Timestamp) -> Value {
+    let Ok(url) = Url::parse(url) else { return Value::Null };
+    json!({
+        "scheme": url.scheme(),
+        "host": url.host_str().unwrap_or_default(),
+        "signed": url.query().is_some(),
+        "life_seconds": life(&url, now),
+    })
+}
+
+/// The result that was kept, and whether it has the size that was ordered.
+pub(super) fn result(sent: ImageFormat, received: ImageFormat, bytes: &[u8], target: Size) -> Value {
+    let size = picture::dimensions(bytes);
+    json!({
+        "sent": sent.content_type(),
+        "received": received.content_type(),
+        "width": size.map(|(width, _)| width),
+        "height": size.map(|(_, height)| height),
+        "size_as_ordered": size == Some((target.0 as usize, target.1 as usize)),
+        "bytes": bytes.len(),
+        "bytes_after_end": picture::end(bytes).map_or(0, |end| bytes.len() - end),
+    })
+}
+
+/// A refusal, in the upstream's envelope or bare; `None` when the reply is no complete error.
+pub(super) fn error(reply: &Reply) -> Option<Value> {
+    let ErrorReply { status, body, code } = match reply {
+        Reply::Refused(refusal) => &refusal.reply,
+        Reply::Failed(reply) => reply,
+        Reply::Answered(_) | Reply::NotSent(_) | Reply::Unknown(_) => return None,
+    };
+    let read = body.as_ref().and_then(|body| serde_json::from_slice::<Value>(body).ok());
+    let has = |name: &str| read.as_ref().is_some_and(|body| body.get(name).is_some());
+    Some(json!({
+        "status": status.as_u16(),
+        "code": code,
+        "envelope": body.is_some(),
+        "error_code": has("error_code"),
+        "error_code_str": has("error_code_str"),
+    }))
 }
 
 /// What the query of a signed URL says about its end: a time (`Expires`), or a span (`x-oss-expires`,
@@ -169,13 +80,14 @@ fn life(url: &Url, now: Timestamp) -> Option<i64> {
     })
 }
 
-/// Which of the documents' readings the numbers fit.
-fn place(place: Option<&Value>, source: Size, target: Size) -> PlaceReport {
-    let Some(place) = place else { return PlaceReport { reading: "absent", numbers: None } };
+/// Which of the documents' readings the numbers fit: `visible_area` and `whole_original` are in pixels of the
+/// result, `kept_window` in pixels of the picture that was sent.
+pub(super) fn place(place: Option<&Value>, source: Size, target: Size) -> Value {
+    let Some(place) = place else { return json!({"reading": "absent", "numbers": null}) };
     let side = |name: &str| place.get(name).and_then(Value::as_f64);
     let (Some(x), Some(y), Some(width), Some(height)) = (side("x"), side("y"), side("width"), side("height"))
     else {
-        return PlaceReport { reading: "not_numbers", numbers: None };
+        return json!({"reading": "not_numbers", "numbers": null});
     };
     let [source_width, source_height] = [source.0, source.1].map(f64::from);
     let [target_width, target_height] = [target.0, target.1].map(f64::from);
@@ -192,13 +104,11 @@ fn place(place: Option<&Value>, source: Size, target: Size) -> PlaceReport {
     } else {
         "other"
     };
-    PlaceReport { reading, numbers: Some([x, y, width, height]) }
+    json!({"reading": reading, "numbers": [x, y, width, height]})
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -211,9 +121,9 @@ mod tests {
             (json!({"x": "0", "y": 0, "width": 298, "height": 224}), "not_numbers"),
             (Value::Null, "not_numbers"),
         ] {
-            assert_eq!(place(Some(&numbers), (1600, 900), (400, 400)).reading, reading, "{numbers}");
+            assert_eq!(place(Some(&numbers), (1600, 900), (400, 400))["reading"], reading, "{numbers}");
         }
-        assert_eq!(place(None, (1600, 900), (400, 400)).reading, "absent");
+        assert_eq!(place(None, (1600, 900), (400, 400))["reading"], "absent");
     }
 
     #[test]

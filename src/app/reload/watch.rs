@@ -11,19 +11,17 @@ use super::{Reloader, SetLevel};
 use crate::app::file_watch::FileWatch;
 use crate::config::{Config, ConfigFile, Environment, Loaded, Problems};
 use crate::http::server::ReloadSignal;
+use crate::metrics::ReloadedFile;
 
-/// Reads the configuration of a running program again. See the module.
 pub struct Watch {
     file: PathBuf,
     files: FileWatch<Version, Problems>,
     is_first: bool,
-    /// Warnings that were logged.
     warned: BTreeSet<String>,
     reloader: Arc<Reloader>,
     set_level: Arc<SetLevel>,
 }
 
-/// What there was to read, for comparing.
 #[derive(Clone, PartialEq)]
 struct Version {
     file: blake3::Hash,
@@ -94,7 +92,7 @@ impl Watch {
         if is_known {
             return;
         }
-        self.reloader.count(outcome.is_ok());
+        self.reloader.parts.metrics.reloaded(ReloadedFile::Configuration, outcome.is_ok());
         let file = self.file.display();
         match outcome {
             Ok((changed, warnings)) => {
@@ -108,8 +106,7 @@ impl Watch {
                 tracing::info!(%file, cause, changed, "the configuration was read again and is in force");
             }
             Err(problems) => {
-                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                let problems = problems.join("; ");
+                let problems = problems.to_string().replace('\n', "; ");
                 tracing::error!(%file, cause, problems, "the configuration was not taken over: everything stays as it was");
             }
         }

@@ -34,9 +34,6 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Starts the thread that writes to `output`.
-    ///
-    /// # Errors
-    /// When there can be no more threads.
     pub(super) fn to(output: impl Write + Send + 'static) -> io::Result<Self> {
         let (queue, waiting) = sync_channel(MOST_WAITING);
         let lines = Self { queue, lost: Arc::default() };

@@ -4,7 +4,6 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
 
-/// From now on every panic of this process is an error in the log.
 pub(super) fn report() {
     std::panic::set_hook(Box::new(log));
 }

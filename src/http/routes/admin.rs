@@ -19,9 +19,10 @@ pub mod usage;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, get, post};
+use axum::{Json, Router};
+use http::StatusCode;
 use tokio_util::sync::CancellationToken;
 
 pub use self::about::About;
@@ -33,9 +34,9 @@ use crate::fill::Filler;
 use crate::gateway::keys::KeyAdmin;
 use crate::http::routes::log::Sampler;
 use crate::ledger::Ledger;
-use crate::ledger::admin::LedgerAdmin;
+use crate::ledger::admin::{Action, LedgerAdmin};
 use crate::ledger::guard::ArchiveGuard;
-use crate::metrics::Metrics;
+use crate::metrics::{ActionResult, Metrics};
 use crate::request::uploads::UploadRoom;
 use crate::teams::AdminTokens;
 use crate::teams::policy::CurrentPolicy;
@@ -43,38 +44,44 @@ use crate::teams::policy::CurrentPolicy;
 /// What the admin routes work with.
 #[derive(Clone)]
 pub struct AdminState {
-    /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// For the memory tier's size.
     pub cache: Arc<MemoryCache>,
-    /// For what uploads and results take.
     pub memory: Memory,
-    /// For its sums.
     pub ledger: Arc<dyn Ledger>,
-    /// For what operators ask of the ledger and change in it.
     pub admin: Arc<dyn LedgerAdmin>,
-    /// For what they do with one key.
     pub keys: Arc<KeyAdmin>,
-    /// For its standing, and for adopting.
     pub guard: Arc<ArchiveGuard>,
-    /// For what is under way.
     pub filler: Filler,
     /// Cancelled as soon as the process was told to stop.
     pub stopping: CancellationToken,
-    /// Knows the teams there are.
     pub policy: CurrentPolicy,
-    /// For who paid and who was served.
-    pub usage: UsageState,
+    pub usage: Arc<UsageState>,
     /// Who may ask and change; `None`: whoever reaches the listener. Swapped when the file changes.
     pub tokens: Arc<ArcSwap<Option<AdminTokens>>>,
-    /// What this process is.
     pub about: Arc<About>,
+}
+
+impl AdminState {
+    /// Counts a change by its result.
+    fn counted<T>(&self, action: Action, done: Result<T, AdminFailure>) -> Result<Json<T>, AdminFailure> {
+        let result = match &done {
+            Ok(_) => ActionResult::Done,
+            Err(failure) if failure.status.is_client_error() => ActionResult::Refused,
+            Err(_) => ActionResult::Failed,
+        };
+        self.metrics.admin_actions_total[(action, result)].inc();
+        done.map(Json)
+    }
+}
+
+/// Lines of a page: 100 unless another number is asked for, at most 1000.
+fn page_limit(asked: Option<usize>) -> usize {
+    asked.unwrap_or(100).clamp(1, 1000)
 }
 
 /// What a process takes of memory beside its cache.
 #[derive(Clone)]
 pub struct Memory {
-    /// For pictures that clients send.
     pub uploads: UploadRoom,
     /// For results on their way to clients.
     pub sent: ResultRoom,
@@ -112,7 +119,6 @@ pub fn admin_paths() -> Vec<&'static str> {
     HEALTH_PATHS.into_iter().chain(routes().into_iter().map(|(path, _)| path)).collect()
 }
 
-/// The admin listener's routes.
 pub fn admin_router(state: AdminState) -> Router {
     let health = Router::new()
         .route("/livez", get(async || "ok\n"))
@@ -121,8 +127,14 @@ pub fn admin_router(state: AdminState) -> Router {
     routes()
         .into_iter()
         .fold(health, |router, (path, methods)| router.route(path, methods))
-        .method_not_allowed_fallback(async || AdminFailure::wrong_method())
-        .fallback(async || AdminFailure::no_such_route())
+        .method_not_allowed_fallback(async || {
+            let text = "this route takes another method; /admin/openapi.json says which";
+            AdminFailure::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text)
+        })
+        .fallback(async || {
+            let text = "there is no such route; /admin/openapi.json names them all";
+            AdminFailure::not_found("no_such_route", text)
+        })
         // Around everything, so that who may not ask does not learn either what there is.
         .layer(from_fn_with_state((state.clone(), Sampler::default()), access::layer))
         .layer(from_fn(failure::refused))

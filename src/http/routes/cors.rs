@@ -37,28 +37,20 @@ struct Rules {
     exposed: HeaderValue,
 }
 
-/// Which origins are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origins {
+pub(super) enum Origins {
     /// Those of the policy in force.
     Configured,
     Any,
 }
 
 impl Cors {
-    pub(super) fn of_configured(
+    pub(super) fn new(
+        origins: Origins,
         methods: &'static str,
         headers: &[HeaderName],
         exposed: &[HeaderName],
     ) -> Self {
-        Self::new(Origins::Configured, methods, headers, exposed)
-    }
-
-    pub(super) fn any(methods: &'static str, headers: &[HeaderName], exposed: &[HeaderName]) -> Self {
-        Self::new(Origins::Any, methods, headers, exposed)
-    }
-
-    fn new(origins: Origins, methods: &'static str, headers: &[HeaderName], exposed: &[HeaderName]) -> Self {
         let list = |names: &[HeaderName]| {
             let names: Vec<_> = names.iter().map(HeaderName::as_str).collect();
             header(&names.join(", "))

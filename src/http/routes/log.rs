@@ -20,15 +20,12 @@ use crate::teams::Team;
 #[derive(Clone, Debug, Default)]
 pub(super) struct LogContext {
     pub(super) team: Option<Arc<Team>>,
-    /// How a crop was come by.
     pub(super) cache: Option<CacheStatus>,
     /// Credits it cost its team, and credits it would have cost.
     pub(super) credits: Option<(u64, u64)>,
-    /// How far it came.
     pub(super) timing: RequestTiming,
 }
 
-/// A request that was answered.
 pub(super) struct Line<'a> {
     pub(super) id: &'a str,
     pub(super) caller: Option<&'a TraceParent>,

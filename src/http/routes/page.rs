@@ -1,6 +1,5 @@
 //! The one static page at `/`: what this is, how to call it, and what can go wrong.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -10,7 +9,7 @@ use http::header::CONTENT_SECURITY_POLICY;
 
 use super::PublicState;
 use crate::base::operation::IMAGE_CROPPING;
-use crate::error::GatewayError;
+use crate::error::{ErrorResponse, GatewayError};
 use crate::ledger::budget::Scope;
 use crate::request::RequestError;
 use crate::teams::AuthError;
@@ -56,17 +55,10 @@ fn error_rows() -> String {
         GatewayError::NoRoom,
         GatewayError::StillBeingMade,
     ];
-    examples.iter().fold(String::new(), |mut rows, example| {
-        let response = example.response();
+    let row = |response: ErrorResponse| {
+        let (status, code) = (response.status.as_u16(), response.code.name);
         let again = if response.retry_after.is_some() { "yes, after Retry-After" } else { "" };
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            rows,
-            "<tr><td>{}<td><code>{}</code><td>{}<td>{again}",
-            response.status.as_u16(),
-            response.code.name,
-            response.detail
-        );
-        rows
-    })
+        format!("<tr><td>{status}<td><code>{code}</code><td>{}<td>{again}\n", response.detail)
+    };
+    examples.iter().map(|example| row(example.response())).collect()
 }

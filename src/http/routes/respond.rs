@@ -19,25 +19,19 @@ use crate::error::GatewayError;
 use crate::metrics::Route;
 use crate::request::framing::HeadError;
 
-/// RFC 9211.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// A stable word for why a request was refused.
 pub const REASON: HeaderName = HeaderName::from_static("granary-reason");
-/// The request's key.
 pub const KEY: HeaderName = HeaderName::from_static("granary-key");
-/// What this call cost its team.
 pub const CHARGED: HeaderName = HeaderName::from_static("granary-credits-charged");
 /// What it would have cost.
 pub const SAVED: HeaderName = HeaderName::from_static("granary-credits-saved");
 /// Form fields and query parameters that mean nothing here.
 pub const IGNORED: HeaderName = HeaderName::from_static("granary-ignored");
-/// `builtin` while the engine is ours.
 pub const UPSTREAM: HeaderName = HeaderName::from_static("granary-upstream");
-/// Buys a fresh result.
 pub const REFRESH: HeaderName = HeaderName::from_static("granary-refresh");
 /// Identifies the call, in the answer and in the log.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// How long it took.
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// How much of an unknown query parameter's name is shown.
@@ -86,7 +80,8 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     if let Some(error) = &error {
         render(error, &id, &mut response);
         let described = error.response();
-        metrics.request_errors_total.of(&[described.fault.as_str(), described.code.name]).inc();
+        let labels = [described.fault.as_str(), described.code.name];
+        metrics.request_errors_total.with_label_values(&labels).inc();
         if let GatewayError::Auth(error) = error {
             metrics.auth_failures_total[error.into()].inc();
         }
@@ -154,7 +149,6 @@ fn route(matched: Option<&str>) -> Route {
     }
 }
 
-/// Writes an error as the upstream would.
 fn render(error: &GatewayError, request_id: &str, response: &mut Response) {
     let described = error.response();
     let headers = response.headers_mut();

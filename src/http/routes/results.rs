@@ -77,7 +77,9 @@ fn body(bytes: Bytes, range: Option<&HeaderValue>) -> Response {
     match parsed.validate(length).ok().and_then(|ranges| ranges.into_iter().next()) {
         Some(range) => {
             let content_range = header(&format!("bytes {}-{}/{length}", range.start(), range.end()));
-            let (start, end) = (index(*range.start()), index(*range.end()));
+            // It lies within the bytes, so its ends are indices.
+            let [start, end] =
+                [range.start(), range.end()].map(|at| usize::try_from(*at).unwrap_or(usize::MAX));
             (
                 StatusCode::PARTIAL_CONTENT,
                 [(CONTENT_RANGE, content_range)],
@@ -90,9 +92,4 @@ fn body(bytes: Bytes, range: Option<&HeaderValue>) -> Response {
             (StatusCode::RANGE_NOT_SATISFIABLE, [(CONTENT_RANGE, content_range)]).into_response()
         }
     }
-}
-
-/// A validated range lies within the bytes, so its ends are indices.
-fn index(position: u64) -> usize {
-    usize::try_from(position).unwrap_or(usize::MAX)
 }

@@ -25,7 +25,6 @@ const DROP_ALL: SockFilter = SockFilter::new(0x06, 0, 0, 0);
 /// Entries of ended connections that are kept before they are swept.
 const SWEEP: usize = 64;
 
-/// Admits a listener's connections.
 pub(super) struct Acceptor {
     places: Arc<Semaphore>,
     refusals: Arc<Semaphore>,

@@ -118,7 +118,12 @@ async fn answer(
         let timeout = format!("timeout={}", shared.limits.idle.as_secs());
         response.headers_mut().insert(KEEP_ALIVE, respond::header(&timeout));
     }
-    Ok(until_sent(response, answering))
+    Ok(response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _until_sent = &answering;
+            frame
+        }))
+    }))
 }
 
 /// Returns true if the client wants to go on with the connection after the answer.
@@ -140,18 +145,6 @@ fn watch(body: Incoming, is_read: Arc<AtomicBool>) -> Body {
     })))
 }
 
-/// Keeps `guard` alive until the response's last byte has been handed over.
-fn until_sent<G: Send + 'static>(response: Response<Body>, guard: G) -> Response<Body> {
-    let mut guard = Some(guard);
-    response.map(|body| {
-        let guard = guard.take();
-        Body::new(body.map_frame(move |frame| {
-            let _held = &guard;
-            frame
-        }))
-    })
-}
-
 /// Returns `None` when it failed, which is counted.
 ///
 /// Only the head timeout limits the wait for a ClientHello. Answering one takes a signature; so few are
@@ -161,7 +154,7 @@ async fn handshake(tcp: TcpStream, shared: &Shared) -> Option<TlsStream<TcpStrea
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
         let turn = shared.handshakes.acquire().await;
         tokio::task::yield_now().await;
-        let config = shared.certificate().ok_or(io::ErrorKind::NotFound)?.config();
+        let config = shared.certificate().ok_or(io::ErrorKind::NotFound)?.config.clone();
         let mut rest = std::pin::pin!(start.into_stream(config));
         // The signature is made in the first poll; after that the client is waited for.
         let first = std::future::poll_fn(|cx| Poll::Ready(rest.as_mut().poll(cx))).await;

@@ -226,7 +226,7 @@ impl FramedConnection {
     /// Makes a client that is gone reset the connection, unless an answer has begun.
     fn probe(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         // hyper may have sent the same.
-        let is_unanswered = [0, CONTINUE.len() as u64].contains(&self.write_timeout.bytes());
+        let is_unanswered = [0, CONTINUE.len() as u64].contains(&self.write_timeout.bytes);
         if self.takes_interim
             && is_unanswered
             && let Poll::Ready(written) = Pin::new(&mut self.socket).poll_write(cx, CONTINUE)?

@@ -10,14 +10,10 @@ pub struct ReloadSignal(Signal);
 
 impl ReloadSignal {
     /// From now on none of them ends the process by itself.
-    ///
-    /// # Errors
-    /// When signals cannot be listened to.
     pub fn new() -> std::io::Result<Self> {
         signal(SignalKind::hangup()).map(Self)
     }
 
-    /// Completes at the next one.
     pub async fn next(&mut self) {
         if self.0.recv().await.is_none() {
             // There will be no more.
@@ -27,9 +23,6 @@ impl ReloadSignal {
 }
 
 /// Completes when the process is told to stop, by SIGTERM or from the keyboard.
-///
-/// # Errors
-/// When signals cannot be listened to.
 pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

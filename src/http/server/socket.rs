@@ -7,7 +7,6 @@ use tokio_util::either::Either;
 /// TCP alone, or TLS on it.
 pub(super) type Socket = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// The TCP connection below a socket.
 pub(super) fn tcp_of(socket: &Socket) -> &TcpStream {
     match socket {
         Either::Left(tcp) => tcp,

@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use crate::request::framing::HeadError;
 
-/// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// The first byte of a new connection, or the rest of a head.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// How slowly a client may read an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteLimits {
     /// Time without progress that is allowed over a whole answer, whatever its size.
@@ -19,7 +18,8 @@ pub struct WriteLimits {
 /// for a slow store.
 pub(super) struct WriteTimeout {
     limits: WriteLimits,
-    bytes: u64,
+    /// Bytes of this answer that were written.
+    pub(super) bytes: u64,
     blocked: Duration,
     blocked_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -33,11 +33,6 @@ impl WriteTimeout {
     /// Starts again, for another answer.
     pub(super) fn begin(&mut self) {
         (self.bytes, self.blocked, self.blocked_since) = (0, Duration::ZERO, None);
-    }
-
-    /// Bytes of this answer that were written.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// Counts a write that did not block.

@@ -12,7 +12,7 @@ const SPREAD: Duration = Duration::from_secs(120);
 /// How fast a team may miss: the generic cell rate algorithm, without a burst.
 #[derive(Debug)]
 pub(super) struct Rate {
-    period: Duration,
+    pub(super) period: Duration,
     times: Mutex<Times>,
 }
 
@@ -39,10 +39,6 @@ impl Rate {
         let next = Instant::now();
         let times = Mutex::new(Times { next, returned: BTreeSet::new(), told: next });
         Arc::new(Self { period, times })
-    }
-
-    pub(super) fn period(&self) -> Duration {
-        self.period
     }
 
     /// Reserves the first free time, or says how long until there is one if that is not before `deadline`.

@@ -12,22 +12,17 @@ use serde::Serialize;
 use super::AdminState;
 use crate::metrics::COMMIT;
 
-/// What stands below `/admin/openapi.json`.
 const OPENAPI: &str = include_str!("openapi.json");
 
-/// What a process knows of itself.
 pub struct About {
     /// The effective configuration as TOML, secrets as stars; swapped when it changes.
     pub config: ArcSwap<String>,
-    /// When it started.
     pub started_at: Timestamp,
-    /// Everything is filed under this name.
     pub namespace: String,
     /// `builtin` or `ailab`.
     pub upstream: &'static str,
 }
 
-/// The build, and what it runs as.
 #[derive(Serialize)]
 pub(super) struct Build {
     version: &'static str,

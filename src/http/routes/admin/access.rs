@@ -13,9 +13,8 @@ use axum::response::{IntoResponse, Response};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, StatusCode};
 
-use super::AdminState;
-use super::HEALTH_PATHS;
 use super::failure::AdminFailure;
+use super::{AdminState, HEALTH_PATHS};
 use crate::http::routes::log::Sampler;
 use crate::http::routes::site::{is_cross_site, is_local_name};
 use crate::ledger::admin::Actor;
@@ -39,7 +38,7 @@ pub(super) async fn layer(
             next.run(request).await
         }
         Err(failure) => {
-            if failure.is_unauthorized() {
+            if failure.status == StatusCode::UNAUTHORIZED {
                 state.metrics.auth_failures_total[AuthFailure::Admin].inc();
                 if failed_logins.admits(StatusCode::UNAUTHORIZED) {
                     tracing::warn!(method = method_label(request.method()), "admin login failed");
@@ -61,14 +60,29 @@ fn actor(state: &AdminState, request: &Request) -> Result<Actor, AdminFailure> {
     let actor = match &**tokens {
         Some(tokens) => {
             let id = tokens.authenticate(headers.get_all(AUTHORIZATION).iter());
-            Actor::token(id.ok_or_else(AdminFailure::unauthorized)?)
+            Actor::token(id.ok_or_else(|| {
+                AdminFailure::new(
+                    StatusCode::UNAUTHORIZED,
+                    "unauthorized",
+                    "an admin token is asked for here; send one of those in the file of server.admin_token_file as \
+                     Authorization: Bearer",
+                )
+            })?)
         }
         None if is_local_name(headers) => Actor::loopback(),
-        None => return Err(AdminFailure::foreign_name()),
+        None => {
+            return Err(AdminFailure::new(
+                StatusCode::FORBIDDEN,
+                "foreign_name",
+                "without an admin token this listener is called by its address or as localhost; configure \
+                 server.admin_token_file to use another name",
+            ));
+        }
     };
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
     if changes && is_cross_site(headers) {
-        return Err(AdminFailure::cross_site());
+        let text = "a page of another site may not change anything here; use the command line";
+        return Err(AdminFailure::new(StatusCode::FORBIDDEN, "cross_site", text));
     }
     Ok(actor)
 }

@@ -4,14 +4,9 @@ use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 
-use super::AdminState;
 use super::failure::{AdminFailure, Params};
+use super::{AdminState, page_limit};
 use crate::ledger::admin::AuditLine;
-
-/// Lines of an answer, unless fewer are asked for.
-const LIMIT: usize = 100;
-/// Lines of an answer at most.
-const MOST: usize = 1000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,7 +26,7 @@ pub(super) async fn lines(
     State(state): State<AdminState>,
     Params(which): Params<Which>,
 ) -> Result<Json<Audit>, AdminFailure> {
-    let limit = which.limit.unwrap_or(LIMIT).clamp(1, MOST);
+    let limit = page_limit(which.limit);
     let lines = state.admin.audit(which.before, limit).await?;
     let next = lines.last().filter(|_| lines.len() == limit).map(|line| line.id);
     Ok(Json(Audit { lines, next }))

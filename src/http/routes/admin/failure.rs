@@ -17,7 +17,7 @@ use crate::ledger::LedgerError;
 #[derive(Debug, Serialize)]
 pub(super) struct AdminFailure {
     #[serde(skip)]
-    status: StatusCode,
+    pub(super) status: StatusCode,
     error: String,
     reason: &'static str,
 }
@@ -25,15 +25,6 @@ pub(super) struct AdminFailure {
 impl AdminFailure {
     pub(super) fn new(status: StatusCode, reason: &'static str, error: impl Into<String>) -> Self {
         Self { status, error: error.into(), reason }
-    }
-
-    /// Is it about what was asked, and not about us?
-    pub(super) fn is_refusal(&self) -> bool {
-        self.status.is_client_error()
-    }
-
-    pub(super) fn is_unauthorized(&self) -> bool {
-        self.status == StatusCode::UNAUTHORIZED
     }
 
     pub(super) fn not_found(reason: &'static str, error: impl Into<String>) -> Self {
@@ -50,44 +41,6 @@ impl AdminFailure {
 
     pub(super) fn invalid(error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid", error)
-    }
-
-    pub(super) fn unauthorized() -> Self {
-        Self::new(
-            StatusCode::UNAUTHORIZED,
-            "unauthorized",
-            "an admin token is asked for here; send one of those in the file of server.admin_token_file as \
-             Authorization: Bearer",
-        )
-    }
-
-    pub(super) fn foreign_name() -> Self {
-        Self::new(
-            StatusCode::FORBIDDEN,
-            "foreign_name",
-            "without an admin token this listener is called by its address or as localhost; configure \
-             server.admin_token_file to use another name",
-        )
-    }
-
-    pub(super) fn cross_site() -> Self {
-        Self::new(
-            StatusCode::FORBIDDEN,
-            "cross_site",
-            "a page of another site may not change anything here; use the command line",
-        )
-    }
-
-    pub(super) fn no_such_route() -> Self {
-        Self::not_found("no_such_route", "there is no such route; /admin/openapi.json names them all")
-    }
-
-    pub(super) fn wrong_method() -> Self {
-        Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method_not_allowed",
-            "this route takes another method; /admin/openapi.json says which",
-        )
     }
 }
 

@@ -6,32 +6,23 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::AdminState;
-use super::calls::{Call, key_of};
+use super::calls::key_of;
 use super::failure::AdminFailure;
 use crate::base::key::{CacheKey, Digest};
 use crate::base::record::Record;
-use crate::gateway::keys::{Explained, Held, PurgeError};
-use crate::ledger::admin::{Action, Actor};
-use crate::metrics::ActionResult;
+use crate::gateway::keys::{Explained, Held, PurgeError, Purged};
+use crate::ledger::admin::{Action, Actor, CallDetail};
 
-/// All that is known of a key.
 #[derive(Serialize)]
 pub(super) struct Key {
     key: CacheKey,
     namespace: String,
-    /// The result that requests are answered with.
     answer: Option<Answer>,
-    /// What this process has in memory.
     memory: Option<Remembered>,
-    /// What the store has under the key.
     record: Option<Answer>,
-    /// Everything up to this generation was purged.
     purged_up_to: Option<u64>,
-    /// After doubtful outcomes it is not bought again before this.
     rests_until: Option<Timestamp>,
-    /// The ledger's rows, newest first.
-    calls: Vec<Call>,
-    /// What could not be asked, in sentences.
+    calls: Vec<CallDetail>,
     problems: Vec<String>,
 }
 
@@ -50,14 +41,12 @@ pub(super) struct Answer {
     object: Object,
 }
 
-/// The bytes of a result.
 #[derive(Serialize)]
 struct Object {
     path: String,
     bytes: u64,
     /// Does the store or the spool have it? `null`: that could not be asked.
     there: Option<bool>,
-    /// Does it wait in the spool?
     spooled: Option<bool>,
 }
 
@@ -104,7 +93,7 @@ pub(super) async fn explain(
         record: record.map(Answer::from),
         purged_up_to,
         rests_until,
-        calls: calls.into_iter().map(Call::from).collect(),
+        calls,
         problems,
     }))
 }
@@ -123,24 +112,19 @@ pub(super) async fn purge(
     Path(key): Path<String>,
 ) -> Result<Json<PurgedKey>, AdminFailure> {
     let key = key_of(&key)?;
-    let purged = match state.keys.purge(key, &by).await {
-        Ok(purged) => purged,
-        Err(error @ PurgeError::Nothing) => {
-            state.metrics.admin_actions_total[(Action::Purge, ActionResult::Refused)].inc();
-            return Err(AdminFailure::not_found("nothing_stored", error.to_string()));
-        }
-        Err(error) => {
-            state.metrics.admin_actions_total[(Action::Purge, ActionResult::Failed)].inc();
-            tracing::error!(%error, %key, "a key could not be purged");
-            let reason = match error {
-                PurgeError::Ledger(_) | PurgeError::Nothing => "ledger_unavailable",
-                PurgeError::Store(_) => "store_unavailable",
-                PurgeError::RecordStays(_) => "record_stays",
-            };
-            return Err(AdminFailure::unavailable(reason, error.to_string()));
-        }
-    };
-    state.metrics.admin_actions_total[(Action::Purge, ActionResult::Done)].inc();
-    tracing::warn!(%key, generation = purged.generation, by = by.as_str(), "a key was purged");
-    Ok(Json(PurgedKey { key, generation: purged.generation, changed: purged.is_new }))
+    let purged = state.keys.purge(key, &by).await.map_err(|error| {
+        let reason = match error {
+            PurgeError::Nothing => return AdminFailure::not_found("nothing_stored", error.to_string()),
+            PurgeError::Ledger(_) => "ledger_unavailable",
+            PurgeError::Store(_) => "store_unavailable",
+            PurgeError::RecordStays(_) => "record_stays",
+        };
+        tracing::error!(%error, %key, "a key could not be purged");
+        AdminFailure::unavailable(reason, error.to_string())
+    });
+    if let Ok(purged) = &purged {
+        tracing::warn!(%key, generation = purged.generation, by = by.as_str(), "a key was purged");
+    }
+    let shown = |purged: Purged| PurgedKey { key, generation: purged.generation, changed: purged.is_new };
+    state.counted(Action::Purge, purged.map(shown))
 }

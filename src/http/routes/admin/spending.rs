@@ -8,7 +8,6 @@ use super::AdminState;
 use super::failure::{AdminFailure, Params};
 use crate::ledger::admin::{Action, Actor};
 use crate::ledger::budget::Scope;
-use crate::metrics::ActionResult;
 
 /// Whose spending is stopped or resumed: everyone's without `team`.
 #[derive(Deserialize)]
@@ -25,7 +24,6 @@ pub(super) struct Spending {
     changed: bool,
 }
 
-/// All that is frozen.
 #[derive(Serialize)]
 pub(super) struct Frozen {
     frozen: Vec<String>,
@@ -36,7 +34,7 @@ pub(super) async fn freeze(
     Extension(by): Extension<Actor>,
     Params(whose): Params<Whose>,
 ) -> Result<Json<Spending>, AdminFailure> {
-    set(&state, whose, true, &by).await
+    state.counted(Action::Freeze, set(&state, whose, true, &by).await)
 }
 
 pub(super) async fn thaw(
@@ -44,7 +42,7 @@ pub(super) async fn thaw(
     Extension(by): Extension<Actor>,
     Params(whose): Params<Whose>,
 ) -> Result<Json<Spending>, AdminFailure> {
-    set(&state, whose, false, &by).await
+    state.counted(Action::Thaw, set(&state, whose, false, &by).await)
 }
 
 pub(super) async fn frozen(State(state): State<AdminState>) -> Result<Json<Frozen>, AdminFailure> {
@@ -52,13 +50,7 @@ pub(super) async fn frozen(State(state): State<AdminState>) -> Result<Json<Froze
     Ok(Json(Frozen { frozen }))
 }
 
-async fn set(
-    state: &AdminState,
-    whose: Whose,
-    frozen: bool,
-    by: &Actor,
-) -> Result<Json<Spending>, AdminFailure> {
-    let action = if frozen { Action::Freeze } else { Action::Thaw };
+async fn set(state: &AdminState, whose: Whose, frozen: bool, by: &Actor) -> Result<Spending, AdminFailure> {
     let scope = match whose.team {
         None => Scope::Global,
         Some(team) if state.policy.get().teams().get(&team).is_some() => Scope::Team(team),
@@ -67,23 +59,13 @@ async fn set(
             Scope::Team(team)
         }
         Some(_) => {
-            state.metrics.admin_actions_total[(action, ActionResult::Refused)].inc();
-            return Err(AdminFailure::not_found(
-                "no_such_team",
-                "no such team; use a name from the configuration",
-            ));
+            let text = "no such team; use a name from the configuration";
+            return Err(AdminFailure::not_found("no_such_team", text));
         }
     };
-    match state.admin.freeze(scope.clone(), frozen, by).await {
-        Ok(changed) => {
-            state.metrics.admin_actions_total[(action, ActionResult::Done)].inc();
-            tracing::warn!(%scope, frozen, changed, by = by.as_str(), "spending was frozen or thawed");
-            Ok(Json(Spending { scope: scope.to_string(), frozen, changed }))
-        }
-        Err(error) => {
-            state.metrics.admin_actions_total[(action, ActionResult::Failed)].inc();
-            tracing::error!(%scope, frozen, "spending could not be frozen or thawed");
-            Err(error.into())
-        }
-    }
+    let changed = state.admin.freeze(scope.clone(), frozen, by).await.inspect_err(|_| {
+        tracing::error!(%scope, frozen, "spending could not be frozen or thawed");
+    })?;
+    tracing::warn!(%scope, frozen, changed, by = by.as_str(), "spending was frozen or thawed");
+    Ok(Spending { scope: scope.to_string(), frozen, changed })
 }

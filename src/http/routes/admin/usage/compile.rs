@@ -20,20 +20,17 @@ use crate::ledger::usage::{DayUsage, Figures, Payer};
 /// A month that has just begun counts as one that is a day old: an hour says nothing of thirty days.
 const LEAST_ELAPSED: i64 = 86_400;
 
-/// All that a report is made of.
 pub(super) struct Findings {
     pub(super) from: Date,
     pub(super) to: Date,
     /// In the time zone of days and months.
     pub(super) now: ZonedDateTime,
-    /// From `from` to `to`.
     pub(super) usage: Vec<DayUsage>,
     /// From the first of the present month to today.
     pub(super) month: Vec<DayUsage>,
     pub(super) teams: Vec<String>,
     /// Their budgets, and the global ones.
     pub(super) used: Vec<Used>,
-    /// Last known balance of the upstream's account.
     pub(super) account: Option<Balance>,
     /// Requests that are not in it.
     pub(super) unbooked: u64,
@@ -67,7 +64,11 @@ pub(super) fn compile(findings: &Findings, by: UsageBy) -> UsageReport {
         rows: sums.iter().map(|((day, team), figures)| row(*day, *team, figures, price)).collect(),
         total: row(None, None, &total, price),
         month: month(findings),
-        account: findings.account.map(|balance| account(balance, price)),
+        account: findings.account.map(|balance| AccountReport {
+            balance_credits: balance.credits,
+            balance_money: money(price, signed(balance.credits)),
+            seen_at: balance.seen_at,
+        }),
         unbooked_requests: findings.unbooked,
     }
 }
@@ -135,7 +136,8 @@ fn team_month(
     }
 }
 
-/// As the month began, so it goes on; see [`TeamMonthReport::forecast_credits`].
+/// As the month began, so it goes on: what was bought, times the length of the month, divided by the time since it
+/// began, rounded up. Adjustments count once.
 fn forecast(figures: &Figures, now: &ZonedDateTime, month_ends: Timestamp) -> i64 {
     let begins = now.first_of_month().and_then(|first| first.start_of_day());
     let Ok(begins) = begins.map(|begins| begins.timestamp()) else { return figures.spent() };
@@ -154,14 +156,6 @@ fn budget(used: &Used, windows: &Windows) -> BudgetReport {
         left_credits: used.left(),
         enforced: used.budget.enforced,
         resets_at: windows.of(used.budget.window).1,
-    }
-}
-
-fn account(balance: Balance, price: Option<Price>) -> AccountReport {
-    AccountReport {
-        balance_credits: balance.credits,
-        balance_money: money(price, signed(balance.credits)),
-        seen_at: balance.seen_at,
     }
 }
 
