@@ -59,6 +59,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     let (upstream, results, _) = open_upstream(config, metrics.clone())?;
     let seen = Arc::new(Mutex::new(None));
     let team = Team { name: TEAM.to_owned(), ..Team::local() };
+    let teams = Teams::new([(team.clone(), Vec::new())]);
     let upstream_shown = Arc::new(ShownUpstream { inner: upstream.clone(), seen: seen.clone() });
     let core = Core {
         ledger,
@@ -66,10 +67,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
         cache: Arc::new(MemoryCache::new(0, ResultRoom::new(0))),
         metrics,
         guard,
-        policy: CurrentPolicy::new(PolicyConfig {
-            teams: Teams::new([(team.clone(), Vec::new())]),
-            ..policy_config(config)
-        }),
+        policy: CurrentPolicy::new(PolicyConfig { teams, ..policy_config(config) }),
         clock: Clock::system(),
     };
     let key = CacheKey::of(PICTURE, WIDTH, HEIGHT);

@@ -30,9 +30,10 @@ fn is_booked(row: &Row) -> bool {
     booked.contains(&row.state) && !row.adopted
 }
 
-/// Returns true when a row is stored with the result of another sale.
+/// Returns true when a row was stored with the result of another sale, which may be lost by now.
 fn is_of_another_sale(row: &Row, number: usize) -> bool {
-    let record = row.record.as_ref().filter(|_| row.state == CallState::Stored);
+    let is_kept = matches!(row.state, CallState::Stored | CallState::Lost);
+    let record = row.record.as_ref().filter(|_| is_kept);
     record.is_some_and(|record| number_of(&record.upstream_request_id) != Some(number))
 }
 
