@@ -14,3 +14,4 @@ pub mod record;
 pub(crate) mod results;
 pub mod secret;
 pub(crate) mod state;
+pub(crate) mod words;

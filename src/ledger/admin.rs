@@ -10,10 +10,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::budget::Scope;
-use super::words::words;
 use super::{CallId, CallState, LedgerError};
 use crate::base::archive::ArchiveId;
 use crate::base::key::{CacheKey, Digest};
+use crate::base::words::words;
 
 /// Who changes something: `loopback`, the id of an admin token, or the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,12 +61,6 @@ words! {
         Charged = "charged",
         /// It did not: the call counts as failed, and its credits are given back.
         Free = "free",
-    }
-}
-
-impl Settlement {
-    pub fn of_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|settlement| settlement.as_str() == word)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Unit, ZonedDateTime};
 
-use super::words::words;
+use crate::base::words::words;
 
 /// Whom a budget or a freeze is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -28,19 +28,17 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::tz::TimeZone;
 use uuid::Uuid;
 
 use self::failure::Failure;
-use self::limits::Limits;
+use self::limits::{CHANGE, Limits, REPORT};
 use self::lock::key_lock;
 use self::pool::{Pool, PoolConfig};
 use self::query::Work;
-use super::rules::Room;
 use super::sql::{Keeper, Lock, sql_ledger};
-use super::{LedgerError, LedgerObserver, LedgerOp, Recovery, Reservation, Reserved, Soundness, observed};
+use super::{LedgerError, LedgerObserver, LedgerOp, observed};
 use crate::base::clock::Clock;
 
 pub use self::pool::AddressSource;
@@ -78,19 +76,18 @@ pub struct PostgresLedger {
     reports: Pool,
     keeper: Arc<Keeper>,
     observer: Option<Arc<dyn LedgerObserver>>,
-    /// Bytes that `Calls::keep_room` keeps for each open call; 0 when it does not.
-    kept_for_each: AtomicU64,
 }
 
 impl PostgresLedger {
     /// Connects nowhere yet. The tables are made, or brought up to date, over the first connection.
     pub fn new(config: PostgresConfig) -> Self {
         let PostgresConfig { address, roots, zone, spool_max, clock } = config;
-        let keeper = Arc::new(Keeper { owner: Uuid::new_v4().simple().to_string(), spool_max, zone });
-        let config = PoolConfig { address, roots, keeper: Arc::clone(&keeper), clock };
-        let pool = Pool::new(config, Limits::CALLS);
-        let reports = pool.beside(Limits::REPORTS);
-        Self { pool, reports, keeper, observer: None, kept_for_each: AtomicU64::new(0) }
+        let owner = Uuid::new_v4().simple().to_string();
+        let keeper = Arc::new(Keeper::new(owner, spool_max, zone));
+        let is_prepared = Arc::default();
+        let config = PoolConfig { address, roots, keeper: Arc::clone(&keeper), clock, is_prepared };
+        let pool = Pool::new(config.clone(), Limits::CALLS);
+        Self { pool, reports: Pool::new(config, Limits::REPORTS), keeper, observer: None }
     }
 
     /// Lets `observer` see each operation.
@@ -105,14 +102,13 @@ impl PostgresLedger {
     /// [`ProofError`].
     pub async fn prove(&self) -> Result<(), ProofError> {
         self.pool.prove().await.map_err(|failure| match failure {
-            Failure::Unfit(unfit) => ProofError::Unfit(unfit.to_string()),
+            Failure::Unfit(why) => ProofError::Unfit(why),
             other => ProofError::Unavailable(other.into_ledger_error()),
         })
     }
 
-    /// Does what an operation asks for, over the connections and in the transaction it needs; `locks` are
-    /// taken before it.
-    async fn ask_with<A: Send + Sync + 'static, T: Send + 'static>(
+    /// Runs a statement over the connections and in the transaction of its operation, behind these locks.
+    async fn ask_behind<A: Send + Sync + 'static, T: Send + 'static>(
         &self,
         locks: &[String],
         op: LedgerOp,
@@ -124,19 +120,15 @@ impl PostgresLedger {
             let asked = Arc::clone(&asked);
             async move { work(&tx, &asked).await }
         };
-        observed(self.observer.as_deref(), op, async {
-            match op {
-                LedgerOp::LookUp | LedgerOp::Read => self.pool.read(work).await,
-                LedgerOp::Totals | LedgerOp::Report => self.reports.report(work).await,
-                LedgerOp::Tally => self.reports.write(locks, work).await,
-                LedgerOp::Reserve
-                | LedgerOp::Send
-                | LedgerOp::Book(_)
-                | LedgerOp::Write
-                | LedgerOp::Change => self.pool.write(locks, work).await,
+        let (pool, mode) = match op {
+            LedgerOp::LookUp | LedgerOp::Read => (&self.pool, None),
+            LedgerOp::Totals | LedgerOp::Report => (&self.reports, Some(REPORT)),
+            LedgerOp::Tally => (&self.reports, Some(CHANGE)),
+            LedgerOp::Reserve | LedgerOp::Send | LedgerOp::Book(_) | LedgerOp::Write | LedgerOp::Change => {
+                (&self.pool, Some(CHANGE))
             }
-        })
-        .await
+        };
+        observed(self.observer.as_deref(), op, pool.run(mode, locks, work)).await
     }
 
     async fn ask<A: Send + Sync + 'static, T: Send + 'static>(
@@ -145,32 +137,20 @@ impl PostgresLedger {
         asked: A,
         work: Work<A, T>,
     ) -> Result<T, LedgerError> {
-        let freeze = [Lock::Freeze.shared()];
-        let locks = if op == LedgerOp::Send { &freeze[..] } else { &[] };
-        self.ask_with(locks, op, asked, work).await
-    }
-
-    async fn reserve_call(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
-        let each = self.kept_for_each.load(Ordering::Relaxed);
-        let room = (each > 0).then_some(Room { each, max: self.keeper.spool_max });
-        let locks = [Lock::Freeze.shared(), key_lock(&wanted.key)];
-        let asked = (wanted, room);
-        let work: Work<_, _> = |tx, (wanted, room)| Box::pin(reserve::reserve(tx, wanted, *room));
-        self.ask_with(&locks, LedgerOp::Reserve, asked, work).await
-    }
-
-    /// Settles nothing: other owners may live. It is not even asked, so that a start needs no database.
-    async fn recover_calls(&self) -> Result<Recovery, LedgerError> {
-        Ok(Recovery::default())
-    }
-
-    fn set_room(&self, each: Option<u64>) {
-        self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
-    }
-
-    fn file_soundness(&self) -> Soundness {
-        Soundness::Sound
+        let locks = if op == LedgerOp::Send { &[Lock::Freeze.shared()][..] } else { &[] };
+        self.ask_behind(locks, op, asked, work).await
     }
 }
 
-sql_ledger!(PostgresLedger);
+sql_ledger! { PostgresLedger {
+    async fn reserve(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
+        let locks = [Lock::Freeze.shared(), key_lock(&wanted.key)];
+        let work: Work<_, _> = |tx, wanted| Box::pin(reserve::reserve(tx, wanted));
+        self.ask_behind(&locks, Reserve, wanted, work).await
+    }
+
+    /// Settles nothing: other owners may live. A start needs no database.
+    async fn recover(&self) -> Result<Recovery, LedgerError> {
+        Ok(Recovery::default())
+    }
+} }

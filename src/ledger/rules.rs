@@ -11,7 +11,6 @@ use jiff::civil::Date;
 
 use super::admin::{GivenBack, Purge, Settled, Settlement};
 use super::budget::{self, BudgetRefusal, Scope, Windows};
-use super::usage::Charged;
 use super::{Booking, CallId, CallState, ForeignOpenCall, LedgerError, Permit, Reservation, Reserved};
 use crate::base::record::Record;
 
@@ -324,14 +323,4 @@ pub(crate) fn settle(
         Settlement::Free => (CallState::Failed, Some(GivenBack::Budgets)),
     };
     Ok(Settling { to, counted: counted(state, to), given_back })
-}
-
-/// Adds credits of calls in a state to what the upstream may have charged.
-pub(crate) fn charge(charged: &mut Charged, state: CallState, credits: u64) {
-    match state {
-        CallState::Reserved | CallState::Released | CallState::Refused | CallState::Failed => {}
-        CallState::Sent => charged.open += credits,
-        CallState::Answered | CallState::Stored | CallState::Unknown => charged.booked += credits,
-        CallState::Unfetchable | CallState::Lost => charged.booked += credits,
-    }
 }

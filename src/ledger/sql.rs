@@ -16,14 +16,16 @@ pub(super) mod usage;
 use std::future::Future;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
-pub(super) use self::handles::sql_ledger;
+pub(super) use self::handles::{sql_ledger, statements};
 use super::admin::Settlement;
 use super::budget::Windows;
+use super::rules::Room;
 use super::usage::Payer;
 use super::{CallId, CallState, LedgerError};
 use crate::base::archive::ArchiveId;
@@ -32,15 +34,31 @@ use crate::base::outcome::SavingCause;
 use crate::base::record::Record;
 use crate::base::secret::Secret;
 
-/// Who keeps a ledger, and how.
-#[derive(Clone)]
+/// What a process knows about the ledger it keeps.
 pub(super) struct Keeper {
-    /// A process among several; empty where there is one.
+    /// The random name of this process among several; empty where there is one.
     pub(super) owner: String,
-    /// Bytes that may wait in the spool.
+    /// The most bytes in the spool.
     pub(super) spool_max: u64,
-    /// Where days begin.
+    /// The time zone of days and months.
     pub(super) zone: TimeZone,
+    /// Bytes that `Calls::keep_room` keeps for each open call; 0 when it does not.
+    kept_for_each: AtomicU64,
+}
+
+impl Keeper {
+    pub(super) fn new(owner: String, spool_max: u64, zone: TimeZone) -> Self {
+        Self { owner, spool_max, zone, kept_for_each: AtomicU64::new(0) }
+    }
+
+    pub(super) fn keep_room(&self, each: Option<u64>) {
+        self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn room(&self) -> Option<Room> {
+        let each = self.kept_for_each.load(Ordering::Relaxed);
+        (each > 0).then_some(Room { each, max: self.spool_max })
+    }
 }
 
 /// The locks that transactions take where several write.
@@ -205,10 +223,6 @@ impl<T: FromCell> FromCell for Option<T> {
     }
 }
 
-fn text(cell: &Cell) -> Option<&str> {
-    if let Cell::Text(text) = cell { Some(text) } else { None }
-}
-
 fn number<T: TryFrom<i64>>(cell: &Cell) -> Option<T> {
     if let Cell::Int(number) = cell { T::try_from(*number).ok() } else { None }
 }
@@ -218,13 +232,7 @@ fn bytes(cell: &Cell) -> Option<&[u8]> {
 }
 
 fn parsed<T: FromStr>(cell: &Cell) -> Option<T> {
-    text(cell)?.parse().ok()
-}
-
-/// The one of `all` whose word stands there.
-fn word<T: Copy>(cell: &Cell, all: &[T], as_str: impl Fn(T) -> &'static str) -> Option<T> {
-    let found = text(cell)?;
-    all.iter().copied().find(|one| as_str(*one) == found)
+    if let Cell::Text(text) = cell { text.parse().ok() } else { None }
 }
 
 macro_rules! from_cell {
@@ -249,10 +257,10 @@ from_cell! {
     Vec<u8>: cell => bytes(cell).map(<[u8]>::to_vec);
     CacheKey: cell => bytes(cell)?.try_into().ok().map(CacheKey::from_bytes);
     Digest: cell => bytes(cell)?.try_into().ok().map(Digest::from_bytes);
-    CallState: cell => word(cell, &CallState::ALL, CallState::as_str);
-    SavingCause: cell => word(cell, &SavingCause::ALL, SavingCause::as_str);
-    Payer: cell => word(cell, &Payer::ALL, Payer::as_str);
-    Settlement: cell => Settlement::of_word(text(cell)?);
+    CallState: cell => parsed(cell);
+    SavingCause: cell => parsed(cell);
+    Payer: cell => parsed(cell);
+    Settlement: cell => parsed(cell);
 }
 
 /// The columns [`record`] reads, of a row called `c`.

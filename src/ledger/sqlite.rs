@@ -23,7 +23,6 @@ mod worker;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::tz::TimeZone;
 use rusqlite::Connection;
@@ -31,12 +30,8 @@ use rusqlite::Connection;
 use self::health::Health;
 use self::query::{Db, Work, run};
 use self::worker::Worker;
-use super::rules::Room;
-use super::sql::{Keeper, book, sql_ledger};
-use super::{
-    CallState, Leases, LedgerError, LedgerObserver, LedgerOp, Recovery, Reservation, Reserved, Soundness,
-    observed,
-};
+use super::sql::{Keeper, sql_ledger};
+use super::{CallState, Leases, LedgerError, LedgerObserver, LedgerOp, observed};
 use crate::base::clock::Clock;
 use crate::base::disk;
 
@@ -59,8 +54,6 @@ pub struct SqliteLedger {
     clock: Clock,
     keeper: Arc<Keeper>,
     observer: Option<Arc<dyn LedgerObserver>>,
-    /// Bytes that `Calls::keep_room` keeps for each open call; 0 when it does not.
-    kept_for_each: AtomicU64,
 }
 
 impl SqliteLedger {
@@ -95,16 +88,15 @@ impl SqliteLedger {
             reporter: Worker::spawn("ledger-report", reported, "BEGIN", 1, false),
             health: Health::check(checked),
             clock,
-            keeper: Arc::new(Keeper { owner: String::new(), spool_max: SPOOL_MAX, zone }),
+            keeper: Arc::new(Keeper::new(String::new(), SPOOL_MAX, zone)),
             observer: None,
-            kept_for_each: AtomicU64::new(0),
         })
     }
 
     /// Lets at most so many bytes of results wait in the spool; the default is 2 GiB.
     #[must_use]
     pub fn with_spool_max(self, bytes: u64) -> Self {
-        Self { keeper: Arc::new(Keeper { spool_max: bytes, ..(*self.keeper).clone() }), ..self }
+        Self { keeper: Arc::new(Keeper::new(String::new(), bytes, self.keeper.zone.clone())), ..self }
     }
 
     /// Lets `observer` see each operation.
@@ -113,11 +105,12 @@ impl SqliteLedger {
         Self { observer: Some(observer), ..self }
     }
 
-    /// Does what an operation asks for, on the thread that is for it: no look-up waits for a report.
-    async fn run<T: Send + 'static>(
+    /// Runs a statement on the thread of its operation, so that no lookup waits for a report.
+    async fn ask<A: Send + 'static, T: Send + 'static>(
         &self,
         op: LedgerOp,
-        work: impl FnOnce(&Db<'_>) -> Result<T, LedgerError> + Send + 'static,
+        asked: A,
+        work: Work<A, T>,
     ) -> Result<T, LedgerError> {
         observed(self.observer.as_deref(), op, async {
             if matches!(op, LedgerOp::Reserve | LedgerOp::Send) {
@@ -129,43 +122,29 @@ impl SqliteLedger {
                 _ => &self.writer,
             };
             let (now, keeper) = (self.clock.now(), Arc::clone(&self.keeper));
-            // A secret's life in the file ends.
+            // These states end a row that has a signed URL.
             let erases = matches!(op, LedgerOp::Book(CallState::Stored | CallState::Unfetchable));
-            let work = move |connection: &Connection| work(&Db { connection, keeper: &keeper, now });
+            let work =
+                move |connection: &Connection| run(work(&Db { connection, keeper: &keeper, now }, &asked));
             self.health.learn(worker.run(erases, work).await)
         })
         .await
     }
-
-    async fn ask<A: Send + 'static, T: Send + 'static>(
-        &self,
-        op: LedgerOp,
-        asked: A,
-        work: Work<A, T>,
-    ) -> Result<T, LedgerError> {
-        self.run(op, move |db| run(work(db, &asked))).await
-    }
-
-    async fn reserve_call(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
-        let each = self.kept_for_each.load(Ordering::Relaxed);
-        let room = (each > 0).then_some(Room { each, max: self.keeper.spool_max });
-        self.run(LedgerOp::Reserve, move |db| run(reserve::reserve(db, &wanted, room))).await
-    }
-
-    async fn recover_calls(&self) -> Result<Recovery, LedgerError> {
-        self.ask(LedgerOp::Write, (), |db, ()| Box::pin(book::recover(db, UNFINISHED))).await
-    }
-
-    fn set_room(&self, each: Option<u64>) {
-        self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
-    }
-
-    fn file_soundness(&self) -> Soundness {
-        self.health.soundness()
-    }
 }
 
-sql_ledger!(SqliteLedger);
+sql_ledger! { SqliteLedger {
+    async fn reserve(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
+        self.ask(Reserve, wanted, |db, wanted| Box::pin(reserve::reserve(db, wanted))).await
+    }
+
+    async fn recover(&self) -> Result<Recovery, LedgerError> {
+        self.ask(Write, (), |db, ()| Box::pin(book::recover(db, UNFINISHED))).await
+    }
+
+    fn soundness(&self) -> Soundness {
+        self.health.soundness()
+    }
+} }
 
 impl Leases for SqliteLedger {}
 

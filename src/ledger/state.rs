@@ -1,6 +1,6 @@
 //! The states of a call, and what each means for its key and its credits.
 
-use super::words::words;
+use crate::base::words::words;
 
 words! {
     /// The state of a call. Spec and README show the same table.

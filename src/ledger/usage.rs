@@ -19,13 +19,12 @@
 use std::ops::AddAssign;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use jiff::civil::Date;
 use uuid::Uuid;
 
-use super::words::words;
 use super::{CallId, CallState, LedgerError};
 use crate::base::outcome::SavingCause;
+use crate::base::words::words;
 
 /// Keeps and tells the usage. All methods may be called concurrently; a dropped future may still take
 /// effect.
@@ -45,17 +44,6 @@ pub trait UsageBook: Send + Sync {
 
     /// Every adjustment booked on these days, `from` and `to` included, in the order of booking.
     async fn adjustments(&self, from: Date, to: Date) -> Result<Vec<Adjustment>, LedgerError>;
-
-    /// What the upstream may have charged for the calls of a namespace.
-    async fn charged(&self, namespace: &str) -> Result<Charged, LedgerError>;
-
-    /// What was kept last of the account behind a namespace; `None` when nothing ever was.
-    async fn account(&self, namespace: &str) -> Result<Option<AccountRow>, LedgerError>;
-
-    /// Keeps what was seen of the account, unless somebody else has kept anything since the row that
-    /// the writer had read: `account.version` must be one more than what stands there, and 1 when
-    /// nothing does. Says whether it was kept.
-    async fn keep_account(&self, namespace: &str, account: &AccountRow) -> Result<bool, LedgerError>;
 }
 
 /// The most that one line of [`ServedBatch`] can count: 64-bit sums hold thousands of such lines.
@@ -216,43 +204,6 @@ pub struct Adjustment {
     /// Credits by which the day's spending changes: 0, or less when they count no more.
     pub credits: i64,
     pub day: Date,
-}
-
-/// Credits of calls, by what the upstream may have charged for them. Imported rows are not in it: they
-/// were paid through another ledger.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Charged {
-    /// `answered`, `stored`, `unfetchable`, `lost`; and `unknown`, which counts until it is settled.
-    pub booked: u64,
-    /// `sent`: charged already, or soon, or never.
-    pub open: u64,
-}
-
-/// What is known of the upstream's account.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccountRow {
-    /// Counts the changes of this row.
-    pub version: u64,
-    /// Credits that were left.
-    pub balance: u64,
-    pub seen_at: Timestamp,
-    /// What the comparison begins with.
-    pub baseline: Baseline,
-    /// Credits that have left the account since the baseline and are not in the ledger; less than 0
-    /// when calls that the ledger counts were not charged.
-    pub outside: i64,
-}
-
-/// A balance, and what the ledger had booked by then.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Baseline {
-    /// Credits that were left.
-    pub balance: u64,
-    /// Credits that had been charged for calls by then: at least so many.
-    pub least: u64,
-    /// And at most so many; more than `least` when calls were under way.
-    pub most: u64,
-    pub at: Timestamp,
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::connect::{self, Connection, Tls};
-use super::failure::{Failure, TRIES, Unfit};
-use super::limits::{CHANGE, Limits, REPORT};
+use super::failure::{COMMITS_ARE_LOST, Failure, TRIES};
+use super::limits::Limits;
 use super::schema;
 use crate::base::breaker::{Breaker, CallError};
 use crate::base::clock::{self, Clock};
@@ -47,6 +47,8 @@ pub(super) struct PoolConfig {
     pub(super) keeper: Arc<Keeper>,
     /// Instead of the database's clock, for tests.
     pub(super) clock: Option<Clock>,
+    /// The tables have this program's layout.
+    pub(super) is_prepared: Arc<AtomicBool>,
 }
 
 /// A handle; clones share everything.
@@ -59,21 +61,10 @@ struct Inner {
     permits: Semaphore,
     idle: Mutex<Vec<Connection>>,
     breaker: Breaker,
-    /// The tables are those of this program.
-    is_prepared: Arc<AtomicBool>,
 }
 
 impl Pool {
     pub(super) fn new(config: PoolConfig, limits: Limits) -> Self {
-        Self::prepared(config, limits, Arc::default())
-    }
-
-    /// The same database over other connections: how busy or slow those are, nobody sees over these.
-    pub(super) fn beside(&self, limits: Limits) -> Self {
-        Self::prepared(self.0.config.clone(), limits, Arc::clone(&self.0.is_prepared))
-    }
-
-    fn prepared(config: PoolConfig, limits: Limits, is_prepared: Arc<AtomicBool>) -> Self {
         let probed = config.clone();
         let breaker = Breaker::new("database", move || {
             let probed = probed.clone();
@@ -82,57 +73,39 @@ impl Pool {
                 connection.client.simple_query("SELECT 1").await.is_ok()
             }
         });
-        Self(Arc::new(Inner {
-            config,
-            limits,
-            permits: Semaphore::new(limits.connections),
-            idle: Mutex::default(),
-            breaker,
-            is_prepared,
-        }))
+        let permits = Semaphore::new(limits.connections);
+        Self(Arc::new(Inner { config, limits, permits, idle: Mutex::default(), breaker }))
     }
 
-    /// Makes a transaction of `work`, which may run several times; `locks` are taken before it.
-    pub(super) async fn write<T, F, W>(&self, locks: &[String], work: W) -> Result<T, LedgerError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Failure>> + Send,
-        W: Fn(Tx) -> F + Send + Sync + 'static,
-    {
-        let locks: String = locks.iter().map(|lock| format!("{lock}; ")).collect();
-        self.transact(self.0.limits.begin(CHANGE) + &locks, work).await
-    }
-
-    /// Lets `work` ask several questions about the same instant.
-    pub(super) async fn report<T, F, W>(&self, work: W) -> Result<T, LedgerError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Failure>> + Send,
-        W: Fn(Tx) -> F + Send + Sync + 'static,
-    {
-        self.transact(self.0.limits.begin(REPORT), work).await
-    }
-
-    async fn transact<T, F, W>(&self, begin: String, work: W) -> Result<T, LedgerError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Failure>> + Send,
-        W: Fn(Tx) -> F + Send + Sync + 'static,
-    {
-        let begin = begin + &format!("SELECT {NOW}, current_setting('synchronous_commit')");
-        let inner = Arc::clone(&self.0);
-        in_its_own_task(async move { inner.limited(inner.transact(&begin, &work)).await }).await
-    }
-
-    /// Lets `work` ask single questions, which are no transaction together.
-    pub(super) async fn read<T, F, W>(&self, work: W) -> Result<T, LedgerError>
+    /// Makes a transaction of `work`, which may run several times; `locks` are taken before it. Without
+    /// a `mode`, `work` asks single questions, which are no transaction together.
+    pub(super) async fn run<T, F, W>(
+        &self,
+        mode: Option<&str>,
+        locks: &[String],
+        work: W,
+    ) -> Result<T, LedgerError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Failure>> + Send,
         W: Fn(Tx) -> F + Send + Sync + 'static,
     {
         let inner = Arc::clone(&self.0);
-        in_its_own_task(async move { inner.limited(inner.ask(&work)).await }).await
+        let begin = mode.map(|mode| {
+            let locks: String = locks.iter().map(|lock| format!("{lock}; ")).collect();
+            let begin = inner.limits.begin(mode);
+            format!("{begin}{locks}SELECT {NOW}, current_setting('synchronous_commit')")
+        });
+        let operation = async move {
+            let done = async {
+                match begin {
+                    Some(begin) => inner.transact(&begin, &work).await,
+                    None => inner.ask(&work).await,
+                }
+            };
+            inner.limited(done).await
+        };
+        tokio::spawn(operation).await.unwrap_or_else(|_| Err(broke_off()))
     }
 
     /// Connects, and says whether the database is one for the ledger.
@@ -146,12 +119,6 @@ impl Pool {
         });
         proof.await.unwrap_or_else(|_| Err(broke_off().into()))
     }
-}
-
-async fn in_its_own_task<T: Send + 'static>(
-    operation: impl Future<Output = Result<T, LedgerError>> + Send + 'static,
-) -> Result<T, LedgerError> {
-    tokio::spawn(operation).await.unwrap_or_else(|_| Err(broke_off()))
 }
 
 fn left_alone() -> LedgerError {
@@ -215,10 +182,10 @@ impl Inner {
 
     async fn connect(&self) -> Result<Connection, Failure> {
         let (connection, address) = dial(&self.config).await?;
-        if self.is_prepared.load(Ordering::Acquire) {
+        if self.config.is_prepared.load(Ordering::Acquire) {
             return Ok(connection);
         }
-        let is_prepared = Arc::clone(&self.is_prepared);
+        let is_prepared = Arc::clone(&self.config.is_prepared);
         // An index of many calls takes longer than its caller may wait, and is made all the same.
         let preparation = tokio::spawn(timeout(PREPARATION, async move {
             schema::prepare(&connection.client).await?;
@@ -257,7 +224,7 @@ impl Inner {
         tx.now = tx.shown(micros.ok_or_else(|| damaged("the clock"))?);
         // Behind a pooler each transaction may have another connection.
         if row.and_then(|row| row.get(1)) == Some("off") {
-            return Err(Failure::Unfit(Unfit::CommitsAreLost));
+            return Err(Failure::Unfit(COMMITS_ARE_LOST.to_owned()));
         }
         Ok((connection, tx))
     }

@@ -3,14 +3,14 @@
 use super::failure::Failure;
 use super::pool::Tx;
 use crate::ledger::budget::Windows;
-use crate::ledger::rules::{self, Decision, Room};
+use crate::ledger::rules::{self, Decision};
 use crate::ledger::sql::counters::{self, Counted, Counters};
 use crate::ledger::sql::{self, Query, int, spool, standing};
 use crate::ledger::{Reservation, Reserved, Won};
 
 /// The locks on spending and on the key are held: between the look and the new row nobody else makes
 /// one, and a freeze is exact from its commit.
-pub(super) async fn reserve(tx: &Tx, wanted: &Reservation, room: Option<Room>) -> Result<Reserved, Failure> {
+pub(super) async fn reserve(tx: &Tx, wanted: &Reservation) -> Result<Reserved, Failure> {
     let (found, now) = standing::of_key(tx, wanted).await?;
     let generation = match rules::decide(found, wanted, now) {
         Decision::Buy(generation) => generation,
@@ -33,9 +33,7 @@ pub(super) async fn reserve(tx: &Tx, wanted: &Reservation, room: Option<Room>) -
         tx.undo();
         return Ok(Reserved::OverBudget(refusal));
     }
-    if let Some(room) = room {
-        spool::check_room(tx, room).await?;
-    }
+    spool::check_room(tx).await?;
     Ok(Reserved::Won(Won { id, generation }))
 }
 

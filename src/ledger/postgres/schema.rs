@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::failure::{Failure, TRIES, Unfit};
+use super::failure::{COMMITS_ARE_LOST, Failure, TRIES};
 use crate::ledger::sql::Lock;
 
 /// The layout of the tables: how many of [`MIGRATIONS`] they have had. A database with a higher one
@@ -177,7 +177,7 @@ UPDATE granary.archive SET complete = settled
 /// [`Failure::Unfit`], or it could not be found out.
 pub(super) async fn prepare(client: &Client) -> Result<(), Failure> {
     if setting(client, "synchronous_commit").await?.as_deref() == Some("off") {
-        return Err(Failure::Unfit(Unfit::CommitsAreLost));
+        return Err(Failure::Unfit(COMMITS_ARE_LOST.to_owned()));
     }
     for name in ["fsync", "full_page_writes"] {
         if setting(client, name).await?.as_deref() == Some("off") {
@@ -207,7 +207,9 @@ pub(super) async fn prepare(client: &Client) -> Result<(), Failure> {
 /// Asked first and without a lock, because whoever may use the tables may not make them.
 async fn is_current(client: &Client) -> Result<bool, Failure> {
     match layout(client).await? {
-        Some(layout) if layout > LAYOUT as i64 => Err(Failure::Unfit(Unfit::Newer(layout, LAYOUT))),
+        Some(layout) if layout > LAYOUT as i64 => Err(Failure::Unfit(format!(
+            "the tables have layout {layout}, and this program knows {LAYOUT}: run the newer program"
+        ))),
         found => Ok(found == Some(LAYOUT as i64)),
     }
 }

@@ -336,17 +336,3 @@ fn unknown_call_is_settled_once_and_in_one_way() {
         assert_eq!(found, expected, "{state:?}, {settled:?}, {word:?}, {month}");
     }
 }
-
-#[test]
-fn charged_credits_are_booked_or_open_by_state() {
-    for state in CallState::ALL {
-        let mut charged = Charged::default();
-        charge(&mut charged, state, 3);
-        let expected = match state {
-            CallState::Reserved | CallState::Released | CallState::Refused | CallState::Failed => (0, 0),
-            CallState::Sent => (0, 3),
-            _ => (3, 0),
-        };
-        assert_eq!((charged.booked, charged.open), expected, "{state:?}");
-    }
-}

@@ -11,16 +11,17 @@ use jiff::Timestamp;
 use super::{Lock, Query, RECORD, each, import, int, read, record, values};
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
-use crate::ledger::rules::{self, Imported, Room};
+use crate::ledger::rules::{self, Imported};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{CallId, CallState};
 
 const SIZES: &str = "SELECT (SELECT coalesce(sum(bytes), 0)::bigint FROM granary.spool) AS bytes, \
                      (SELECT count(*) FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered')) AS open";
 
-/// Refuses a call, which has its row by now, when the spool could not take its result. One at a time
-/// up to the commit, so that no two are given the same room.
-pub(crate) async fn check_room<Q: Query>(q: &Q, room: Room) -> Result<(), Q::Error> {
+/// Refuses a call whose row was just inserted when the spool could not take its result. The lock is held
+/// until the commit, so that no two calls get the same room.
+pub(crate) async fn check_room<Q: Query>(q: &Q) -> Result<(), Q::Error> {
+    let Some(room) = q.keeper().room() else { return Ok(()) };
     q.lock(Lock::Spool).await?;
     let row = q.one(SIZES, &[]).await?;
     let others = row.get::<u64>("open")?.saturating_sub(1);

@@ -1,16 +1,12 @@
 //! The gate before a purchase. The one writer makes it exact: nobody comes in between.
 
 use super::query::Db;
-use crate::ledger::rules::{self, Decision, Room};
+use crate::ledger::rules::{self, Decision};
 use crate::ledger::sql::counters::{self, Counters};
 use crate::ledger::sql::{self, Query, int, spool, standing};
 use crate::ledger::{LedgerError, Reservation, Reserved, Won};
 
-pub(super) async fn reserve(
-    db: &Db<'_>,
-    wanted: &Reservation,
-    room: Option<Room>,
-) -> Result<Reserved, LedgerError> {
+pub(super) async fn reserve(db: &Db<'_>, wanted: &Reservation) -> Result<Reserved, LedgerError> {
     let (found, now) = standing::of_key(db, wanted).await?;
     let generation = match rules::decide(found, wanted, now) {
         Decision::Buy(generation) => generation,
@@ -32,8 +28,6 @@ pub(super) async fn reserve(
     let id = id.ok_or_else(|| sql::damaged("the holder of a key"))?;
     let counters = Counters { team: &wanted.team, day: &windows.day, month: &windows.month };
     counters::count(db, counters, int(wanted.credits)?).await?;
-    if let Some(room) = room {
-        spool::check_room(db, room).await?;
-    }
+    spool::check_room(db).await?;
     Ok(Reserved::Won(Won { id, generation }))
 }

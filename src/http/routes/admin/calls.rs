@@ -99,8 +99,7 @@ pub(super) async fn list(
     Params(which): Params<Which>,
 ) -> Result<Json<Calls>, AdminFailure> {
     let wanted = which.state.map(|word| {
-        let state = CallState::ALL.into_iter().find(|state| state.as_str() == word);
-        state.ok_or_else(|| {
+        word.parse().map_err(|()| {
             let words = CallState::ALL.map(CallState::as_str).join(", ");
             AdminFailure::invalid(format!("state is none of {words}"))
         })
@@ -163,7 +162,7 @@ async fn settle_as(
     outcome: &str,
 ) -> Result<SettledCall, AdminFailure> {
     let call: i64 = id.parse().map_err(|_| AdminFailure::invalid("a call is named by its number"))?;
-    let settlement = Settlement::of_word(outcome).ok_or_else(|| {
+    let settlement: Settlement = outcome.parse().map_err(|()| {
         AdminFailure::invalid("outcome is neither charged, when the upstream charged the call, nor free")
     })?;
     let settled =

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::limits::CHANGE;
 use super::super::lock::key_lock;
 use super::*;
 use crate::ledger::admin::Actor;
@@ -131,7 +132,7 @@ fn a_process_that_stands_still_in_a_transaction_stops_the_others_for_seconds_onl
     there.spawn(async move {
         let pool = stopped.pool.clone();
         let _ = pool
-            .write(&[Lock::Freeze.exclusive()], move |tx| {
+            .run(Some(CHANGE), &[Lock::Freeze.exclusive()], move |tx| {
                 let holds = holds.clone();
                 async move {
                     tx.query("UPDATE granary.spent SET credits = credits", &[]).await?;
@@ -222,7 +223,7 @@ async fn hold(server: &Postgres, lock: String) -> tokio::sync::oneshot::Sender<(
     let ends = Arc::new(tokio::sync::Mutex::new(Some((holds, ended))));
     tokio::spawn(async move {
         let locks = [lock];
-        let held = pool.write(&locks, move |_| {
+        let held = pool.run(Some(CHANGE), &locks, move |_| {
             let ends = Arc::clone(&ends);
             async move {
                 let (holds, ended) = ends.lock().await.take().expect("it is tried once");

@@ -1,6 +1,7 @@
-//! Enums that stand as words in ledger, log, label and path.
+//! Enums whose variants are words in the ledger, logs, labels and paths.
 
-/// Declares an enum with each variant's word; `as_str` gives it, and `ALL` has every variant in order.
+/// Declares an enum with a word for each variant: `as_str` writes it, `FromStr` reads it, and `ALL` has every
+/// variant in order.
 macro_rules! words {
     ($(#[$about:meta])* pub enum $name:ident { $($(#[$what:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$about])*
@@ -14,6 +15,14 @@ macro_rules! words {
                 match self { $(Self::$variant => $word,)* }
             }
         }
+
+        impl std::str::FromStr for $name {
+            type Err = ();
+
+            fn from_str(word: &str) -> Result<Self, ()> {
+                Self::ALL.into_iter().find(|one| one.as_str() == word).ok_or(())
+            }
+        }
     };
 }
-pub(super) use words;
+pub(crate) use words;
