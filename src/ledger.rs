@@ -5,8 +5,8 @@
 //! method has returned `Ok`, the change survives a crash. Results that wait for the store are kept in the
 //! [`spool`].
 //!
-//! Implementations: [`sqlite`] for one process, [`postgres`] for several. Their decisions are in `rules`, their
-//! shared statements in `sql`. Only [`guard`] and [`spooling`] know the store.
+//! Implementations: [`sqlite`] for one process, [`postgres`] for several. Their decisions are in `rules`,
+//! their shared statements in `sql`. Only [`guard`] and [`spooling`] know the store.
 
 #![allow(missing_docs, reason = "a field whose name says it needs no more")]
 
@@ -171,25 +171,25 @@ pub trait Calls: Send + Sync {
     /// The newest result stored under a key. After an error it is not known whether there is one.
     async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError>;
 
-    /// Takes the right to buy a key, with its budgets, in one transaction. Exactly one reservation wins; after an
-    /// error nothing may be bought.
+    /// Takes the right to buy a key, with its budgets, in one transaction. Exactly one reservation wins;
+    /// after an error nothing may be bought.
     async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError>;
 
     /// The last check before money is spent: the row is still ours and nothing is frozen. Without
-    /// [`Permit::Granted`] the end of the request must not be sent; after an error the row may be `sent` all the
-    /// same.
+    /// [`Permit::Granted`] the end of the request must not be sent; after an error the row may be `sent` all
+    /// the same.
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError>;
 
-    /// Books the next state of a call. Booking the state a row already has is success, so that a booking can be
-    /// repeated. After an error it may be booked; after [`LedgerError::SpoolFull`] it is not.
+    /// Books the next state of a call. Booking the state a row already has is success, so that a booking can
+    /// be repeated. After an error it may be booked; after [`LedgerError::SpoolFull`] it is not.
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError>;
 
     /// Settles the open calls of dead owners; called once at start, before anything is reserved. With
     /// [`Leases::has_leases`] it settles nothing.
     async fn recover(&self) -> Result<Recovery, LedgerError>;
 
-    /// With `Some`, [`reserve`](Self::reserve) of this process takes a call only when the spool has room for a
-    /// result of this many bytes from each open call and from this one; else [`LedgerError::SpoolFull`].
+    /// With `Some`, [`reserve`](Self::reserve) of this process takes a call only when the spool has room for
+    /// a result of this many bytes from each open call and from this one; else [`LedgerError::SpoolFull`].
     fn keep_room(&self, _each: Option<u64>) {}
 
     /// Nothing is reserved unless the file is known to be sound.
@@ -219,9 +219,9 @@ pub trait Leases: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Takes calls over: `reserved` becomes `released`, `sent` becomes `unknown`, and `answered` becomes ours to
-    /// finish. A call that has changed since it was read is left alone. After an error some may have been taken;
-    /// `answered` ones become silent again.
+    /// Takes calls over: `reserved` becomes `released`, `sent` becomes `unknown`, and `answered` becomes ours
+    /// to finish. A call that has changed since it was read is left alone. After an error some may have been
+    /// taken; `answered` ones become silent again.
     async fn take_over(&self, _silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         Ok(Recovery::default())
     }
@@ -240,9 +240,9 @@ pub trait SpoolTable: Send + Sync {
     /// At most `limit` results behind a position, oldest first; 0 is before all.
     async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError>;
 
-    /// Removes a result whose object and record the store has confirmed. `standing` is the store's record under
-    /// the key: when it is of another purchase, it takes the key from this row. Does nothing when the result is
-    /// not in the spool.
+    /// Removes a result whose object and record the store has confirmed. `standing` is the store's record
+    /// under the key: when it is of another purchase, it takes the key from this row. Does nothing when the
+    /// result is not in the spool.
     async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError>;
 
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError>;
@@ -254,10 +254,12 @@ pub trait ArchiveIndex: Send + Sync {
     /// The archive this ledger belongs to; `None` before it has met a store.
     async fn archive(&self) -> Result<Option<Membership>, LedgerError>;
 
-    /// Joins `archive`, not settled yet, unless the ledger belongs to one; returns the membership that stands.
+    /// Joins `archive`, not settled yet, unless the ledger belongs to one; returns the membership that
+    /// stands.
     async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError>;
 
-    /// Joins `archive`, whose marker the store carries, whatever the ledger belonged to. The import starts anew.
+    /// Joins `archive`, whose marker the store carries, whatever the ledger belonged to. The import starts
+    /// anew.
     async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError>;
 
     /// Notes how far the import is, unless the ledger belongs to another archive by now.
@@ -282,12 +284,13 @@ pub trait ArchiveIndex: Send + Sync {
 /// Frequent reads beside the calls.
 #[async_trait]
 pub trait Queries: Send + Sync {
-    /// The keys that any process refreshed or purged behind a position. Nothing appears later before a position
-    /// that was returned. With `None` only the position to begin from.
+    /// The keys that any process refreshed or purged behind a position. Nothing appears later before a
+    /// position that was returned. With `None` only the position to begin from.
     async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError>;
 
     /// The generation up to which everything under a key counts as absent, if it was ever
-    /// [purged](admin::LedgerAdmin::purge): lookups and imports ignore it, and the next call gets a higher one.
+    /// [purged](admin::LedgerAdmin::purge): lookups and imports ignore it, and the next call gets a higher
+    /// one.
     async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError>;
 
     /// Calls and credits by state, every state once.

@@ -1,27 +1,23 @@
 //! The ledger of a fleet: tables of a PostgreSQL database, kept by several processes at once.
 //!
-//! What SQLite's one writer gives for free is made here by the database: one row per key and
-//! generation by a unique index, budgets by counters that each reservation locks in the same order,
-//! a freeze that is exact from its commit by an advisory lock that every spender shares. All locks end
-//! with their transaction. There are no wall clocks but the database's, and only people and calendar
-//! windows read it.
+//! A unique index allows one row per key and generation. Each reservation locks the counters of its budgets
+//! in the same order. A freeze is exact from its commit, because spending transactions share an advisory
+//! lock. All locks end with their transaction. The only wall clock is the database's, for timestamps and
+//! calendar windows.
 //!
-//! Each process has a random name, the owner of the rows it works on. A row whose reservation was
-//! committed and never acknowledged is owned by a process that does not know it; so whoever looks for
-//! other owners' calls names those it has in hand, and sees the rest.
+//! Each process has a random name, the owner of the rows it works on. It does not know its own row when the
+//! commit of a reservation was never acknowledged; so a search for foreign calls excludes the calls in hand,
+//! not the owner.
 //!
-//! Signed result URLs rest only in the table `answers`, in rows that are deleted with the state that
-//! needs them. PostgreSQL keeps a deleted row until it vacuums, which this table asks for at once, and
-//! in its log and its backups as long as those are kept.
+//! Signed result URLs are only in the table `answers`, in rows that are deleted when their state ends.
+//! PostgreSQL keeps deleted rows until it vacuums, which this table asks for at once, and in its log and its
+//! backups.
 
 mod connect;
 mod failure;
 mod lease;
-mod limits;
-mod lock;
 mod pool;
 mod query;
-mod reserve;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -33,26 +29,22 @@ use jiff::tz::TimeZone;
 use uuid::Uuid;
 
 use self::failure::Failure;
-use self::limits::{CHANGE, Limits, REPORT};
-use self::lock::key_lock;
-use self::pool::{Pool, PoolConfig};
-use self::query::Work;
+use self::pool::{CHANGE, Limits, Pool, PoolConfig, REPORT};
+use self::query::{Work, key_lock};
 use super::sql::{Keeper, Lock, sql_ledger};
 use super::{LedgerError, LedgerObserver, LedgerOp, observed};
 use crate::base::clock::Clock;
 
 pub use self::pool::AddressSource;
 
-/// Which database it is, and what is kept there.
 #[derive(Clone)]
 pub struct PostgresConfig {
-    /// Where it is.
     pub address: AddressSource,
     /// Root certificates, in PEM; otherwise the system's.
     pub roots: Option<PathBuf>,
-    /// Budgets' days and months are those of this zone.
+    /// The time zone of days and months.
     pub zone: TimeZone,
-    /// Bytes that may wait in the spool.
+    /// The most bytes in the spool.
     pub spool_max: u64,
     /// Instead of the database's clock, for tests.
     pub clock: Option<Clock>,
@@ -61,10 +53,9 @@ pub struct PostgresConfig {
 /// Why the ledger cannot be kept in a database.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ProofError {
-    /// It was asked, and may not be used as it is; a sentence that says what to do.
+    /// A sentence that says what to do.
     #[error("{0}")]
     Unfit(String),
-    /// It could not be asked.
     #[error(transparent)]
     Unavailable(LedgerError),
 }
@@ -72,14 +63,14 @@ pub enum ProofError {
 /// See the module.
 pub struct PostgresLedger {
     pool: Pool,
-    /// What reads much, or may wait.
+    /// For large reads, and for writes that may wait.
     reports: Pool,
     keeper: Arc<Keeper>,
     observer: Option<Arc<dyn LedgerObserver>>,
 }
 
 impl PostgresLedger {
-    /// Connects nowhere yet. The tables are made, or brought up to date, over the first connection.
+    /// Does not connect yet. The first connection creates or migrates the tables.
     pub fn new(config: PostgresConfig) -> Self {
         let PostgresConfig { address, roots, zone, spool_max, clock } = config;
         let owner = Uuid::new_v4().simple().to_string();
@@ -90,16 +81,12 @@ impl PostgresLedger {
         Self { pool, reports: Pool::new(config, Limits::REPORTS), keeper, observer: None }
     }
 
-    /// Lets `observer` see each operation.
     #[must_use]
     pub(crate) fn with_observer(self, observer: Arc<dyn LedgerObserver>) -> Self {
         Self { observer: Some(observer), ..self }
     }
 
-    /// Connects, and finds out whether the ledger may be kept there.
-    ///
-    /// # Errors
-    /// [`ProofError`].
+    /// Connects, and checks that the database is fit for a ledger.
     pub async fn prove(&self) -> Result<(), ProofError> {
         self.pool.prove().await.map_err(|failure| match failure {
             Failure::Unfit(why) => ProofError::Unfit(why),
@@ -144,6 +131,7 @@ impl PostgresLedger {
 
 sql_ledger! { PostgresLedger {
     async fn reserve(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
+        // Taken with the begin of the transaction, which saves a round trip.
         let locks = [Lock::Freeze.shared(), key_lock(&wanted.key)];
         let work: Work<_, _> = |tx, wanted| Box::pin(reserve::reserve(tx, wanted));
         self.ask_behind(&locks, Reserve, wanted, work).await

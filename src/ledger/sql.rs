@@ -1,7 +1,5 @@
-//! What both databases do alike: the statements, written once in PostgreSQL's words and run by whatever
-//! is a [`Query`]. SQLite's translates them.
-//!
-//! Reserving, leases and locks stay with each database.
+//! The statements of both databases, written once in PostgreSQL's dialect and run by a [`Query`]; SQLite's
+//! translates them. Leases and locks stay with each database.
 
 pub(super) mod admin;
 pub(super) mod archive;
@@ -9,6 +7,7 @@ pub(super) mod book;
 pub(super) mod counters;
 mod handles;
 pub(super) mod import;
+pub(super) mod reserve;
 pub(super) mod spool;
 pub(super) mod standing;
 pub(super) mod usage;
@@ -61,15 +60,15 @@ impl Keeper {
     }
 }
 
-/// The locks that transactions take where several write.
+/// The locks that transactions take where several processes write.
 ///
-/// Whoever takes several things takes them in this order, so that no two wait for each other: `Freeze`,
-/// a key, the call's row, its place in the unique index, the counters, `Spool`, `Changes`, `Audit`.
+/// A transaction takes them, rows and counters in this order, so that no two wait for each other: `Freeze`, a
+/// key, the call's row, its place in the unique index, the counters, `Spool`, `Changes`, `Audit`.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lock {
-    /// Shared by whoever wants to spend; alone: whoever stops spending.
+    /// Shared by transactions that spend; exclusive for those that stop spending.
     Freeze,
-    /// What may still be put into the spool.
+    /// The room left in the spool.
     Spool,
     /// The feed of changes.
     Changes,
@@ -79,10 +78,12 @@ pub(super) enum Lock {
     Audit,
 }
 
-/// A transaction under way, or a connection to ask on.
+/// A transaction, or a connection for single reads.
 pub(super) trait Query {
     type Error: From<LedgerError>;
-    /// The reason of calls whose owner died. It is searched for, so it does not change.
+    /// No other process writes.
+    const IS_ALONE: bool;
+    /// The reason of calls whose owner died. Statements search for it, so it does not change.
     const OWNER_DIED: &'static str;
     /// Set with each change of a call's state or owner.
     const TOUCH: &'static str;
@@ -92,26 +93,36 @@ pub(super) trait Query {
     const OWN: &'static str;
     /// The owner's column, and its name as `$12`, of a new call.
     const OWNER: [&'static str; 2];
-    /// Tells that what was read under `$2` in `$1` is out of date.
+    /// Adds the key `$2` in `$1` to the feed of changes.
     const TELL: &'static str;
     /// The clock of the database, in microseconds since 1970.
     const NOW: &'static str;
 
+    /// The error of a transaction that meets the work of another one.
+    fn conflict(what: &'static str) -> Self::Error;
     fn keeper(&self) -> &Keeper;
-    /// When the transaction began; nothing outside of one.
+    /// The begin of the transaction; nothing outside of one.
     fn now(&self) -> Timestamp;
-    /// The ledger's clock when the database shows so many microseconds.
+    /// The ledger's clock when the database shows `micros`.
     fn instant(&self, micros: i64) -> Timestamp;
     fn rows(&self, sql: &str, values: &[Value<'_>]) -> impl Future<Output = Result<Vec<Row>, Self::Error>>;
     fn execute(&self, sql: &str, values: &[Value<'_>]) -> impl Future<Output = Result<u64, Self::Error>>;
-    /// Waits for a lock, which goes with the transaction.
-    fn lock(&self, lock: Lock) -> impl Future<Output = Result<(), Self::Error>>;
-    /// Held by whoever decides who buys a key.
-    fn lock_key(&self, key: &CacheKey) -> impl Future<Output = Result<(), Self::Error>>;
-    /// Keeps the text of an answer, which may name a signed URL.
+    /// Rolls the transaction back at its end, whatever is returned.
+    fn undo(&self) {}
+    /// Waits for a lock, which ends with the transaction.
+    async fn lock(&self, _lock: Lock) -> Result<(), Self::Error> {
+        Ok(())
+    }
+    /// Waits for the lock on who buys a key.
+    async fn lock_key(&self, _key: &CacheKey) -> Result<(), Self::Error> {
+        Ok(())
+    }
+    /// Keeps the text of an answer, which may contain a signed URL.
     fn keep_answer(&self, id: CallId, text: &Secret) -> impl Future<Output = Result<(), Self::Error>>;
-    /// Erases it where the row's own columns are not all there is of it.
-    fn erase_answer(&self, id: CallId) -> impl Future<Output = Result<(), Self::Error>>;
+    /// Erases the text of an answer where a change of the row does not.
+    async fn erase_answer(&self, _id: CallId) -> Result<(), Self::Error> {
+        Ok(())
+    }
 
     fn today(&self) -> Windows {
         Windows::at(self.now(), &self.keeper().zone)
@@ -127,7 +138,7 @@ pub(super) trait Query {
     }
 }
 
-/// Something is not in the database as this program writes it.
+/// The error for a value that this program does not write.
 pub(super) fn damaged(what: &str) -> LedgerError {
     LedgerError::Unavailable(format!("the database does not give {what} as it was written"))
 }
@@ -136,13 +147,12 @@ pub(super) fn missing(id: CallId) -> LedgerError {
     LedgerError::Unavailable(format!("the ledger has no call {}", id.0))
 }
 
-/// A number as a database takes it.
 pub(super) fn int(number: u64) -> Result<i64, LedgerError> {
     let too_large = |_| LedgerError::Unavailable(format!("{number} is more than a ledger can count"));
     i64::try_from(number).map_err(too_large)
 }
 
-/// What is given to a statement.
+/// A parameter of a statement.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Value<'v> {
     Int(i64),
@@ -180,7 +190,7 @@ macro_rules! values {
 }
 pub(super) use values;
 
-/// What stands in a column of a row.
+/// A column of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Cell {
     Null,
@@ -189,7 +199,6 @@ pub(super) enum Cell {
     Bytes(Vec<u8>),
 }
 
-/// A row that was read.
 pub(super) struct Row {
     pub(super) columns: Arc<[String]>,
     pub(super) cells: Vec<Cell>,
@@ -197,14 +206,14 @@ pub(super) struct Row {
 
 impl Row {
     /// # Errors
-    /// [`LedgerError::Unavailable`] when there is no such column, or something else stands in it.
+    /// [`LedgerError::Unavailable`] when there is no such column, or it has another type.
     pub(super) fn get<T: FromCell>(&self, column: &str) -> Result<T, LedgerError> {
         let cell = self.columns.iter().position(|name| name == column).and_then(|at| self.cells.get(at));
         cell.and_then(T::from_cell).ok_or_else(|| damaged(column))
     }
 }
 
-/// Reads fields from the columns of their names, and gives others their values.
+/// Makes a struct of the columns that are named as its fields, and of other values.
 macro_rules! read {
     ($row:expr => $into:ident { $($field:ident),* $(; $($other:ident: $value:expr),*)? $(,)? }) => {
         $into { $($field: $row.get(stringify!($field))?,)* $($($other: $value),*)? }
@@ -212,7 +221,6 @@ macro_rules! read {
 }
 use read;
 
-/// What can be read from a [`Cell`].
 pub(super) trait FromCell: Sized {
     fn from_cell(cell: &Cell) -> Option<Self>;
 }
@@ -277,7 +285,6 @@ fn record(row: &Row) -> Result<Record, LedgerError> {
     }))
 }
 
-/// Reads each row.
 fn each<T>(rows: &[Row], read: impl Fn(&Row) -> Result<T, LedgerError>) -> Result<Vec<T>, LedgerError> {
     rows.iter().map(read).collect()
 }

@@ -1,21 +1,19 @@
 //! The ledger of one machine: a SQLite file, written by one thread.
 //!
-//! The thread takes whatever writes have queued up, runs each in a savepoint of one transaction,
-//! and answers all of them after one durable commit (WAL, `synchronous = FULL`): group commit.
-//! Reads go through a second thread with its own connection and never wait for a disk flush; reports,
-//! which read much, through a third.
+//! The thread runs all queued writes in savepoints of one transaction and answers them after one durable
+//! commit (WAL, `synchronous = FULL`): group commit. Reads have a thread and a connection of their own and
+//! never wait for a disk flush; large reads have another.
 //!
-//! Signed result URLs rest in `answered` rows only. When such a row ends, its text is overwritten
-//! (`secure_delete`) and the write-ahead log, which still has the old page, is truncated as soon as
-//! the thread is idle, and at every start. `secure_delete` does not reach the copies that SQLite
-//! leaves behind when it moves rows from page to page; so the text begins a whole page into its row,
-//! where it lies on pages of its own, which are never moved, and wiped when they are given up.
+//! Signed result URLs are in `answered` rows only. When that state ends, the text is overwritten
+//! (`secure_delete`), and the write-ahead log, which still has the old page, is truncated as soon as the
+//! thread is idle, and at every start. `secure_delete` does not reach the copies that SQLite leaves behind
+//! when it moves rows between pages; so the text begins a whole page into its row, on overflow pages of its
+//! own, which are never moved, and are wiped when they are freed.
 //!
-//! The file does not shrink: what the spool has taken is used again by it and by everything else.
+//! The file does not shrink: freed pages are used again.
 
 mod health;
 mod query;
-mod reserve;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -35,13 +33,13 @@ use super::{CallState, Leases, LedgerError, LedgerObserver, LedgerOp, observed};
 use crate::base::clock::Clock;
 use crate::base::disk;
 
-/// Bytes that may wait in the spool, unless [`SqliteLedger::with_spool_max`] says otherwise.
+/// The default of [`SqliteLedger::with_spool_max`].
 const SPOOL_MAX: u64 = 2 << 30;
 
 /// Bytes of a page of the file, and of the padding before the text of an answer.
 const PAGE_SIZE: u32 = 4096;
 
-/// What is left of the calls of dead owners, once they are settled.
+/// Reads the calls that are still open after a recovery.
 const UNFINISHED: &str = "SELECT id, namespace, key, generation, team, credits, image, width, height, answered_at, \
                           substr(answer, 4097) AS text FROM calls WHERE state = 'answered' ORDER BY id";
 
@@ -57,25 +55,22 @@ pub struct SqliteLedger {
 }
 
 impl SqliteLedger {
-    /// Opens or creates the file, and brings its layout up to date.
-    ///
-    /// Budgets' days and months are those of `zone`, by `clock`.
+    /// Opens or creates the file, and migrates its layout. Days and months are those of `zone`, by `clock`.
     ///
     /// # Errors
-    /// [`LedgerError`] when the file cannot be opened, or is of a newer program.
+    /// The file cannot be opened, or is of a newer program.
     pub fn open(file: &Path, clock: Clock, zone: TimeZone) -> Result<Self, LedgerError> {
         make_private(file)
             .map_err(|error| LedgerError::Unavailable(format!("it cannot be made private: {error}")))?;
         let writable = connect(file)?;
         schema::migrate(&writable)?;
-        // After a kill the log may still have the page of an answer that has ended since.
+        // After a kill the log may still have the text of an ended answer.
         let log_has_secrets = !worker::scrub_log(&writable);
-        let readable = connect(file)?;
-        readable.pragma_update(None, "query_only", true)?;
-        let reported = connect(file)?;
-        reported.pragma_update(None, "query_only", true)?;
-        let checked = connect(file)?;
-        checked.pragma_update(None, "query_only", true)?;
+        let readable = || {
+            let connection = connect(file)?;
+            connection.pragma_update(None, "query_only", true)?;
+            Ok::<_, LedgerError>(connection)
+        };
         Ok(Self {
             writer: Worker::spawn(
                 "ledger-write",
@@ -84,22 +79,21 @@ impl SqliteLedger {
                 worker::GROUP,
                 log_has_secrets,
             ),
-            reader: Worker::spawn("ledger-read", readable, "BEGIN", 1, false),
-            reporter: Worker::spawn("ledger-report", reported, "BEGIN", 1, false),
-            health: Health::check(checked),
+            reader: Worker::spawn("ledger-read", readable()?, "BEGIN", 1, false),
+            reporter: Worker::spawn("ledger-report", readable()?, "BEGIN", 1, false),
+            health: Health::check(readable()?),
             clock,
             keeper: Arc::new(Keeper::new(String::new(), SPOOL_MAX, zone)),
             observer: None,
         })
     }
 
-    /// Lets at most so many bytes of results wait in the spool; the default is 2 GiB.
+    /// Limits the bytes in the spool; the default is 2 GiB.
     #[must_use]
     pub fn with_spool_max(self, bytes: u64) -> Self {
         Self { keeper: Arc::new(Keeper::new(String::new(), bytes, self.keeper.zone.clone())), ..self }
     }
 
-    /// Lets `observer` see each operation.
     #[must_use]
     pub(crate) fn with_observer(self, observer: Arc<dyn LedgerObserver>) -> Self {
         Self { observer: Some(observer), ..self }
@@ -159,7 +153,7 @@ fn connect(file: &Path) -> Result<Connection, LedgerError> {
     Ok(connection)
 }
 
-/// Shuts other users out of the ledger; SQLite gives what it makes beside it the same rights.
+/// Takes the rights of other users away. SQLite gives new files beside the ledger the same mode.
 fn make_private(file: &Path) -> std::io::Result<()> {
     disk::create_private(file)?;
     ["-wal", "-shm"].iter().try_for_each(|suffix| {

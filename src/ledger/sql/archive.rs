@@ -1,4 +1,4 @@
-//! The row that says which archive this ledger belongs to, and how many of its records it knows.
+//! The one row of the archive that this ledger belongs to.
 
 use super::{Query, values};
 use crate::base::archive::{ArchiveId, Import, Membership};

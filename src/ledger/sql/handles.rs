@@ -1,4 +1,5 @@
-//! The traits of a ledger over the shared statements: one line per operation, written once for both databases.
+//! The traits of a ledger over the shared statements: one line per operation, written once for both
+//! databases.
 
 /// Implements a trait of a ledger. Each method names its operation, what it gives to the statement, and
 /// the statement. Methods that a database writes itself follow behind `own`.
@@ -38,7 +39,7 @@ macro_rules! sql_ledger {
             use $crate::ledger::budget::{Budget, Scope, Used};
             use $crate::ledger::spool::{SpoolUsage, Spooled};
             use $crate::ledger::sql::statements;
-            use $crate::ledger::sql::{self, admin, archive, book, counters, import, spool, usage};
+            use $crate::ledger::sql::{self, admin, archive, book, counters, import, reserve, spool, usage};
             use $crate::ledger::usage::*;
             use $crate::ledger::*;
 

@@ -1,4 +1,4 @@
-//! Records of the store that become rows, and rows whose owner died.
+//! Imported records, and orphans.
 
 use super::counters::tell;
 use super::{Query, each, int, read, values};
@@ -8,7 +8,6 @@ use crate::ledger::Orphan;
 use crate::ledger::budget::Windows;
 use crate::ledger::rules::{self, ImportStanding};
 
-/// What is known about a record of the store, at one instant.
 pub(super) async fn standing<Q: Query>(q: &Q, record: &Record) -> Result<ImportStanding, Q::Error> {
     let sql = "SELECT (SELECT generation FROM granary.purged WHERE namespace = $1 AND key = $2) AS purged, \
                EXISTS (SELECT FROM granary.calls WHERE namespace = $1 AND key = $2 \
@@ -26,7 +25,7 @@ pub(super) async fn standing<Q: Query>(q: &Q, record: &Record) -> Result<ImportS
     Ok(read!(row => ImportStanding { purged, has_purchase, is_lost, orphan }))
 }
 
-/// Adds a row that costs nothing, unless another one holds the key.
+/// Adds an unpaid row, unless another one holds the key.
 pub(super) async fn add<Q: Query>(q: &Q, record: &Record) -> Result<(), Q::Error> {
     let windows = Windows::at(record.stored_at, &q.keeper().zone);
     let sql = "INSERT INTO granary.calls (namespace, key, generation, state, adopted, team, credits, day, month, \
@@ -46,7 +45,6 @@ pub(super) async fn add<Q: Query>(q: &Q, record: &Record) -> Result<(), Q::Error
     Ok(())
 }
 
-/// Whether the import is complete and no call of the key is an orphan.
 pub(crate) async fn knows_all_of<Q: Query>(q: &Q, namespace: &str, key: CacheKey) -> Result<bool, Q::Error> {
     let sql = "SELECT EXISTS (SELECT FROM granary.archive WHERE complete) \
                AND NOT EXISTS (SELECT FROM granary.calls WHERE namespace = $1 AND key = $2 \

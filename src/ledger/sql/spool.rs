@@ -1,7 +1,5 @@
-//! Results that wait for the store, beside the rows that paid for them.
-//!
-//! Each row has a copy of its own, also where two results are equal, so that removing one never takes
-//! the other's.
+//! The spool table. Each call has its own copy of the bytes, even of equal results, so that removing one
+//! keeps the others.
 
 use std::time::Duration;
 
@@ -28,7 +26,7 @@ pub(crate) async fn check_room<Q: Query>(q: &Q) -> Result<(), Q::Error> {
     Ok(rules::has_room(room, row.get("bytes")?, others)?)
 }
 
-/// Puts a result in, unless that is too much. One at a time up to the commit.
+/// Adds a result if there is room for it. The lock is held until the commit.
 pub(super) async fn insert<Q: Query>(
     q: &Q,
     id: CallId,
@@ -68,7 +66,7 @@ pub(crate) async fn list<Q: Query>(q: &Q, after: u64, limit: usize) -> Result<Ve
     Ok(each(&rows, |row| Ok(read!(row => Spooled { position, id; record: record(row)? })))?)
 }
 
-/// Takes a result out; the row leaves the key to `standing` when that is another purchase.
+/// Removes a result; its row leaves the key to `standing` when that is of another purchase.
 pub(crate) async fn remove<Q: Query>(q: &Q, id: CallId, standing: &Record) -> Result<(), Q::Error> {
     let sql = format!("SELECT {RECORD} FROM granary.calls c WHERE c.id = $1 FOR UPDATE");
     let Some(row) = q.row(&sql, values![id]).await? else { return Ok(()) };

@@ -8,14 +8,14 @@ use super::{Query, Row, Value, each, int, places, read, values};
 use crate::ledger::usage::{Adjustment, Count, DayUsage, Figures, Served, ServedBatch, TeamMonth};
 use crate::ledger::{LedgerError, rules};
 
-/// Batches of a process that has booked none for so many days are forgotten: it is gone.
+/// The last batch of a process is remembered for this long.
 const BATCH_MEMORY_DAYS: i64 = 30;
 /// Day, team, cause and payer.
 type Line<'l> = (String, &'l str, &'l str, &'l str);
 /// Lines of a batch in one statement.
 const LINES: usize = 100;
 
-/// All of it is in the index by day: of a million rows none is read.
+/// Reads the index by day only.
 pub(crate) const PAID: &str = "SELECT day, team, state, count(*) AS number, sum(credits)::bigint AS credits FROM granary.calls \
      WHERE NOT adopted AND day BETWEEN $1 AND $2 GROUP BY day, team, state";
 
@@ -28,8 +28,8 @@ pub(crate) async fn book_served<Q: Query>(q: &Q, batch: &ServedBatch) -> Result<
     if q.execute(sql, values![&process, int(batch.number)?, &today.day]).await? == 0 {
         return Ok(());
     }
-    // Two that were served on different days may be booked on the same one. Processes add to the same
-    // rows; all take them in the same order, so that no two wait for each other.
+    // Lines of different days may be booked on the same one. All processes lock the rows in the same order,
+    // so that no two wait for each other.
     let mut sums: BTreeMap<Line<'_>, Count> = BTreeMap::new();
     for Served { day, team, cause, payer, count } in batch.bookable() {
         let day = rules::served_on(*day, &today);
@@ -68,7 +68,7 @@ async fn add_served<Q: Query>(q: &Q, lines: &[(&Line<'_>, &Count)]) -> Result<()
     Ok(())
 }
 
-/// Once in the life of each process is enough. A row that somebody has in hand is left to the next.
+/// Runs once in the life of each process; a locked row is left to the next one.
 async fn forget_batches<Q: Query>(q: &Q, today: &str) -> Result<(), Q::Error> {
     let Some(oldest) = today.parse::<Date>().ok().and_then(|today| {
         let memory = jiff::Span::new().try_days(BATCH_MEMORY_DAYS).ok()?;
@@ -94,7 +94,7 @@ pub(crate) async fn usage<Q: Query>(q: &Q, from: Date, to: Date) -> Result<Vec<D
         *all.entry(place(row)?).or_default().calls_mut(row.get("state")?) += count(row)?;
     }
 
-    // Where a month was closed, its calls count as what they were then: before their first adjustment.
+    // Calls of closed months count by their state before the first adjustment.
     let changed = "SELECT first.call_day AS day, first.team, c.state, c.credits, first.from_state \
                    FROM granary.adjustments AS first JOIN granary.calls c ON c.id = first.call \
                    WHERE first.is_first AND first.call_day BETWEEN $1 AND $2";

@@ -21,13 +21,13 @@ use tempfile::TempDir;
 use super::query::{Db, run, translated};
 use super::schema::{MIGRATIONS, migrate};
 use super::worker::Worker;
-use super::{SqliteLedger, connect, reserve};
+use super::{SqliteLedger, connect};
 use crate::base::archive::{ArchiveId, Import};
 use crate::base::clock::Clock;
 use crate::base::secret::Secret;
 use crate::ledger::admin::{Actor, CallFilter, LedgerAdmin, Purge, Settlement};
 use crate::ledger::budget::{Budget, Scope, Window};
-use crate::ledger::sql::{Keeper, admin, book, usage};
+use crate::ledger::sql::{Keeper, admin, book, reserve, usage};
 use crate::ledger::{
     ArchiveIndex, Booking, CallId, CallState, Calls, LedgerError, LedgerOp, Permit, Queries, Reservation,
     Reserved, SpoolTable, StateTotal, Won,
@@ -118,6 +118,8 @@ impl Rig {
         let directory = tempfile::tempdir().unwrap();
         let clock = TurnableClock::at("2026-11-22T09:00:00Z");
         let ledger = Arc::new(reopen(directory.path(), &clock));
+        // Else a reservation outside of a runtime would start a timer.
+        wait(ledger.health.is_sound()).unwrap();
         Self { ledger, clock, directory }
     }
 

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::limits::CHANGE;
-use super::super::lock::key_lock;
+use super::super::pool::CHANGE;
+use super::super::query::key_lock;
 use super::*;
 use crate::ledger::admin::Actor;
 use crate::ledger::budget::Scope;
-use crate::ledger::sql::Lock;
+use crate::ledger::sql::{Lock, Query as _};
 use crate::ledger::{Booking, CallId, LedgerError, Reservation, Reserved};
 use crate::testing::ledger_contract::{Bench, answer, picture, record, stored};
 
@@ -135,7 +135,7 @@ fn a_process_that_stands_still_in_a_transaction_stops_the_others_for_seconds_onl
             .run(Some(CHANGE), &[Lock::Freeze.exclusive()], move |tx| {
                 let holds = holds.clone();
                 async move {
-                    tx.query("UPDATE granary.spent SET credits = credits", &[]).await?;
+                    tx.execute("UPDATE granary.spent SET credits = credits", &[]).await?;
                     let _ = holds.send(());
                     // As under SIGSTOP: not one of its timers runs.
                     std::thread::sleep(PATIENCE * 4);

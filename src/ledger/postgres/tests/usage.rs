@@ -9,11 +9,11 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::super::connect::{self, Connection, Tls};
-use super::super::limits::REPORT;
+use super::super::pool::REPORT;
 use super::super::schema;
 use super::*;
 use crate::base::outcome::SavingCause;
-use crate::ledger::sql::{admin, usage};
+use crate::ledger::sql::{Query as _, admin, usage};
 use crate::ledger::usage::{Count, Payer, Served, ServedBatch, UsageBook};
 use crate::ledger::{CallId, CallState};
 use crate::testing::ledger_contract::{Bench, failed, picture};
@@ -79,12 +79,12 @@ async fn all_statements_of_a_report_see_the_same_instant_and_change_nothing() {
             async move {
                 let mut counted = Vec::new();
                 for _ in 0..2 {
-                    let rows = tx.query("SELECT count(*) FROM granary.calls", &[]).await?;
-                    counted.push(rows[0].try_get::<_, i64>(0)?);
+                    let rows = tx.rows("SELECT count(*) FROM granary.calls", &[]).await?;
+                    counted.push(rows[0].get::<i64>("count")?);
                     let _ = first_is_read.try_send(());
                     let _ = may.lock().await.recv().await;
                 }
-                assert!(tx.change("DELETE FROM granary.calls", &[]).await.is_err());
+                assert!(tx.execute("DELETE FROM granary.calls", &[]).await.is_err());
                 Ok(counted)
             }
         });
