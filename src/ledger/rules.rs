@@ -150,7 +150,7 @@ pub(crate) struct Change {
     pub(crate) counted: i64,
     pub(crate) counts_refused: bool,
     /// Other processes may have an earlier generation in memory.
-    pub(crate) is_told: bool,
+    pub(crate) invalidates: bool,
 }
 
 /// Applies a booking to a call in state `from`, whoever owns it; `None` when it is booked already.
@@ -179,16 +179,16 @@ pub(crate) fn apply(
         Booking::Stored { holds_key, .. } => Some(!holds_key || held_by_another),
         _ => None,
     };
-    let is_told = match booking {
-        Booking::Stored { record, .. } | Booking::Spooled { record, .. } => is_told(record),
+    let invalidates = match booking {
+        Booking::Stored { record, .. } | Booking::Spooled { record, .. } => invalidates(record),
         _ => false,
     };
     let counts_refused = matches!(booking, Booking::Refused { for_order: true, .. });
-    Ok(Some(Change { to, late, counted: counted(from, to), counts_refused, is_told }))
+    Ok(Some(Change { to, late, counted: counted(from, to), counts_refused, invalidates }))
 }
 
 /// Returns true when a result replaces what other processes may have in memory.
-pub(crate) fn is_told(record: &Record) -> bool {
+pub(crate) fn invalidates(record: &Record) -> bool {
     record.generation > 0
 }
 

@@ -90,7 +90,7 @@ impl Spool {
         self.is_away.store(is_away, Ordering::Relaxed);
     }
 
-    /// Fails at once while the copier retries: nobody else waits for the store.
+    /// Fails at once while the copier retries, so that requests do not wait for the store.
     fn check_not_away(&self) -> Result<(), StoreError> {
         if self.is_away.load(Ordering::Relaxed) {
             return Err(StoreError::Unavailable(

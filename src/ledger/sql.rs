@@ -6,7 +6,6 @@ pub(super) mod archive;
 pub(super) mod book;
 pub(super) mod counters;
 mod handles;
-pub(super) mod import;
 pub(super) mod reserve;
 pub(super) mod spool;
 pub(super) mod standing;
@@ -94,7 +93,7 @@ pub(super) trait Query {
     /// The owner's column, and its name as `$12`, of a new call.
     const OWNER: [&'static str; 2];
     /// Adds the key `$2` in `$1` to the feed of changes.
-    const TELL: &'static str;
+    const ADD_CHANGE: &'static str;
     /// The clock of the database, in microseconds since 1970.
     const NOW: &'static str;
 

@@ -30,7 +30,7 @@ words! {
 }
 
 impl CallState {
-    /// Returns true when nobody else may buy the key.
+    /// Returns true when no other call may buy the key.
     pub fn holds_key(self) -> bool {
         matches!(self, Self::Reserved | Self::Sent | Self::Answered | Self::Stored)
     }

@@ -152,7 +152,7 @@ impl Pool {
     }
 }
 
-fn left_alone() -> LedgerError {
+fn breaker_open() -> LedgerError {
     LedgerError::Unavailable("the database does not answer; it is probed every second".to_owned())
 }
 
@@ -179,7 +179,7 @@ impl Inner {
         operation: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, LedgerError> {
         if self.breaker.is_open() {
-            return Err(left_alone());
+            return Err(breaker_open());
         }
         let permit = timeout(QUEUE, self.permits.acquire()).await;
         let Ok(Ok(_permit)) = permit else {
@@ -189,7 +189,7 @@ impl Inner {
         let error = match self.breaker.call(self.limits.operation, operation, Failure::is_of_connection).await
         {
             Ok(value) => return Ok(value),
-            Err(CallError::Open) => return Err(left_alone()),
+            Err(CallError::Open) => return Err(breaker_open()),
             Err(CallError::TimedOut) => self.limits.silent(),
             Err(CallError::Failed(failure)) if !failure.is_of_connection() => {
                 return Err(failure.into_ledger_error());

@@ -73,7 +73,7 @@ impl Query for Tx {
     const IS_OURS: &'static str = "owner = $2";
     const OWN: &'static str = ", owner = $6";
     const OWNER: [&'static str; 2] = [", owner", ", $12"];
-    const TELL: &'static str = "INSERT INTO granary.changes (namespace, key, position) \
+    const ADD_CHANGE: &'static str = "INSERT INTO granary.changes (namespace, key, position) \
                                 VALUES ($1, $2, nextval('granary.change_positions')) \
                                 ON CONFLICT (namespace, key) DO UPDATE SET position = excluded.position";
     const NOW: &'static str = NOW;

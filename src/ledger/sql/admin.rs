@@ -1,7 +1,7 @@
 //! Reads and changes of operators; each change adds a line to the audit. The text of an answer is never read.
 
 use super::book::{self, CallRow};
-use super::counters::{self, adjust, count, tell};
+use super::counters::{self, add_change, adjust, count};
 use super::standing::generations;
 use super::{Lock, Query, Row, Value, each, int, read, values};
 use crate::base::key::CacheKey;
@@ -43,7 +43,7 @@ pub(crate) async fn purge<Q: Query>(
         let sql = "INSERT INTO granary.purged (namespace, key, generation) VALUES ($1, $2, $3) \
                    ON CONFLICT (namespace, key) DO UPDATE SET generation = excluded.generation";
         q.execute(sql, values![namespace, &key, int(generation)?]).await?;
-        tell(q, namespace, key).await?;
+        add_change(q, namespace, key).await?;
         let detail = format!("{namespace}, up to generation {generation}");
         note(q, by, Action::Purge, &key.to_string(), &detail).await?;
     }

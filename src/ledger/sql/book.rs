@@ -1,7 +1,7 @@
 //! Bookings: each is one transaction on the call's own row, whoever owns it.
 
-use super::counters::{Counters, adjust, count, count_refused, tell};
-use super::{Query, Row, each, import, int, missing, read, spool, values};
+use super::counters::{Counters, add_change, adjust, count, count_refused};
+use super::{Query, Row, archive, each, int, missing, read, spool, values};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
 use crate::base::record::Record;
@@ -94,8 +94,8 @@ pub(crate) async fn book<Q: Query>(q: &Q, id: CallId, booking: &Booking) -> Resu
     if change.counts_refused {
         count_refused(q, &row.team, &row.day, row.credits).await?;
     }
-    if change.is_told {
-        tell(q, &row.namespace, row.key).await?;
+    if change.invalidates {
+        add_change(q, &row.namespace, row.key).await?;
     }
     adjust(q, id, &row.month, row.state, change.to).await
 }
@@ -167,12 +167,12 @@ pub(crate) async fn lose<Q: Query>(q: &Q, lost: &Record) -> Result<(), Q::Error>
 }
 
 pub(crate) async fn import_record<Q: Query>(q: &Q, record: &Record) -> Result<(), Q::Error> {
-    match rules::import(record.generation, import::standing(q, record).await?) {
+    match rules::import(record.generation, archive::standing(q, record).await?) {
         Imported::Settles(id) => {
             let record = Box::new(record.clone());
             book(q, id, &Booking::Stored { record, holds_key: true }).await
         }
-        Imported::Added => import::add(q, record).await,
+        Imported::Added => archive::add(q, record).await,
         Imported::Ignored => Ok(()),
     }
 }

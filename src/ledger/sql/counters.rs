@@ -112,10 +112,10 @@ pub(crate) async fn set_frozen<Q: Query>(q: &Q, scope: &Scope, freeze: bool) -> 
 }
 
 /// Adds a key to the feed of changes.
-pub(super) async fn tell<Q: Query>(q: &Q, namespace: &str, key: CacheKey) -> Result<(), Q::Error> {
+pub(super) async fn add_change<Q: Query>(q: &Q, namespace: &str, key: CacheKey) -> Result<(), Q::Error> {
     // Until the commit, so that positions appear in their order.
     q.lock(Lock::Changes).await?;
-    q.execute(Q::TELL, values![namespace, &key]).await?;
+    q.execute(Q::ADD_CHANGE, values![namespace, &key]).await?;
     Ok(())
 }
 

@@ -39,7 +39,7 @@ macro_rules! sql_ledger {
             use $crate::ledger::budget::{Budget, Scope, Used};
             use $crate::ledger::spool::{SpoolUsage, Spooled};
             use $crate::ledger::sql::statements;
-            use $crate::ledger::sql::{self, admin, archive, book, counters, import, reserve, spool, usage};
+            use $crate::ledger::sql::{self, admin, archive, book, counters, reserve, spool, usage};
             use $crate::ledger::usage::*;
             use $crate::ledger::*;
 
@@ -74,7 +74,7 @@ macro_rules! sql_ledger {
             } }
 
             statements! { impl ArchiveIndex for $ledger {
-                fn archive() -> Option<Membership> { Read, () => |q, ()| archive::read(q) }
+                fn archive() -> Option<Membership> { Read, () => |q, ()| archive::membership(q) }
                 fn begin_archive(id: ArchiveId) -> Membership { Write, id => |q, id| archive::begin(q, *id) }
                 fn settle_archive(id: ArchiveId) -> () { Write, id => |q, id| archive::settle(q, *id) }
                 fn note_import(id: ArchiveId, import: Import) -> () {
@@ -85,9 +85,9 @@ macro_rules! sql_ledger {
                 }
                 fn lose(record: &Record) -> () { Write, record.clone() => |q, record| book::lose(q, record) }
                 fn knows_all_of(namespace: &str, key: CacheKey) -> bool {
-                    Read, (namespace.to_owned(), key) => |q, (of, key)| import::knows_all_of(q, of, *key)
+                    Read, (namespace.to_owned(), key) => |q, (of, key)| archive::knows_all_of(q, of, *key)
                 }
-                fn orphans() -> Vec<Orphan> { Read, () => |q, ()| import::orphans(q) }
+                fn orphans() -> Vec<Orphan> { Read, () => |q, ()| archive::orphans(q) }
             } }
 
             statements! { impl Queries for $ledger {

@@ -6,8 +6,8 @@ use crate::ledger::budget::Windows;
 use crate::ledger::rules::{self, Decision};
 use crate::ledger::{Reservation, Reserved, Won};
 
-/// Where several processes write, the locks on spending and on the key are held: nobody else inserts a row
-/// after the key was read, and a freeze is exact from its commit.
+/// Where several processes write, the locks on spending and on the key are held: no other process inserts a
+/// row after the key was read, and a freeze is exact from its commit.
 pub(crate) async fn reserve<Q: Query>(q: &Q, wanted: &Reservation) -> Result<Reserved, Q::Error> {
     let (found, now) = standing::of_key(q, wanted).await?;
     let generation = match rules::decide(found, wanted, now) {

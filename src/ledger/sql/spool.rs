@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Lock, Query, RECORD, each, import, int, read, record, values};
+use super::{Lock, Query, RECORD, archive, each, int, read, record, values};
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::ledger::rules::{self, Imported};
@@ -80,9 +80,9 @@ pub(crate) async fn remove<Q: Query>(q: &Q, id: CallId, standing: &Record) -> Re
         return Ok(());
     }
     q.execute("UPDATE granary.calls SET late = true WHERE id = $1", values![id]).await?;
-    let known = rules::ImportStanding { orphan: None, ..import::standing(q, standing).await? };
+    let known = rules::ImportStanding { orphan: None, ..archive::standing(q, standing).await? };
     if rules::import(standing.generation, known) == Imported::Added {
-        import::add(q, standing).await?;
+        archive::add(q, standing).await?;
     }
     Ok(())
 }

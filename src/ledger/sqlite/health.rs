@@ -1,6 +1,6 @@
 //! Whether the file is sound: nothing is reserved before that is known.
 //!
-//! Damage where nobody looks before the end of a purchase would make that purchase impossible to book. So the
+//! Damage that is found only at the end of a purchase would make it impossible to book. So the
 //! whole file is read once after the start (`quick_check`) over a connection of its own; hits do not wait for
 //! it. Damage that is met later is reported here too.
 

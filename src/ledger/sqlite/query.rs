@@ -115,7 +115,7 @@ impl Query for Db<'_> {
     const IS_OURS: &'static str = "true";
     const OWN: &'static str = "";
     const OWNER: [&'static str; 2] = ["", ""];
-    const TELL: &'static str = "INSERT INTO granary.changes (namespace, key) VALUES ($1, $2)";
+    const ADD_CHANGE: &'static str = "INSERT INTO granary.changes (namespace, key) VALUES ($1, $2)";
     const NOW: &'static str = "0";
 
     fn conflict(what: &'static str) -> LedgerError {

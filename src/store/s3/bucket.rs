@@ -109,7 +109,7 @@ impl Bucket {
     }
 
     /// Returns true while the breaker is open.
-    pub(super) fn is_left_alone(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.breaker.is_open()
     }
 
@@ -244,7 +244,7 @@ impl Bucket {
     /// A turn to read a body into memory.
     async fn turn(&self, kind: Kind, name: &str) -> Result<OwnedSemaphorePermit, StoreError> {
         if self.breaker.is_open() {
-            return Err(left_alone("read", name));
+            return Err(breaker_open("read", name));
         }
         let turns = match kind {
             Kind::Metadata => &self.metadata_reads,
@@ -271,7 +271,7 @@ impl Bucket {
             |why: &str| StoreError::Unavailable(format!("cannot {doing} {name} in the bucket: {why}"));
         match called.await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(CallError::Open)) => Err(left_alone(doing, name)),
+            Ok(Err(CallError::Open)) => Err(breaker_open(doing, name)),
             Ok(Err(CallError::TimedOut)) => Err(unavailable(&format!("it did not answer within {limit:?}"))),
             Ok(Err(CallError::Failed(failure))) => Err(failure.of(doing, name)),
             Err(_) => Err(unavailable("the call broke off")),
@@ -280,7 +280,7 @@ impl Bucket {
 }
 
 /// The error of a call that was not made because the breaker is open.
-fn left_alone(doing: &str, name: &str) -> StoreError {
+fn breaker_open(doing: &str, name: &str) -> StoreError {
     StoreError::Unavailable(format!(
         "cannot {doing} {name}: the bucket does not answer; it is probed every second"
     ))

@@ -58,7 +58,7 @@ impl Room {
     }
 
     pub(super) async fn check(&self, bucket: &Bucket) -> Result<(), StoreError> {
-        if bucket.is_left_alone() {
+        if bucket.is_open() {
             return Err(StoreError::Unavailable(
                 "the bucket does not answer; it is probed every second".into(),
             ));

@@ -24,7 +24,7 @@ async fn an_overwhelmed_bucket_is_asked_three_times() {
 /// Waits, without asking the store for anything, until its breaker has closed.
 async fn heals(store: &S3Store) {
     let begun = Instant::now();
-    while store.bucket.is_left_alone() {
+    while store.bucket.is_open() {
         assert!(begun.elapsed() < Duration::from_secs(5), "the probe does not find the bucket");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -32,7 +32,7 @@ async fn heals(store: &S3Store) {
 
 /// Asserts that a call fails without being sent.
 async fn fails_at_once(store: &S3Store, name: ObjectName) {
-    assert!(store.bucket.is_left_alone());
+    assert!(store.bucket.is_open());
     let begun = Instant::now();
     for _ in 0..500 {
         assert!(is_away(store.object(name).await) && is_away(store.check_room().await));
