@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, Unit, ZonedDateTime};
+use jiff::{Timestamp, Unit};
 
 use crate::base::words::words;
 
@@ -90,9 +90,7 @@ impl Windows {
         let local = now.to_zoned_datetime(zone.clone());
         let first_of_month = local.date().first_of_month();
         let start_of = |date: jiff::civil::Date| {
-            date.to_zoned_datetime(zone.clone())
-                .map(|start: ZonedDateTime| start.timestamp())
-                .unwrap_or(Timestamp::MAX)
+            date.to_zoned_datetime(zone.clone()).map_or(Timestamp::MAX, |start| start.timestamp())
         };
         Self {
             day: local.strftime("%Y-%m-%d").to_string(),

@@ -157,13 +157,11 @@ impl Figures {
 
 impl AddAssign<&Figures> for Figures {
     fn add_assign(&mut self, other: &Figures) {
-        for state in CallState::ALL {
-            *self.calls_mut(state) += other.calls(state);
+        for (sum, more) in self.calls.iter_mut().zip(other.calls) {
+            *sum += more;
         }
-        for cause in SavingCause::ALL {
-            for payer in Payer::ALL {
-                *self.served_mut(cause, payer) += other.served(cause, payer);
-            }
+        for (sum, more) in self.served.as_flattened_mut().iter_mut().zip(other.served.as_flattened()) {
+            *sum += *more;
         }
         self.adjusted = self.adjusted.saturating_add(other.adjusted);
     }

@@ -50,7 +50,7 @@ impl Failure {
         Self { status: None, code: String::new(), text: "its answer was cut off".to_owned() }
     }
 
-    /// Returns true when there was no answer, or an overloaded store's.
+    /// Returns true without an answer, and for 429 and 5xx but that of a full store.
     pub(super) fn is_outage(&self) -> bool {
         !self.is_full() && self.status.is_none_or(|status| status >= 500 || status == 429)
     }

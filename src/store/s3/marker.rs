@@ -1,12 +1,9 @@
 //! The archive's marker in a bucket.
 
 use super::bucket::{Bucket, Condition, Headers, Kind, Written};
-use super::records::pause;
+use super::records::{TRIES, pause};
 use crate::base::archive::ArchiveId;
 use crate::store::{MARKER, MAX_MARKER_BYTES, StoreError, archive_of};
-
-/// The most tries of a write that meets another one.
-const TRIES: u32 = 5;
 
 const HEADERS: Headers = Headers { content_type: "text/plain", cache_control: "private, no-cache" };
 

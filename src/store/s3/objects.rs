@@ -3,14 +3,11 @@
 use bytes::Bytes;
 
 use super::bucket::{Bucket, Condition, Headers, Kind, Written};
-use super::records::pause;
+use super::records::{TRIES, pause};
 use crate::base::crash::crash_point;
 use crate::base::picture::ObjectName;
 use crate::base::record::MAX_OBJECT_BYTES;
 use crate::store::{StoreError, check_object, is_object};
-
-/// The most tries of a write that meets another one.
-const TRIES: u32 = 5;
 
 /// For a static server in front of the bucket; the same as of our own routes.
 const CACHE_CONTROL: &str = "public, max-age=31536000, immutable";

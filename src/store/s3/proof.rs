@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::bucket::{ABSENT, Bucket, Condition, Deleted, Headers, Kind, Written};
-use super::records::pause;
+use super::records::{TRIES, pause};
 use crate::store::StoreError;
 
 /// Always the same, so that a policy can name it.
@@ -22,9 +22,6 @@ const HEADERS: Headers = Headers { content_type: "text/plain", cache_control: "n
 const NO_STATE: &str = "\"00000000000000000000000000000000\"";
 
 const MAX_BYTES: u64 = 1 << 10;
-
-/// The most tries of a step that another process may disturb.
-const TRIES: u32 = 5;
 
 /// How long one write proves that the next is possible: less than a miss takes.
 const PROOF_HOLDS: Duration = Duration::from_secs(5);

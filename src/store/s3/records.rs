@@ -11,8 +11,8 @@ use crate::base::random;
 use crate::base::record::{RECORDS, Record};
 use crate::store::{MAX_RECORD_BYTES, RecordPage, StoreError};
 
-/// The most tries of a write that loses against other processes.
-const TRIES: u32 = 5;
+/// The most tries of a write that meets those of others.
+pub(super) const TRIES: u32 = 5;
 
 /// They name teams, and change with the generation.
 const HEADERS: Headers = Headers { content_type: "application/json", cache_control: "private, no-cache" };
