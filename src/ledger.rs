@@ -1,14 +1,12 @@
-//! The seam to the book of all paid calls: trait [`Ledger`] of five small ones, and what stands in it.
+//! The seam to the journal of all paid calls: trait [`Ledger`] of five small ones, and its rows.
 //!
-//! One row per call is at once the budget reservation, the lock on its key, the journal, the bill
-//! and the index of what is stored. A state changes only along [`Booking`]s, each of which is one
-//! durable transaction: when a method has returned `Ok`, the change survives a crash.
+//! One row per call is at once the budget reservation, the lock on its key, the journal, the bill and the
+//! index of stored results. A state changes only by a [`Booking`], which is one durable transaction: when a
+//! method has returned `Ok`, the change survives a crash. Results that wait for the store are kept in the
+//! [`spool`].
 //!
-//! Results that wait for the store rest in the book too, in its [`spool`].
-//!
-//! Implementations: [`sqlite`] for one process, [`postgres`] for several. What they decide is in
-//! `rules`, what they do alike in `sql`.
-//! This module knows no store, no upstream and no HTTP.
+//! Implementations: [`sqlite`] for one process, [`postgres`] for several. Their decisions are in `rules`,
+//! their shared statements in `sql`. Only [`guard`] and [`spooling`] know the store.
 
 pub mod address;
 pub mod admin;
@@ -44,12 +42,12 @@ use crate::base::secret::Secret;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 pub struct CallId(pub i64);
 
-/// What is asked of [`Calls::reserve`].
+/// A request to [`Calls::reserve`].
 #[derive(Clone, Debug)]
 pub struct Reservation {
     pub namespace: String,
     pub key: CacheKey,
-    /// Buy although a result is stored: the call gets the next generation.
+    /// Buy the next generation although a result is stored.
     pub refresh: bool,
     pub team: String,
     pub credits: u64,
@@ -68,11 +66,11 @@ impl Reservation {
     }
 }
 
-/// What [`Calls::reserve`] decided, in one transaction.
+/// The decision of [`Calls::reserve`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reserved {
     Won(Won),
-    /// Another call holds the key and is not done yet.
+    /// Another open call holds the key.
     Held(CallId),
     Stored(Box<Record>),
     /// After an unknown or unfetchable outcome the key rests.
@@ -93,15 +91,15 @@ pub struct Won {
 /// The answer to [`Calls::mark_sent`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permit {
-    /// The tail may go: the row says `sent`.
+    /// The row is `sent`, and the end of the request may be sent.
     Granted,
-    /// Spending was frozen meanwhile: the tail must not go.
+    /// Spending was frozen meanwhile.
     Frozen(Scope),
-    /// The row is no longer ours: the tail must not go.
+    /// The row is no longer ours.
     Lost,
 }
 
-/// An `answered` row whose owner died: its result is paid for and must still be fetched and kept.
+/// An `answered` row whose owner died: its result is paid for and must still be downloaded and stored.
 #[derive(Clone, Debug)]
 pub struct UnfinishedCall {
     pub id: CallId,
@@ -111,19 +109,19 @@ pub struct UnfinishedCall {
     pub answered_at: Timestamp,
 }
 
-/// What a start found and settled.
+/// The calls that a start or a takeover settled.
 #[derive(Debug, Default)]
 pub struct Recovery {
-    /// Rows that were `reserved` and are `released` now.
+    /// From `reserved` to `released`.
     pub released: u64,
-    /// Rows that were `sent` and are `unknown` now.
+    /// From `sent` to `unknown`.
     pub unknown: u64,
-    /// Rows that are `answered` and wait for their result.
+    /// `answered`, and still without their result.
     pub unfinished: Vec<UnfinishedCall>,
 }
 
 impl Recovery {
-    /// Counts a call that was in this state and is settled.
+    /// Counts a settled call by its state before.
     pub(crate) fn add(&mut self, state: CallState) {
         match state {
             CallState::Reserved => self.released += 1,
@@ -132,17 +130,16 @@ impl Recovery {
     }
 }
 
-/// An open row that nobody here has in hand, as it was seen.
+/// An open row that this process does not work on, as it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ForeignOpenCall {
     pub id: CallId,
-    /// How far it was: `reserved`, `sent` or `answered`.
     pub state: CallState,
-    /// Another one after each change of its state or owner and each [`Leases::renew`].
+    /// Changes with the state, with the owner, and with each [`Leases::renew`].
     pub heartbeat: u64,
 }
 
-/// What was refreshed or purged: answers under these keys that were read before are out of date.
+/// Keys that were refreshed or purged: answers read before are out of date.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     pub position: u64,
@@ -157,77 +154,72 @@ pub struct Orphan {
     pub key: CacheKey,
 }
 
-/// The number of rows in a state, and the sum of their credits. Imported rows are not in it: they
-/// were paid through another ledger.
+/// The rows in a state, without imported ones, which were paid through another ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateTotal {
     pub state: CallState,
     pub calls: u64,
-    /// Credits.
     pub credits: u64,
 }
 
-/// Takes calls from the reservation to their result. All methods may be called concurrently; a dropped
-/// future may still take effect. This holds for the other traits of a ledger too.
+/// Takes calls from the reservation to their result. All methods of a ledger may be called concurrently; a
+/// dropped future may still take effect.
 #[async_trait]
 pub trait Calls: Send + Sync {
-    /// The newest result stored under a key. An error says that it is not known whether there is one.
+    /// The newest result stored under a key. After an error it is not known whether there is one.
     async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError>;
 
-    /// Takes the right to buy a key, with its budgets, or says why not. Exactly one caller wins; after an
-    /// error nothing may be bought.
+    /// Takes the right to buy a key, with its budgets, in one transaction. Exactly one reservation wins;
+    /// after an error nothing may be bought.
     async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError>;
 
-    /// The last gate before money is spent: the row is still ours and nothing is frozen. After
-    /// [`Permit::Granted`] the call counts as sent, whatever happens. After an error the tail must not
-    /// go, and the row may say `sent` all the same.
+    /// The last check before money is spent: the row is still ours and nothing is frozen. Without
+    /// [`Permit::Granted`] the end of the request must not be sent; after an error the row may be `sent` all
+    /// the same.
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError>;
 
-    /// Books how a call went on. Booking the state a row already has is success, so that a booking
-    /// whose outcome was lost can be repeated. After an error it is not booked, as far as is known;
-    /// after [`LedgerError::SpoolFull`] certainly not.
+    /// Books the next state of a call. Booking the state a row already has is success, so that a booking can
+    /// be repeated. After an error it may be booked; after [`LedgerError::SpoolFull`] it is not.
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError>;
 
-    /// Settles what dead owners left open; called once at start, before anything is reserved. Where
-    /// owners live beside each other ([`Leases::has_leases`]) it settles nothing.
+    /// Settles the open calls of dead owners; called once at start, before anything is reserved. With
+    /// [`Leases::has_leases`] it settles nothing.
     async fn recover(&self) -> Result<Recovery, LedgerError>;
 
-    /// While it is `Some`, the store is away, and [`reserve`](Self::reserve) takes a call only when the
-    /// spool could take a result of so many bytes from each open call and from this one; else
-    /// [`LedgerError::SpoolFull`]. Holds for this process. Nothing happens in a ledger without bounds.
+    /// With `Some`, [`reserve`](Self::reserve) of this process takes a call only when the spool has room for
+    /// a result of this many bytes from each open call and from this one; else [`LedgerError::SpoolFull`].
     fn keep_room(&self, _each: Option<u64>) {}
 
-    /// Is what it is kept in whole? Nothing is reserved before that is known.
+    /// Nothing is reserved unless the file is known to be sound.
     fn soundness(&self) -> Soundness {
         Soundness::Sound
     }
 }
 
-/// Tells whose owners live where several processes keep a ledger at the same time. Elsewhere a lock
-/// says so, and there are no leases.
+/// Shows which owners live where several processes keep one ledger. With a single process a file lock does
+/// that, and the defaults hold.
 #[async_trait]
 pub trait Leases: Send + Sync {
-    /// Must each process say again and again that it lives? Otherwise nothing else here is called.
+    /// Returns true when calls have leases; otherwise nothing else here is called.
     fn has_leases(&self) -> bool {
         false
     }
 
-    /// Says that the owner of these calls lives, and tells which of them are open and its own still.
+    /// Renews the leases of these calls; returns those that are still open and our own.
     async fn renew(&self, calls: Vec<CallId>) -> Result<Vec<CallId>, LedgerError> {
         Ok(calls)
     }
 
-    /// The open calls that are not among these, which the asker has in hand: other owners', and such
-    /// as it made without learning of it. Whoever sees one unchanged for a full lease, by his own
-    /// clock, may take it over; a wall clock is never asked.
+    /// The open calls but for these, which this process works on: those of other owners, and our own whose
+    /// reservation was never acknowledged. One that a process has seen unchanged for a full lease, by its own
+    /// clock, may be taken over.
     async fn foreign_calls(&self, _in_hand: Vec<CallId>) -> Result<Vec<ForeignOpenCall>, LedgerError> {
         Ok(Vec::new())
     }
 
-    /// Acts for owners that are silent: what is `reserved` becomes `released`, what is `sent`
-    /// becomes `unknown`, and what is `answered` becomes ours to finish. A call that is not as it was
-    /// seen any more is left alone. After an error some may have been taken; what was `answered` is
-    /// seen as silent again.
+    /// Takes calls over: `reserved` becomes `released`, `sent` becomes `unknown`, and `answered` becomes ours
+    /// to finish. A call that has changed since it was read is left alone. After an error some may have been
+    /// taken; `answered` ones become silent again.
     async fn take_over(&self, _silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         Ok(Recovery::default())
     }
@@ -236,88 +228,82 @@ pub trait Leases: Send + Sync {
 /// Keeps results that wait for the store.
 #[async_trait]
 pub trait SpoolTable: Send + Sync {
-    /// The bytes of an object that waits in the spool, as they were given; `None` when it does not.
+    /// The bytes of an object in the spool.
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError>;
 
-    /// Does an object of this name wait in the spool?
     async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
         Ok(self.spooled_object(name).await?.is_some())
     }
 
-    /// What waits in the spool behind a position, oldest first, at most `limit`; from 0 on, all do.
+    /// At most `limit` results behind a position, oldest first; 0 is before all.
     async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError>;
 
-    /// Takes a call's result out of the spool. Only for one whose object and record the store has
-    /// confirmed. `standing` is the record that now stands there under the key: one of another
-    /// purchase takes the key, and this row leaves it. Nothing happens when the result is not in
-    /// the spool (any more).
+    /// Removes a result whose object and record the store has confirmed. `standing` is the store's record
+    /// under the key: when it is of another purchase, it takes the key from this row. Does nothing when the
+    /// result is not in the spool.
     async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError>;
 
-    /// What is in the spool, and what may still come.
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError>;
 }
 
-/// Tells which archive a ledger belongs to, and learns what is in it.
+/// Knows which archive a ledger belongs to, and imports its records.
 #[async_trait]
 pub trait ArchiveIndex: Send + Sync {
-    /// The archive this ledger belongs to; `None` for one that has never met its store.
+    /// The archive this ledger belongs to; `None` before it has met a store.
     async fn archive(&self) -> Result<Option<Membership>, LedgerError>;
 
-    /// Takes `archive` as its own, not settled yet, unless it has one; returns what stands.
+    /// Joins `archive`, not settled yet, unless the ledger belongs to one; returns the membership that
+    /// stands.
     async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError>;
 
-    /// From now on it belongs to `archive`, whatever it belonged to, and the store is known to too.
-    /// Every record of the store is to be imported.
+    /// Joins `archive`, whose marker the store carries, whatever the ledger belonged to. The import starts
+    /// anew.
     async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError>;
 
-    /// Notes how far the import is, unless the ledger belongs to another archive by now. After an error
-    /// a part of it is repeated.
+    /// Notes how far the import is, unless the ledger belongs to another archive by now.
     async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError>;
 
-    /// Makes a record of the store known to the ledger. If its call is `unknown` because the owner
-    /// died ([`orphans`](Self::orphans)), that row becomes `stored`; otherwise an unpaid row is added.
-    /// A result that was booked as lost is not imported again, nor one that was purged.
+    /// Imports a record of the store. If its call is an [orphan](Self::orphans), that row becomes `stored`;
+    /// otherwise an unpaid row is added. Lost and purged results are not imported.
     async fn import_record(&self, record: &Record) -> Result<(), LedgerError>;
 
-    /// Says that the store no longer has what a record names: the row becomes `lost`, and the key
-    /// may be bought again. Nothing happens when another result is stored under the key by now.
+    /// Books that the store no longer has the object of a record: the row becomes `lost`, and the key may be
+    /// bought again. Does nothing when another result is stored under the key by now.
     async fn lose(&self, record: &Record) -> Result<(), LedgerError>;
 
     /// Returns true when a key that is not found here has no record in the store either: the import
     /// is complete, and no call of the key is an orphan.
     async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError>;
 
-    /// Calls that are `unknown` because their owner died: it may have kept a result in the store that
-    /// it could not book.
+    /// Calls that are `unknown` because their owner died: it may have stored a result that it could not book.
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError>;
 }
 
-/// Answers what is asked often and beside the calls.
+/// Frequent reads beside the calls.
 #[async_trait]
 pub trait Queries: Send + Sync {
-    /// What was refreshed or purged behind a position, by whatever process, in an order in which
-    /// nothing appears later behind one that was told; with `None` only the position to begin from.
+    /// The keys that any process refreshed or purged behind a position. Nothing appears later before a
+    /// position that was returned. With `None` only the position to begin from.
     async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError>;
 
-    /// The generation up to which everything under a key counts as absent
-    /// ([`LedgerAdmin::purge`](admin::LedgerAdmin::purge)); `None` when it was never purged.
-    /// [`Calls::look_up`] finds nothing up to it, [`ArchiveIndex::import_record`] takes nothing in,
-    /// and [`Calls::reserve`] gives a higher one.
+    /// The generation up to which everything under a key counts as absent, if it was ever
+    /// [purged](admin::LedgerAdmin::purge): lookups and imports ignore it, and the next call gets a higher
+    /// one.
     async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError>;
 
     /// Calls and credits by state, every state once.
     async fn totals(&self) -> Result<Vec<StateTotal>, LedgerError>;
 
-    /// What is used of some budgets in their current windows, in the order asked.
+    /// The credits used of these budgets in their current windows, in their order.
     async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError>;
 }
 
-/// A whole ledger. Where only one of its parts is needed, ask for that.
+/// A whole ledger.
 pub trait Ledger: Calls + Leases + SpoolTable + ArchiveIndex + Queries {}
 
 impl<L: Calls + Leases + SpoolTable + ArchiveIndex + Queries + ?Sized> Ledger for L {}
 
-/// What is asked of a ledger, as far as it is told apart.
+/// The operations of a ledger that metrics and databases distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LedgerOp {
     LookUp,
@@ -327,13 +313,13 @@ pub(crate) enum LedgerOp {
     Book(CallState),
     Read,
     Write,
-    /// Reads much, as a report does.
+    /// A large read of the metrics.
     Totals,
-    /// Asked by people, who may wait.
+    /// A read of an operator or a team, which may wait.
     Report,
     /// A change by an operator.
     Change,
-    /// A change for reports, which may wait.
+    /// A change of usage counts, which may wait.
     Tally,
 }
 
@@ -349,7 +335,6 @@ pub(crate) trait LedgerObserver: Send + Sync {
     fn observe(&self, op: LedgerOp, took: Duration, error: Option<&LedgerError>);
 }
 
-/// Does what is asked of a ledger before an observer's eyes.
 async fn observed<T>(
     observer: Option<&dyn LedgerObserver>,
     op: LedgerOp,
@@ -363,34 +348,33 @@ async fn observed<T>(
     done
 }
 
-/// What is known of the file a ledger is kept in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether the file of a ledger is sound.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Soundness {
-    /// It is still being read.
     Checking,
     Sound,
-    /// It is damaged, until a person has restored it.
-    Damaged,
+    /// With the reason, until an operator has restored the file.
+    Damaged(String),
 }
 
-/// Why the ledger could not do what it was asked; safe to log.
+/// An error of the ledger; safe to log.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// It cannot be asked or written at the moment.
+    /// It cannot be read or written at the moment.
     #[error("the ledger is unavailable: {0}")]
     Unavailable(String),
-    /// The spool has no room for a result; nothing was changed.
+    /// Nothing was changed.
     #[error("the spool is full: a result of {wanted} bytes does not fit beside {used} of {max}")]
     SpoolFull {
         wanted: u64,
-        /// Bytes that wait already, or are kept free for calls under way.
+        /// Bytes in the spool, or kept free for open calls.
         used: u64,
         max: u64,
     },
-    /// Its file is damaged: nothing may be bought before a person has mended it.
+    /// Nothing may be bought before an operator has restored the file.
     #[error("the ledger is damaged: {0}")]
     Damaged(String),
-    /// The booking contradicts the row: a bug, or a hand in the ledger.
+    /// The booking contradicts the row: a bug, or a manual change of the ledger.
     #[error("call {id} is {state} and cannot become {wanted}")]
     Contradiction { id: i64, state: String, wanted: &'static str },
 }

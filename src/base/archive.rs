@@ -1,7 +1,6 @@
-//! The name of an archive: a random id that its ledger and its store both carry.
-//!
-//! By it each knows the other again, so that a mistyped prefix, an emptied bucket or a replaced
-//! database is noticed before anything is bought twice; see [`guard`](crate::ledger::guard).
+//! The id of an archive, which its ledger and its store both carry; see [`guard`](crate::ledger::guard).
+
+#![allow(missing_docs, reason = "a field whose name says it needs no more")]
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,66 +8,56 @@ use std::str::FromStr;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-/// 122 random bits, written as 32 hexadecimal digits. No secret.
+/// 122 random bits, written as 32 hexadecimal digits. Not secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ArchiveId(Uuid);
 
-/// What a ledger knows of its archive.
+/// The archive that a ledger belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
-    /// The archive it belongs to.
     pub archive: ArchiveId,
-    /// Has the store been seen to carry the same id? Until then nothing was ever bought.
+    /// The store has been seen to carry the same id. Until then nothing was ever bought.
     pub is_settled: bool,
-    /// How many of the store's records the ledger knows.
     pub import: Import,
 }
 
-/// How far the import of a store's records into a ledger is.
+/// The progress of the import of the store's records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Import {
-    /// Everything up to this position of the store's list is imported; `None`: nothing yet.
+    /// A position of the store's list; `None` at the begin.
     UpTo(Option<String>),
     /// The ledger knows every record of the archive.
     Complete,
 }
 
 impl Membership {
-    /// A ledger that has just met its archive.
     pub fn new(archive: ArchiveId, is_settled: bool) -> Self {
         Self { archive, is_settled, import: Import::UpTo(None) }
     }
 }
 
-/// Tells whether a store is the one that the ledger belongs to.
 #[async_trait]
 pub trait ArchiveCheck: Send + Sync {
-    /// As of a moment ago, by asking both; no when one of them cannot be asked.
+    /// Returns true when store and ledger belonged together a moment ago.
     async fn is_ours(&self) -> bool;
 }
 
 impl ArchiveId {
-    /// An id that nobody else has.
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
 
-    /// What a marker says, for a person who comes upon it too.
+    /// The contents of a marker, readable for people too.
     pub fn to_marker(self) -> String {
         format!("{MARKER}{self}\n")
     }
 
-    /// Reads a marker.
-    ///
-    /// # Errors
-    /// [`NoArchiveId`]: it is damaged, or somebody else's.
     pub fn from_marker(bytes: &[u8]) -> Result<Self, NoArchiveId> {
         let text = std::str::from_utf8(bytes).map_err(|_| NoArchiveId)?;
         text.strip_prefix(MARKER).ok_or(NoArchiveId)?.trim_end().parse()
     }
 }
 
-/// How a marker begins.
 const MARKER: &str = "granary archive ";
 
 impl fmt::Display for ArchiveId {

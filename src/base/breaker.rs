@@ -1,9 +1,9 @@
-//! A circuit breaker for one dependency: while it is open, calls fail at once, and a probe in the
-//! background finds out when the dependency answers again.
+//! A circuit breaker for one dependency. While it is open, calls fail at once, and a probe in the background
+//! closes it.
 //!
-//! One call that times out opens it: every later call would wait as long. Other failures open it after
-//! `FAILURES` in a row. No caller is ever the probe, so an outage costs callers no time, and the
-//! breaker closes without traffic. This module does not know what it protects.
+//! One timeout opens it, because every later call would wait as long. Other failures open it after `FAILURES`
+//! in a row. No caller is ever the probe, so an outage costs callers no time, and the breaker closes without
+//! traffic.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,16 +13,13 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-/// So many failures in a row, short of a timeout, open a breaker.
 const FAILURES: u32 = 3;
-/// The pause before each probe.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
-/// A probe that takes longer has failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Probe = Box<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
-/// See the module. Clones share one state.
+/// A handle; clones share one state.
 #[derive(Clone)]
 pub struct Breaker(Arc<Inner>);
 
@@ -33,19 +30,16 @@ struct Inner {
     probe: Probe,
 }
 
-/// Why a call brought nothing.
 #[derive(Debug, PartialEq, Eq)]
 pub enum CallError<E> {
-    /// The breaker is open, and nothing was asked.
+    /// Nothing was called.
     Open,
-    /// There was no answer within the call's limit.
     TimedOut,
-    /// The call's own error.
     Failed(E),
 }
 
 impl Breaker {
-    /// Starts closed. `probe` returns true when the dependency, whose name goes into the log, answers.
+    /// Starts closed. `probe` returns true when the dependency answers.
     pub fn new<P, F>(dependency: &'static str, probe: P) -> Self
     where
         P: Fn() -> F + Send + Sync + 'static,
@@ -55,15 +49,12 @@ impl Breaker {
         Self(Arc::new(Inner { dependency, failures: AtomicU32::new(0), probe }))
     }
 
-    /// Returns true while the dependency is known not to answer.
     pub fn is_open(&self) -> bool {
         self.0.failures.load(Ordering::Relaxed) >= FAILURES
     }
 
-    /// Runs `work` for at most `limit`. A future that is dropped before its end counts as nothing.
-    ///
-    /// # Errors
-    /// [`CallError`]; of the errors of `work`, those that `is_outage` names count as failures.
+    /// Runs `work` for at most `limit`. Errors that `is_outage` names count as failures; a dropped future
+    /// does not.
     pub async fn call<T, E>(
         &self,
         limit: Duration,
@@ -91,7 +82,7 @@ impl Inner {
         self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change)
     }
 
-    /// Forgets the failures so far; only the probe closes an open breaker.
+    /// Resets the failures, unless the breaker is open.
     fn answered(&self) {
         let _ = self.update(|failures| (failures < FAILURES).then_some(0));
     }

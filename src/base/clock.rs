@@ -1,15 +1,14 @@
-//! The clocks, as things a test can turn: [`Clock`].
+//! The clocks, which a test can set: [`Clock`].
 //!
-//! The wall clock is for what people read and for calendar windows. Leases are measured on the
-//! machine's uptime, which nobody sets and which goes on while the machine sleeps. Time limits are
-//! measured on tokio's monotonic clock instead.
+//! The wall clock is for timestamps and calendar windows. Leases use the uptime of the machine, which nobody
+//! sets and which counts suspended time. Time limits use tokio's monotonic clock instead.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// Tells the time of day, and how long the machine has been up.
+/// A wall clock and an uptime.
 #[derive(Clone)]
 pub struct Clock {
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
@@ -33,29 +32,27 @@ impl Clock {
         (self.now)()
     }
 
-    /// Since some instant before this process began; time in which the machine or the process slept
-    /// counts.
+    /// The time since some instant before this process, suspended time included.
     pub fn uptime(&self) -> Duration {
         (self.uptime)()
     }
 }
 
-/// Linux's `CLOCK_BOOTTIME`. Its `CLOCK_MONOTONIC` stands still while the machine is suspended.
+/// `CLOCK_BOOTTIME`: Linux's `CLOCK_MONOTONIC` stands still while the machine is suspended.
 fn boot_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds)
 }
 
-/// What a clock shows where all clocks of a test are wrong by the same time; here they are not.
+/// Test builds shift all clocks by the same time.
 #[cfg(not(feature = "crash-points"))]
 #[inline(always)]
 pub(crate) fn shifted(now: Timestamp) -> Timestamp {
     now
 }
 
-/// Shifts a clock by the seconds that `GRANARY_CLOCK_OFFSET` says, so that a test can wait for the end
-/// of a month with the real program.
+/// Adds `GRANARY_CLOCK_OFFSET` seconds, so that a test can reach the end of a month with the real program.
 #[cfg(feature = "crash-points")]
 pub(crate) fn shifted(now: Timestamp) -> Timestamp {
     static OFFSET: std::sync::OnceLock<jiff::SignedDuration> = std::sync::OnceLock::new();

@@ -1,19 +1,16 @@
-//! Named points at which the process can be made to die or to stop, for the crash tests.
+//! Named points at which the crash tests kill or stop the process.
 //!
-//! A point costs nothing and does nothing unless the program is built with the feature
-//! `crash-points`, which no build that serves has. With it, the environment variable
-//! `GRANARY_CRASH_AT` names one point, as `CP18`, or as `CP18:3` to die at its third passage.
-//! Death is SIGKILL, so that nothing is flushed, unwound or cleaned up, as when the kernel kills.
-//! `GRANARY_STOP_AT` names, in the same way, one at which the process stops (SIGSTOP) until it is told
-//! to go on.
+//! A point does nothing unless the program is built with the feature `crash-points`, which no build for
+//! service has. With it, the environment variable `GRANARY_CRASH_AT` names one point, as `CP18`, or `CP18:3`
+//! for its third passage, at which the process gets SIGKILL, so that nothing is flushed or cleaned up.
+//! `GRANARY_STOP_AT` does the same with SIGSTOP.
 
 /// Does nothing: this build has no crash points.
 #[cfg(not(feature = "crash-points"))]
 #[inline(always)]
 pub(crate) fn crash_point(_name: &'static str) {}
 
-/// Kills or stops this process when `name` is the point that was asked for, after one line on stderr
-/// that proves it was reached.
+/// Kills or stops this process at the configured point, after one line on stderr.
 #[cfg(feature = "crash-points")]
 pub(crate) fn crash_point(name: &'static str) {
     use std::sync::OnceLock;
@@ -30,7 +27,7 @@ pub(crate) fn crash_point(name: &'static str) {
     }
     if STOP.get_or_init(|| Plan::read("GRANARY_STOP_AT")).as_ref().is_some_and(|plan| plan.is_due(name)) {
         signal(format_args!("stopped at {name}"), Signal::STOP);
-        // All threads stop, and this one may run on for some microseconds: not beyond here.
+        // This thread may run on for some microseconds before it stops.
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }
@@ -57,7 +54,7 @@ impl Plan {
     }
 }
 
-/// The line is for whoever watches; the signal is what matters, so a closed stderr is no hindrance.
+/// A closed stderr does not prevent the signal.
 #[cfg(feature = "crash-points")]
 fn signal(line: std::fmt::Arguments<'_>, signal: rustix::process::Signal) {
     use std::io::Write as _;

@@ -1,6 +1,4 @@
-//! What is done to a disk, in the order that makes it durable, and whether it has room.
-//!
-//! This module knows paths and bytes, not what is kept in them. It blocks.
+//! Durable operations on files and folders, and the space of a disk. Blocks.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -10,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, StatVfs, StatVfsMountFlags};
 use rustix::process::geteuid;
 
-/// A file nobody can see yet. Dropped, it is gone.
+/// An unpublished file, removed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct TempFile {
     path: PathBuf,
@@ -19,7 +17,7 @@ pub(crate) struct TempFile {
 }
 
 impl TempFile {
-    /// Makes an empty one below `folder`, with the permission bits `mode`.
+    /// Creates an empty file below `folder`, with the permission bits `mode`.
     pub(crate) fn create(folder: &Path, mode: u32) -> io::Result<Self> {
         let path = folder.join(temp_name());
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
@@ -30,8 +28,8 @@ impl TempFile {
         self.file.write_all(bytes)
     }
 
-    /// Makes the bytes durable. After an error they must be written anew, to another file: the
-    /// kernel may have dropped them, and a second sync of this one would not say so.
+    /// Makes the bytes durable. After an error they must be written to another file: the kernel may have
+    /// dropped them, and a second sync would not report it.
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
@@ -41,7 +39,7 @@ impl TempFile {
         fs::hard_link(&self.path, target)
     }
 
-    /// Publishes under `target`, in place of what is there.
+    /// Publishes under `target` in place of an existing file.
     pub(crate) fn replace(mut self, target: &Path) -> io::Result<()> {
         fs::rename(&self.path, target)?;
         self.renamed = true;
@@ -52,22 +50,18 @@ impl TempFile {
 impl Drop for TempFile {
     fn drop(&mut self) {
         if !self.renamed {
-            // What cannot be removed now is swept at the next start.
+            // A file that cannot be removed is swept at the next start.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// The name of a temporary file, which [`sweep`] knows again.
+/// A name of a temporary file for [`sweep`].
 pub(crate) fn temp_name() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
-/// Opens a folder of ours, itself and not what a symbolic link in its place leads to. Its group may be
-/// allowed to write, as that of a volume in Kubernetes is; its owner may be root.
-///
-/// # Errors
-/// What is there is not a folder, or another user can put names into it.
+/// Opens a folder of ours; refuses a symbolic link in its place, and a folder of another user.
 pub(crate) fn open_own_folder(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -81,7 +75,8 @@ pub(crate) fn open_own_folder(path: &Path) -> io::Result<File> {
     Ok(folder)
 }
 
-/// Refuses a folder into which another user can put names.
+/// Refuses a folder that another user can change. Its group may write, as for a volume in Kubernetes; its
+/// owner may be root.
 pub(crate) fn check_owner(folder: &File) -> io::Result<()> {
     let refused = |why: String| Err(io::Error::new(ErrorKind::PermissionDenied, why));
     let (metadata, user) = (folder.metadata()?, geteuid().as_raw());
@@ -101,7 +96,7 @@ pub(crate) fn check_owner(folder: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the temporary files in an open folder and leaves everything else; returns their number.
+/// Removes the temporary files in an open folder; returns their number.
 pub(crate) fn sweep(folder: &File) -> io::Result<usize> {
     let is_hex = |name: &[u8]| name.len() == 32 && name.iter().all(u8::is_ascii_hexdigit);
     let mut removed = 0;
@@ -115,7 +110,7 @@ pub(crate) fn sweep(folder: &File) -> io::Result<usize> {
     Ok(removed)
 }
 
-/// Makes an empty file that only we may read, or takes everyone else's rights to the one that is there.
+/// Creates an empty file that only we may read, or makes the existing one private.
 pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => make_private(path),
@@ -123,8 +118,8 @@ pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes everyone else's rights to a file, if there is one. It is not opened: closing it would take the
-/// locks away that a database of this process has on it.
+/// Takes the rights of other users to a file away, if it exists. It is not opened: closing it would release
+/// the locks that a database of this process has on it.
 pub(crate) fn make_private(path: &Path) -> io::Result<()> {
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -145,8 +140,8 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Makes one folder durably; one that is there already may be the work of a process that died before
-/// it could sync, and is synced all the same.
+/// Creates one folder durably. An existing one is synced too: the process that created it may have died
+/// before.
 pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
     match fs::create_dir(folder) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
@@ -158,20 +153,19 @@ pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a folder and the missing ones above it durably.
+/// Creates a folder and the missing ones above it durably.
 pub(crate) fn create_folders(folder: &Path) -> io::Result<()> {
     if let Some(parent) = folder.parent().filter(|parent| !parent.is_dir()) {
         create_folders(parent)?;
     }
     match create_folder(folder) {
-        // We may own a folder below one that we may pass through but not read; it was there before us.
+        // It exists below a folder that we may not read.
         Err(error) if error.kind() == ErrorKind::PermissionDenied && folder.is_dir() => Ok(()),
         other => other,
     }
 }
 
-/// The whole file, or `None` when there is none. A file longer than `max` bytes is not one of ours,
-/// and is not read into memory: [`ErrorKind::FileTooLarge`].
+/// Reads a file; [`ErrorKind::FileTooLarge`] for one longer than `max` bytes.
 pub(crate) fn read(path: &Path, max: u64) -> io::Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -184,13 +178,10 @@ pub(crate) fn read(path: &Path, max: u64) -> io::Result<Option<Vec<u8>>> {
     if bytes.len() as u64 > max { Err(ErrorKind::FileTooLarge.into()) } else { Ok(Some(bytes)) }
 }
 
-/// A result takes a file, a record and up to two folders; for sixteen paid calls at once.
+/// For sixteen concurrent paid calls: each takes an object, a record and up to two folders.
 const MIN_FREE_INODES: u64 = 64;
 
-/// Decides by what the filesystem of `folder` says of itself whether so much may be written to it.
-///
-/// # Errors
-/// Why not: [`ErrorKind::StorageFull`], or whatever else forbids it.
+/// Checks that the filesystem of `folder` has space and inodes, and is writable.
 pub(crate) fn check_space(folder: &Path, min_free_bytes: u64) -> io::Result<()> {
     judge(&rustix::fs::statvfs(folder)?, min_free_bytes)
 }
@@ -205,7 +196,7 @@ fn judge(space: &StatVfs, min_free_bytes: u64) -> io::Result<()> {
     if free < min_free_bytes {
         return full(format!("{free} bytes are free, {min_free_bytes} are wanted"));
     }
-    // Some filesystems have no fixed number of inodes, and say 0 of 0.
+    // Filesystems without a fixed number of inodes have 0 of 0.
     if space.f_files > 0 && space.f_favail < MIN_FREE_INODES {
         return full(format!("{} inodes are free", space.f_favail));
     }

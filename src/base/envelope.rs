@@ -1,9 +1,10 @@
-//! The upstream's JSON envelope: read with suspicion, kept verbatim.
+//! The upstream's JSON envelope, kept verbatim.
 //!
-//! An answer is never turned into a struct and back: clients get every field the upstream sent,
-//! known or not, in its order and spelling. Only addresses of the upstream are replaced or removed
-//! (`addresses.rs`), and only fields that a newer upstream omits are added ([`complete`]).
-//! The envelope's two documented generations are described in the README's API part.
+//! An answer is never turned into a struct and back: clients get every field the upstream sent, known or not,
+//! in its order and spelling. Only addresses of the upstream are replaced or removed (`addresses.rs`), and
+//! only fields that a newer upstream omits are added ([`complete`]).
+
+#![allow(missing_docs, reason = "a method whose name says it needs no more")]
 
 mod addresses;
 mod decode;
@@ -19,34 +20,28 @@ use crate::base::operation::Operation;
 use crate::base::picture::ObjectName;
 use crate::base::secret::Secret;
 
-/// How deep an answer may nest: as deep as the readers of stored answers go. The documented ones
-/// nest three deep.
+/// The deepest nesting that the readers of stored answers accept.
 const MAX_DEPTH: usize = 120;
 
-/// The longest id of the upstream's that is kept, in bytes. Documented ones have 36.
+/// Longer ids of the upstream are cut. Documented ones have 36 bytes.
 const MAX_ID_BYTES: usize = 128;
 
-/// A success of the upstream that names a result.
+/// A success of the upstream with a result.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The whole body, without foreign addresses. It contains `url`, so it is as secret.
+    /// The body without foreign addresses; secret, because it contains `url`.
     text: Secret,
-    /// Where the result is for the next hours.
     url: Secret,
-    /// The upstream's `request_id`, cut at 128 bytes, or empty.
+    /// At most 128 bytes, or empty; so is `log_id`.
     pub request_id: String,
-    /// The upstream's `log_id`, likewise.
     pub log_id: String,
 }
 
-/// What a body that is an envelope says.
 #[derive(Debug)]
 pub enum Envelope {
-    /// No error code, and a result's URL.
     Success(Answer),
-    /// No error code, and no result's URL.
+    /// Neither an error code nor a result's URL.
     NoResult,
-    /// An error.
     Error {
         /// `error_detail.code`, or `error_code_str`.
         code: String,
@@ -55,17 +50,14 @@ pub enum Envelope {
     },
 }
 
-/// The body is not an envelope: not JSON, nested too deep, no object, or an object of someone else's.
+/// The body is not JSON, nested too deep, or another JSON text.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an answer in the upstream's format")]
 pub struct NotAnEnvelope;
 
 impl Envelope {
-    /// Reads a complete body, as clients in wide use do: after a byte order mark, with bytes that are
-    /// not UTF-8, and with repeated fields, of which the last counts.
-    ///
-    /// # Errors
-    /// [`NotAnEnvelope`]; the body's bytes are in no message.
+    /// Reads a complete body, as clients in wide use do: after a byte order mark, with bytes that are not
+    /// UTF-8, and with repeated fields, of which the last counts.
     pub fn read(body: &[u8], operation: &Operation) -> Result<Self, NotAnEnvelope> {
         let (text, ..) = encoding_rs::UTF_8.decode(body);
         if depth(&text) > MAX_DEPTH {
@@ -87,7 +79,7 @@ impl Envelope {
             .unwrap_or_default();
         let is_error = fields.number("error_code").is_some_and(|code| code != 0);
         Ok(match url {
-            // A result was made, whatever word stands beside it.
+            // There is a result, whatever the text of the code.
             Some(url) if !is_error => Self::Success(Answer {
                 url: Secret::new(url),
                 request_id: id(&fields, "request_id"),
@@ -100,7 +92,6 @@ impl Envelope {
     }
 }
 
-/// An id of the upstream's, whatever its type.
 fn id(fields: &Fields, name: &str) -> String {
     let mut id = fields.string(name).or_else(|| Some(fields.number(name)?.to_string())).unwrap_or_default();
     id.truncate(id.floor_char_boundary(MAX_ID_BYTES));
@@ -108,10 +99,7 @@ fn id(fields: &Fields, name: &str) -> String {
 }
 
 impl Answer {
-    /// Reads back what [`text`](Self::text) gave.
-    ///
-    /// # Errors
-    /// [`NotAnEnvelope`] when that is not a success that names a result.
+    /// Reads a text of [`text`](Self::text).
     pub fn read(text: &str, operation: &Operation) -> Result<Self, NotAnEnvelope> {
         match Envelope::read(text.as_bytes(), operation)? {
             Envelope::Success(answer) => Ok(answer),
@@ -119,29 +107,27 @@ impl Answer {
         }
     }
 
-    /// The body, for the ledger's `answered` row, which alone may hold it.
+    /// The body, for the `answered` row only.
     pub fn text(&self) -> &Secret {
         &self.text
     }
 
-    /// Where the result can be fetched for some hours.
     pub fn url(&self) -> &Secret {
         &self.url
     }
 
-    /// The answer to keep for ever: the object's path in place of the upstream's URL, wherever the
-    /// latter stands, since a second copy of a signed URL is as much a secret as the first.
+    /// The permanent answer, with the object's path in place of every copy of the upstream's URL.
     pub fn keep(&self, object: &ObjectName) -> String {
         replace_strings(self.text.expose(), self.url.expose(), &object.path())
     }
 
-    /// The answer for a person to look at: the URL cut after its host, since the rest may be signed.
+    /// The answer for people, with the URL cut after its host, because the rest may be signed.
     pub fn shown(&self) -> String {
         let url = self.url.expose();
         let place = match (url.split_once("://"), url.split_once(',')) {
             (Some((scheme, rest)), _) => {
                 let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-                // What stands before an @ may be a password.
+                // There may be a password before an @.
                 format!("{scheme}://{}/…", host.rsplit('@').next().unwrap_or_default())
             }
             (None, Some((kind, _))) => format!("{kind},…"),
@@ -150,7 +136,7 @@ impl Answer {
         replace_strings(self.text.expose(), url, &place)
     }
 
-    /// The same result and its place, and nothing else of what the upstream wrote.
+    /// Only the URL and the location of the answer.
     pub fn bare(&self) -> Self {
         let answer: Value = serde_json::from_str(self.text.expose()).unwrap_or_default();
         let place = answer.pointer("/data/retain_location").and_then(Value::as_object);

@@ -1,39 +1,27 @@
 //! How a crop request was answered: one closed set of words for header, log and label.
 
-/// Where an answer came from. After pingora's enum of the same name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CacheStatus {
-    /// From memory.
-    HitMemory,
-    /// From the ledger.
-    HitLedger,
-    /// From the store's record.
-    HitStore,
-    /// Made for another caller who asked for the same.
-    Coalesced,
-    /// Made for this caller.
-    Miss,
-    /// Made anew for this caller, who asked for that.
-    Refresh,
+#![allow(missing_docs, reason = "a variant whose name says it needs no more")]
+
+use crate::base::words::words;
+
+words! {
+    /// Where an answer came from, by its word in log and label. After pingora's enum of the same name.
+    #[derive(Hash)]
+    pub enum CacheStatus {
+        HitMemory = "hit_memory",
+        HitLedger = "hit_ledger",
+        /// From the store's record.
+        HitStore = "hit_store",
+        /// Bought for another client that asked for the same.
+        Coalesced = "coalesced",
+        /// Bought for this client.
+        Miss = "miss",
+        /// Bought anew, because this client asked for that.
+        Refresh = "refresh",
+    }
 }
 
 impl CacheStatus {
-    /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::HitMemory, Self::HitLedger, Self::HitStore, Self::Coalesced, Self::Miss, Self::Refresh];
-
-    /// The word in log and label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::HitMemory => "hit_memory",
-            Self::HitLedger => "hit_ledger",
-            Self::HitStore => "hit_store",
-            Self::Coalesced => "coalesced",
-            Self::Miss => "miss",
-            Self::Refresh => "refresh",
-        }
-    }
-
     /// The member of the `Cache-Status` header (RFC 9211) before its `key` parameter.
     pub fn header(self) -> &'static str {
         match self {
@@ -46,12 +34,12 @@ impl CacheStatus {
         }
     }
 
-    /// Did answering cost the caller's team nothing?
+    /// Returns true when the answer cost the client's team nothing.
     pub fn is_free(self) -> bool {
         self.saving().is_some()
     }
 
-    /// Why answering cost the caller's team nothing; `None` when it did.
+    /// Why the answer cost the client's team nothing; `None` when it did.
     pub fn saving(self) -> Option<SavingCause> {
         match self {
             Self::HitMemory => Some(SavingCause::HitMemory),
@@ -63,34 +51,16 @@ impl CacheStatus {
     }
 }
 
-/// Why an answer cost its team nothing: the label of what is saved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum SavingCause {
-    /// It was in memory.
-    HitMemory,
-    /// It was in the ledger.
-    HitLedger,
-    /// It was in the store.
-    HitStore,
-    /// It was being made for another caller.
-    Coalesced,
-    /// It was looked up by its key.
-    HashFirst,
-}
-
-impl SavingCause {
-    /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::HitMemory, Self::HitLedger, Self::HitStore, Self::Coalesced, Self::HashFirst];
-
-    /// The word in ledger, label and report.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::HitMemory => "hit_memory",
-            Self::HitLedger => "hit_ledger",
-            Self::HitStore => "hit_store",
-            Self::Coalesced => "coalesced",
-            Self::HashFirst => "hash_first",
-        }
+words! {
+    /// Why an answer cost its team nothing, by its word in ledger, label and report.
+    #[derive(Hash, PartialOrd, Ord)]
+    pub enum SavingCause {
+        HitMemory = "hit_memory",
+        HitLedger = "hit_ledger",
+        HitStore = "hit_store",
+        /// Bought for another client at the same time.
+        Coalesced = "coalesced",
+        /// A lookup by key, without an upload.
+        HashFirst = "hash_first",
     }
 }

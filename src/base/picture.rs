@@ -1,7 +1,6 @@
-//! What can be known of a picture without decoding it: its format and its size.
-//!
-//! Formats are decided by the bytes, never by a file name or a declared type. This module never
-//! decodes pixels and never performs I/O; the crop engine does the former.
+//! The format, the size and the end of a picture file, by its bytes and without decoding pixels. No I/O.
+
+#![allow(missing_docs, reason = "a format whose name says it needs no more")]
 
 mod end;
 mod header;
@@ -9,24 +8,21 @@ mod header;
 mod tests;
 
 use crate::base::key::Digest;
+use crate::base::words::words;
 
-/// A picture format the upstream accepts and results may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ImageFormat {
-    /// JPEG, whatever the colour model.
-    Jpeg,
-    /// PNG.
-    Png,
-    /// WebP, lossy or lossless.
-    Webp,
-    /// Windows bitmap.
-    Bmp,
+words! {
+    /// A picture format that the upstream accepts and results may have, by its file name extension.
+    #[derive(Hash)]
+    pub enum ImageFormat {
+        Jpeg = "jpg",
+        Png = "png",
+        /// Lossy or lossless.
+        Webp = "webp",
+        Bmp = "bmp",
+    }
 }
 
 impl ImageFormat {
-    /// All formats, for tables and tests.
-    pub const ALL: [Self; 4] = [Self::Jpeg, Self::Png, Self::Webp, Self::Bmp];
-
     /// Decides by the first bytes; `None` for anything else.
     pub fn sniff(bytes: &[u8]) -> Option<Self> {
         match bytes {
@@ -40,20 +36,9 @@ impl ImageFormat {
 
     /// The file name extension, without a dot.
     pub fn extension(self) -> &'static str {
-        match self {
-            Self::Jpeg => "jpg",
-            Self::Png => "png",
-            Self::Webp => "webp",
-            Self::Bmp => "bmp",
-        }
+        self.as_str()
     }
 
-    /// The format an extension stands for, as written by [`extension`](Self::extension).
-    pub fn from_extension(extension: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|format| format.extension() == extension)
-    }
-
-    /// The media type.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Jpeg => "image/jpeg",
@@ -66,8 +51,8 @@ impl ImageFormat {
 
 /// Reads width and height in pixels from the header, before any EXIF orientation; neither is 0.
 ///
-/// `None` when they cannot be read, which no decoder could make a picture of either. Takes
-/// microseconds, and a fraction of a millisecond for a file made to be slow.
+/// `None` when no decoder could read them. Takes microseconds, and a fraction of a millisecond for a file
+/// made to be slow.
 pub fn dimensions(bytes: &[u8]) -> Option<(usize, usize)> {
     let (width, height) = match ImageFormat::sniff(bytes)? {
         ImageFormat::Jpeg => header::jpeg(bytes),
@@ -78,10 +63,8 @@ pub fn dimensions(bytes: &[u8]) -> Option<(usize, usize)> {
     (width > 0 && height > 0).then_some((width as usize, height as usize))
 }
 
-/// The byte after a picture's end mark; `None` when the picture is cut short, or is none we know.
-///
-/// What follows is not looked at: vendors pad, label, and append further pictures. Takes less than a
-/// millisecond per MiB.
+/// The byte after a picture's end mark; `None` when the picture is cut short or of an unknown format. Vendors
+/// append padding, labels and further pictures. Takes less than a millisecond per MiB.
 pub fn end(bytes: &[u8]) -> Option<usize> {
     match ImageFormat::sniff(bytes)? {
         ImageFormat::Jpeg => end::jpeg(bytes),
@@ -91,20 +74,15 @@ pub fn end(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// The name of one result's bytes for ever: `{digest}.{ext}`.
-///
-/// The one place where names of results are made and read. Nothing of a client's or an upstream's
-/// text becomes part of it.
+/// The permanent name of a result: `{digest}.{ext}`. No text of a client or an upstream is part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectName {
-    /// BLAKE3 of exactly the object's bytes.
     pub digest: Digest,
-    /// The format of those bytes.
     pub format: ImageFormat,
 }
 
 impl ObjectName {
-    /// Names a result by its bytes; `None` when they are not a picture we know.
+    /// `None` for bytes of an unknown format.
     pub fn of(bytes: &[u8]) -> Option<Self> {
         Some(Self { digest: Digest::of(bytes), format: ImageFormat::sniff(bytes)? })
     }
@@ -117,6 +95,6 @@ impl ObjectName {
     /// Reads `{digest}.{ext}`; `None` for any other spelling, so that no other name reaches a store.
     pub fn parse(file_name: &str) -> Option<Self> {
         let (digest, extension) = file_name.split_once('.')?;
-        Some(Self { digest: digest.parse().ok()?, format: ImageFormat::from_extension(extension)? })
+        Some(Self { digest: digest.parse().ok()?, format: extension.parse().ok()? })
     }
 }

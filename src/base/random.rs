@@ -1,10 +1,9 @@
-//! Randomness that decides nothing but when: jitter. Never for secrets, boundaries or names.
-//!
-//! One place, so that a simulation can put its own dice here and live the same life again.
+//! Randomness for jitter, never for secrets, boundaries or names. A simulation can replace the generator with
+//! its seed.
 
 use std::time::Duration;
 
-/// Between the half and the whole of a time, so that what failed together does not retry together.
+/// A time between half of `time` and all of it, so that retries do not come together.
 pub fn jittered(time: Duration) -> Duration {
     time.mul_f64(0.5 + 0.5 * fraction())
 }
@@ -16,7 +15,7 @@ pub fn fraction() -> f64 {
 
 #[cfg(not(test))]
 mod dice {
-    /// Without a generator there is no spreading, and everything else goes on.
+    /// Without a generator there is no jitter.
     pub(super) fn throw() -> u32 {
         getrandom::u32().unwrap_or(u32::MAX)
     }

@@ -1,4 +1,6 @@
-//! The record: the answer kept under a key, as every store holds it in one JSON file.
+//! The record: the answer under a key, as one JSON file in the store.
+
+#![allow(missing_docs, reason = "a field whose name says it needs no more")]
 
 use std::ops::RangeInclusive;
 
@@ -10,26 +12,25 @@ use crate::base::envelope::Answer;
 use crate::base::identity::Identity;
 use crate::base::key::{CacheKey, Digest};
 use crate::base::operation::Operation;
-use crate::base::picture::{ImageFormat, ObjectName};
+use crate::base::picture::ObjectName;
 
-/// The longest object kept or read: twice the default limit of a result download. One that has
-/// grown beyond it is damaged, and must not cost its length in memory to find out.
+/// The longest object: twice the default limit of a result download. A longer one is damaged, and is not read
+/// into memory.
 pub const MAX_OBJECT_BYTES: u64 = 64 << 20;
 
-/// The most that one call can cost, as far as the configuration allows.
+/// The most credits that the configuration allows for one call.
 pub(crate) const MAX_CREDITS: u64 = 1_000_000;
 
-/// Far more refreshes and purges than a key can see, and few enough for every ledger to count on.
+/// More refreshes and purges than a key can see.
 pub(crate) const MAX_GENERATION: u64 = u32::MAX as u64;
 
-/// When a record may have been stored; the first program is younger.
+/// The years in which a record may have been stored.
 const SANE_YEARS: RangeInclusive<i16> = 2020..=2199;
 
-/// What the names of all records begin with.
+/// The folder of all records.
 pub const RECORDS: &str = "records";
 
-/// The answer kept under a key: self-describing, and free of host, bucket and prefix, so that an
-/// archive can be moved by copying it.
+/// The answer under a key, without host, bucket and prefix, so that an archive can be moved by copying it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
@@ -37,7 +38,6 @@ pub struct Record {
     pub version: u32,
     /// Which upstream and operation, e.g. `ailab-v1`.
     pub namespace: String,
-    /// The request.
     pub key: CacheKey,
     /// 0, and one more for each refresh or purge.
     pub generation: u64,
@@ -45,25 +45,17 @@ pub struct Record {
     pub answer: String,
     /// BLAKE3 of the result's bytes.
     pub digest: Digest,
-    /// Its file name extension.
     pub extension: String,
-    /// Its length in bytes.
+    /// Length of the result.
     pub bytes: u64,
-    /// Who paid.
     pub team: String,
-    /// What it cost.
     pub credits: u64,
-    /// When it was kept; RFC 3339.
     pub stored_at: jiff::Timestamp,
-    /// The upstream's `request_id`.
     pub upstream_request_id: String,
-    /// The upstream's `log_id`.
     pub upstream_log_id: String,
     /// BLAKE3 of the uploaded picture.
     pub image: Digest,
-    /// Target width in pixels.
     pub width: u32,
-    /// Target height in pixels.
     pub height: u32,
 }
 
@@ -76,10 +68,9 @@ impl Record {
         Identity::new(&self.namespace, self.key)
     }
 
-    /// The object this record is about; `None` when the extension is not one of ours.
+    /// The name of the result; `None` for an unknown extension.
     pub fn object(&self) -> Option<ObjectName> {
-        let format = ImageFormat::from_extension(&self.extension)?;
-        Some(ObjectName { digest: self.digest, format })
+        Some(ObjectName { digest: self.digest, format: self.extension.parse().ok()? })
     }
 
     /// The name of a record in every store: `records/{namespace}/{kk}/{key}.json`.
@@ -88,15 +79,14 @@ impl Record {
         format!("{RECORDS}/{namespace}/{}/{key}.json", &key[..2])
     }
 
-    /// The namespace and the key in a record's name.
+    /// The inverse of [`path`](Self::path).
     pub fn parse_path(path: &str) -> Option<(String, CacheKey)> {
         let (namespace, rest) = path.strip_prefix(RECORDS)?.strip_prefix('/')?.split_once('/')?;
         let key = rest.split_once('/')?.1.strip_suffix(".json")?.parse().ok()?;
         (Self::checked_path(namespace, key).ok()? == path).then(|| (namespace.to_owned(), key))
     }
 
-    /// As [`path`](Self::path), for a namespace that may be anything: one that is more than a plain
-    /// word could lead elsewhere.
+    /// As [`path`](Self::path), but refuses a namespace that could lead elsewhere.
     pub fn checked_path(namespace: &str, key: CacheKey) -> Result<String, InvalidRecord> {
         let is_plain = |part: &str| {
             let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -110,7 +100,7 @@ impl Record {
         Ok(Self::path(namespace, key))
     }
 
-    /// What is kept at `path`. What could not be read again is refused now.
+    /// The file at `path`. Refuses a record that could not be read again.
     pub fn to_json(&self, path: &str) -> Result<Bytes, InvalidRecord> {
         let bytes = serde_json::to_vec(self)
             .map_err(|error| InvalidRecord(format!("cannot write {path} as JSON: {error}")))?;
@@ -118,10 +108,7 @@ impl Record {
         Ok(bytes.into())
     }
 
-    /// Reads what is kept at `path`, which must be about its own name and what a purchase leaves.
-    ///
-    /// # Errors
-    /// [`InvalidRecord`], without the text itself, which may be anything.
+    /// Reads the file at `path`, which must match its name and be plausible. Errors do not quote it.
     pub fn from_json(
         path: &str,
         bytes: &[u8],
@@ -147,8 +134,8 @@ impl Record {
         Ok(record)
     }
 
-    /// Returns false for what no purchase leaves: whoever can write to a bucket must not be able to answer
-    /// a key with anything else, nor to book numbers that no ledger can add up.
+    /// Returns false for a record that no purchase makes: a writer to the bucket must not be able to answer a
+    /// key with other objects, or to book numbers that no ledger can add up.
     fn is_plausible(&self) -> bool {
         let side = 1..=u32::from(u16::MAX);
         let answer = Operation::of_namespace(&self.namespace)

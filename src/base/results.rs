@@ -1,8 +1,7 @@
-//! Room for the bytes of results while they are read, sent, fetched or kept: [`ResultRoom`].
+//! The memory of results: [`ResultRoom`].
 //!
-//! Whoever is about to have a result in memory takes as much as it may be, and gives back what it is not
-//! once its length is known. The rest goes with the bytes, in the same value, until the last slice of
-//! them is gone. This module knows neither where results come from nor where they go.
+//! A task takes the largest size of a result before it reads it, and gives the rest back when the length is
+//! known. The share is part of the bytes, until their last slice is dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,21 +9,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What is counted: results take whole ones.
+/// Results take whole units.
 const UNIT_BYTES: u64 = 4096;
 
-/// So many bytes of results may be in memory at once. Cheap to clone.
+/// Limits the bytes of results in memory. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ResultRoom {
     free: Arc<Semaphore>,
     units: u32,
 }
 
-/// What somebody has taken; given back when dropped.
+/// A part of the room; given back when it is dropped.
 #[derive(Debug)]
 pub struct ResultShare(OwnedSemaphorePermit);
 
-/// There was no room in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many results are in memory")]
 pub struct NoResultRoom;
@@ -35,10 +33,7 @@ impl ResultRoom {
         Self { free: Arc::new(Semaphore::new(units as usize)), units }
     }
 
-    /// Waits in turn for room for `bytes`, or for all there is.
-    ///
-    /// # Errors
-    /// [`NoResultRoom`] when it has not come within `patience`.
+    /// Waits in turn, for at most `patience`, for room for `bytes`, or for all of it.
     pub async fn take(&self, bytes: u64, patience: Duration) -> Result<ResultShare, NoResultRoom> {
         let taken = self.free.clone().acquire_many_owned(self.units_of(bytes));
         match tokio::time::timeout(patience, taken).await {
@@ -47,12 +42,12 @@ impl ResultRoom {
         }
     }
 
-    /// Bytes that are taken.
+    /// Bytes.
     pub fn used(&self) -> u64 {
         self.limit() - (self.free.available_permits() as u64 * UNIT_BYTES).min(self.limit())
     }
 
-    /// Bytes that may be.
+    /// Bytes.
     pub fn limit(&self) -> u64 {
         u64::from(self.units) * UNIT_BYTES
     }
@@ -63,7 +58,7 @@ impl ResultRoom {
 }
 
 impl ResultShare {
-    /// Binds the share to `bytes`, but for what they do not need of it.
+    /// Binds the share to `bytes`, and gives back what they do not need.
     pub fn hold(mut self, bytes: Bytes) -> Bytes {
         let needed = bytes.len().div_ceil(UNIT_BYTES as usize);
         let surplus = self.0.num_permits().saturating_sub(needed);
@@ -72,7 +67,6 @@ impl ResultShare {
     }
 }
 
-/// Bytes, and what they take of the room.
 struct Counted {
     bytes: Bytes,
     _share: ResultShare,

@@ -1,23 +1,22 @@
 //! Values that cannot be printed: [`Secret`].
 //!
-//! The upstream key, team tokens and the upstream's signed result URLs live in this type from the
-//! moment they are read. `Debug` shows stars, there is no `Display` and no `Serialize`, and the
-//! memory is wiped on drop. [`Secret::expose`] is the only way in, so that `grep expose` lists
-//! every place a secret is used.
+//! The upstream key, team tokens and signed result URLs have this type from the moment they are read. `Debug`
+//! shows stars, there is no `Display` and no `Serialize`, and the memory is wiped on drop. [`Secret::expose`]
+//! is the only way in, so that `grep expose` lists every use.
 
 use std::fmt;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use secrecy::{ExposeSecret, SecretString};
 
-/// Keeps what this process knows out of core dumps, and other processes of its user out of its memory.
+/// Disables core dumps, and access of other processes of the same user to our memory.
 pub fn forbid_dumps() {
-    // So that tests which are not run by root can make its system calls fail.
+    // For tests that make its system calls fail without root.
     #[cfg(feature = "crash-points")]
     if std::env::var_os("GRANARY_DUMPABLE").is_some() {
         return;
     }
-    // Neither is ever refused to a process for itself.
+    // Neither can fail for the own process.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
 }
@@ -27,7 +26,7 @@ pub fn forbid_dumps() {
 pub struct Secret(SecretString);
 
 impl Secret {
-    /// Takes a text out of sight.
+    /// Takes ownership of the text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(SecretString::from(text.into()))
     }
@@ -46,7 +45,7 @@ impl fmt::Debug for Secret {
 
 impl PartialEq for Secret {
     fn eq(&self, other: &Self) -> bool {
-        // Of hashes, in constant time: two secrets compared byte by byte tell how far they agree.
+        // Of hashes, in constant time: a comparison byte by byte shows how far two secrets agree.
         blake3::hash(self.expose().as_bytes()) == blake3::hash(other.expose().as_bytes())
     }
 }

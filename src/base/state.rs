@@ -1,4 +1,6 @@
-//! The state directory: one process at a time.
+//! The state directory, which one process locks.
+
+#![allow(missing_docs, reason = "a method whose name says it needs no more")]
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -7,36 +9,31 @@ use std::path::{Path, PathBuf};
 
 use crate::base::disk;
 
-/// Holds the directory until it is dropped, or the process dies.
+/// Holds the lock until it is dropped or the process dies.
 pub struct StateDir {
     path: PathBuf,
     lock: File,
 }
 
-/// Why the directory cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
-    /// Another process has it.
     #[error("{0} is in use by another granary: stop that one, or set state.path to a directory of its own")]
     InUse(PathBuf),
-    /// It cannot be made or locked, or other users can change it.
+    /// It cannot be created or locked, or other users can change it.
     #[error("the state directory {path} cannot be used: {error}")]
     Io {
         path: PathBuf,
-        /// What the system said. It is in the text above, so it is no `source`.
+        /// Not a `source`, because it is in the text above.
         error: io::Error,
     },
 }
 
 impl StateDir {
-    /// Makes the directory, for our user only, and locks it. One that other users can change is refused.
-    ///
-    /// # Errors
-    /// [`StateDirError`].
+    /// Creates the directory for our user only, and locks it. Refuses one that other users can change.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let failed = |error| StateDirError::Io { path: path.to_owned(), error };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        // The path itself may be a link that an operator made; what it leads to is checked.
+        // The path may be a link of an operator; its target is checked.
         disk::check_owner(&File::open(path).map_err(failed)?).map_err(failed)?;
         disk::create_private(&path.join("lock")).map_err(failed)?;
         let lock = OpenOptions::new().write(true).open(path.join("lock")).map_err(failed)?;
@@ -47,7 +44,6 @@ impl StateDir {
         }
     }
 
-    /// Where the ledger is.
     pub fn ledger_file(&self) -> PathBuf {
         self.path.join("ledger.sqlite")
     }
@@ -64,8 +60,7 @@ impl StateDir {
 
 impl Drop for StateDir {
     fn drop(&mut self) {
-        // Closing is not enough: a child that is being started has a copy of the file for a moment,
-        // and the lock with it. Death still unlocks.
+        // Closing is not enough: a child that is being started has a copy of the file for a moment.
         let _ = self.lock.unlock();
     }
 }

@@ -1,7 +1,7 @@
-//! Where a ledger's database is, and when the way to it may be plain: [`DatabaseAddress`].
+//! The address of a PostgreSQL database: [`DatabaseAddress`].
 //!
-//! Only to this very machine is nothing encrypted unless the address asks for it, and elsewhere only
-//! when it says `sslmode=disable`. Wherever there is TLS it is verified.
+//! A connection to this machine uses TLS only if the address asks for it, any other one unless it says
+//! `sslmode=disable`. TLS is always verified.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use crate::base::secret::Secret;
 
-/// How long one address of the server may take to take the connection.
+/// The connection timeout of each address of the server.
 const CONNECT: Duration = Duration::from_secs(2);
-/// A connection over which nothing comes is asked after so long whether anyone is there.
+/// The idle time before a TCP keepalive.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Bytes that nobody confirms for so long mean that nobody is there.
+/// How long sent bytes may stay unconfirmed.
 const UNCONFIRMED: Duration = Duration::from_secs(10);
 
 /// Host, database, user and password.
@@ -28,7 +28,7 @@ impl DatabaseAddress {
     /// PostgreSQL's own clients read, `host=… dbname=…`.
     ///
     /// # Errors
-    /// What is wrong, in the words of a configuration's problem and without anything of the text: a password may be anywhere in a broken one.
+    /// The problem, without any part of the text: it may contain a password.
     pub fn parse(url: &Secret) -> Result<Self, String> {
         // Every TLS connection is verified here, so the stricter words of other clients mean nothing more.
         let text = ["verify-full", "verify-ca"].iter().fold(url.expose().trim().to_owned(), |text, mode| {
@@ -48,7 +48,7 @@ impl DatabaseAddress {
             && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
         let mode = match (config.get_ssl_mode(), says_mode) {
             (SslMode::Prefer, false) if is_here => SslMode::Disable,
-            // To prefer is to do without when somebody in between says so.
+            // With `prefer` an attacker in between could refuse TLS.
             (SslMode::Prefer, _) => SslMode::Require,
             (mode, _) => mode,
         };
@@ -57,7 +57,7 @@ impl DatabaseAddress {
             config.connect_timeout(CONNECT);
         }
         if config.get_target_session_attrs() == TargetSessionAttrs::Any {
-            // A standby answers, and takes nothing.
+            // A standby answers too, and accepts no writes.
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
         if config.get_application_name().is_none() {

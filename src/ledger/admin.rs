@@ -1,7 +1,6 @@
-//! What operators ask of the ledger and change in it: trait [`LedgerAdmin`], beside the money path.
+//! Reads and changes of operators: trait [`LedgerAdmin`], beside the money path.
 //!
-//! Every change is one durable transaction, and a line about it in the [`audit`](AuditLine), which can
-//! only grow, is part of that transaction. What changes nothing leaves no line.
+//! Every change is one durable transaction with a line in the append-only [audit](AuditLine).
 
 use std::fmt;
 
@@ -15,27 +14,26 @@ use crate::base::archive::ArchiveId;
 use crate::base::key::{CacheKey, Digest};
 use crate::base::words::words;
 
-/// Who changes something: `loopback`, the id of an admin token, or the command line.
+/// Who makes a change, as the audit shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor(String);
 
 impl Actor {
-    /// Somebody on this machine, whom nobody asked for a token.
+    /// A local client without a token.
     pub fn loopback() -> Self {
         Self("loopback".to_owned())
     }
 
-    /// Whoever runs a verb where nothing serves.
+    /// A verb that works without a server.
     pub fn command_line() -> Self {
         Self("command line".to_owned())
     }
 
-    /// Who has the token of this id.
+    /// The owner of the admin token with this id.
     pub fn token(id: impl fmt::Display) -> Self {
         Self(format!("token {id}"))
     }
 
-    /// The words in the audit.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -45,9 +43,7 @@ words! {
     pub enum Action {
         Freeze = "freeze",
         Thaw = "thaw",
-        /// Made what is stored under a key count as absent.
         Purge = "purge",
-        /// Said what became of an `unknown` call.
         Settle = "settle",
         /// Made ledger and store one archive.
         Adopt = "adopt",
@@ -55,7 +51,7 @@ words! {
 }
 
 words! {
-    /// What became of a call whose outcome was unknown, as an operator found out.
+    /// The outcome of an `unknown` call, as an operator found out.
     pub enum Settlement {
         /// The upstream charged it: its credits stay counted.
         Charged = "charged",
@@ -64,45 +60,44 @@ words! {
     }
 }
 
-/// What came of [`LedgerAdmin::settle`].
+/// The result of [`LedgerAdmin::settle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
     Done {
-        /// Where the credits were given back, if they were.
         given_back: Option<GivenBack>,
     },
-    /// It had been settled in the same way before.
+    /// It was settled in the same way before.
     Repeated,
-    /// It had been settled in the other way before.
+    /// It was settled in the other way before.
     Otherwise(Settlement),
-    /// Its outcome is known, or still to come.
+    /// Its outcome is known, or it is still open.
     NotUnknown(CallState),
     NoSuchCall,
 }
 
 words! {
-    /// Where the credits of a call that was not charged went.
+    /// Where the credits of a call that was not charged are given back.
     pub enum GivenBack {
-        /// To the day and the month in which it was reserved, which is not over.
+        /// On the day and in the month in which it was reserved.
         Budgets = "budgets",
-        /// Its month is closed and stays as it is; an adjustment stands on the day of settling.
+        /// By an adjustment on the day of settling, because its month is closed.
         Adjustment = "adjustment",
     }
 }
 
-/// What came of [`LedgerAdmin::purge`].
+/// The result of [`LedgerAdmin::purge`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purge {
     /// Everything up to this generation counts as absent from now on.
     Done { generation: u64 },
-    /// So it did before, and nothing has been stored since.
+    /// It was purged before, and nothing has been stored since.
     Repeated { generation: u64 },
-    /// Nothing is stored under the key, and nothing was ever purged there.
+    /// Nothing was ever stored or purged under the key.
     Nothing,
 }
 
 impl Purge {
-    /// Up to where everything counts as absent; `None` when nothing is purged.
+    /// The generation up to which everything counts as absent; `None` when nothing is purged.
     pub fn generation(self) -> Option<u64> {
         match self {
             Self::Done { generation } | Self::Repeated { generation } => Some(generation),
@@ -111,10 +106,9 @@ impl Purge {
     }
 }
 
-/// One change, as it is remembered for ever.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AuditLine {
-    /// Grows from one to the next.
+    /// Ascending.
     pub id: u64,
     pub at: Timestamp,
     pub who: String,
@@ -124,7 +118,7 @@ pub struct AuditLine {
     pub detail: String,
 }
 
-/// A row as operators see it: without the text of an answer, which may name a signed URL.
+/// A row without the text of its answer, which may contain a signed URL.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CallDetail {
     pub id: CallId,
@@ -134,12 +128,11 @@ pub struct CallDetail {
     pub state: CallState,
     /// Another row keeps the key.
     pub late: bool,
-    /// It was paid through another ledger.
+    /// Paid through another ledger.
     pub adopted: bool,
     pub team: String,
-    /// What it cost, or would have.
     pub credits: u64,
-    /// The day it was reserved on, which it counts to.
+    /// The day of its reservation.
     pub day: String,
     pub image: Digest,
     pub width: u32,
@@ -155,58 +148,53 @@ pub struct CallDetail {
     pub log_id: Option<String>,
     pub digest: Option<Digest>,
     pub extension: Option<String>,
-    /// Its result's length in bytes.
+    /// The length of its result.
     pub bytes: Option<u64>,
-    /// What an operator said became of it.
     pub settled: Option<Settlement>,
 }
 
-/// Which calls are asked for.
 #[derive(Clone, Debug, Default)]
 pub struct CallFilter {
     pub state: Option<CallState>,
     pub team: Option<String>,
     pub key: Option<(String, CacheKey)>,
-    /// Only those of lower numbers.
+    /// Only calls with lower numbers.
     pub before: Option<CallId>,
     pub limit: usize,
 }
 
-/// Some calls, newest first.
+/// Newest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CallPage {
-    /// The calls; may be fewer than there are, and none although there are some.
+    /// May be empty although more calls follow.
     pub calls: Vec<CallDetail>,
-    /// Where to go on, when there may be more.
+    /// The next [`before`](CallFilter::before), when there may be more.
     pub next: Option<CallId>,
 }
 
-/// Lets an operator look and change. All methods may be called concurrently.
 #[async_trait]
 pub trait LedgerAdmin: Send + Sync {
-    /// Makes everything that is stored under a key by now count as absent, for everyone
-    /// ([`Queries::changes`](super::Queries::changes) tells of it). Rows, credits and objects stay as
-    /// they are. A call under way is not touched: its result will be the new one.
+    /// Makes everything stored under a key count as absent, on every replica
+    /// ([`Queries::changes`](super::Queries::changes)). Rows, credits and objects stay. An open call goes on:
+    /// its result will be the new one.
     async fn purge(&self, namespace: &str, key: CacheKey, by: &Actor) -> Result<Purge, LedgerError>;
 
-    /// Stops (`true`) or resumes spending; exact from its return. Says whether it was otherwise before.
+    /// Stops or resumes spending, exactly from its return. Returns false when nothing changed.
     async fn freeze(&self, scope: Scope, frozen: bool, by: &Actor) -> Result<bool, LedgerError>;
 
-    /// What stands frozen: `global` first, then teams by name.
+    /// The frozen scopes: `global` first, then teams by name.
     async fn frozen(&self) -> Result<Vec<Scope>, LedgerError>;
 
-    /// Says what became of an `unknown` call.
     async fn settle(&self, id: CallId, settlement: Settlement, by: &Actor) -> Result<Settled, LedgerError>;
 
-    /// Credits of `unknown` calls that nobody has settled.
+    /// Credits of `unknown` calls that are not settled.
     async fn unsettled(&self) -> Result<u64, LedgerError>;
 
-    /// Adds the line about an adoption, which is done by then.
+    /// Adds the audit line of an adoption.
     async fn note_adoption(&self, archive: ArchiveId, found: &str, by: &Actor) -> Result<(), LedgerError>;
 
-    /// Lines of the audit of lower ids than `before`, newest first, at most `limit`.
+    /// At most `limit` lines with lower ids than `before`, newest first.
     async fn audit(&self, before: Option<u64>, limit: usize) -> Result<Vec<AuditLine>, LedgerError>;
 
-    /// Calls, newest first.
     async fn calls(&self, filter: CallFilter) -> Result<CallPage, LedgerError>;
 }

@@ -1,4 +1,4 @@
-//! The steps by which a call goes on, and from which state each may be taken.
+//! The steps of a call, and from which state each may be taken.
 
 use bytes::Bytes;
 
@@ -6,82 +6,76 @@ use super::CallState;
 use crate::base::record::Record;
 use crate::base::secret::Secret;
 
-/// How a call goes on. Each is booked on the call's own row, whatever has happened to its key.
+/// A step of a call. It is booked on the call's own row, whatever has happened to its key.
 #[derive(Clone, Debug)]
 pub enum Booking {
-    /// From `reserved` or `sent`, by the owner that still holds the tail: provably not sent whole.
-    Released { reason: String },
-    /// From `sent` (or `unknown`, when the answer came late).
+    /// Provably not sent in full.
+    Released {
+        reason: String,
+    },
     Answered {
         /// The whole answer; erased when the state ends.
         text: Secret,
         request_id: String,
         log_id: String,
     },
-    /// Object and record are durable. From `answered`; from `sent` or `unknown` when the ledger could
-    /// not take the answer.
+    /// Object and record are durable in the store.
     Stored {
         record: Box<Record>,
-        /// Does this row keep the key? Not when another result got there first.
+        /// False when the result of another call got the key first.
         holds_key: bool,
     },
-    /// The store does not take the result now, so the ledger keeps its bytes. The state is `stored`,
-    /// because the result is permanent from here on. From the same states as `Stored`.
+    /// The store does not take the result now, so the ledger keeps its bytes. The result is permanent from
+    /// here on, so the state is `stored`.
     Spooled {
         record: Box<Record>,
-        /// The object the record names.
         bytes: Bytes,
     },
-    /// From `sent`, from `reserved` when the refusal came early, or from `unknown` when it came late.
     Refused {
         reason: String,
-        /// Was it refused for its picture or numbers? Then it counts against the team's
+        /// Refused for its picture or numbers: it counts against the team's
         /// [`Scope::Refused`](super::budget::Scope::Refused).
         for_order: bool,
     },
-    /// From `sent`, from `reserved` when the error came early, or from `unknown` when it came late.
-    Failed { reason: String },
-    /// From `sent`, or from `reserved` when something that is no answer came early.
-    Unknown { reason: String },
-    /// From `answered`.
-    Unfetchable { reason: String },
-    /// From `stored`: the store no longer has the object.
+    Failed {
+        reason: String,
+    },
+    Unknown {
+        reason: String,
+    },
+    Unfetchable {
+        reason: String,
+    },
+    /// The store no longer has the object.
     Lost,
 }
 
 impl Booking {
-    /// The state it leads to.
-    pub fn state(&self) -> CallState {
+    /// The state it leads to, and those it may come from.
+    fn step(&self) -> (CallState, &'static [CallState]) {
+        use CallState::*;
         match self {
-            Self::Released { .. } => CallState::Released,
-            Self::Answered { .. } => CallState::Answered,
-            Self::Stored { .. } | Self::Spooled { .. } => CallState::Stored,
-            Self::Refused { .. } => CallState::Refused,
-            Self::Failed { .. } => CallState::Failed,
-            Self::Unknown { .. } => CallState::Unknown,
-            Self::Unfetchable { .. } => CallState::Unfetchable,
-            Self::Lost => CallState::Lost,
+            // The transaction that booked `sent` may have been durable and its result lost: then the owner
+            // still holds the end of the request.
+            Self::Released { .. } => (Released, &[Reserved, Sent]),
+            // `unknown` for a late answer.
+            Self::Answered { .. } => (Answered, &[Sent, Unknown]),
+            // Not only `answered`: the ledger may not have taken the answer.
+            Self::Stored { .. } | Self::Spooled { .. } => (Stored, &[Sent, Unknown, Answered]),
+            // `reserved` for what came before the end of the request, `unknown` for what came late.
+            Self::Refused { .. } => (Refused, &[Reserved, Sent, Unknown]),
+            Self::Failed { .. } => (Failed, &[Reserved, Sent, Unknown]),
+            Self::Unknown { .. } => (Unknown, &[Reserved, Sent, Unknown]),
+            Self::Unfetchable { .. } => (Unfetchable, &[Answered]),
+            Self::Lost => (Lost, &[Stored]),
         }
     }
 
-    /// The states it may come from.
+    pub fn state(&self) -> CallState {
+        self.step().0
+    }
+
     pub fn may_follow(&self, state: CallState) -> bool {
-        match self {
-            // From `sent` too: when the transaction that marked it was durable and its outcome lost,
-            // the tail is still in our hands, and whoever holds it knows.
-            Self::Released { .. } => matches!(state, CallState::Reserved | CallState::Sent),
-            Self::Answered { .. } => matches!(state, CallState::Sent | CallState::Unknown),
-            Self::Stored { .. } | Self::Spooled { .. } => {
-                matches!(state, CallState::Sent | CallState::Unknown | CallState::Answered)
-            }
-            Self::Unfetchable { .. } => matches!(state, CallState::Answered),
-            Self::Refused { .. } | Self::Failed { .. } => {
-                matches!(state, CallState::Reserved | CallState::Sent | CallState::Unknown)
-            }
-            Self::Unknown { .. } => {
-                matches!(state, CallState::Reserved | CallState::Sent | CallState::Unknown)
-            }
-            Self::Lost => matches!(state, CallState::Stored),
-        }
+        self.step().1.contains(&state)
     }
 }

@@ -1,15 +1,15 @@
-//! What a team may spend: budgets, their calendar windows, and the rests after a doubtful outcome.
-//! Pure functions of rows and a clock; nothing here reads a clock or a ledger.
+//! Budgets, their calendar windows, and the rests after an unknown outcome. Pure: reads no clock and no
+//! ledger.
 
 use std::fmt;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, Unit, ZonedDateTime};
+use jiff::{Timestamp, Unit};
 
 use crate::base::words::words;
 
-/// Whom a budget or a freeze is about.
+/// The subject of a budget or a freeze.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     Global,
@@ -49,16 +49,16 @@ pub struct Budget {
     pub enforced: bool,
 }
 
-/// How much of a budget is used.
+/// The use of a budget in its current window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Used {
     pub budget: Budget,
-    /// Credits counted in its current window.
+    /// Credits.
     pub used: u64,
 }
 
 impl Used {
-    /// Credits left; 0 when it is overdrawn, as after a budget was lowered.
+    /// Credits left; 0 when a lowered budget is overdrawn.
     pub fn left(&self) -> u64 {
         self.budget.limit.saturating_sub(self.used)
     }
@@ -71,7 +71,7 @@ pub struct BudgetRefusal {
     pub resets_in: Duration,
 }
 
-/// The calendar day and month an instant belongs to.
+/// The calendar day and month of an instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Windows {
     /// `2026-11-22`.
@@ -85,14 +85,12 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// The windows of an instant in a time zone, daylight saving included: a day may have 23 hours.
+    /// With daylight saving: a day may have 23 hours.
     pub fn at(now: Timestamp, zone: &TimeZone) -> Self {
         let local = now.to_zoned_datetime(zone.clone());
         let first_of_month = local.date().first_of_month();
         let start_of = |date: jiff::civil::Date| {
-            date.to_zoned_datetime(zone.clone())
-                .map(|start: ZonedDateTime| start.timestamp())
-                .unwrap_or(Timestamp::MAX)
+            date.to_zoned_datetime(zone.clone()).map_or(Timestamp::MAX, |start| start.timestamp())
         };
         Self {
             day: local.strftime("%Y-%m-%d").to_string(),
@@ -104,7 +102,7 @@ impl Windows {
         }
     }
 
-    /// The name of a kind of window, and when it ends.
+    /// The name of a window, and when it ends.
     pub fn of(&self, window: Window) -> (&str, Timestamp) {
         match window {
             Window::Day => (&self.day, self.day_ends),
@@ -113,9 +111,9 @@ impl Windows {
     }
 }
 
-/// When a key may be bought again, given when its doubtful calls (`unknown`, `unfetchable`) of the
-/// last 24 hours ended, oldest first: a minute after the first, ten minutes after the second, and
-/// after the third not before the first is a day old. `None`: now.
+/// When a key may be bought again, from the ends of its `unknown` and `unfetchable` calls, oldest first: a
+/// minute after the first of the last 24 hours, ten minutes after the second, and after the third not before
+/// the first is a day old. `None`: now.
 pub fn rests_until(doubtful: &[Timestamp], now: Timestamp) -> Option<Timestamp> {
     let day = jiff::SignedDuration::from_hours(24);
     let recent: Vec<Timestamp> = doubtful.iter().copied().filter(|&at| at + day > now).collect();
@@ -128,12 +126,12 @@ pub fn rests_until(doubtful: &[Timestamp], now: Timestamp) -> Option<Timestamp> 
     (until > now).then_some(until)
 }
 
-/// From `now` until `then`; zero when that has passed.
+/// Zero when `then` has passed.
 pub fn until(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or(Duration::ZERO)
 }
 
-/// An instant as people write it, to the second.
+/// An instant to the second.
 pub fn show(instant: Timestamp) -> String {
     instant.round(Unit::Second).unwrap_or(instant).to_string()
 }

@@ -1,22 +1,23 @@
 //! The archive guard: nothing is bought unless ledger and store are known to belong together.
 //!
 //! Both carry the id of their [`archive`](crate::base::archive). With a typo in the prefix, an emptied or
-//! recreated bucket, or a database of another world, everything would look absent and be bought
-//! anew; so a marker that is missing or differs stops all paying, while hits go on where there are
-//! bytes. Only `granary adopt` makes a new pair of them, when a person has looked.
+//! recreated bucket, or a foreign database, everything would look absent and be bought anew; so a marker that
+//! is missing or differs stops all paying, while hits go on. Only `granary adopt` pairs such a ledger and
+//! store.
 //!
-//! What is new in both is paired at once, ledger first: its id is *settled* only after the store has
-//! been seen to carry it, so that a crash between the two is not taken for a loss.
+//! A new ledger and a new store are paired at once, ledger first: its id is *settled* only after the store
+//! has been seen to carry it, so that a crash between the two is not taken for a loss.
 
 mod import;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 pub use self::import::ImportStatus;
@@ -25,96 +26,77 @@ use crate::base::archive::{ArchiveCheck, ArchiveId, Membership};
 use crate::ledger::{Ledger, LedgerError};
 use crate::store::{Store, StoreError};
 
-/// Whoever finds something missing may ask for a look, but not more often than this.
+/// The shortest time between two comparisons for [`ArchiveGuard::confirm`].
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub struct ArchiveGuard {
     ledger: Arc<dyn Ledger>,
     store: Arc<dyn Store>,
-    standing: Mutex<Standing>,
-    /// When it was last looked, and whether both could be asked; held while looking, so that many who
-    /// ask share one look.
-    looked: tokio::sync::Mutex<Option<Look>>,
-    progress: tokio::sync::Mutex<Progress>,
-    import: Mutex<ImportStatus>,
+    standing: watch::Sender<Standing>,
+    /// The last comparison; locked during one, so that concurrent callers share it.
+    looked: Mutex<Option<Look>>,
+    progress: Mutex<Progress>,
+    import: watch::Sender<ImportStatus>,
 }
 
-/// A look, and whether both could be asked.
+/// When ledger and store were compared, and whether both could be read.
 #[derive(Clone, Copy)]
 struct Look {
     when: Instant,
     was_answered: bool,
 }
 
-/// What is known of ledger and store.
+/// Whether ledger and store belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// They could not be asked since the start. Nothing is bought.
+    /// They could not be compared since the start. Nothing is bought.
     Unknown,
-    /// They belong together.
     Open(ArchiveId),
-    /// They do not. Nothing is bought.
+    /// Nothing is bought.
     Closed(Mismatch),
 }
 
-/// How ledger and store do not belong together; the texts say what to do.
+/// Why ledger and store do not belong together; the texts say what to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
-    /// The store has no marker.
     #[error(
         "the ledger belongs to archive {ledger}, and the store has no marker: the bucket was emptied or \
          recreated, a folder is not mounted, or store.bucket, store.prefix or store.path is mistyped"
     )]
-    StoreUnmarked {
-        /// The ledger's archive.
-        ledger: ArchiveId,
-    },
-    /// The ledger has no archive.
+    StoreUnmarked { ledger: ArchiveId },
     #[error(
         "the store is archive {store}, and the ledger is a new one: the database was replaced, or \
          state.path or the store's place is mistyped"
     )]
-    LedgerUnmarked {
-        /// The store's archive.
-        store: ArchiveId,
-    },
-    /// What is under the marker's name is not one.
+    LedgerUnmarked { store: ArchiveId },
     #[error(
         "what the store has under the name `archive` is no marker of ours: it is damaged, or somebody else's; \
          look at it, and remove it before adopting"
     )]
     StoreMarkedOtherwise,
-    /// Each has another.
     #[error(
         "the ledger belongs to archive {ledger}, and the store is archive {store}: one of them is of another \
          world, or the store's place is mistyped"
     )]
-    Different {
-        /// The ledger's archive.
-        ledger: ArchiveId,
-        /// The store's archive.
-        store: ArchiveId,
-    },
+    Different { ledger: ArchiveId, store: ArchiveId },
 }
 
-/// Why ledger or store could not be asked.
+/// Ledger or store could not be read or written.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum GuardError {
-    /// The ledger could not.
+pub enum StorageError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The store could not.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What an adoption found and did.
+/// The result of an adoption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Adoption {
-    /// What was found; `None` when ledger and store belonged together, or both were new.
+    /// `None` when ledger and store belonged together, or both were new.
     pub found: Option<Mismatch>,
-    /// The archive that both belong to now.
+    /// The archive of both from now on.
     pub archive: ArchiveId,
 }
 
@@ -127,44 +109,54 @@ impl fmt::Display for Adoption {
     }
 }
 
-/// What the two ids mean.
+/// What the ids of ledger and store mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Finding {
-    /// Neither has one.
     New,
-    /// The ledger's id never reached the store.
+    /// The ledger's id has not reached the store yet.
     Begun(ArchiveId),
-    /// Both have this one; is that settled?
+    /// Both have this id, and whether that is settled.
     Pair(ArchiveId, bool),
     Apart(Mismatch),
 }
 
+impl Finding {
+    fn mismatch(self) -> Option<Mismatch> {
+        if let Self::Apart(mismatch) = self { Some(mismatch) } else { None }
+    }
+}
+
 impl ArchiveGuard {
-    /// Knows nothing yet: see [`look`](Self::look).
+    /// Compares nothing yet: see [`look`](Self::look).
     pub fn new(ledger: Arc<dyn Ledger>, store: Arc<dyn Store>) -> Self {
-        let (standing, looked) = (Mutex::new(Standing::Unknown), tokio::sync::Mutex::new(None));
-        let (progress, import) = (tokio::sync::Mutex::default(), Mutex::new(ImportStatus::NotBegun));
-        Self { ledger, store, standing, looked, progress, import }
+        Self {
+            ledger,
+            store,
+            standing: watch::Sender::new(Standing::Unknown),
+            looked: Mutex::default(),
+            progress: Mutex::default(),
+            import: watch::Sender::new(ImportStatus::NotBegun),
+        }
     }
 
-    /// What was found at the last look that could be made.
+    /// The result of the last comparison that succeeded.
     pub fn standing(&self) -> Standing {
-        *self.lock()
+        *self.standing.borrow()
     }
 
-    /// May something be bought, as far as is known?
     pub fn is_open(&self) -> bool {
         matches!(self.standing(), Standing::Open(_))
     }
 
-    /// Compares the markers, and pairs what is new. Where they cannot be asked, what was known holds.
+    /// Compares the markers, and pairs a new ledger with a new store. When that fails, the last standing
+    /// holds.
     pub async fn look(&self) -> Standing {
         let mut looked = self.looked.lock().await;
         self.look_now(&mut looked).await
     }
 
-    /// Do they belong together, as of a moment ago? For whoever finds something missing, or is about to
-    /// write: what cannot be asked is not known, whatever it was before.
+    /// Returns true when ledger and store belonged together a moment ago; false when they could not be
+    /// compared. Asked when something is missing, and before a write.
     pub async fn confirm(&self) -> bool {
         let mut looked = self.looked.lock().await;
         if looked.is_none_or(|look| look.when.elapsed() >= LOOK_PAUSE) {
@@ -173,7 +165,7 @@ impl ArchiveGuard {
         looked.is_some_and(|look| look.was_answered) && self.is_open()
     }
 
-    /// Looks from time to time, for ever; more often while nothing is known.
+    /// Compares after each `period`, for ever; more often while the standing is unknown.
     pub async fn watch(&self, period: Duration) {
         loop {
             let is_unknown = self.standing() == Standing::Unknown;
@@ -182,17 +174,12 @@ impl ArchiveGuard {
         }
     }
 
-    /// Makes ledger and store one archive, whatever they were: the store's id stands, if it has one.
-    ///
-    /// # Errors
-    /// [`GuardError`]: nothing is bought yet; it may be repeated.
-    pub async fn adopt(&self) -> Result<Adoption, GuardError> {
+    /// Makes ledger and store one archive, whatever they were: the store's id stands, if it has one. May be
+    /// repeated.
+    pub async fn adopt(&self) -> Result<Adoption, StorageError> {
         let mut looked = self.looked.lock().await;
         let (membership, store) = (self.ledger.archive().await?, self.store.archive().await?);
-        let found = match judge(membership.as_ref(), store) {
-            Finding::Apart(mismatch) => Some(mismatch),
-            Finding::New | Finding::Begun(_) | Finding::Pair(..) => None,
-        };
+        let found = judge(membership.as_ref(), store).mismatch();
         let wanted = membership.map_or_else(ArchiveId::random, |membership| membership.archive);
         let archive = match store {
             Some(archive) => archive,
@@ -215,17 +202,13 @@ impl ArchiveGuard {
         self.standing()
     }
 
-    async fn found(&self) -> Result<Standing, GuardError> {
+    async fn found(&self) -> Result<Standing, StorageError> {
         let membership = self.membership().await?;
-        let store = match self.store.archive().await {
-            Err(StoreError::Corrupt(_)) => return Ok(Standing::Closed(Mismatch::StoreMarkedOtherwise)),
-            read => read?,
-        };
-        let archive = match judge(membership.as_ref(), store) {
+        let archive = match find(membership.as_ref(), &*self.store).await? {
             Finding::Apart(mismatch) => return Ok(Standing::Closed(mismatch)),
             Finding::Pair(archive, true) => return Ok(Standing::Open(archive)),
             Finding::Pair(archive, false) | Finding::Begun(archive) => archive,
-            // Of several replicas that begin at once, one's id stands for all.
+            // Of several replicas that start at once, the id of one stands for all.
             Finding::New => self.ledger.begin_archive(ArchiveId::random()).await?.archive,
         };
         let standing = self.store.mark_archive(archive).await?;
@@ -237,8 +220,8 @@ impl ArchiveGuard {
         Ok(Standing::Open(archive))
     }
 
-    /// The ledger's archive. Only an adoption changes it, so while the ledger is away, what it said
-    /// last is compared: a result that is paid for may then be written to the store.
+    /// The ledger's archive. Only an adoption changes it, so while the ledger is away the last one is
+    /// compared: a paid result may then be written to the store.
     async fn membership(&self) -> Result<Option<Membership>, LedgerError> {
         match (self.ledger.archive().await, self.standing()) {
             (Err(_), Standing::Open(archive)) => Ok(Some(Membership::new(archive, true))),
@@ -247,7 +230,7 @@ impl ArchiveGuard {
     }
 
     fn learn(&self, standing: Standing) {
-        let before = std::mem::replace(&mut *self.lock(), standing);
+        let before = self.standing.send_replace(standing);
         match standing {
             Standing::Closed(mismatch) if before != standing => {
                 tracing::error!(
@@ -261,10 +244,6 @@ impl ArchiveGuard {
             Standing::Open(_) | Standing::Closed(_) | Standing::Unknown => {}
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[async_trait]
@@ -274,18 +253,15 @@ impl ArchiveCheck for ArchiveGuard {
     }
 }
 
-/// Says whether ledger and store belong together, and changes nothing.
-///
-/// # Errors
-/// [`GuardError`]: one of them could not be asked.
-pub async fn compare(ledger: &dyn Ledger, store: &dyn Store) -> Result<Option<Mismatch>, GuardError> {
-    let store = match store.archive().await {
-        Err(StoreError::Corrupt(_)) => return Ok(Some(Mismatch::StoreMarkedOtherwise)),
-        read => read?,
-    };
-    match judge(ledger.archive().await?.as_ref(), store) {
-        Finding::Apart(mismatch) => Ok(Some(mismatch)),
-        Finding::New | Finding::Begun(_) | Finding::Pair(..) => Ok(None),
+/// Compares ledger and store, and changes nothing.
+pub async fn compare(ledger: &dyn Ledger, store: &dyn Store) -> Result<Option<Mismatch>, StorageError> {
+    Ok(find(ledger.archive().await?.as_ref(), store).await?.mismatch())
+}
+
+async fn find(membership: Option<&Membership>, store: &dyn Store) -> Result<Finding, StoreError> {
+    match store.archive().await {
+        Err(StoreError::Corrupt(_)) => Ok(Finding::Apart(Mismatch::StoreMarkedOtherwise)),
+        read => Ok(judge(membership, read?)),
     }
 }
 

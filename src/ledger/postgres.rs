@@ -1,60 +1,50 @@
 //! The ledger of a fleet: tables of a PostgreSQL database, kept by several processes at once.
 //!
-//! What SQLite's one writer gives for free is made here by the database: one row per key and
-//! generation by a unique index, budgets by counters that each reservation locks in the same order,
-//! a freeze that is exact from its commit by an advisory lock that every spender shares. All locks end
-//! with their transaction. There are no wall clocks but the database's, and only people and calendar
-//! windows read it.
+//! A unique index allows one row per key and generation. Each reservation locks the counters of its budgets
+//! in the same order. A freeze is exact from its commit, because spending transactions share an advisory
+//! lock. All locks end with their transaction. The only wall clock is the database's, for timestamps and
+//! calendar windows.
 //!
-//! Each process has a random name, the owner of the rows it works on. A row whose reservation was
-//! committed and never acknowledged is owned by a process that does not know it; so whoever looks for
-//! other owners' calls names those it has in hand, and sees the rest.
+//! Each process has a random name, the owner of the rows it works on. It does not know its own row when the
+//! commit of a reservation was never acknowledged; so a search for foreign calls excludes the calls in hand,
+//! not the owner.
 //!
-//! Signed result URLs rest only in the table `answers`, in rows that are deleted with the state that
-//! needs them. PostgreSQL keeps a deleted row until it vacuums, which this table asks for at once, and
-//! in its log and its backups as long as those are kept.
+//! Signed result URLs are only in the table `answers`, in rows that are deleted when their state ends.
+//! PostgreSQL keeps deleted rows until it vacuums, which this table asks for at once, and in its log and its
+//! backups.
 
 mod connect;
 mod failure;
 mod lease;
-mod limits;
-mod lock;
 mod pool;
 mod query;
-mod reserve;
 mod schema;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::tz::TimeZone;
 use uuid::Uuid;
 
 use self::failure::Failure;
-use self::limits::Limits;
-use self::lock::key_lock;
-use self::pool::{Pool, PoolConfig};
-use self::query::Work;
-use super::rules::Room;
+use self::pool::{CHANGE, Limits, Pool, PoolConfig, REPORT};
+use self::query::{Work, key_lock};
 use super::sql::{Keeper, Lock, sql_ledger};
-use super::{LedgerError, LedgerObserver, LedgerOp, Recovery, Reservation, Reserved, Soundness, observed};
+use super::{LedgerError, LedgerObserver, LedgerOp, observed};
 use crate::base::clock::Clock;
 
 pub use self::pool::AddressSource;
 
-/// Which database it is, and what is kept there.
 #[derive(Clone)]
 pub struct PostgresConfig {
-    /// Where it is.
     pub address: AddressSource,
     /// Root certificates, in PEM; otherwise the system's.
     pub roots: Option<PathBuf>,
-    /// Budgets' days and months are those of this zone.
+    /// The time zone of days and months.
     pub zone: TimeZone,
-    /// Bytes that may wait in the spool.
+    /// The most bytes in the spool.
     pub spool_max: u64,
     /// Instead of the database's clock, for tests.
     pub clock: Option<Clock>,
@@ -63,10 +53,9 @@ pub struct PostgresConfig {
 /// Why the ledger cannot be kept in a database.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ProofError {
-    /// It was asked, and may not be used as it is; a sentence that says what to do.
+    /// A sentence that says what to do.
     #[error("{0}")]
     Unfit(String),
-    /// It could not be asked.
     #[error(transparent)]
     Unavailable(LedgerError),
 }
@@ -74,45 +63,39 @@ pub enum ProofError {
 /// See the module.
 pub struct PostgresLedger {
     pool: Pool,
-    /// What reads much, or may wait.
+    /// For large reads, and for writes that may wait.
     reports: Pool,
     keeper: Arc<Keeper>,
     observer: Option<Arc<dyn LedgerObserver>>,
-    /// Bytes that `Calls::keep_room` keeps for each open call; 0 when it does not.
-    kept_for_each: AtomicU64,
 }
 
 impl PostgresLedger {
-    /// Connects nowhere yet. The tables are made, or brought up to date, over the first connection.
+    /// Does not connect yet. The first connection creates or migrates the tables.
     pub fn new(config: PostgresConfig) -> Self {
         let PostgresConfig { address, roots, zone, spool_max, clock } = config;
-        let keeper = Arc::new(Keeper { owner: Uuid::new_v4().simple().to_string(), spool_max, zone });
-        let config = PoolConfig { address, roots, keeper: Arc::clone(&keeper), clock };
-        let pool = Pool::new(config, Limits::CALLS);
-        let reports = pool.beside(Limits::REPORTS);
-        Self { pool, reports, keeper, observer: None, kept_for_each: AtomicU64::new(0) }
+        let owner = Uuid::new_v4().simple().to_string();
+        let keeper = Arc::new(Keeper::new(owner, spool_max, zone));
+        let is_prepared = Arc::default();
+        let config = PoolConfig { address, roots, keeper: Arc::clone(&keeper), clock, is_prepared };
+        let pool = Pool::new(config.clone(), Limits::CALLS);
+        Self { pool, reports: Pool::new(config, Limits::REPORTS), keeper, observer: None }
     }
 
-    /// Lets `observer` see each operation.
     #[must_use]
     pub(crate) fn with_observer(self, observer: Arc<dyn LedgerObserver>) -> Self {
         Self { observer: Some(observer), ..self }
     }
 
-    /// Connects, and finds out whether the ledger may be kept there.
-    ///
-    /// # Errors
-    /// [`ProofError`].
+    /// Connects, and checks that the database is fit for a ledger.
     pub async fn prove(&self) -> Result<(), ProofError> {
         self.pool.prove().await.map_err(|failure| match failure {
-            Failure::Unfit(unfit) => ProofError::Unfit(unfit.to_string()),
+            Failure::Unfit(why) => ProofError::Unfit(why),
             other => ProofError::Unavailable(other.into_ledger_error()),
         })
     }
 
-    /// Does what an operation asks for, over the connections and in the transaction it needs; `locks` are
-    /// taken before it.
-    async fn ask_with<A: Send + Sync + 'static, T: Send + 'static>(
+    /// Runs a statement over the connections and in the transaction of its operation, behind these locks.
+    async fn ask_behind<A: Send + Sync + 'static, T: Send + 'static>(
         &self,
         locks: &[String],
         op: LedgerOp,
@@ -124,19 +107,15 @@ impl PostgresLedger {
             let asked = Arc::clone(&asked);
             async move { work(&tx, &asked).await }
         };
-        observed(self.observer.as_deref(), op, async {
-            match op {
-                LedgerOp::LookUp | LedgerOp::Read => self.pool.read(work).await,
-                LedgerOp::Totals | LedgerOp::Report => self.reports.report(work).await,
-                LedgerOp::Tally => self.reports.write(locks, work).await,
-                LedgerOp::Reserve
-                | LedgerOp::Send
-                | LedgerOp::Book(_)
-                | LedgerOp::Write
-                | LedgerOp::Change => self.pool.write(locks, work).await,
+        let (pool, mode) = match op {
+            LedgerOp::LookUp | LedgerOp::Read => (&self.pool, None),
+            LedgerOp::Totals | LedgerOp::Report => (&self.reports, Some(REPORT)),
+            LedgerOp::Tally => (&self.reports, Some(CHANGE)),
+            LedgerOp::Reserve | LedgerOp::Send | LedgerOp::Book(_) | LedgerOp::Write | LedgerOp::Change => {
+                (&self.pool, Some(CHANGE))
             }
-        })
-        .await
+        };
+        observed(self.observer.as_deref(), op, pool.run(mode, locks, work)).await
     }
 
     async fn ask<A: Send + Sync + 'static, T: Send + 'static>(
@@ -145,32 +124,21 @@ impl PostgresLedger {
         asked: A,
         work: Work<A, T>,
     ) -> Result<T, LedgerError> {
-        let freeze = [Lock::Freeze.shared()];
-        let locks = if op == LedgerOp::Send { &freeze[..] } else { &[] };
-        self.ask_with(locks, op, asked, work).await
-    }
-
-    async fn reserve_call(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
-        let each = self.kept_for_each.load(Ordering::Relaxed);
-        let room = (each > 0).then_some(Room { each, max: self.keeper.spool_max });
-        let locks = [Lock::Freeze.shared(), key_lock(&wanted.key)];
-        let asked = (wanted, room);
-        let work: Work<_, _> = |tx, (wanted, room)| Box::pin(reserve::reserve(tx, wanted, *room));
-        self.ask_with(&locks, LedgerOp::Reserve, asked, work).await
-    }
-
-    /// Settles nothing: other owners may live. It is not even asked, so that a start needs no database.
-    async fn recover_calls(&self) -> Result<Recovery, LedgerError> {
-        Ok(Recovery::default())
-    }
-
-    fn set_room(&self, each: Option<u64>) {
-        self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
-    }
-
-    fn file_soundness(&self) -> Soundness {
-        Soundness::Sound
+        let locks = if op == LedgerOp::Send { &[Lock::Freeze.shared()][..] } else { &[] };
+        self.ask_behind(locks, op, asked, work).await
     }
 }
 
-sql_ledger!(PostgresLedger);
+sql_ledger! { PostgresLedger {
+    async fn reserve(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
+        // Taken with the begin of the transaction, which saves a round trip.
+        let locks = [Lock::Freeze.shared(), key_lock(&wanted.key)];
+        let work: Work<_, _> = |tx, wanted| Box::pin(reserve::reserve(tx, wanted));
+        self.ask_behind(&locks, Reserve, wanted, work).await
+    }
+
+    /// Settles nothing: other owners may live. A start needs no database.
+    async fn recover(&self) -> Result<Recovery, LedgerError> {
+        Ok(Recovery::default())
+    }
+} }

@@ -1,7 +1,5 @@
-//! The rules about money: what a ledger decides from what it has read of a key, a call and its windows.
-//!
-//! Pure functions: no SQL, no clock. Every ledger reads, asks here, and writes what it is told, so a
-//! rule is changed in one line and holds for all of them.
+//! The rules about money, as pure functions: no SQL, no clock. Every ledger reads, decides here, and writes
+//! the decision.
 
 #[cfg(test)]
 mod tests;
@@ -11,18 +9,17 @@ use jiff::civil::Date;
 
 use super::admin::{GivenBack, Purge, Settled, Settlement};
 use super::budget::{self, BudgetRefusal, Scope, Windows};
-use super::usage::Charged;
 use super::{Booking, CallId, CallState, ForeignOpenCall, LedgerError, Permit, Reservation, Reserved};
 use crate::base::record::Record;
 
-/// The generations of a key, of rows that hold it.
+/// The generations of the rows that hold a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Generations {
-    /// The newest `stored` one.
+    /// The newest `stored` row.
     pub(crate) stored: Option<u64>,
-    /// The newest that was ever stored: `stored` or `lost`.
+    /// The newest `stored` or `lost` row.
     pub(crate) kept: Option<u64>,
-    /// What is stored up to here counts as absent.
+    /// Results up to this generation count as absent.
     pub(crate) purged: Option<u64>,
 }
 
@@ -37,7 +34,7 @@ impl Generations {
         self.kept.max(self.purged).map_or(0, |last| last + 1)
     }
 
-    /// Purges the key. A record of a lost result may be left in the store; it is purged too.
+    /// A lost result is purged too: its record may be left in the store.
     pub(crate) fn purge(&self) -> Purge {
         match (self.is_stored(), self.kept.max(self.stored), self.purged) {
             (true, Some(generation), _) => Purge::Done { generation },
@@ -47,24 +44,23 @@ impl Generations {
     }
 }
 
-/// What a ledger has read of a key, at one instant.
+/// The state of a key at one instant.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeyStanding {
     /// A `reserved`, `sent` or `answered` row that holds the key.
     pub(crate) open: Option<CallId>,
     pub(crate) generations: Generations,
-    /// When its `unknown` and `unfetchable` calls ended, in any order.
+    /// The ends of its `unknown` and `unfetchable` calls, in any order.
     pub(crate) unknown_outcome_times: Vec<Timestamp>,
     /// The first freeze that concerns the team.
     pub(crate) frozen: Option<Scope>,
 }
 
-/// What [`decide`] has decided; budgets and spool room are checked after it.
+/// The result of [`decide`]; budgets and spool room are checked after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Buy, as this generation.
+    /// With the generation of the call.
     Buy(u64),
-    /// The stored result is the answer.
     Stored,
     No(Reserved),
 }
@@ -88,14 +84,14 @@ pub(crate) fn decide(standing: KeyStanding, wanted: &Reservation, now: Timestamp
     }
 }
 
-/// The freeze that concerns a team: that of everyone before its own.
+/// The freeze that stops a team, the global one first.
 pub(crate) fn frozen(team: &str, is_frozen: impl Fn(&str) -> bool) -> Option<Scope> {
     let scopes = [Scope::Global, Scope::Team(team.to_owned())];
     scopes.into_iter().find(|scope| is_frozen(&scope.to_string()))
 }
 
-/// The first enforced budget that does not have the credits. `used` is what each of
-/// [`Reservation::enforced`] has used without this call.
+/// The first enforced budget without the credits for a call. `used` has the credits that each of
+/// [`Reservation::enforced`] has used without it.
 pub(crate) fn over_budget(
     wanted: &Reservation,
     used: &[u64],
@@ -109,10 +105,7 @@ pub(crate) fn over_budget(
     Some(BudgetRefusal { budget: budget.clone(), resets_at, resets_in: budget::until(resets_at, now) })
 }
 
-/// Refuses a result that does not fit into the spool beside what is used of it.
-///
-/// # Errors
-/// [`LedgerError::SpoolFull`].
+/// Refuses a result that does not fit into the spool, with [`LedgerError::SpoolFull`].
 pub(crate) fn fits(wanted: u64, used: u64, max: u64) -> Result<(), LedgerError> {
     if used.saturating_add(wanted) > max {
         return Err(LedgerError::SpoolFull { wanted, used, max });
@@ -120,24 +113,21 @@ pub(crate) fn fits(wanted: u64, used: u64, max: u64) -> Result<(), LedgerError> 
     Ok(())
 }
 
-/// The room that [`Calls::keep_room`](super::Calls::keep_room) asks for.
+/// The limits of [`Calls::keep_room`](super::Calls::keep_room).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
     /// Bytes for each open call.
     pub(crate) each: u64,
-    /// Bytes that may wait.
+    /// Bytes in the spool.
     pub(crate) max: u64,
 }
 
-/// Refuses a call whose result the spool could not take beside those of all other open calls.
-///
-/// # Errors
-/// [`LedgerError::SpoolFull`].
+/// Refuses a call when the spool has no room for its result and those of all other open calls.
 pub(crate) fn has_room(room: Room, spooled: u64, other_open_calls: u64) -> Result<(), LedgerError> {
     fits(room.each, spooled.saturating_add(other_open_calls.saturating_mul(room.each)), room.max)
 }
 
-/// The last gate before money is spent.
+/// The last check before money is spent.
 pub(crate) fn permit(state: CallState, is_ours: bool, frozen: Option<Scope>) -> Permit {
     if state != CallState::Reserved || !is_ours {
         return Permit::Lost;
@@ -145,31 +135,26 @@ pub(crate) fn permit(state: CallState, is_ours: bool, frozen: Option<Scope>) -> 
     frozen.map_or(Permit::Granted, Permit::Frozen)
 }
 
-/// By how many times its credits the counters of a call change.
+/// The change of a call's counters, in multiples of its credits.
 fn counted(from: CallState, to: CallState) -> i64 {
     i64::from(to.counts_credits()) - i64::from(from.counts_credits())
 }
 
-/// What a booking changes in a call and around it.
+/// The effects of a booking.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) to: CallState,
-    /// Another row keeps the key; `None` leaves that as it is.
+    /// Whether another row keeps the key; `None` leaves that as it is.
     pub(crate) late: Option<bool>,
-    /// By how many times the call's credits its four counters change.
+    /// The change of the four counters, in multiples of the call's credits.
     pub(crate) counted: i64,
-    /// Its credits count as refused on its day.
     pub(crate) counts_refused: bool,
-    /// Answers of an earlier generation may be in the memory of other processes.
-    pub(crate) is_told: bool,
+    /// Other processes may have an earlier generation in memory.
+    pub(crate) invalidates: bool,
 }
 
-/// Applies a booking to a call in state `from`; `None` when it is booked already. `held_by_another`:
-/// another row of its generation holds the key, as after a late answer. Who owns the call does not
-/// matter: an answer is booked whoever has taken the call over.
-///
-/// # Errors
-/// [`LedgerError::Contradiction`].
+/// Applies a booking to a call in state `from`, whoever owns it; `None` when it is booked already.
+/// `held_by_another`: another row of its generation holds the key, as after a late answer.
 pub(crate) fn apply(
     (id, from): (CallId, CallState),
     booking: &Booking,
@@ -190,33 +175,32 @@ pub(crate) fn apply(
     let late = match booking {
         // From `unknown` another call may have taken the key meanwhile; it keeps it.
         Booking::Answered { .. } | Booking::Spooled { .. } => Some(held_by_another),
-        // A late row gets its key back when whoever had taken it has let it go.
+        // A late row gets its key back once the other row has let it go.
         Booking::Stored { holds_key, .. } => Some(!holds_key || held_by_another),
         _ => None,
     };
-    let is_told = match booking {
-        Booking::Stored { record, .. } | Booking::Spooled { record, .. } => is_told(record),
+    let invalidates = match booking {
+        Booking::Stored { record, .. } | Booking::Spooled { record, .. } => invalidates(record),
         _ => false,
     };
     let counts_refused = matches!(booking, Booking::Refused { for_order: true, .. });
-    Ok(Some(Change { to, late, counted: counted(from, to), counts_refused, is_told }))
+    Ok(Some(Change { to, late, counted: counted(from, to), counts_refused, invalidates }))
 }
 
 /// Returns true when a result replaces what other processes may have in memory.
-pub(crate) fn is_told(record: &Record) -> bool {
+pub(crate) fn invalidates(record: &Record) -> bool {
     record.generation > 0
 }
 
-/// What is done with an open call whose owner is dead or silent.
+/// The handling of an open call whose owner is dead or silent.
 #[derive(Clone, Debug)]
 pub(crate) enum Abandoned {
     Book(Booking),
-    /// Its result is paid for, and fetched by whoever takes it over.
+    /// Its result is paid for; the new owner downloads it.
     Finish,
     Nothing,
 }
 
-/// Settles a call whose owner is dead or silent.
 pub(crate) fn abandon(state: CallState, reason: &str) -> Abandoned {
     let reason = reason.to_owned();
     match state {
@@ -227,34 +211,33 @@ pub(crate) fn abandon(state: CallState, reason: &str) -> Abandoned {
     }
 }
 
-/// Returns true when a call has not moved since it was seen: its owner may be taken for dead.
+/// Returns true when a call has not changed since it was read.
 pub(crate) fn is_silent(seen: &ForeignOpenCall, state: CallState, heartbeat: u64) -> bool {
     state.is_open() && (seen.state, seen.heartbeat) == (state, heartbeat)
 }
 
-/// What a ledger has read about a record of the store.
+/// What the ledger knows about a record of the store.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ImportStanding {
     pub(crate) purged: Option<u64>,
-    /// A row of the same purchase, by the upstream's ids.
+    /// A row has the upstream's ids of the record.
     pub(crate) has_purchase: bool,
-    /// A `lost` row of the same generation and digest.
+    /// A row of the same generation and digest is `lost`.
     pub(crate) is_lost: bool,
     /// The newest call whose owner died and that may have made the record.
     pub(crate) orphan: Option<CallId>,
 }
 
-/// What becomes of a record of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Imported {
-    /// The call that made it is `stored` now.
+    /// The orphan that made it becomes `stored`.
     Settles(CallId),
-    /// A row of its own, which costs nothing, unless another row holds the key.
+    /// An unpaid row, unless another one holds the key.
     Added,
     Ignored,
 }
 
-/// Decides whether a record of the store is made known to the ledger.
+/// Decides how a record of the store is imported.
 pub(crate) fn import(generation: u64, standing: ImportStanding) -> Imported {
     let ImportStanding { purged, has_purchase, is_lost, orphan } = standing;
     match orphan {
@@ -265,7 +248,7 @@ pub(crate) fn import(generation: u64, standing: ImportStanding) -> Imported {
     }
 }
 
-/// Returns true for records of one purchase: a write before a crash may have set another time.
+/// Returns true for records of one purchase; their times may differ after a crash.
 pub(crate) fn is_same_purchase(ours: &Record, standing: &Record) -> bool {
     *standing == Record { stored_at: standing.stored_at, ..ours.clone() }
 }
@@ -278,13 +261,13 @@ pub(crate) fn is_closed(month: &str, today: &str) -> bool {
     first_of_next.is_some_and(|first_of_next| today.parse().is_ok_and(|today: Date| today > first_of_next))
 }
 
-/// By how many times its credits a change of a call adjusts today's spending; `None` when its month is
-/// open, or nothing has changed.
+/// The adjustment of today's spending, in multiples of the call's credits; `None` when its month is open or
+/// its state has not changed.
 pub(crate) fn adjustment(month: &str, from: CallState, to: CallState, today: &Windows) -> Option<i64> {
     (from != to && is_closed(month, &today.day)).then(|| counted(from, to))
 }
 
-/// The day on which something counts that was served on `day` and is booked today.
+/// The day on which a request counts that was served on `day` and is booked today.
 pub(crate) fn served_on(day: Date, today: &Windows) -> String {
     let day = day.to_string();
     match day.get(..7) {
@@ -293,7 +276,7 @@ pub(crate) fn served_on(day: Date, today: &Windows) -> String {
     }
 }
 
-/// What an operator's word changes in a call.
+/// The effects of a settlement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settling {
     pub(crate) to: CallState,
@@ -301,11 +284,7 @@ pub(crate) struct Settling {
     pub(crate) given_back: Option<GivenBack>,
 }
 
-/// Settles an `unknown` call: the upstream has charged it, or it counts as failed and its credits are
-/// given back.
-///
-/// # Errors
-/// What is answered when nothing changes.
+/// Settles an `unknown` call, or returns the answer when nothing changes.
 pub(crate) fn settle(
     (state, settled): (CallState, Option<Settlement>),
     settlement: Settlement,
@@ -324,14 +303,4 @@ pub(crate) fn settle(
         Settlement::Free => (CallState::Failed, Some(GivenBack::Budgets)),
     };
     Ok(Settling { to, counted: counted(state, to), given_back })
-}
-
-/// Adds credits of calls in a state to what the upstream may have charged.
-pub(crate) fn charge(charged: &mut Charged, state: CallState, credits: u64) {
-    match state {
-        CallState::Reserved | CallState::Released | CallState::Refused | CallState::Failed => {}
-        CallState::Sent => charged.open += credits,
-        CallState::Answered | CallState::Stored | CallState::Unknown => charged.booked += credits,
-        CallState::Unfetchable | CallState::Lost => charged.booked += credits,
-    }
 }

@@ -1,11 +1,10 @@
-//! Results while the store is away: the ledger keeps them, everyone reads them there, and they are
-//! copied until the store has them.
+//! Results while the store is away: the ledger keeps and serves them, and the [`Copier`] copies them to the
+//! store.
 //!
-//! [`Spool`] is a [`Store`] around another one. Whoever reads is answered from the ledger's spool or
-//! from the store; whoever writes is told that the store is away, and books the result spooled
-//! ([`Booking::Spooled`](crate::ledger::Booking::Spooled)). The [`Copier`] brings what waits to the
-//! store. A result leaves the spool only when the store has confirmed object and record, so it is in
-//! one of the two at any time, and a reader who asks the spool first misses nothing.
+//! [`Spool`] is a [`Store`] around another one. Reads are answered from the spool or from the store. A write
+//! fails while the store is away, and the caller books the result as
+//! [`Booking::Spooled`](crate::ledger::Booking::Spooled). A result leaves the spool only when the store has
+//! confirmed object and record, so a read of the spool and then of the store always finds it.
 
 mod copier;
 mod purged;
@@ -24,34 +23,32 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 pub use self::copier::Copier;
-use self::purged::PurgedError;
 use self::room::Room;
 use crate::base::archive::{ArchiveCheck, ArchiveId};
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
+use crate::ledger::guard::StorageError;
 use crate::ledger::{Ledger, LedgerError};
 use crate::store::{RecordPage, Store, StoreError, is_object};
 
-/// How long a hit waits for each word of the ledger before the store is asked without it: a ledger that
-/// hangs must not delay what the store has.
+/// How long a hit waits for each answer of the ledger before the store is read without it.
 const HIT_PATIENCE: Duration = Duration::from_millis(200);
 /// The same for the bytes of a result.
 const READ_PATIENCE: Duration = Duration::from_millis(500);
-/// How long the ledger is waited for where there is no answer without it.
+/// The same where nothing can be answered without the ledger.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How much may wait, and where it is kept meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpoolConfig {
-    /// A folder on the disk the ledger writes to; `None` for a ledger that is elsewhere.
+    /// A folder on the ledger's disk; `None` for a ledger on another machine.
     pub disk: Option<PathBuf>,
-    /// Bytes that may wait; the ledger refuses more.
+    /// The most bytes in the spool.
     pub max_bytes: u64,
-    /// Bytes a result that is still to come is counted with.
+    /// The bytes that an open call may still need.
     pub result_max_bytes: u64,
-    /// The store is a service, which is away at times and comes back by itself. Once it was proved,
-    /// results are bought that only the spool can keep for now; before, nothing is brought to it.
+    /// The store is a service, which may be away for a time. Once it was proved, results are bought that only
+    /// the spool can keep for now; before, nothing is copied to it.
     pub is_remote: bool,
 }
 
@@ -60,16 +57,16 @@ pub struct Spool {
     store: Arc<dyn Store>,
     ledger: Arc<dyn Ledger>,
     room: Room,
-    /// The copier could not bring the store what waits, and is at it.
+    /// The copier could not write to the store, and retries.
     is_away: AtomicBool,
-    /// A write failed, so that something will wait soon.
+    /// A write failed, so a result will soon be in the spool.
     refused: Notify,
     check: Arc<dyn ArchiveCheck>,
 }
 
 impl Spool {
-    /// Around `store`, with what waits in `ledger`. Nothing is written to the store unless `check`
-    /// says that it is the ledger's: in another one, what was paid for would be lost.
+    /// Nothing is written to `store` unless `check` says that it is the ledger's: in another one, a paid
+    /// result would be lost.
     pub fn new(
         store: Arc<dyn Store>,
         ledger: Arc<dyn Ledger>,
@@ -80,7 +77,6 @@ impl Spool {
         Arc::new(Self { store, ledger, room: Room::new(config), is_away, refused, check })
     }
 
-    /// Refuses to write where what is written might never be found again.
     async fn check_ours(&self) -> Result<(), StoreError> {
         if self.check.is_ours().await {
             return Ok(());
@@ -88,13 +84,13 @@ impl Spool {
         Err(StoreError::Unavailable("it is not known to be the store that the ledger belongs to".into()))
     }
 
-    /// What the copier found. While the store is away, a call is reserved only with room in the spool.
+    /// While the store is away, a call is reserved only with room in the spool.
     fn set_away(&self, is_away: bool) {
         self.ledger.keep_room(self.room.of_each().filter(|_| is_away));
         self.is_away.store(is_away, Ordering::Relaxed);
     }
 
-    /// Lets nobody wait for a store while the copier is trying it for all of them.
+    /// Fails at once while the copier retries, so that requests do not wait for the store.
     fn check_not_away(&self) -> Result<(), StoreError> {
         if self.is_away.load(Ordering::Relaxed) {
             return Err(StoreError::Unavailable(
@@ -104,7 +100,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Takes note of what a write came to.
+    /// Wakes the copier after a failed write.
     fn learn<T>(&self, written: Result<T, StoreError>) -> Result<T, StoreError> {
         if written.is_err() {
             self.refused.notify_one();
@@ -113,7 +109,7 @@ impl Spool {
     }
 }
 
-/// Asks the ledger, for a time.
+/// Limits a read of the ledger in time.
 async fn ask<T>(
     patience: Duration,
     question: impl Future<Output = Result<T, LedgerError>>,
@@ -124,7 +120,7 @@ async fn ask<T>(
     }
 }
 
-/// What the store does not have is absent only when the spool does not have it either.
+/// The error when the store has no object and the spool could not be read.
 fn not_said(error: &LedgerError) -> StoreError {
     StoreError::Unavailable(format!(
         "it is not there, and whether it waits in the spool is not known: {error}"
@@ -171,9 +167,9 @@ impl Store for Spool {
         self.check_ours().await?;
         let standing = self.learn(self.store.put_record(record).await)?;
         match self.forget_if_purged(&standing, LEDGER_PATIENCE).await {
-            // Without the ledger a later lookup finds out.
-            Ok(_) | Err(PurgedError::Ledger(_)) => Ok(standing),
-            Err(PurgedError::Store(error)) => Err(error),
+            // Without the ledger, a later lookup checks for a purge.
+            Ok(_) | Err(StorageError::Ledger(_)) => Ok(standing),
+            Err(StorageError::Store(error)) => Err(error),
         }
     }
 
@@ -190,7 +186,7 @@ impl Store for Spool {
         self.store.forget_record(namespace, key, up_to).await
     }
 
-    /// Room in the spool is enough, and is asked first: it costs no time, whatever ails the store.
+    /// Room in the spool is enough, and is checked first: it takes no time when the store is slow.
     async fn check_room(&self) -> Result<(), StoreError> {
         let in_spool = self.room.check(&*self.ledger).await;
         if in_spool.is_ok() {

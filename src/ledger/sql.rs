@@ -1,14 +1,12 @@
-//! What both databases do alike: the statements, written once in PostgreSQL's words and run by whatever
-//! is a [`Query`]. SQLite's translates them.
-//!
-//! Reserving, leases and locks stay with each database.
+//! The statements of both databases, written once in PostgreSQL's dialect and run by a [`Query`]; SQLite's
+//! translates them. Leases and locks stay with each database.
 
 pub(super) mod admin;
 pub(super) mod archive;
 pub(super) mod book;
 pub(super) mod counters;
 mod handles;
-pub(super) mod import;
+pub(super) mod reserve;
 pub(super) mod spool;
 pub(super) mod standing;
 pub(super) mod usage;
@@ -16,14 +14,16 @@ pub(super) mod usage;
 use std::future::Future;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
-pub(super) use self::handles::sql_ledger;
+pub(super) use self::handles::{sql_ledger, statements};
 use super::admin::Settlement;
 use super::budget::Windows;
+use super::rules::Room;
 use super::usage::Payer;
 use super::{CallId, CallState, LedgerError};
 use crate::base::archive::ArchiveId;
@@ -32,26 +32,42 @@ use crate::base::outcome::SavingCause;
 use crate::base::record::Record;
 use crate::base::secret::Secret;
 
-/// Who keeps a ledger, and how.
-#[derive(Clone)]
+/// What a process knows about the ledger it keeps.
 pub(super) struct Keeper {
-    /// A process among several; empty where there is one.
+    /// The random name of this process among several; empty where there is one.
     pub(super) owner: String,
-    /// Bytes that may wait in the spool.
+    /// The most bytes in the spool.
     pub(super) spool_max: u64,
-    /// Where days begin.
+    /// The time zone of days and months.
     pub(super) zone: TimeZone,
+    /// Bytes that `Calls::keep_room` keeps for each open call; 0 when it does not.
+    kept_for_each: AtomicU64,
 }
 
-/// The locks that transactions take where several write.
+impl Keeper {
+    pub(super) fn new(owner: String, spool_max: u64, zone: TimeZone) -> Self {
+        Self { owner, spool_max, zone, kept_for_each: AtomicU64::new(0) }
+    }
+
+    pub(super) fn keep_room(&self, each: Option<u64>) {
+        self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn room(&self) -> Option<Room> {
+        let each = self.kept_for_each.load(Ordering::Relaxed);
+        (each > 0).then_some(Room { each, max: self.spool_max })
+    }
+}
+
+/// The locks that transactions take where several processes write.
 ///
-/// Whoever takes several things takes them in this order, so that no two wait for each other: `Freeze`,
-/// a key, the call's row, its place in the unique index, the counters, `Spool`, `Changes`, `Audit`.
+/// A transaction takes them, rows and counters in this order, so that no two wait for each other: `Freeze`, a
+/// key, the call's row, its place in the unique index, the counters, `Spool`, `Changes`, `Audit`.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lock {
-    /// Shared by whoever wants to spend; alone: whoever stops spending.
+    /// Shared by transactions that spend; exclusive for those that stop spending.
     Freeze,
-    /// What may still be put into the spool.
+    /// The room left in the spool.
     Spool,
     /// The feed of changes.
     Changes,
@@ -61,10 +77,12 @@ pub(super) enum Lock {
     Audit,
 }
 
-/// A transaction under way, or a connection to ask on.
+/// A transaction, or a connection for single reads.
 pub(super) trait Query {
     type Error: From<LedgerError>;
-    /// The reason of calls whose owner died. It is searched for, so it does not change.
+    /// No other process writes.
+    const IS_ALONE: bool;
+    /// The reason of calls whose owner died. Statements search for it, so it does not change.
     const OWNER_DIED: &'static str;
     /// Set with each change of a call's state or owner.
     const TOUCH: &'static str;
@@ -74,26 +92,36 @@ pub(super) trait Query {
     const OWN: &'static str;
     /// The owner's column, and its name as `$12`, of a new call.
     const OWNER: [&'static str; 2];
-    /// Tells that what was read under `$2` in `$1` is out of date.
-    const TELL: &'static str;
+    /// Adds the key `$2` in `$1` to the feed of changes.
+    const ADD_CHANGE: &'static str;
     /// The clock of the database, in microseconds since 1970.
     const NOW: &'static str;
 
+    /// The error of a transaction that meets the work of another one.
+    fn conflict(what: &'static str) -> Self::Error;
     fn keeper(&self) -> &Keeper;
-    /// When the transaction began; nothing outside of one.
+    /// The begin of the transaction; nothing outside of one.
     fn now(&self) -> Timestamp;
-    /// The ledger's clock when the database shows so many microseconds.
+    /// The ledger's clock when the database shows `micros`.
     fn instant(&self, micros: i64) -> Timestamp;
     fn rows(&self, sql: &str, values: &[Value<'_>]) -> impl Future<Output = Result<Vec<Row>, Self::Error>>;
     fn execute(&self, sql: &str, values: &[Value<'_>]) -> impl Future<Output = Result<u64, Self::Error>>;
-    /// Waits for a lock, which goes with the transaction.
-    fn lock(&self, lock: Lock) -> impl Future<Output = Result<(), Self::Error>>;
-    /// Held by whoever decides who buys a key.
-    fn lock_key(&self, key: &CacheKey) -> impl Future<Output = Result<(), Self::Error>>;
-    /// Keeps the text of an answer, which may name a signed URL.
+    /// Rolls the transaction back at its end, whatever is returned.
+    fn undo(&self) {}
+    /// Waits for a lock, which ends with the transaction.
+    async fn lock(&self, _lock: Lock) -> Result<(), Self::Error> {
+        Ok(())
+    }
+    /// Waits for the lock on who buys a key.
+    async fn lock_key(&self, _key: &CacheKey) -> Result<(), Self::Error> {
+        Ok(())
+    }
+    /// Keeps the text of an answer, which may contain a signed URL.
     fn keep_answer(&self, id: CallId, text: &Secret) -> impl Future<Output = Result<(), Self::Error>>;
-    /// Erases it where the row's own columns are not all there is of it.
-    fn erase_answer(&self, id: CallId) -> impl Future<Output = Result<(), Self::Error>>;
+    /// Erases the text of an answer where a change of the row does not.
+    async fn erase_answer(&self, _id: CallId) -> Result<(), Self::Error> {
+        Ok(())
+    }
 
     fn today(&self) -> Windows {
         Windows::at(self.now(), &self.keeper().zone)
@@ -109,7 +137,7 @@ pub(super) trait Query {
     }
 }
 
-/// Something is not in the database as this program writes it.
+/// The error for a value that this program does not write.
 pub(super) fn damaged(what: &str) -> LedgerError {
     LedgerError::Unavailable(format!("the database does not give {what} as it was written"))
 }
@@ -118,13 +146,12 @@ pub(super) fn missing(id: CallId) -> LedgerError {
     LedgerError::Unavailable(format!("the ledger has no call {}", id.0))
 }
 
-/// A number as a database takes it.
 pub(super) fn int(number: u64) -> Result<i64, LedgerError> {
     let too_large = |_| LedgerError::Unavailable(format!("{number} is more than a ledger can count"));
     i64::try_from(number).map_err(too_large)
 }
 
-/// What is given to a statement.
+/// A parameter of a statement.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Value<'v> {
     Int(i64),
@@ -162,7 +189,7 @@ macro_rules! values {
 }
 pub(super) use values;
 
-/// What stands in a column of a row.
+/// A column of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Cell {
     Null,
@@ -171,7 +198,6 @@ pub(super) enum Cell {
     Bytes(Vec<u8>),
 }
 
-/// A row that was read.
 pub(super) struct Row {
     pub(super) columns: Arc<[String]>,
     pub(super) cells: Vec<Cell>,
@@ -179,14 +205,14 @@ pub(super) struct Row {
 
 impl Row {
     /// # Errors
-    /// [`LedgerError::Unavailable`] when there is no such column, or something else stands in it.
+    /// [`LedgerError::Unavailable`] when there is no such column, or it has another type.
     pub(super) fn get<T: FromCell>(&self, column: &str) -> Result<T, LedgerError> {
         let cell = self.columns.iter().position(|name| name == column).and_then(|at| self.cells.get(at));
         cell.and_then(T::from_cell).ok_or_else(|| damaged(column))
     }
 }
 
-/// Reads fields from the columns of their names, and gives others their values.
+/// Makes a struct of the columns that are named as its fields, and of other values.
 macro_rules! read {
     ($row:expr => $into:ident { $($field:ident),* $(; $($other:ident: $value:expr),*)? $(,)? }) => {
         $into { $($field: $row.get(stringify!($field))?,)* $($($other: $value),*)? }
@@ -194,7 +220,6 @@ macro_rules! read {
 }
 use read;
 
-/// What can be read from a [`Cell`].
 pub(super) trait FromCell: Sized {
     fn from_cell(cell: &Cell) -> Option<Self>;
 }
@@ -203,10 +228,6 @@ impl<T: FromCell> FromCell for Option<T> {
     fn from_cell(cell: &Cell) -> Option<Self> {
         if *cell == Cell::Null { Some(None) } else { T::from_cell(cell).map(Some) }
     }
-}
-
-fn text(cell: &Cell) -> Option<&str> {
-    if let Cell::Text(text) = cell { Some(text) } else { None }
 }
 
 fn number<T: TryFrom<i64>>(cell: &Cell) -> Option<T> {
@@ -218,13 +239,7 @@ fn bytes(cell: &Cell) -> Option<&[u8]> {
 }
 
 fn parsed<T: FromStr>(cell: &Cell) -> Option<T> {
-    text(cell)?.parse().ok()
-}
-
-/// The one of `all` whose word stands there.
-fn word<T: Copy>(cell: &Cell, all: &[T], as_str: impl Fn(T) -> &'static str) -> Option<T> {
-    let found = text(cell)?;
-    all.iter().copied().find(|one| as_str(*one) == found)
+    if let Cell::Text(text) = cell { text.parse().ok() } else { None }
 }
 
 macro_rules! from_cell {
@@ -249,9 +264,9 @@ from_cell! {
     Vec<u8>: cell => bytes(cell).map(<[u8]>::to_vec);
     CacheKey: cell => bytes(cell)?.try_into().ok().map(CacheKey::from_bytes);
     Digest: cell => bytes(cell)?.try_into().ok().map(Digest::from_bytes);
-    CallState: cell => word(cell, &CallState::ALL, CallState::as_str);
-    SavingCause: cell => word(cell, &SavingCause::ALL, SavingCause::as_str);
-    Payer: cell => word(cell, &Payer::ALL, Payer::as_str);
+    CallState: cell => parsed(cell);
+    SavingCause: cell => parsed(cell);
+    Payer: cell => parsed(cell);
     Settlement: cell => parsed(cell);
 }
 
@@ -269,7 +284,6 @@ fn record(row: &Row) -> Result<Record, LedgerError> {
     }))
 }
 
-/// Reads each row.
 fn each<T>(rows: &[Row], read: impl Fn(&Row) -> Result<T, LedgerError>) -> Result<Vec<T>, LedgerError> {
     rows.iter().map(read).collect()
 }

@@ -1,21 +1,19 @@
 //! The ledger of one machine: a SQLite file, written by one thread.
 //!
-//! The thread takes whatever writes have queued up, runs each in a savepoint of one transaction,
-//! and answers all of them after one durable commit (WAL, `synchronous = FULL`): group commit.
-//! Reads go through a second thread with its own connection and never wait for a disk flush; reports,
-//! which read much, through a third.
+//! The thread runs all queued writes in savepoints of one transaction and answers them after one durable
+//! commit (WAL, `synchronous = FULL`): group commit. Reads have a thread and a connection of their own and
+//! never wait for a disk flush; large reads have another.
 //!
-//! Signed result URLs rest in `answered` rows only. When such a row ends, its text is overwritten
-//! (`secure_delete`) and the write-ahead log, which still has the old page, is truncated as soon as
-//! the thread is idle, and at every start. `secure_delete` does not reach the copies that SQLite
-//! leaves behind when it moves rows from page to page; so the text begins a whole page into its row,
-//! where it lies on pages of its own, which are never moved, and wiped when they are given up.
+//! Signed result URLs are in `answered` rows only. When that state ends, the text is overwritten
+//! (`secure_delete`), and the write-ahead log, which still has the old page, is truncated as soon as the
+//! thread is idle, and at every start. `secure_delete` does not reach the copies that SQLite leaves behind
+//! when it moves rows between pages; so the text begins a whole page into its row, on overflow pages of its
+//! own, which are never moved, and are wiped when they are freed.
 //!
-//! The file does not shrink: what the spool has taken is used again by it and by everything else.
+//! The file does not shrink: freed pages are used again.
 
 mod health;
 mod query;
-mod reserve;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -23,7 +21,6 @@ mod worker;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::tz::TimeZone;
 use rusqlite::Connection;
@@ -31,22 +28,18 @@ use rusqlite::Connection;
 use self::health::Health;
 use self::query::{Db, Work, run};
 use self::worker::Worker;
-use super::rules::Room;
-use super::sql::{Keeper, book, sql_ledger};
-use super::{
-    CallState, Leases, LedgerError, LedgerObserver, LedgerOp, Recovery, Reservation, Reserved, Soundness,
-    observed,
-};
+use super::sql::{Keeper, sql_ledger};
+use super::{CallState, Leases, LedgerError, LedgerObserver, LedgerOp, observed};
 use crate::base::clock::Clock;
 use crate::base::disk;
 
-/// Bytes that may wait in the spool, unless [`SqliteLedger::with_spool_max`] says otherwise.
+/// The default of [`SqliteLedger::with_spool_max`].
 const SPOOL_MAX: u64 = 2 << 30;
 
 /// Bytes of a page of the file, and of the padding before the text of an answer.
 const PAGE_SIZE: u32 = 4096;
 
-/// What is left of the calls of dead owners, once they are settled.
+/// Reads the calls that are still open after a recovery.
 const UNFINISHED: &str = "SELECT id, namespace, key, generation, team, credits, image, width, height, answered_at, \
                           substr(answer, 4097) AS text FROM calls WHERE state = 'answered' ORDER BY id";
 
@@ -59,30 +52,25 @@ pub struct SqliteLedger {
     clock: Clock,
     keeper: Arc<Keeper>,
     observer: Option<Arc<dyn LedgerObserver>>,
-    /// Bytes that `Calls::keep_room` keeps for each open call; 0 when it does not.
-    kept_for_each: AtomicU64,
 }
 
 impl SqliteLedger {
-    /// Opens or creates the file, and brings its layout up to date.
-    ///
-    /// Budgets' days and months are those of `zone`, by `clock`.
+    /// Opens or creates the file, and migrates its layout. Days and months are those of `zone`, by `clock`.
     ///
     /// # Errors
-    /// [`LedgerError`] when the file cannot be opened, or is of a newer program.
+    /// The file cannot be opened, or is of a newer program.
     pub fn open(file: &Path, clock: Clock, zone: TimeZone) -> Result<Self, LedgerError> {
         make_private(file)
             .map_err(|error| LedgerError::Unavailable(format!("it cannot be made private: {error}")))?;
         let writable = connect(file)?;
         schema::migrate(&writable)?;
-        // After a kill the log may still have the page of an answer that has ended since.
+        // After a kill the log may still have the text of an ended answer.
         let log_has_secrets = !worker::scrub_log(&writable);
-        let readable = connect(file)?;
-        readable.pragma_update(None, "query_only", true)?;
-        let reported = connect(file)?;
-        reported.pragma_update(None, "query_only", true)?;
-        let checked = connect(file)?;
-        checked.pragma_update(None, "query_only", true)?;
+        let readable = || {
+            let connection = connect(file)?;
+            connection.pragma_update(None, "query_only", true)?;
+            Ok::<_, LedgerError>(connection)
+        };
         Ok(Self {
             writer: Worker::spawn(
                 "ledger-write",
@@ -91,33 +79,32 @@ impl SqliteLedger {
                 worker::GROUP,
                 log_has_secrets,
             ),
-            reader: Worker::spawn("ledger-read", readable, "BEGIN", 1, false),
-            reporter: Worker::spawn("ledger-report", reported, "BEGIN", 1, false),
-            health: Health::check(checked),
+            reader: Worker::spawn("ledger-read", readable()?, "BEGIN", 1, false),
+            reporter: Worker::spawn("ledger-report", readable()?, "BEGIN", 1, false),
+            health: Health::check(readable()?),
             clock,
-            keeper: Arc::new(Keeper { owner: String::new(), spool_max: SPOOL_MAX, zone }),
+            keeper: Arc::new(Keeper::new(String::new(), SPOOL_MAX, zone)),
             observer: None,
-            kept_for_each: AtomicU64::new(0),
         })
     }
 
-    /// Lets at most so many bytes of results wait in the spool; the default is 2 GiB.
+    /// Limits the bytes in the spool; the default is 2 GiB.
     #[must_use]
     pub fn with_spool_max(self, bytes: u64) -> Self {
-        Self { keeper: Arc::new(Keeper { spool_max: bytes, ..(*self.keeper).clone() }), ..self }
+        Self { keeper: Arc::new(Keeper::new(String::new(), bytes, self.keeper.zone.clone())), ..self }
     }
 
-    /// Lets `observer` see each operation.
     #[must_use]
     pub(crate) fn with_observer(self, observer: Arc<dyn LedgerObserver>) -> Self {
         Self { observer: Some(observer), ..self }
     }
 
-    /// Does what an operation asks for, on the thread that is for it: no look-up waits for a report.
-    async fn run<T: Send + 'static>(
+    /// Runs a statement on the thread of its operation, so that no lookup waits for a report.
+    async fn ask<A: Send + 'static, T: Send + 'static>(
         &self,
         op: LedgerOp,
-        work: impl FnOnce(&Db<'_>) -> Result<T, LedgerError> + Send + 'static,
+        asked: A,
+        work: Work<A, T>,
     ) -> Result<T, LedgerError> {
         observed(self.observer.as_deref(), op, async {
             if matches!(op, LedgerOp::Reserve | LedgerOp::Send) {
@@ -129,43 +116,29 @@ impl SqliteLedger {
                 _ => &self.writer,
             };
             let (now, keeper) = (self.clock.now(), Arc::clone(&self.keeper));
-            // A secret's life in the file ends.
+            // These states end a row that has a signed URL.
             let erases = matches!(op, LedgerOp::Book(CallState::Stored | CallState::Unfetchable));
-            let work = move |connection: &Connection| work(&Db { connection, keeper: &keeper, now });
+            let work =
+                move |connection: &Connection| run(work(&Db { connection, keeper: &keeper, now }, &asked));
             self.health.learn(worker.run(erases, work).await)
         })
         .await
     }
-
-    async fn ask<A: Send + 'static, T: Send + 'static>(
-        &self,
-        op: LedgerOp,
-        asked: A,
-        work: Work<A, T>,
-    ) -> Result<T, LedgerError> {
-        self.run(op, move |db| run(work(db, &asked))).await
-    }
-
-    async fn reserve_call(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
-        let each = self.kept_for_each.load(Ordering::Relaxed);
-        let room = (each > 0).then_some(Room { each, max: self.keeper.spool_max });
-        self.run(LedgerOp::Reserve, move |db| run(reserve::reserve(db, &wanted, room))).await
-    }
-
-    async fn recover_calls(&self) -> Result<Recovery, LedgerError> {
-        self.ask(LedgerOp::Write, (), |db, ()| Box::pin(book::recover(db, UNFINISHED))).await
-    }
-
-    fn set_room(&self, each: Option<u64>) {
-        self.kept_for_each.store(each.unwrap_or(0), Ordering::Relaxed);
-    }
-
-    fn file_soundness(&self) -> Soundness {
-        self.health.soundness()
-    }
 }
 
-sql_ledger!(SqliteLedger);
+sql_ledger! { SqliteLedger {
+    async fn reserve(&self, wanted: Reservation) -> Result<Reserved, LedgerError> {
+        self.ask(Reserve, wanted, |db, wanted| Box::pin(reserve::reserve(db, wanted))).await
+    }
+
+    async fn recover(&self) -> Result<Recovery, LedgerError> {
+        self.ask(Write, (), |db, ()| Box::pin(book::recover(db, UNFINISHED))).await
+    }
+
+    fn soundness(&self) -> Soundness {
+        self.health.soundness()
+    }
+} }
 
 impl Leases for SqliteLedger {}
 
@@ -180,7 +153,7 @@ fn connect(file: &Path) -> Result<Connection, LedgerError> {
     Ok(connection)
 }
 
-/// Shuts other users out of the ledger; SQLite gives what it makes beside it the same rights.
+/// Takes the rights of other users away. SQLite gives new files beside the ledger the same mode.
 fn make_private(file: &Path) -> std::io::Result<()> {
     disk::create_private(file)?;
     ["-wal", "-shm"].iter().try_for_each(|suffix| {

@@ -1,4 +1,4 @@
-//! The states of a call, and what each means for its key and its credits.
+//! The states of a call, and their effect on its key and its credits.
 
 use crate::base::words::words;
 
@@ -6,13 +6,13 @@ words! {
     /// The state of a call. Spec and README show the same table.
     #[derive(Hash)]
     pub enum CallState {
-        /// Admitted; nothing sent whole.
+        /// Admitted; not sent in full.
         Reserved = "reserved",
-        /// Provably not sent whole, or frozen meanwhile.
+        /// Provably not sent in full, or frozen meanwhile.
         Released = "released",
-        /// The tail of the paid request may have left.
+        /// The end of the paid request may have left.
         Sent = "sent",
-        /// The upstream's answer is durable; the result is being fetched and kept.
+        /// The upstream's answer is durable; the result is being downloaded and stored.
         Answered = "answered",
         /// The result is permanent.
         Stored = "stored",
@@ -22,7 +22,7 @@ words! {
         Failed = "failed",
         /// Sent, and no complete answer.
         Unknown = "unknown",
-        /// The result could not be had while its URL lived.
+        /// The result could not be downloaded while its URL lived.
         Unfetchable = "unfetchable",
         /// The store no longer has the result.
         Lost = "lost",
@@ -30,12 +30,12 @@ words! {
 }
 
 impl CallState {
-    /// Does a call in this state keep everyone else from buying its key?
+    /// Returns true when no other call may buy the key.
     pub fn holds_key(self) -> bool {
         matches!(self, Self::Reserved | Self::Sent | Self::Answered | Self::Stored)
     }
 
-    /// Do its credits count against budgets?
+    /// Returns true when the credits count against budgets.
     pub fn counts_credits(self) -> bool {
         match self {
             Self::Reserved | Self::Sent | Self::Answered | Self::Stored => true,
@@ -44,7 +44,7 @@ impl CallState {
         }
     }
 
-    /// May a call in this state still change by itself?
+    /// Returns true when the owner still has to act.
     pub fn is_open(self) -> bool {
         matches!(self, Self::Reserved | Self::Sent | Self::Answered)
     }

@@ -1,25 +1,17 @@
-//! The seam to what people ask of the book: trait [`UsageBook`], who paid, who was served, what that
-//! saved, and how it agrees with the upstream's account.
+//! Usage and savings by team and day: trait [`UsageBook`], beside the money path.
 //!
-//! It stands beside [`Ledger`](super::Ledger) and is no part of the money path: nothing waits for it
-//! before paying.
+//! Paid calls are read from the rows themselves, each on the day of its reservation, and so are exact. Served
+//! requests are counted by each process and booked in batches ([`ServedBatch`]); a process that is killed
+//! loses its last seconds of these counts.
 //!
-//! What was paid is read off the calls themselves, each on the day it was reserved, and so exact. What
-//! was served is counted by each process and booked in batches ([`ServedBatch`]); a process that is
-//! killed takes its last seconds of these counts with it, and never money.
-//!
-//! # Closed months
-//!
-//! A month is *closed* when the first day of the next is over. From then on its figures never change. A
-//! call of it that changes its state all the same, as an `unknown` that an operator settles, stays in its
-//! month what it was, and is an [`Adjustment`] of the day on which it changed: credits that count no more
-//! are given back on that day. What was served in a month that is closed by the time it is booked counts
-//! on the day of booking.
+//! A month is *closed* when the first day of the next is over. From then on its figures never change. When a
+//! call of a closed month changes its state, as an `unknown` that an operator settles, the day of the change
+//! gets an [`Adjustment`]. Requests served in a month that is closed when they are booked count on the day of
+//! booking.
 
 use std::ops::AddAssign;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use jiff::civil::Date;
 use uuid::Uuid;
 
@@ -27,76 +19,61 @@ use super::{CallId, CallState, LedgerError};
 use crate::base::outcome::SavingCause;
 use crate::base::words::words;
 
-/// Keeps and tells the usage. All methods may be called concurrently; a dropped future may still take
-/// effect.
 #[async_trait]
 pub trait UsageBook: Send + Sync {
-    /// Books what a process has served. A batch that is booked already is success and changes nothing,
-    /// so that one whose outcome was lost can be repeated; a process books its batches one after the
-    /// other, by number.
+    /// Books a batch. One that is booked already is success and changes nothing, so that it can be repeated;
+    /// a process books its batches one after the other, by number.
     async fn book_served(&self, batch: ServedBatch) -> Result<(), LedgerError>;
 
-    /// What each team paid and was served on each of these days, `from` and `to` included, by day and
-    /// team. Days and teams without anything are left out.
+    /// The usage of each team on each day from `from` to `to`, both included, by day and team. Days without
+    /// any are left out.
     async fn usage(&self, from: Date, to: Date) -> Result<Vec<DayUsage>, LedgerError>;
 
-    /// What each team has spent and saved in the present month, by team; cheap, for who asks often.
+    /// The usage of the current month, by team; cheap, for frequent calls.
     async fn month(&self) -> Result<Vec<TeamMonth>, LedgerError>;
 
-    /// Every adjustment booked on these days, `from` and `to` included, in the order of booking.
+    /// The adjustments from `from` to `to`, both included, in the order of booking.
     async fn adjustments(&self, from: Date, to: Date) -> Result<Vec<Adjustment>, LedgerError>;
-
-    /// What the upstream may have charged for the calls of a namespace.
-    async fn charged(&self, namespace: &str) -> Result<Charged, LedgerError>;
-
-    /// What was kept last of the account behind a namespace; `None` when nothing ever was.
-    async fn account(&self, namespace: &str) -> Result<Option<AccountRow>, LedgerError>;
-
-    /// Keeps what was seen of the account, unless somebody else has kept anything since the row that
-    /// the writer had read: `account.version` must be one more than what stands there, and 1 when
-    /// nothing does. Says whether it was kept.
-    async fn keep_account(&self, namespace: &str, account: &AccountRow) -> Result<bool, LedgerError>;
 }
 
 /// The most that one line of [`ServedBatch`] can count: 64-bit sums hold thousands of such lines.
 const MAX_SERVED: u64 = 1 << 50;
 
 words! {
-    /// Who had paid for what a team was served.
+    /// Who paid for the result that a team was served.
     #[derive(PartialOrd, Ord)]
     pub enum Payer {
-        /// The team itself: saved within the team.
         Own = "own",
         Other = "other",
     }
 }
 
-/// Answers of one kind that cost a team nothing.
+/// Requests of one kind that cost their team nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// When they were served, in the ledger's time zone.
+    /// In the ledger's time zone.
     pub day: Date,
     pub team: String,
     pub cause: SavingCause,
     pub payer: Payer,
-    /// How many, and what they would have cost.
+    /// With the credits they would have cost.
     pub count: Count,
 }
 
-/// What a process has served since its last batch.
+/// The requests that a process served since its last batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServedBatch {
-    /// The process, by a random id of its own.
+    /// A random id.
     pub process: Uuid,
-    /// 1 for its first, and one more for each.
+    /// From 1 on, without gaps.
     pub number: u64,
     /// Each day, team, cause and payer at most once.
     pub served: Vec<Served>,
 }
 
 impl ServedBatch {
-    /// The lines that a ledger can add up. Others are dropped with a line in the log, because the rest of
-    /// the batch would wait for them for as long as the process lives.
+    /// The lines that a ledger can add up. Others are logged and dropped, because they would hold up the rest
+    /// of the batch for ever.
     pub fn bookable(&self) -> impl Iterator<Item = &Served> {
         self.served.iter().filter(|line| {
             let is_bookable = line.count.number.max(line.count.credits) <= MAX_SERVED;
@@ -129,32 +106,28 @@ pub struct DayUsage {
     pub figures: Figures,
 }
 
-/// What was paid and served; sums of them are sums of each figure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     pub(crate) calls: [Count; CallState::ALL.len()],
     pub(crate) served: [[Count; Payer::ALL.len()]; SavingCause::ALL.len()],
-    /// Credits by which calls of closed months changed; less than 0 when they are given back.
+    /// Credits of adjustments; below 0 when they are given back.
     pub adjusted: i64,
 }
 
 impl Figures {
-    /// Calls reserved in the period, by the state they have now or had when their month was closed.
+    /// Calls reserved in the period, by their state now or when their month was closed.
     pub fn calls(&self, state: CallState) -> Count {
         self.calls[state as usize]
     }
 
-    /// The same, to be added to.
     pub fn calls_mut(&mut self, state: CallState) -> &mut Count {
         &mut self.calls[state as usize]
     }
 
-    /// Requests that were answered without a purchase, and what each would have cost.
     pub fn served(&self, cause: SavingCause, payer: Payer) -> Count {
         self.served[cause as usize][payer as usize]
     }
 
-    /// The same, to be added to.
     pub fn served_mut(&mut self, cause: SavingCause, payer: Payer) -> &mut Count {
         &mut self.served[cause as usize][payer as usize]
     }
@@ -168,12 +141,11 @@ impl Figures {
         bought
     }
 
-    /// Credits spent: those of calls that count, and the adjustments.
+    /// Credits of calls that count, and of adjustments.
     pub fn spent(&self) -> i64 {
         i64::try_from(self.bought().credits).unwrap_or(i64::MAX).saturating_add(self.adjusted)
     }
 
-    /// All that was served of what somebody had paid before.
     pub fn saved(&self, payer: Payer) -> Count {
         let mut saved = Count::default();
         for cause in SavingCause::ALL {
@@ -185,23 +157,20 @@ impl Figures {
 
 impl AddAssign<&Figures> for Figures {
     fn add_assign(&mut self, other: &Figures) {
-        for state in CallState::ALL {
-            *self.calls_mut(state) += other.calls(state);
+        for (sum, more) in self.calls.iter_mut().zip(other.calls) {
+            *sum += more;
         }
-        for cause in SavingCause::ALL {
-            for payer in Payer::ALL {
-                *self.served_mut(cause, payer) += other.served(cause, payer);
-            }
+        for (sum, more) in self.served.as_flattened_mut().iter_mut().zip(other.served.as_flattened()) {
+            *sum += *more;
         }
         self.adjusted = self.adjusted.saturating_add(other.adjusted);
     }
 }
 
-/// What a team has spent and saved in a month.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TeamMonth {
     pub team: String,
-    /// Credits, adjustments included.
+    /// Credits with adjustments.
     pub spent: i64,
     pub saved: u64,
 }
@@ -213,46 +182,9 @@ pub struct Adjustment {
     pub team: String,
     pub from: CallState,
     pub to: CallState,
-    /// Credits by which the day's spending changes: 0, or less when they count no more.
+    /// The change of the day's spending: 0, or below when they are given back.
     pub credits: i64,
     pub day: Date,
-}
-
-/// Credits of calls, by what the upstream may have charged for them. Imported rows are not in it: they
-/// were paid through another ledger.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Charged {
-    /// `answered`, `stored`, `unfetchable`, `lost`; and `unknown`, which counts until it is settled.
-    pub booked: u64,
-    /// `sent`: charged already, or soon, or never.
-    pub open: u64,
-}
-
-/// What is known of the upstream's account.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccountRow {
-    /// Counts the changes of this row.
-    pub version: u64,
-    /// Credits that were left.
-    pub balance: u64,
-    pub seen_at: Timestamp,
-    /// What the comparison begins with.
-    pub baseline: Baseline,
-    /// Credits that have left the account since the baseline and are not in the ledger; less than 0
-    /// when calls that the ledger counts were not charged.
-    pub outside: i64,
-}
-
-/// A balance, and what the ledger had booked by then.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Baseline {
-    /// Credits that were left.
-    pub balance: u64,
-    /// Credits that had been charged for calls by then: at least so many.
-    pub least: u64,
-    /// And at most so many; more than `least` when calls were under way.
-    pub most: u64,
-    pub at: Timestamp,
 }
 
 #[cfg(test)]

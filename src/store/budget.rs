@@ -1,4 +1,4 @@
-//! How long one request waits for the store, over everything it asks of it.
+//! The time that one request may wait for the store in all.
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,11 +7,10 @@ use tokio::time::{Instant, timeout};
 
 use super::StoreError;
 
-/// Half of the time in which most clients expect a miss that meets a dead store to be over.
+/// Leaves time for the spool before the first miss must be answered, within 8 s.
 const WHOLE: Duration = Duration::from_secs(5);
 
-/// The time that one request, or one attempt in the background, may still wait for the store. It goes
-/// with the request from lookup to fill.
+/// The time left for one request, from lookup to fill, or for one attempt in the background.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreBudget {
     left: Duration,
@@ -24,11 +23,8 @@ impl Default for StoreBudget {
 }
 
 impl StoreBudget {
-    /// Waits for an answer of the store as long as there is time left.
-    ///
-    /// # Errors
-    /// Those of `work`; [`StoreError::Busy`] when the time is over: it is not known whether the store
-    /// or this process is slow, so nothing may be bought on it.
+    /// Runs `work` within the time left. After that, [`StoreError::Busy`]: the store or this process may be
+    /// slow.
     pub async fn wait<T>(
         &mut self,
         work: impl Future<Output = Result<T, StoreError>>,

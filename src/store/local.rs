@@ -1,24 +1,19 @@
-//! The durable store as plain files: the default, and all an embedded Granary needs.
+//! The store as plain files.
 //!
 //! ```text
 //! results/{digest}.{ext}                objects; a plain static file server on the folder serves every URL
 //! records/{namespace}/{kk}/{key}.json   records; {kk} is the key's first two digits
-//! archive                               the marker that says which archive this is
-//! tmp/                                  what is being written; swept when the store is opened
+//! archive                               the marker
+//! tmp/                                  unfinished files; swept when the store is opened
 //! ```
 //!
-//! A name appears only when its bytes are whole and synced: each file is written below `tmp/`, synced,
-//! and then linked or renamed into place, and the call returns once the folder is synced too. So a
-//! crash leaves a whole file or none. Objects are read whole and checked against their digest before
-//! the first byte leaves.
+//! Each file is written below `tmp/`, synced, and then linked or renamed into place, and the folder is synced
+//! before the call returns. So a crash leaves a whole file or none. Objects are read whole and checked
+//! against their digest.
 //!
-//! One process writes records; others (`granary check`, a static server) may share the folder meanwhile.
-//! Nothing is ever deleted here but the records of purged keys. Only an import lists records, folder by
-//! folder.
+//! One process writes records; others (`granary check`, a static server) may share the folder.
 
-mod disk;
 mod files;
-mod locks;
 mod marker;
 mod objects;
 mod records;
@@ -30,7 +25,7 @@ mod tests;
 #[cfg(feature = "crash-points")]
 mod crash_tests;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -45,30 +40,12 @@ use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::store::{RecordPage, Store, StoreError};
 
-/// Where and how files are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LocalStoreConfig {
-    /// The folder; made when it is missing. All of it must be on one filesystem.
-    pub path: PathBuf,
-    /// Free bytes below which [`Store::check_room`] says there is no room, so that nothing is bought
-    /// that could not be kept. Default 1 GiB; at least 33 MiB for each paid call that may be under
-    /// way at once.
-    pub min_free_bytes: u64,
-    /// How many files are read at once; each may take
-    /// [`MAX_OBJECT_BYTES`](crate::base::record::MAX_OBJECT_BYTES) of memory. Default 4.
-    pub concurrent_reads: usize,
-}
+/// Free bytes below which [`Store::check_room`] fails: more than 33 MiB for each concurrent paid call.
+const MIN_FREE_BYTES: u64 = 1 << 30;
+/// Objects read at once; each may take [`MAX_OBJECT_BYTES`](crate::base::record::MAX_OBJECT_BYTES) of memory.
+const OBJECT_READS: usize = 4;
 
-impl LocalStoreConfig {
-    /// The defaults, at `path`.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), min_free_bytes: 1 << 30, concurrent_reads: 4 }
-    }
-}
-
-/// A [`Store`] in a folder.
-///
-/// A caller that stops waiting stops nothing: what has begun is finished on its own thread.
+/// A [`Store`] in a folder. A dropped future stops nothing: its work ends on a thread of its own.
 #[derive(Debug)]
 pub struct LocalStore {
     files: Arc<Files>,
@@ -77,30 +54,24 @@ pub struct LocalStore {
 }
 
 impl LocalStore {
-    /// Opens the store at `path` with the defaults.
+    /// Creates the folder if it is missing, and sweeps unfinished files. Blocks on the disk. A folder that
+    /// can only be read is no error, since it can serve hits; [`Store::check_room`] then fails.
     ///
     /// # Errors
-    /// As [`open_with`](Self::open_with).
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        Self::open_with(LocalStoreConfig::new(path))
+    /// The folder cannot be created or read, or spans filesystems.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Self::open_with(path, MIN_FREE_BYTES, OBJECT_READS)
     }
 
-    /// Opens the store: lays out the folder and sweeps what earlier processes left half written.
-    /// Blocks on the disk. A folder that can only be read is no error, since hits can be served
-    /// from it; [`Store::check_room`] then refuses.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the folder cannot be made or read, or spans filesystems.
-    pub fn open_with(config: LocalStoreConfig) -> Result<Self, StoreError> {
-        let files = Files::open(&config.path)?;
+    fn open_with(path: impl AsRef<Path>, min_free_bytes: u64, reads: usize) -> Result<Self, StoreError> {
         Ok(Self {
-            files: Arc::new(files),
-            room: Arc::new(Room::new(config.min_free_bytes)),
-            reads: Arc::new(Semaphore::new(config.concurrent_reads.clamp(1, Semaphore::MAX_PERMITS))),
+            files: Arc::new(Files::open(path.as_ref())?),
+            room: Arc::new(Room::new(min_free_bytes)),
+            reads: Arc::new(Semaphore::new(reads)),
         })
     }
 
-    /// Does `work` where it may block on the disk.
+    /// Runs `work` on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Files) -> Result<T, StoreError> + Send + 'static,
@@ -111,20 +82,6 @@ impl LocalStore {
             Err(error) => Err(StoreError::Unavailable(format!("work on the disk was broken off: {error}"))),
         }
     }
-
-    /// As [`blocking`](Self::blocking), for what takes a file's length of memory.
-    async fn reading<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Files) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let permit = Arc::clone(&self.reads).acquire_owned().await.expect("this semaphore is never closed");
-        self.blocking(move |files| {
-            // Held by the work and not by the caller, who may be gone while the memory is still taken.
-            let _permit = permit;
-            work(files)
-        })
-        .await
-    }
 }
 
 #[async_trait]
@@ -134,7 +91,13 @@ impl Store for LocalStore {
     }
 
     async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
-        self.reading(move |files| files.object(name)).await
+        let turn = Arc::clone(&self.reads).acquire_owned().await.expect("this semaphore is never closed");
+        self.blocking(move |files| {
+            // Held by the work: the caller may be gone while the memory is still in use.
+            let _turn = turn;
+            files.object(name)
+        })
+        .await
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
@@ -148,7 +111,7 @@ impl Store for LocalStore {
 
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
         let namespace = namespace.to_owned();
-        // Of a few kilobytes, so lookups do not wait for those who read results.
+        // A few kilobytes: lookups do not wait for reads of objects.
         self.blocking(move |files| files.record(&namespace, key)).await
     }
 

@@ -1,22 +1,21 @@
-//! The durable store in a bucket: any service that speaks S3 and honours conditional writes.
+//! The store in a bucket of any S3 service that honours conditional writes.
 //!
 //! ```text
 //! {prefix}results/{digest}.{ext}                objects; a plain static server on the bucket serves every URL
 //! {prefix}records/{namespace}/{kk}/{key}.json   records; {kk} is the key's first two digits
-//! {prefix}archive                               the marker that says which archive this is
-//! {prefix}trial                                 by which the bucket proves what it can do
+//! {prefix}archive                               the marker
+//! {prefix}trial                                 the trial of `prove`
 //! ```
 //!
-//! Objects are created and never replaced (`If-None-Match: *`); a record is replaced only in the
-//! state in which it was read (`If-Match`), so that several processes may write. A write whose answer
-//! was lost is refused when it is repeated, and then what is there is looked at. Objects are read
-//! whole and checked against their digest before the first byte leaves.
+//! Objects are created and never replaced (`If-None-Match: *`); a record is replaced only in the state in
+//! which it was read (`If-Match`), so that several processes may write. A repeated write whose first answer
+//! was lost is refused, and then the existing value is read. Objects are read whole and checked against their
+//! digest.
 //!
-//! Something is absent only when the bucket says `NoSuchKey`; any other answer says nothing. Every call
-//! ends within a limit of [`S3Limits`], and the first that is not answered by then opens the breaker: from
-//! then on calls fail at once until the bucket answers a probe. A read that gets no turn among our own is
-//! [`StoreError::Busy`], which says nothing of the bucket. Only an import lists records, and nothing is
-//! deleted but the trial and the records of purged keys.
+//! A name is absent only when the bucket says `NoSuchKey`. Every call ends within a limit of [`S3Limits`],
+//! and the first that times out opens the breaker: from then on calls fail at once until the bucket answers a
+//! probe. A read that waits too long behind our own reads is [`StoreError::Busy`]. Only an import lists
+//! records.
 
 mod bucket;
 mod client;
@@ -43,43 +42,37 @@ use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::store::{RecordPage, Store, StoreError};
 
-/// Which bucket, and how to reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct S3StoreConfig {
     /// The bucket; it must exist.
     pub bucket: String,
-    /// What all names begin with, such as `granary/prod`; slashes at its ends make no difference.
-    /// Default empty.
+    /// The start of all names, such as `granary/prod`; slashes at its ends make no difference.
     pub prefix: String,
-    /// The region; else AWS's variables, profile or metadata say.
+    /// By default from AWS's variables, profile or metadata.
     pub region: Option<String>,
-    /// `http://` or `https://`, host and perhaps port and path; AWS itself when there is none.
+    /// `http://` or `https://`, host and perhaps port and path; AWS by default.
     pub endpoint: Option<String>,
-    /// Is the bucket part of the path, and not of the host?
+    /// The bucket is in the path and not in the host.
     pub path_style: bool,
-    /// A credentials file as AWS's tools write it, whose `[default]` is used. Without it, credentials
-    /// come from AWS's variables, files, web identity, container or machine, in this order.
+    /// A credentials file of AWS's tools, of which `[default]` is used. By default AWS's variables, files,
+    /// web identity, container or machine, in this order.
     pub credentials_file: Option<PathBuf>,
-    /// How many objects are read at once; each may take
-    /// [`MAX_OBJECT_BYTES`](crate::base::record::MAX_OBJECT_BYTES) of memory. Default 8.
-    pub concurrent_reads: usize,
-    /// How long is waited for what.
     pub limits: S3Limits,
 }
 
-/// How long a bucket is waited for.
+/// Time limits for a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct S3Limits {
-    /// For a connection. Default 2 s.
+    /// For a connection.
     pub connect: Duration,
-    /// For a call about a record, a marker or the presence of an object, with all its attempts, and for
-    /// a turn to make one. Default 2 s.
+    /// For a call about a record, a marker or the presence of an object, with all its attempts, and for its
+    /// turn.
     pub metadata: Duration,
-    /// The same for the bytes of an object. Default 5 s.
+    /// The same for the bytes of an object.
     pub object: Duration,
-    /// Attempts in a call, as long as each fails within the limit. Default 3.
+    /// The most attempts in a call.
     pub attempts: u32,
-    /// The pause before the second attempt, at most; the next is twice as long. Default 200 ms.
+    /// The longest pause before the second attempt; the next is twice as long.
     pub backoff: Duration,
 }
 
@@ -114,15 +107,12 @@ impl S3StoreConfig {
             endpoint: None,
             path_style: false,
             credentials_file: None,
-            concurrent_reads: 8,
             limits: S3Limits::default(),
         }
     }
 }
 
-/// A [`Store`] in a bucket.
-///
-/// A caller that stops waiting stops nothing: what has begun ends within its limit.
+/// A [`Store`] in a bucket. A dropped future stops nothing: its call ends within its limit.
 #[derive(Debug)]
 pub struct S3Store {
     bucket: Bucket,
@@ -131,7 +121,7 @@ pub struct S3Store {
 }
 
 impl S3Store {
-    /// Makes ready to use the bucket, without asking it anything: see [`Store::prove`].
+    /// Does not ask the bucket anything: see [`Store::prove`].
     pub async fn open(config: S3StoreConfig) -> Self {
         let client = client::connect(&config).await;
         Self { bucket: Bucket::new(client, &config), room: Room::default(), turns: RecordTurns::default() }

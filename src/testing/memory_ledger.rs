@@ -458,7 +458,7 @@ impl Book {
             let counter = (Scope::Refused(row.bought.team.clone()).to_string(), row.day.clone());
             *self.spent.entry(counter).or_default() += row.bought.credits as i64;
         }
-        if change.is_told {
+        if change.invalidates {
             self.changes.push((row.bought.namespace.clone(), row.bought.key));
         }
         if let Booking::Spooled { record, bytes } = booking
@@ -566,7 +566,7 @@ impl Book {
             height: record.height,
         };
         let id = self.insert(bought, record.generation, record.stored_at, windows).id;
-        if rules::is_told(record) {
+        if rules::invalidates(record) {
             self.changes.push((record.namespace.clone(), record.key));
         }
         if let Ok(row) = self.row_mut(id) {

@@ -1,19 +1,18 @@
-//! The addresses of the upstream that an answer names, and how they are kept from clients and files.
+//! Removes addresses of the upstream from an answer.
 //!
-//! Works on the JSON text, so that everything else stays as it was spelled. Escapes are honoured: `\/`
-//! and `\u0026` spell the same URL as `/` and `&`.
+//! Works on the JSON text, so that everything else keeps its spelling. Escapes are honoured: `\/` and
+//! `\u0026` spell the same URL as `/` and `&`.
 
 use super::decode::decodings;
 
-/// What stands in a text where an address stood.
 const REMOVED: &str = "[address removed]";
 
-/// What only an address or a piece of a signed one contains, in lower case.
+/// Parts that only an address or a piece of a signed one contains, in lower case.
 const MARKS: [&str; 6] =
     ["://", "signature=", "accesskeyid=", "security-token=", ".aliyuncs.com", ".ailabtools.com"];
 
-/// Removes every address but `result`, where a string is exactly that: a string that is an address
-/// becomes empty, and within a text the word is replaced.
+/// Removes every address but a string that is exactly `result`. A string that is an address becomes empty;
+/// within a text the word is replaced.
 pub(super) fn without_foreign(text: &str, result: Option<&str>) -> String {
     map_strings(text, |meaning| {
         let is_ours = result == Some(meaning) || meaning.starts_with("data:image/");
@@ -26,7 +25,7 @@ pub(super) fn replace_strings(text: &str, from: &str, to: &str) -> String {
     map_strings(text, |meaning| (meaning == from).then(|| to.to_owned()))
 }
 
-/// What is left of a string that contains addresses; `None` when it contains none.
+/// A string without its addresses; `None` when it contains none.
 fn without_addresses(meaning: &str, result: Option<&str>) -> Option<String> {
     let host = result.and_then(|url| url.split("://").nth(1)?.split(['/', '?', '#']).next());
     let host = host.filter(|host| host.len() > 3).map(str::to_ascii_lowercase);
@@ -58,7 +57,7 @@ fn without_addresses(meaning: &str, result: Option<&str>) -> Option<String> {
     Some(words.collect())
 }
 
-/// Copies JSON text, replacing every string by what `map` makes of its meaning, if anything.
+/// Copies JSON text, with each string for which `map` returns another one replaced.
 fn map_strings(text: &str, map: impl Fn(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -74,7 +73,7 @@ fn map_strings(text: &str, map: impl Fn(&str) -> Option<String>) -> String {
     out + rest
 }
 
-/// How deep the arrays and objects of a JSON text nest.
+/// The nesting of arrays and objects.
 pub(super) fn depth(text: &str) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
     let mut rest = text;

@@ -1,12 +1,11 @@
-//! What a text may mean once its escapes are undone: [`decodings`].
+//! Undoes escapes: [`decodings`].
 
 use percent_encoding::percent_decode_str;
 
-/// Escapes within escapes that are undone.
+/// The depth of escapes within escapes.
 const ROUNDS: usize = 4;
 
-/// The text itself, and what it becomes when backslash escapes and percent-encoding are undone, again
-/// and again.
+/// The text itself, and its forms after repeated decoding of backslash escapes and percent-encoding.
 pub fn decodings(text: &str) -> Vec<String> {
     let mut forms = vec![text.to_owned()];
     for _ in 0..ROUNDS {

@@ -1,4 +1,4 @@
-//! One JSON object, its fields as they are spelled: [`Fields`]; and [`complete`], which adds some.
+//! The fields of one JSON object as they are spelled: [`Fields`]; and [`complete`], which adds some.
 
 use std::fmt;
 
@@ -7,8 +7,7 @@ use serde_json::value::RawValue;
 
 use super::NotAnEnvelope;
 
-/// One JSON object as a list of names and raw texts, in the order they came. Of fields with one name
-/// the last counts, as in every reader in wide use.
+/// Names and raw texts in their order. Of fields with one name the last counts.
 pub(super) struct Fields(Vec<(String, String)>);
 
 impl Fields {
@@ -73,9 +72,7 @@ impl Fields {
 }
 
 /// Adds what deployed clients need and a newer upstream omits: `error_code: 0`, `error_msg` and
-/// `error_detail.status_code`. Everything else keeps its order and its spelling.
-///
-/// A text that is not a JSON object is returned as it is.
+/// `error_detail.status_code`. Everything else stays, and so does a text that is not a JSON object.
 pub fn complete(text: &str) -> String {
     let Ok(mut fields) = Fields::read(text) else { return text.to_owned() };
     let mut missing = Vec::new();

@@ -1,23 +1,22 @@
-//! Where a picture ends in its file: one reader per format.
+//! The end of a picture in its file: one reader per format.
 //!
-//! A complete transfer proves that we have all the server sent, not that the server had all of the
-//! picture; and a cut JPEG decodes without complaint. So the structure is walked to the end mark.
-//! What follows it (padding, a label, further pictures) belongs to the file and is not looked at.
-//! Nothing is decoded; whatever arrives, no reader panics or allocates.
+//! A complete transfer does not prove that the server had the whole picture, and a cut JPEG decodes without
+//! an error. So the structure is walked to the end mark. Nothing is decoded; no input makes a reader panic or
+//! allocate.
 
 use super::header::{self, array, be16, le16};
 
-/// Markers are searched in the scans' data too: there FF is followed by 00 or a restart marker, which
-/// have no length. A thumbnail's own end is inside its segment, which is jumped over.
+/// Markers are searched in the data of scans too: there FF is followed by 00 or a restart marker, which have
+/// no length. The end of a thumbnail is inside its segment, which is skipped.
 pub(super) fn jpeg(file: &[u8]) -> Option<usize> {
     let mut at = 2;
     let mut has_scan = false;
     loop {
         at += memchr::memchr(0xFF, file.get(at..)?)? + 1;
         match *file.get(at)? {
-            // A fill byte: the marker's code is still to come.
+            // A fill byte.
             0xFF => {}
-            // Data, TEM and RST stand alone.
+            // Data, TEM and RST have no length.
             0x00 | 0x01 | 0xD0..=0xD7 => at += 1,
             // Another picture begins, so this one was cut.
             0xD8 => return None,
@@ -48,7 +47,7 @@ pub(super) fn png(file: &[u8]) -> Option<usize> {
     }
 }
 
-/// Chunks inside of a RIFF file (RFC 9649); an odd one is padded by a byte nobody needs.
+/// Chunks in a RIFF file (RFC 9649); an odd one is padded.
 pub(super) fn webp(file: &[u8]) -> Option<usize> {
     let declared = le32(file, 4)?.checked_add(8)?;
     let (mut at, mut end) = (12_usize, 12);
@@ -66,8 +65,7 @@ pub(super) fn webp(file: &[u8]) -> Option<usize> {
     has_frame.then_some(end)
 }
 
-/// By the size of the pixels: the file's length in the header is wrong in many files, and decoders
-/// ignore it.
+/// By the size of the pixels: the length in the header is wrong in many files, and decoders ignore it.
 pub(super) fn bmp(file: &[u8]) -> Option<usize> {
     let start = le32(file, 10)?;
     let (width, height) = header::bmp(file)?;

@@ -1,21 +1,15 @@
-//! Width and height as a picture file's header declares them: one reader per format.
+//! Width and height in the header of a picture file: one reader per format.
 //!
-//! A reader tells what a correct decoder would make of the file, and nothing about whether the
-//! pixels behind the header are there. Whatever arrives, it never panics, allocates nothing and
-//! looks at a bounded number of bytes. A side of 0 is no size: [`dimensions`](super::dimensions)
-//! says so for all four.
+//! A reader agrees with correct decoders, without a check of the pixels. No input makes it panic, allocate or
+//! read an unbounded number of bytes. [`dimensions`](super::dimensions) refuses a side of 0.
 
-/// Bytes of a JPEG that are looked at outside its segments before it is given up.
-///
-/// Markers cost two each, so a file may have some 32,000 segments before its frame header, and ten
-/// to a hundred are usual. Without a bound, 3.5 MB of empty segments would cost milliseconds.
+/// The most bytes read outside the segments of a JPEG, two for each marker. Ten to a hundred segments are
+/// usual; 3.5 MB of empty ones would cost milliseconds.
 const MAX_JPEG_STEPS: usize = 1 << 16;
 
-/// Walks the markers to the frame header (ITU-T T.81, annex B), jumping over segments unread.
-///
-/// As libjpeg does, bytes between segments are passed over: fill bytes (`FF`), a length too small
-/// to count itself, or what does not belong there. A height of 0, to be told after the first scan,
-/// is not looked for: hardly a decoder knows it.
+/// Walks the markers to the frame header (ITU-T T.81, annex B). As libjpeg does, skips bytes between
+/// segments: fill bytes (`FF`), a length too small to count itself, and garbage. A height of 0 that is given
+/// after the first scan is not supported, as in most decoders.
 pub(super) fn jpeg(file: &[u8]) -> Option<(u32, u32)> {
     let mut at = 2;
     let mut after_prefix = false;
@@ -28,14 +22,14 @@ pub(super) fn jpeg(file: &[u8]) -> Option<(u32, u32)> {
             continue;
         }
         match byte {
-            // TEM and RST stand alone.
+            // TEM and RST have no length.
             0x01 | 0xD0..=0xD7 => {}
-            // A second start, an end or a scan, and no frame header yet.
+            // A second start, an end or a scan before the frame header.
             0xD8..=0xDA => return None,
-            // Huffman tables, arithmetic conditioning, and one that is reserved.
-            0xC4 | 0xC8 | 0xCC => at += segment(file, at)?,
-            // A frame, or the whole of a hierarchy of frames (DHP), which comes before them.
-            0xC0..=0xCF | 0xDE => return Some((be16(file, at + 5)?, be16(file, at + 3)?)),
+            // A frame, or a hierarchy of frames (DHP); not Huffman tables, arithmetic conditioning, reserved.
+            0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xDE => {
+                return Some((be16(file, at + 5)?, be16(file, at + 3)?));
+            }
             _ => at += segment(file, at)?,
         }
     }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ledger::usage::{AccountRow, Adjustment, Charged, DayUsage, TeamMonth};
+use crate::ledger::usage::{Adjustment, DayUsage, TeamMonth};
 
 /// A book that keeps the sums, and does as it is told.
 #[derive(Default)]
@@ -85,18 +85,6 @@ impl UsageBook for FakeBook {
     }
 
     async fn adjustments(&self, _: Date, _: Date) -> Result<Vec<Adjustment>, LedgerError> {
-        Err(away())
-    }
-
-    async fn charged(&self, _: &str) -> Result<Charged, LedgerError> {
-        Err(away())
-    }
-
-    async fn account(&self, _: &str) -> Result<Option<AccountRow>, LedgerError> {
-        Err(away())
-    }
-
-    async fn keep_account(&self, _: &str, _: &AccountRow) -> Result<bool, LedgerError> {
         Err(away())
     }
 }
@@ -182,15 +170,6 @@ async fn a_ledger_that_hangs_keeps_nobody_waiting_for_ever() {
             Err(away())
         }
         async fn adjustments(&self, _: Date, _: Date) -> Result<Vec<Adjustment>, LedgerError> {
-            Err(away())
-        }
-        async fn charged(&self, _: &str) -> Result<Charged, LedgerError> {
-            Err(away())
-        }
-        async fn account(&self, _: &str) -> Result<Option<AccountRow>, LedgerError> {
-            Err(away())
-        }
-        async fn keep_account(&self, _: &str, _: &AccountRow) -> Result<bool, LedgerError> {
             Err(away())
         }
     }

@@ -1,54 +1,49 @@
-//! The import: the ledger learns of every record in the store that it did not book itself.
+//! The import of records that the ledger did not book itself.
 //!
-//! Two kinds of records are unknown to a ledger: all of an archive that it did not create, and the
-//! result of a call whose owner kept it in the store and died before the ledger could be told. Until
-//! they are imported, a key that is not found may be bought only if the store itself says that it has
-//! no record ([`ArchiveIndex::knows_all_of`](crate::ledger::ArchiveIndex::knows_all_of)).
+//! A ledger does not know the records of an archive that it did not create, nor the result of a call whose
+//! owner stored it and died before it was booked. Until they are imported, a key that is not found may be
+//! bought only if the store says that it has no record
+//! ([`ArchiveIndex::knows_all_of`](crate::ledger::ArchiveIndex::knows_all_of)).
 //!
-//! The position is kept in the ledger, so a restart goes on from it. Several replicas may import at
-//! once: each begins a page where the ledger says, so they repeat at most one page of each other.
+//! The ledger keeps the position. Several replicas may import at once: each reads the position before each
+//! page, so they repeat at most one page of each other.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{ArchiveGuard, GuardError, Standing};
+use super::{ArchiveGuard, Standing, StorageError};
 use crate::base::archive::{ArchiveId, Import};
 use crate::base::key::CacheKey;
 use crate::ledger::{CallId, Orphan};
 use crate::store::StoreError;
 
-/// Records of one page, and the pause after it: at most 200 records each second, beside the requests.
+/// Records of one page, and the pause after it: at most 200 records each second.
 const PAGE: usize = 100;
 const PAGE_PAUSE: Duration = Duration::from_millis(500);
 /// Records read at once.
 const AT_ONCE: usize = 4;
-/// A write that a dead process had begun has arrived by then.
+/// The time within which a write of a dead process has arrived.
 const WRITES_ARRIVE_WITHIN: Duration = Duration::from_secs(30);
-/// Time between log lines about progress, and about a failure that lasts.
+/// Time between log lines about progress, and about a lasting failure.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
-/// What this process knows of the import.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// When it began, if it has.
     begun: Option<Instant>,
     said: Option<Instant>,
-    /// When the store was first asked about an orphan, and whether it was asked again.
+    /// When an orphan was first looked for in the store, and whether it was looked for again.
     orphans: HashMap<CallId, (Instant, bool)>,
 }
 
-/// How far the import is, as far as this process knows.
+/// How far the import is, as this process knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImportStatus {
-    /// It has not begun: ledger or store could not be asked, or do not belong together.
     NotBegun,
-    /// This process has imported so many records.
+    /// The number of records that this process has imported.
     Running(u64),
-    /// The ledger knows every record of the store.
     Complete,
 }
 
@@ -63,7 +58,7 @@ impl fmt::Display for ImportStatus {
 }
 
 impl ArchiveGuard {
-    /// Imports what the ledger does not know, then looks for more after each `period`, for ever.
+    /// Imports all pages, then looks for more after each `period`, for ever.
     pub async fn import_records(&self, period: Duration) {
         loop {
             self.import_page().await;
@@ -90,20 +85,15 @@ impl ArchiveGuard {
         })
     }
 
-    /// How far the import is.
     pub fn import_status(&self) -> ImportStatus {
-        *self.import.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.import.borrow()
     }
 
-    fn set_import_status(&self, status: ImportStatus) {
-        *self.import.lock().unwrap_or_else(PoisonError::into_inner) = status;
-    }
-
-    async fn import_next(&self, progress: &mut Progress, archive: ArchiveId) -> Result<bool, GuardError> {
+    async fn import_next(&self, progress: &mut Progress, archive: ArchiveId) -> Result<bool, StorageError> {
         let Some(membership) = self.ledger.archive().await? else { return Ok(false) };
         let after = match membership.import {
             Import::Complete => {
-                self.set_import_status(ImportStatus::Complete);
+                self.import.send_replace(ImportStatus::Complete);
                 return Ok(false);
             }
             Import::UpTo(after) => after,
@@ -125,12 +115,16 @@ impl ArchiveGuard {
         let import = if is_last { Import::Complete } else { Import::UpTo(page.next) };
         self.ledger.note_import(archive, import).await?;
         let records = before + page.records.len() as u64;
-        self.set_import_status(if is_last { ImportStatus::Complete } else { ImportStatus::Running(records) });
+        self.import.send_replace(if is_last {
+            ImportStatus::Complete
+        } else {
+            ImportStatus::Running(records)
+        });
         say(progress, records, is_last);
         Ok(!is_last)
     }
 
-    async fn import_all(&self, records: &[(String, CacheKey)]) -> Result<(), GuardError> {
+    async fn import_all(&self, records: &[(String, CacheKey)]) -> Result<(), StorageError> {
         for some in records.chunks(AT_ONCE) {
             let nth = async |n: usize| match some.get(n) {
                 Some((namespace, key)) => self.import(namespace, *key).await,
@@ -141,19 +135,19 @@ impl ArchiveGuard {
         Ok(())
     }
 
-    async fn import(&self, namespace: &str, key: CacheKey) -> Result<(), GuardError> {
+    async fn import(&self, namespace: &str, key: CacheKey) -> Result<(), StorageError> {
         match self.store.record(namespace, key).await {
             Ok(Some(record)) => self.ledger.import_record(&record).await?,
             Ok(None) => {}
-            // One record that cannot be believed must not keep all others out.
+            // One damaged record must not stop the import of the others.
             Err(error @ StoreError::Corrupt(_)) => tracing::error!(%error, %key, "record not imported"),
             Err(error) => return Err(error.into()),
         }
         Ok(())
     }
 
-    /// Asks the store about each call whose owner died, twice.
-    async fn settle_orphans(&self, asked: &mut HashMap<CallId, (Instant, bool)>) -> Result<(), GuardError> {
+    /// Looks twice in the store for the result of each orphan.
+    async fn settle_orphans(&self, asked: &mut HashMap<CallId, (Instant, bool)>) -> Result<(), StorageError> {
         let orphans = self.ledger.orphans().await?;
         asked.retain(|id, _| orphans.iter().any(|orphan| orphan.id == *id));
         for Orphan { id, namespace, key } in orphans {
@@ -169,7 +163,7 @@ impl ArchiveGuard {
     }
 }
 
-/// Logs the end of an import, and each minute that it goes on.
+/// Logs the progress and the end of an import.
 fn say(progress: &mut Progress, records: u64, is_last: bool) {
     let Some(took) = progress.begun.map(|begun| begun.elapsed()) else { return };
     if is_last {

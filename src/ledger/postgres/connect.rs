@@ -1,4 +1,4 @@
-//! One connection, and by what certificates the server is checked: chain, name and dates, always.
+//! One connection, with TLS that always verifies chain, name and dates.
 
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -13,23 +13,19 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::ledger::address::DatabaseAddress;
 
-/// Connects and lets the connection live on in a task of its own.
-///
-/// # Errors
-/// Whatever the server or the way to it say.
 pub(super) async fn connect(
     address: &DatabaseAddress,
     tls: &Tls,
 ) -> Result<Connection, tokio_postgres::Error> {
     let (client, connection) = address.config().connect(tls.0.clone()).await?;
     let task = tokio::spawn(async move {
-        // Whoever uses it is told the same.
+        // The client gets the same error.
         let _ = connection.await;
     });
     Ok(Connection { client: Arc::new(client), task: task.abort_handle() })
 }
 
-/// Closed for good when it is dropped, whatever is still to come over it.
+/// Closed when it is dropped, whatever is still to come over it.
 pub(super) struct Connection {
     pub(super) client: Arc<Client>,
     task: AbortHandle,
@@ -41,17 +37,11 @@ impl Drop for Connection {
     }
 }
 
-/// Checks servers by root certificates.
 #[derive(Clone)]
 pub(super) struct Tls(MakeRustlsConnect);
 
 impl Tls {
-    /// By the certificates in a file, in PEM; or by the system's.
-    ///
-    /// Blocks for as long as reading files does.
-    ///
-    /// # Errors
-    /// A sentence about the file.
+    /// With the root certificates of a PEM file, or the system's. Blocks while it reads files.
     pub(super) fn new(roots: Option<&Path>) -> Result<Self, String> {
         let Some(file) = roots else { return Ok(Self::system()) };
         let failed = |error: io::Error| {

@@ -1,47 +1,26 @@
-//! Why a transaction did not come to its end.
-
-use std::fmt;
+//! Why a transaction failed.
 
 use tokio_postgres::error::SqlState;
 
 use crate::ledger::LedgerError;
 
-/// A transaction that met another one is made again so often.
+/// How often a transaction that conflicts with others is tried.
 pub(super) const TRIES: u32 = 8;
 
-/// Why a database is not one in which the ledger may be kept; a person has to act.
-#[derive(Clone, Debug)]
-pub(super) enum Unfit {
-    /// A commit may be lost that was confirmed.
-    CommitsAreLost,
-    /// The tables are those of a newer program: their layout, and the one this program knows.
-    Newer(i64, usize),
-}
+/// Why the ledger may not be kept in a database whose commits can be lost.
+pub(super) const COMMITS_ARE_LOST: &str = "the database confirms what it may lose (synchronous_commit = off), and what is lost is bought again; set \
+     synchronous_commit to on for this database or user";
 
-impl fmt::Display for Unfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::CommitsAreLost => f.write_str(
-                "the database confirms what it may lose (synchronous_commit = off), and what is lost is bought \
-                 again; set synchronous_commit to on for this database or user",
-            ),
-            Self::Newer(layout, known) => {
-                write!(f, "the tables have layout {layout}, and this program knows {known}: run the newer program")
-            }
-        }
-    }
-}
-
-/// Why a transaction did not come to its end.
+/// Why a transaction failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// It was decided so; nothing is changed.
+    /// The ledger's own decision; nothing is changed.
     Ledger(LedgerError),
-    /// The database is not one for us.
-    Unfit(Unfit),
-    /// Another one came in between: once more. In a word, what that was.
+    /// The ledger may not be kept in this database until a person has acted; a sentence says how.
+    Unfit(String),
+    /// It conflicted with another transaction and is tried again.
     Again(&'static str),
-    /// What the database said, or that it says nothing any more.
+    /// The error of the database or of the connection to it.
     Database(tokio_postgres::Error),
 }
 
@@ -64,11 +43,11 @@ impl From<tokio_postgres::Error> for Failure {
 }
 
 impl Failure {
-    /// Is it the connection that failed, or who is behind it, and not what was asked?
+    /// Returns true when the connection or the server failed, and not the statement.
     pub(super) fn is_of_connection(&self) -> bool {
         let Self::Database(error) = self else { return false };
         let Some(code) = error.code() else { return true };
-        // Connection, authorization, no such database, resources, shutting down; a primary that is none any more.
+        // Connection, authorization, no such database, resources, shutting down; no longer the primary.
         let class = &code.code()[..2];
         matches!(class, "08" | "28" | "3D" | "53") || code.code().starts_with("57P") || code.code() == "25006"
     }
@@ -76,15 +55,15 @@ impl Failure {
     pub(super) fn into_ledger_error(self) -> LedgerError {
         LedgerError::Unavailable(match self {
             Self::Ledger(error) => return error,
-            Self::Unfit(unfit) => unfit.to_string(),
+            Self::Unfit(why) => why,
             Self::Again(what) => format!("other transactions came in between again and again: {what}"),
-            Self::Database(error) => told(&error),
+            Self::Database(error) => describe(&error),
         })
     }
 }
 
-/// An error without what the server adds to it, which may be contents of rows.
-fn told(error: &tokio_postgres::Error) -> String {
+/// Describes an error without its details, which may quote rows.
+fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(said) = error.as_db_error() {
         let message: String = said.message().chars().filter(|c| !c.is_control()).take(200).collect();
         return format!("the database says: {message} ({})", said.code().code());

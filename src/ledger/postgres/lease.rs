@@ -1,4 +1,4 @@
-//! Whose call it is: showing that its owner lives, and acting for one that is silent.
+//! Leases: renewal, and takeover of the calls of silent owners.
 
 use async_trait::async_trait;
 
@@ -27,7 +27,7 @@ impl Leases for PostgresLedger {
         self.ask(LedgerOp::Read, in_hand, |tx, in_hand| Box::pin(foreign(tx, in_hand))).await
     }
 
-    /// Each in a transaction of its own: counters are locked last, and no two wait for each other.
+    /// Each call in a transaction of its own: counters are locked last, so no two wait for each other.
     async fn take_over(&self, silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         let mut recovery = Recovery::default();
         for call in silent {
@@ -40,7 +40,7 @@ impl Leases for PostgresLedger {
     }
 }
 
-/// The numbers of calls as they stand in a statement.
+/// An array of call ids as SQL.
 fn listed(calls: &[CallId]) -> String {
     let ids: Vec<String> = calls.iter().map(|call| call.0.to_string()).collect();
     format!("'{{{}}}'::bigint[]", ids.join(","))
@@ -56,7 +56,6 @@ async fn renew(tx: &Tx, calls: &[CallId]) -> Result<Vec<CallId>, Failure> {
     rows.iter().map(|row| Ok(row.get("id")?)).collect()
 }
 
-/// All open calls but those that the asker has in hand.
 async fn foreign(tx: &Tx, in_hand: &[CallId]) -> Result<Vec<ForeignOpenCall>, Failure> {
     let sql = format!(
         "SELECT id, state, beat FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered') \
@@ -70,7 +69,7 @@ async fn foreign(tx: &Tx, in_hand: &[CallId]) -> Result<Vec<ForeignOpenCall>, Fa
     rows.iter().map(call).collect()
 }
 
-/// Settles a silent owner's call, or takes it; nothing when it is not as it was seen any more.
+/// Settles a silent call or takes it over, unless it has changed since it was read.
 async fn take_over(tx: &Tx, silent: &ForeignOpenCall) -> Result<Recovery, Failure> {
     let sql = "SELECT c.id, c.namespace, c.key, c.generation, c.team, c.credits, c.image, c.width, c.height, \
                c.answered_at, c.state, c.beat, a.text \

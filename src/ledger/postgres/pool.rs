@@ -1,11 +1,10 @@
-//! Connections, and what happens on them: whole transactions, each in a task of its own.
+//! Connections, and whole transactions on them, each in a task of its own.
 //!
-//! A caller who goes away leaves a task behind that ends its transaction, never half a conversation
-//! on a connection that the next one gets. A connection goes back into the pool only when its
-//! transaction has ended and said so; in every other case, a time limit above all, it is closed.
+//! A dropped caller leaves a task behind that ends its transaction. A connection goes back into the pool only
+//! when its transaction has ended and the server has said so; otherwise, as after a timeout, it is closed.
 //!
-//! Nothing outlives a transaction on a connection: no settings, no locks, no prepared statements. So it
-//! may lead through a pooler that gives each transaction another connection.
+//! Nothing outlives a transaction on a connection: no settings, locks or prepared statements. So a pooler may
+//! give each transaction another connection.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,31 +14,34 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::Client;
 
 use super::connect::{self, Connection, Tls};
-use super::failure::{Failure, TRIES, Unfit};
-use super::limits::{CHANGE, Limits, REPORT};
+use super::failure::{COMMITS_ARE_LOST, Failure, TRIES};
 use super::schema;
 use crate::base::breaker::{Breaker, CallError};
-use crate::base::clock::{self, Clock};
+use crate::base::clock::Clock;
 use crate::ledger::LedgerError;
 use crate::ledger::address::DatabaseAddress;
-use crate::ledger::sql::{Keeper, damaged};
+use crate::ledger::sql::{Keeper, Query as _, damaged};
 
-/// How long making the tables may take.
+/// How long creating or migrating the tables may take.
 const PREPARATION: Duration = Duration::from_secs(600);
-/// How long an operation waits for one of the connections: a stampede is served, one after the other.
-/// When the database is silent, whoever waits is refused as soon as the first one has found that out.
+/// How long an operation waits for a connection. When the database is silent, all that wait are refused as
+/// soon as the first one has timed out.
 const QUEUE: Duration = Duration::from_secs(10);
 /// The database's clock, in microseconds since 1970.
 pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-/// Where the address comes from, or why there is none; asked anew for each connection, because a file
-/// may have changed. It may block as reading a small file does.
+
+/// Begins a transaction that changes something.
+pub(super) const CHANGE: &str = "ISOLATION LEVEL READ COMMITTED READ WRITE";
+/// Begins one whose statements all read at the same instant.
+pub(super) const REPORT: &str = "ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// The address, or why there is none; read anew for each connection, because a file may have changed. May
+/// block.
 pub type AddressSource = Arc<dyn Fn() -> Result<DatabaseAddress, String> + Send + Sync>;
 
-/// What a pool is made of.
 #[derive(Clone)]
 pub(super) struct PoolConfig {
     pub(super) address: AddressSource,
@@ -47,6 +49,37 @@ pub(super) struct PoolConfig {
     pub(super) keeper: Arc<Keeper>,
     /// Instead of the database's clock, for tests.
     pub(super) clock: Option<Clock>,
+    /// The tables have this program's layout.
+    pub(super) is_prepared: Arc<AtomicBool>,
+}
+
+/// The limits of one pool.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    connections: usize,
+    /// For one operation, with waiting for a connection and making one.
+    operation: Duration,
+}
+
+impl Limits {
+    /// Misses and hits share these connections; each is held for some milliseconds.
+    pub(super) const CALLS: Self = Self { connections: 16, operation: Duration::from_secs(5) };
+    /// A report may read each call of a year.
+    pub(super) const REPORTS: Self = Self { connections: 2, operation: Duration::from_secs(10) };
+
+    /// The server limits each statement, and how long it waits for us within a transaction: a stopped process
+    /// must not block the others.
+    fn begin(&self, mode: &str) -> String {
+        let statement = self.operation.saturating_sub(Duration::from_secs(1)).as_millis();
+        format!(
+            "BEGIN {mode}; SET LOCAL statement_timeout = {statement}; \
+             SET LOCAL idle_in_transaction_session_timeout = '5s'; "
+        )
+    }
+
+    fn silent(&self) -> LedgerError {
+        LedgerError::Unavailable(format!("the database did not answer within {:?}", self.operation))
+    }
 }
 
 /// A handle; clones share everything.
@@ -59,21 +92,10 @@ struct Inner {
     permits: Semaphore,
     idle: Mutex<Vec<Connection>>,
     breaker: Breaker,
-    /// The tables are those of this program.
-    is_prepared: Arc<AtomicBool>,
 }
 
 impl Pool {
     pub(super) fn new(config: PoolConfig, limits: Limits) -> Self {
-        Self::prepared(config, limits, Arc::default())
-    }
-
-    /// The same database over other connections: how busy or slow those are, nobody sees over these.
-    pub(super) fn beside(&self, limits: Limits) -> Self {
-        Self::prepared(self.0.config.clone(), limits, Arc::clone(&self.0.is_prepared))
-    }
-
-    fn prepared(config: PoolConfig, limits: Limits, is_prepared: Arc<AtomicBool>) -> Self {
         let probed = config.clone();
         let breaker = Breaker::new("database", move || {
             let probed = probed.clone();
@@ -82,60 +104,42 @@ impl Pool {
                 connection.client.simple_query("SELECT 1").await.is_ok()
             }
         });
-        Self(Arc::new(Inner {
-            config,
-            limits,
-            permits: Semaphore::new(limits.connections),
-            idle: Mutex::default(),
-            breaker,
-            is_prepared,
-        }))
+        let permits = Semaphore::new(limits.connections);
+        Self(Arc::new(Inner { config, limits, permits, idle: Mutex::default(), breaker }))
     }
 
-    /// Makes a transaction of `work`, which may run several times; `locks` are taken before it.
-    pub(super) async fn write<T, F, W>(&self, locks: &[String], work: W) -> Result<T, LedgerError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Failure>> + Send,
-        W: Fn(Tx) -> F + Send + Sync + 'static,
-    {
-        let locks: String = locks.iter().map(|lock| format!("{lock}; ")).collect();
-        self.transact(self.0.limits.begin(CHANGE) + &locks, work).await
-    }
-
-    /// Lets `work` ask several questions about the same instant.
-    pub(super) async fn report<T, F, W>(&self, work: W) -> Result<T, LedgerError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Failure>> + Send,
-        W: Fn(Tx) -> F + Send + Sync + 'static,
-    {
-        self.transact(self.0.limits.begin(REPORT), work).await
-    }
-
-    async fn transact<T, F, W>(&self, begin: String, work: W) -> Result<T, LedgerError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Failure>> + Send,
-        W: Fn(Tx) -> F + Send + Sync + 'static,
-    {
-        let begin = begin + &format!("SELECT {NOW}, current_setting('synchronous_commit')");
-        let inner = Arc::clone(&self.0);
-        in_its_own_task(async move { inner.limited(inner.transact(&begin, &work)).await }).await
-    }
-
-    /// Lets `work` ask single questions, which are no transaction together.
-    pub(super) async fn read<T, F, W>(&self, work: W) -> Result<T, LedgerError>
+    /// Makes a transaction of `work`, which may run several times; `locks` are taken before it. Without
+    /// a `mode`, `work` asks single questions, which are no transaction together.
+    pub(super) async fn run<T, F, W>(
+        &self,
+        mode: Option<&str>,
+        locks: &[String],
+        work: W,
+    ) -> Result<T, LedgerError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Failure>> + Send,
         W: Fn(Tx) -> F + Send + Sync + 'static,
     {
         let inner = Arc::clone(&self.0);
-        in_its_own_task(async move { inner.limited(inner.ask(&work)).await }).await
+        let begin = mode.map(|mode| {
+            let locks: String = locks.iter().map(|lock| format!("{lock}; ")).collect();
+            let begin = inner.limits.begin(mode);
+            format!("{begin}{locks}SELECT {NOW}, current_setting('synchronous_commit')")
+        });
+        let operation = async move {
+            let done = async {
+                match begin {
+                    Some(begin) => inner.transact(&begin, &work).await,
+                    None => inner.ask(&work).await,
+                }
+            };
+            inner.limited(done).await
+        };
+        tokio::spawn(operation).await.unwrap_or_else(|_| Err(broke_off()))
     }
 
-    /// Connects, and says whether the database is one for the ledger.
+    /// Connects, and checks that the database is fit for the ledger.
     pub(super) async fn prove(&self) -> Result<(), Failure> {
         let inner = Arc::clone(&self.0);
         let proof = tokio::spawn(async move {
@@ -148,19 +152,13 @@ impl Pool {
     }
 }
 
-async fn in_its_own_task<T: Send + 'static>(
-    operation: impl Future<Output = Result<T, LedgerError>> + Send + 'static,
-) -> Result<T, LedgerError> {
-    tokio::spawn(operation).await.unwrap_or_else(|_| Err(broke_off()))
-}
-
-fn left_alone() -> LedgerError {
+fn breaker_open() -> LedgerError {
     LedgerError::Unavailable("the database does not answer; it is probed every second".to_owned())
 }
 
 async fn dial(config: &PoolConfig) -> Result<(Connection, DatabaseAddress), Failure> {
     let (address, roots) = (Arc::clone(&config.address), config.roots.clone());
-    // Files may be read, and a file system may hang.
+    // Reads files, and a file system may hang.
     let read = tokio::task::spawn_blocking(move || Ok((address()?, Tls::new(roots.as_deref())?)));
     let (address, tls) = read.await.map_err(|_| broke_off())?.map_err(LedgerError::Unavailable)?;
     Ok((connect::connect(&address, &tls).await?, address))
@@ -175,14 +173,13 @@ impl Inner {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bounds an operation in time and number, and takes note of what it says of the database.
+    /// Limits an operation in time and number, under the breaker.
     async fn limited<T>(
         &self,
         operation: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, LedgerError> {
-        // What would be refused afterwards need not wait for a connection.
         if self.breaker.is_open() {
-            return Err(left_alone());
+            return Err(breaker_open());
         }
         let permit = timeout(QUEUE, self.permits.acquire()).await;
         let Ok(Ok(_permit)) = permit else {
@@ -192,7 +189,7 @@ impl Inner {
         let error = match self.breaker.call(self.limits.operation, operation, Failure::is_of_connection).await
         {
             Ok(value) => return Ok(value),
-            Err(CallError::Open) => return Err(left_alone()),
+            Err(CallError::Open) => return Err(breaker_open()),
             Err(CallError::TimedOut) => self.limits.silent(),
             Err(CallError::Failed(failure)) if !failure.is_of_connection() => {
                 return Err(failure.into_ledger_error());
@@ -203,7 +200,7 @@ impl Inner {
         Err(error)
     }
 
-    /// A connection that nobody uses, or a new one; and whether it has been used before.
+    /// An idle connection or a new one, and whether it was used before.
     async fn connection(&self) -> Result<(Connection, bool), Failure> {
         loop {
             let Some(idle) = self.idle().pop() else { return Ok((self.connect().await?, false)) };
@@ -215,11 +212,11 @@ impl Inner {
 
     async fn connect(&self) -> Result<Connection, Failure> {
         let (connection, address) = dial(&self.config).await?;
-        if self.is_prepared.load(Ordering::Acquire) {
+        if self.config.is_prepared.load(Ordering::Acquire) {
             return Ok(connection);
         }
-        let is_prepared = Arc::clone(&self.is_prepared);
-        // An index of many calls takes longer than its caller may wait, and is made all the same.
+        let is_prepared = Arc::clone(&self.config.is_prepared);
+        // An index of many calls takes longer than its caller may wait, and is created all the same.
         let preparation = tokio::spawn(timeout(PREPARATION, async move {
             schema::prepare(&connection.client).await?;
             is_prepared.store(true, Ordering::Release);
@@ -240,24 +237,22 @@ impl Inner {
         }
     }
 
-    /// Begins a transaction. A connection that has died since it was used last is replaced: nothing
-    /// has been done on it.
+    /// Begins a transaction. A connection that died while it was idle is replaced.
     async fn begin(&self, begin: &str) -> Result<(Connection, Tx), Failure> {
-        let (mut connection, is_used) = self.connection().await?;
-        let mut said = connection.client.simple_query(begin).await.map_err(Failure::from);
-        if is_used && said.as_ref().is_err_and(Failure::is_of_connection) {
-            self.idle().clear();
-            connection = self.connect().await?;
-            said = connection.client.simple_query(begin).await.map_err(Failure::from);
-        }
-        let said = said?;
+        let (connection, said) = loop {
+            let (connection, is_used) = self.connection().await?;
+            match connection.client.simple_query(begin).await.map_err(Failure::from) {
+                Err(failure) if is_used && failure.is_of_connection() => self.idle().clear(),
+                said => break (connection, said?),
+            }
+        };
         let row = schema::last_row(&said);
         let micros = row.and_then(|row| row.get(0)?.parse().ok());
         let mut tx = self.tx(&connection, Timestamp::UNIX_EPOCH);
-        tx.now = tx.shown(micros.ok_or_else(|| damaged("the clock"))?);
-        // Behind a pooler each transaction may have another connection.
+        tx.now = tx.instant(micros.ok_or_else(|| damaged("the clock"))?);
+        // Each time: behind a pooler each transaction may have another connection.
         if row.and_then(|row| row.get(1)) == Some("off") {
-            return Err(Failure::Unfit(Unfit::CommitsAreLost));
+            return Err(Failure::Unfit(COMMITS_ARE_LOST.to_owned()));
         }
         Ok((connection, tx))
     }
@@ -274,22 +269,14 @@ impl Inner {
             let outcome = work(tx).await;
             let stands = outcome.is_ok() && !is_undone.load(Ordering::Relaxed);
             let ended = connection.client.batch_execute(if stands { "COMMIT" } else { "ROLLBACK" }).await;
+            if ended.is_ok() {
+                self.idle().push(connection);
+            }
             match (outcome, ended) {
                 (Ok(_), Err(error)) if stands => return Err(error.into()),
-                (Ok(value), Err(_)) => return Ok(value),
-                (Ok(value), Ok(())) => {
-                    self.idle().push(connection);
-                    return Ok(value);
-                }
-                (Err(failure), ended) => {
-                    if ended.is_ok() {
-                        self.idle().push(connection);
-                    }
-                    match failure {
-                        Failure::Again(what) => last = what,
-                        failure => return Err(failure),
-                    }
-                }
+                (Ok(value), _) => return Ok(value),
+                (Err(Failure::Again(what)), _) => last = what,
+                (Err(failure), _) => return Err(failure),
             }
         }
         Err(Failure::Again(last))
@@ -300,58 +287,27 @@ impl Inner {
         F: Future<Output = Result<T, Failure>>,
         W: Fn(Tx) -> F,
     {
-        let (mut connection, is_used) = self.connection().await?;
-        let mut found = work(self.tx(&connection, Timestamp::UNIX_EPOCH)).await;
-        if is_used && found.as_ref().is_err_and(Failure::is_of_connection) {
-            self.idle().clear();
-            connection = self.connect().await?;
-            found = work(self.tx(&connection, Timestamp::UNIX_EPOCH)).await;
+        loop {
+            let (connection, is_used) = self.connection().await?;
+            let found = work(self.tx(&connection, Timestamp::UNIX_EPOCH)).await;
+            if !found.as_ref().is_err_and(Failure::is_of_connection) {
+                self.idle().push(connection);
+            } else if is_used {
+                self.idle().clear();
+                continue;
+            }
+            return found;
         }
-        if !found.as_ref().is_err_and(Failure::is_of_connection) {
-            self.idle().push(connection);
-        }
-        found
     }
 }
 
-/// A value with its type, so that the server need not be asked what it wants.
-pub(super) type Value<'v> = (&'v (dyn ToSql + Sync), Type);
-
-/// A transaction under way, or a connection to ask on.
+/// A transaction, or a connection for single reads.
 #[derive(Clone)]
 pub(super) struct Tx {
-    client: Arc<Client>,
-    clock: Option<Clock>,
+    pub(super) client: Arc<Client>,
+    pub(super) clock: Option<Clock>,
     pub(super) keeper: Arc<Keeper>,
-    /// When the transaction began, by the ledger's clock; in a read, nothing.
+    /// The begin of the transaction, by the ledger's clock; without a meaning in a read.
     pub(super) now: Timestamp,
-    is_undone: Arc<AtomicBool>,
-}
-
-impl Tx {
-    /// Statements are sent whole, with no name: a pooler may give each transaction another connection.
-    pub(super) async fn query(&self, sql: &str, values: &[Value<'_>]) -> Result<Vec<Row>, Failure> {
-        Ok(self.client.query_typed(sql, values).await?)
-    }
-
-    pub(super) async fn change(&self, sql: &str, values: &[Value<'_>]) -> Result<u64, Failure> {
-        Ok(self.client.execute_typed(sql, values).await?)
-    }
-
-    pub(super) async fn batch(&self, sql: &str) -> Result<(), Failure> {
-        Ok(self.client.batch_execute(sql).await?)
-    }
-
-    /// Whatever is returned: nothing of this transaction is to stand.
-    pub(super) fn undo(&self) {
-        self.is_undone.store(true, Ordering::Relaxed);
-    }
-
-    /// What the ledger's clock shows when the database's shows so many microseconds.
-    pub(super) fn shown(&self, micros: i64) -> Timestamp {
-        match &self.clock {
-            Some(clock) => clock.now(),
-            None => clock::shifted(Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX)),
-        }
-    }
+    pub(super) is_undone: Arc<AtomicBool>,
 }

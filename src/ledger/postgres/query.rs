@@ -1,56 +1,36 @@
-//! The shared statements as PostgreSQL runs them.
+//! The shared statements in PostgreSQL.
 
-use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use bytes::BytesMut;
 use jiff::Timestamp;
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::types::{ToSql, Type};
 
 use super::failure::Failure;
-use super::lock::key_lock;
-use super::pool::{self, NOW, Tx};
+use super::pool::{NOW, Tx};
+use crate::base::clock;
 use crate::base::key::CacheKey;
 use crate::base::secret::Secret;
 use crate::ledger::CallId;
 use crate::ledger::sql::{Cell, Keeper, Lock, Query, Row, Value, values};
 
-/// What is done in a transaction with what is asked. It may be done several times.
+/// A statement and its parameters; it may run several times.
 pub(super) type Work<A, T> =
     for<'a> fn(&'a Tx, &'a A) -> Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
 
-impl Value<'_> {
-    fn postgres_type(&self) -> Type {
-        match self {
-            Self::Int(_) => Type::INT8,
-            Self::Flag(_) => Type::BOOL,
-            Self::Text(_) => Type::TEXT,
-            Self::Bytes(_) => Type::BYTEA,
+/// Each value with its type, which saves a question to the server.
+fn typed<'v>(values: &'v [Value<'_>]) -> Vec<(&'v (dyn ToSql + Sync), Type)> {
+    let typed = |value: &'v Value<'_>| -> (&'v (dyn ToSql + Sync), Type) {
+        match value {
+            Value::Int(number) => (number, Type::INT8),
+            Value::Flag(flag) => (flag, Type::BOOL),
+            Value::Text(text) => (text, Type::TEXT),
+            Value::Bytes(bytes) => (bytes, Type::BYTEA),
         }
-    }
-}
-
-impl ToSql for Value<'_> {
-    fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
-        match self {
-            Self::Int(number) => number.to_sql(ty, out),
-            Self::Flag(flag) => flag.to_sql(ty, out),
-            Self::Text(text) => text.to_sql(ty, out),
-            Self::Bytes(bytes) => bytes.to_sql(ty, out),
-        }
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    to_sql_checked!();
-}
-
-fn typed<'v>(values: &'v [Value<'_>]) -> Vec<pool::Value<'v>> {
-    values.iter().map(|value| (value as &(dyn ToSql + Sync), value.postgres_type())).collect()
+    };
+    values.iter().map(typed).collect()
 }
 
 fn cells(row: &tokio_postgres::Row) -> Result<Vec<Cell>, tokio_postgres::Error> {
@@ -66,17 +46,41 @@ fn cells(row: &tokio_postgres::Row) -> Result<Vec<Cell>, tokio_postgres::Error> 
     row.columns().iter().enumerate().map(cell).collect()
 }
 
+impl Lock {
+    /// "gran" in ASCII, so that these locks differ from those of other programs in the same database.
+    const CLASS: i32 = 0x6772_616e;
+
+    pub(super) fn exclusive(self) -> String {
+        format!("SELECT pg_advisory_xact_lock({}, {})", Self::CLASS, self as i32)
+    }
+
+    pub(super) fn shared(self) -> String {
+        format!("SELECT pg_advisory_xact_lock_shared({}, {})", Self::CLASS, self as i32)
+    }
+}
+
+/// The lock on who buys a key. Keys may share one.
+pub(super) fn key_lock(key: &CacheKey) -> String {
+    let [a, b, c, d, e, f, g, h, ..] = *key.as_bytes();
+    format!("SELECT pg_advisory_xact_lock({})", i64::from_le_bytes([a, b, c, d, e, f, g, h]))
+}
+
 impl Query for Tx {
     type Error = Failure;
+    const IS_ALONE: bool = false;
     const OWNER_DIED: &'static str = "its owner was silent for a full lease";
     const TOUCH: &'static str = ", beat = beat + 1";
     const IS_OURS: &'static str = "owner = $2";
     const OWN: &'static str = ", owner = $6";
     const OWNER: [&'static str; 2] = [", owner", ", $12"];
-    const TELL: &'static str = "INSERT INTO granary.changes (namespace, key, position) \
+    const ADD_CHANGE: &'static str = "INSERT INTO granary.changes (namespace, key, position) \
                                 VALUES ($1, $2, nextval('granary.change_positions')) \
                                 ON CONFLICT (namespace, key) DO UPDATE SET position = excluded.position";
     const NOW: &'static str = NOW;
+
+    fn conflict(what: &'static str) -> Failure {
+        Failure::Again(what)
+    }
 
     fn keeper(&self) -> &Keeper {
         &self.keeper
@@ -87,26 +91,34 @@ impl Query for Tx {
     }
 
     fn instant(&self, micros: i64) -> Timestamp {
-        self.shown(micros)
+        match &self.clock {
+            Some(clock) => clock.now(),
+            None => clock::shifted(Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX)),
+        }
     }
 
+    // Without a prepared statement: a pooler may give each transaction another connection.
     async fn rows(&self, sql: &str, values: &[Value<'_>]) -> Result<Vec<Row>, Failure> {
-        let rows = self.query(sql, &typed(values)).await?;
+        let rows = self.client.query_typed(sql, &typed(values)).await?;
         let names = rows.first().into_iter().flat_map(|row| row.columns());
         let columns: Arc<[String]> = names.map(|column| column.name().to_owned()).collect();
         rows.iter().map(|row| Ok(Row { columns: Arc::clone(&columns), cells: cells(row)? })).collect()
     }
 
     async fn execute(&self, sql: &str, values: &[Value<'_>]) -> Result<u64, Failure> {
-        self.change(sql, &typed(values)).await
+        Ok(self.client.execute_typed(sql, &typed(values)).await?)
+    }
+
+    fn undo(&self) {
+        self.is_undone.store(true, Ordering::Relaxed);
     }
 
     async fn lock(&self, lock: Lock) -> Result<(), Failure> {
-        self.batch(&lock.exclusive()).await
+        Ok(self.client.batch_execute(&lock.exclusive()).await?)
     }
 
     async fn lock_key(&self, key: &CacheKey) -> Result<(), Failure> {
-        self.batch(&key_lock(key)).await
+        Ok(self.client.batch_execute(&key_lock(key)).await?)
     }
 
     async fn keep_answer(&self, id: CallId, text: &Secret) -> Result<(), Failure> {

@@ -1,22 +1,21 @@
-//! The tables, and what a database must be so that the ledger may be kept in it.
+//! The tables, as a list of migrations, and the requirements on the database.
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::failure::{Failure, TRIES, Unfit};
+use super::failure::{COMMITS_ARE_LOST, Failure, TRIES};
 use crate::ledger::sql::Lock;
 
-/// The layout of the tables: how many of [`MIGRATIONS`] they have had. A database with a higher one
-/// is refused untouched.
+/// The layout of the tables: the number of applied [`MIGRATIONS`]. A database with a higher one is refused
+/// untouched.
 pub(super) const LAYOUT: usize = MIGRATIONS.len();
 
-/// What leads from each layout to the next; it only ever adds, because replicas of the last version go
-/// on beside the first one of the next.
+/// A migration only adds, because replicas of the last version go on beside the first one of the next.
 pub(super) const MIGRATIONS: [&str; 4] = [FIRST, USAGE, ADMIN, IMPORT];
 
 /// Times are texts of the same form as in the store's records, to the nanosecond.
 ///
-/// What is in `answers` are the signed URLs. A deleted row stays in its page until vacuum comes, so
-/// vacuum comes at once, and gives the pages of an empty table back.
+/// `answers` has the signed URLs. A deleted row stays in its page until a vacuum, so the table is vacuumed at
+/// once.
 const FIRST: &str = "
 CREATE TABLE granary.calls (
     id           bigint  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -142,7 +141,7 @@ CREATE INDEX calls_by_day ON granary.calls (day, team, namespace, state, credits
 CREATE INDEX spent_by_period ON granary.spent (period);
 ";
 
-/// The audit can only grow, also by the hand of whoever has the tables, and where they are replicated to.
+/// The audit can only grow, even for the owner of the tables and where they are replicated to.
 const ADMIN: &str = "
 CREATE TABLE granary.audit (
     id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -161,8 +160,8 @@ ALTER TABLE granary.calls ADD COLUMN settled text;  -- `charged` or `free`, by a
 CREATE INDEX calls_unknown ON granary.calls (id) WHERE state = 'unknown';
 ";
 
-/// A ledger of an earlier program has booked every record of an archive that it created itself. An
-/// adoption left a line in the audit: then there may be records that it does not know.
+/// A ledger of an earlier program has booked every record of its archive, unless it adopted the archive: then
+/// the audit has a line about that.
 const IMPORT: &str = "
 ALTER TABLE granary.archive
     ADD COLUMN complete boolean NOT NULL DEFAULT false,  -- every record of the store is known
@@ -171,13 +170,10 @@ UPDATE granary.archive SET complete = settled
     WHERE NOT EXISTS (SELECT FROM granary.audit WHERE action = 'adopt');
 ";
 
-/// Refuses an unfit database untouched, and makes or completes the tables of a fit one.
-///
-/// # Errors
-/// [`Failure::Unfit`], or it could not be found out.
+/// Refuses an unfit database untouched ([`Failure::Unfit`]), and creates or migrates the tables of a fit one.
 pub(super) async fn prepare(client: &Client) -> Result<(), Failure> {
     if setting(client, "synchronous_commit").await?.as_deref() == Some("off") {
-        return Err(Failure::Unfit(Unfit::CommitsAreLost));
+        return Err(Failure::Unfit(COMMITS_ARE_LOST.to_owned()));
     }
     for name in ["fsync", "full_page_writes"] {
         if setting(client, name).await?.as_deref() == Some("off") {
@@ -187,8 +183,8 @@ pub(super) async fn prepare(client: &Client) -> Result<(), Failure> {
             );
         }
     }
-    // Whoever has waited for another one's schema may still be told that there is none, make it, and
-    // be refused: what a server knows of names it need not ask for again when a lock is given.
+    // After waiting for another process that creates the schema, a server may still use its cached names,
+    // miss the schema, and fail to create it.
     let mut outcome = Ok(());
     for _ in 0..TRIES {
         if is_current(client).await? {
@@ -204,10 +200,12 @@ pub(super) async fn prepare(client: &Client) -> Result<(), Failure> {
     outcome
 }
 
-/// Asked first and without a lock, because whoever may use the tables may not make them.
+/// Runs first and without a lock, because the user may not be allowed to create tables.
 async fn is_current(client: &Client) -> Result<bool, Failure> {
     match layout(client).await? {
-        Some(layout) if layout > LAYOUT as i64 => Err(Failure::Unfit(Unfit::Newer(layout, LAYOUT))),
+        Some(layout) if layout > LAYOUT as i64 => Err(Failure::Unfit(format!(
+            "the tables have layout {layout}, and this program knows {LAYOUT}: run the newer program"
+        ))),
         found => Ok(found == Some(LAYOUT as i64)),
     }
 }

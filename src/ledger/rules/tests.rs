@@ -173,7 +173,7 @@ fn booking_changes_a_call_along_the_table_and_in_no_other_way() {
     let spooled = Booking::Spooled { record: Box::new(kept(1)), bytes: bytes::Bytes::new() };
     let free_of_charge = Booking::Refused { reason: String::new(), for_order: false };
     // The booking; from where; late when another row holds the key, and when none does; refused; told.
-    for (booking, froms, late, counts_refused, is_told) in [
+    for (booking, froms, late, counts_refused, invalidates) in [
         (released(), &[Reserved, Sent][..], [None; 2], false, false),
         (answer(CallId(1)), &[Sent, Unknown], [Some(true), Some(false)], false, false),
         (stored(&kept(0)), &[Sent, Unknown, Answered], [Some(true), Some(false)], false, false),
@@ -191,7 +191,7 @@ fn booking_changes_a_call_along_the_table_and_in_no_other_way() {
         assert!([Unfetchable, Lost].contains(&to) || froms.len() > 1);
         for from in CallState::ALL {
             for (held, late) in [true, false].into_iter().zip(late) {
-                let change = Change { to, late, counted: counted(from, to), counts_refused, is_told };
+                let change = Change { to, late, counted: counted(from, to), counts_refused, invalidates };
                 match apply((CallId(1), from), &booking, held) {
                     Ok(Some(found)) => {
                         assert!(found == change && froms.contains(&from), "{from:?}: {found:?}")
@@ -334,19 +334,5 @@ fn unknown_call_is_settled_once_and_in_one_way() {
     ] {
         let found = settle((state, settled), word, month, &today());
         assert_eq!(found, expected, "{state:?}, {settled:?}, {word:?}, {month}");
-    }
-}
-
-#[test]
-fn charged_credits_are_booked_or_open_by_state() {
-    for state in CallState::ALL {
-        let mut charged = Charged::default();
-        charge(&mut charged, state, 3);
-        let expected = match state {
-            CallState::Reserved | CallState::Released | CallState::Refused | CallState::Failed => (0, 0),
-            CallState::Sent => (0, 3),
-            _ => (3, 0),
-        };
-        assert_eq!((charged.booked, charged.open), expected, "{state:?}");
     }
 }

@@ -1,7 +1,5 @@
-//! The background task that brings to the store what waits in the spool.
-//!
-//! It begins with what it finds, so a restart needs no word of the process before; and it may die at
-//! any point, since everything it does can be repeated. Several processes may do the same work.
+//! The background task that copies the spool to the store. It may be killed at any point, and several
+//! processes may run it, because every step can be repeated.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -11,49 +9,46 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::purged::PurgedError;
 use super::{LEDGER_PATIENCE, Spool};
 use crate::base::crash::crash_point;
 use crate::base::record::{MAX_OBJECT_BYTES, Record};
+use crate::ledger::guard::StorageError;
 use crate::ledger::spool::Spooled;
 use crate::ledger::{CallId, LedgerError};
 use crate::store::StoreError;
 
-/// Results on their way at once; so many are in memory.
+/// Results in memory at once.
 const AT_ONCE: usize = 4;
 /// Results listed at once, without their bytes.
 const PAGE: usize = 64;
-/// How often an empty spool is looked at: other processes fill it too.
+/// The pause of an empty spool; other processes fill it too.
 const IDLE: Duration = Duration::from_secs(5);
-/// The pause after a failure is a tenth of the time that all has failed, within these bounds; so the
-/// backlog begins to flow soon after the store is back, and a store that is gone is left in peace.
+/// The pause after a failure is a tenth of the time since the first one, within these bounds.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The pause while the store does not answer, or is not known to be ours. Asking costs hardly anything,
-/// and what waits begins to flow soon after the store is back.
+/// The pause while the store does not answer, or is not known to be ours: such an attempt costs hardly
+/// anything.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(500);
 
 /// The task; it ends with [`stop`](Self::stop).
 pub struct Copier {
-    /// Ends without a value when it is stopped.
     task: JoinHandle<Option<()>>,
     stopping: CancellationToken,
 }
 
 impl Copier {
-    /// Starts with what waits in the spool.
     pub fn start(spool: Arc<Spool>) -> Self {
         Self::start_with(spool, IDLE)
     }
 
-    /// The same, looking at an empty spool at these intervals.
+    /// As [`start`](Self::start), with another pause of an empty spool.
     pub(crate) fn start_with(spool: Arc<Spool>, idle: Duration) -> Self {
         let stopping = CancellationToken::new();
         let work = stopping.clone().run_until_cancelled_owned(copy_for_ever(spool, idle));
         Self { task: tokio::spawn(work), stopping }
     }
 
-    /// Stops it between two steps. What still waits does so until the next start.
+    /// Stops it between two steps.
     pub async fn stop(self) {
         self.stopping.cancel();
         if let Err(error) = self.task.await {
@@ -65,24 +60,24 @@ impl Copier {
 /// Why a result could not be copied.
 #[derive(Debug, thiserror::Error)]
 enum CopyError {
-    /// It concerns this result, and no other.
+    /// The result itself is damaged.
     #[error(transparent)]
     Result(StoreError),
-    /// The store did not take it. Whether it takes others is to be seen.
+    /// The store did not take it, and may take others.
     #[error(transparent)]
     Store(StoreError),
-    /// The store does not answer, may be another's, or is asked for too much by this process.
+    /// The store does not answer, may not be ours, or is overloaded by this process.
     #[error(transparent)]
     Unreachable(StoreError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
 
-impl From<PurgedError> for CopyError {
-    fn from(error: PurgedError) -> Self {
+impl From<StorageError> for CopyError {
+    fn from(error: StorageError) -> Self {
         match error {
-            PurgedError::Ledger(error) => error.into(),
-            PurgedError::Store(error) => error.into(),
+            StorageError::Ledger(error) => error.into(),
+            StorageError::Store(error) => error.into(),
         }
     }
 }
@@ -107,12 +102,12 @@ async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
                 if copied > 0 && backlog.failed.is_empty() {
                     tracing::info!(results = copied, "the spool is empty: the store has what waited");
                 }
-                // While some rest for whom the store was blamed, nothing was learnt of it.
+                // While results wait that the store is blamed for, it is not known to be well.
                 if backlog.doubtful() == 0 {
                     failing_since = None;
                     spool.set_away(false);
                 }
-                // What was refused just now is not yet in the spool.
+                // A write that was refused just now is not in the spool yet.
                 let wait = backlog.next_rest().map_or(idle, |rest| rest.max(SHORTEST_PAUSE).min(idle));
                 let refused = tokio::time::timeout(wait, spool.refused.notified()).await;
                 if refused.is_ok() {
@@ -141,26 +136,25 @@ fn pause_after(failing_since: Instant) -> Duration {
     (failing_since.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-/// What waits, and what is known of those in it that were not taken.
+/// The spool, and the results in it that failed.
 struct Backlog {
     spool: Arc<Spool>,
     failed: HashMap<CallId, Failed>,
 }
 
-/// A result that was not taken, and is not tried before `until`.
+/// A result that failed and is not tried again before `until`.
 #[derive(Clone, Copy)]
 struct Failed {
     since: Instant,
     until: Instant,
-    /// It is the result's own fault: the store takes others.
+    /// The failure is the result's own: the store takes others.
     is_own: bool,
 }
 
 impl Backlog {
-    /// Copies what waits: what is new oldest first, then what was not taken before and has rested. A
-    /// result that cannot be copied for a reason of its own stays, and keeps no other from it. The
-    /// store is to blame when it takes none of several in a row, or none at all and not its trial
-    /// either. Returns how many were copied.
+    /// Copies new results oldest first, then failed ones whose pause is over; returns their number. A result
+    /// that fails for a reason of its own stays and does not hold up others. The store is to blame when
+    /// several results fail in a row, or when all fail and its proof too.
     async fn copy_all(&mut self) -> Result<u64, CopyError> {
         let (mut copied, mut in_a_row, mut doubt, mut broken) = (0, 0, None, None);
         let (mut queue, mut copies) = (Queue::default(), JoinSet::new());
@@ -212,7 +206,7 @@ impl Backlog {
         Ok(copied)
     }
 
-    /// The next to copy, if any; the ledger is asked by pages.
+    /// The next result to copy, if any.
     async fn next(&self, queue: &mut Queue) -> Result<Option<Spooled>, CopyError> {
         let next = loop {
             if let Some(next) = queue.page.pop_front() {
@@ -250,35 +244,35 @@ impl Backlog {
         }
     }
 
-    /// Whatever was not taken failed for a reason of its own.
+    /// All failures so far are the results' own.
     fn store_is_well(&mut self) {
         self.failed.values_mut().for_each(|failed| failed.is_own = true);
     }
 
-    /// How many have failed since the store was known to be well.
+    /// The number of failures that the store may be to blame for.
     fn doubtful(&self) -> usize {
         self.failed.values().filter(|failed| !failed.is_own).count()
     }
 
-    /// How long until the next of the failed has rested.
+    /// The time until the next failed result may be tried.
     fn next_rest(&self) -> Option<Duration> {
         let until = self.failed.values().map(|failed| failed.until).min()?;
         Some(until.saturating_duration_since(Instant::now()))
     }
 }
 
-/// Where a round through the spool is.
+/// The position of one round through the spool.
 #[derive(Default)]
 struct Queue {
     page: VecDeque<Spooled>,
     after: u64,
     is_at_end: bool,
     listed: HashSet<CallId>,
-    /// Failed before, and may be tried again.
+    /// Failed results that may be tried again.
     rested: VecDeque<Spooled>,
 }
 
-/// Object first, then the record, as for any result; and only what the store has confirmed goes.
+/// Writes the object, then the record, and removes the result from the spool when both are confirmed.
 async fn copy(spool: Arc<Spool>, spooled: Spooled) -> Result<(), CopyError> {
     let Spooled { id, record, .. } = spooled;
     let damaged = |what: &str| CopyError::Result(StoreError::Corrupt(format!("call {}: {what}", id.0)));
@@ -291,12 +285,12 @@ async fn copy(spool: Arc<Spool>, spooled: Spooled) -> Result<(), CopyError> {
     crash_point("CP22");
     spool.store.put_object(name, bytes).await?;
     crash_point("CP24");
-    // After a purge the result keeps its URL, and its record does not come back.
+    // After a purge the URL stays, and the record must not come back.
     let standing = match spool.purged(&record, LEDGER_PATIENCE).await? {
         Some(_) => record.clone(),
         None => spool.store.put_record(&record).await?,
     };
-    // In another store than ours what was just written would never be found again.
+    // The store may have been replaced during the write.
     spool.check_ours().await.map_err(CopyError::Unreachable)?;
     spool.forget_if_purged(&standing, LEDGER_PATIENCE).await?;
     crash_point("CP40");

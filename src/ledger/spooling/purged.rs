@@ -1,8 +1,8 @@
 //! A record must not come back after its key was purged.
 //!
-//! A purge is first a fact in the ledger, and then its record leaves the store. Whoever writes a
-//! record meanwhile asks the ledger afterwards: either the purge is there by then, and he removes
-//! what he wrote; or it is not, and then the purge's own removal comes later and finds it.
+//! A purge is booked in the ledger before its record is removed from the store. A concurrent writer asks the
+//! ledger after its write: either the purge is booked by then, and the writer removes its record; or the
+//! purge removes it later.
 
 use std::time::Duration;
 
@@ -10,15 +10,16 @@ use super::{HIT_PATIENCE, Spool, ask};
 use crate::base::key::CacheKey;
 use crate::base::record::Record;
 use crate::ledger::LedgerError;
+use crate::ledger::guard::StorageError;
 use crate::store::StoreError;
 
 impl Spool {
-    /// Removes from the store a record that was purged; says whether it was.
+    /// Removes a record from the store if it was purged; returns true if so.
     pub(super) async fn forget_if_purged(
         &self,
         record: &Record,
         patience: Duration,
-    ) -> Result<bool, PurgedError> {
+    ) -> Result<bool, StorageError> {
         let Some(up_to) = self.purged(record, patience).await? else { return Ok(false) };
         self.check_ours().await?;
         self.store.forget_record(&record.namespace, record.key, up_to).await?;
@@ -26,7 +27,7 @@ impl Spool {
         Ok(true)
     }
 
-    /// Up to where the key counts as absent, if that reaches the record.
+    /// The generation up to which the key was purged, if that includes the record.
     pub(super) async fn purged(
         &self,
         record: &Record,
@@ -36,8 +37,8 @@ impl Spool {
         Ok(purged.filter(|&up_to| up_to >= record.generation))
     }
 
-    /// What the store has under a key and was not purged. When the ledger cannot be asked, the store
-    /// alone decides: a purge that was told as done has been there.
+    /// The store's record, unless it was purged. Without the ledger the store alone decides, because a purge
+    /// that was acknowledged has removed its record.
     pub(super) async fn unpurged(
         &self,
         namespace: &str,
@@ -46,20 +47,11 @@ impl Spool {
         let Some(record) = self.store.record(namespace, key).await? else { return Ok(None) };
         match self.forget_if_purged(&record, HIT_PATIENCE).await {
             Ok(true) => Ok(None),
-            Ok(false) | Err(PurgedError::Ledger(_)) => Ok(Some(record)),
-            Err(PurgedError::Store(error)) => {
+            Ok(false) | Err(StorageError::Ledger(_)) => Ok(Some(record)),
+            Err(StorageError::Store(error)) => {
                 tracing::warn!(%error, %key, "a purged record could not be removed from the store yet");
                 Ok(None)
             }
         }
     }
-}
-
-/// Whether a record was purged cannot be said, or it is still in the store.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum PurgedError {
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }

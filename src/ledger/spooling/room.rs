@@ -1,4 +1,4 @@
-//! Whether the spool could keep one more result, when all calls under way bring theirs.
+//! Whether the spool has room for one more result beside those of all open calls.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,12 +8,11 @@ use crate::base::disk;
 use crate::ledger::Ledger;
 use crate::store::StoreError;
 
-/// Bytes that stay free on the ledger's disk beside results: the book itself must go on.
+/// Bytes that stay free on the ledger's disk for the ledger itself.
 const DISK_MARGIN: u64 = 64 << 20;
 
 pub(super) struct Room {
     config: SpoolConfig,
-    /// The store has shown in this process that it can do all that is needed.
     is_proved: AtomicBool,
 }
 
@@ -26,18 +25,18 @@ impl Room {
         self.is_proved.store(true, Ordering::Relaxed);
     }
 
-    /// Files need no proof beyond their use.
+    /// A folder needs no proof.
     pub(super) fn is_store_proved(&self) -> bool {
         !self.config.is_remote || self.is_proved.load(Ordering::Relaxed)
     }
 
-    /// What the ledger is to keep free for each open call while the store is away.
+    /// The room for each open call while the store is away.
     pub(super) fn of_each(&self) -> Option<u64> {
         self.config.is_remote.then_some(self.config.result_max_bytes)
     }
 
-    /// Gives nothing away: many who ask at once may all be told that there is room for one. While the
-    /// store is away, the ledger looks again when it makes the row, and then it is exact.
+    /// Reserves nothing, so concurrent callers may all see the same room. While the store is away, the ledger
+    /// checks it exactly when it inserts the row.
     pub(super) async fn check(&self, ledger: &dyn Ledger) -> Result<(), StoreError> {
         if !self.config.is_remote || !self.is_store_proved() {
             return Err(StoreError::Unavailable(
@@ -56,7 +55,7 @@ impl Room {
                 usage.bytes
             )));
         }
-        // Once into the ledger's log and once into its file.
+        // Each result is written to the ledger's log and to its file.
         if let Some(disk) = disk {
             check_disk(disk, needed.saturating_mul(2).saturating_add(DISK_MARGIN)).await?;
         }

@@ -1,7 +1,7 @@
-//! What operators see and change; each change has its line in the audit, which the database lets nobody
-//! change. The text of an answer is not among what is read.
+//! Reads and changes of operators; each change adds a line to the audit. The text of an answer is never read.
 
-use super::counters::{self, Counters, adjust, count, tell};
+use super::book::{self, CallRow};
+use super::counters::{self, add_change, adjust, count};
 use super::standing::generations;
 use super::{Lock, Query, Row, Value, each, int, read, values};
 use crate::base::key::CacheKey;
@@ -12,10 +12,10 @@ use crate::ledger::budget::Scope;
 use crate::ledger::rules;
 use crate::ledger::{CallId, CallState, LedgerError, StateTotal};
 
-/// Rows that are looked at for one answer where no index leads to those that are asked for.
+/// The most rows that one page scans without an index.
 const WINDOW: i64 = 20_000;
 
-/// Adds a line to the audit, as the last that a transaction does.
+/// Adds a line to the audit, at the end of a transaction.
 pub(crate) async fn note<Q: Query>(
     q: &Q,
     by: &Actor,
@@ -23,7 +23,7 @@ pub(crate) async fn note<Q: Query>(
     subject: &str,
     detail: &str,
 ) -> Result<(), Q::Error> {
-    // One at a time up to the commit, so that no line appears behind one that was read.
+    // Until the commit, so that no line appears before one that was read.
     q.lock(Lock::Audit).await?;
     let sql = "INSERT INTO granary.audit (at, who, action, subject, detail) VALUES ($1, $2, $3, $4, $5)";
     let at = q.now().to_string();
@@ -31,7 +31,6 @@ pub(crate) async fn note<Q: Query>(
     Ok(())
 }
 
-/// Nobody reserves the key, or purges it too, in between.
 pub(crate) async fn purge<Q: Query>(
     q: &Q,
     namespace: &str,
@@ -44,7 +43,7 @@ pub(crate) async fn purge<Q: Query>(
         let sql = "INSERT INTO granary.purged (namespace, key, generation) VALUES ($1, $2, $3) \
                    ON CONFLICT (namespace, key) DO UPDATE SET generation = excluded.generation";
         q.execute(sql, values![namespace, &key, int(generation)?]).await?;
-        tell(q, namespace, key).await?;
+        add_change(q, namespace, key).await?;
         let detail = format!("{namespace}, up to generation {generation}");
         note(q, by, Action::Purge, &key.to_string(), &detail).await?;
     }
@@ -85,22 +84,19 @@ pub(crate) async fn settle<Q: Query>(
     settlement: Settlement,
     by: &Actor,
 ) -> Result<Settled, Q::Error> {
-    let sql = "SELECT state, settled, team, credits, day, month FROM granary.calls WHERE id = $1 FOR UPDATE";
-    let Some(row) = q.row(sql, values![id]).await? else { return Ok(Settled::NoSuchCall) };
-    let (state, today) = (row.get("state")?, q.today());
-    let [team, day, month]: [String; 3] = [row.get("team")?, row.get("day")?, row.get("month")?];
-    let credits: i64 = row.get("credits")?;
-    let settling = match rules::settle((state, row.get("settled")?), settlement, &month, &today) {
+    let Some(row) = book::locked(q, id).await? else { return Ok(Settled::NoSuchCall) };
+    let today = q.today();
+    let settling = match rules::settle((row.state, row.settled), settlement, &row.month, &today) {
         Ok(settling) => settling,
         Err(settled) => return Ok(settled),
     };
     let sql = format!("UPDATE granary.calls SET state = $2, settled = $3{} WHERE id = $1", Q::TOUCH);
     q.execute(&sql, values![id, settling.to, settlement.as_str()]).await?;
     if settling.counted != 0 {
-        let counters = Counters { team: &team, day: &day, month: &month };
-        count(q, counters, settling.counted.saturating_mul(credits)).await?;
+        count(q, row.counters(), settling.counted.saturating_mul(row.credits)).await?;
     }
-    adjust(q, id, &month, state, settling.to).await?;
+    adjust(q, id, &row.month, row.state, settling.to).await?;
+    let CallRow { team, credits, day, month, .. } = row;
     let outcome = match settling.given_back {
         None => "its credits stay counted".to_owned(),
         Some(GivenBack::Budgets) => format!("given back to {day}"),
@@ -142,7 +138,7 @@ pub(crate) async fn calls<Q: Query>(q: &Q, filter: &CallFilter) -> Result<CallPa
         conditions.push(format!("namespace = ${} AND key = ${}", values.len() - 1, values.len()));
     }
     if let Some(state) = filter.state {
-        // As a literal: else the indexes of some states are of no use.
+        // A literal, so that the partial indexes of states apply.
         conditions.push(format!("state = '{}'", state.as_str()));
     }
     if let Some(team) = &filter.team {
@@ -161,7 +157,7 @@ pub(crate) async fn calls<Q: Query>(q: &Q, filter: &CallFilter) -> Result<CallPa
     Ok(CallPage { calls, next })
 }
 
-/// The lowest number that is looked at, when there are lower ones.
+/// The lowest id that is scanned, when there are lower ones.
 async fn floor<Q: Query>(q: &Q, before: i64) -> Result<Option<i64>, Q::Error> {
     let sql = "SELECT (SELECT min(id) FROM granary.calls) AS lowest, (SELECT max(id) FROM granary.calls) AS highest";
     let row = q.one(sql, &[]).await?;
@@ -181,7 +177,7 @@ fn detail(row: &Row) -> Result<CallDetail, LedgerError> {
     }))
 }
 
-/// All of it is in an index: no row is read.
+/// Reads an index only.
 pub(crate) const TOTALS: &str = "SELECT state, count(*) AS calls, sum(credits)::bigint AS credits \
                                             FROM granary.calls WHERE NOT adopted GROUP BY state";
 

@@ -1,31 +1,39 @@
-//! How calls go on: each booking is one transaction on the call's own row, whoever owns it.
+//! Bookings: each is one transaction on the call's own row, whoever owns it.
 
-use super::counters::{Counters, adjust, count, count_refused, tell};
-use super::{Query, Row, each, import, int, missing, read, spool, values};
+use super::counters::{Counters, add_change, adjust, count, count_refused};
+use super::{Query, Row, archive, each, int, missing, read, spool, values};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
 use crate::base::record::Record;
 use crate::base::secret::Secret;
+use crate::ledger::admin::Settlement;
 use crate::ledger::rules::{self, Abandoned, Imported};
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, UnfinishedCall};
 
-/// What a booking needs to know of its row, which nobody else changes meanwhile.
-struct CallRow {
-    namespace: String,
-    key: CacheKey,
-    generation: i64,
-    state: CallState,
-    team: String,
-    credits: i64,
-    day: String,
-    month: String,
+/// The columns of a locked row that a booking needs.
+pub(super) struct CallRow {
+    pub(super) namespace: String,
+    pub(super) key: CacheKey,
+    pub(super) generation: i64,
+    pub(super) state: CallState,
+    pub(super) team: String,
+    pub(super) credits: i64,
+    pub(super) day: String,
+    pub(super) month: String,
+    pub(super) settled: Option<Settlement>,
 }
 
-async fn locked<Q: Query>(q: &Q, id: CallId) -> Result<CallRow, Q::Error> {
-    let sql = "SELECT namespace, key, generation, state, team, credits, day, month FROM granary.calls \
+impl CallRow {
+    pub(super) fn counters(&self) -> Counters<'_> {
+        Counters { team: &self.team, day: &self.day, month: &self.month }
+    }
+}
+
+pub(super) async fn locked<Q: Query>(q: &Q, id: CallId) -> Result<Option<CallRow>, Q::Error> {
+    let sql = "SELECT namespace, key, generation, state, team, credits, day, month, settled FROM granary.calls \
                WHERE id = $1 FOR UPDATE";
-    let row = q.row(sql, values![id]).await?.ok_or_else(|| missing(id))?;
-    Ok(read!(row => CallRow { namespace, key, generation, state, team, credits, day, month }))
+    let Some(row) = q.row(sql, values![id]).await? else { return Ok(None) };
+    Ok(Some(read!(row => CallRow { namespace, key, generation, state, team, credits, day, month, settled })))
 }
 
 pub(crate) async fn mark_sent<Q: Query>(q: &Q, id: CallId) -> Result<Permit, Q::Error> {
@@ -52,7 +60,7 @@ pub(crate) async fn mark_sent<Q: Query>(q: &Q, id: CallId) -> Result<Permit, Q::
 }
 
 pub(crate) async fn book<Q: Query>(q: &Q, id: CallId, booking: &Booking) -> Result<(), Q::Error> {
-    let row = locked(q, id).await?;
+    let row = locked(q, id).await?.ok_or_else(|| missing(id))?;
     let is_held = booking.state().holds_key() && held_by_another(q, id, &row).await?;
     let Some(change) = rules::apply((id, row.state), booking, is_held)? else { return Ok(()) };
     let late = change.late.unwrap_or(false);
@@ -81,19 +89,18 @@ pub(crate) async fn book<Q: Query>(q: &Q, id: CallId, booking: &Booking) -> Resu
         q.erase_answer(id).await?;
     }
     if change.counted != 0 {
-        let counters = Counters { team: &row.team, day: &row.day, month: &row.month };
-        count(q, counters, change.counted.saturating_mul(row.credits)).await?;
+        count(q, row.counters(), change.counted.saturating_mul(row.credits)).await?;
     }
     if change.counts_refused {
         count_refused(q, &row.team, &row.day, row.credits).await?;
     }
-    if change.is_told {
-        tell(q, &row.namespace, row.key).await?;
+    if change.invalidates {
+        add_change(q, &row.namespace, row.key).await?;
     }
     adjust(q, id, &row.month, row.state, change.to).await
 }
 
-/// Whoever books the answer fetches the result.
+/// The process that books the answer becomes the owner, which downloads the result.
 async fn answer<Q: Query>(
     q: &Q,
     id: CallId,
@@ -124,7 +131,6 @@ async fn end<Q: Query>(q: &Q, id: CallId, state: CallState, reason: &str) -> Res
     Ok(())
 }
 
-/// The row's result is permanent.
 async fn keep<Q: Query>(q: &Q, id: CallId, record: &Record, late: bool) -> Result<(), Q::Error> {
     let sql = format!(
         "UPDATE granary.calls SET state = 'stored', ended_at = $2, late = $3, answer = $4, digest = $5, \
@@ -161,17 +167,18 @@ pub(crate) async fn lose<Q: Query>(q: &Q, lost: &Record) -> Result<(), Q::Error>
 }
 
 pub(crate) async fn import_record<Q: Query>(q: &Q, record: &Record) -> Result<(), Q::Error> {
-    match rules::import(record.generation, import::standing(q, record).await?) {
+    match rules::import(record.generation, archive::standing(q, record).await?) {
         Imported::Settles(id) => {
             let record = Box::new(record.clone());
             book(q, id, &Booking::Stored { record, holds_key: true }).await
         }
-        Imported::Added => import::add(q, record).await,
+        Imported::Added => archive::add(q, record).await,
         Imported::Ignored => Ok(()),
     }
 }
 
-/// Settles all open calls: their owners are dead. `unfinished` is the statement that reads what is left.
+/// Settles all open calls, whose owners are dead. `unfinished` is the statement that reads those still
+/// `answered`.
 pub(crate) async fn recover<Q: Query>(q: &Q, unfinished: &str) -> Result<Recovery, Q::Error> {
     let mut recovery = Recovery::default();
     let sql =
@@ -188,7 +195,6 @@ pub(crate) async fn recover<Q: Query>(q: &Q, unfinished: &str) -> Result<Recover
     Ok(recovery)
 }
 
-/// An `answered` row whose result is still to be fetched.
 pub(crate) fn unfinished(row: &Row) -> Result<UnfinishedCall, LedgerError> {
     let reservation = read!(row => Reservation {
         namespace, key, team, credits, image, width, height; refresh: false, budgets: Vec::new()

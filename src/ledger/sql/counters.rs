@@ -1,25 +1,25 @@
-//! Credits counted by scope and window, what changes in closed months, freezes, and the feed of changes.
+//! Credits by scope and window, adjustments of closed months, freezes, and the feed of changes.
 
 use super::{Lock, Query, each, int, values};
 use crate::base::key::CacheKey;
 use crate::ledger::budget::{Budget, Scope, Used, Windows};
 use crate::ledger::{CallId, CallState, Changes, rules};
 
-/// Changes told at once.
+/// Changes in one read.
 const PAGE: i64 = 1000;
 
-/// What a scope has spent in a period by now.
+/// Scope, period, and the credits spent.
 pub(crate) type Counted = (String, String, u64);
 
-/// Whose credits are counted, and where.
+/// The team and the windows of a call.
 pub(crate) struct Counters<'c> {
     pub(crate) team: &'c str,
     pub(crate) day: &'c str,
     pub(crate) month: &'c str,
 }
 
-/// Adds to the four counters a call belongs to, always in the same order: whoever comes second waits
-/// at the first of them, and sees what the first one made of all.
+/// Adds to the four counters of a call, always in the same order, so that concurrent transactions wait at the
+/// first of them.
 pub(crate) async fn count<Q: Query>(
     q: &Q,
     Counters { team, day, month }: Counters<'_>,
@@ -34,8 +34,8 @@ pub(crate) async fn count<Q: Query>(
     Ok(each(&rows, |row| Ok((row.get("scope")?, row.get("period")?, row.get("credits")?)))?)
 }
 
-/// Counts a call that was refused for its picture or numbers, against its team's day. Runs after
-/// [`count`], so that all transactions lock counters in one order.
+/// Counts a refused call against its team's day. Runs after [`count`], so that all transactions lock counters
+/// in one order.
 pub(super) async fn count_refused<Q: Query>(
     q: &Q,
     team: &str,
@@ -49,7 +49,7 @@ pub(super) async fn count_refused<Q: Query>(
     Ok(())
 }
 
-/// Credits counted for a scope in one day (`2026-11-22`) or month (`2026-11`).
+/// Credits of a scope in a day (`2026-11-22`) or month (`2026-11`).
 pub(crate) async fn spent<Q: Query>(q: &Q, scope: &str, period: &str) -> Result<u64, Q::Error> {
     let sql = "SELECT credits FROM granary.spent WHERE scope = $1 AND period = $2";
     Ok(q.row(sql, values![scope, period]).await?.map_or(Ok(0), |row| row.get("credits"))?)
@@ -82,7 +82,7 @@ pub(crate) async fn used<Q: Query>(q: &Q, budgets: &[Budget]) -> Result<Vec<Used
     Ok(found)
 }
 
-/// A call has become another state in this transaction, which holds its row.
+/// Books the adjustment of a change of state, if its month is closed. The transaction holds the row.
 pub(super) async fn adjust<Q: Query>(
     q: &Q,
     id: CallId,
@@ -100,8 +100,7 @@ pub(super) async fn adjust<Q: Query>(
     Ok(())
 }
 
-/// Returns true when it was otherwise before. Whoever spends holds the lock shared, and so ends before
-/// this begins.
+/// Returns false when nothing changed. Spending transactions hold the lock shared, so they end before.
 pub(crate) async fn set_frozen<Q: Query>(q: &Q, scope: &Scope, freeze: bool) -> Result<bool, Q::Error> {
     q.lock(Lock::Freeze).await?;
     let sql = if freeze {
@@ -112,11 +111,11 @@ pub(crate) async fn set_frozen<Q: Query>(q: &Q, scope: &Scope, freeze: bool) -> 
     Ok(q.execute(sql, values![&scope.to_string()]).await? > 0)
 }
 
-/// What was read under a key before is out of date.
-pub(super) async fn tell<Q: Query>(q: &Q, namespace: &str, key: CacheKey) -> Result<(), Q::Error> {
-    // One at a time up to the commit, so that positions appear in their order.
+/// Adds a key to the feed of changes.
+pub(super) async fn add_change<Q: Query>(q: &Q, namespace: &str, key: CacheKey) -> Result<(), Q::Error> {
+    // Until the commit, so that positions appear in their order.
     q.lock(Lock::Changes).await?;
-    q.execute(Q::TELL, values![namespace, &key]).await?;
+    q.execute(Q::ADD_CHANGE, values![namespace, &key]).await?;
     Ok(())
 }
 

@@ -1,12 +1,32 @@
-//! What a database's ledger hands to the shared statements, written once for all of them.
+//! The traits of a ledger over the shared statements: one line per operation, written once for both
+//! databases.
 
-/// Implements the traits of a ledger for a type that has `ask`, which takes the operation, what is
-/// asked, and a function of a [`Query`](super::Query) and that. What the databases do differently are its
-/// own methods: `reserve_call`, `recover_calls`, `set_room`, `file_soundness`.
+/// Implements a trait of a ledger. Each method names its operation, what it gives to the statement, and
+/// the statement. Methods that a database writes itself follow behind `own`.
+macro_rules! statements {
+    (impl $trait:ident for $ledger:ty {
+        $(fn $method:ident($($argument:ident: $type:ty),*) -> $result:ty {
+            $op:expr, $given:expr => |$q:ident, $taken:pat_param| $statement:expr
+        })*
+        $(own { $($own:tt)* })?
+    }) => {
+        #[async_trait::async_trait]
+        impl $trait for $ledger {
+            $(async fn $method(&self, $($argument: $type),*) -> Result<$result, LedgerError> {
+                self.ask($op, $given, |$q, $taken| Box::pin($statement)).await
+            })*
+            $($($own)*)?
+        }
+    };
+}
+pub(crate) use statements;
+
+/// Implements the traits of a ledger for a type that has `ask`, which takes the operation, what is given
+/// to the statement, and a function of a [`Query`](super::Query) and that. The methods of
+/// [`Calls`](crate::ledger::Calls) in which the databases differ are in the braces.
 macro_rules! sql_ledger {
-    ($ledger:ty) => {
+    ($ledger:ty { $($own:tt)* }) => {
         const _: () = {
-            use async_trait::async_trait;
             use bytes::Bytes;
             use jiff::civil::Date;
 
@@ -18,190 +38,99 @@ macro_rules! sql_ledger {
             use $crate::ledger::admin::*;
             use $crate::ledger::budget::{Budget, Scope, Used};
             use $crate::ledger::spool::{SpoolUsage, Spooled};
-            use $crate::ledger::sql::{self, admin, archive, book, counters, import, spool, usage};
+            use $crate::ledger::sql::statements;
+            use $crate::ledger::sql::{self, admin, archive, book, counters, reserve, spool, usage};
             use $crate::ledger::usage::*;
             use $crate::ledger::*;
 
-            type Answer<T> = Result<T, LedgerError>;
+            statements! { impl Calls for $ledger {
+                fn look_up(namespace: &str, key: CacheKey) -> Option<Record> {
+                    LookUp, (namespace.to_owned(), key) => |q, (of, key)| sql::stored(q, of, *key)
+                }
+                fn mark_sent(id: CallId) -> Permit { Send, id => |q, id| book::mark_sent(q, *id) }
+                fn book(id: CallId, booking: Booking) -> () {
+                    Book(booking.state()), (id, booking) => |q, (id, booking)| book::book(q, *id, booking)
+                }
+                own {
+                    fn keep_room(&self, each: Option<u64>) {
+                        self.keeper.keep_room(each);
+                    }
+                    $($own)*
+                }
+            } }
 
-            #[async_trait]
-            impl Calls for $ledger {
-                async fn look_up(&self, namespace: &str, key: CacheKey) -> Answer<Option<Record>> {
-                    self.ask(LookUp, (namespace.to_owned(), key), |q, (of, key)| {
-                        Box::pin(sql::stored(q, of, *key))
-                    })
-                    .await
+            statements! { impl SpoolTable for $ledger {
+                fn spooled_object(name: ObjectName) -> Option<Bytes> {
+                    Read, name => |q, name| spool::object(q, *name)
                 }
-                async fn reserve(&self, reservation: Reservation) -> Answer<Reserved> {
-                    self.reserve_call(reservation).await
+                fn is_spooled(name: ObjectName) -> bool { Read, name => |q, name| spool::has(q, *name) }
+                fn spooled(after: u64, limit: usize) -> Vec<Spooled> {
+                    Read, (after, limit) => |q, (after, limit)| spool::list(q, *after, *limit)
                 }
-                async fn mark_sent(&self, id: CallId) -> Answer<Permit> {
-                    self.ask(Send, id, |q, id| Box::pin(book::mark_sent(q, *id))).await
+                fn unspool(id: CallId, standing: &Record) -> () {
+                    Write, (id, standing.clone()) => |q, (id, record)| spool::remove(q, *id, record)
                 }
-                async fn book(&self, id: CallId, booking: Booking) -> Answer<()> {
-                    self.ask(Book(booking.state()), (id, booking), |q, (id, booking)| {
-                        Box::pin(book::book(q, *id, booking))
-                    })
-                    .await
-                }
-                async fn recover(&self) -> Answer<Recovery> {
-                    self.recover_calls().await
-                }
-                fn keep_room(&self, each: Option<u64>) {
-                    self.set_room(each);
-                }
-                fn soundness(&self) -> Soundness {
-                    self.file_soundness()
-                }
-            }
+                fn spool_usage() -> SpoolUsage { Read, () => |q, ()| spool::usage(q) }
+            } }
 
-            #[async_trait]
-            impl SpoolTable for $ledger {
-                async fn spooled_object(&self, name: ObjectName) -> Answer<Option<Bytes>> {
-                    self.ask(Read, name, |q, name| Box::pin(spool::object(q, *name))).await
+            statements! { impl ArchiveIndex for $ledger {
+                fn archive() -> Option<Membership> { Read, () => |q, ()| archive::membership(q) }
+                fn begin_archive(id: ArchiveId) -> Membership { Write, id => |q, id| archive::begin(q, *id) }
+                fn settle_archive(id: ArchiveId) -> () { Write, id => |q, id| archive::settle(q, *id) }
+                fn note_import(id: ArchiveId, import: Import) -> () {
+                    Write, (id, import) => |q, (id, import)| archive::note_import(q, *id, import)
                 }
-                async fn is_spooled(&self, name: ObjectName) -> Answer<bool> {
-                    self.ask(Read, name, |q, name| Box::pin(spool::has(q, *name))).await
+                fn import_record(record: &Record) -> () {
+                    Write, record.clone() => |q, record| book::import_record(q, record)
                 }
-                async fn spooled(&self, after: u64, limit: usize) -> Answer<Vec<Spooled>> {
-                    self.ask(Read, (after, limit), |q, (after, limit)| {
-                        Box::pin(spool::list(q, *after, *limit))
-                    })
-                    .await
+                fn lose(record: &Record) -> () { Write, record.clone() => |q, record| book::lose(q, record) }
+                fn knows_all_of(namespace: &str, key: CacheKey) -> bool {
+                    Read, (namespace.to_owned(), key) => |q, (of, key)| archive::knows_all_of(q, of, *key)
                 }
-                async fn unspool(&self, id: CallId, standing: &Record) -> Answer<()> {
-                    self.ask(Write, (id, standing.clone()), |q, (id, record)| {
-                        Box::pin(spool::remove(q, *id, record))
-                    })
-                    .await
-                }
-                async fn spool_usage(&self) -> Answer<SpoolUsage> {
-                    self.ask(Read, (), |q, ()| Box::pin(spool::usage(q))).await
-                }
-            }
+                fn orphans() -> Vec<Orphan> { Read, () => |q, ()| archive::orphans(q) }
+            } }
 
-            #[async_trait]
-            impl ArchiveIndex for $ledger {
-                async fn archive(&self) -> Answer<Option<Membership>> {
-                    self.ask(Read, (), |q, ()| Box::pin(archive::read(q))).await
+            statements! { impl Queries for $ledger {
+                fn changes(after: Option<u64>) -> Changes { Read, after => |q, after| counters::changes(q, *after) }
+                fn purged(namespace: &str, key: CacheKey) -> Option<u64> {
+                    Read, (namespace.to_owned(), key) => |q, (of, key)| admin::purged(q, of, *key)
                 }
-                async fn begin_archive(&self, id: ArchiveId) -> Answer<Membership> {
-                    self.ask(Write, id, |q, id| Box::pin(archive::begin(q, *id))).await
-                }
-                async fn settle_archive(&self, id: ArchiveId) -> Answer<()> {
-                    self.ask(Write, id, |q, id| Box::pin(archive::settle(q, *id))).await
-                }
-                async fn note_import(&self, id: ArchiveId, import: Import) -> Answer<()> {
-                    self.ask(Write, (id, import), |q, (id, far)| Box::pin(archive::note_import(q, *id, far)))
-                        .await
-                }
-                async fn import_record(&self, record: &Record) -> Answer<()> {
-                    self.ask(Write, record.clone(), |q, record| Box::pin(book::import_record(q, record)))
-                        .await
-                }
-                async fn lose(&self, record: &Record) -> Answer<()> {
-                    self.ask(Write, record.clone(), |q, record| Box::pin(book::lose(q, record))).await
-                }
-                async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Answer<bool> {
-                    self.ask(Read, (namespace.to_owned(), key), |q, (of, key)| {
-                        Box::pin(import::knows_all_of(q, of, *key))
-                    })
-                    .await
-                }
-                async fn orphans(&self) -> Answer<Vec<Orphan>> {
-                    self.ask(Read, (), |q, ()| Box::pin(import::orphans(q))).await
-                }
-            }
+                fn totals() -> Vec<StateTotal> { Totals, () => |q, ()| admin::totals(q) }
+                fn used(budgets: Vec<Budget>) -> Vec<Used> { Read, budgets => |q, budgets| counters::used(q, budgets) }
+            } }
 
-            #[async_trait]
-            impl Queries for $ledger {
-                async fn changes(&self, after: Option<u64>) -> Answer<Changes> {
-                    self.ask(Read, after, |q, after| Box::pin(counters::changes(q, *after))).await
+            statements! { impl LedgerAdmin for $ledger {
+                fn purge(namespace: &str, key: CacheKey, by: &Actor) -> Purge {
+                    Change, (namespace.to_owned(), key, by.clone()) => |q, (of, key, by)| admin::purge(q, of, *key, by)
                 }
-                async fn purged(&self, namespace: &str, key: CacheKey) -> Answer<Option<u64>> {
-                    self.ask(Read, (namespace.to_owned(), key), |q, (of, key)| {
-                        Box::pin(admin::purged(q, of, *key))
-                    })
-                    .await
+                fn freeze(scope: Scope, frozen: bool, by: &Actor) -> bool {
+                    Change, (scope, frozen, by.clone()) => |q, (of, is, by)| admin::freeze(q, of, *is, by)
                 }
-                async fn totals(&self) -> Answer<Vec<StateTotal>> {
-                    self.ask(Totals, (), |q, ()| Box::pin(admin::totals(q))).await
+                fn frozen() -> Vec<Scope> { Report, () => |q, ()| admin::frozen(q) }
+                fn settle(id: CallId, settlement: Settlement, by: &Actor) -> Settled {
+                    Change, (id, settlement, by.clone()) => |q, (id, is, by)| admin::settle(q, *id, *is, by)
                 }
-                async fn used(&self, budgets: Vec<Budget>) -> Answer<Vec<Used>> {
-                    self.ask(Read, budgets, |q, budgets| Box::pin(counters::used(q, budgets))).await
+                fn unsettled() -> u64 { Report, () => |q, ()| admin::unsettled(q) }
+                fn note_adoption(id: ArchiveId, found: &str, by: &Actor) -> () {
+                    Change, (id.to_string(), found.to_owned(), by.clone()) =>
+                        |q, (id, found, by)| admin::note(q, by, Action::Adopt, id, found)
                 }
-            }
+                fn audit(before: Option<u64>, limit: usize) -> Vec<AuditLine> {
+                    Report, (before, limit) => |q, (before, limit)| admin::lines(q, *before, *limit)
+                }
+                fn calls(filter: CallFilter) -> CallPage { Report, filter => |q, filter| admin::calls(q, filter) }
+            } }
 
-            #[async_trait]
-            impl LedgerAdmin for $ledger {
-                async fn purge(&self, namespace: &str, key: CacheKey, by: &Actor) -> Answer<Purge> {
-                    self.ask(Change, (namespace.to_owned(), key, by.clone()), |q, (of, key, by)| {
-                        Box::pin(admin::purge(q, of, *key, by))
-                    })
-                    .await
+            statements! { impl UsageBook for $ledger {
+                fn book_served(batch: ServedBatch) -> () { Tally, batch => |q, batch| usage::book_served(q, batch) }
+                fn usage(from: Date, to: Date) -> Vec<DayUsage> {
+                    Report, (from, to) => |q, (from, to)| usage::usage(q, *from, *to)
                 }
-                async fn freeze(&self, scope: Scope, frozen: bool, by: &Actor) -> Answer<bool> {
-                    self.ask(Change, (scope, frozen, by.clone()), |q, (of, is, by)| {
-                        Box::pin(admin::freeze(q, of, *is, by))
-                    })
-                    .await
+                fn month() -> Vec<TeamMonth> { Report, () => |q, ()| usage::month(q) }
+                fn adjustments(from: Date, to: Date) -> Vec<Adjustment> {
+                    Report, (from, to) => |q, (from, to)| usage::adjustments(q, *from, *to)
                 }
-                async fn frozen(&self) -> Answer<Vec<Scope>> {
-                    self.ask(Report, (), |q, ()| Box::pin(admin::frozen(q))).await
-                }
-                async fn settle(&self, id: CallId, word: Settlement, by: &Actor) -> Answer<Settled> {
-                    self.ask(Change, (id, word, by.clone()), |q, (id, is, by)| {
-                        Box::pin(admin::settle(q, *id, *is, by))
-                    })
-                    .await
-                }
-                async fn unsettled(&self) -> Answer<u64> {
-                    self.ask(Report, (), |q, ()| Box::pin(admin::unsettled(q))).await
-                }
-                async fn note_adoption(&self, id: ArchiveId, found: &str, by: &Actor) -> Answer<()> {
-                    self.ask(Change, (id.to_string(), found.to_owned(), by.clone()), |q, (id, found, by)| {
-                        Box::pin(admin::note(q, by, Action::Adopt, id, found))
-                    })
-                    .await
-                }
-                async fn audit(&self, before: Option<u64>, limit: usize) -> Answer<Vec<AuditLine>> {
-                    self.ask(Report, (before, limit), |q, (before, most)| {
-                        Box::pin(admin::lines(q, *before, *most))
-                    })
-                    .await
-                }
-                async fn calls(&self, filter: CallFilter) -> Answer<CallPage> {
-                    self.ask(Report, filter, |q, filter| Box::pin(admin::calls(q, filter))).await
-                }
-            }
-
-            #[async_trait]
-            impl UsageBook for $ledger {
-                async fn book_served(&self, batch: ServedBatch) -> Answer<()> {
-                    self.ask(Tally, batch, |q, batch| Box::pin(usage::book_served(q, batch))).await
-                }
-                async fn usage(&self, from: Date, to: Date) -> Answer<Vec<DayUsage>> {
-                    self.ask(Report, (from, to), |q, (a, b)| Box::pin(usage::usage(q, *a, *b))).await
-                }
-                async fn month(&self) -> Answer<Vec<TeamMonth>> {
-                    self.ask(Report, (), |q, ()| Box::pin(usage::month(q))).await
-                }
-                async fn adjustments(&self, from: Date, to: Date) -> Answer<Vec<Adjustment>> {
-                    self.ask(Report, (from, to), |q, (a, b)| Box::pin(usage::adjustments(q, *a, *b))).await
-                }
-                async fn charged(&self, namespace: &str) -> Answer<Charged> {
-                    self.ask(Report, namespace.to_owned(), |q, of| Box::pin(usage::charged(q, of))).await
-                }
-                async fn account(&self, namespace: &str) -> Answer<Option<AccountRow>> {
-                    self.ask(Report, namespace.to_owned(), |q, of| Box::pin(usage::account(q, of))).await
-                }
-                async fn keep_account(&self, namespace: &str, account: &AccountRow) -> Answer<bool> {
-                    self.ask(Tally, (namespace.to_owned(), account.clone()), |q, (of, account)| {
-                        Box::pin(usage::keep_account(q, of, account))
-                    })
-                    .await
-                }
-            }
+            } }
         };
     };
 }

@@ -1,33 +1,32 @@
-//! Results that wait for the store, beside the rows that paid for them.
-//!
-//! Each row has a copy of its own, also where two results are equal, so that removing one never takes
-//! the other's.
+//! The spool table. Each call has its own copy of the bytes, even of equal results, so that removing one
+//! keeps the others.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Lock, Query, RECORD, each, import, int, read, record, values};
+use super::{Lock, Query, RECORD, archive, each, int, read, record, values};
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
-use crate::ledger::rules::{self, Imported, Room};
+use crate::ledger::rules::{self, Imported};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{CallId, CallState};
 
 const SIZES: &str = "SELECT (SELECT coalesce(sum(bytes), 0)::bigint FROM granary.spool) AS bytes, \
                      (SELECT count(*) FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered')) AS open";
 
-/// Refuses a call, which has its row by now, when the spool could not take its result. One at a time
-/// up to the commit, so that no two are given the same room.
-pub(crate) async fn check_room<Q: Query>(q: &Q, room: Room) -> Result<(), Q::Error> {
+/// Refuses a call whose row was just inserted when the spool could not take its result. The lock is held
+/// until the commit, so that no two calls get the same room.
+pub(crate) async fn check_room<Q: Query>(q: &Q) -> Result<(), Q::Error> {
+    let Some(room) = q.keeper().room() else { return Ok(()) };
     q.lock(Lock::Spool).await?;
     let row = q.one(SIZES, &[]).await?;
     let others = row.get::<u64>("open")?.saturating_sub(1);
     Ok(rules::has_room(room, row.get("bytes")?, others)?)
 }
 
-/// Puts a result in, unless that is too much. One at a time up to the commit.
+/// Adds a result if there is room for it. The lock is held until the commit.
 pub(super) async fn insert<Q: Query>(
     q: &Q,
     id: CallId,
@@ -67,7 +66,7 @@ pub(crate) async fn list<Q: Query>(q: &Q, after: u64, limit: usize) -> Result<Ve
     Ok(each(&rows, |row| Ok(read!(row => Spooled { position, id; record: record(row)? })))?)
 }
 
-/// Takes a result out; the row leaves the key to `standing` when that is another purchase.
+/// Removes a result; its row leaves the key to `standing` when that is of another purchase.
 pub(crate) async fn remove<Q: Query>(q: &Q, id: CallId, standing: &Record) -> Result<(), Q::Error> {
     let sql = format!("SELECT {RECORD} FROM granary.calls c WHERE c.id = $1 FOR UPDATE");
     let Some(row) = q.row(&sql, values![id]).await? else { return Ok(()) };
@@ -81,9 +80,9 @@ pub(crate) async fn remove<Q: Query>(q: &Q, id: CallId, standing: &Record) -> Re
         return Ok(());
     }
     q.execute("UPDATE granary.calls SET late = true WHERE id = $1", values![id]).await?;
-    let known = rules::ImportStanding { orphan: None, ..import::standing(q, standing).await? };
+    let known = rules::ImportStanding { orphan: None, ..archive::standing(q, standing).await? };
     if rules::import(standing.generation, known) == Imported::Added {
-        import::add(q, standing).await?;
+        archive::add(q, standing).await?;
     }
     Ok(())
 }

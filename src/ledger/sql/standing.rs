@@ -1,4 +1,4 @@
-//! What the book says of a key, and the row of a new call: the two ends of every reservation.
+//! The state of a key, and the row of a new call.
 
 use jiff::Timestamp;
 
@@ -8,7 +8,7 @@ use crate::ledger::budget::{Scope, Windows};
 use crate::ledger::rules::{self, Generations, KeyStanding};
 use crate::ledger::{CallId, LedgerError, Reservation};
 
-/// The columns [`generations`] reads, of the key `$2` in the namespace `$1`.
+/// The columns of [`generations`], for the key `$2` in the namespace `$1`.
 const GENERATIONS: &str = "(SELECT max(generation) FROM granary.calls WHERE namespace = $1 AND key = $2 \
                             AND state = 'stored' AND NOT late) AS stored, \
                            (SELECT max(generation) FROM granary.calls WHERE namespace = $1 AND key = $2 \
@@ -28,7 +28,7 @@ pub(super) async fn generations<Q: Query>(
     Ok(read_generations(&row)?)
 }
 
-/// What stands of a key in one statement, and so at one instant, which it returns too.
+/// The state of a key, by one statement and so at one instant, which is returned too.
 pub(crate) async fn of_key<Q: Query>(
     q: &Q,
     wanted: &Reservation,
@@ -56,7 +56,7 @@ pub(crate) async fn of_key<Q: Query>(
     Ok((standing, q.instant(row.get("now")?)))
 }
 
-/// Makes the row of a new call; `None` when another one has the key.
+/// Inserts the row of a new call; `None` when another row holds the key.
 pub(crate) async fn insert<Q: Query>(
     q: &Q,
     wanted: &Reservation,

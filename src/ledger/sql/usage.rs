@@ -1,29 +1,23 @@
-//! Who paid, who was served, and the upstream's account.
+//! Usage by team and day: calls paid, requests served, adjustments of closed months.
 
 use std::collections::BTreeMap;
 
 use jiff::civil::Date;
 
 use super::{Query, Row, Value, each, int, places, read, values};
-use crate::ledger::usage::{
-    AccountRow, Adjustment, Baseline, Charged, Count, DayUsage, Figures, Served, ServedBatch, TeamMonth,
-};
-use crate::ledger::{CallState, LedgerError, rules};
+use crate::ledger::usage::{Adjustment, Count, DayUsage, Figures, Served, ServedBatch, TeamMonth};
+use crate::ledger::{LedgerError, rules};
 
-/// Batches of a process that has booked none for so many days are forgotten: it is gone.
+/// The last batch of a process is remembered for this long.
 const BATCH_MEMORY_DAYS: i64 = 30;
 /// Day, team, cause and payer.
 type Line<'l> = (String, &'l str, &'l str, &'l str);
 /// Lines of a batch in one statement.
 const LINES: usize = 100;
 
-/// All of it is in the index by day: of a million rows none is read.
+/// Reads the index by day only.
 pub(crate) const PAID: &str = "SELECT day, team, state, count(*) AS number, sum(credits)::bigint AS credits FROM granary.calls \
      WHERE NOT adopted AND day BETWEEN $1 AND $2 GROUP BY day, team, state";
-
-/// The same: every day is more than nothing, and naming it leads to that index.
-pub(crate) const CHARGED: &str = "SELECT namespace, state, sum(credits)::bigint AS credits FROM granary.calls \
-     WHERE NOT adopted AND day > '' GROUP BY namespace, state";
 
 pub(crate) async fn book_served<Q: Query>(q: &Q, batch: &ServedBatch) -> Result<(), Q::Error> {
     let today = q.today();
@@ -34,8 +28,8 @@ pub(crate) async fn book_served<Q: Query>(q: &Q, batch: &ServedBatch) -> Result<
     if q.execute(sql, values![&process, int(batch.number)?, &today.day]).await? == 0 {
         return Ok(());
     }
-    // Two that were served on different days may be booked on the same one. Processes add to the same
-    // rows; all take them in the same order, so that no two wait for each other.
+    // Lines of different days may be booked on the same one. All processes lock the rows in the same order,
+    // so that no two wait for each other.
     let mut sums: BTreeMap<Line<'_>, Count> = BTreeMap::new();
     for Served { day, team, cause, payer, count } in batch.bookable() {
         let day = rules::served_on(*day, &today);
@@ -74,7 +68,7 @@ async fn add_served<Q: Query>(q: &Q, lines: &[(&Line<'_>, &Count)]) -> Result<()
     Ok(())
 }
 
-/// Once in the life of each process is enough. A row that somebody has in hand is left to the next.
+/// Runs once in the life of each process; a locked row is left to the next one.
 async fn forget_batches<Q: Query>(q: &Q, today: &str) -> Result<(), Q::Error> {
     let Some(oldest) = today.parse::<Date>().ok().and_then(|today| {
         let memory = jiff::Span::new().try_days(BATCH_MEMORY_DAYS).ok()?;
@@ -100,7 +94,7 @@ pub(crate) async fn usage<Q: Query>(q: &Q, from: Date, to: Date) -> Result<Vec<D
         *all.entry(place(row)?).or_default().calls_mut(row.get("state")?) += count(row)?;
     }
 
-    // Where a month was closed, its calls count as what they were then: before their first adjustment.
+    // Calls of closed months count by their state before the first adjustment.
     let changed = "SELECT first.call_day AS day, first.team, c.state, c.credits, first.from_state \
                    FROM granary.adjustments AS first JOIN granary.calls c ON c.id = first.call \
                    WHERE first.is_first AND first.call_day BETWEEN $1 AND $2";
@@ -158,50 +152,4 @@ pub(crate) async fn adjustments<Q: Query>(q: &Q, from: Date, to: Date) -> Result
         let (from, to) = (row.get("from_state")?, row.get("to_state")?);
         Ok(read!(row => Adjustment { call, team, credits, day; from: from, to: to }))
     })?)
-}
-
-pub(crate) async fn charged<Q: Query>(q: &Q, namespace: &str) -> Result<Charged, Q::Error> {
-    let mut charged = Charged::default();
-    for row in &q.rows(CHARGED, &[]).await? {
-        if row.get::<String>("namespace")? == namespace {
-            rules::charge(&mut charged, row.get::<CallState>("state")?, row.get("credits")?);
-        }
-    }
-    Ok(charged)
-}
-
-pub(crate) async fn account<Q: Query>(q: &Q, namespace: &str) -> Result<Option<AccountRow>, Q::Error> {
-    let sql = "SELECT version, balance, seen_at, baseline_balance, baseline_least, baseline_most, baseline_at, \
-               outside FROM granary.accounts WHERE namespace = $1";
-    let Some(row) = q.row(sql, values![namespace]).await? else { return Ok(None) };
-    let baseline = Baseline {
-        balance: row.get("baseline_balance")?,
-        least: row.get("baseline_least")?,
-        most: row.get("baseline_most")?,
-        at: row.get("baseline_at")?,
-    };
-    Ok(Some(read!(row => AccountRow { version, balance, seen_at, outside; baseline: baseline })))
-}
-
-pub(crate) async fn keep_account<Q: Query>(
-    q: &Q,
-    namespace: &str,
-    account: &AccountRow,
-) -> Result<bool, Q::Error> {
-    let AccountRow { version, balance, seen_at, baseline, outside } = account;
-    let sql = "INSERT INTO granary.accounts AS a (namespace, version, balance, seen_at, baseline_balance, \
-               baseline_least, baseline_most, baseline_at, outside) \
-               SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9 \
-               WHERE $2 = 1 OR EXISTS (SELECT FROM granary.accounts WHERE namespace = $1) \
-               ON CONFLICT (namespace) DO UPDATE SET version = excluded.version, balance = excluded.balance, \
-               seen_at = excluded.seen_at, baseline_balance = excluded.baseline_balance, \
-               baseline_least = excluded.baseline_least, baseline_most = excluded.baseline_most, \
-               baseline_at = excluded.baseline_at, outside = excluded.outside \
-               WHERE a.version = excluded.version - 1";
-    let [seen_at, baseline_at] = [seen_at, &baseline.at].map(ToString::to_string);
-    let values = values! {
-        namespace, int(*version)?, int(*balance)?, &seen_at, int(baseline.balance)?, int(baseline.least)?,
-        int(baseline.most)?, &baseline_at, *outside
-    };
-    Ok(q.execute(sql, values).await? > 0)
 }

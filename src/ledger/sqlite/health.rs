@@ -1,8 +1,8 @@
-//! Whether the file is sound: nothing is reserved in one that is not, or is not known to be.
+//! Whether the file is sound: nothing is reserved before that is known.
 //!
-//! A file may be damaged where nobody looks before the end of a purchase, which then could not be
-//! booked. So all of it is read once after the start (`quick_check`), beside everything else and by a
-//! connection of its own; hits do not wait for it. Whoever meets damage later says so here.
+//! Damage that is found only at the end of a purchase would make it impossible to book. So the
+//! whole file is read once after the start (`quick_check`) over a connection of its own; hits do not wait for
+//! it. Damage that is met later is reported here too.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,40 +12,29 @@ use tokio::sync::watch;
 
 use crate::ledger::{LedgerError, Soundness};
 
-/// What is known of the file.
-#[derive(Clone, Debug)]
-enum Verdict {
-    /// It is still being read.
-    Unknown,
-    Sound,
-    Damaged(String),
-}
-
-/// Whoever wants to buy waits so long for the verdict.
+/// How long a reservation waits for the check.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The pause before a file that could not be read is read again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Shared by those who meet the file and those who ask. Damage is for ever: a person has to mend it.
+/// A handle; clones share the verdict. Damage stays until an operator restores the file.
 #[derive(Clone)]
-pub(super) struct Health(Arc<watch::Sender<Verdict>>);
+pub(super) struct Health(Arc<watch::Sender<Soundness>>);
 
 impl Health {
-    /// Begins to read the file through `connection`, on a thread of its own.
+    /// Begins to check the file through `connection`, on a thread of its own.
     pub(super) fn check(connection: Connection) -> Self {
         let read = move || connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
         Self::check_with(read, RETRY_PAUSE)
     }
 
-    /// The same with any way to read it, and any pause before it is read again.
     fn check_with(read: impl Fn() -> rusqlite::Result<String> + Send + 'static, pause: Duration) -> Self {
-        let health = Self(Arc::new(watch::Sender::new(Verdict::Unknown)));
+        let health = Self(Arc::new(watch::Sender::new(Soundness::Checking)));
         let asked = Arc::downgrade(&health.0);
         let check = move || {
             let begun = Instant::now();
             loop {
                 let found = read();
-                // Nobody wants to know any more.
                 let Some(verdict) = asked.upgrade() else { return };
                 if Self(verdict).judge(found, begun) {
                     return;
@@ -60,18 +49,12 @@ impl Health {
         health
     }
 
-    /// Says whether that was a verdict: an error of the disk or a lack of memory is none.
+    /// Returns true for a verdict: an error of the disk or a lack of memory is none.
     fn judge(&self, found: rusqlite::Result<String>, begun: Instant) -> bool {
         match found.map_err(LedgerError::from) {
             Ok(found) if found == "ok" => {
                 tracing::debug!(took = ?begun.elapsed(), "the ledger's file is sound");
-                self.0.send_if_modified(|verdict| {
-                    let is_news = matches!(verdict, Verdict::Unknown);
-                    if is_news {
-                        *verdict = Verdict::Sound;
-                    }
-                    is_news
-                });
+                self.learn_verdict(Soundness::Sound);
             }
             Ok(found) => self.is_damaged(&found),
             Err(LedgerError::Damaged(what)) => self.is_damaged(&what),
@@ -83,25 +66,12 @@ impl Health {
         true
     }
 
-    /// What is known now.
     pub(super) fn soundness(&self) -> Soundness {
-        match &*self.0.borrow() {
-            Verdict::Unknown => Soundness::Checking,
-            Verdict::Sound => Soundness::Sound,
-            Verdict::Damaged(_) => Soundness::Damaged,
-        }
+        self.0.borrow().clone()
     }
 
-    /// Somebody met damage.
     fn is_damaged(&self, what: &str) {
-        let is_news = self.0.send_if_modified(|verdict| {
-            let is_news = !matches!(verdict, Verdict::Damaged(_));
-            if is_news {
-                *verdict = Verdict::Damaged(what.to_owned());
-            }
-            is_news
-        });
-        if is_news {
+        if self.learn_verdict(Soundness::Damaged(what.to_owned())) {
             tracing::error!(
                 alarm = "ledger_damaged",
                 what,
@@ -110,7 +80,22 @@ impl Health {
         }
     }
 
-    /// Takes note of what came of a question or a change.
+    /// Returns false when the verdict stands already, or a worse one.
+    fn learn_verdict(&self, new: Soundness) -> bool {
+        self.0.send_if_modified(|verdict| {
+            let is_news = match verdict {
+                Soundness::Checking => true,
+                Soundness::Sound => new != Soundness::Sound,
+                Soundness::Damaged(_) => false,
+            };
+            if is_news {
+                *verdict = new;
+            }
+            is_news
+        })
+    }
+
+    /// Notes damage that an operation met.
     pub(super) fn learn<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
         if let Err(LedgerError::Damaged(what)) = &result {
             self.is_damaged(what);
@@ -118,22 +103,21 @@ impl Health {
         result
     }
 
-    /// Waits until the file has been read, but not for long.
+    /// Waits a short time until the file has been checked.
     ///
     /// # Errors
-    /// [`LedgerError::Damaged`], or [`LedgerError::Unavailable`] while it is still being read: nothing
-    /// may be bought.
+    /// [`LedgerError::Damaged`], or [`LedgerError::Unavailable`] while it is still being checked.
     pub(super) async fn is_sound(&self) -> Result<(), LedgerError> {
         if self.soundness() == Soundness::Checking {
             let mut verdict = self.0.subscribe();
-            let known = verdict.wait_for(|verdict| !matches!(verdict, Verdict::Unknown));
-            // Without a verdict by then, what is known says so.
+            let known = verdict.wait_for(|verdict| *verdict != Soundness::Checking);
+            // Without a verdict by then, the match below says so.
             let _ = tokio::time::timeout(PATIENCE, known).await;
         }
-        match &*self.0.borrow() {
-            Verdict::Sound => Ok(()),
-            Verdict::Damaged(what) => Err(LedgerError::Damaged(what.clone())),
-            Verdict::Unknown => {
+        match self.soundness() {
+            Soundness::Sound => Ok(()),
+            Soundness::Damaged(what) => Err(LedgerError::Damaged(what)),
+            Soundness::Checking => {
                 Err(LedgerError::Unavailable("the ledger's file is still being checked".to_owned()))
             }
         }
@@ -180,7 +164,7 @@ mod tests {
             let (found, health) = scripted();
             found.send(damage).unwrap();
             assert!(matches!(health.is_sound().await, Err(LedgerError::Damaged(_))));
-            assert_eq!(health.soundness(), Soundness::Damaged);
+            assert!(matches!(health.soundness(), Soundness::Damaged(_)));
         }
     }
 }

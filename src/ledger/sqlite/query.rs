@@ -1,4 +1,4 @@
-//! The shared statements as SQLite runs them: translated, on the thread that owns the connection.
+//! The shared statements in SQLite: translated, on the thread that owns the connection.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,23 +13,22 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, Rows, ToSql};
 
 use super::PAGE_SIZE;
-use crate::base::key::CacheKey;
 use crate::base::secret::Secret;
-use crate::ledger::sql::{Cell, Keeper, Lock, Query, Row, Value};
+use crate::ledger::sql::{Cell, Keeper, Query, Row, Value, damaged};
 use crate::ledger::{CallId, LedgerError};
 
-/// A transaction under way, which has the file to itself.
+/// A transaction, which has the file to itself.
 pub(super) struct Db<'c> {
     pub(super) connection: &'c Connection,
     pub(super) keeper: &'c Keeper,
     pub(super) now: Timestamp,
 }
 
-/// What is done in a transaction with what is asked.
+/// A statement and its parameters.
 pub(super) type Work<A, T> =
     for<'a> fn(&'a Db<'a>, &'a A) -> Pin<Box<dyn Future<Output = Result<T, LedgerError>> + 'a>>;
 
-/// Runs what never waits: every answer of a [`Db`] is there at once.
+/// Runs a future of a [`Db`], which is never pending.
 pub(super) fn run<T>(work: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
     match pin!(work).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => done,
@@ -37,7 +36,7 @@ pub(super) fn run<T>(work: impl Future<Output = Result<T, LedgerError>>) -> Resu
     }
 }
 
-/// PostgreSQL's words, and SQLite's. Conditions of partial indexes must be those of the indexes.
+/// PostgreSQL's dialect and SQLite's. Conditions must match those of the partial indexes.
 const WORDS: [(&str, &str); 10] = [
     ("granary.", ""),
     ("$", "?"),
@@ -52,7 +51,7 @@ const WORDS: [(&str, &str); 10] = [
 ];
 
 thread_local! {
-    /// By what they were before; there are some dozens.
+    /// Some dozens, by their original.
     static TRANSLATED: RefCell<HashMap<String, Rc<str>>> = RefCell::default();
 }
 
@@ -80,7 +79,7 @@ impl ToSql for Value<'_> {
 }
 
 impl<'c> Db<'c> {
-    /// A statement with its values; some are for other databases only, and come last.
+    /// Binds the values that the statement has parameters for: the last ones may be for PostgreSQL only.
     fn prepare(&self, sql: &str, values: &[Value<'_>]) -> rusqlite::Result<CachedStatement<'c>> {
         let mut statement = self.connection.prepare_cached(&translated(sql))?;
         let places = statement.parameter_count();
@@ -110,13 +109,18 @@ fn collect(columns: &Arc<[String]>, mut rows: Rows<'_>) -> rusqlite::Result<Vec<
 
 impl Query for Db<'_> {
     type Error = LedgerError;
+    const IS_ALONE: bool = true;
     const OWNER_DIED: &'static str = "the process that owned it died";
     const TOUCH: &'static str = "";
     const IS_OURS: &'static str = "true";
     const OWN: &'static str = "";
     const OWNER: [&'static str; 2] = ["", ""];
-    const TELL: &'static str = "INSERT INTO granary.changes (namespace, key) VALUES ($1, $2)";
+    const ADD_CHANGE: &'static str = "INSERT INTO granary.changes (namespace, key) VALUES ($1, $2)";
     const NOW: &'static str = "0";
+
+    fn conflict(what: &'static str) -> LedgerError {
+        damaged(what)
+    }
 
     fn keeper(&self) -> &Keeper {
         self.keeper
@@ -140,22 +144,9 @@ impl Query for Db<'_> {
         Ok(self.prepare(sql, values)?.raw_execute()? as u64)
     }
 
-    async fn lock(&self, _: Lock) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
-    async fn lock_key(&self, _: &CacheKey) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
     async fn keep_answer(&self, id: CallId, text: &Secret) -> Result<(), LedgerError> {
         let sql = "UPDATE calls SET answer = printf('%*s', ?2, '') || ?3 WHERE id = ?1";
         self.connection.prepare_cached(sql)?.execute(rusqlite::params![id.0, PAGE_SIZE, text.expose()])?;
-        Ok(())
-    }
-
-    /// The change of its state has overwritten it.
-    async fn erase_answer(&self, _: CallId) -> Result<(), LedgerError> {
         Ok(())
     }
 }

@@ -1,15 +1,14 @@
-//! The tables of the file: each layout, and what leads from one to the next.
+//! The tables of the file, as a list of migrations.
 
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
 use crate::ledger::LedgerError;
 
-/// The layout of the file: how many of [`MIGRATIONS`] it has had. A file with a higher one is refused
+/// The layout of the file: the number of applied [`MIGRATIONS`]. A file with a higher one is refused
 /// untouched.
 const VERSION: i64 = MIGRATIONS.len() as i64;
 
-/// What leads from each layout to the next; it only ever adds.
 pub(super) const MIGRATIONS: [&str; 6] = [CALLS, SPOOL, ARCHIVE, ADMIN, USAGE, IMPORT];
 
 const CALLS: &str = "
@@ -150,8 +149,8 @@ CREATE INDEX calls_by_day ON calls (day, team, namespace, state, credits, adopte
 CREATE INDEX spent_by_period ON spent (period);
 ";
 
-/// A ledger of an earlier program has booked every record of an archive that it created itself. An
-/// adoption left a line in the audit: then there may be records that it does not know.
+/// A ledger of an earlier program has booked every record of its archive, unless it adopted the archive: then
+/// the audit has a line about that.
 const IMPORT: &str = "
 ALTER TABLE archive ADD COLUMN complete INTEGER NOT NULL DEFAULT 0;  -- 1: every record of the store is known
 ALTER TABLE archive ADD COLUMN imported TEXT;                        -- up to this position of the store's list
@@ -162,7 +161,7 @@ fn version(connection: &Connection) -> Result<i64, LedgerError> {
     Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
 }
 
-/// Comes before anything that may write, as a change of the journal's mode or closing the log does.
+/// Runs before anything that may write, as a change of the journal mode or the checkpoint on close.
 pub(super) fn refuse_newer(connection: &Connection) -> Result<(), LedgerError> {
     let version = version(connection)?;
     if version <= VERSION {

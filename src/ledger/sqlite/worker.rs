@@ -10,37 +10,35 @@ use tokio::time::timeout;
 use crate::base::crash::crash_point;
 use crate::ledger::LedgerError;
 
-/// How many changes may wait for the thread; whoever comes later waits to get in.
+/// The most queued changes; further ones wait for a place.
 const QUEUE: usize = 1024;
-/// A reader in the way of the log's scrub is asked again after so long.
+/// The pause before a scrub of the log that a reader prevented is tried again.
 const SCRUB_PAUSE: Duration = Duration::from_millis(250);
-/// How long a connection waits for another's lock.
+/// How long a connection waits for a lock of another one.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
-/// How many changes share one commit at most.
+/// The most changes in one commit.
 pub(super) const GROUP: usize = 64;
 
-/// One queued change.
 struct Job {
-    /// Does it end the life of a secret in the file?
+    /// The change erases a secret.
     erases: bool,
-    /// Runs inside the group's transaction, or learns that there is none; returns what to do once
-    /// the transaction's fate is known.
+    /// Runs inside the group's transaction, or with the error of its begin; returns what is to be done after
+    /// the commit.
     run: Box<Run>,
 }
 
 type Run = dyn FnOnce(Result<&Connection, LedgerError>) -> Completion + Send;
 
-/// Tells whoever waits; gets the commit's error, if it failed.
+/// Answers the caller, with the commit's error if it failed.
 type Completion = Box<dyn FnOnce(Option<&LedgerError>) + Send>;
 
 /// A handle to the thread; the thread ends when the handle is dropped and the queue is empty.
 pub(super) struct Worker(mpsc::Sender<Job>);
 
 impl Worker {
-    /// `begin` starts each transaction: `BEGIN IMMEDIATE` to write, `BEGIN` to read. At most `group`
-    /// changes share one. A read needs its own: it must see what was acknowledged before it was
-    /// asked, and a transaction that has begun sees nothing new. `log_has_secrets` says that the log
-    /// is to be scrubbed.
+    /// `begin` starts each transaction: `BEGIN IMMEDIATE` to write, `BEGIN` to read. At most `group` changes
+    /// share one. A read needs its own, because it must see what was acknowledged before it, and a
+    /// transaction that has begun sees nothing new. `log_has_secrets` asks for a scrub of the log.
     pub(super) fn spawn(
         name: &str,
         connection: Connection,
@@ -58,8 +56,7 @@ impl Worker {
         Self(sender)
     }
 
-    /// Runs `change` in a transaction of its own or a group's; returns after it is durable. The
-    /// change is made even if the returned future is dropped.
+    /// Runs `change`; returns after it is durable. The change is made even if the returned future is dropped.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         erases: bool,
@@ -69,7 +66,7 @@ impl Worker {
         let run = Box::new(move |connection: Result<&Connection, LedgerError>| {
             let result = connection.and_then(|connection| in_savepoint(connection, change));
             let completion: Completion = Box::new(move |failed| {
-                // Nobody may be waiting any more; the change stands all the same.
+                // The caller may be gone; the change stands all the same.
                 let _ = sender.send(match failed {
                     Some(error) => result.and_then(|_| Err(error.clone())),
                     None => result,
@@ -130,7 +127,7 @@ fn serve(
     }
 }
 
-/// Runs a group and answers it; says whether something secret was erased.
+/// Runs a group and answers it; returns true when a secret was erased.
 fn run_group(
     connection: &Connection,
     begin: &str,
@@ -141,8 +138,8 @@ fn run_group(
     let begun = connection.execute_batch(begin).map_err(LedgerError::from);
     let mut erased = first.erases;
     let mut completions = vec![(first.run)(begun.clone().map(|()| connection))];
-    // A full disk may end the whole transaction, not only the change that met it. A change made then
-    // would be committed by itself, and reported as failed with the others.
+    // A full disk may end the whole transaction, not only the change that met it. A further change would then
+    // be committed by itself, and reported as failed with the others.
     while begun.is_ok()
         && !connection.is_autocommit()
         && completions.len() < group
@@ -165,8 +162,8 @@ fn run_group(
     erased
 }
 
-/// Moves the log into the file and truncates it; `false` when a reader was in the way, for whom nobody
-/// waits: changes would wait too.
+/// Moves the log into the file and truncates it; `false` when a reader prevented that. Does not wait for the
+/// reader, because changes would wait too.
 pub(super) fn scrub_log(connection: &Connection) -> bool {
     let scrubbed = connection.busy_timeout(Duration::ZERO).and_then(|()| {
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))

@@ -18,7 +18,7 @@ fn key() -> CacheKey {
 }
 
 fn open(folder: &Path) -> LocalStore {
-    LocalStore::open_with(LocalStoreConfig { min_free_bytes: 0, ..LocalStoreConfig::new(folder) }).unwrap()
+    LocalStore::open_with(folder, 0, OBJECT_READS).unwrap()
 }
 
 /// What a fill does, and a refresh after it.

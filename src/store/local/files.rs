@@ -1,22 +1,20 @@
-//! The folder: its layout, reading from it, and the sweep. Blocks on the disk.
-//!
-//! What is kept in it is told by the two siblings: objects and records.
+//! The folder: its layout, reads, and the sweep. Blocks on the disk.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::disk::{self, failed};
-use super::locks::RecordLocks;
+use crate::base::disk;
+use crate::base::key::CacheKey;
 use crate::base::record::RECORDS;
 use crate::store::StoreError;
 
 pub(super) const RESULTS: &str = "results";
 const TMP: &str = "tmp";
 
-/// The folder and what this process knows of it.
 #[derive(Debug)]
 pub(super) struct Files {
     root: PathBuf,
@@ -26,8 +24,32 @@ pub(super) struct Files {
     _in_use: File,
 }
 
+/// Makes the read and the replacement of a record one step in this process.
+#[derive(Debug)]
+pub(super) struct RecordLocks {
+    shards: [Mutex<()>; 64],
+    /// Synced folders of records; at most 257 for each namespace.
+    durable: Mutex<HashSet<PathBuf>>,
+}
+
+impl Default for RecordLocks {
+    fn default() -> Self {
+        Self { shards: [const { Mutex::new(()) }; 64], durable: Mutex::default() }
+    }
+}
+
+impl RecordLocks {
+    pub(super) fn of(&self, key: CacheKey) -> MutexGuard<'_, ()> {
+        let shard = usize::from(key.as_bytes()[0]) % self.shards.len();
+        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn durable(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Files {
-    /// Lays out the folder and sweeps `tmp/`.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let root = std::path::absolute(path).map_err(failed("find", &path.display().to_string()))?;
         disk::create_folders(&root).map_err(failed("make the folder", &root.display().to_string()))?;
@@ -52,17 +74,16 @@ impl Files {
         &self.root
     }
 
-    /// Where files are written until they are whole.
+    /// The folder of unfinished files.
     pub(super) fn tmp(&self) -> &Path {
         &self.tmp
     }
 
-    /// The folders without which nothing can be said or kept.
     pub(super) fn layout(&self) -> [PathBuf; 3] {
         [RESULTS, RECORDS, TMP].map(|folder| self.root.join(folder))
     }
 
-    /// Is there a file at `path`? As with [`read`](Self::read), a missing layout is no absence.
+    /// Returns true when the file exists. As in [`read`](Self::read), a missing layout is no absence.
     pub(super) fn has(&self, path: &str) -> Result<bool, StoreError> {
         match self.root.join(path).try_exists() {
             Ok(false) if !self.root.join(RESULTS).is_dir() => Err(StoreError::Unavailable(format!(
@@ -72,8 +93,8 @@ impl Files {
         }
     }
 
-    /// The file at `path` below the root; `None` only when `folder`, the part of the layout it lies
-    /// in, is there and the file is not: in a volume that is not mounted, everything looks absent.
+    /// The file at `path` below the root; `None` only when its `folder` of the layout exists: in a volume
+    /// that is not mounted, everything looks absent.
     pub(super) fn read(&self, folder: &str, path: &str, max: u64) -> Result<Option<Vec<u8>>, StoreError> {
         match disk::read(&self.root.join(path), max) {
             Ok(None) if !self.root.join(folder).is_dir() => {
@@ -87,8 +108,19 @@ impl Files {
     }
 }
 
-/// Removes what dead processes left in `tmp`. Not while a living one has the folder open, as
-/// `granary check` beside a server: it would lose what it is writing. What stays is harmless.
+/// Turns an error of the disk into the store's: `map_err(failed("write", path))`.
+pub(super) fn failed(doing: &'static str, what: &str) -> impl Fn(io::Error) -> StoreError {
+    move |error| {
+        let text = format!("cannot {doing} {what}: {error}");
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Full(text),
+            _ => StoreError::Unavailable(text),
+        }
+    }
+}
+
+/// Removes the files of dead processes, unless a living one has the folder open, as with `granary check`
+/// beside a server.
 fn sweep(in_use: &File) {
     if in_use.try_lock().is_ok() {
         match disk::sweep(in_use) {

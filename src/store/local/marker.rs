@@ -1,19 +1,19 @@
-//! The archive's marker as a file; create-only. Blocks on the disk.
+//! The archive's marker as a file. Blocks on the disk.
 
 use std::io::ErrorKind;
 
-use super::disk::{self, TempFile, failed};
-use super::files::Files;
+use super::files::{Files, failed};
 use crate::base::archive::ArchiveId;
+use crate::base::disk::{self, TempFile};
 use crate::base::record::RECORDS;
 use crate::store::{MARKER, MAX_MARKER_BYTES, StoreError, archive_of};
 
-/// It is no secret, and a backup should have it.
+/// Readable for all, because it is not secret.
 const MODE: u32 = 0o644;
 
 impl Files {
     pub(super) fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
-        // Without records this is not our folder, and says nothing of what it lacks.
+        // Without the folder of records the volume may not be mounted.
         self.read(RECORDS, MARKER, MAX_MARKER_BYTES)?.map(|marker| archive_of(&marker)).transpose()
     }
 

@@ -1,4 +1,4 @@
-//! Objects as files: create-only, and checked whenever they are read. Blocks on the disk.
+//! Objects as files. Blocks on the disk.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -6,9 +6,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::disk::{self, TempFile, failed};
-use super::files::{Files, RESULTS};
+use super::files::{Files, RESULTS, failed};
 use crate::base::crash::crash_point;
+use crate::base::disk::{self, TempFile};
 use crate::base::key::Digest;
 use crate::base::picture::ObjectName;
 use crate::base::record::MAX_OBJECT_BYTES;
@@ -32,7 +32,7 @@ impl Files {
         match temp.link(&target) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                // Equal names are equal bytes, so replacing is never wrong, whatever ails the old file.
+                // Equal names are equal bytes, so a replacement is never wrong.
                 if !is_whole(&target, name.digest).unwrap_or(false) {
                     tracing::warn!(object = %path, "a damaged object was replaced by a good copy");
                     temp.replace(&target).map_err(failed("replace", &path))?;
@@ -41,7 +41,7 @@ impl Files {
             Err(error) => return Err(failed("publish", &path)(error)),
         }
         crash_point("CP19");
-        // Also when it was there already: whoever linked it may not have come this far.
+        // Even when it existed: the process that linked it may have died before this.
         disk::sync_folder(&self.root().join(RESULTS)).map_err(failed("sync the folder of", &path))?;
         crash_point("CP20");
         Ok(())
@@ -57,7 +57,7 @@ impl Files {
     }
 }
 
-/// Whether the file is exactly the object, and durably so: it may be a copied archive's.
+/// Returns true when the file is exactly the object, and syncs it: it may be part of a copied archive.
 fn is_whole(path: &Path, digest: Digest) -> io::Result<bool> {
     let file = File::open(path)?;
     let found = blake3::Hasher::new().update_reader(&file)?.finalize();

@@ -1,18 +1,16 @@
-//! Records as files: replaced only by a higher generation. Blocks on the disk.
+//! Records as files. Blocks on the disk.
 //!
-//! A record that exists is never taken for absent because it cannot be read: its key has been paid
-//! for, and would be paid for again.
+//! A record that cannot be read is an error and never absent: its key would be paid for again.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use super::disk::{self, TempFile, failed};
-use super::files::Files;
+use super::files::{Files, failed};
 use crate::base::crash::crash_point;
+use crate::base::disk::{self, TempFile};
 use crate::base::key::CacheKey;
-use crate::base::record::RECORDS;
-use crate::base::record::Record;
+use crate::base::record::{RECORDS, Record};
 use crate::store::{MAX_RECORD_BYTES, RecordPage, StoreError};
 
 /// Records name teams, so only the owner and the group read them.
@@ -29,7 +27,7 @@ impl Files {
         let standing = self.record(&record.namespace, record.key)?;
         if let Some(standing) = standing.as_ref().filter(|standing| standing.generation >= record.generation)
         {
-            // It may be the work of a process that died before it could sync, or a copied archive's.
+            // A process may have died before it could sync, or the record is part of a copied archive.
             self.sync_record(&target, folder).map_err(failed("sync", &path))?;
             return Ok(standing.clone());
         }
@@ -45,13 +43,13 @@ impl Files {
 
         self.create_record_folder(folder).map_err(failed("make the folder of", &path))?;
         let published = match standing {
-            // Create-only even against a process that should not be there: that one's record stands,
-            // and this call fails and may be repeated.
+            // Create-only even against a process that should not be there: its record stands, and this call
+            // fails.
             None => temp.link(&target),
             Some(_) => temp.replace(&target),
         };
         if published.is_err() {
-            // Perhaps someone removed the folder; the next attempt is to look again.
+            // The folder may have been removed.
             self.locks.durable().clear();
         }
         published.map_err(failed("publish", &path))?;
@@ -66,7 +64,7 @@ impl Files {
         Ok(Some(Record::from_json(&path, &bytes, namespace, key)?))
     }
 
-    /// Folders in the order of their paths, then the names in each.
+    /// In the order of the folders' paths, then of the names in each.
     pub(super) fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
         let mut folders = Vec::new();
         for namespace in self.names_in(RECORDS)? {
@@ -80,7 +78,7 @@ impl Files {
             names.sort_unstable();
             names.retain(|name| after.is_none_or(|after| folder != first || name.as_str() > after));
             page.append(&mut names);
-            // One more says that this is not the last page.
+            // One more means that this is not the last page.
             if page.len() > limit {
                 page.truncate(limit);
                 return Ok(RecordPage::of(&page, false));
@@ -89,7 +87,7 @@ impl Files {
         Ok(RecordPage::of(&page, true))
     }
 
-    /// The paths of what is in a folder below the root. What is no folder has nothing in it.
+    /// The paths in a folder below the root; none when it is not a folder.
     fn names_in(&self, folder: &str) -> Result<Vec<String>, StoreError> {
         let list = failed("list", folder);
         let entries = match fs::read_dir(self.root().join(folder)) {
@@ -99,7 +97,7 @@ impl Files {
         };
         let mut names = Vec::new();
         for entry in entries {
-            // A name that is not UTF-8 is no record's.
+            // A name that is not UTF-8 is not a record.
             if let Ok(name) = entry.map_err(&list)?.file_name().into_string() {
                 names.push(format!("{folder}/{name}"));
             }
@@ -125,7 +123,7 @@ impl Files {
         if standing.is_some() {
             fs::remove_file(&target).map_err(failed("remove", &path))?;
         }
-        // Also when it was gone already: who removed it may have died before it was durable.
+        // Even when it was gone: the process that removed it may have died before this.
         match disk::sync_folder(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(failed("sync the folder of", &path)(error))

@@ -1,8 +1,7 @@
-//! Whether a new result could be kept now: asked before paying.
+//! Whether a new result could be kept: asked before paying.
 //!
-//! Each time: is there space, are there inodes, may we write, is the layout there. Every few seconds
-//! besides: does writing work. Permission bits and flags do not tell of a failing disk, of a quota,
-//! or of a filesystem without hard links, but a file does.
+//! Each check looks at space, inodes, permissions and the layout. Every few seconds it also writes a file,
+//! which shows a failing disk, a quota, or a filesystem without hard links.
 
 use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
@@ -10,19 +9,18 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::Access;
 
-use super::disk::{self, TempFile, failed};
-use super::files::Files;
+use super::files::{Files, failed};
+use crate::base::disk::{self, TempFile};
 use crate::store::StoreError;
 
-/// How long one written file proves that the next can be written. A miss takes longer than that,
-/// so asking more often would prove nothing more.
+/// How long one written file proves that the next can be written: less than a miss takes.
 const PROOF_HOLDS: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Room {
     min_free_bytes: u64,
     proof_holds: Duration,
-    /// When writing last worked. Failures are not remembered, so that it heals at once.
+    /// The last write that worked. Failures are not remembered, so that it recovers at once.
     proved: Mutex<Option<Instant>>,
 }
 
@@ -38,7 +36,7 @@ impl Room {
             rustix::fs::access(&folder, Access::WRITE_OK | Access::EXEC_OK)
                 .map_err(|errno| failed("write to the folder", &name)(errno.into()))?;
         }
-        // Held while writing: whoever asks meanwhile waits for the same proof.
+        // Held during the write: concurrent callers share it.
         let mut proved = self.proved.lock().unwrap_or_else(PoisonError::into_inner);
         if proved.is_none_or(|when| when.elapsed() > self.proof_holds) {
             *proved = None;
@@ -49,8 +47,8 @@ impl Room {
     }
 }
 
-/// Does what keeping a result does, below `tmp/`, and reads it back. The names are new each time:
-/// a server and a check may share the folder.
+/// Does the steps of a write below `tmp/`, and reads the file back. The names are random, because a server
+/// and a check may share the folder.
 pub(super) fn prove(files: &Files) -> Result<(), StoreError> {
     const TRIAL: &[u8] = b"room?";
     let link = files.tmp().join(format!("link-{}", uuid::Uuid::new_v4().simple()));

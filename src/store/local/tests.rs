@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::files::failed;
 use super::*;
 use crate::base::disk::temp_name;
 use crate::base::key::Digest;
@@ -37,8 +38,7 @@ impl LocalFixture {
 
     /// Without the default's demand for free space, which is the machine's business.
     fn local(&self) -> LocalStore {
-        LocalStore::open_with(LocalStoreConfig { min_free_bytes: 0, ..LocalStoreConfig::new(self.0.path()) })
-            .unwrap()
+        LocalStore::open_with(self.0.path(), 0, OBJECT_READS).unwrap()
     }
 
     fn path(&self, below: &str) -> std::path::PathBuf {
@@ -267,13 +267,15 @@ async fn a_folder_of_records_that_was_removed_is_made_again() {
 #[tokio::test]
 async fn without_the_wanted_free_space_there_is_no_room() {
     let fixture = LocalFixture::new();
-    let config = LocalStoreConfig { min_free_bytes: u64::MAX, ..LocalStoreConfig::new(fixture.0.path()) };
-    assert!(matches!(LocalStore::open_with(config).unwrap().check_room().await, Err(StoreError::Full(_))));
+    assert!(matches!(
+        LocalStore::open_with(fixture.0.path(), u64::MAX, OBJECT_READS).unwrap().check_room().await,
+        Err(StoreError::Full(_))
+    ));
 }
 
 #[test]
 fn errors_of_a_full_disk_are_told_from_others() {
-    let kind = |code| disk::failed("write", "results/x")(io::Error::from_raw_os_error(code));
+    let kind = |code| failed("write", "results/x")(io::Error::from_raw_os_error(code));
     for full in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
         assert!(matches!(kind(full.raw_os_error()), StoreError::Full(_)));
     }
@@ -289,12 +291,7 @@ fn errors_of_a_full_disk_are_told_from_others() {
 #[tokio::test]
 async fn reads_beyond_the_bound_wait_and_a_reader_that_leaves_frees_its_place() {
     let fixture = LocalFixture::new();
-    let config = LocalStoreConfig {
-        concurrent_reads: 1,
-        min_free_bytes: 0,
-        ..LocalStoreConfig::new(fixture.0.path())
-    };
-    let store = LocalStore::open_with(config).unwrap();
+    let store = LocalStore::open_with(fixture.0.path(), 0, 1).unwrap();
     let (name, bytes) = picture(ImageFormat::Jpeg, 1, 1 << 20);
     store.put_object(name, bytes.clone()).await.unwrap();
 

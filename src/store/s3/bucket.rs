@@ -1,6 +1,4 @@
-//! What is asked of a bucket: names and bytes, each call limited in time, counted by one breaker.
-//!
-//! This module knows names, conditions and answers, not objects and records.
+//! Calls to a bucket by names and bytes, each limited in time, under one breaker.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -19,14 +17,15 @@ use super::{S3Limits, S3StoreConfig};
 use crate::base::breaker::{Breaker, CallError};
 use crate::store::StoreError;
 
-/// How often a body that breaks off is asked for.
+/// The most reads of a body that breaks off.
 const READS: u32 = 2;
 /// Records and markers read at once; each has a few kilobytes.
 const METADATA_READS: usize = 64;
-/// Where nothing ever is: the probe asks for it, and the proof of the bucket.
+/// Objects read at once; each may take `MAX_OBJECT_BYTES` of memory.
+const OBJECT_READS: usize = 8;
+/// A name that never exists, for the probe and the proof.
 pub(super) const ABSENT: &str = "trial-absent";
 
-/// A bucket, and the part of it that is ours.
 #[derive(Debug)]
 pub(super) struct Bucket {
     place: Place,
@@ -44,42 +43,38 @@ struct Place {
     prefix: String,
 }
 
-/// What a call is about, which decides how long it may take and whose turn a read needs: many lookups
-/// must not wait for a few large results.
+/// Chooses the time limit and the queue of a call: many lookups must not wait for a few large results.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     Metadata,
     Object,
 }
 
-/// What must hold for a write to happen.
+/// The condition of a write.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Condition<'e> {
     Absent,
-    /// What is there has this tag.
+    /// The existing value has this tag.
     Matches(&'e str),
 }
 
-/// What became of a write.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Written {
     Done,
-    /// The condition does not hold. Perhaps by this very call, whose first answer was lost.
+    /// The condition does not hold; perhaps because of this very call, whose first answer was lost.
     Refused,
-    /// Another write of this name is under way: ask again.
+    /// Another write of this name is under way.
     Conflict,
 }
 
-/// What became of a removal.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Deleted {
     Done,
-    /// It is in another state by now: look again.
+    /// It has another tag by now.
     Refused,
     Forbidden,
 }
 
-/// What is written besides the bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Headers {
     pub(super) content_type: &'static str,
@@ -104,22 +99,20 @@ impl Bucket {
             let probed = probed.clone();
             async move { !probed.has(ABSENT).await.is_err_and(|failure| failure.is_outage()) }
         });
-        let object_reads = config.concurrent_reads.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             place,
             limits: config.limits,
             breaker,
             metadata_reads: Arc::new(Semaphore::new(METADATA_READS)),
-            object_reads: Arc::new(Semaphore::new(object_reads)),
+            object_reads: Arc::new(Semaphore::new(OBJECT_READS)),
         }
     }
 
-    /// Returns true while every call fails at once.
-    pub(super) fn is_left_alone(&self) -> bool {
+    /// Returns true while the breaker is open.
+    pub(super) fn is_open(&self) -> bool {
         self.breaker.is_open()
     }
 
-    /// Writes `bytes` under `name` when `condition` holds.
     pub(super) async fn put(
         &self,
         kind: Kind,
@@ -137,8 +130,7 @@ impl Bucket {
             .content_type(headers.content_type)
             .cache_control(headers.cache_control)
             .content_length(length)
-            // The store compares, and keeps it. Ours, because the SDK makes none when only asked for the
-            // algorithm and told to do what is required.
+            // Set here, because the SDK computes none when it is told to do only what is required.
             .checksum_crc32(BASE64_STANDARD.encode(crc32fast::hash(&bytes).to_be_bytes()))
             .body(ByteStream::from(bytes));
         let request = match condition {
@@ -158,12 +150,12 @@ impl Bucket {
         .await
     }
 
-    /// Reads what is under `name`; at most `max` bytes of it go into memory.
+    /// Reads at most `max` bytes.
     pub(super) async fn get(&self, kind: Kind, name: &str, max: u64) -> Result<Option<Got>, StoreError> {
         let turn = self.turn(kind, name).await?;
         let (place, asked) = (self.place.clone(), name.to_owned());
         let read = self.call(kind, "read", name, async move {
-            // Given back with the memory, which outlives a caller that stops waiting.
+            // Held as long as the memory, which outlives a dropped caller.
             let _turn = turn;
             for left in (0..READS).rev() {
                 let Some(found) = place.open(&asked, None).await? else { return Ok(None) };
@@ -181,13 +173,12 @@ impl Bucket {
         }
     }
 
-    /// Is there anything under `name`?
     pub(super) async fn has(&self, name: &str) -> Result<bool, StoreError> {
         let (place, asked) = (self.place.clone(), name.to_owned());
         self.call(Kind::Metadata, "look for", name, async move { place.has(&asked).await }).await
     }
 
-    /// At most `limit` names that begin with `start`, behind `after`; and whether they are the last.
+    /// At most `limit` names that begin with `start`, behind `after`, and whether they are the last.
     pub(super) async fn list(
         &self,
         start: &str,
@@ -210,16 +201,15 @@ impl Bucket {
         .await
     }
 
-    /// Removes what is under `name`, if anything is; with a tag only in that state.
+    /// Removes a name, if it exists; with a tag only in that state.
     pub(super) async fn delete(&self, name: &str, tag: Option<&str>) -> Result<Deleted, StoreError> {
         match self.delete_in_state(name, tag).await? {
             Some(deleted) => Ok(deleted),
-            // Not every service that knows conditional writes knows conditional deletes.
             None => Ok(self.delete_in_state(name, None).await?.unwrap_or(Deleted::Forbidden)),
         }
     }
 
-    /// `None`: the service removes without a condition only.
+    /// `None` when the service does not know conditional deletes.
     async fn delete_in_state(&self, name: &str, tag: Option<&str>) -> Result<Option<Deleted>, StoreError> {
         let Place { client, bucket, .. } = &self.place;
         let request = client.delete_object().bucket(bucket).key(self.place.key(name));
@@ -251,10 +241,10 @@ impl Bucket {
         Arc::clone(all).acquire_many_owned(turns).await.unwrap()
     }
 
-    /// The right to take a body into memory. Waiting for it says nothing of the bucket.
+    /// A turn to read a body into memory.
     async fn turn(&self, kind: Kind, name: &str) -> Result<OwnedSemaphorePermit, StoreError> {
         if self.breaker.is_open() {
-            return Err(left_alone("read", name));
+            return Err(breaker_open("read", name));
         }
         let turns = match kind {
             Kind::Metadata => &self.metadata_reads,
@@ -266,8 +256,8 @@ impl Bucket {
         }
     }
 
-    /// Runs `work` under the breaker and within its limit, in a task of its own: a caller that stops
-    /// waiting leaves the breaker to learn how it ends.
+    /// Runs `work` under the breaker and within its limit, in a task of its own, so that the breaker learns
+    /// the result even when the caller is dropped.
     async fn call<T: Send + 'static>(
         &self,
         kind: Kind,
@@ -281,7 +271,7 @@ impl Bucket {
             |why: &str| StoreError::Unavailable(format!("cannot {doing} {name} in the bucket: {why}"));
         match called.await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(CallError::Open)) => Err(left_alone(doing, name)),
+            Ok(Err(CallError::Open)) => Err(breaker_open(doing, name)),
             Ok(Err(CallError::TimedOut)) => Err(unavailable(&format!("it did not answer within {limit:?}"))),
             Ok(Err(CallError::Failed(failure))) => Err(failure.of(doing, name)),
             Err(_) => Err(unavailable("the call broke off")),
@@ -290,7 +280,7 @@ impl Bucket {
 }
 
 /// The error of a call that was not made because the breaker is open.
-fn left_alone(doing: &str, name: &str) -> StoreError {
+fn breaker_open(doing: &str, name: &str) -> StoreError {
     StoreError::Unavailable(format!(
         "cannot {doing} {name}: the bucket does not answer; it is probed every second"
     ))
@@ -301,12 +291,12 @@ impl Place {
         format!("{}{name}", self.prefix)
     }
 
-    /// By reading its first byte: the answer to `HEAD` has no body, and without a code the absence of
-    /// the bucket looks like that of the name.
+    /// Reads the first byte: an answer to `HEAD` has no code, so a missing bucket would look like a missing
+    /// name.
     async fn has(&self, name: &str) -> Result<bool, Failure> {
         match self.open(name, Some("bytes=0-0")).await {
             Ok(found) => Ok(found.is_some()),
-            // There, and empty.
+            // It exists, and is empty.
             Err(failure) if failure.status == Some(416) => Ok(true),
             Err(failure) => Err(failure),
         }
@@ -329,7 +319,7 @@ enum Read {
     TooLong,
 }
 
-/// Reads a body to its end. What is too long is not read on.
+/// Reads a body, unless it is too long.
 async fn whole(found: GetObjectOutput, max: u64) -> Result<Read, Failure> {
     let declared = found.content_length().and_then(|length| u64::try_from(length).ok());
     if declared.is_some_and(|length| length > max) {

@@ -1,5 +1,5 @@
-//! The SDK's client as we want it: TLS by rustls on ring alone, a limit on every wait, checksums
-//! only where we ask for them, and credentials that are looked up anew.
+//! The SDK's client: TLS by rustls on ring, limits, checksums only on request, and credentials that are read
+//! anew.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -24,20 +24,20 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 
 use super::S3StoreConfig;
 
-/// Credentials without an end of their own are looked up anew after this time.
+/// The lifetime of credentials without an expiry.
 const CREDENTIALS_LIVE: Duration = Duration::from_secs(60);
-/// Those of a configured file: the SDK looks ten seconds before their end, so every two seconds of
-/// use, and a rotated file is noticed at once.
+/// The lifetime of credentials of a configured file. The SDK reads them ten seconds before their expiry, so
+/// every two seconds of use.
 const FILE_LIVES: Duration = Duration::from_secs(12);
 
-/// Where compatible stores are, when nobody says: most of them do not care.
+/// The default region of compatible stores, most of which ignore it.
 const USUAL_REGION: &str = "us-east-1";
 
-/// Makes the client. Asks nobody, but for AWS's own region when none is configured.
+/// Makes the client. Connects only to find AWS's region when none is configured.
 pub(super) async fn connect(config: &S3StoreConfig) -> Client {
     let http = http_client();
     let limits = &config.limits;
-    // Whole calls have their limits in `bucket`.
+    // `bucket` limits whole calls.
     let timeouts = TimeoutConfig::builder().connect_timeout(limits.connect).build();
     let retries = RetryConfig::standard()
         .with_max_attempts(limits.attempts)
@@ -57,7 +57,7 @@ pub(super) async fn connect(config: &S3StoreConfig) -> Client {
         .timeout_config(timeouts)
         .retry_config(retries)
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        // Trailers, the SDK's default for what is streamed, are unknown to many compatible stores.
+        // Many compatible stores do not know trailers, the SDK's default for streams.
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .load()
@@ -65,7 +65,7 @@ pub(super) async fn connect(config: &S3StoreConfig) -> Client {
     let mut builder = aws_sdk_s3::config::Builder::from(&shared)
         .http_client(http)
         .force_path_style(config.path_style)
-        // Of its own: the SDK's, shared over the process, would let one bucket use up another's retries.
+        // The SDK's default partition would let one bucket use up the retries of another.
         .retry_partition(
             RetryPartition::custom(format!("{}/{}", config.bucket, uuid::Uuid::new_v4())).build(),
         );
@@ -75,18 +75,18 @@ pub(super) async fn connect(config: &S3StoreConfig) -> Client {
     Client::from_conf(builder.build())
 }
 
-/// The defaults of the SDK would bring a second library for TLS.
+/// The SDK's default client would bring a second TLS library.
 fn http_client() -> SharedHttpClient {
     aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https()
 }
 
-/// What providers of regions and credentials work with; without a client of ours they panic.
+/// Without a client, providers of regions and credentials panic.
 fn providers(http: &SharedHttpClient) -> ProviderConfig {
     ProviderConfig::without_region().with_http_client(http.clone())
 }
 
-/// The configured region, else what AWS's variables and profile say, else a usual one for a
-/// configured endpoint, and what the machine's metadata say for AWS itself.
+/// The configured region, else that of AWS's variables and profile, else the usual one for a configured
+/// endpoint and that of the machine's metadata for AWS.
 fn region(config: &S3StoreConfig, providers: &ProviderConfig) -> RegionProviderChain {
     let chain = RegionProviderChain::first_try(config.region.clone().map(Region::new))
         .or_else(EnvironmentVariableRegionProvider::new())
@@ -97,19 +97,18 @@ fn region(config: &S3StoreConfig, providers: &ProviderConfig) -> RegionProviderC
     }
 }
 
-/// Looks for credentials in the configured file, else where AWS's tools look.
 #[derive(Debug)]
 struct Credentials {
     file: Option<PathBuf>,
     region: Option<Region>,
     http: SharedHttpClient,
-    /// What the file held when it could last be read, and whether it can still be.
+    /// The credentials of the last successful read of the file, and whether it can still be read.
     last: Mutex<Option<(aws_credential_types::Credentials, bool)>>,
 }
 
 impl Credentials {
     async fn look_up(&self) -> provider::Result {
-        // Made anew each time: a provider that has read its file does not read it again.
+        // A new provider each time: one that has read its file does not read it again.
         let providers = providers(&self.http).with_region(self.region.clone());
         let mut found = match &self.file {
             Some(file) => {
@@ -127,10 +126,8 @@ impl Credentials {
         found.expiry_mut().get_or_insert_with(|| SystemTime::now() + CREDENTIALS_LIVE);
         Ok(found)
     }
-}
 
-impl Credentials {
-    /// A file that is being replaced, or has been emptied, keeps what it held.
+    /// While a file is being replaced, its last credentials stay in use.
     fn or_last(&self, read: provider::Result) -> provider::Result {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match (read, &mut *last) {
@@ -144,7 +141,7 @@ impl Credentials {
                 Ok(found)
             }
             (Err(_), Some((known, can_be_read))) => {
-                // Once, and without the error, which might quote the file.
+                // Logged once, and without the error, which might quote the file.
                 if std::mem::take(can_be_read) {
                     tracing::error!(
                         "store.credentials_file cannot be used; what was read before stays in use"
@@ -166,7 +163,6 @@ impl ProvideCredentials for Credentials {
     }
 }
 
-/// What a client asks what to sign with.
 #[cfg(test)]
 pub(super) fn credentials(config: &S3StoreConfig) -> impl ProvideCredentials + use<> {
     let file = config.credentials_file.clone();

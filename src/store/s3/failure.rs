@@ -1,8 +1,7 @@
-//! What a failed call of the SDK means for us, in words that are safe to show.
+//! Failed calls of the SDK, as texts that are safe to show.
 //!
-//! Texts are made of the status, the store's error code and, when no connection came about, the
-//! system's reason. Never of a message or a body: some stores put the signature, or what was signed,
-//! into them.
+//! A text has the status, the store's error code and the system's reason for a failed connection, but no
+//! message or body: some stores put the signature, or the signed text, into them.
 
 use std::error::Error;
 
@@ -13,11 +12,9 @@ use crate::store::StoreError;
 
 #[derive(Debug)]
 pub(super) struct Failure {
-    /// The status of a complete answer.
     pub(super) status: Option<u16>,
-    /// The code in its body.
     pub(super) code: String,
-    /// What is wrong and what to do; without the operation and the name, which the caller adds.
+    /// The problem and the remedy, without the operation and the name.
     text: String,
 }
 
@@ -49,19 +46,16 @@ impl Failure {
         Self { status, code, text }
     }
 
-    /// The body of an answer could not be read to its end.
     pub(super) fn cut_off() -> Self {
         Self { status: None, code: String::new(), text: "its answer was cut off".to_owned() }
     }
 
-    /// Is there somebody who answers, whatever it says? The rest, and a store that is overwhelmed,
-    /// cost time; refusals do not.
+    /// Returns true without an answer, and for 429 and 5xx but that of a full store.
     pub(super) fn is_outage(&self) -> bool {
         !self.is_full() && self.status.is_none_or(|status| status >= 500 || status == 429)
     }
 
-    /// `NoSuchKey`: the one way for something to be absent. Without that code, a 404 may be another
-    /// server's, or say that there is no such bucket.
+    /// Returns true for `NoSuchKey`. Without that code, a 404 may be of another server or about the bucket.
     pub(super) fn is_absence(&self) -> bool {
         self.status == Some(404) && self.code == "NoSuchKey"
     }
@@ -70,7 +64,6 @@ impl Failure {
         self.status == Some(507) || self.code.contains("StorageFull") || self.code.contains("QuotaExceeded")
     }
 
-    /// In the store's terms: `doing` is a verb, as in "cannot read".
     pub(super) fn of(self, doing: &str, name: &str) -> StoreError {
         let text = format!("cannot {doing} {name} in the bucket: {}", self.text);
         match self.code.as_str() {
@@ -85,7 +78,6 @@ const NO_CREDENTIALS: &str = "the request could not be signed or sent; put crede
     AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or into the file of store.credentials_file, and look at \
     store.endpoint";
 
-/// What is known of a complete answer.
 fn explain(status: u16, code: &str) -> String {
     let hint = match (status, code) {
         (_, "NoSuchBucket") => "; make the bucket, or correct store.bucket",
@@ -111,12 +103,12 @@ fn explain(status: u16, code: &str) -> String {
     format!("it answered {status} {code}{hint}")
 }
 
-/// A code as S3 has them; anything else is cut to what may be shown.
+/// Cuts a code to what may be shown.
 fn plain(code: &str) -> String {
     code.chars().filter(char::is_ascii_alphanumeric).take(64).collect()
 }
 
-/// The system's word on a connection: the innermost of nested errors.
+/// The innermost of nested errors, which is the system's.
 fn reason(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {

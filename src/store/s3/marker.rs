@@ -1,12 +1,9 @@
-//! The archive's marker in a bucket; created once, never replaced.
+//! The archive's marker in a bucket.
 
 use super::bucket::{Bucket, Condition, Headers, Kind, Written};
-use super::records::pause;
+use super::records::{TRIES, pause};
 use crate::base::archive::ArchiveId;
 use crate::store::{MARKER, MAX_MARKER_BYTES, StoreError, archive_of};
-
-/// How often a write is tried that meets others.
-const TRIES: u32 = 5;
 
 const HEADERS: Headers = Headers { content_type: "text/plain", cache_control: "private, no-cache" };
 
@@ -18,7 +15,6 @@ pub(super) async fn read(bucket: &Bucket) -> Result<Option<ArchiveId>, StoreErro
         .transpose()
 }
 
-/// Returns what stands afterwards.
 pub(super) async fn mark(bucket: &Bucket, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
     for tried in 0..TRIES {
         if bucket.put(Kind::Metadata, MARKER, archive.to_marker().into(), HEADERS, Condition::Absent).await?

@@ -1,18 +1,15 @@
-//! Objects in a bucket: created, never replaced, and checked whenever they are read.
+//! Objects in a bucket.
 
 use bytes::Bytes;
 
 use super::bucket::{Bucket, Condition, Headers, Kind, Written};
-use super::records::pause;
+use super::records::{TRIES, pause};
 use crate::base::crash::crash_point;
 use crate::base::picture::ObjectName;
 use crate::base::record::MAX_OBJECT_BYTES;
 use crate::store::{StoreError, check_object, is_object};
 
-/// How often a write is tried that meets another one.
-const TRIES: u32 = 5;
-
-/// What a static server in front of the bucket answers with; as our own routes do.
+/// For a static server in front of the bucket; the same as of our own routes.
 const CACHE_CONTROL: &str = "public, max-age=31536000, immutable";
 
 pub(super) async fn put(bucket: &Bucket, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
@@ -23,7 +20,7 @@ pub(super) async fn put(bucket: &Bucket, name: ObjectName, bytes: Bytes) -> Resu
         crash_point("CP23");
         match bucket.put(Kind::Object, &path, bytes.clone(), headers, Condition::Absent).await? {
             Written::Done => return Ok(()),
-            // Another's copy, or our own with its answer lost. When it is gone again, it is written anew.
+            // Another copy, or our own whose answer was lost. If it is gone by now, it is written anew.
             Written::Refused => match bucket.get(Kind::Object, &path, MAX_OBJECT_BYTES).await {
                 Ok(Some(found)) if is_object(name, &found.bytes) => return Ok(()),
                 Ok(None) => {}
@@ -46,7 +43,7 @@ pub(super) async fn read(bucket: &Bucket, name: ObjectName) -> Result<Option<Byt
     Ok(Some(found.bytes))
 }
 
-/// Replacing it would heal it, but then a bucket in which objects change would never be noticed.
+/// It is not replaced, because then a bucket in which objects change would never be noticed.
 fn damaged(path: &str) -> StoreError {
     StoreError::Corrupt(format!(
         "{path} is not the picture that its name says, and objects are never replaced; find out who wrote \

@@ -1,8 +1,7 @@
-//! What a bucket must be able to do, proved by doing it to one small name of our own; and whether
-//! it could keep a new result now.
+//! Proves the required abilities of a bucket with one small name, and whether it could keep a new result.
 //!
-//! Other processes may prove the same bucket at the same time, with the same name. Whatever they
-//! could have spoilt is tried again; a refusal that was seen once is proof enough.
+//! Other processes may use the same name at the same time. A step that they could have disturbed is tried
+//! again; one refusal is proof enough.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -11,25 +10,20 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::bucket::{ABSENT, Bucket, Condition, Deleted, Headers, Kind, Written};
-use super::records::pause;
+use super::records::{TRIES, pause};
 use crate::store::StoreError;
 
-/// Outside of `results/` and `records/`, and always the same, so that it can be named in a policy.
+/// Always the same, so that a policy can name it.
 pub(super) const TRIAL: &str = "trial";
 
 const HEADERS: Headers = Headers { content_type: "text/plain", cache_control: "no-store" };
 
-/// The tag of no bytes at all.
+/// A tag that no value has.
 const NO_STATE: &str = "\"00000000000000000000000000000000\"";
 
-/// Far more than the trial has.
 const MAX_BYTES: u64 = 1 << 10;
 
-/// How often something is tried that another process may have spoilt.
-const TRIES: u32 = 5;
-
-/// How long one write proves that the next is possible. A miss takes longer than that, so asking
-/// more often would prove nothing more.
+/// How long one write proves that the next is possible: less than a miss takes.
 const PROOF_HOLDS: Duration = Duration::from_secs(5);
 
 /// How long a bucket that said it is full is believed, unless a write succeeds before.
@@ -38,22 +32,22 @@ const FULL_HOLDS: Duration = Duration::from_secs(30);
 /// Whether a new result could be kept.
 #[derive(Debug, Default)]
 pub(super) struct Room {
-    /// Held while asking: whoever asks meanwhile waits for the same answer.
+    /// Held during a check: concurrent callers share its result.
     asking: tokio::sync::Mutex<Known>,
     last_write: Mutex<Option<(Instant, Result<(), StoreError>)>>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    /// It has shown once in this process that it can do all we need.
+    /// The proof succeeded once in this process.
     is_fit: bool,
     failed: Option<(Instant, StoreError)>,
 }
 
 impl Room {
-    /// Takes note of what a write of a result came to.
+    /// Notes the result of a write.
     pub(super) fn learn(&self, written: &Result<(), StoreError>) {
-        // Damage and outages say nothing of room; the breaker knows of the latter.
+        // Damage and outages say nothing about room.
         if matches!(written, Ok(()) | Err(StoreError::Full(_))) {
             *self.last_write.lock().unwrap_or_else(PoisonError::into_inner) =
                 Some((Instant::now(), written.clone()));
@@ -61,7 +55,7 @@ impl Room {
     }
 
     pub(super) async fn check(&self, bucket: &Bucket) -> Result<(), StoreError> {
-        if bucket.is_left_alone() {
+        if bucket.is_open() {
             return Err(StoreError::Unavailable(
                 "the bucket does not answer; it is probed every second".into(),
             ));
@@ -84,7 +78,7 @@ impl Room {
         asked
     }
 
-    /// What the last write proves now.
+    /// The result of the last write, if it still holds.
     pub(super) fn believed(&self) -> Option<Result<(), StoreError>> {
         let last = self.last_write.lock().unwrap_or_else(PoisonError::into_inner);
         let (when, written) = last.as_ref()?;
@@ -100,14 +94,12 @@ impl Room {
     }
 }
 
-/// Asks to create the trial. That it is there already is as good: the permission to write is
-/// asked before that is found.
+/// Creates the trial. A refusal because it exists is as good: the permission is checked before.
 async fn try_to_write(bucket: &Bucket) -> Result<(), StoreError> {
     bucket.put(Kind::Metadata, TRIAL, token(), HEADERS, Condition::Absent).await.map(drop)
 }
 
-/// Everything we rely on: writing, reading back, refusing a second creation and the replacement of
-/// another state, telling absence.
+/// Proves writes, reads, the refusal of a second creation and of a replacement of another state, and absence.
 async fn prove(bucket: &Bucket) -> Result<(), StoreError> {
     reads_back(bucket).await?;
     refuses_to_create_again(bucket).await?;
@@ -120,7 +112,7 @@ async fn prove(bucket: &Bucket) -> Result<(), StoreError> {
                 .into(),
         ));
     }
-    // Without the permission to list, this is where a forbidden answer says so.
+    // Fails without the permission to list.
     bucket.has(ABSENT).await?;
     if bucket.delete(TRIAL, None).await? == Deleted::Forbidden {
         tracing::info!(name = TRIAL, "the trial stays in the bucket: it may not be deleted");
@@ -151,7 +143,7 @@ async fn refuses_to_create_again(bucket: &Bucket) -> Result<(), StoreError> {
         if bucket.put(Kind::Metadata, TRIAL, token(), HEADERS, Condition::Absent).await? != Written::Done {
             return Ok(());
         }
-        // Or another process deleted it just then.
+        // Another process may have deleted it.
         pause(tried).await;
     }
     Err(StoreError::Unfit(
@@ -161,7 +153,6 @@ async fn refuses_to_create_again(bucket: &Bucket) -> Result<(), StoreError> {
     ))
 }
 
-/// Bytes nobody else writes.
 fn token() -> Bytes {
     uuid::Uuid::new_v4().to_string().into()
 }

@@ -1,5 +1,4 @@
-//! Records in a bucket: created once, and replaced by a higher generation in the state in which
-//! they were read. Several processes may do so at once; they agree on one record.
+//! Records in a bucket. Several processes may write at once; they agree on one record.
 
 use std::time::Duration;
 
@@ -8,18 +7,17 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::bucket::{Bucket, Condition, Deleted, Headers, Kind, Written};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
-use crate::base::record::RECORDS;
-use crate::base::record::Record;
+use crate::base::random;
+use crate::base::record::{RECORDS, Record};
 use crate::store::{MAX_RECORD_BYTES, RecordPage, StoreError};
 
-/// How often a write is tried that loses against others. Of this process there are none.
-const TRIES: u32 = 5;
+/// The most tries of a write that meets those of others.
+pub(super) const TRIES: u32 = 5;
 
 /// They name teams, and change with the generation.
 const HEADERS: Headers = Headers { content_type: "application/json", cache_control: "private, no-cache" };
 
-/// Lets the writers of one key in this process go one by one: in a refresh of many they would only
-/// make each other read again.
+/// Serializes the writers of one key in this process, which would only make each other read again.
 #[derive(Debug)]
 pub(super) struct RecordTurns([Mutex<()>; 64]);
 
@@ -35,12 +33,11 @@ impl RecordTurns {
     }
 }
 
-/// Keeps `record` unless one of its generation or a higher one stands; returns the one that stands.
 pub(super) async fn put(bucket: &Bucket, record: &Record) -> Result<Record, StoreError> {
     let path = Record::checked_path(&record.namespace, record.key)?;
     let bytes = record.to_json(&path)?;
     crash_point("CP25");
-    // Most records are the first under their key, so creating it is tried before looking.
+    // Most records are the first under their key, so it is created before it is read.
     let mut tag = None;
     for tried in 0..TRIES {
         let condition = tag.as_deref().map_or(Condition::Absent, Condition::Matches);
@@ -64,7 +61,7 @@ pub(super) async fn put(bucket: &Bucket, record: &Record) -> Result<Record, Stor
     Err(StoreError::Unavailable(format!("cannot write {path}: others changed it {TRIES} times meanwhile")))
 }
 
-/// The record under a key, and the tag of its state.
+/// The record under a key, and its tag.
 pub(super) async fn read(
     bucket: &Bucket,
     namespace: &str,
@@ -76,7 +73,6 @@ pub(super) async fn read(
     Ok(Some((record, found.tag)))
 }
 
-/// A page of the records' names, in the order of their bytes.
 pub(super) async fn list(
     bucket: &Bucket,
     after: Option<&str>,
@@ -86,9 +82,7 @@ pub(super) async fn list(
     Ok(RecordPage::of(&names, is_last))
 }
 
-/// Removes the record under a key unless its generation is higher than `up_to`.
-///
-/// In the state in which it was read, where the bucket honours that. One that does not might lose a
+/// Removes the record in the state in which it was read. A bucket without conditional deletes might lose a
 /// record that another process has written in between; its row in the ledger and its object stay.
 pub(super) async fn forget(
     bucket: &Bucket,
@@ -115,10 +109,8 @@ pub(super) async fn forget(
     Err(StoreError::Unavailable(format!("cannot delete {path}: others changed it {TRIES} times meanwhile")))
 }
 
-/// Waits before the next try: up to 50 ms at first, and twice as long each time, by chance, so that
-/// those who met do not meet again.
+/// Waits before the next try: a random time up to 50 ms at first, and up to twice as long each time.
 pub(super) async fn pause(tried: u32) {
-    let most = 50_u64 << tried.min(6);
-    let chance = getrandom::u64().unwrap_or(0) % (most + 1);
-    tokio::time::sleep(Duration::from_millis(chance)).await;
+    let most = Duration::from_millis(50 << tried.min(6));
+    tokio::time::sleep(most.mul_f64(random::fraction())).await;
 }

@@ -28,7 +28,7 @@ pub(super) async fn ready(State(state): State<AdminState>) -> Response {
     // The cheapest of its questions: this is asked every few seconds.
     let asked = in_time(READY_PATIENCE, state.ledger.changes(None));
     let ledger = match state.ledger.soundness() {
-        Soundness::Damaged => "damaged",
+        Soundness::Damaged(_) => "damaged",
         _ if asked.await.is_none() => "down",
         Soundness::Checking => "checking",
         Soundness::Sound => "up",

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::lock::key_lock;
+use super::super::pool::CHANGE;
+use super::super::query::key_lock;
 use super::*;
 use crate::ledger::admin::Actor;
 use crate::ledger::budget::Scope;
-use crate::ledger::sql::Lock;
+use crate::ledger::sql::{Lock, Query as _};
 use crate::ledger::{Booking, CallId, LedgerError, Reservation, Reserved};
 use crate::testing::ledger_contract::{Bench, answer, picture, record, stored};
 
@@ -131,10 +132,10 @@ fn a_process_that_stands_still_in_a_transaction_stops_the_others_for_seconds_onl
     there.spawn(async move {
         let pool = stopped.pool.clone();
         let _ = pool
-            .write(&[Lock::Freeze.exclusive()], move |tx| {
+            .run(Some(CHANGE), &[Lock::Freeze.exclusive()], move |tx| {
                 let holds = holds.clone();
                 async move {
-                    tx.query("UPDATE granary.spent SET credits = credits", &[]).await?;
+                    tx.execute("UPDATE granary.spent SET credits = credits", &[]).await?;
                     let _ = holds.send(());
                     // As under SIGSTOP: not one of its timers runs.
                     std::thread::sleep(PATIENCE * 4);
@@ -222,7 +223,7 @@ async fn hold(server: &Postgres, lock: String) -> tokio::sync::oneshot::Sender<(
     let ends = Arc::new(tokio::sync::Mutex::new(Some((holds, ended))));
     tokio::spawn(async move {
         let locks = [lock];
-        let held = pool.write(&locks, move |_| {
+        let held = pool.run(Some(CHANGE), &locks, move |_| {
             let ends = Arc::clone(&ends);
             async move {
                 let (holds, ended) = ends.lock().await.take().expect("it is tried once");

@@ -1,7 +1,7 @@
 //! What operators do: several of them at once, beside who spends; an audit that nobody can shorten,
 //! and no change without its line.
 
-use super::super::lock::key_lock;
+use super::super::query::key_lock;
 use super::super::schema::MIGRATIONS;
 use super::faults::waits_for;
 use super::*;
