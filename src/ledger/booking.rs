@@ -65,7 +65,7 @@ impl Booking {
             // `reserved` for what came before the end of the request, `unknown` for what came late.
             Self::Refused { .. } => (Refused, &[Reserved, Sent, Unknown]),
             Self::Failed { .. } => (Failed, &[Reserved, Sent, Unknown]),
-            Self::Unknown { .. } => (Unknown, &[Reserved, Sent, Unknown]),
+            Self::Unknown { .. } => (Unknown, &[Reserved, Sent]),
             Self::Unfetchable { .. } => (Unfetchable, &[Answered]),
             Self::Lost => (Lost, &[Stored]),
         }

@@ -154,18 +154,28 @@ pub(crate) struct Change {
 }
 
 /// Applies a booking to a call in state `from`, whoever owns it; `None` when it is booked already.
-/// `held_by_another`: another row of its generation holds the key, as after a late answer.
+/// `ids`: the upstream's ids of its answer. `held_by_another`: another row of its generation holds the key, as
+/// after a late answer.
 pub(crate) fn apply(
-    (id, from): (CallId, CallState),
+    (id, from, ids): (CallId, CallState, Option<(&str, &str)>),
     booking: &Booking,
     held_by_another: bool,
 ) -> Result<Option<Change>, LedgerError> {
     let to = booking.state();
-    // An owner that lived on knows why its call is `unknown`: it is an orphan no longer.
-    if from == to && to != CallState::Unknown {
+    // An owner that lived on knows more than what was settled without it: why its call is `unknown`, or its own
+    // result, in place of a record that another ledger bought.
+    let corrects = from == to
+        && match booking {
+            Booking::Unknown { .. } => true,
+            Booking::Stored { record, .. } | Booking::Spooled { record, .. } => {
+                ids.is_some_and(|ids| ids != (&record.upstream_request_id, &record.upstream_log_id))
+            }
+            _ => false,
+        };
+    if from == to && !corrects {
         return Ok(None);
     }
-    if !booking.may_follow(from) {
+    if !corrects && !booking.may_follow(from) {
         return Err(LedgerError::Contradiction {
             id: id.0,
             state: from.as_str().to_owned(),

@@ -81,6 +81,7 @@ macro_rules! ledger_contract {
             record_of_a_call_whose_owner_died_makes_it_stored,
             record_that_no_call_can_have_made_settles_no_call,
             call_whose_owner_lived_on_is_no_orphan,
+            owner_that_lived_on_keeps_its_result_beside_a_record_taken_for_it,
             result_stored_without_its_answer_is_booked_in_full,
             import_is_complete_once_it_is_noted,
             key_of_a_call_whose_owner_died_is_not_known_in_full,
@@ -1189,6 +1190,21 @@ pub(crate) async fn record_that_no_call_can_have_made_settles_no_call(bench: &Be
     let kept = bench.store(picture(5)).await;
     import_record(bench, &kept).await;
     assert_eq!(bench.calls(CallState::Unknown).await, 5, "call {}", again.id.0);
+}
+
+pub(crate) async fn owner_that_lived_on_keeps_its_result_beside_a_record_taken_for_it(bench: &Bench) {
+    let sent = bench.bring(1, CallState::Sent).await;
+    bench.recover().await;
+    let theirs = foreign(1, 0, bench.clock.now());
+    import_record(bench, &theirs).await;
+    assert_eq!(bench.look_up(&picture(1)).await, Some(theirs));
+    let own = record(&picture(1), sent, bench.clock.now());
+    for _ in 0..2 {
+        bench.book(sent.id, spool::spooled(&own)).await;
+        assert_eq!(bench.look_up(&picture(1)).await, Some(own.clone()));
+    }
+    assert_eq!(bench.object(&own).await, Some(spool::bytes_of(&own)));
+    assert_eq!((bench.calls(CallState::Stored).await, bench.used(Scope::Global, Window::Day).await), (1, 3));
 }
 
 pub(crate) async fn call_whose_owner_lived_on_is_no_orphan(bench: &Bench) {

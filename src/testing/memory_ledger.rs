@@ -128,8 +128,7 @@ impl Row {
         (self.text, self.reason) = (None, None);
         self.ended_at = Some(record.stored_at);
         self.answered_at = self.answered_at.or(self.ended_at);
-        let ids = || (record.upstream_request_id.clone(), record.upstream_log_id.clone());
-        self.ids.get_or_insert_with(ids);
+        self.ids = Some((record.upstream_request_id.clone(), record.upstream_log_id.clone()));
         self.record = Some(record.clone());
     }
 
@@ -452,7 +451,8 @@ impl Book {
                 && other.generation == row.generation
         };
         let is_held = self.rows.iter().any(rival);
-        let Some(change) = rules::apply((id, row.state), booking, is_held)? else { return Ok(()) };
+        let ids = row.ids.as_ref().map(|(request_id, log_id)| (request_id.as_str(), log_id.as_str()));
+        let Some(change) = rules::apply((id, row.state, ids), booking, is_held)? else { return Ok(()) };
         self.count(&row, change.counted);
         if change.counts_refused {
             let counter = (Scope::Refused(row.bought.team.clone()).to_string(), row.day.clone());

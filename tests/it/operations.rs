@@ -89,7 +89,7 @@ async fn live(seed: u64) {
     let mut dice = Dice::new(seed);
     let upstream = FakeAilab::start().await;
     let mut granary = Granary::ailab(&upstream, "").await;
-    let (mut bought, mut refused): (BTreeSet<(&str, u64)>, BTreeSet<(&str, u64)>) = Default::default();
+    let (mut bought, mut refused) = (BTreeSet::<(&str, u64)>::new(), BTreeSet::<(&str, u64)>::new());
     for step in 0..STEPS {
         let operation = OPERATIONS[dice.below(OPERATIONS.len() as u64) as usize];
         let wanted = (operation, dice.below(PICTURES));

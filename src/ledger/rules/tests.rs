@@ -192,7 +192,7 @@ fn booking_changes_a_call_along_the_table_and_in_no_other_way() {
         for from in CallState::ALL {
             for (held, late) in [true, false].into_iter().zip(late) {
                 let change = Change { to, late, counted: counted(from, to), counts_refused, invalidates };
-                match apply((CallId(1), from), &booking, held) {
+                match apply((CallId(1), from, None), &booking, held) {
                     Ok(Some(found)) => {
                         assert!(found == change && froms.contains(&from), "{from:?}: {found:?}")
                     }
@@ -204,6 +204,27 @@ fn booking_changes_a_call_along_the_table_and_in_no_other_way() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn owner_that_lived_on_corrects_a_result_that_is_not_its_own() {
+    let own = kept(0);
+    let [request_id, log_id] = [own.upstream_request_id.as_str(), &own.upstream_log_id];
+    let spooled = Booking::Spooled { record: Box::new(own.clone()), bytes: bytes::Bytes::new() };
+    for booking in [stored(&own), spooled] {
+        for (ids, corrects) in [
+            (Some((request_id, log_id)), false),
+            (None, false),
+            (Some(("another", log_id)), true),
+            (Some((request_id, "another")), true),
+        ] {
+            let change = apply((CallId(1), CallState::Stored, ids), &booking, false).unwrap();
+            assert_eq!(
+                change.map(|change| (change.to, change.counted)),
+                corrects.then_some((CallState::Stored, 0))
+            );
         }
     }
 }

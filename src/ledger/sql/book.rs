@@ -21,19 +21,27 @@ pub(super) struct CallRow {
     pub(super) day: String,
     pub(super) month: String,
     pub(super) settled: Option<Settlement>,
+    pub(super) request_id: Option<String>,
+    pub(super) log_id: Option<String>,
 }
 
 impl CallRow {
+    fn ids(&self) -> Option<(&str, &str)> {
+        self.request_id.as_deref().zip(self.log_id.as_deref())
+    }
+
     pub(super) fn counters(&self) -> Counters<'_> {
         Counters { team: &self.team, day: &self.day, month: &self.month }
     }
 }
 
 pub(super) async fn locked<Q: Query>(q: &Q, id: CallId) -> Result<Option<CallRow>, Q::Error> {
-    let sql = "SELECT namespace, key, generation, state, team, credits, day, month, settled FROM granary.calls \
-               WHERE id = $1 FOR UPDATE";
+    let sql = "SELECT namespace, key, generation, state, team, credits, day, month, settled, request_id, log_id \
+               FROM granary.calls WHERE id = $1 FOR UPDATE";
     let Some(row) = q.row(sql, values![id]).await? else { return Ok(None) };
-    Ok(Some(read!(row => CallRow { namespace, key, generation, state, team, credits, day, month, settled })))
+    Ok(Some(read!(row => CallRow {
+        namespace, key, generation, state, team, credits, day, month, settled, request_id, log_id
+    })))
 }
 
 pub(crate) async fn mark_sent<Q: Query>(q: &Q, id: CallId) -> Result<Permit, Q::Error> {
@@ -62,7 +70,7 @@ pub(crate) async fn mark_sent<Q: Query>(q: &Q, id: CallId) -> Result<Permit, Q::
 pub(crate) async fn book<Q: Query>(q: &Q, id: CallId, booking: &Booking) -> Result<(), Q::Error> {
     let row = locked(q, id).await?.ok_or_else(|| missing(id))?;
     let is_held = booking.state().holds_key() && held_by_another(q, id, &row).await?;
-    let Some(change) = rules::apply((id, row.state), booking, is_held)? else { return Ok(()) };
+    let Some(change) = rules::apply((id, row.state, row.ids()), booking, is_held)? else { return Ok(()) };
     let late = change.late.unwrap_or(false);
     match booking {
         Booking::Answered { text, request_id, log_id } => {
@@ -135,7 +143,7 @@ async fn keep<Q: Query>(q: &Q, id: CallId, record: &Record, late: bool) -> Resul
     let sql = format!(
         "UPDATE granary.calls SET state = 'stored', ended_at = $2, late = $3, answer = $4, digest = $5, \
          extension = $6, bytes = $7, reason = NULL, answered_at = coalesce(answered_at, $2), \
-         request_id = coalesce(request_id, $8), log_id = coalesce(log_id, $9){} WHERE id = $1",
+         request_id = $8, log_id = $9{} WHERE id = $1",
         Q::TOUCH
     );
     let stored_at = record.stored_at.to_string();
