@@ -106,12 +106,22 @@ impl World {
         sale.is_none_or(|sale| (sale.ledger, sale.row) != (number, row.id))
     }
 
-    /// Calls whose owner died although the store has their result.
+    /// Calls whose owner died although the store has their result, unless it was taken for that of another such
+    /// call of the same team and price.
     pub(super) fn orphans_with_a_record(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (number, ledger) in self.ledgers().iter().enumerate() {
-            for orphan in ledger.book().orphans() {
+            let orphans = ledger.book().orphans();
+            for orphan in orphans {
                 let Ok(Some(record)) = self.store.record(&orphan.namespace, orphan.key) else { continue };
+                let is_kept = |row: &Row| {
+                    row.record
+                        .as_ref()
+                        .is_some_and(|own| own.upstream_request_id == record.upstream_request_id)
+                };
+                if ledger.book().rows.iter().any(is_kept) {
+                    continue;
+                }
                 let state = self.state();
                 let sale = number_of(&record.upstream_request_id).and_then(|sale| state.sales.get(sale));
                 if sale.is_some_and(|sale| (sale.ledger, sale.row) == (number, orphan.id)) {
