@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
 use self::freshness::Freshness;
+use self::look_up::Intent;
 pub use self::timing::RequestTiming;
 use crate::base::crash::crash_point;
 use crate::base::identity::Identity;
@@ -152,7 +153,8 @@ impl Gateway {
         let deadline = deadline_of(caller);
         let mut budget = StoreBudget::default();
         let identity = offer.identity(request.key);
-        let look_up = self.look_up(&identity, &mut timing.stages, &mut budget);
+        let intent = if caller.only_if_cached { Intent::Report } else { Intent::Buy };
+        let look_up = self.look_up(&identity, intent, &mut timing.stages, &mut budget);
         let found =
             tokio::time::timeout_at(deadline, look_up).await.map_err(|_| {
                 tracing::error!(key = %request.key, "neither ledger nor store said in time whether they have a key");
@@ -180,7 +182,7 @@ impl Gateway {
     ) -> Result<CropReply, GatewayError> {
         timing.key = Some(identity.key);
         let mut budget = StoreBudget::default();
-        let found = self.look_up(identity, &mut timing.stages, &mut budget).await?;
+        let found = self.look_up(identity, Intent::Report, &mut timing.stages, &mut budget).await?;
         let found = found.ok_or(GatewayError::KeyNotFound)?;
         self.reply(found.record, found.status, Vec::new()).await
     }

@@ -146,6 +146,27 @@ pub struct Changes {
     pub keys: Vec<(String, CacheKey)>,
 }
 
+/// What a ledger that has no result under a key knows of the store's records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// The store has none either: the import is complete, and no owner of a call may have written one.
+    Certain,
+    /// An open call may have written one that is not booked yet. A reservation meets that call.
+    OpenCall,
+    /// The import is not complete, or a call of the key is an [orphan](ArchiveIndex::orphans).
+    Uncertain,
+}
+
+impl Absence {
+    pub(crate) fn of(is_complete: bool, has_orphan: bool, has_open_call: bool) -> Self {
+        match (is_complete && !has_orphan, has_open_call) {
+            (false, _) => Self::Uncertain,
+            (true, true) => Self::OpenCall,
+            (true, false) => Self::Certain,
+        }
+    }
+}
+
 /// A call that is `unknown` because its owner died.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orphan {
@@ -271,9 +292,8 @@ pub trait ArchiveIndex: Send + Sync {
     /// bought again. Does nothing when another result is stored under the key by now.
     async fn lose(&self, record: &Record) -> Result<(), LedgerError>;
 
-    /// Returns true when a key that is not found here has no record in the store either: the import
-    /// is complete, and no call of the key is an orphan.
-    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError>;
+    /// For a key that is not found here: may the store have a record of it?
+    async fn absence(&self, namespace: &str, key: CacheKey) -> Result<Absence, LedgerError>;
 
     /// Calls that are `unknown` because their owner died: it may have stored a result that it could not book.
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError>;

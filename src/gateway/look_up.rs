@@ -20,13 +20,22 @@ use crate::base::outcome::CacheStatus;
 use crate::base::record::Record;
 use crate::cache::FillToken;
 use crate::error::GatewayError;
-use crate::ledger::LedgerError;
 use crate::ledger::guard::{Mismatch, Standing};
+use crate::ledger::{Absence, LedgerError};
 use crate::metrics::{CacheTier, Look, Stage, Stages};
 use crate::store::{StoreBudget, StoreError};
 
 /// How long what one tier has waits for another tier's word on it.
 const HIT_PATIENCE: Duration = Duration::from_millis(400);
+
+/// What a caller does when nothing is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Intent {
+    /// It buys. An open call of the key is met by the reservation.
+    Buy,
+    /// It says that there is nothing.
+    Report,
+}
 
 /// A stored answer and the tier it was found in.
 pub(super) struct Found {
@@ -42,6 +51,7 @@ impl Gateway {
     pub(super) async fn look_up(
         &self,
         identity: &Identity,
+        intent: Intent,
         stages: &mut Stages,
         budget: &mut StoreBudget,
     ) -> Result<Option<Found>, GatewayError> {
@@ -84,7 +94,7 @@ impl Gateway {
                 in_ledger.map(|_| None).map_err(|_| GatewayError::LedgerUnavailable)
             }
             (Ok(_), Ok(None)) => Ok(None),
-            (Ok(_), Err(error)) => self.without_the_store(identity, &error).await.map(|()| None),
+            (Ok(_), Err(error)) => self.without_the_store(identity, intent, &error).await.map(|()| None),
             (Err(error), _) => {
                 tracing::error!(%error, key = %identity, "the ledger could not be asked, and the store has no answer");
                 Err(GatewayError::LedgerUnavailable)
@@ -173,7 +183,12 @@ impl Gateway {
     }
 
     /// The ledger has nothing under a key, and the store did not say whether it has.
-    async fn without_the_store(&self, identity: &Identity, error: &StoreError) -> Result<(), GatewayError> {
+    async fn without_the_store(
+        &self,
+        identity: &Identity,
+        intent: Intent,
+        error: &StoreError,
+    ) -> Result<(), GatewayError> {
         match error {
             // Something is there: it was paid for, and nothing could be kept in its place.
             StoreError::Corrupt(_) => {
@@ -184,9 +199,10 @@ impl Gateway {
             // The store cannot be asked, so the ledger decides, if it knows every record.
             StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unfit(_) => {
                 tracing::warn!(%error, key = %identity, "the store could not be asked for a record");
-                match self.core.ledger.knows_all_of(&identity.namespace, identity.key).await {
-                    Ok(true) => Ok(()),
-                    Ok(false) => Err(GatewayError::LedgerIncomplete),
+                match self.core.ledger.absence(&identity.namespace, identity.key).await {
+                    Ok(Absence::Certain) => Ok(()),
+                    Ok(Absence::OpenCall) if intent == Intent::Buy => Ok(()),
+                    Ok(Absence::OpenCall | Absence::Uncertain) => Err(GatewayError::LedgerIncomplete),
                     Err(_) => Err(GatewayError::LedgerUnavailable),
                 }
             }

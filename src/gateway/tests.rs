@@ -213,9 +213,31 @@ async fn key_is_not_bought_while_store_is_away_and_its_records_are_not_imported(
 async fn key_is_not_bought_while_store_is_away_and_ledger_cannot_say_what_it_knows() {
     let world = World::new();
     world.store.switch.fail(&["record"]);
-    world.ledger.switch.fail(&["knows_all_of"]);
+    world.ledger.switch.fail(&["absence"]);
     assert_eq!(ended(&world.ask(1).await), "LedgerUnavailable");
     assert_eq!(world.upstream.paid(), 0);
+}
+
+#[tokio::test]
+async fn key_of_an_open_call_is_not_said_to_be_absent_while_store_is_away() {
+    let world = World::new();
+    world.upstream.hold();
+    let first = world.ask_meanwhile(1);
+    world.until_paid(1).await;
+    world.store.switch.fail(&["record"]);
+    let look_up = async |tag| {
+        let found = world.gateway.look_up_key(&identity(key(tag)), &mut RequestTiming::default()).await;
+        ended(&found)
+    };
+    // Another replica that works on it may have stored its result without having booked it.
+    assert_eq!((look_up(1).await.as_str(), look_up(2).await.as_str()), ("LedgerIncomplete", "KeyNotFound"));
+    let frugal = Caller { only_if_cached: true, ..caller() };
+    assert_eq!(ended(&ask_as(&world.gateway, &frugal, 1).await), "LedgerIncomplete");
+    let second = world.ask_meanwhile(1);
+    world.until_waiting(2).await;
+    world.upstream.release();
+    assert_eq!(ended(&first.await.unwrap()), "miss");
+    assert_eq!(ended(&second.await.unwrap()), "coalesced", "a purchase joins the call");
 }
 
 #[tokio::test]

@@ -24,8 +24,8 @@ use crate::ledger::budget::{Budget, Scope, Used, Windows};
 use crate::ledger::rules::{self, Abandoned, Decision, Generations, ImportStanding, Imported, KeyStanding};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    ArchiveIndex, Booking, CallId, CallState, Calls, Changes, ForeignOpenCall, Leases, LedgerError, Orphan,
-    Permit, Queries, Recovery, Reservation, Reserved, SpoolTable, StateTotal, UnfinishedCall, Won,
+    Absence, ArchiveIndex, Booking, CallId, CallState, Calls, Changes, ForeignOpenCall, Leases, LedgerError,
+    Orphan, Permit, Queries, Recovery, Reservation, Reserved, SpoolTable, StateTotal, UnfinishedCall, Won,
 };
 
 /// See the module.
@@ -514,8 +514,10 @@ impl Book {
         self.membership.as_ref().is_some_and(|membership| membership.import == Import::Complete)
     }
 
-    pub(crate) fn knows_all_of(&self, namespace: &str, key: CacheKey) -> bool {
-        self.is_complete() && !self.rows.iter().any(|row| row.is_orphan() && row.is_of(namespace, key))
+    pub(crate) fn absence(&self, namespace: &str, key: CacheKey) -> Absence {
+        let of_key = || self.rows.iter().filter(|row| row.is_of(namespace, key));
+        let is_open = |row: &Row| matches!(row.state, CallState::Sent | CallState::Answered);
+        Absence::of(self.is_complete(), of_key().any(Row::is_orphan), of_key().any(is_open))
     }
 
     pub(crate) fn orphans(&self) -> Vec<Orphan> {
@@ -769,9 +771,9 @@ impl ArchiveIndex for MemoryLedger {
         self.lose_record(record)
     }
 
-    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
-        self.pass("knows_all_of").await?;
-        Ok(self.book().knows_all_of(namespace, key))
+    async fn absence(&self, namespace: &str, key: CacheKey) -> Result<Absence, LedgerError> {
+        self.pass("absence").await?;
+        Ok(self.book().absence(namespace, key))
     }
 
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError> {

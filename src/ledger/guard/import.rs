@@ -3,7 +3,7 @@
 //! A ledger does not know the records of an archive that it did not create, nor the result of a call whose
 //! owner stored it and died before it was booked. Until they are imported, a key that is not found may be
 //! bought only if the store says that it has no record
-//! ([`ArchiveIndex::knows_all_of`](crate::ledger::ArchiveIndex::knows_all_of)).
+//! ([`ArchiveIndex::absence`](crate::ledger::ArchiveIndex::absence)).
 //!
 //! The ledger keeps the position. Several replicas may import at once: each reads the position before each
 //! page, so they repeat at most one page of each other.

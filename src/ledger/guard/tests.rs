@@ -7,7 +7,7 @@ use crate::base::clock::Clock;
 use crate::base::key::{CacheKey, Digest};
 use crate::base::record::Record;
 use crate::ledger::sqlite::SqliteLedger;
-use crate::ledger::{Reservation, Reserved};
+use crate::ledger::{Absence, Reservation, Reserved};
 use crate::store::local::LocalStore;
 use crate::testing::store_contract::record;
 
@@ -219,7 +219,8 @@ async fn known(ledger: &dyn Ledger, records: &[Record]) -> usize {
 }
 
 async fn knows_all(ledger: &dyn Ledger) -> bool {
-    ledger.knows_all_of("ailab-v1", CacheKey::of(b"nothing", 1, 1)).await.unwrap()
+    let absence = ledger.absence("ailab-v1", CacheKey::of(b"nothing", 1, 1)).await.unwrap();
+    absence == Absence::Certain
 }
 
 #[tokio::test]
@@ -323,7 +324,7 @@ async fn call_whose_owner_died_is_stored_when_store_has_its_record() {
     tokio::time::pause();
     guard.import_page().await;
     assert_eq!(ledger.orphans().await.unwrap().len(), 1, "the store has no record");
-    assert!(!ledger.knows_all_of("ailab-v1", key).await.unwrap());
+    assert_eq!(ledger.absence("ailab-v1", key).await.unwrap(), Absence::Uncertain);
 
     // The last write of the dead process arrives.
     let kept = Record { credits: 3, ..record("ailab-v1", key, 0, "red") };
@@ -332,5 +333,5 @@ async fn call_whose_owner_died_is_stored_when_store_has_its_record() {
     guard.import_page().await;
     assert_eq!(ledger.orphans().await.unwrap(), []);
     assert_eq!(ledger.look_up("ailab-v1", key).await.unwrap(), Some(kept));
-    assert!(ledger.knows_all_of("ailab-v1", key).await.unwrap());
+    assert_eq!(ledger.absence("ailab-v1", key).await.unwrap(), Absence::Certain);
 }

@@ -5,9 +5,9 @@ use super::{Query, each, int, read, values};
 use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::key::CacheKey;
 use crate::base::record::Record;
-use crate::ledger::Orphan;
 use crate::ledger::budget::Windows;
 use crate::ledger::rules::{self, ImportStanding};
+use crate::ledger::{Absence, Orphan};
 
 pub(crate) async fn membership<Q: Query>(q: &Q) -> Result<Option<Membership>, Q::Error> {
     let sql = "SELECT id, settled, complete, imported FROM granary.archive";
@@ -84,11 +84,14 @@ pub(super) async fn add<Q: Query>(q: &Q, record: &Record) -> Result<(), Q::Error
     Ok(())
 }
 
-pub(crate) async fn knows_all_of<Q: Query>(q: &Q, namespace: &str, key: CacheKey) -> Result<bool, Q::Error> {
-    let sql = "SELECT EXISTS (SELECT FROM granary.archive WHERE complete) \
-               AND NOT EXISTS (SELECT FROM granary.calls WHERE namespace = $1 AND key = $2 \
-                               AND state = 'unknown' AND reason = $3) AS knows_all";
-    Ok(q.one(sql, values![namespace, &key, Q::OWNER_DIED]).await?.get("knows_all")?)
+pub(crate) async fn absence<Q: Query>(q: &Q, namespace: &str, key: CacheKey) -> Result<Absence, Q::Error> {
+    let sql = "SELECT EXISTS (SELECT FROM granary.archive WHERE complete) AS is_complete, \
+               EXISTS (SELECT FROM granary.calls WHERE namespace = $1 AND key = $2 \
+                       AND state = 'unknown' AND reason = $3) AS has_orphan, \
+               EXISTS (SELECT FROM granary.calls WHERE namespace = $1 AND key = $2 \
+                       AND state IN ('sent', 'answered')) AS has_open_call";
+    let row = q.one(sql, values![namespace, &key, Q::OWNER_DIED]).await?;
+    Ok(Absence::of(row.get("is_complete")?, row.get("has_orphan")?, row.get("has_open_call")?))
 }
 
 pub(crate) async fn orphans<Q: Query>(q: &Q) -> Result<Vec<Orphan>, Q::Error> {

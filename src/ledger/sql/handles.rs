@@ -84,8 +84,8 @@ macro_rules! sql_ledger {
                     Write, record.clone() => |q, record| book::import_record(q, record)
                 }
                 fn lose(record: &Record) -> () { Write, record.clone() => |q, record| book::lose(q, record) }
-                fn knows_all_of(namespace: &str, key: CacheKey) -> bool {
-                    Read, (namespace.to_owned(), key) => |q, (of, key)| archive::knows_all_of(q, of, *key)
+                fn absence(namespace: &str, key: CacheKey) -> Absence {
+                    Read, (namespace.to_owned(), key) => |q, (of, key)| archive::absence(q, of, *key)
                 }
                 fn orphans() -> Vec<Orphan> { Read, () => |q, ()| archive::orphans(q) }
             } }

@@ -20,8 +20,8 @@ use crate::base::record::Record;
 use crate::ledger::budget::{Budget, Used};
 use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
-    ArchiveIndex, Booking, CallId, CallState, Calls, Changes, ForeignOpenCall, Leases, LedgerError, Orphan,
-    Permit, Queries, Recovery, Reservation, Reserved, SpoolTable, StateTotal,
+    Absence, ArchiveIndex, Booking, CallId, CallState, Calls, Changes, ForeignOpenCall, Leases, LedgerError,
+    Orphan, Permit, Queries, Recovery, Reservation, Reserved, SpoolTable, StateTotal,
 };
 use crate::store::{RecordPage, Store, StoreError};
 use crate::testing::memory_ledger::MemoryLedger;
@@ -296,13 +296,19 @@ impl ArchiveIndex for LedgerLine {
         .await
     }
 
-    async fn knows_all_of(&self, namespace: &str, key: CacheKey) -> Result<bool, LedgerError> {
+    async fn absence(&self, namespace: &str, key: CacheKey) -> Result<Absence, LedgerError> {
         let (world, namespace) = (self.line.world.clone(), namespace.to_owned());
-        self.ask("knows_all_of", move |ledger| {
-            let is_planted = world.bug == Some(Bug::IncompleteDecides);
-            let knows_all = is_planted || ledger.book().knows_all_of(&namespace, key);
-            world.count(if knows_all { "absences decided by a ledger" } else { "absences not decided" });
-            Ok(knows_all)
+        self.ask("absence", move |ledger| {
+            let absence = match world.bug {
+                Some(Bug::IncompleteDecides) => Absence::Certain,
+                _ => ledger.book().absence(&namespace, key),
+            };
+            world.count(match absence {
+                Absence::Certain => "absences decided by a ledger",
+                Absence::OpenCall => "absences left to an open call",
+                Absence::Uncertain => "absences not decided",
+            });
+            Ok(absence)
         })
         .await
     }
