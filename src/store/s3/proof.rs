@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::bucket::{ABSENT, Bucket, Condition, Deleted, Headers, Kind, Written};
-use super::records::{TRIES, pause};
+use super::records::pause;
 use crate::store::StoreError;
 
 /// Always the same, so that a policy can name it.
@@ -22,6 +22,9 @@ const HEADERS: Headers = Headers { content_type: "text/plain", cache_control: "n
 const NO_STATE: &str = "\"00000000000000000000000000000000\"";
 
 const MAX_BYTES: u64 = 1 << 10;
+
+/// Many processes may start at once and prove the bucket by the same name.
+const TRIES: u32 = 12;
 
 /// How long one write proves that the next is possible: less than a miss takes.
 const PROOF_HOLDS: Duration = Duration::from_secs(5);
@@ -122,15 +125,16 @@ async fn prove(bucket: &Bucket) -> Result<(), StoreError> {
 
 async fn reads_back(bucket: &Bucket) -> Result<(), StoreError> {
     for tried in 0..TRIES {
-        let standing = bucket.get(Kind::Metadata, TRIAL, MAX_BYTES).await?;
-        let condition = standing.as_ref().map_or(Condition::Absent, |got| Condition::Matches(&got.tag));
-        let ours = token();
-        if bucket.put(Kind::Metadata, TRIAL, ours.clone(), HEADERS, condition).await? == Written::Done
-            && bucket.get(Kind::Metadata, TRIAL, MAX_BYTES).await?.is_some_and(|got| got.bytes == ours)
-        {
-            return Ok(());
+        let before = bucket.get(Kind::Metadata, TRIAL, MAX_BYTES).await?;
+        let condition = before.as_ref().map_or(Condition::Absent, |got| Condition::Matches(&got.tag));
+        if bucket.put(Kind::Metadata, TRIAL, token(), HEADERS, condition).await? == Written::Done {
+            let after = bucket.get(Kind::Metadata, TRIAL, MAX_BYTES).await?;
+            // Ours, or what another process did after it: a stale read would be `before`.
+            if after.map(|got| got.bytes) != before.map(|got| got.bytes) {
+                return Ok(());
+            }
         }
-        pause(tried).await;
+        pause(tried.min(1)).await;
     }
     Err(StoreError::Unavailable(format!(
         "what was written as {TRIAL} was not read back, {TRIES} times; the bucket's reads are stale, or \
@@ -144,7 +148,7 @@ async fn refuses_to_create_again(bucket: &Bucket) -> Result<(), StoreError> {
             return Ok(());
         }
         // Another process may have deleted it.
-        pause(tried).await;
+        pause(tried.min(1)).await;
     }
     Err(StoreError::Unfit(
         "the bucket ignores If-None-Match, so a result could be overwritten; use a store that honours \

@@ -28,15 +28,13 @@ async fn a_bucket_that_ignores_conditions_is_found_out_and_has_no_room() {
 async fn many_may_prove_the_same_bucket_at_once() {
     let fixture = S3Fixture::start().await;
     let mut proofs = tokio::task::JoinSet::new();
-    for _ in 0..6 {
+    for _ in 0..12 {
         let store = fixture.s3().await;
         proofs.spawn(async move { store.prove().await });
     }
     for proved in proofs.join_all().await {
-        // To meet so often that it cannot be told is no proof of unfitness.
-        assert!(!matches!(proved, Err(StoreError::Unfit(_))), "{proved:?}");
+        assert!(proved.is_ok(), "{proved:?}");
     }
-    fixture.s3().await.prove().await.unwrap();
 }
 
 #[tokio::test]
