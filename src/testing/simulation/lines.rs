@@ -270,9 +270,6 @@ impl ArchiveIndex for LedgerLine {
             let is_complete = import == Import::Complete;
             world.count(if is_complete { "imports completed" } else { "pages imported" });
             MemoryLedger::note_import(ledger, archive, import);
-            if is_complete {
-                world.state().complete_since.entry(life.ledger).or_insert_with(Instant::now);
-            }
             Ok(())
         })
         .await
@@ -418,6 +415,10 @@ impl Store for StoreLine {
 
     async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
         let after = after.map(str::to_owned);
+        if after.is_none() {
+            let ledger = self.0.life.ledger;
+            self.0.world.state().import_began.entry(ledger).or_insert_with(Instant::now);
+        }
         // Small pages, so that an import takes more than one.
         self.call("list_records", move |store| Ok(store.list_records(after.as_deref(), limit.min(3)))).await
     }

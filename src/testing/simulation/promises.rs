@@ -248,13 +248,13 @@ impl World {
         }
     }
 
-    /// While the store cannot be asked: was a process told before that the key is absent, or did another
-    /// ledger buy it after this one had imported all there was?
+    /// While the store cannot be asked: did a process read before that the key is absent, or did another
+    /// ledger store it after the import of this one began? A page that was read does not show later records.
     pub(super) fn cannot_know(&self, life: &Life, key: CacheKey) -> bool {
         let state = self.state();
         let Some(&(since, payer)) = state.permanent_since.get(&key) else { return true };
-        let complete_since = state.complete_since.get(&life.ledger);
-        let is_foreign = payer != life.ledger && complete_since.is_some_and(|&complete| complete <= since);
+        let import_began = state.import_began.get(&life.ledger);
+        let is_foreign = payer != life.ledger && import_began.is_some_and(|&began| began <= since);
         is_foreign || life.was_absent_before(key, since)
     }
 

@@ -59,10 +59,10 @@ pub(super) struct State {
     /// Objects the world took away, and rows that were `unknown` once.
     pub(super) taken: BTreeSet<String>,
     pub(super) doubted: BTreeSet<(usize, CallId)>,
-    /// Since when a key's record stands, and the ledger that paid for it; since when a ledger's import
-    /// is complete.
+    /// Since when a key's record stands, and the ledger that paid for it.
     pub(super) permanent_since: BTreeMap<CacheKey, (Instant, usize)>,
-    pub(super) complete_since: BTreeMap<usize, Instant>,
+    /// When a ledger's import listed its first page.
+    pub(super) import_began: BTreeMap<usize, Instant>,
     /// Which process reserved a row, while it knows.
     pub(super) owners: BTreeMap<(usize, CallId), usize>,
     /// What clients were told.
