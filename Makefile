@@ -56,8 +56,8 @@ deploy: compiler linters ## Check every file below deploy/, and that the checks 
 	deploy/check
 	deploy/check --self-test
 
-bench: compiler ## Measure what a hit and the journal cost; wants a quiet machine
-	$(CARGO) bench --locked --workspace --bench cost
+bench: compiler ## Measure what a hit and the journal cost, and memory under bad clients; wants a quiet machine
+	$(CARGO) bench --locked --workspace --bench cost --bench memory
 
 count: ## Lines of code, long functions and names, to compare with tools/count.baseline
 	@tools/count
