@@ -1,7 +1,7 @@
 //! The address of a PostgreSQL database: [`DatabaseAddress`].
 //!
-//! A connection to this machine uses TLS only if the address asks for it, any other one unless it says
-//! `sslmode=disable`. TLS is always verified.
+//! TLS is always verified. It is used unless the server is this machine or the address says
+//! `sslmode=disable`.
 
 use std::time::Duration;
 
@@ -10,27 +10,21 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use crate::base::secret::Secret;
 
-/// The connection timeout of each address of the server.
+/// For each address of the server.
 const CONNECT: Duration = Duration::from_secs(2);
-/// The idle time before a TCP keepalive.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// How long sent bytes may stay unconfirmed.
 const UNCONFIRMED: Duration = Duration::from_secs(10);
 
-/// Host, database, user and password.
 #[derive(Clone)]
 pub struct DatabaseAddress {
     config: Config,
 }
 
 impl DatabaseAddress {
-    /// Reads a URL, `postgres://user:password@host:port/database?sslmode=…`, or the other form that
-    /// PostgreSQL's own clients read, `host=… dbname=…`.
-    ///
-    /// # Errors
-    /// The problem, without any part of the text: it may contain a password.
+    /// Reads `postgres://user:password@host:port/database?sslmode=…`, or `host=… dbname=…`. Errors repeat no
+    /// part of the text, which may contain a password.
     pub fn parse(url: &Secret) -> Result<Self, String> {
-        // Every TLS connection is verified here, so the stricter words of other clients mean nothing more.
+        // Every TLS connection is verified, so these modes mean the same.
         let text = ["verify-full", "verify-ca"].iter().fold(url.expose().trim().to_owned(), |text, mode| {
             text.replace(&format!("sslmode={mode}"), "sslmode=require")
         });

@@ -1,4 +1,4 @@
-//! The steps of a call, and from which state each may be taken.
+//! The steps of a call.
 
 use bytes::Bytes;
 
@@ -6,7 +6,7 @@ use super::CallState;
 use crate::base::record::Record;
 use crate::base::secret::Secret;
 
-/// A step of a call. It is booked on the call's own row, whatever has happened to its key.
+/// Booked on the call's own row, whatever has happened to its key.
 #[derive(Clone, Debug)]
 pub enum Booking {
     /// Provably not sent in full.
@@ -14,7 +14,7 @@ pub enum Booking {
         reason: String,
     },
     Answered {
-        /// The whole answer; erased when the state ends.
+        /// Erased when the state ends.
         text: Secret,
         request_id: String,
         log_id: String,
@@ -25,16 +25,15 @@ pub enum Booking {
         /// False when the result of another call got the key first.
         holds_key: bool,
     },
-    /// The store does not take the result now, so the ledger keeps its bytes. The result is permanent from
-    /// here on, so the state is `stored`.
+    /// The ledger keeps the bytes while the store is unavailable. The result is permanent from here on, so
+    /// the state is `stored`.
     Spooled {
         record: Box<Record>,
         bytes: Bytes,
     },
     Refused {
         reason: String,
-        /// Refused for its picture or numbers: it counts against the team's
-        /// [`Scope::Refused`](super::budget::Scope::Refused).
+        /// Counts against the team's [`Scope::Refused`](super::budget::Scope::Refused).
         for_order: bool,
     },
     Failed {
@@ -46,7 +45,6 @@ pub enum Booking {
     Unfetchable {
         reason: String,
     },
-    /// The store no longer has the object.
     Lost,
 }
 

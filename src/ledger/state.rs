@@ -1,9 +1,9 @@
-//! The states of a call, and their effect on its key and its credits.
+//! The states of a call.
 
 use crate::base::words::words;
 
 words! {
-    /// The state of a call. Spec and README show the same table.
+    /// Spec and README show the same table.
     #[derive(Hash)]
     pub enum CallState {
         /// Admitted; not sent in full.

@@ -1,5 +1,5 @@
-//! The background task that copies the spool to the store. It may be killed at any point, and several
-//! processes may run it, because every step can be repeated.
+//! The background task that copies the spool to the store. Every step can be repeated, so it may be killed at
+//! any point, and several processes may run it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -19,18 +19,15 @@ use crate::store::StoreError;
 
 /// Results in memory at once.
 const AT_ONCE: usize = 4;
-/// Results listed at once, without their bytes.
 const PAGE: usize = 64;
 /// The pause of an empty spool; other processes fill it too.
 const IDLE: Duration = Duration::from_secs(5);
 /// The pause after a failure is a tenth of the time since the first one, within these bounds.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The pause while the store does not answer, or is not known to be ours: such an attempt costs hardly
-/// anything.
+/// While the store does not answer, or is not known to be ours: such an attempt costs hardly anything.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(500);
 
-/// The task; it ends with [`stop`](Self::stop).
 pub struct Copier {
     task: JoinHandle<Option<()>>,
     stopping: CancellationToken,
@@ -48,7 +45,7 @@ impl Copier {
         Self { task: tokio::spawn(work), stopping }
     }
 
-    /// Stops it between two steps.
+    /// Stops between two steps.
     pub async fn stop(self) {
         self.stopping.cancel();
         if let Err(error) = self.task.await {
@@ -57,13 +54,12 @@ impl Copier {
     }
 }
 
-/// Why a result could not be copied.
 #[derive(Debug, thiserror::Error)]
 enum CopyError {
     /// The result itself is damaged.
     #[error(transparent)]
     Result(StoreError),
-    /// The store did not take it, and may take others.
+    /// The store may take other results.
     #[error(transparent)]
     Store(StoreError),
     /// The store does not answer, may not be ours, or is overloaded by this process.
@@ -102,7 +98,7 @@ async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
                 if copied > 0 && backlog.failed.is_empty() {
                     tracing::info!(results = copied, "the spool is empty: the store has what waited");
                 }
-                // While results wait that the store is blamed for, it is not known to be well.
+                // The store may have caused these failures, so it is not known to work.
                 if backlog.doubtful() == 0 {
                     failing_since = None;
                     spool.set_away(false);
@@ -136,13 +132,12 @@ fn pause_after(failing_since: Instant) -> Duration {
     (failing_since.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-/// The spool, and the results in it that failed.
 struct Backlog {
     spool: Arc<Spool>,
     failed: HashMap<CallId, Failed>,
 }
 
-/// A result that failed and is not tried again before `until`.
+/// Not tried again before `until`.
 #[derive(Clone, Copy)]
 struct Failed {
     since: Instant,
@@ -153,8 +148,8 @@ struct Failed {
 
 impl Backlog {
     /// Copies new results oldest first, then failed ones whose pause is over; returns their number. A result
-    /// that fails for a reason of its own stays and does not hold up others. The store is to blame when
-    /// several results fail in a row, or when all fail and its proof too.
+    /// that fails for a reason of its own does not block others. The store is at fault when several results
+    /// fail in a row, or when all fail and its proof too.
     async fn copy_all(&mut self) -> Result<u64, CopyError> {
         let (mut copied, mut in_a_row, mut doubt, mut broken) = (0, 0, None, None);
         let (mut queue, mut copies) = (Queue::default(), JoinSet::new());
@@ -206,7 +201,6 @@ impl Backlog {
         Ok(copied)
     }
 
-    /// The next result to copy, if any.
     async fn next(&self, queue: &mut Queue) -> Result<Option<Spooled>, CopyError> {
         let next = loop {
             if let Some(next) = queue.page.pop_front() {
@@ -244,12 +238,12 @@ impl Backlog {
         }
     }
 
-    /// All failures so far are the results' own.
+    /// The failures so far were the results' own.
     fn store_is_well(&mut self) {
         self.failed.values_mut().for_each(|failed| failed.is_own = true);
     }
 
-    /// The number of failures that the store may be to blame for.
+    /// Failures that the store may have caused.
     fn doubtful(&self) -> usize {
         self.failed.values().filter(|failed| !failed.is_own).count()
     }
@@ -261,7 +255,7 @@ impl Backlog {
     }
 }
 
-/// The position of one round through the spool.
+/// One round through the spool.
 #[derive(Default)]
 struct Queue {
     page: VecDeque<Spooled>,

@@ -1,8 +1,8 @@
-//! A record must not come back after its key was purged.
+//! Keeps the record of a purged key from coming back.
 //!
-//! A purge is booked in the ledger before its record is removed from the store. A concurrent writer asks the
-//! ledger after its write: either the purge is booked by then, and the writer removes its record; or the
-//! purge removes it later.
+//! A purge is booked before its record is removed from the store. A concurrent writer reads the ledger after
+//! its write: either the purge is booked by then, and the writer removes its record; or the purge removes it
+//! later.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::ledger::guard::StorageError;
 use crate::store::StoreError;
 
 impl Spool {
-    /// Removes a record from the store if it was purged; returns true if so.
+    /// Returns true if it was purged.
     pub(super) async fn forget_if_purged(
         &self,
         record: &Record,
@@ -37,8 +37,8 @@ impl Spool {
         Ok(purged.filter(|&up_to| up_to >= record.generation))
     }
 
-    /// The store's record, unless it was purged. Without the ledger the store alone decides, because a purge
-    /// that was acknowledged has removed its record.
+    /// The store's record, unless it was purged. Without the ledger the store decides, because an
+    /// acknowledged purge has removed its record.
     pub(super) async fn unpurged(
         &self,
         namespace: &str,

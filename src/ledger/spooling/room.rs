@@ -30,13 +30,13 @@ impl Room {
         !self.config.is_remote || self.is_proved.load(Ordering::Relaxed)
     }
 
-    /// The room for each open call while the store is away.
+    /// While the store is unavailable.
     pub(super) fn of_each(&self) -> Option<u64> {
         self.config.is_remote.then_some(self.config.result_max_bytes)
     }
 
-    /// Reserves nothing, so concurrent callers may all see the same room. While the store is away, the ledger
-    /// checks it exactly when it inserts the row.
+    /// Reserves nothing, so concurrent callers may see the same room. While the store is unavailable, the
+    /// ledger checks it exactly when it inserts the row.
     pub(super) async fn check(&self, ledger: &dyn Ledger) -> Result<(), StoreError> {
         if !self.config.is_remote || !self.is_store_proved() {
             return Err(StoreError::Unavailable(

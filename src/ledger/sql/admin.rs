@@ -15,7 +15,7 @@ use crate::ledger::{CallId, CallState, LedgerError, StateTotal};
 /// The most rows that one page scans without an index.
 const WINDOW: i64 = 20_000;
 
-/// Adds a line to the audit, at the end of a transaction.
+/// Adds an audit line, at the end of a transaction.
 pub(crate) async fn note<Q: Query>(
     q: &Q,
     by: &Actor,

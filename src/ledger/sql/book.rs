@@ -1,4 +1,4 @@
-//! Bookings: each is one transaction on the call's own row, whoever owns it.
+//! Bookings: each is one transaction on the call's own row, whatever its owner.
 
 use super::counters::{Counters, add_change, adjust, count, count_refused};
 use super::{Query, Row, archive, each, int, missing, read, spool, values};
@@ -10,7 +10,6 @@ use crate::ledger::admin::Settlement;
 use crate::ledger::rules::{self, Abandoned, Imported};
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, UnfinishedCall};
 
-/// The columns of a locked row that a booking needs.
 pub(super) struct CallRow {
     pub(super) namespace: String,
     pub(super) key: CacheKey,
@@ -108,7 +107,7 @@ pub(crate) async fn book<Q: Query>(q: &Q, id: CallId, booking: &Booking) -> Resu
     adjust(q, id, &row.month, row.state, change.to).await
 }
 
-/// The process that books the answer becomes the owner, which downloads the result.
+/// The process that books the answer becomes the owner and downloads the result.
 async fn answer<Q: Query>(
     q: &Q,
     id: CallId,
@@ -163,7 +162,6 @@ async fn held_by_another<Q: Query>(q: &Q, id: CallId, row: &CallRow) -> Result<b
     Ok(q.one(sql, values).await?.get("is_held")?)
 }
 
-/// Marks the newest stored row of a key as lost, if it names this object.
 pub(crate) async fn lose<Q: Query>(q: &Q, lost: &Record) -> Result<(), Q::Error> {
     let sql = "SELECT id FROM granary.calls WHERE namespace = $1 AND key = $2 AND generation = $3 AND digest = $4 \
                AND state = 'stored' AND NOT late";
@@ -185,7 +183,7 @@ pub(crate) async fn import_record<Q: Query>(q: &Q, record: &Record) -> Result<()
     }
 }
 
-/// Settles all open calls, whose owners are dead. `unfinished` is the statement that reads those still
+/// Settles all open calls, whose owners are dead. The statement `unfinished` reads those that stay
 /// `answered`.
 pub(crate) async fn recover<Q: Query>(q: &Q, unfinished: &str) -> Result<Recovery, Q::Error> {
     let mut recovery = Recovery::default();

@@ -18,8 +18,7 @@ pub(crate) struct Counters<'c> {
     pub(crate) month: &'c str,
 }
 
-/// Adds to the four counters of a call, always in the same order, so that concurrent transactions wait at the
-/// first of them.
+/// Adds to the four counters of a call, in the same order, so that concurrent transactions wait at the first.
 pub(crate) async fn count<Q: Query>(
     q: &Q,
     Counters { team, day, month }: Counters<'_>,
@@ -34,8 +33,7 @@ pub(crate) async fn count<Q: Query>(
     Ok(each(&rows, |row| Ok((row.get("scope")?, row.get("period")?, row.get("credits")?)))?)
 }
 
-/// Counts a refused call against its team's day. Runs after [`count`], so that all transactions lock counters
-/// in one order.
+/// Runs after [`count`], so that all transactions lock counters in one order.
 pub(super) async fn count_refused<Q: Query>(
     q: &Q,
     team: &str,
@@ -49,7 +47,6 @@ pub(super) async fn count_refused<Q: Query>(
     Ok(())
 }
 
-/// Credits of a scope in a day (`2026-11-22`) or month (`2026-11`).
 pub(crate) async fn spent<Q: Query>(q: &Q, scope: &str, period: &str) -> Result<u64, Q::Error> {
     let sql = "SELECT credits FROM granary.spent WHERE scope = $1 AND period = $2";
     Ok(q.row(sql, values![scope, period]).await?.map_or(Ok(0), |row| row.get("credits"))?)
@@ -82,7 +79,7 @@ pub(crate) async fn used<Q: Query>(q: &Q, budgets: &[Budget]) -> Result<Vec<Used
     Ok(found)
 }
 
-/// Books the adjustment of a change of state, if its month is closed. The transaction holds the row.
+/// Books the adjustment of a call whose month is closed. The transaction holds the row.
 pub(super) async fn adjust<Q: Query>(
     q: &Q,
     id: CallId,
@@ -100,7 +97,7 @@ pub(super) async fn adjust<Q: Query>(
     Ok(())
 }
 
-/// Returns false when nothing changed. Spending transactions hold the lock shared, so they end before.
+/// Returns false when nothing changed. Spending transactions share the lock, so they end before.
 pub(crate) async fn set_frozen<Q: Query>(q: &Q, scope: &Scope, freeze: bool) -> Result<bool, Q::Error> {
     q.lock(Lock::Freeze).await?;
     let sql = if freeze {
@@ -111,9 +108,8 @@ pub(crate) async fn set_frozen<Q: Query>(q: &Q, scope: &Scope, freeze: bool) -> 
     Ok(q.execute(sql, values![&scope.to_string()]).await? > 0)
 }
 
-/// Adds a key to the feed of changes.
 pub(super) async fn add_change<Q: Query>(q: &Q, namespace: &str, key: CacheKey) -> Result<(), Q::Error> {
-    // Until the commit, so that positions appear in their order.
+    // Until the commit, so that positions appear in order.
     q.lock(Lock::Changes).await?;
     q.execute(Q::ADD_CHANGE, values![namespace, &key]).await?;
     Ok(())

@@ -6,8 +6,8 @@ use crate::ledger::budget::Windows;
 use crate::ledger::rules::{self, Decision};
 use crate::ledger::{Reservation, Reserved, Won};
 
-/// Where several processes write, the locks on spending and on the key are held: no other process inserts a
-/// row after the key was read, and a freeze is exact from its commit.
+/// Several processes hold the locks on spending and on the key: no other process inserts a row after the key
+/// was read, and a freeze is exact from its commit.
 pub(crate) async fn reserve<Q: Query>(q: &Q, wanted: &Reservation) -> Result<Reserved, Q::Error> {
     let (found, now) = standing::of_key(q, wanted).await?;
     let generation = match rules::decide(found, wanted, now) {
@@ -44,7 +44,7 @@ pub(crate) async fn reserve<Q: Query>(q: &Q, wanted: &Reservation) -> Result<Res
     Ok(Reserved::Won(Won { id, generation }))
 }
 
-/// The credits that each enforced budget had used before this call, which `counted` has.
+/// Credits that each enforced budget had used before this call, which `counted` includes.
 async fn used_before<Q: Query>(
     q: &Q,
     wanted: &Reservation,

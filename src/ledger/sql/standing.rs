@@ -8,7 +8,7 @@ use crate::ledger::budget::{Scope, Windows};
 use crate::ledger::rules::{self, Generations, KeyStanding};
 use crate::ledger::{CallId, LedgerError, Reservation};
 
-/// The columns of [`generations`], for the key `$2` in the namespace `$1`.
+/// For the key `$2` in the namespace `$1`.
 const GENERATIONS: &str = "(SELECT max(generation) FROM granary.calls WHERE namespace = $1 AND key = $2 \
                             AND state = 'stored' AND NOT late) AS stored, \
                            (SELECT max(generation) FROM granary.calls WHERE namespace = $1 AND key = $2 \
@@ -28,7 +28,7 @@ pub(super) async fn generations<Q: Query>(
     Ok(read_generations(&row)?)
 }
 
-/// The state of a key, by one statement and so at one instant, which is returned too.
+/// One statement, and so one instant, which is returned too.
 pub(crate) async fn of_key<Q: Query>(
     q: &Q,
     wanted: &Reservation,
