@@ -1,6 +1,4 @@
-//! The composition root: it and its children alone name concrete stores, ledgers and upstreams.
-
-#![allow(missing_docs, reason = "a name that says it needs no more")]
+//! The composition root: only this folder names concrete stores, ledgers and upstreams.
 
 mod admin_tokens;
 pub(crate) mod adopt;
@@ -37,15 +35,14 @@ use crate::ledger::spooling::Copier;
 use crate::ledger::usage::UsageBook;
 use crate::metrics::Metrics;
 
-/// How much longer than its upstream's hard stop a stopping process waits for a paid call.
+/// Wait for a paid call at a stop, beyond the upstream's hard stop.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 
-/// A running Granary.
 pub struct App {
     pub public_addr: SocketAddr,
     pub admin_addr: SocketAddr,
     stops: Stops,
-    /// Ends what goes on beside the requests for as long as anything is bought.
+    /// Ends the background tasks that run while anything may be bought.
     stopped: tokio_util::sync::DropGuard,
     reloader: Arc<Reloader>,
     filler: Filler,
@@ -59,8 +56,8 @@ pub struct App {
     _state: StateDir,
 }
 
-/// Serves until the process is told to stop, and watches the file the configuration is from;
-/// `started` is shown the running program once.
+/// Serves until a stop signal, and watches the configuration file; `started` is called once with the running
+/// program.
 pub async fn serve(
     loaded: Loaded,
     environment: Environment,
@@ -77,7 +74,7 @@ pub async fn serve(
             let _watching = AbortOnDropHandle::new(tokio::spawn(watch.run(hang_ups)));
             stop.await;
         }
-        // With nothing to read again it means what it always did: the terminal is gone.
+        // Without a file, SIGHUP stops the process: the terminal is gone.
         None => tokio::select! {
             () = stop => {}
             () = hang_ups.next() => {}
@@ -87,7 +84,7 @@ pub async fn serve(
     Ok(())
 }
 
-/// `None` while a running granary has the state.
+/// `None` while a running granary holds the state.
 fn open_state(config: &Config) -> anyhow::Result<Option<StateDir>> {
     match StateDir::open(&config.state.path) {
         Ok(state) => Ok(Some(state)),
@@ -109,8 +106,8 @@ impl App {
         self.metrics.count_dropped_lines(dropped);
     }
 
-    /// Stops in good order: not ready at once, full service for a grace, then no new connections
-    /// and no new purchases; every accepted request is answered, every paid call booked.
+    /// Graceful stop: not ready at once, full service for a grace, then no new connections and no new
+    /// purchases; every accepted request is answered, every paid call booked.
     pub async fn stop(self) {
         self.stops.stopping.cancel();
         tracing::info!(grace = ?self.drain_grace, "stopping: not ready any more, still serving");

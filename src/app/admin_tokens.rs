@@ -1,7 +1,5 @@
-//! The operators' tokens, which are replaced or removed by writing their file.
-//!
-//! A file that cannot be used keeps the tokens that were read before: access must not change by
-//! accident, and least of all open to everyone.
+//! The operators' tokens, which are replaced by writing their file. A file that cannot be used keeps the
+//! previous tokens: access must not change by accident, and least of all open to everyone.
 
 use std::sync::Arc;
 
@@ -14,7 +12,7 @@ use crate::teams::AdminTokens;
 
 pub(super) type CurrentTokens = Arc<ArcSwap<Option<AdminTokens>>>;
 
-/// Reads the tokens, and returns them with the task that follows their file.
+/// Returns the tokens, and the task that follows their file.
 pub(super) fn follow(
     settings: &ServerConfig,
 ) -> anyhow::Result<(CurrentTokens, impl Future<Output = ()> + use<>)> {

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::ledger::admin::Actor;
 use crate::ledger::guard::{Adoption, ArchiveGuard};
 
-/// Adopts; `None` while a running granary has the state, which is to be asked instead.
+/// `None` while a running granary holds the state; that one must be asked instead.
 pub async fn adopt(config: &Config) -> anyhow::Result<Option<Adoption>> {
     let Some(state) = open_state(config)? else { return Ok(None) };
     let LedgerHandles { ledger, admin, .. } = ledger::open(config, &state, Clock::system(), None).await?;

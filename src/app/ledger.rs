@@ -1,4 +1,4 @@
-//! Which ledger it is, and how a start goes on without its database.
+//! Opens the configured ledger.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ impl LedgerHandles {
     }
 }
 
-/// Refuses bookings that an earlier version left in files, before the ledger is one it cannot open.
+/// Refuses bookings that an earlier version left in files, before this program migrates the ledger.
 fn check_no_spilled_bookings(state: &StateDir) -> anyhow::Result<()> {
     let folder = state.path().join("spill");
     let names = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
@@ -42,8 +42,8 @@ fn check_no_spilled_bookings(state: &StateDir) -> anyhow::Result<()> {
     }
 }
 
-/// Opens the configured ledger. A database that cannot be asked now is asked again with each use: hits
-/// are served meanwhile, and nothing is bought.
+/// A database that is unavailable is tried again with each use: meanwhile hits are served and nothing is
+/// bought.
 pub(super) async fn open(
     config: &Config,
     state: &StateDir,
@@ -79,7 +79,7 @@ pub(super) async fn open(
     }
 }
 
-/// The configured database's ledger, not yet connected; `None` when the ledger is a file.
+/// Not yet connected; `None` when the ledger is a file.
 pub(super) fn database(config: &Config) -> Option<PostgresLedger> {
     let settings = config.state.clone();
     if !settings.has_database() {

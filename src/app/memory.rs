@@ -1,4 +1,4 @@
-//! What a process may take of memory beside its cache: for uploads, and for results.
+//! The memory limits of uploads and results.
 
 use anyhow::Context;
 
@@ -8,10 +8,9 @@ use crate::config::Config;
 use crate::http::routes::Memory;
 use crate::request::uploads::{UploadConfig, UploadRoom};
 
-/// Bytes that uploads leave free on the disk of the state: what is paid for comes first.
+/// Bytes that uploads leave free on the disk of the state, because paid results come first.
 const SPILL_MIN_FREE: u64 = 1 << 30;
 
-/// Nothing is taken yet. Blocks on the disk for a moment.
 pub(super) fn open(config: &Config, state: &StateDir) -> anyhow::Result<Memory> {
     let folder = state.upload_folder();
     let uploads = UploadRoom::open(UploadConfig {

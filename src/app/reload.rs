@@ -1,8 +1,5 @@
-//! Another configuration for a running program: all of what can change without a restart is replaced,
-//! or nothing is.
-//!
-//! [`Reloader::take`] first finds out everything that can go wrong, and then only does what cannot: so
-//! there is no half of a reload. When it happens is the business of [`watch`].
+//! Configuration reload: everything that can change without a restart is replaced, or nothing is.
+//! [`Reloader::take`] does all steps that can fail first. [`watch`] decides when.
 
 #[cfg(test)]
 mod tests;
@@ -19,9 +16,8 @@ use crate::http::routes::About;
 use crate::metrics::Metrics;
 use crate::teams::policy::CurrentPolicy;
 
-/// What of a running program a reload reaches.
 pub struct Reloader {
-    /// The configuration in force; held while another takes its place.
+    /// The effective configuration; locked during a reload.
     config: Mutex<Config>,
     parts: ReloadParts,
 }
@@ -30,7 +26,7 @@ pub(super) struct ReloadParts {
     pub(super) about: Arc<About>,
     pub policy: CurrentPolicy,
     pub filler: Filler,
-    /// `None` when no key is needed.
+    /// `None` without a key.
     pub keys: Option<Arc<KeyWatch>>,
     pub metrics: Arc<Metrics>,
 }
@@ -44,8 +40,8 @@ impl Reloader {
         Self { config: Mutex::new(config), parts }
     }
 
-    /// Puts `new` in force, and names what has changed. Requests that were admitted are not affected. Blocks for
-    /// as long as reading a small file does. After an error everything is as it was.
+    /// Replaces the effective configuration and returns the names of changed fields. Admitted requests are
+    /// not affected. Blocks while it reads a small file. After an error nothing has changed.
     pub fn take(&self, new: &Config, set_level: &SetLevel) -> Result<Vec<String>, Problems> {
         let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         let changes = config.changes_to(new);
@@ -60,7 +56,7 @@ impl Reloader {
             None => None,
         };
         let policy = policy_config(new);
-        // Before anyone can call as a new team, its series are there.
+        // The series exist before anyone can call as a new team.
         self.parts.metrics.teams_in_force(policy.teams.iter().map(|team| &**team));
         self.parts.policy.replace(policy);
         if !changes.live.is_empty() {

@@ -1,7 +1,6 @@
-//! The start, step by step: storage, upstream, recovery, background tasks, the two listeners.
-//!
-//! An error ends the process before it listens. A dependency that cannot be asked does not: hits are
-//! served, and nothing is bought until it is back.
+//! The start, step by step: storage, upstream, recovery, background tasks, the two listeners. An error ends
+//! the process before it listens. A dependency that is unavailable does not: hits are served, and nothing is
+//! bought until it is back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,16 +49,16 @@ use crate::upstream::download::bounded::BoundedResults;
 
 /// The minimum pace of an upload holds after this time.
 const UPLOAD_GRACE: Duration = Duration::from_secs(5);
-/// Connections of operators, load balancers and Prometheus.
+/// Of operators, load balancers and Prometheus.
 const ADMIN_CONNECTIONS: usize = 256;
-/// How long a start waits for a dependency that hangs.
+/// For a dependency that hangs.
 const START_PATIENCE: Duration = Duration::from_secs(8);
-/// Time between two comparisons of the archive's markers.
+/// Between two comparisons of the archive's markers.
 const GUARD_PERIOD: Duration = Duration::from_secs(30);
-/// Time between two looks for records that the ledger does not know.
+/// Between two imports of records that the ledger does not know.
 const IMPORT_PERIOD: Duration = Duration::from_secs(5);
 
-/// What all parts of the process share.
+/// Shared by all parts.
 struct Process {
     config: Config,
     clock: Clock,
@@ -72,7 +71,6 @@ struct Process {
     stopped: CancellationToken,
 }
 
-/// The ledger and the store, which belong together.
 struct Storage {
     ledger: Arc<dyn Ledger>,
     usage: Arc<dyn UsageBook>,
@@ -82,7 +80,6 @@ struct Storage {
     guard: Arc<ArchiveGuard>,
 }
 
-/// What clients' requests are answered with.
 struct Services {
     filler: Filler,
     meter: Arc<Meter>,
@@ -91,10 +88,7 @@ struct Services {
     reloader: Arc<Reloader>,
 }
 
-/// Builds every part, settles what the last process left open, and starts to listen.
-///
-/// # Errors
-/// Whatever keeps it from starting, in a sentence that says what to do.
+/// Builds every part, recovers open calls, and starts to listen. Errors say what to do.
 pub(super) async fn start(config: Config, clock: Clock) -> anyhow::Result<App> {
     let state = StateDir::open(&config.state.path)?;
     let public = bind(config.server.listen, "server.listen")?;
@@ -157,7 +151,7 @@ impl Process {
         tokio::spawn(self.stops.stopping.clone().run_until_cancelled_owned(task));
     }
 
-    /// Runs `task` for as long as anything may be bought.
+    /// Runs `task` while anything may be bought.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(self.stopped.clone().run_until_cancelled_owned(task));
     }
@@ -195,7 +189,7 @@ impl Process {
         Ok(Storage { ledger, usage, admin, store, spool, guard })
     }
 
-    /// Settles and resumes what earlier processes left open, and keeps the leases of this one.
+    /// Settles and resumes open calls of earlier processes, and keeps the leases of this one.
     async fn start_recovery(
         &self,
         storage: &Storage,
@@ -203,7 +197,7 @@ impl Process {
         results: Arc<dyn ResultSource>,
     ) -> anyhow::Result<Filler> {
         let Storage { ledger, guard, .. } = storage;
-        // Where several processes keep the ledger, it settles nothing: leases say whose owner is dead.
+        // Settles nothing where several processes keep the ledger: there, leases show which owners are dead.
         let recovery = ledger.recover().await.context("the ledger cannot be read")?;
         crash_point("CP33");
         // A new store has one page: its ledger is complete before anything is bought.
@@ -228,7 +222,6 @@ impl Process {
         Ok(filler)
     }
 
-    /// Starts counting, the balance of the account, and what a reload replaces.
     fn start_services(
         &self,
         storage: &Storage,

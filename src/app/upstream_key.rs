@@ -1,7 +1,6 @@
-//! The upstream's key, which is rotated by writing its file, without a failed request. A reload may name
-//! another key, or another file.
-//!
-//! Calls under way finish with the key they began with. A file that cannot be used keeps the old key.
+//! The upstream's key, which is rotated by writing its file, without a failed request, or by a reload that
+//! names another key or file. Calls in flight finish with their key. A file that cannot be used keeps the old
+//! key.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,16 +13,16 @@ use crate::fill::Filler;
 use crate::metrics::{Metrics, ReloadedFile};
 
 pub(super) struct KeyWatch {
-    /// Locked while a key is taken into use.
+    /// Locked while a key is replaced.
     settings: Mutex<Arc<UpstreamConfig>>,
     key: Arc<ArcSwap<Secret>>,
-    /// Remembers what the upstream answered to the old key.
+    /// Remembers the upstream's refusal of the old key.
     filler: Filler,
     metrics: Arc<Metrics>,
 }
 
 impl KeyWatch {
-    /// For `key`, which is in use and came from `settings`.
+    /// `key` is in use and came from `settings`.
     pub(super) fn new(
         settings: UpstreamConfig,
         key: Arc<ArcSwap<Secret>>,
@@ -65,7 +64,7 @@ impl KeyWatch {
         }
     }
 
-    /// Takes `key`, which came from `settings`, into use, and follows those from now on.
+    /// `key` came from `settings`, which are followed from now on.
     pub(super) fn replace(&self, settings: UpstreamConfig, key: &Secret) {
         let mut current = self.settings();
         *current = Arc::new(settings);
