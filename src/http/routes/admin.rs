@@ -1,9 +1,7 @@
-//! The admin listener: health and metrics for machines, and under `/admin` what operators ask and
-//! change. Never on the public listener.
+//! The admin listener: health and metrics for machines, and below `/admin` the operators' reads and changes.
 //!
-//! [`access`] says who may; [`failure`] is the one shape of errors. What every route takes and answers
-//! is described in `openapi.json`, and tests hold the two against each other. Whoever adds a route
-//! adds it to [`routes`] and to that description.
+//! [`access`] admits requests; [`failure`] is the one shape of errors. `openapi.json` describes every route;
+//! a new route goes into [`routes`] and into that file, and tests compare the two.
 
 mod about;
 mod access;
@@ -41,7 +39,6 @@ use crate::request::uploads::UploadRoom;
 use crate::teams::AdminTokens;
 use crate::teams::policy::CurrentPolicy;
 
-/// What the admin routes work with.
 #[derive(Clone)]
 pub struct AdminState {
     pub metrics: Arc<Metrics>,
@@ -52,17 +49,16 @@ pub struct AdminState {
     pub keys: Arc<KeyAdmin>,
     pub guard: Arc<ArchiveGuard>,
     pub filler: Filler,
-    /// Cancelled as soon as the process was told to stop.
+    /// Cancelled at the stop signal.
     pub stopping: CancellationToken,
     pub policy: CurrentPolicy,
     pub usage: Arc<UsageState>,
-    /// Who may ask and change; `None`: whoever reaches the listener. Swapped when the file changes.
+    /// If `None`, local access is unauthenticated. Swapped when the file changes.
     pub tokens: Arc<ArcSwap<Option<AdminTokens>>>,
     pub about: Arc<About>,
 }
 
 impl AdminState {
-    /// Counts a change by its result.
     fn counted<T>(&self, action: Action, done: Result<T, AdminFailure>) -> Result<Json<T>, AdminFailure> {
         let result = match &done {
             Ok(_) => ActionResult::Done,
@@ -74,28 +70,25 @@ impl AdminState {
     }
 }
 
-/// Lines of a page: 100 unless another number is asked for, at most 1000.
 fn page_limit(asked: Option<usize>) -> usize {
     asked.unwrap_or(100).clamp(1, 1000)
 }
 
-/// What a process takes of memory beside its cache.
+/// Memory limits beside the cache.
 #[derive(Clone)]
 pub struct Memory {
     pub uploads: UploadRoom,
     /// For results on their way to clients.
     pub sent: ResultRoom,
-    /// For results that were bought, until they are kept. Neither of the two is to wait for the other.
+    /// For paid results until they are stored. Neither of the two waits for the other.
     pub fetched: ResultRoom,
 }
 
 /// Answered without a token, and above the connection limit.
 pub const HEALTH_PATHS: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
-/// Where a running process is told to adopt.
 pub const ADOPT_PATH: &str = "/admin/v1/adopt";
 
-/// The routes below `/admin`, by path.
 fn routes() -> Vec<(&'static str, MethodRouter<AdminState>)> {
     vec![
         ("/admin/openapi.json", get(about::openapi)),
@@ -114,7 +107,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<AdminState>)> {
     ]
 }
 
-/// The paths of all routes of the admin listener, as OpenAPI writes them.
+/// As OpenAPI writes them.
 pub fn admin_paths() -> Vec<&'static str> {
     HEALTH_PATHS.into_iter().chain(routes().into_iter().map(|(path, _)| path)).collect()
 }
@@ -135,7 +128,7 @@ pub fn admin_router(state: AdminState) -> Router {
             let text = "there is no such route; /admin/openapi.json names them all";
             AdminFailure::not_found("no_such_route", text)
         })
-        // Around everything, so that who may not ask does not learn either what there is.
+        // Around everything, so that a client without access does not learn which routes exist.
         .layer(from_fn_with_state((state.clone(), Sampler::default()), access::layer))
         .layer(from_fn(failure::refused))
         .with_state(state)

@@ -1,7 +1,5 @@
-//! The one line of the log that each request on the public listener gets.
-//!
-//! Its fields are stable, and the README has their table. Nothing that a client wrote stands in it as
-//! it was written: what is context is of closed sets, of the configuration, or made of digits.
+//! One log line per request on the public listener. Its fields are stable; the README has their table. No
+//! text of a client is written verbatim: values are of closed sets, of the configuration, or digits.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,12 +14,12 @@ use crate::gateway::RequestTiming;
 use crate::metrics::{Route, method_label};
 use crate::teams::Team;
 
-/// What a handler tells of a request beside its response.
+/// A handler's context of a response.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LogContext {
     pub(super) team: Option<Arc<Team>>,
     pub(super) cache: Option<CacheStatus>,
-    /// Credits it cost its team, and credits it would have cost.
+    /// Charged, and saved.
     pub(super) credits: Option<(u64, u64)>,
     pub(super) timing: RequestTiming,
 }
@@ -39,7 +37,7 @@ pub(super) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Writes it. A field that has nothing to say is left out.
+    /// Leaves out empty fields.
     pub(super) fn write(&self) {
         let LogContext { team, cache, credits, timing } = self.context;
         let response = self.error.map(GatewayError::response);
@@ -74,7 +72,7 @@ fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Which call of which trace a request is (W3C Trace Context).
+/// W3C Trace Context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TraceParent {
     trace_id: Box<str>,
@@ -82,7 +80,7 @@ pub(super) struct TraceParent {
 }
 
 impl TraceParent {
-    /// What a request's headers say; `None` unless they say it once and exactly.
+    /// `None` unless there is exactly one valid header.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all("traceparent").iter();
         let (Some(value), None) = (values.next(), values.next()) else { return None };
@@ -97,7 +95,7 @@ impl TraceParent {
             field.len() == digits && field.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
         };
         let is_id = |field: &str, digits| is_hex(field, digits) && field.bytes().any(|byte| byte != b'0');
-        // Later versions may say more, behind the same fields.
+        // Later versions may have further fields.
         let is_whole = version != "00" || fields.next().is_none();
         let is_valid = is_hex(version, 2)
             && version != "ff"
@@ -109,11 +107,10 @@ impl TraceParent {
     }
 }
 
-/// Lines of one status that are written in a second.
 const LINES_A_SECOND: u32 = 10;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Limits the lines about refusals that anyone can cause, by status; says how many were left out.
+/// Limits the log lines about refusals that anyone can cause, by status, and logs how many were left out.
 #[derive(Clone, Default)]
 pub(super) struct Sampler(Arc<Mutex<BTreeMap<u16, Sampled>>>);
 
@@ -124,7 +121,7 @@ struct Sampled {
 }
 
 impl Sampler {
-    /// May another line about this status be written? Within a runtime: what is left out is context later.
+    /// Needs a runtime: a task reports the lines that are left out.
     pub(super) fn admits(&self, status: StatusCode) -> bool {
         let now = Instant::now();
         let mut all = self.lock();

@@ -1,11 +1,11 @@
-//! How many files and connections the system lets this process open.
+//! The limit of open files and connections.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// What is open besides clients' connections: files, the ledger, the bucket, the upstream.
+/// Files, the ledger, the bucket, the upstream.
 const OTHERS: u64 = 512;
 
-/// Raises the limit as far as this process may, and says when it is too low for what is configured.
+/// Raises the limit as far as allowed, and warns when it is too low for the configuration.
 pub(crate) fn make_room(max_connections: usize) {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {

@@ -1,15 +1,14 @@
-//! What this process is told from outside.
+//! Signals.
 
 use std::future::Future;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The hang-ups this process is sent (SIGHUP): by an operator as a signal to read the configuration
-/// again, or by a terminal that is closed.
+/// SIGHUP: an operator asks for a reload, or a terminal is closed.
 pub struct ReloadSignal(Signal);
 
 impl ReloadSignal {
-    /// From now on none of them ends the process by itself.
+    /// From now on SIGHUP does not end the process.
     pub fn new() -> std::io::Result<Self> {
         signal(SignalKind::hangup()).map(Self)
     }
@@ -22,7 +21,7 @@ impl ReloadSignal {
     }
 }
 
-/// Completes when the process is told to stop, by SIGTERM or from the keyboard.
+/// Completes at SIGTERM or SIGINT.
 pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

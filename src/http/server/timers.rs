@@ -1,4 +1,4 @@
-//! What a connection waits for, and since when: shared by its stream, its service and the acceptor.
+//! The phase of a connection, shared by its stream, its service and the acceptor.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,13 +14,12 @@ pub(super) enum Phase {
     Head,
     /// An answer to a request, whose head may be refused.
     Request(Option<HeadError>),
-    /// The client, to read the rest of an answer that hyper has finished with.
+    /// The client reads the rest of a finished answer.
     Answered,
     /// The next request, or the end of a lingering close.
     Idle,
 }
 
-/// The phase of a connection, with its time limits.
 pub(super) struct ConnectionTimers {
     head: Duration,
     idle: Duration,

@@ -1,4 +1,4 @@
-//! Making ledger and store one archive, after the guard has found that they are not.
+//! Makes ledger and store one archive.
 
 use axum::extract::State;
 use axum::{Extension, Json};
@@ -11,7 +11,7 @@ use crate::ledger::admin::{Action, Actor};
 #[derive(Serialize)]
 pub(super) struct Adopted {
     archive: String,
-    /// What ledger and store were.
+    /// The state before.
     found: String,
 }
 
@@ -29,8 +29,8 @@ async fn adopt_by(state: &AdminState, by: &Actor) -> Result<Adopted, AdminFailur
     })?;
     let found = adoption.to_string();
     tracing::warn!(archive = %adoption.archive, found, by = by.as_str(), "ledger and store were made one archive");
-    // The adoption is not in the ledger alone, so its line comes after it; who is told of success
-    // finds both.
+    // The line comes after the adoption, which is not in the ledger alone; so an adoption that is reported is
+    // also in the audit.
     state.admin.note_adoption(adoption.archive, &found, by).await.map_err(|error| {
         tracing::error!(%error, "an adoption is not in the audit");
         let text = format!("adopted, but the audit could not be written ({error}); adopt again");

@@ -1,4 +1,4 @@
-//! What operators did, newest first.
+//! The audit, newest first.
 
 use axum::Json;
 use axum::extract::State;
@@ -18,7 +18,7 @@ pub(super) struct Which {
 #[derive(Serialize)]
 pub(super) struct Audit {
     lines: Vec<AuditLine>,
-    /// The `before` of the next page; `null` when this is the last.
+    /// The next `before`; `null` on the last page.
     next: Option<u64>,
 }
 

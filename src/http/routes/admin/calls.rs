@@ -1,4 +1,4 @@
-//! Rows of the ledger, and settling those whose outcome nobody knows.
+//! Rows of the ledger, and the settlement of `unknown` calls.
 
 use axum::extract::{Path, State};
 use axum::{Extension, Json};
@@ -55,9 +55,8 @@ pub(super) struct Outcome {
 pub(super) struct SettledCall {
     call: i64,
     outcome: Settlement,
-    /// Was it not settled before?
     changed: bool,
-    /// Where its credits were given back just now.
+    /// By this request.
     given_back: Option<GivenBack>,
 }
 

@@ -1,4 +1,4 @@
-//! The emergency brake: spending is stopped and resumed at once, for everyone or for a team.
+//! Freezes and thaws spending, of everyone or of a team.
 
 use axum::extract::State;
 use axum::{Extension, Json};
@@ -9,7 +9,7 @@ use super::failure::{AdminFailure, Params};
 use crate::ledger::admin::{Action, Actor};
 use crate::ledger::budget::Scope;
 
-/// Whose spending is stopped or resumed: everyone's without `team`.
+/// Everyone's without `team`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Whose {
@@ -20,7 +20,6 @@ pub(super) struct Whose {
 pub(super) struct Spending {
     scope: String,
     frozen: bool,
-    /// Was it otherwise before?
     changed: bool,
 }
 
@@ -54,7 +53,7 @@ async fn set(state: &AdminState, whose: Whose, frozen: bool, by: &Actor) -> Resu
     let scope = match whose.team {
         None => Scope::Global,
         Some(team) if state.policy.get().teams().get(&team).is_some() => Scope::Team(team),
-        // What was frozen while it was configured can be thawed afterwards.
+        // A team that was frozen while it was configured can be thawed afterwards.
         Some(team) if !frozen && state.admin.frozen().await?.contains(&Scope::Team(team.clone())) => {
             Scope::Team(team)
         }

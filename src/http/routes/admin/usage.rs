@@ -1,6 +1,4 @@
-//! `GET /admin/v1/usage`: who paid, who was served and what that saved, as JSON or CSV.
-//!
-//! What is answered is described by [`UsageReport`]; `compile.rs` makes it of what the ledger says.
+//! `GET /admin/v1/usage`: a [`UsageReport`] as JSON or CSV.
 
 mod compile;
 mod csv;
@@ -35,26 +33,24 @@ use crate::teams::policy::{CurrentPolicy, Policy};
 
 pub const USAGE_PATH: &str = "/admin/v1/usage";
 
-/// The longest period of a report, in days: ten years.
+/// In days: ten years.
 const MOST_DAYS: i32 = 3660;
-/// How long a report waits for what was served last to be booked.
+/// For booking the requests served last.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What usage is told from.
 pub struct UsageState {
     pub book: Arc<dyn UsageBook>,
     pub ledger: Arc<dyn Ledger>,
-    /// What was served and is not booked yet.
     pub meter: Arc<Meter>,
     pub balance: Arc<BalanceWatch>,
     pub policy: CurrentPolicy,
     pub clock: Clock,
-    /// Where days and months begin.
+    /// Of days and months.
     pub zone: TimeZone,
     pub price: Option<Price>,
 }
 
-/// What each row of a report is about.
+/// The subject of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UsageBy {
     #[default]
@@ -74,13 +70,12 @@ enum UsageFormat {
     Csv,
 }
 
-/// The query of `GET /admin/v1/usage`; everything may be left out.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct UsageQuery {
-    /// By default the first of the present month, or of the month of `to`.
+    /// By default the first of the month of `to`.
     from: Option<Date>,
-    /// The last day, itself included; by default today.
+    /// Included; by default today.
     to: Option<Date>,
     #[serde(default)]
     by: UsageBy,
@@ -89,7 +84,7 @@ pub(super) struct UsageQuery {
 }
 
 impl UsageState {
-    /// Sets the gauges that are about usage. What the ledger does not tell stays as it was.
+    /// Gauges that the ledger does not answer in time keep their values.
     pub(super) async fn observe(&self, metrics: &Metrics) {
         let policy = self.policy.get();
         let (used, month) = tokio::join!(asked(self.ledger.used(budgets(&policy))), asked(self.book.month()));
@@ -106,7 +101,7 @@ impl UsageState {
     }
 
     async fn find(&self, from: Date, to: Date) -> Result<Findings, LedgerError> {
-        // Without the ledger the report fails, or says how much is missing.
+        // Otherwise the report fails, or says how much is missing.
         let flushed = tokio::time::timeout(FLUSH_PATIENCE, self.meter.flush(&*self.book)).await;
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::warn!("what was served last is not in the usage report");
@@ -124,7 +119,6 @@ impl UsageState {
     }
 }
 
-/// Every budget there is, once.
 fn budgets(policy: &Policy) -> Vec<Budget> {
     let mut budgets = Vec::new();
     for budget in policy.teams().iter().flat_map(|team| policy.budgets(team)) {

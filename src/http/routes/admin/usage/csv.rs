@@ -1,4 +1,4 @@
-//! The rows of a report as CSV (RFC 4180): always the same columns, in the same order.
+//! A report as CSV (RFC 4180), always with the same columns.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use super::report::{UsageReport, UsageRow};
 use crate::base::outcome::SavingCause;
 use crate::ledger::CallState;
 
-/// All rows under a line with the columns' names; without the total, so that columns can be summed.
+/// Without the total, so that columns can be summed.
 pub(super) fn write(report: &UsageReport) -> String {
     let mut text = line(&columns());
     for row in &report.rows {
@@ -52,7 +52,7 @@ fn cells(row: &UsageRow) -> Vec<String> {
     cells
 }
 
-/// Teams have plain names; what came into the ledger some other way may not.
+/// Names of imported records may not be plain.
 fn quoted(cell: &str) -> String {
     if cell.contains([',', '"', '\r', '\n']) {
         format!("\"{}\"", cell.replace('"', "\"\""))
