@@ -1,7 +1,6 @@
-//! Width and height in the header of a picture file: one reader per format.
-//!
-//! A reader agrees with correct decoders, without a check of the pixels. No input makes it panic, allocate or
-//! read an unbounded number of bytes. [`dimensions`](super::dimensions) refuses a side of 0.
+//! Width and height in the header of a picture file: one reader per format, which agrees with correct
+//! decoders. No input makes it panic, allocate or read an unbounded number of bytes.
+//! [`dimensions`](super::dimensions) refuses a side of 0.
 
 /// The most bytes read outside the segments of a JPEG, two for each marker. Ten to a hundred segments are
 /// usual; 3.5 MB of empty ones would cost milliseconds.
@@ -50,8 +49,7 @@ pub(super) fn png(file: &[u8]) -> Option<(u32, u32)> {
     Some((u32::from_be_bytes(array(file, 16)?), u32::from_be_bytes(array(file, 20)?)))
 }
 
-/// Core headers (OS/2 1.x) have sides of 16 bits, all others of 32; a negative height says that the
-/// rows are stored from the top.
+/// Core headers (OS/2 1.x) have sides of 16 bits, all others of 32. A negative height: rows from the top.
 pub(super) fn bmp(file: &[u8]) -> Option<(u32, u32)> {
     match u32::from_le_bytes(array(file, 14)?) {
         12 => Some((le16(file, 18)?, le16(file, 20)?)),
