@@ -1,7 +1,8 @@
 //! The store in a bucket of any S3 service that honours conditional writes.
 //!
 //! ```text
-//! {prefix}results/{digest}.{ext}                objects; a plain static server on the bucket serves every URL
+//! {prefix}results/{digest}.{ext}                objects; a plain static server on the bucket serves every
+//! URL
 //! {prefix}records/{namespace}/{kk}/{key}.json   records; {kk} is the key's first two digits
 //! {prefix}archive                               the marker
 //! {prefix}trial                                 the trial of `prove`
@@ -9,13 +10,11 @@
 //!
 //! Objects are created and never replaced (`If-None-Match: *`); a record is replaced only in the state in
 //! which it was read (`If-Match`), so that several processes may write. A repeated write whose first answer
-//! was lost is refused, and then the existing value is read. Objects are read whole and checked against their
-//! digest.
+//! was lost is refused, and then the existing value is read. Objects are checked against their digest.
 //!
 //! A name is absent only when the bucket says `NoSuchKey`. Every call ends within a limit of [`S3Limits`],
-//! and the first that times out opens the breaker: from then on calls fail at once until the bucket answers a
-//! probe. A read that waits too long behind our own reads is [`StoreError::Busy`]. Only an import lists
-//! records.
+//! and the first that times out opens the breaker. A read that waits too long behind our own reads is
+//! [`StoreError::Busy`]. Only an import lists records.
 
 mod bucket;
 mod client;
@@ -44,33 +43,29 @@ use crate::store::{RecordPage, Store, StoreError};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct S3StoreConfig {
-    /// The bucket; it must exist.
+    /// It must exist.
     pub bucket: String,
-    /// The start of all names, such as `granary/prod`; slashes at its ends make no difference.
+    /// Such as `granary/prod`; slashes at its ends make no difference.
     pub prefix: String,
     /// By default from AWS's variables, profile or metadata.
     pub region: Option<String>,
     /// `http://` or `https://`, host and perhaps port and path; AWS by default.
     pub endpoint: Option<String>,
-    /// The bucket is in the path and not in the host.
+    /// The bucket is in the path, not in the host.
     pub path_style: bool,
-    /// A credentials file of AWS's tools, of which `[default]` is used. By default AWS's variables, files,
-    /// web identity, container or machine, in this order.
+    /// A credentials file of AWS's tools, of which `[default]` is used. By default AWS's own chain.
     pub credentials_file: Option<PathBuf>,
     pub limits: S3Limits,
 }
 
-/// Time limits for a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct S3Limits {
     /// For a connection.
     pub connect: Duration,
-    /// For a call about a record, a marker or the presence of an object, with all its attempts, and for its
-    /// turn.
+    /// For a call about a record, a marker or the presence of an object, with its attempts; and for its turn.
     pub metadata: Duration,
     /// The same for the bytes of an object.
     pub object: Duration,
-    /// The most attempts in a call.
     pub attempts: u32,
     /// The longest pause before the second attempt; the next is twice as long.
     pub backoff: Duration,
@@ -112,7 +107,7 @@ impl S3StoreConfig {
     }
 }
 
-/// A [`Store`] in a bucket. A dropped future stops nothing: its call ends within its limit.
+/// A dropped future stops nothing: its call ends within its limit.
 #[derive(Debug)]
 pub struct S3Store {
     bucket: Bucket,

@@ -20,11 +20,11 @@ pub(super) struct Files {
     root: PathBuf,
     tmp: PathBuf,
     pub(super) locks: RecordLocks,
-    /// Keeps other processes from sweeping our files, and the filesystem from being unmounted.
+    /// Prevents sweeps by other processes, and unmounting.
     _in_use: File,
 }
 
-/// Makes the read and the replacement of a record one step in this process.
+/// One writer of a record at a time in this process.
 #[derive(Debug)]
 pub(super) struct RecordLocks {
     shards: [Mutex<()>; 64],
@@ -74,7 +74,6 @@ impl Files {
         &self.root
     }
 
-    /// The folder of unfinished files.
     pub(super) fn tmp(&self) -> &Path {
         &self.tmp
     }
@@ -83,7 +82,7 @@ impl Files {
         [RESULTS, RECORDS, TMP].map(|folder| self.root.join(folder))
     }
 
-    /// Returns true when the file exists. As in [`read`](Self::read), a missing layout is no absence.
+    /// As in [`read`](Self::read), a missing layout is no absence.
     pub(super) fn has(&self, path: &str) -> Result<bool, StoreError> {
         match self.root.join(path).try_exists() {
             Ok(false) if !self.root.join(RESULTS).is_dir() => Err(StoreError::Unavailable(format!(
@@ -93,8 +92,8 @@ impl Files {
         }
     }
 
-    /// The file at `path` below the root; `None` only when its `folder` of the layout exists: in a volume
-    /// that is not mounted, everything looks absent.
+    /// `None` only when the `folder` of the layout exists: in a volume that is not mounted, everything looks
+    /// absent.
     pub(super) fn read(&self, folder: &str, path: &str, max: u64) -> Result<Option<Vec<u8>>, StoreError> {
         match disk::read(&self.root.join(path), max) {
             Ok(None) if !self.root.join(folder).is_dir() => {
@@ -108,7 +107,7 @@ impl Files {
     }
 }
 
-/// Turns an error of the disk into the store's: `map_err(failed("write", path))`.
+/// Converts a disk error: `map_err(failed("write", path))`.
 pub(super) fn failed(doing: &'static str, what: &str) -> impl Fn(io::Error) -> StoreError {
     move |error| {
         let text = format!("cannot {doing} {what}: {error}");
@@ -119,8 +118,7 @@ pub(super) fn failed(doing: &'static str, what: &str) -> impl Fn(io::Error) -> S
     }
 }
 
-/// Removes the files of dead processes, unless a living one has the folder open, as with `granary check`
-/// beside a server.
+/// Removes files of dead processes, unless another process has the folder open.
 fn sweep(in_use: &File) {
     if in_use.try_lock().is_ok() {
         match disk::sweep(in_use) {

@@ -14,7 +14,7 @@ use crate::base::picture::ObjectName;
 use crate::base::record::MAX_OBJECT_BYTES;
 use crate::store::{StoreError, check_object, is_object};
 
-/// Objects are public, and a static file server may run as someone else.
+/// A static file server may run as another user.
 const MODE: u32 = 0o644;
 
 impl Files {
@@ -41,7 +41,7 @@ impl Files {
             Err(error) => return Err(failed("publish", &path)(error)),
         }
         crash_point("CP19");
-        // Even when it existed: the process that linked it may have died before this.
+        // Even for an existing one: its creator may have died before this.
         disk::sync_folder(&self.root().join(RESULTS)).map_err(failed("sync the folder of", &path))?;
         crash_point("CP20");
         Ok(())
@@ -57,7 +57,7 @@ impl Files {
     }
 }
 
-/// Returns true when the file is exactly the object, and syncs it: it may be part of a copied archive.
+/// Also syncs the file, which may be part of a copied archive.
 fn is_whole(path: &Path, digest: Digest) -> io::Result<bool> {
     let file = File::open(path)?;
     let found = blake3::Hasher::new().update_reader(&file)?.finalize();

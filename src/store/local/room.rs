@@ -1,7 +1,6 @@
-//! Whether a new result could be kept: asked before paying.
-//!
-//! Each check looks at space, inodes, permissions and the layout. Every few seconds it also writes a file,
-//! which shows a failing disk, a quota, or a filesystem without hard links.
+//! Whether a new result could be kept, before paying. Each check looks at space, inodes, permissions and the
+//! layout. Every few seconds it also writes a file, which shows a failing disk, a quota, or a filesystem
+//! without hard links.
 
 use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
@@ -13,14 +12,14 @@ use super::files::{Files, failed};
 use crate::base::disk::{self, TempFile};
 use crate::store::StoreError;
 
-/// How long one written file proves that the next can be written: less than a miss takes.
+/// After one written file: less than a miss takes.
 const PROOF_HOLDS: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Room {
     min_free_bytes: u64,
     proof_holds: Duration,
-    /// The last write that worked. Failures are not remembered, so that it recovers at once.
+    /// The last successful write. Failures are not remembered, so that it recovers at once.
     proved: Mutex<Option<Instant>>,
 }
 
@@ -47,8 +46,7 @@ impl Room {
     }
 }
 
-/// Does the steps of a write below `tmp/`, and reads the file back. The names are random, because a server
-/// and a check may share the folder.
+/// Writes and reads back a file below `tmp/`. Its names are random, because processes may share the folder.
 pub(super) fn prove(files: &Files) -> Result<(), StoreError> {
     const TRIAL: &[u8] = b"room?";
     let link = files.tmp().join(format!("link-{}", uuid::Uuid::new_v4().simple()));

@@ -17,11 +17,11 @@ use super::{S3Limits, S3StoreConfig};
 use crate::base::breaker::{Breaker, CallError};
 use crate::store::StoreError;
 
-/// The most reads of a body that breaks off.
+/// Of a body that breaks off.
 const READS: u32 = 2;
-/// Records and markers read at once; each has a few kilobytes.
+/// At once; each has a few kilobytes.
 const METADATA_READS: usize = 64;
-/// Objects read at once; each may take `MAX_OBJECT_BYTES` of memory.
+/// At once; each may take `MAX_OBJECT_BYTES` of memory.
 const OBJECT_READS: usize = 8;
 /// A name that never exists, for the probe and the proof.
 pub(super) const ABSENT: &str = "trial-absent";
@@ -43,18 +43,17 @@ struct Place {
     prefix: String,
 }
 
-/// Chooses the time limit and the queue of a call: many lookups must not wait for a few large results.
+/// Chooses time limit and queue: many lookups must not wait for a few large results.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     Metadata,
     Object,
 }
 
-/// The condition of a write.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Condition<'e> {
     Absent,
-    /// The existing value has this tag.
+    /// The value has this tag.
     Matches(&'e str),
 }
 
@@ -108,7 +107,6 @@ impl Bucket {
         }
     }
 
-    /// Returns true while the breaker is open.
     pub(super) fn is_open(&self) -> bool {
         self.breaker.is_open()
     }
@@ -201,7 +199,7 @@ impl Bucket {
         .await
     }
 
-    /// Removes a name, if it exists; with a tag only in that state.
+    /// With a tag, only in that state.
     pub(super) async fn delete(&self, name: &str, tag: Option<&str>) -> Result<Deleted, StoreError> {
         match self.delete_in_state(name, tag).await? {
             Some(deleted) => Ok(deleted),
@@ -234,7 +232,6 @@ impl Bucket {
         .await
     }
 
-    /// Takes so many turns at once.
     #[cfg(test)]
     pub(super) async fn turns(&self, kind: Kind, turns: u32) -> OwnedSemaphorePermit {
         let all = if let Kind::Metadata = kind { &self.metadata_reads } else { &self.object_reads };
@@ -256,8 +253,7 @@ impl Bucket {
         }
     }
 
-    /// Runs `work` under the breaker and within its limit, in a task of its own, so that the breaker learns
-    /// the result even when the caller is dropped.
+    /// Runs `work` in its own task, so that the breaker learns the result even when the caller is dropped.
     async fn call<T: Send + 'static>(
         &self,
         kind: Kind,
@@ -279,7 +275,6 @@ impl Bucket {
     }
 }
 
-/// The error of a call that was not made because the breaker is open.
 fn breaker_open(doing: &str, name: &str) -> StoreError {
     StoreError::Unavailable(format!(
         "cannot {doing} {name}: the bucket does not answer; it is probed every second"
@@ -319,7 +314,6 @@ enum Read {
     TooLong,
 }
 
-/// Reads a body, unless it is too long.
 async fn whole(found: GetObjectOutput, max: u64) -> Result<Read, Failure> {
     let declared = found.content_length().and_then(|length| u64::try_from(length).ok());
     if declared.is_some_and(|length| length > max) {

@@ -9,7 +9,7 @@ use crate::base::picture::ObjectName;
 use crate::base::record::MAX_OBJECT_BYTES;
 use crate::store::{StoreError, check_object, is_object};
 
-/// For a static server in front of the bucket; the same as of our own routes.
+/// As our own routes, for a static server on the bucket.
 const CACHE_CONTROL: &str = "public, max-age=31536000, immutable";
 
 pub(super) async fn put(bucket: &Bucket, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
@@ -43,7 +43,7 @@ pub(super) async fn read(bucket: &Bucket, name: ObjectName) -> Result<Option<Byt
     Ok(Some(found.bytes))
 }
 
-/// It is not replaced, because then a bucket in which objects change would never be noticed.
+/// Not replaced: a bucket in which objects change must be noticed.
 fn damaged(path: &str) -> StoreError {
     StoreError::Corrupt(format!(
         "{path} is not the picture that its name says, and objects are never replaced; find out who wrote \

@@ -1,6 +1,5 @@
 //! Proves the required abilities of a bucket with one small name, and whether it could keep a new result.
-//!
-//! Other processes may use the same name at the same time. A step that they could have disturbed is tried
+//! Other processes may use the name at the same time, so a step that they could have disturbed is tried
 //! again; one refusal is proof enough.
 
 use std::sync::{Mutex, PoisonError};
@@ -23,13 +22,12 @@ const NO_STATE: &str = "\"00000000000000000000000000000000\"";
 
 const MAX_BYTES: u64 = 1 << 10;
 
-/// How long one write proves that the next is possible: less than a miss takes.
+/// After one write: less than a miss takes.
 const PROOF_HOLDS: Duration = Duration::from_secs(5);
 
-/// How long a bucket that said it is full is believed, unless a write succeeds before.
+/// For a bucket that said it is full, unless a write succeeds before.
 const FULL_HOLDS: Duration = Duration::from_secs(30);
 
-/// Whether a new result could be kept.
 #[derive(Debug, Default)]
 pub(super) struct Room {
     /// Held during a check: concurrent callers share its result.
@@ -45,7 +43,6 @@ struct Known {
 }
 
 impl Room {
-    /// Notes the result of a write.
     pub(super) fn learn(&self, written: &Result<(), StoreError>) {
         // Damage and outages say nothing about room.
         if matches!(written, Ok(()) | Err(StoreError::Full(_))) {
@@ -94,7 +91,7 @@ impl Room {
     }
 }
 
-/// Creates the trial. A refusal because it exists is as good: the permission is checked before.
+/// A refusal because it exists is as good: the permission is checked before.
 async fn try_to_write(bucket: &Bucket) -> Result<(), StoreError> {
     bucket.put(Kind::Metadata, TRIAL, token(), HEADERS, Condition::Absent).await.map(drop)
 }
