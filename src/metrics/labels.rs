@@ -7,18 +7,17 @@ use crate::teams::AuthError;
 use crate::upstream::CallPhase;
 use crate::upstream::download::FetchError;
 
-/// Values of all labels of a family, as a value or a tuple.
+/// Of a family: a value or a tuple.
 pub(crate) trait Labels: Copy {
-    /// The number of combinations.
     const COUNT: usize;
 
-    /// Every combination, in the order of their positions.
+    /// In the order of their positions.
     fn all() -> Vec<Self>;
 
-    /// The index of a combination in [`all`](Self::all).
+    /// The index in [`all`](Self::all).
     fn position(self) -> usize;
 
-    /// The words, in the order of the labels.
+    /// In the order of the labels.
     fn words(self) -> Vec<&'static str>;
 }
 
@@ -54,7 +53,7 @@ impl<A: Labels, B: Labels> Labels for (A, B) {
     }
 }
 
-/// Makes labels of enums that have `ALL` and `as_str`.
+/// For enums that have `ALL` and `as_str`.
 macro_rules! label {
     ($($name:ty),+) => {$(
         impl $crate::metrics::labels::Labels for $name {
@@ -75,7 +74,7 @@ macro_rules! label {
     )+};
 }
 
-/// Declares labels with a word for each value.
+/// With a word for each value.
 macro_rules! labels {
     ($($(#[$about:meta])* $visible:vis enum $name:ident { $($values:tt)+ })+) => {
         $crate::base::words::words! { $($(#[$about])* $visible enum $name { $($values)+ })+ }
@@ -182,7 +181,7 @@ impl From<CacheStatus> for Outcome {
 }
 
 impl EndState {
-    /// Returns `None` for a state in which a call goes on, or that follows its end.
+    /// `None` for a state in which a call goes on, or that follows its end.
     pub(super) fn of(state: CallState) -> Option<Self> {
         match state {
             CallState::Released => Some(Self::Released),

@@ -1,4 +1,4 @@
-//! What is recorded of the ledger, which tells each operation to its observer.
+//! Records the operations of the ledger.
 
 use std::time::Duration;
 
@@ -7,7 +7,6 @@ use super::labels::labels;
 use crate::ledger::{CallState, LedgerError, LedgerObserver, LedgerOp};
 
 labels! {
-    /// A ledger operation, as far as they are told apart.
     pub(crate) enum OpLabel {
         LookUp = "look_up", Reserve = "reserve", Send = "send", Answer = "answer", Store = "store",
         Other = "other",

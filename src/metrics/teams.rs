@@ -1,7 +1,6 @@
-//! Series by team. A team's name comes from the configuration, never from a request; teams beyond the 200th share
-//! the label `other`.
-//!
-//! Counters of a removed team stay until the process ends, because sums must not fall; gauges go with it.
+//! Series by team. Names come from the configuration, never from a request; teams beyond the 200th share the
+//! label `other`. Counters of a removed team stay until the process ends, because sums must not fall; gauges
+//! go with it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -19,7 +18,7 @@ labels! {
     pub(crate) enum Overflow { Team = "team" }
 }
 
-/// The teams there were, and the labels of those in force.
+/// Known teams, and the labels of those in force.
 #[derive(Default)]
 pub(super) struct Teams {
     known: RwLock<Known>,
@@ -72,7 +71,7 @@ impl Metrics {
         if self.has_series(team) { team } else { OTHER_TEAMS }
     }
 
-    /// Records a crop request that was answered with a result and saved its team credits.
+    /// With a result, which may have saved its team credits.
     pub fn answered(&self, team: &str, status: CacheStatus, saved: u64) {
         let team = self.team_label(team);
         self.requests_total.of(team, status.into()).inc();
@@ -90,7 +89,7 @@ impl Metrics {
         self.credits_saved_total.of(self.team_label(team), SavingCause::HashFirst).inc_by(saved);
     }
 
-    /// Sets the number of waiting fills by team; teams in force without any have 0.
+    /// Waiting fills by team; teams in force without any have 0.
     pub fn observe_queue(&self, waiting: &BTreeMap<String, usize>) {
         let in_force = self.teams.in_force.lock().unwrap_or_else(PoisonError::into_inner);
         let mut rows: BTreeMap<_, _> = in_force.iter().map(|team| (vec![team.clone()], 0)).collect();
@@ -100,7 +99,7 @@ impl Metrics {
         self.upstream_queue_depth.set(rows);
     }
 
-    /// Sets the figures of the month for these teams. Other teams in the ledger are summed up as `other`.
+    /// Other teams in the ledger are summed up as `other`.
     pub fn observe_month<'a>(&self, teams: impl Iterator<Item = &'a str>, month: &[TeamMonth]) {
         let all = teams.map(|team| self.team_label(team)).chain([OTHER_TEAMS]);
         let mut sums: BTreeMap<&str, (i64, u64)> = all.map(|team| (team, (0, 0))).collect();
