@@ -1,7 +1,6 @@
-//! How a verb asks a running Granary over its admin listener: [`AdminClient`].
-//!
-//! The token comes from the variable `GRANARY_ADMIN_TOKEN`, never from an argument, which other users
-//! of the machine could read; it is printed nowhere. Nothing is retried or followed.
+//! Requests of a verb to the admin listener of a running Granary: [`AdminClient`]. The token comes from the
+//! variable `GRANARY_ADMIN_TOKEN`, never from an argument, which other users of the machine could read; it is
+//! printed nowhere. Nothing is retried or followed.
 
 use std::time::Duration;
 
@@ -40,11 +39,10 @@ pub(super) struct AdminArguments {
     admin_url: Url,
 }
 
-/// Asks one running Granary, a request at a time.
 pub(super) struct AdminClient {
     base: Url,
     token: Option<Secret>,
-    /// Where the token is from.
+    /// Of the token.
     source: &'static str,
 }
 
@@ -59,7 +57,7 @@ impl AdminClient {
         Self { base: arguments.admin_url.clone(), token, source: TOKEN_VARIABLE }
     }
 
-    /// For the process that serves with this configuration.
+    /// For the process with this configuration.
     pub(super) fn of_config(server: &ServerConfig, environment: &Environment) -> anyhow::Result<Self> {
         let base = Origin::of_address(server.admin_listen, false).as_url().clone();
         let client = Self::new(&AdminArguments { admin_url: base }, environment);
@@ -74,7 +72,7 @@ impl AdminClient {
         self.ask(Method::GET, path)
     }
 
-    /// When the connection broke, what was asked may have been done all the same.
+    /// After a broken connection the request may have taken effect.
     pub(super) fn post(&self, path: &str) -> Result<Bytes, Failure> {
         self.ask(Method::POST, path)
     }
@@ -142,7 +140,7 @@ impl AdminClient {
         Ok((head.status, body))
     }
 
-    /// The URL as it may be printed: [`admin_url`] lets no password in.
+    /// Printable: [`admin_url`] refuses passwords.
     fn shown(&self) -> &str {
         self.base.as_str().trim_end_matches('/')
     }

@@ -1,6 +1,5 @@
-//! `granary adopt`: a person has looked, and says that this ledger and this store are one archive.
-//!
-//! A process that is serving has both in its hands, so it is asked over its admin listener; else it is done here.
+//! `granary adopt`: an operator says that this ledger and this store are one archive. A process that is
+//! serving holds both, so it is asked over its admin listener; otherwise it is done here.
 
 use anyhow::Context;
 use serde::Deserialize;

@@ -1,5 +1,5 @@
-//! The verbs with which operators change something, asked of a running Granary: `purge`, `settle`,
-//! `freeze` and `thaw`. Each may be repeated, and says whether it changed anything.
+//! The changes of operators, requested of a running Granary: `purge`, `settle`, `freeze` and `thaw`. Each may
+//! be repeated, and says whether it changed anything.
 
 use std::fmt::Write as _;
 
@@ -102,7 +102,7 @@ struct Call {
     settled: Option<String>,
 }
 
-/// Those that wait for somebody's word, newest first.
+/// Newest first.
 fn unsettled(client: &AdminClient) -> Result<String, Failure> {
     let (mut text, mut before) = (String::new(), String::new());
     loop {

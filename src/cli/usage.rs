@@ -1,4 +1,4 @@
-//! `granary usage`: who paid, who was served and what that saved, asked of a running Granary.
+//! `granary usage`: the usage report of a running Granary.
 
 use std::fmt::Write as _;
 
@@ -120,7 +120,7 @@ fn left(budgets: &[BudgetReport]) -> String {
     format!("{} of {} {}{mode}", least.left_credits, least.limit_credits, least.window)
 }
 
-/// Columns as wide as they need be: the first `names` to the left, the numbers to the right.
+/// The first `names` columns are aligned to the left.
 fn table<T>(columns: &[Column<T>], rows: &[T], total: &T, names: usize) -> String {
     let shown: Vec<_> = columns.iter().filter(|(is_shown, ..)| *is_shown).collect();
     let cells = |row: &T| shown.iter().map(|(_, _, cell)| cell(row)).collect();
