@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Refused clients are sent back at different times, spread over at most this long.
+/// The `Retry-After` times of refused clients are spread over at most this long.
 const SPREAD: Duration = Duration::from_secs(120);
 
-/// How fast a team may miss: the generic cell rate algorithm, without a burst.
+/// The generic cell rate algorithm, without a burst.
 #[derive(Debug)]
 pub(super) struct Rate {
     pub(super) period: Duration,
@@ -20,17 +20,16 @@ pub(super) struct Rate {
 struct Times {
     /// The first time that has never been reserved.
     next: Instant,
-    /// Earlier times whose waiters left before they came.
+    /// Times whose waiters left.
     returned: BTreeSet<Instant>,
-    /// The last time that a refused client was told.
+    /// The last time given to a refused client.
     told: Instant,
 }
 
-/// A reserved time; another miss gets it if this is dropped before it has come.
+/// Another miss gets the time if this is dropped before.
 #[derive(Debug)]
 pub struct Turn {
     rate: Arc<Rate>,
-    /// When the miss may be made.
     pub at: Instant,
 }
 
@@ -41,7 +40,7 @@ impl Rate {
         Arc::new(Self { period, times })
     }
 
-    /// Reserves the first free time, or says how long until there is one if that is not before `deadline`.
+    /// The first free time; or, if that is not before `deadline`, how long until there is one.
     pub(super) fn reserve(self: &Arc<Self>, deadline: Instant) -> Result<Turn, Duration> {
         let now = Instant::now();
         let mut times = self.times();
