@@ -1,17 +1,16 @@
-//! The errors there are, as far as the metrics tell them apart.
+//! The labels of errors in metrics.
 
 use super::Fault;
 use crate::upstream::code::{self, Code};
 
-/// Whose fault, and the code: every pair that [`GatewayError::response`](super::GatewayError::response)
-/// may have.
+/// Every pair of [`GatewayError::response`](super::GatewayError::response).
 pub fn kinds() -> impl Iterator<Item = (Fault, Code)> {
     let passed_through = |fault| code::ALL.iter().chain([&code::OTHER]).map(move |code| (fault, *code));
     let passed_through = passed_through(Fault::Caller).chain(passed_through(Fault::Upstream));
     OURS.into_iter().chain(passed_through.filter(|kind| !OURS.contains(kind)))
 }
 
-/// The pairs of the errors that Granary itself makes.
+/// Of errors that Granary itself makes.
 const OURS: [(Fault, Code); 30] = [
     (Fault::Caller, code::ERROR_PARAMETERS),
     (Fault::Caller, code::MISSING_PARAMETERS),

@@ -1,4 +1,4 @@
-//! One row of the error table: what a client is told, and who has to mend it.
+//! One row of the error table.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use crate::base::words::words;
 use crate::upstream::code::Code;
 
 words! {
-    /// Who has to mend it: the class of an error in metrics.
+    /// Who must correct an error; its class in metrics.
     #[derive(Hash)]
     pub enum Fault {
         Caller = "caller",
-        /// A rule somebody set: a budget, a rate, a freeze.
+        /// A configured rule: a budget, a rate, a freeze.
         Policy = "policy",
         /// The upstream or its storage.
         Upstream = "upstream",
@@ -24,7 +24,6 @@ words! {
 pub struct ErrorResponse {
     /// HTTP status, `error_code` and `error_detail.status_code`.
     pub status: StatusCode,
-    /// Code and text of the upstream's vocabulary.
     pub code: Code,
     pub fault: Fault,
     /// What was wrong with which input, and what to do.
