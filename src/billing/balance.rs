@@ -1,5 +1,5 @@
-//! The balance of the upstream's account. Asking is free. What is spent outside of Granary is found by comparing
-//! its metric with the ledger's, in a recording rule.
+//! The balance of the upstream's account, which is free to query. A recording rule compares its metric with
+//! the ledger's to find credits spent outside of Granary.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,6 @@ pub struct Balance {
     pub seen_at: Timestamp,
 }
 
-/// Asks for the balance periodically and keeps the last one in memory.
 pub struct BalanceWatch {
     upstream: Arc<dyn Upstream>,
     clock: Clock,
@@ -32,7 +31,7 @@ impl BalanceWatch {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks at once and then every `interval` or somewhat less, unless `may_ask` denies it.
+    /// At once, then every `interval` or somewhat less, while `may_ask` allows it.
     pub async fn run(self: Arc<Self>, interval: Duration, may_ask: impl Fn() -> bool) {
         loop {
             if may_ask()
