@@ -78,7 +78,7 @@ impl Setting for TimeZone {
     }
 }
 
-/// In the file only. No message repeats what was written: it may be a token in the wrong place.
+/// In the file only. Errors quote nothing: it may be a token in the wrong place.
 impl Setting for Token {
     fn from_text(_: &str) -> Result<Self, String> {
         Err("is a text; write { id = \"…\", hash = \"…\" } as printed by granary token new".to_owned())
@@ -123,7 +123,6 @@ impl Setting for Token {
     }
 }
 
-/// Takes a text out of `fields` and reads it; notes what is wrong with it.
 fn required<T>(
     fields: &mut toml::Table,
     name: &str,

@@ -1,7 +1,4 @@
-//! Durations, sizes and moments, written as people write them.
-//!
-//! Durations are plain [`Duration`]s in the configuration, at most a year, so that a deadline made
-//! of one never overflows a clock. Sizes are [`ByteSize`]s.
+//! Durations, sizes and moments. Durations are at most a year, so that no deadline overflows a clock.
 
 use std::fmt;
 use std::time::Duration;
@@ -33,7 +30,7 @@ impl Setting for Duration {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-/// The units a size may be written with; when one is printed, the first that divides it.
+/// Printed with the first that divides the size.
 const UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),

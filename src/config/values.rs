@@ -11,7 +11,6 @@ use crate::base::secret::Secret;
 use crate::billing::money::Price;
 use crate::teams::BudgetMode;
 
-/// A text that is printed as it is.
 fn text(text: impl ToString) -> Option<Value> {
     Some(Value::String(text.to_string()))
 }
@@ -95,7 +94,7 @@ impl Setting for bool {
     }
 }
 
-/// Counts: at most what a signed 64-bit number holds, which is what TOML and databases have.
+/// At most what a signed 64-bit number holds, as in TOML and databases.
 impl Setting for u64 {
     fn from_text(text: &str) -> Result<Self, String> {
         let number = text.parse::<i64>().ok().and_then(|number| u64::try_from(number).ok());
@@ -129,8 +128,7 @@ impl Setting for usize {
     }
 }
 
-/// Exact, although TOML reads what is written without quotes as a float: the shortest text of that float
-/// is what was written.
+/// Exact, although TOML reads it as a float: the shortest text of that float is what was written.
 impl Setting for Price {
     fn from_text(text: &str) -> Result<Self, String> {
         text.parse().map_err(|why| format!("is {}; {why}", shown(text)))
@@ -170,7 +168,6 @@ impl Setting for f64 {
     }
 }
 
-/// What may be left out.
 impl<T: Setting> Setting for Option<T> {
     fn from_text(text: &str) -> Result<Self, String> {
         T::from_text(text).map(Some)
