@@ -5,7 +5,9 @@
 mod tests;
 pub(crate) mod watch;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::settings::{policy_config, slots_config};
 use super::upstream_key::KeyWatch;
@@ -43,7 +45,7 @@ impl Reloader {
     /// Replaces the effective configuration and returns the names of changed fields. Admitted requests are
     /// not affected. Blocks while it reads a small file. After an error nothing has changed.
     pub fn take(&self, new: &Config, set_level: &SetLevel) -> Result<Vec<String>, Problems> {
-        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut config = self.config.lock();
         let changes = config.changes_to(new);
         if !changes.restart.is_empty() {
             return Err(changes.restart);

@@ -2,9 +2,10 @@
 //! names another key or file. Calls in flight finish with their key. A file that cannot be used keeps the old
 //! key.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use super::file_watch::FileWatch;
 use crate::base::secret::Secret;
@@ -36,7 +37,7 @@ impl KeyWatch {
     pub(super) async fn follow(self: Arc<Self>) {
         let source = self.clone();
         let mut files = FileWatch::new(move || {
-            let settings = source.settings().clone();
+            let settings = source.settings.lock().clone();
             match settings.key() {
                 Ok(Some(key)) => Ok((settings, key)),
                 Ok(None) => Err("is not set any more".to_owned()),
@@ -48,7 +49,7 @@ impl KeyWatch {
             let read = files.next().await;
             match &read {
                 Ok((settings, key)) => {
-                    let current = self.settings();
+                    let current = self.settings.lock();
                     // A reload may have named another file meanwhile.
                     if Arc::ptr_eq(&current, settings) && !self.use_key(key) && was_unusable {
                         tracing::info!("the upstream's key can be read again; it is the same");
@@ -66,7 +67,7 @@ impl KeyWatch {
 
     /// `key` came from `settings`, which are followed from now on.
     pub(super) fn replace(&self, settings: UpstreamConfig, key: &Secret) {
-        let mut current = self.settings();
+        let mut current = self.settings.lock();
         *current = Arc::new(settings);
         self.use_key(key);
     }
@@ -86,9 +87,5 @@ impl KeyWatch {
     #[cfg(test)]
     pub(super) fn current(&self) -> Arc<Secret> {
         self.key.load_full()
-    }
-
-    fn settings(&self) -> MutexGuard<'_, Arc<UpstreamConfig>> {
-        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,10 +1,11 @@
 //! The balance of the upstream's account, which is free to query. A recording rule compares its metric with
 //! the ledger's to find credits spent outside of Granary.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use crate::base::clock::Clock;
 use crate::base::random::jittered;
@@ -28,7 +29,7 @@ impl BalanceWatch {
     }
 
     pub fn last(&self) -> Option<Balance> {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.last.lock()
     }
 
     /// At once, then every `interval` or somewhat less, while `may_ask` allows it.
@@ -38,7 +39,7 @@ impl BalanceWatch {
                 && let Some(credits) = self.upstream.credits_left().await
             {
                 let balance = Balance { credits, seen_at: self.clock.now() };
-                *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(balance);
+                *self.last.lock() = Some(balance);
             }
             tokio::time::sleep(jittered(interval)).await;
         }

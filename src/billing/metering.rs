@@ -7,12 +7,13 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::base::clock::Clock;
@@ -81,7 +82,7 @@ impl Meter {
     /// `credits`: the price of a purchase.
     pub fn served(&self, team: &str, cause: SavingCause, payer: Payer, credits: u64) {
         let now = self.clock.now();
-        let mut counts = self.counts();
+        let mut counts = self.counts.lock();
         let today = counts.today(now, &self.zone);
         let teams = counts.of_day(today);
         let team = match teams.get_mut(team) {
@@ -97,7 +98,7 @@ impl Meter {
     /// As far as this process remembers.
     pub fn is_first_look_up(&self, team: &str, identity: &Identity) -> bool {
         let now = self.clock.now();
-        let mut counts = self.counts();
+        let mut counts = self.counts.lock();
         let today = counts.today(now, &self.zone);
         let (day, seen) = &mut counts.looked_up;
         if *day != Some(today) {
@@ -107,7 +108,7 @@ impl Meter {
     }
 
     pub fn unbooked(&self) -> u64 {
-        self.counts().unbooked
+        self.counts.lock().unbooked
     }
 
     /// After an error the batch is kept, and booked by the next call.
@@ -127,7 +128,7 @@ impl Meter {
                 Err(LedgerError::Unavailable(format!("it did not answer within {PATIENCE:?}")))
             })?;
             (outbox.booked, outbox.pending) = (number, None);
-            let mut counts = self.counts();
+            let mut counts = self.counts.lock();
             counts.unbooked = counts.unbooked.saturating_sub(requests);
             if !was_pending {
                 return Ok(());
@@ -163,7 +164,7 @@ impl Meter {
     }
 
     fn take(&self, number: u64) -> Option<ServedBatch> {
-        let days = std::mem::take(&mut self.counts().days);
+        let days = std::mem::take(&mut self.counts.lock().days);
         let mut served = Vec::new();
         for (day, teams) in days {
             for (team, counts) in teams {
@@ -178,10 +179,6 @@ impl Meter {
             }
         }
         (!served.is_empty()).then_some(ServedBatch { process: self.process, number, served })
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ops::Index;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
     Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
@@ -133,7 +133,7 @@ pub(crate) struct Total(Mutex<Counter>);
 impl Total {
     /// Concurrent scrapes do not add the same twice.
     pub(crate) fn raise_to(&self, total: f64) {
-        let counter = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counter = self.0.lock();
         counter.inc_by((total - counter.get()).max(0.0));
     }
 }
@@ -152,7 +152,7 @@ pub(crate) struct Rows {
 
 impl Rows {
     pub(super) fn set(&self, rows: BTreeMap<Vec<String>, i64>) {
-        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut present = self.present.lock();
         for gone in present.iter().filter(|labels| !rows.contains_key(*labels)) {
             // A missing series counts as removed.
             let _ = self.vector.remove_label_values(gone);

@@ -3,7 +3,8 @@
 //! go with it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::{Mutex, PoisonError, RwLock};
+
+use parking_lot::{Mutex, RwLock};
 
 use super::labels::{Outcome, labels};
 use super::{Metrics, gauge_value};
@@ -34,7 +35,7 @@ struct Known {
 impl Metrics {
     pub fn add_teams<'a>(&self, teams: impl Iterator<Item = &'a str> + Clone) {
         {
-            let mut known = self.teams.known.write().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.teams.known.write();
             for team in teams.clone().filter(|team| !known.with_series.contains(*team)).collect::<Vec<_>>() {
                 if known.with_series.len() < MOST_TEAMS {
                     known.with_series.insert(team.to_owned());
@@ -46,12 +47,12 @@ impl Metrics {
             }
         }
         let labels = teams.map(|team| self.team_label(team).to_owned());
-        self.teams.in_force.lock().unwrap_or_else(PoisonError::into_inner).extend(labels);
+        self.teams.in_force.lock().extend(labels);
         self.observe_queue(&BTreeMap::new());
     }
 
     pub fn teams_in_force<'a>(&self, teams: impl Iterator<Item = &'a Team> + Clone) {
-        self.teams.in_force.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.teams.in_force.lock().clear();
         self.add_teams(teams.clone().map(|team| team.name.as_str()));
         let row = |team: &Team| {
             let mode = match team.mode {
@@ -64,7 +65,7 @@ impl Metrics {
     }
 
     pub(super) fn has_series(&self, team: &str) -> bool {
-        self.teams.known.read().unwrap_or_else(PoisonError::into_inner).with_series.contains(team)
+        self.teams.known.read().with_series.contains(team)
     }
 
     pub(super) fn team_label<'a>(&self, team: &'a str) -> &'a str {
@@ -91,7 +92,7 @@ impl Metrics {
 
     /// Waiting fills by team; teams in force without any have 0.
     pub fn observe_queue(&self, waiting: &BTreeMap<String, usize>) {
-        let in_force = self.teams.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_force = self.teams.in_force.lock();
         let mut rows: BTreeMap<_, _> = in_force.iter().map(|team| (vec![team.clone()], 0)).collect();
         for (team, number) in waiting {
             *rows.entry(vec![self.team_label(team).to_owned()]).or_default() += gauge_value(*number as u64);

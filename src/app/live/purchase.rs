@@ -4,13 +4,14 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -100,7 +101,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     filler.drain();
     filler.settled().await;
 
-    let reply = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let reply = seen.lock().take();
     let cost = cost(config, before, after);
     let verdict = match outcome {
         Ok(Some(outcome)) => outcome.verdict.map_err(|error| error.response().detail),
@@ -236,7 +237,7 @@ impl HeldCall for ShownCall {
 }
 
 fn note(seen: &Seen, reply: &Reply) {
-    *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(reply.clone());
+    *seen.lock() = Some(reply.clone());
 }
 
 fn describe(reply: &Reply) -> String {

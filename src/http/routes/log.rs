@@ -2,10 +2,11 @@
 //! text of a client is written verbatim: values are of closed sets, of the configuration, or digits.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::base::outcome::CacheStatus;
@@ -124,7 +125,7 @@ impl Sampler {
     /// Needs a runtime: a task reports the lines that are left out.
     pub(super) fn admits(&self, status: StatusCode) -> bool {
         let now = Instant::now();
-        let mut all = self.lock();
+        let mut all = self.0.lock();
         let none = Sampled { since: now, lines: 0, left_out: 0 };
         let sampled = all.entry(status.as_u16()).or_insert(none);
         if now - sampled.since >= SECOND {
@@ -147,12 +148,8 @@ impl Sampler {
 
     fn tell(&self, status: StatusCode) {
         let left_out =
-            self.lock().get_mut(&status.as_u16()).map(|sampled| std::mem::take(&mut sampled.left_out));
+            self.0.lock().get_mut(&status.as_u16()).map(|sampled| std::mem::take(&mut sampled.left_out));
         tracing::info!(status = status.as_u16(), left_out, "refused requests without a line of their own");
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, Sampled>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -213,7 +210,7 @@ mod tests {
         let ask = |status, times| (0..times).filter(|_| sampler.admits(status)).count();
         assert_eq!(ask(StatusCode::UNAUTHORIZED, 23_000), 10);
         assert_eq!(ask(StatusCode::NOT_FOUND, 3), 3, "each status has lines of its own");
-        let left_out = |status: StatusCode| sampler.lock()[&status.as_u16()].left_out;
+        let left_out = |status: StatusCode| sampler.0.lock()[&status.as_u16()].left_out;
         assert_eq!((left_out(StatusCode::UNAUTHORIZED), left_out(StatusCode::NOT_FOUND)), (22_990, 0));
         tokio::time::sleep(SECOND * 2).await;
         assert_eq!(left_out(StatusCode::UNAUTHORIZED), 0, "it was context");

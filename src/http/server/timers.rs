@@ -1,8 +1,8 @@
 //! The phase of a connection, shared by its stream, its service and the acceptor.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -34,16 +34,16 @@ impl ConnectionTimers {
     }
 
     pub(super) fn phase(&self) -> Phase {
-        self.lock().0
+        self.now.lock().0
     }
 
     pub(super) fn enter(&self, phase: Phase) {
-        *self.lock() = (phase, Instant::now());
+        *self.now.lock() = (phase, Instant::now());
     }
 
     /// Enters `to` if the phase is `from`, and returns true then.
     pub(super) fn change(&self, from: Phase, to: Phase) -> bool {
-        let mut now = self.lock();
+        let mut now = self.now.lock();
         let is_changed = now.0 == from;
         if is_changed {
             *now = (to, Instant::now());
@@ -53,7 +53,7 @@ impl ConnectionTimers {
 
     /// The end of a phase in which the client is to send something.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        match *self.lock() {
+        match *self.now.lock() {
             (Phase::Head, since) => Some(since + self.head),
             (Phase::Idle, since) => Some(since + self.idle),
             (Phase::Request(_) | Phase::Answered, _) => None,
@@ -62,11 +62,7 @@ impl ConnectionTimers {
 
     /// Since when no request has been under way; `None` if one is.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        let (phase, since) = *self.lock();
+        let (phase, since) = *self.now.lock();
         matches!(phase, Phase::Head | Phase::Idle).then_some(since)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,11 +7,12 @@
 //! give each transaction another connection.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -141,7 +142,7 @@ impl Pool {
         let proof = tokio::spawn(async move {
             let connecting = timeout(inner.limits.operation, inner.connect());
             let connection = connecting.await.unwrap_or_else(|_| Err(inner.limits.silent().into()))?;
-            inner.idle().push(connection);
+            inner.idle.lock().push(connection);
             Ok(())
         });
         proof.await.unwrap_or_else(|_| Err(broke_off().into()))
@@ -165,10 +166,6 @@ fn broke_off() -> LedgerError {
 }
 
 impl Inner {
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Limits an operation in time and number, under the breaker.
     async fn limited<T>(
         &self,
@@ -192,14 +189,14 @@ impl Inner {
             }
             Err(CallError::Failed(failure)) => failure.into_ledger_error(),
         };
-        self.idle().clear();
+        self.idle.lock().clear();
         Err(error)
     }
 
     /// An idle connection or a new one, and whether it was used before.
     async fn connection(&self) -> Result<(Connection, bool), Failure> {
         loop {
-            let Some(idle) = self.idle().pop() else { return Ok((self.connect().await?, false)) };
+            let Some(idle) = self.idle.lock().pop() else { return Ok((self.connect().await?, false)) };
             if !idle.client.is_closed() {
                 return Ok((idle, true));
             }
@@ -238,7 +235,7 @@ impl Inner {
         let (connection, said) = loop {
             let (connection, is_used) = self.connection().await?;
             match connection.client.simple_query(begin).await.map_err(Failure::from) {
-                Err(failure) if is_used && failure.is_of_connection() => self.idle().clear(),
+                Err(failure) if is_used && failure.is_of_connection() => self.idle.lock().clear(),
                 said => break (connection, said?),
             }
         };
@@ -266,7 +263,7 @@ impl Inner {
             let stands = outcome.is_ok() && !is_undone.load(Ordering::Relaxed);
             let ended = connection.client.batch_execute(if stands { "COMMIT" } else { "ROLLBACK" }).await;
             if ended.is_ok() {
-                self.idle().push(connection);
+                self.idle.lock().push(connection);
             }
             match (outcome, ended) {
                 (Ok(_), Err(error)) if stands => return Err(error.into()),
@@ -287,9 +284,9 @@ impl Inner {
             let (connection, is_used) = self.connection().await?;
             let found = work(self.tx(&connection, Timestamp::UNIX_EPOCH)).await;
             if !found.as_ref().is_err_and(Failure::is_of_connection) {
-                self.idle().push(connection);
+                self.idle.lock().push(connection);
             } else if is_used {
-                self.idle().clear();
+                self.idle.lock().clear();
                 continue;
             }
             return found;

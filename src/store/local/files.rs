@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::base::disk;
 use crate::base::key::CacheKey;
@@ -29,7 +30,7 @@ pub(super) struct Files {
 pub(super) struct RecordLocks {
     shards: [Mutex<()>; 64],
     /// Synced folders of records; at most 257 for each namespace.
-    durable: Mutex<HashSet<PathBuf>>,
+    pub(super) durable: Mutex<HashSet<PathBuf>>,
 }
 
 impl Default for RecordLocks {
@@ -41,11 +42,7 @@ impl Default for RecordLocks {
 impl RecordLocks {
     pub(super) fn of(&self, key: CacheKey) -> MutexGuard<'_, ()> {
         let shard = usize::from(key.as_bytes()[0]) % self.shards.len();
-        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn durable(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shards[shard].lock()
     }
 }
 

@@ -48,7 +48,7 @@ impl Files {
         };
         if published.is_err() {
             // The folder may have been removed.
-            self.locks.durable().clear();
+            self.locks.durable.lock().clear();
         }
         published.map_err(failed("publish", &path))?;
         disk::sync_folder(folder).map_err(failed("sync the folder of", &path))?;
@@ -139,9 +139,9 @@ impl Files {
     /// Makes `records/{namespace}/{kk}`, but not `records`: without that it is not our archive.
     fn create_record_folder(&self, folder: &Path) -> io::Result<()> {
         for folder in folder.parent().into_iter().chain([folder]) {
-            if !self.locks.durable().contains(folder) {
+            if !self.locks.durable.lock().contains(folder) {
                 disk::create_folder(folder)?;
-                self.locks.durable().insert(folder.to_owned());
+                self.locks.durable.lock().insert(folder.to_owned());
             }
         }
         Ok(())

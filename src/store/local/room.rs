@@ -3,9 +3,9 @@
 //! without hard links.
 
 use std::io::ErrorKind;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::fs::Access;
 
 use super::files::{Files, failed};
@@ -36,7 +36,7 @@ impl Room {
                 .map_err(|errno| failed("write to the folder", &name)(errno.into()))?;
         }
         // Held during the write: concurrent callers share it.
-        let mut proved = self.proved.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut proved = self.proved.lock();
         if proved.is_none_or(|when| when.elapsed() > self.proof_holds) {
             *proved = None;
             prove(files)?;

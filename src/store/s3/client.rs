@@ -1,7 +1,6 @@
 //! The SDK's client: TLS by rustls on ring, limits, checksums only on request, credentials read anew.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -20,6 +19,7 @@ use aws_sdk_s3::config::retry::RetryPartition;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient};
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use parking_lot::Mutex;
 
 use super::S3StoreConfig;
 
@@ -127,7 +127,7 @@ impl Credentials {
 
     /// While a file is being replaced, its last credentials stay in use.
     fn or_last(&self, read: provider::Result) -> provider::Result {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         match (read, &mut *last) {
             (Ok(found), known) => {
                 if known.as_ref().is_some_and(|(known, _)| *known != found) {

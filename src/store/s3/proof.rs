@@ -2,10 +2,10 @@
 //! Other processes may use the name at the same time, so a step that they could have disturbed is tried
 //! again; one refusal is proof enough.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::bucket::{ABSENT, Bucket, Condition, Deleted, Headers, Kind, Written};
@@ -46,8 +46,7 @@ impl Room {
     pub(super) fn learn(&self, written: &Result<(), StoreError>) {
         // Damage and outages say nothing about room.
         if matches!(written, Ok(()) | Err(StoreError::Full(_))) {
-            *self.last_write.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some((Instant::now(), written.clone()));
+            *self.last_write.lock() = Some((Instant::now(), written.clone()));
         }
     }
 
@@ -77,7 +76,7 @@ impl Room {
 
     /// The result of the last write, if it still holds.
     pub(super) fn believed(&self) -> Option<Result<(), StoreError>> {
-        let last = self.last_write.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.last_write.lock();
         let (when, written) = last.as_ref()?;
         let holds = if written.is_ok() { PROOF_HOLDS } else { FULL_HOLDS };
         (when.elapsed() < holds).then(|| written.clone())

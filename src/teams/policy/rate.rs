@@ -1,9 +1,10 @@
 //! `misses_per_second`: each miss of a team reserves a time of its own, evenly spaced.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The `Retry-After` times of refused clients are spread over at most this long.
@@ -43,7 +44,7 @@ impl Rate {
     /// The first free time; or, if that is not before `deadline`, how long until there is one.
     pub(super) fn reserve(self: &Arc<Self>, deadline: Instant) -> Result<Turn, Duration> {
         let now = Instant::now();
-        let mut times = self.times();
+        let mut times = self.times.lock();
         times.returned = times.returned.split_off(&now);
         times.next = times.next.max(now);
         let at = times.returned.first().copied().unwrap_or(times.next);
@@ -58,16 +59,12 @@ impl Rate {
         times.told = if is_near { following } else { at };
         Err(times.told - now)
     }
-
-    fn times(&self) -> MutexGuard<'_, Times> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         if self.at > Instant::now() {
-            self.rate.times().returned.insert(self.at);
+            self.rate.times.lock().returned.insert(self.at);
         }
     }
 }
