@@ -67,15 +67,9 @@ impl SqliteLedger {
             Ok::<_, LedgerError>(connection)
         };
         Ok(Self {
-            writer: Worker::spawn(
-                "ledger-write",
-                writable,
-                "BEGIN IMMEDIATE",
-                worker::GROUP,
-                log_has_secrets,
-            ),
-            reader: Worker::spawn("ledger-read", readable()?, "BEGIN", 1, false),
-            reporter: Worker::spawn("ledger-report", readable()?, "BEGIN", 1, false),
+            writer: Worker::writer(writable, log_has_secrets),
+            reader: Worker::reader("ledger-read", readable()?),
+            reporter: Worker::reader("ledger-report", readable()?),
             health: Health::check(readable()?),
             clock,
             keeper: Arc::new(Keeper::new(String::new(), SPOOL_MAX, zone)),
