@@ -16,9 +16,7 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const UNCONFIRMED: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
-pub struct DatabaseAddress {
-    config: Config,
-}
+pub struct DatabaseAddress(pub(super) Config);
 
 impl DatabaseAddress {
     /// Reads `postgres://user:password@host:port/database?sslmode=…`, or `host=… dbname=…`. Errors repeat no
@@ -58,22 +56,18 @@ impl DatabaseAddress {
             config.application_name("granary");
         }
         config.keepalives_idle(KEEPALIVE).tcp_user_timeout(UNCONFIRMED);
-        Ok(Self { config })
+        Ok(Self(config))
     }
 
     /// Host, port and database, for a log line.
     pub fn place(&self) -> String {
-        let host = match self.config.get_hosts().first() {
+        let host = match self.0.get_hosts().first() {
             Some(Host::Tcp(name)) => name.clone(),
             Some(Host::Unix(folder)) => folder.display().to_string(),
             None => "nowhere".to_owned(),
         };
-        let port = self.config.get_ports().first().copied().unwrap_or(5432);
-        format!("{host}:{port}/{}", self.config.get_dbname().unwrap_or_default())
-    }
-
-    pub(super) fn config(&self) -> &Config {
-        &self.config
+        let port = self.0.get_ports().first().copied().unwrap_or(5432);
+        format!("{host}:{port}/{}", self.0.get_dbname().unwrap_or_default())
     }
 }
 
@@ -91,10 +85,7 @@ mod tests {
     use super::*;
 
     fn mode(url: &str) -> SslMode {
-        DatabaseAddress::parse(&Secret::new(url))
-            .unwrap_or_else(|error| panic!("{error}"))
-            .config
-            .get_ssl_mode()
+        DatabaseAddress::parse(&Secret::new(url)).unwrap_or_else(|error| panic!("{error}")).0.get_ssl_mode()
     }
 
     #[test]

@@ -8,7 +8,6 @@ pub(super) mod counters;
 mod handles;
 pub(super) mod reserve;
 pub(super) mod spool;
-pub(super) mod standing;
 pub(super) mod usage;
 
 use std::future::Future;

@@ -17,7 +17,7 @@ pub(super) async fn connect(
     address: &DatabaseAddress,
     tls: &Tls,
 ) -> Result<Connection, tokio_postgres::Error> {
-    let (client, connection) = address.config().connect(tls.0.clone()).await?;
+    let (client, connection) = address.0.connect(tls.0.clone()).await?;
     let task = tokio::spawn(async move {
         // The client gets the same error.
         let _ = connection.await;

@@ -1,6 +1,6 @@
 //! Bookings: each is one transaction on the call's own row, whatever its owner.
 
-use super::counters::{Counters, add_change, adjust, count, count_refused};
+use super::counters::{add_change, adjust, count, count_refused};
 use super::{Query, Row, archive, each, int, missing, read, spool, values};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
@@ -27,10 +27,6 @@ pub(super) struct CallRow {
 impl CallRow {
     fn ids(&self) -> Option<(&str, &str)> {
         self.request_id.as_deref().zip(self.log_id.as_deref())
-    }
-
-    pub(super) fn counters(&self) -> Counters<'_> {
-        Counters { team: &self.team, day: &self.day, month: &self.month }
     }
 }
 
@@ -96,7 +92,7 @@ pub(crate) async fn book<Q: Query>(q: &Q, id: CallId, booking: &Booking) -> Resu
         q.erase_answer(id).await?;
     }
     if change.counted != 0 {
-        count(q, row.counters(), change.counted.saturating_mul(row.credits)).await?;
+        count(q, &row.team, [&row.day, &row.month], change.counted.saturating_mul(row.credits)).await?;
     }
     if change.counts_refused {
         count_refused(q, &row.team, &row.day, row.credits).await?;

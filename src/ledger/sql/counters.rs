@@ -11,17 +11,11 @@ const PAGE: i64 = 1000;
 /// Scope, period, and the credits spent.
 pub(crate) type Counted = (String, String, u64);
 
-/// The team and the windows of a call.
-pub(crate) struct Counters<'c> {
-    pub(crate) team: &'c str,
-    pub(crate) day: &'c str,
-    pub(crate) month: &'c str,
-}
-
 /// Adds to the four counters of a call, in the same order, so that concurrent transactions wait at the first.
 pub(crate) async fn count<Q: Query>(
     q: &Q,
-    Counters { team, day, month }: Counters<'_>,
+    team: &str,
+    [day, month]: [&str; 2],
     credits: i64,
 ) -> Result<Vec<Counted>, Q::Error> {
     let sql = "INSERT INTO granary.spent AS s (scope, period, credits) \
