@@ -64,10 +64,6 @@ impl PublicState {
         Self(Arc::new(parts), Sampler::default())
     }
 
-    fn parts(&self) -> &PublicParts {
-        &self.0
-    }
-
     /// The team whose token the headers carry.
     fn authenticate(&self, policy: &Policy, headers: &HeaderMap) -> Result<Arc<Team>, GatewayError> {
         policy.teams().authenticate(headers, self.0.clock.now()).map_err(GatewayError::Auth)

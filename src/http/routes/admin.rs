@@ -5,13 +5,11 @@
 
 mod about;
 mod access;
-mod adopt;
-mod audit;
 mod calls;
+mod changes;
 mod failure;
 mod health;
 mod keys;
-mod spending;
 pub mod usage;
 
 use std::sync::Arc;
@@ -98,12 +96,12 @@ fn routes() -> Vec<(&'static str, MethodRouter<AdminState>)> {
         ("/admin/v1/calls/{id}/settle", post(calls::settle)),
         ("/admin/v1/keys/{key}", get(keys::explain)),
         ("/admin/v1/keys/{key}/purge", post(keys::purge)),
-        ("/admin/v1/frozen", get(spending::frozen)),
-        ("/admin/v1/freeze", post(spending::freeze)),
-        ("/admin/v1/thaw", post(spending::thaw)),
-        ("/admin/v1/audit", get(audit::lines)),
+        ("/admin/v1/frozen", get(changes::frozen)),
+        ("/admin/v1/freeze", post(changes::freeze)),
+        ("/admin/v1/thaw", post(changes::thaw)),
+        ("/admin/v1/audit", get(calls::audit)),
         (USAGE_PATH, get(usage::usage)),
-        (ADOPT_PATH, post(adopt::adopt)),
+        (ADOPT_PATH, post(changes::adopt)),
     ]
 }
 

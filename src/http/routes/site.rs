@@ -19,7 +19,7 @@ pub(super) async fn layer(State(state): State<PublicState>, request: Request, ne
     let policy = request.extensions().get::<RequestPolicy>().map(|RequestPolicy(policy)| policy);
     let refused = policy
         .filter(|policy| policy.teams().is_open())
-        .and_then(|policy| refusal(&request, policy.origins(), &state.parts().public_root));
+        .and_then(|policy| refusal(&request, policy.origins(), &state.0.public_root));
     match refused {
         Some(error) => error.into_response(),
         None => next.run(request).await,
