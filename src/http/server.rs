@@ -20,11 +20,9 @@
 
 mod acceptor;
 mod connection;
-mod descriptors;
 mod framed;
 mod linger;
-mod signals;
-mod socket;
+mod process;
 mod timers;
 mod write_timeout;
 
@@ -39,8 +37,8 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::acceptor::Acceptor;
-pub(crate) use self::descriptors::make_room;
-pub use self::signals::{ReloadSignal, stop_signal};
+pub(crate) use self::process::make_room;
+pub use self::process::{ReloadSignal, stop_signal};
 pub use self::write_timeout::WriteLimits;
 use crate::http::certificate::Certificate;
 use crate::http::routes::{PublicState, respond};

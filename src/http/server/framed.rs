@@ -15,8 +15,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::Shared;
-use super::linger::linger;
-use super::socket::{Socket, tcp_of};
+use super::linger::{Socket, linger, tcp_of};
 use super::timers::{ConnectionTimers, Phase};
 use super::write_timeout::WriteTimeout;
 use crate::metrics::CloseReason;

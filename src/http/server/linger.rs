@@ -6,9 +6,20 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
-use super::socket::{Socket, tcp_of};
+/// TCP alone, or TLS on it.
+pub(super) type Socket = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+pub(super) fn tcp_of(socket: &Socket) -> &TcpStream {
+    match socket {
+        Either::Left(tcp) => tcp,
+        Either::Right(tls) => tls.get_ref().0,
+    }
+}
 
 const SILENCE: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(30);
