@@ -7,7 +7,6 @@ mod file_watch;
 mod ledger;
 mod listen;
 pub(crate) mod live;
-mod memory;
 pub(crate) mod reload;
 mod settings;
 mod start;
@@ -94,10 +93,6 @@ fn open_state(config: &Config) -> anyhow::Result<Option<StateDir>> {
 }
 
 impl App {
-    pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
-        start::start(config, clock).await
-    }
-
     pub fn reloader(&self) -> Arc<Reloader> {
         self.reloader.clone()
     }

@@ -20,26 +20,23 @@ use crate::teams::policy::CurrentPolicy;
 
 pub struct Reloader {
     /// The effective configuration; locked during a reload.
-    config: Mutex<Config>,
-    parts: ReloadParts,
-}
-
-pub(super) struct ReloadParts {
+    pub(super) config: Mutex<Config>,
     pub(super) about: Arc<About>,
-    pub policy: CurrentPolicy,
-    pub filler: Filler,
+    pub(super) policy: CurrentPolicy,
+    pub(super) filler: Filler,
     /// `None` without a key.
-    pub keys: Option<Arc<KeyWatch>>,
-    pub metrics: Arc<Metrics>,
+    pub(super) keys: Option<Arc<KeyWatch>>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 pub type SetLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
 
 impl Reloader {
-    pub(super) fn new(config: Config, parts: ReloadParts) -> Self {
-        parts.metrics.config_shown(&parts.about.config.load());
-        parts.metrics.teams_in_force(parts.policy.get().teams().iter().map(|team| &**team));
-        Self { config: Mutex::new(config), parts }
+    /// Sets the metrics of the first configuration.
+    pub(super) fn started(self) -> Arc<Self> {
+        self.metrics.config_shown(&self.about.config.load());
+        self.metrics.teams_in_force(self.policy.get().teams().iter().map(|team| &**team));
+        Arc::new(self)
     }
 
     /// Replaces the effective configuration and returns the names of changed fields. Admitted requests are
@@ -50,7 +47,7 @@ impl Reloader {
         if !changes.restart.is_empty() {
             return Err(changes.restart);
         }
-        let key = match &self.parts.keys {
+        let key = match &self.keys {
             Some(keys) => {
                 let key = new.upstream.key().and_then(|key| key.ok_or_else(|| "is missing".to_owned()));
                 Some((keys, key.map_err(|why| Problems::one("upstream.api_key_file", why))?))
@@ -59,13 +56,13 @@ impl Reloader {
         };
         let policy = policy_config(new);
         // The series exist before anyone can call as a new team.
-        self.parts.metrics.teams_in_force(policy.teams.iter().map(|team| &**team));
-        self.parts.policy.replace(policy);
+        self.metrics.teams_in_force(policy.teams.iter().map(|team| &**team));
+        self.policy.replace(policy);
         if !changes.live.is_empty() {
             crash_point("CP36");
         }
         if config.upstream != new.upstream {
-            self.parts.filler.set_slots(slots_config(new));
+            self.filler.set_slots(slots_config(new));
         }
         if let Some((keys, key)) = key {
             keys.replace(new.upstream.clone(), &key);
@@ -74,8 +71,8 @@ impl Reloader {
             set_level(new.log.level);
         }
         let shown = new.to_commented_toml();
-        self.parts.metrics.config_shown(&shown);
-        self.parts.about.config.store(Arc::new(shown));
+        self.metrics.config_shown(&shown);
+        self.about.config.store(Arc::new(shown));
         *config = new.clone();
         Ok(changes.live)
     }

@@ -2,29 +2,32 @@
 //! the process before it listens. A dependency that is unavailable does not: hits are served, and nothing is
 //! bought until it is back.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::LedgerHandles;
 use super::listen::{bind, connection_limits};
-use super::reload::{ReloadParts, Reloader};
+use super::reload::Reloader;
 use super::settings::{fill_config, offers, policy_config};
 use super::upstream::open_upstream;
 use super::upstream_key::KeyWatch;
-use super::{App, STOP_MARGIN, admin_tokens, certificate, memory};
+use super::{App, STOP_MARGIN, admin_tokens, certificate};
 use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
+use crate::base::results::ResultRoom;
 use crate::base::secret::Secret;
 use crate::base::state::StateDir;
 use crate::billing::balance::BalanceWatch;
 use crate::billing::metering::Meter;
 use crate::cache::MemoryCache;
-use crate::config::{Config, StoreKind, UpstreamKind};
+use crate::config::{Config, ServerConfig, StoreKind, UpstreamKind};
 use crate::error;
 use crate::fill::{Core, Filler};
 use crate::gateway::Gateway;
@@ -41,6 +44,7 @@ use crate::metrics::store::MeteredStore;
 use crate::metrics::{ListenerName, Metrics, Space};
 use crate::request::RequestLimits;
 use crate::request::body::Pace;
+use crate::request::uploads::{UploadConfig, UploadRoom};
 use crate::store::Store;
 use crate::teams::policy::CurrentPolicy;
 use crate::upstream::Upstream;
@@ -49,6 +53,8 @@ use crate::upstream::download::bounded::BoundedResults;
 
 /// The minimum pace of an upload holds after this time.
 const UPLOAD_GRACE: Duration = Duration::from_secs(5);
+/// Bytes that uploads leave free on the disk of the state, because paid results come first.
+const SPILL_MIN_FREE: u64 = 1 << 30;
 /// Of operators, load balancers and Prometheus.
 const ADMIN_CONNECTIONS: usize = 256;
 /// For a dependency that hangs.
@@ -88,49 +94,60 @@ struct Services {
     reloader: Arc<Reloader>,
 }
 
-/// Builds every part, recovers open calls, and starts to listen. Errors say what to do.
-pub(super) async fn start(config: Config, clock: Clock) -> anyhow::Result<App> {
-    let state = StateDir::open(&config.state.path)?;
-    let public = bind(config.server.listen, "server.listen")?;
-    let admin = bind(config.server.admin_listen, "server.admin_listen")?;
-    let (public_addr, admin_addr) = (public.local_addr()?, admin.local_addr()?);
-    let public_root = config.server.public_origin(public_addr).to_string();
+impl App {
+    /// Builds every part, recovers open calls, and starts to listen. Errors say what to do.
+    pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        let state = StateDir::open(&config.state.path)?;
+        let public = bind(config.server.listen, "server.listen")?;
+        let admin = bind(config.server.admin_listen, "server.admin_listen")?;
+        let (public_addr, admin_addr) = (public.local_addr()?, admin.local_addr()?);
+        let public_root = config.server.public_origin(public_addr).to_string();
 
-    let process = Process::new(config, clock, &state)?;
-    let storage = process.open_storage(&state).await?;
-    let (upstream, results, key) = open_upstream(&process.config, process.metrics.clone())?;
-    let filler = process.start_recovery(&storage, upstream.clone(), results).await?;
-    let copier = Copier::start(storage.spool.clone());
-    let services = process.start_services(&storage, upstream, filler, key);
-    let gateway = process.gateway(&services, &public_root);
-    let admin = process.admin_listener(admin, &storage, &services, &gateway)?;
-    let public = process.public_listener(public, &services, gateway, &public_root)?;
-    let listeners = vec![tokio::spawn(public.serve()), tokio::spawn(admin.serve())];
-    tracing::info!(
-        public = %public_addr,
-        admin = %admin_addr,
-        url = public_root,
-        upstream = process.config.upstream.kind.as_str(),
-        namespace = process.config.upstream.namespace,
-        version = env!("CARGO_PKG_VERSION"),
-        "listening"
-    );
-    Ok(App {
-        public_addr,
-        admin_addr,
-        stops: process.stops,
-        stopped: process.stopped.drop_guard(),
-        reloader: services.reloader,
-        filler: services.filler,
-        copier,
-        meter: services.meter,
-        usage: storage.usage,
-        drain_grace: process.config.server.drain_grace,
-        longest_call: process.config.upstream.hard_stop + STOP_MARGIN,
-        listeners,
-        metrics: process.metrics,
-        _state: state,
-    })
+        let process = Process::new(config, clock, &state)?;
+        let storage = process.open_storage(&state).await?;
+        let (upstream, results, key) = open_upstream(&process.config, process.metrics.clone())?;
+        let filler = process.start_recovery(&storage, upstream.clone(), results).await?;
+        let copier = Copier::start(storage.spool.clone());
+        let services = process.start_services(&storage, upstream, filler, key);
+        let gateway = process.gateway(&services, &public_root);
+        let admin = process.admin_listener(admin, &storage, &services, &gateway)?;
+        let public = process.public_listener(public, &services, gateway, &public_root)?;
+        let listeners = vec![tokio::spawn(public.serve()), tokio::spawn(admin.serve())];
+        tracing::info!(
+            public = %public_addr,
+            admin = %admin_addr,
+            url = public_root,
+            upstream = process.config.upstream.kind.as_str(),
+            namespace = process.config.upstream.namespace,
+            version = env!("CARGO_PKG_VERSION"),
+            "listening"
+        );
+        Ok(Self {
+            public_addr,
+            admin_addr,
+            stops: process.stops,
+            stopped: process.stopped.drop_guard(),
+            reloader: services.reloader,
+            filler: services.filler,
+            copier,
+            meter: services.meter,
+            usage: storage.usage,
+            drain_grace: process.config.server.drain_grace,
+            longest_call: process.config.upstream.hard_stop + STOP_MARGIN,
+            listeners,
+            metrics: process.metrics,
+            _state: state,
+        })
+    }
+}
+
+fn open_memory(server: &ServerConfig, folder: PathBuf) -> anyhow::Result<Memory> {
+    let (memory, spill) = (server.upload_memory.0, server.upload_spill.0);
+    let uploads = UploadConfig { memory, spill, folder: folder.clone(), min_free: SPILL_MIN_FREE };
+    let uploads = UploadRoom::open(uploads)
+        .with_context(|| format!("the folder {} cannot be used", folder.display()))?;
+    let results = || ResultRoom::new(server.result_memory.0);
+    Ok(Memory { uploads, sent: results(), fetched: results() })
 }
 
 impl Process {
@@ -140,7 +157,7 @@ impl Process {
         metrics.expect_errors(error::kinds().map(|(fault, code)| (fault.as_str(), code.name)));
         metrics.observe_space(Space::Cache, 0, config.cache.memory.0);
         metrics.observe_space(Space::Spool, 0, config.state.spool_max.0);
-        let memory = memory::open(&config, state)?;
+        let memory = open_memory(&config.server, state.upload_folder())?;
         let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());
         let (stops, stopped) = (Stops::default(), CancellationToken::new());
         Ok(Self { config, clock, metrics, policy, memory, cache: Arc::new(cache), stops, stopped })
@@ -241,14 +258,14 @@ impl Process {
             namespace: config.upstream.namespace.clone(),
             upstream: config.upstream.kind.as_str(),
         });
-        let reload_parts = ReloadParts {
+        let reloader = Reloader {
+            config: Mutex::new(config.clone()),
             about: about.clone(),
             policy: self.policy.clone(),
             filler: filler.clone(),
             keys,
             metrics: metrics.clone(),
         };
-        let reloader = Arc::new(Reloader::new(config.clone(), reload_parts));
         let meter = Arc::new(Meter::new(self.clock.clone(), config.budget.time_zone.clone()));
         self.spawn(meter.clone().run(storage.usage.clone()));
         let balance = Arc::new(BalanceWatch::new(upstream, self.clock.clone()));
@@ -258,7 +275,7 @@ impl Process {
             let watching = balance.clone().run(interval, move || filler.upstream_is_called());
             self.spawn_until_stopping(watching);
         }
-        Services { filler, meter, balance, about, reloader }
+        Services { filler, meter, balance, about, reloader: reloader.started() }
     }
 
     fn gateway(&self, services: &Services, public_root: &str) -> Gateway {

@@ -92,7 +92,7 @@ impl Watch {
         if is_known {
             return;
         }
-        self.reloader.parts.metrics.reloaded(ReloadedFile::Configuration, outcome.is_ok());
+        self.reloader.metrics.reloaded(ReloadedFile::Configuration, outcome.is_ok());
         let file = self.file.display();
         match outcome {
             Ok((changed, warnings)) => {
