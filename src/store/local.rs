@@ -12,7 +12,6 @@
 //! One process writes records; others (`granary check`, a static server) may share the folder.
 
 mod files;
-mod marker;
 mod objects;
 mod records;
 mod room;

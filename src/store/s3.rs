@@ -19,7 +19,6 @@
 mod bucket;
 mod client;
 mod failure;
-mod marker;
 mod objects;
 mod proof;
 mod records;
@@ -41,7 +40,7 @@ use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::store::{RecordPage, Store, StoreError};
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct S3StoreConfig {
     /// It must exist.
     pub bucket: String,
@@ -95,15 +94,7 @@ impl S3Limits {
 impl S3StoreConfig {
     /// The defaults, for `bucket` at AWS.
     pub fn new(bucket: impl Into<String>) -> Self {
-        Self {
-            bucket: bucket.into(),
-            prefix: String::new(),
-            region: None,
-            endpoint: None,
-            path_style: false,
-            credentials_file: None,
-            limits: S3Limits::default(),
-        }
+        Self { bucket: bucket.into(), ..Self::default() }
     }
 }
 
@@ -166,10 +157,10 @@ impl Store for S3Store {
     }
 
     async fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
-        marker::read(&self.bucket).await
+        objects::marker(&self.bucket).await
     }
 
     async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
-        marker::mark(&self.bucket, archive).await
+        objects::mark(&self.bucket, archive).await
     }
 }

@@ -1,4 +1,4 @@
-//! Objects as files. Blocks on the disk.
+//! Objects and the archive's marker as files. Blocks on the disk.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -7,14 +7,15 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::files::{Files, RESULTS, failed};
+use crate::base::archive::ArchiveId;
 use crate::base::crash::crash_point;
 use crate::base::disk::{self, TempFile};
 use crate::base::key::Digest;
 use crate::base::picture::ObjectName;
-use crate::base::record::MAX_OBJECT_BYTES;
-use crate::store::{StoreError, check_object, is_object};
+use crate::base::record::{MAX_OBJECT_BYTES, RECORDS};
+use crate::store::{MARKER, MAX_MARKER_BYTES, StoreError, archive_of, check_object, is_object};
 
-/// A static file server may run as another user.
+/// Public: a static file server may run as another user.
 const MODE: u32 = 0o644;
 
 impl Files {
@@ -54,6 +55,24 @@ impl Files {
             return Err(StoreError::Corrupt(format!("{path} is not the picture that its name says")));
         }
         Ok(Some(bytes.into()))
+    }
+
+    pub(super) fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
+        // Without the folder of records the volume may not be mounted.
+        self.read(RECORDS, MARKER, MAX_MARKER_BYTES)?.map(|marker| archive_of(&marker)).transpose()
+    }
+
+    pub(super) fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
+        let write = failed("write", MARKER);
+        let mut temp = TempFile::create(self.tmp(), MODE).map_err(&write)?;
+        temp.write(archive.to_marker().as_bytes()).map_err(&write)?;
+        temp.sync().map_err(failed("sync", MARKER))?;
+        match temp.link(&self.root().join(MARKER)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(write(error)),
+            Ok(()) | Err(_) => {}
+        }
+        disk::sync_folder(self.root()).map_err(failed("sync the folder of", MARKER))?;
+        Ok(self.archive()?.unwrap_or(archive))
     }
 }
 

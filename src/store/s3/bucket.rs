@@ -165,8 +165,8 @@ impl Bucket {
             Err(Failure::cut_off())
         });
         match read.await? {
-            Some(Read::Whole(got)) => Ok(Some(got)),
-            Some(Read::TooLong) => Err(StoreError::Corrupt(format!("{name} is longer than {max} bytes"))),
+            Some(None) => Err(StoreError::Corrupt(format!("{name} is longer than {max} bytes"))),
+            Some(whole) => Ok(whole),
             None => Ok(None),
         }
     }
@@ -234,8 +234,7 @@ impl Bucket {
 
     #[cfg(test)]
     pub(super) async fn turns(&self, kind: Kind, turns: u32) -> OwnedSemaphorePermit {
-        let all = if let Kind::Metadata = kind { &self.metadata_reads } else { &self.object_reads };
-        Arc::clone(all).acquire_many_owned(turns).await.unwrap()
+        self.reads(kind).acquire_many_owned(turns).await.unwrap()
     }
 
     /// A turn to read a body into memory.
@@ -243,14 +242,17 @@ impl Bucket {
         if self.breaker.is_open() {
             return Err(breaker_open("read", name));
         }
-        let turns = match kind {
-            Kind::Metadata => &self.metadata_reads,
-            Kind::Object => &self.object_reads,
-        };
-        match timeout(self.limits.of(kind), Arc::clone(turns).acquire_owned()).await {
+        match timeout(self.limits.of(kind), self.reads(kind).acquire_owned()).await {
             Ok(Ok(turn)) => Ok(turn),
             _ => Err(StoreError::Busy(format!("too many reads are under way to read {name}"))),
         }
+    }
+
+    fn reads(&self, kind: Kind) -> Arc<Semaphore> {
+        Arc::clone(match kind {
+            Kind::Metadata => &self.metadata_reads,
+            Kind::Object => &self.object_reads,
+        })
     }
 
     /// Runs `work` in its own task, so that the breaker learns the result even when the caller is dropped.
@@ -309,15 +311,11 @@ impl Place {
     }
 }
 
-enum Read {
-    Whole(Got),
-    TooLong,
-}
-
-async fn whole(found: GetObjectOutput, max: u64) -> Result<Read, Failure> {
+/// `None` for a body of more than `max` bytes.
+async fn whole(found: GetObjectOutput, max: u64) -> Result<Option<Got>, Failure> {
     let declared = found.content_length().and_then(|length| u64::try_from(length).ok());
     if declared.is_some_and(|length| length > max) {
-        return Ok(Read::TooLong);
+        return Ok(None);
     }
     let tag = found.e_tag().unwrap_or_default().to_owned();
     let mut body = found.body;
@@ -325,11 +323,11 @@ async fn whole(found: GetObjectOutput, max: u64) -> Result<Read, Failure> {
     while let Some(piece) = body.next().await {
         bytes.extend_from_slice(&piece.map_err(|_| Failure::cut_off())?);
         if bytes.len() as u64 > max {
-            return Ok(Read::TooLong);
+            return Ok(None);
         }
     }
     if declared.is_some_and(|length| length != bytes.len() as u64) {
         return Err(Failure::cut_off());
     }
-    Ok(Read::Whole(Got { bytes: bytes.freeze(), tag }))
+    Ok(Some(Got { bytes: bytes.freeze(), tag }))
 }

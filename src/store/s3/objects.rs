@@ -1,16 +1,19 @@
-//! Objects in a bucket.
+//! Objects and the archive's marker in a bucket.
 
 use bytes::Bytes;
 
 use super::bucket::{Bucket, Condition, Headers, Kind, Written};
 use super::records::{TRIES, pause};
+use crate::base::archive::ArchiveId;
 use crate::base::crash::crash_point;
 use crate::base::picture::ObjectName;
 use crate::base::record::MAX_OBJECT_BYTES;
-use crate::store::{StoreError, check_object, is_object};
+use crate::store::{MARKER, MAX_MARKER_BYTES, StoreError, archive_of, check_object, is_object};
 
 /// As our own routes, for a static server on the bucket.
 const CACHE_CONTROL: &str = "public, max-age=31536000, immutable";
+
+const MARKER_HEADERS: Headers = Headers { content_type: "text/plain", cache_control: "private, no-cache" };
 
 pub(super) async fn put(bucket: &Bucket, name: ObjectName, bytes: Bytes) -> Result<(), StoreError> {
     check_object(name, &bytes)?;
@@ -49,4 +52,26 @@ fn damaged(path: &str) -> StoreError {
         "{path} is not the picture that its name says, and objects are never replaced; find out who wrote \
          it, restore or delete it, and the good copy is written by itself"
     ))
+}
+
+pub(super) async fn marker(bucket: &Bucket) -> Result<Option<ArchiveId>, StoreError> {
+    let found = bucket.get(Kind::Metadata, MARKER, MAX_MARKER_BYTES).await?;
+    found.map(|marker| archive_of(&marker.bytes)).transpose()
+}
+
+pub(super) async fn mark(bucket: &Bucket, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
+    for tried in 0..TRIES {
+        if bucket
+            .put(Kind::Metadata, MARKER, archive.to_marker().into(), MARKER_HEADERS, Condition::Absent)
+            .await?
+            == Written::Done
+        {
+            return Ok(archive);
+        }
+        if let Some(standing) = marker(bucket).await? {
+            return Ok(standing);
+        }
+        pause(tried).await;
+    }
+    Err(StoreError::Unavailable(format!("cannot write {MARKER}: others wrote it {TRIES} times meanwhile")))
 }
