@@ -20,12 +20,12 @@ use tokio::runtime::Handle;
 
 pub use self::families::Families;
 pub use self::http::{Route, method_label};
-use self::labels::EndState;
 pub use self::labels::{
     ActionResult, AttemptOutcome, AuthFailure, BlockCause, CacheTier, CloseReason, CoalesceScope, Decision,
     Eviction, LimitKind, LimitMode, ListenerName, Look, ReloadedFile, RetryReason, ShedReason, SizedTier,
     Space, Suspicion,
 };
+use self::labels::{EndState, Success};
 pub use self::stages::{Stage, Stages};
 use self::teams::Teams;
 use crate::base::outcome::CacheStatus;
@@ -135,7 +135,8 @@ impl Metrics {
     }
 
     pub fn reloaded(&self, file: ReloadedFile, is_ok: bool) {
-        self.reloads_total[(file, is_ok.into())].inc();
+        let success = if is_ok { Success::Ok } else { Success::Error };
+        self.reloads_total[(file, success)].inc();
         self.reload_ok[file].set(i64::from(is_ok));
     }
 

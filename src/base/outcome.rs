@@ -33,15 +33,9 @@ impl CacheStatus {
         self.saving().is_some()
     }
 
-    /// `None` when it cost credits.
+    /// `None` when it cost credits. The causes have the same words.
     pub fn saving(self) -> Option<SavingCause> {
-        match self {
-            Self::HitMemory => Some(SavingCause::HitMemory),
-            Self::HitLedger => Some(SavingCause::HitLedger),
-            Self::HitStore => Some(SavingCause::HitStore),
-            Self::Coalesced => Some(SavingCause::Coalesced),
-            Self::Miss | Self::Refresh => None,
-        }
+        self.as_str().parse().ok()
     }
 }
 

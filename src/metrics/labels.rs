@@ -181,17 +181,9 @@ impl From<CacheStatus> for Outcome {
 }
 
 impl EndState {
-    /// `None` for a state in which a call goes on, or that follows its end.
+    /// `None` for a state in which a call goes on, or that follows its end. The others have the same words.
     pub(super) fn of(state: CallState) -> Option<Self> {
-        match state {
-            CallState::Released => Some(Self::Released),
-            CallState::Stored => Some(Self::Stored),
-            CallState::Refused => Some(Self::Refused),
-            CallState::Failed => Some(Self::Failed),
-            CallState::Unknown => Some(Self::Unknown),
-            CallState::Unfetchable => Some(Self::Unfetchable),
-            CallState::Reserved | CallState::Sent | CallState::Answered | CallState::Lost => None,
-        }
+        state.as_str().parse().ok()
     }
 }
 
@@ -217,11 +209,5 @@ impl From<&AuthError> for AuthFailure {
             AuthError::Disabled { .. } => Self::Disabled,
             AuthError::Conflicting => Self::Ambiguous,
         }
-    }
-}
-
-impl From<bool> for Success {
-    fn from(is_ok: bool) -> Self {
-        if is_ok { Self::Ok } else { Self::Error }
     }
 }
