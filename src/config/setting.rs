@@ -1,6 +1,8 @@
 //! One field of the configuration: how it is read from file and variable, and printed. [`section!`] declares
 //! a struct with its fields' defaults and docs, which `granary config` prints.
 
+use std::fmt::Display;
+
 use toml::Value;
 
 /// A problem inside a field's value.
@@ -121,6 +123,11 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Table(_) => "a table",
     }
+}
+
+/// The problem of a value that was read as a text.
+pub(super) fn wrong(text: &str, why: impl Display) -> String {
+    format!("is {}; {why}", shown(text))
 }
 
 pub(super) fn one(why: String) -> Vec<Fault> {
