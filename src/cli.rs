@@ -2,7 +2,6 @@
 //! something failed at work, 2 for wrong usage, 3 for a configuration that is not valid.
 
 mod admin;
-mod adopt;
 mod check;
 mod key;
 pub(crate) mod logging;
@@ -134,7 +133,7 @@ fn perform(
         Verb::Check(arguments) => return check::run(&arguments, &load()?, console),
         Verb::Token(verb) => return token::run(verb, console),
         Verb::Config => load()?.config.to_commented_toml(),
-        Verb::Adopt => adopt::run(&load()?.config, environment)?,
+        Verb::Adopt => operator::adopt(&load()?.config, environment)?,
         Verb::Key(arguments) => key::run(&arguments, console.stdin)?,
         Verb::Purge(arguments) => operator::purge(&arguments, environment)?,
         Verb::Settle(arguments) => operator::settle(&arguments, environment)?,

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Context;
+use http::Method;
 use jiff::civil::Date;
 use url::form_urlencoded;
 
@@ -41,7 +42,7 @@ pub(super) fn run(arguments: &UsageArguments, environment: &Environment) -> Resu
             query.append_pair(name, &day.to_string());
         }
     }
-    let answer = AdminClient::new(&arguments.admin, environment).get(&query.finish())?;
+    let answer = AdminClient::new(&arguments.admin, environment).ask(Method::GET, &query.finish())?;
     if arguments.json || arguments.csv {
         let mut text = String::from_utf8_lossy(&answer).into_owned();
         if !text.ends_with('\n') {
