@@ -2,7 +2,6 @@
 //! are the upstream's own vocabulary, which deployed clients understand; where that is too coarse, a stable
 //! word of ours goes into `Granary-Reason`.
 
-mod kinds;
 mod response;
 mod rows;
 
@@ -13,8 +12,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
 
-pub use self::kinds::kinds;
-pub use self::response::{ErrorResponse, Fault};
+pub use self::response::{ErrorResponse, Fault, kinds};
 use self::rows::{auth_row, head_row, over_budget, request_row};
 use crate::base::envelope::Envelope;
 use crate::base::operation::IMAGE_CROPPING;
