@@ -204,7 +204,7 @@ impl MemoryCache {
                 let share = self.serving.room(bytes.len() as u64).await?;
                 return Ok(Some(share.hold(bytes)));
             }
-            let share = self.serving.room_to_read(MAX_OBJECT_BYTES).await?;
+            let (share, _turn) = self.serving.room_to_read(MAX_OBJECT_BYTES).await?;
             let read = StoreBudget::default().wait(store.object(name)).await?;
             let Some(bytes) = read else { return Ok(None) };
             if bytes.len() <= MAX_OBJECT {

@@ -37,18 +37,6 @@ pub(super) struct Serving {
     places: Places,
 }
 
-pub(super) struct ReadShare {
-    share: ResultShare,
-    _turn: OwnedSemaphorePermit,
-}
-
-impl ReadShare {
-    /// As [`ResultShare::hold`]; another one may read now.
-    pub(super) fn hold(self, bytes: Bytes) -> Bytes {
-        self.share.hold(bytes)
-    }
-}
-
 /// One result, for as long as it is held.
 struct Place {
     name: ObjectName,
@@ -79,14 +67,17 @@ impl Serving {
         Ok(self.room.take(bytes, PATIENCE).await?)
     }
 
-    /// A quarter of all room is never taken by reads: results in memory go out, too, while a silent store
-    /// keeps all reads waiting.
-    pub(super) async fn room_to_read(&self, bytes: u64) -> Result<ReadShare, ObjectError> {
+    /// Room for a result, and the turn of a reader. A quarter of all room is never taken by reads: results in
+    /// memory go out, too, while a silent store keeps all reads waiting.
+    pub(super) async fn room_to_read(
+        &self,
+        bytes: u64,
+    ) -> Result<(ResultShare, OwnedSemaphorePermit), ObjectError> {
         let deadline = Instant::now() + PATIENCE;
         let turn =
             timeout_at(deadline, self.readers.clone().acquire_owned()).await.map_err(|_| NoResultRoom)?;
         let share = self.room.take(bytes, deadline.duration_since(Instant::now())).await?;
-        Ok(ReadShare { share, _turn: turn.expect("the semaphore is never closed") })
+        Ok((share, turn.expect("the semaphore is never closed")))
     }
 
     /// Single-flight read: concurrent callers share one read, including its error. A miss is not cached.
@@ -190,7 +181,7 @@ mod tests {
         assert_eq!(at_hand.expect("room").1, Duration::ZERO);
         assert!(waited.iter().all(|share| matches!(share, Err(ObjectError::NoRoom(NoResultRoom)))));
         drop(reading);
-        serving.room_to_read(MIB).await.expect("they are done");
+        drop(serving.room_to_read(MIB).await.expect("they are done"));
         assert_eq!(serving.room.used(), 0);
     }
 
