@@ -1,7 +1,6 @@
 //! The composition root: only this folder names concrete stores, ledgers and upstreams.
 
 mod admin_tokens;
-pub(crate) mod adopt;
 mod certificate;
 mod file_watch;
 mod ledger;
@@ -21,6 +20,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::ledger::LedgerHandles;
 use self::reload::watch::Watch;
 use self::reload::{Reloader, SetLevel};
 use crate::base::clock::Clock;
@@ -30,6 +30,8 @@ use crate::billing::metering::Meter;
 use crate::config::{Config, Environment, Loaded};
 use crate::fill::Filler;
 use crate::http::server::{self, ReloadSignal, Stops};
+use crate::ledger::admin::Actor;
+use crate::ledger::guard::{Adoption, ArchiveGuard};
 use crate::ledger::spooling::Copier;
 use crate::ledger::usage::UsageBook;
 use crate::metrics::Metrics;
@@ -90,6 +92,19 @@ fn open_state(config: &Config) -> anyhow::Result<Option<StateDir>> {
         Err(StateDirError::InUse(_)) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// `None` while a running granary holds the state; that one must be asked instead.
+pub async fn adopt(config: &Config) -> anyhow::Result<Option<Adoption>> {
+    let Some(state) = open_state(config)? else { return Ok(None) };
+    let LedgerHandles { ledger, admin, .. } =
+        self::ledger::open(config, &state, Clock::system(), None).await?;
+    let store = self::store::open(&config.store).await?;
+    let adoption = ArchiveGuard::new(ledger, store).adopt().await?;
+    let by = Actor::command_line();
+    let noted = admin.note_adoption(adoption.archive, &adoption.to_string(), &by).await;
+    noted.context("adopted, but the audit could not be written; adopt again")?;
+    Ok(Some(adoption))
 }
 
 impl App {

@@ -61,20 +61,14 @@ pub(super) async fn open(
                     "starting without the database: hits are served from the bucket, nothing is bought"
                 ),
             }
-            Ok(LedgerHandles::of(Arc::new(match observer {
-                Some(observer) => database.with_observer(observer),
-                None => database,
-            })))
+            Ok(LedgerHandles::of(Arc::new(database.with_observer(observer))))
         }
         None => {
             let file = state.ledger_file();
             let ledger = SqliteLedger::open(&file, clock, config.budget.time_zone.clone())
                 .with_context(|| format!("state.path: the ledger {} cannot be opened", file.display()))?;
-            let ledger = ledger.with_spool_max(config.state.spool_max.0);
-            Ok(LedgerHandles::of(Arc::new(match observer {
-                Some(observer) => ledger.with_observer(observer),
-                None => ledger,
-            })))
+            let ledger = ledger.with_spool_max(config.state.spool_max.0).with_observer(observer);
+            Ok(LedgerHandles::of(Arc::new(ledger)))
         }
     }
 }

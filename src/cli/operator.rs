@@ -164,7 +164,7 @@ struct Adopted {
 
 /// A process that is serving holds ledger and store, so it is asked; otherwise it is done here.
 pub(super) fn adopt(config: &Config, environment: &Environment) -> Result<String, Failure> {
-    let Adopted { found, archive } = match block_on(app::adopt::adopt(config))?? {
+    let Adopted { found, archive } = match block_on(app::adopt(config))?? {
         Some(adoption) => Adopted { found: adoption.to_string(), archive: adoption.archive.to_string() },
         None => {
             let answer = AdminClient::of_config(&config.server, environment)?.ask(Method::POST, ADOPT_PATH);

@@ -79,8 +79,8 @@ impl PostgresLedger {
     }
 
     #[must_use]
-    pub(crate) fn with_observer(self, observer: Arc<dyn LedgerObserver>) -> Self {
-        Self { observer: Some(observer), ..self }
+    pub(crate) fn with_observer(self, observer: Option<Arc<dyn LedgerObserver>>) -> Self {
+        Self { observer, ..self }
     }
 
     /// Connects, and checks that the database is fit.

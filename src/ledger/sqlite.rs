@@ -84,8 +84,8 @@ impl SqliteLedger {
     }
 
     #[must_use]
-    pub(crate) fn with_observer(self, observer: Arc<dyn LedgerObserver>) -> Self {
-        Self { observer: Some(observer), ..self }
+    pub(crate) fn with_observer(self, observer: Option<Arc<dyn LedgerObserver>>) -> Self {
+        Self { observer, ..self }
     }
 
     /// Runs a statement on its operation's thread, so that no lookup waits for a report.
