@@ -30,10 +30,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::{Mutex, MutexGuard};
 
 use self::bucket::{Bucket, Kind};
 use self::proof::Room;
-use self::records::RecordTurns;
 use crate::base::archive::ArchiveId;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
@@ -103,14 +103,20 @@ impl S3StoreConfig {
 pub struct S3Store {
     bucket: Bucket,
     room: Room,
-    turns: RecordTurns,
+    /// One writer of a key in this process; several would only make each other read again.
+    turns: [Mutex<()>; 64],
 }
 
 impl S3Store {
     /// Does not ask the bucket anything: see [`Store::prove`].
     pub async fn open(config: S3StoreConfig) -> Self {
         let client = client::connect(&config).await;
-        Self { bucket: Bucket::new(client, &config), room: Room::default(), turns: RecordTurns::default() }
+        let (bucket, turns) = (Bucket::new(client, &config), [const { Mutex::const_new(()) }; 64]);
+        Self { bucket, room: Room::default(), turns }
+    }
+
+    async fn turn(&self, key: CacheKey) -> MutexGuard<'_, ()> {
+        self.turns[usize::from(key.as_bytes()[0]) % self.turns.len()].lock().await
     }
 }
 
@@ -131,7 +137,7 @@ impl Store for S3Store {
     }
 
     async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
-        let _turn = self.turns.of(record.key).await;
+        let _turn = self.turn(record.key).await;
         records::put(&self.bucket, record).await
     }
 
@@ -144,7 +150,7 @@ impl Store for S3Store {
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
-        let _turn = self.turns.of(key).await;
+        let _turn = self.turn(key).await;
         records::forget(&self.bucket, namespace, key, up_to).await
     }
 

@@ -20,30 +20,12 @@ const TMP: &str = "tmp";
 pub(super) struct Files {
     root: PathBuf,
     tmp: PathBuf,
-    pub(super) locks: RecordLocks,
-    /// Prevents sweeps by other processes, and unmounting.
-    _in_use: File,
-}
-
-/// One writer of a record at a time in this process.
-#[derive(Debug)]
-pub(super) struct RecordLocks {
-    shards: [Mutex<()>; 64],
+    /// One writer of a record at a time in this process, by the first byte of its key.
+    turns: [Mutex<()>; 64],
     /// Synced folders of records; at most 257 for each namespace.
     pub(super) durable: Mutex<HashSet<PathBuf>>,
-}
-
-impl Default for RecordLocks {
-    fn default() -> Self {
-        Self { shards: [const { Mutex::new(()) }; 64], durable: Mutex::default() }
-    }
-}
-
-impl RecordLocks {
-    pub(super) fn of(&self, key: CacheKey) -> MutexGuard<'_, ()> {
-        let shard = usize::from(key.as_bytes()[0]) % self.shards.len();
-        self.shards[shard].lock()
-    }
+    /// Prevents sweeps by other processes, and unmounting.
+    _in_use: File,
 }
 
 impl Files {
@@ -64,7 +46,12 @@ impl Files {
         let tmp = root.join(TMP);
         let in_use = disk::open_own_folder(&tmp).map_err(failed("use", &tmp.display().to_string()))?;
         sweep(&in_use);
-        Ok(Self { root, tmp, locks: RecordLocks::default(), _in_use: in_use })
+        let (turns, durable) = ([const { Mutex::new(()) }; 64], Mutex::default());
+        Ok(Self { root, tmp, turns, durable, _in_use: in_use })
+    }
+
+    pub(super) fn turn(&self, key: CacheKey) -> MutexGuard<'_, ()> {
+        self.turns[usize::from(key.as_bytes()[0]) % self.turns.len()].lock()
     }
 
     pub(super) fn root(&self) -> &Path {

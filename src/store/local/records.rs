@@ -22,7 +22,7 @@ impl Files {
         let folder = target.parent().expect("a record's path has folders");
         let bytes = record.to_json(&path)?;
 
-        let _one_at_a_time = self.locks.of(record.key);
+        let _one_at_a_time = self.turn(record.key);
         let standing = self.record(&record.namespace, record.key)?;
         if let Some(standing) = standing.as_ref().filter(|standing| standing.generation >= record.generation)
         {
@@ -48,7 +48,7 @@ impl Files {
         };
         if published.is_err() {
             // The folder may have been removed.
-            self.locks.durable.lock().clear();
+            self.durable.lock().clear();
         }
         published.map_err(failed("publish", &path))?;
         disk::sync_folder(folder).map_err(failed("sync the folder of", &path))?;
@@ -113,7 +113,7 @@ impl Files {
         let target = self.root().join(&path);
         let folder = target.parent().expect("a record's path has folders");
 
-        let _one_at_a_time = self.locks.of(key);
+        let _one_at_a_time = self.turn(key);
         let standing = self.record(namespace, key)?;
         if standing.as_ref().is_some_and(|standing| standing.generation > up_to) {
             return Ok(false);
@@ -139,9 +139,9 @@ impl Files {
     /// Makes `records/{namespace}/{kk}`, but not `records`: without that it is not our archive.
     fn create_record_folder(&self, folder: &Path) -> io::Result<()> {
         for folder in folder.parent().into_iter().chain([folder]) {
-            if !self.locks.durable.lock().contains(folder) {
+            if !self.durable.lock().contains(folder) {
                 disk::create_folder(folder)?;
-                self.locks.durable.lock().insert(folder.to_owned());
+                self.durable.lock().insert(folder.to_owned());
             }
         }
         Ok(())

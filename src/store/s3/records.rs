@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard};
-
 use super::bucket::{Bucket, Condition, Deleted, Headers, Kind, Written};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
@@ -16,22 +14,6 @@ pub(super) const TRIES: u32 = 5;
 
 /// Records name teams, and change with the generation.
 const HEADERS: Headers = Headers { content_type: "application/json", cache_control: "private, no-cache" };
-
-/// One writer of a key in this process; several would only make each other read again.
-#[derive(Debug)]
-pub(super) struct RecordTurns([Mutex<()>; 64]);
-
-impl Default for RecordTurns {
-    fn default() -> Self {
-        Self([const { Mutex::const_new(()) }; 64])
-    }
-}
-
-impl RecordTurns {
-    pub(super) async fn of(&self, key: CacheKey) -> MutexGuard<'_, ()> {
-        self.0[usize::from(key.as_bytes()[0]) % self.0.len()].lock().await
-    }
-}
 
 pub(super) async fn put(bucket: &Bucket, record: &Record) -> Result<Record, StoreError> {
     let path = Record::checked_path(&record.namespace, record.key)?;
