@@ -49,22 +49,13 @@ impl AdminTokens {
         }
         let hash = blake3::hash(token.trim().as_bytes());
         // Equality of `blake3::Hash` takes constant time, and all are compared.
-        let mut found = None;
-        for (id, known) in &self.0 {
-            if *known == hash {
-                found = Some(id.as_str());
-            }
-        }
-        found
+        self.0.iter().fold(None, |found, (id, known)| if *known == hash { Some(id.as_str()) } else { found })
     }
 }
 
 /// Names a token in the audit: its own id, or the beginning of its hash.
 fn id_of(token: &str, hash: &blake3::Hash) -> String {
-    match Token::id_of(token) {
-        Some(id) => id.to_string(),
-        None => hash.to_hex()[..8].to_owned(),
-    }
+    Token::id_of(token).map_or_else(|| hash.to_hex()[..8].to_owned(), |id| id.to_string())
 }
 
 #[cfg(test)]

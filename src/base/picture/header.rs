@@ -29,15 +29,11 @@ pub(super) fn jpeg(file: &[u8]) -> Option<(u32, u32)> {
             0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xDE => {
                 return Some((be16(file, at + 5)?, be16(file, at + 3)?));
             }
-            _ => at += segment(file, at)?,
+            // The length of a segment counts itself.
+            _ => at += be16(file, at)? as usize,
         }
     }
     None
-}
-
-/// The length of the segment whose length field is at `at`; it counts itself.
-fn segment(file: &[u8], at: usize) -> Option<usize> {
-    be16(file, at).map(|length| length as usize)
 }
 
 /// The header chunk comes first (W3C PNG, 5.6).
