@@ -18,7 +18,6 @@ pub mod spool;
 pub mod spooling;
 mod sql;
 pub mod sqlite;
-mod state;
 pub mod usage;
 
 use std::time::{Duration, Instant};
@@ -27,10 +26,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-pub use self::booking::Booking;
+pub use self::booking::{Booking, CallState};
 use self::budget::{Budget, BudgetRefusal, Scope, Used};
 use self::spool::{SpoolUsage, Spooled};
-pub use self::state::CallState;
 use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::key::{CacheKey, Digest};
 use crate::base::picture::ObjectName;

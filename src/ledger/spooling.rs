@@ -3,9 +3,12 @@
 //! [`Spool`] is a [`Store`] around another one. A failed write is booked as
 //! [`Booking::Spooled`](crate::ledger::Booking::Spooled) by its caller. A result leaves the spool only when
 //! the store has confirmed object and record, so a read of the spool and then of the store always finds it.
+//!
+//! The record of a purged key does not come back: a purge is booked before its record is removed from the
+//! store, and a concurrent writer reads the ledger after its write. Either the purge is booked by then, and
+//! the writer removes its record; or the purge removes it later.
 
 mod copier;
-mod purged;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -103,6 +106,21 @@ impl Spool {
         }
         written
     }
+
+    /// Returns true if it was purged.
+    async fn forget_if_purged(&self, record: &Record, patience: Duration) -> Result<bool, StorageError> {
+        let Some(up_to) = self.purged(record, patience).await? else { return Ok(false) };
+        self.check_ours().await?;
+        self.store.forget_record(&record.namespace, record.key, up_to).await?;
+        tracing::info!(key = %record.key, generation = record.generation, "a purged record was removed from the store");
+        Ok(true)
+    }
+
+    /// The generation up to which the key was purged, if that includes the record.
+    async fn purged(&self, record: &Record, patience: Duration) -> Result<Option<u64>, LedgerError> {
+        let purged = ask(patience, self.ledger.purged(&record.namespace, record.key)).await?;
+        Ok(purged.filter(|&up_to| up_to >= record.generation))
+    }
 }
 
 async fn ask<T>(
@@ -168,8 +186,17 @@ impl Store for Spool {
         }
     }
 
+    /// Without the ledger the store decides, because an acknowledged purge has removed its record.
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
-        self.unpurged(namespace, key).await
+        let Some(record) = self.store.record(namespace, key).await? else { return Ok(None) };
+        match self.forget_if_purged(&record, HIT_PATIENCE).await {
+            Ok(true) => Ok(None),
+            Ok(false) | Err(StorageError::Ledger(_)) => Ok(Some(record)),
+            Err(StorageError::Store(error)) => {
+                tracing::warn!(%error, %key, "a purged record could not be removed from the store yet");
+                Ok(None)
+            }
+        }
     }
 
     async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
