@@ -5,7 +5,6 @@ mod families;
 mod family;
 mod http;
 mod labels;
-pub mod ledger;
 mod stages;
 pub mod store;
 mod teams;
@@ -25,12 +24,12 @@ pub use self::labels::{
     Eviction, LimitKind, LimitMode, ListenerName, Look, ReloadedFile, RetryReason, ShedReason, SizedTier,
     Space, Suspicion,
 };
-use self::labels::{EndState, Success};
+use self::labels::{EndState, OpLabel, Success};
 pub use self::stages::{Stage, Stages};
 use self::teams::Teams;
 use crate::base::outcome::CacheStatus;
-use crate::ledger::CallState;
 use crate::ledger::budget::{Budget, Scope, Used, Window, Windows};
+use crate::ledger::{CallState, LedgerError, LedgerObserver, LedgerOp};
 use crate::upstream::{CallPhase, CallTimer};
 
 /// The commit of this build, from `GRANARY_COMMIT`.
@@ -197,6 +196,16 @@ impl Metrics {
 impl CallTimer for Metrics {
     fn took(&self, phase: CallPhase, time: Duration) {
         self.upstream_duration_seconds[phase].observe(time.as_secs_f64());
+    }
+}
+
+impl LedgerObserver for Metrics {
+    fn observe(&self, op: LedgerOp, took: Duration, error: Option<&LedgerError>) {
+        let Some(label) = OpLabel::of(op) else { return };
+        self.ledger_duration_seconds[label].observe(took.as_secs_f64());
+        if op.is_write() && matches!(error, Some(LedgerError::Unavailable(_) | LedgerError::Damaged(_))) {
+            self.ledger_write_failures_total.inc();
+        }
     }
 }
 

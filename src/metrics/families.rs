@@ -7,10 +7,9 @@ use super::family::{ByTeam, Each, Rows, Total, families};
 use super::http::HttpRequests;
 use super::labels::{
     ActionResult, AttemptOutcome, AuthFailure, BlockCause, CacheTier, CloseReason, CoalesceScope, Decision,
-    EndState, Eviction, LimitKind, LimitMode, ListenerName, Look, Outcome, Rejection, ReloadedFile,
+    EndState, Eviction, LimitKind, LimitMode, ListenerName, Look, OpLabel, Outcome, Rejection, ReloadedFile,
     RetryReason, ShedReason, SizedTier, Space, Success, Suspicion,
 };
-use super::ledger::OpLabel;
 use super::stages::Stage;
 use super::store::{StoreOp, StoreResult};
 use super::teams::Overflow;

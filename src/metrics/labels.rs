@@ -1,8 +1,8 @@
 //! Label values as closed sets: no request can make a new one.
 
 use crate::base::outcome::{CacheStatus, SavingCause};
-use crate::ledger::CallState;
 use crate::ledger::admin::Action;
+use crate::ledger::{CallState, LedgerOp};
 use crate::teams::AuthError;
 use crate::upstream::CallPhase;
 use crate::upstream::download::FetchError;
@@ -140,6 +140,11 @@ labels! {
         Unfetchable = "unfetchable",
     }
 
+    pub(crate) enum OpLabel {
+        LookUp = "look_up", Reserve = "reserve", Send = "send", Answer = "answer", Store = "store",
+        Other = "other",
+    }
+
     /// What limits purchases: `misses_per_second`, slots, credits, or `refused_per_day`.
     pub enum LimitKind { Rate = "rate", Concurrency = "concurrency", Budget = "budget", Refused = "refused" }
 
@@ -184,6 +189,20 @@ impl EndState {
     /// `None` for a state in which a call goes on, or that follows its end. The others have the same words.
     pub(super) fn of(state: CallState) -> Option<Self> {
         state.as_str().parse().ok()
+    }
+}
+
+impl OpLabel {
+    pub(super) fn of(op: LedgerOp) -> Option<Self> {
+        Some(match op {
+            LedgerOp::LookUp => Self::LookUp,
+            LedgerOp::Reserve => Self::Reserve,
+            LedgerOp::Send => Self::Send,
+            LedgerOp::Book(CallState::Answered) => Self::Answer,
+            LedgerOp::Book(CallState::Stored) => Self::Store,
+            LedgerOp::Book(_) | LedgerOp::Read | LedgerOp::Write | LedgerOp::Totals => Self::Other,
+            LedgerOp::Report | LedgerOp::Change | LedgerOp::Tally => return None,
+        })
     }
 }
 
