@@ -90,10 +90,9 @@ pub enum GatewayError {
         wait: Duration,
     },
     Draining,
-    /// After an unclear outcome.
+    /// After an unclear outcome. `wait`: from now.
     Resting {
         until: Timestamp,
-        /// From now.
         wait: Duration,
     },
     NoRoom,

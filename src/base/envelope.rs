@@ -37,10 +37,9 @@ pub enum Envelope {
     Success(Answer),
     /// Neither an error code nor a result's URL.
     NoResult,
+    /// `code`: `error_detail.code`, or `error_code_str`. `text`: the body without addresses.
     Error {
-        /// `error_detail.code`, or `error_code_str`.
         code: String,
-        /// The body without addresses.
         text: String,
     },
 }

@@ -58,12 +58,9 @@ words! {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    Done {
-        given_back: Option<GivenBack>,
-    },
+    Done { given_back: Option<GivenBack> },
     Repeated,
     Otherwise(Settlement),
-    /// Its outcome is known, or it is still open.
     NotUnknown(CallState),
     NoSuchCall,
 }

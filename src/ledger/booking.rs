@@ -58,41 +58,22 @@ impl CallState {
 #[derive(Clone, Debug)]
 pub enum Booking {
     /// Provably not sent in full.
-    Released {
-        reason: String,
-    },
-    Answered {
-        /// Erased when the state ends.
-        text: Secret,
-        request_id: String,
-        log_id: String,
-    },
-    /// Object and record are durable in the store.
-    Stored {
-        record: Box<Record>,
-        /// False when the result of another call got the key first.
-        holds_key: bool,
-    },
-    /// The ledger keeps the bytes while the store is unavailable. The result is permanent from here on, so
-    /// the state is `stored`.
-    Spooled {
-        record: Box<Record>,
-        bytes: Bytes,
-    },
-    Refused {
-        reason: String,
-        /// Counts against the team's [`Scope::Refused`](super::budget::Scope::Refused).
-        for_order: bool,
-    },
-    Failed {
-        reason: String,
-    },
-    Unknown {
-        reason: String,
-    },
-    Unfetchable {
-        reason: String,
-    },
+    Released { reason: String },
+    /// The text is the whole answer; it is erased when the state ends.
+    Answered { text: Secret, request_id: String, log_id: String },
+    /// Durable in the store. `holds_key` is false when the result of another call got the key first.
+    Stored { record: Box<Record>, holds_key: bool },
+    /// Permanent, and so `stored`, although only the ledger has the bytes while the store is unavailable.
+    Spooled { record: Box<Record>, bytes: Bytes },
+    /// `for_order` counts against the team's [`Scope::Refused`](super::budget::Scope::Refused).
+    Refused { reason: String, for_order: bool },
+    /// A complete error in the upstream's own envelope.
+    Failed { reason: String },
+    /// Sent, and no complete answer.
+    Unknown { reason: String },
+    /// The result could not be downloaded while its URL lived.
+    Unfetchable { reason: String },
+    /// The store no longer has the object.
     Lost,
 }
 

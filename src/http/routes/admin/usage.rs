@@ -101,7 +101,7 @@ impl UsageState {
     }
 
     async fn find(&self, from: Date, to: Date) -> Result<Findings, LedgerError> {
-        // Otherwise the report fails, or says how much is missing.
+        // Without the ledger the report fails below, or says how much is missing.
         let flushed = tokio::time::timeout(FLUSH_PATIENCE, self.meter.flush(&*self.book)).await;
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::warn!("what was served last is not in the usage report");
