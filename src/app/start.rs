@@ -32,7 +32,6 @@ use crate::error;
 use crate::fill::{Core, Filler};
 use crate::gateway::Gateway;
 use crate::gateway::keys::KeyAdmin;
-use crate::http::routes::usage::UsageState;
 use crate::http::routes::{About, AdminState, Memory, PublicParts, PublicState, admin_router, public_router};
 use crate::http::server::{self, ConnectionLimits, Listener, Stops};
 use crate::ledger::Ledger;
@@ -302,16 +301,6 @@ impl Process {
         gateway: &Gateway,
     ) -> anyhow::Result<Listener> {
         let config = &self.config;
-        let usage = Arc::new(UsageState {
-            book: storage.usage.clone(),
-            ledger: storage.ledger.clone(),
-            meter: services.meter.clone(),
-            balance: services.balance.clone(),
-            policy: self.policy.clone(),
-            clock: self.clock.clone(),
-            zone: config.budget.time_zone.clone(),
-            price: config.upstream.credit_price,
-        });
         let keys = KeyAdmin::new(
             services.filler.core().clone(),
             storage.admin.clone(),
@@ -331,7 +320,12 @@ impl Process {
             filler: services.filler.clone(),
             stopping: self.stops.stopping.clone(),
             policy: self.policy.clone(),
-            usage,
+            usage: storage.usage.clone(),
+            meter: services.meter.clone(),
+            balance: services.balance.clone(),
+            clock: self.clock.clone(),
+            zone: config.budget.time_zone.clone(),
+            price: config.upstream.credit_price,
             tokens,
             about: services.about.clone(),
         };

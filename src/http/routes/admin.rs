@@ -19,12 +19,17 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use http::StatusCode;
+use jiff::tz::TimeZone;
 use tokio_util::sync::CancellationToken;
 
 pub use self::about::About;
 use self::failure::AdminFailure;
-use self::usage::{USAGE_PATH, UsageState};
+use self::usage::USAGE_PATH;
+use crate::base::clock::Clock;
 use crate::base::results::ResultRoom;
+use crate::billing::balance::BalanceWatch;
+use crate::billing::metering::Meter;
+use crate::billing::money::Price;
 use crate::cache::MemoryCache;
 use crate::fill::Filler;
 use crate::gateway::keys::KeyAdmin;
@@ -32,6 +37,7 @@ use crate::http::routes::log::Sampler;
 use crate::ledger::Ledger;
 use crate::ledger::admin::{Action, LedgerAdmin};
 use crate::ledger::guard::ArchiveGuard;
+use crate::ledger::usage::UsageBook;
 use crate::metrics::{ActionResult, Metrics};
 use crate::request::uploads::UploadRoom;
 use crate::teams::AdminTokens;
@@ -50,7 +56,13 @@ pub struct AdminState {
     /// Cancelled at the stop signal.
     pub stopping: CancellationToken,
     pub policy: CurrentPolicy,
-    pub usage: Arc<UsageState>,
+    pub usage: Arc<dyn UsageBook>,
+    pub meter: Arc<Meter>,
+    pub balance: Arc<BalanceWatch>,
+    pub clock: Clock,
+    /// Of days and months.
+    pub zone: TimeZone,
+    pub price: Option<Price>,
     /// If `None`, local access is unauthenticated. Swapped when the file changes.
     pub tokens: Arc<ArcSwap<Option<AdminTokens>>>,
     pub about: Arc<About>,

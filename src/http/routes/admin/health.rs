@@ -18,8 +18,7 @@ use crate::metrics::{BlockCause, Space, gauge_value};
 /// For the ledger: load balancers and Kubernetes give us two seconds, and a silent ledger must not make this
 /// process look silent.
 const READY_PATIENCE: Duration = Duration::from_secs(1);
-/// For the ledger on `/metrics`; Prometheus has ten seconds. Without the ledger's figures all others are
-/// served, including the one that says that it is unavailable.
+/// For the ledger on `/metrics`; Prometheus has ten seconds, and all other figures are served without it.
 const METRICS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Readiness to serve hits, until the stop signal. An unavailable dependency is a detail: reacting to it
@@ -91,7 +90,7 @@ async fn observe_ledger(state: &AdminState) {
         asked(state.ledger.spool_usage()),
         asked(state.admin.unsettled()),
         asked(state.admin.frozen()),
-        state.usage.observe(metrics),
+        state.observe_usage(),
     );
     metrics.ledger_up.set(i64::from(answered.is_some()));
     for total in totals.into_iter().flatten() {

@@ -4,7 +4,6 @@ mod compile;
 mod csv;
 mod report;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -13,7 +12,6 @@ use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use jiff::civil::Date;
-use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use self::compile::Findings;
@@ -21,15 +19,10 @@ pub use self::report::{AccountReport, BudgetReport, MonthReport, TeamMonthReport
 use super::AdminState;
 use super::failure::AdminFailure;
 use super::health::asked;
-use crate::base::clock::Clock;
-use crate::billing::balance::BalanceWatch;
-use crate::billing::metering::Meter;
-use crate::billing::money::Price;
+use crate::ledger::LedgerError;
 use crate::ledger::budget::{Budget, Windows};
-use crate::ledger::usage::UsageBook;
-use crate::ledger::{Ledger, LedgerError};
-use crate::metrics::{Metrics, gauge_value};
-use crate::teams::policy::{CurrentPolicy, Policy};
+use crate::metrics::gauge_value;
+use crate::teams::policy::Policy;
 
 pub const USAGE_PATH: &str = "/admin/v1/usage";
 
@@ -37,18 +30,6 @@ pub const USAGE_PATH: &str = "/admin/v1/usage";
 const MOST_DAYS: i32 = 3660;
 /// For booking the requests served last.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
-
-pub struct UsageState {
-    pub book: Arc<dyn UsageBook>,
-    pub ledger: Arc<dyn Ledger>,
-    pub meter: Arc<Meter>,
-    pub balance: Arc<BalanceWatch>,
-    pub policy: CurrentPolicy,
-    pub clock: Clock,
-    /// Of days and months.
-    pub zone: TimeZone,
-    pub price: Option<Price>,
-}
 
 /// The subject of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,11 +64,12 @@ pub(super) struct UsageQuery {
     format: UsageFormat,
 }
 
-impl UsageState {
+impl AdminState {
     /// Gauges that the ledger does not answer in time keep their values.
-    pub(super) async fn observe(&self, metrics: &Metrics) {
-        let policy = self.policy.get();
-        let (used, month) = tokio::join!(asked(self.ledger.used(budgets(&policy))), asked(self.book.month()));
+    pub(super) async fn observe_usage(&self) {
+        let (metrics, policy) = (&self.metrics, self.policy.get());
+        let (used, month) =
+            tokio::join!(asked(self.ledger.used(budgets(&policy))), asked(self.usage.month()));
         if let Some(used) = used {
             metrics.observe_budgets(&used, &Windows::at(self.clock.now(), &self.zone));
         }
@@ -102,15 +84,15 @@ impl UsageState {
 
     async fn find(&self, from: Date, to: Date) -> Result<Findings, LedgerError> {
         // Without the ledger the report fails below, or says how much is missing.
-        let flushed = tokio::time::timeout(FLUSH_PATIENCE, self.meter.flush(&*self.book)).await;
+        let flushed = tokio::time::timeout(FLUSH_PATIENCE, self.meter.flush(&*self.usage)).await;
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::warn!("what was served last is not in the usage report");
         }
         let now = self.clock.now().to_zoned_datetime(self.zone.clone());
-        let usage = self.book.usage(from, to).await?;
+        let usage = self.usage.usage(from, to).await?;
         let (first, today) = (now.date().first_of_month(), now.date());
         let month =
-            if (from, to) == (first, today) { usage.clone() } else { self.book.usage(first, today).await? };
+            if (from, to) == (first, today) { usage.clone() } else { self.usage.usage(first, today).await? };
         let policy = self.policy.get();
         let used = self.ledger.used(budgets(&policy)).await?;
         let teams = policy.teams().names().map(str::to_owned).collect();
@@ -133,7 +115,6 @@ pub(super) async fn usage(
     State(state): State<AdminState>,
     query: Result<Query<UsageQuery>, QueryRejection>,
 ) -> Result<Response, AdminFailure> {
-    let state = &state.usage;
     let Query(query) = query.map_err(|rejection| {
         AdminFailure::invalid(format!(
             "the query cannot be understood ({}); it may have from and to, days such as 2026-11-01, by \
