@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{LEDGER_PATIENCE, Spool};
 use crate::base::crash::crash_point;
-use crate::base::record::{MAX_OBJECT_BYTES, Record};
+use crate::base::record::MAX_OBJECT_BYTES;
 use crate::ledger::guard::StorageError;
 use crate::ledger::spool::Spooled;
-use crate::ledger::{CallId, LedgerError};
+use crate::ledger::{CallId, LedgerError, rules};
 use crate::store::StoreError;
 
 /// Results in memory at once.
@@ -290,7 +290,7 @@ async fn copy(spool: Arc<Spool>, spooled: Spooled) -> Result<(), CopyError> {
     crash_point("CP40");
     spool.ledger.unspool(id, &standing).await?;
     crash_point("CP40");
-    if standing != (Record { stored_at: standing.stored_at, ..record }) {
+    if !rules::is_same_purchase(&record, &standing) {
         tracing::warn!(call = id.0, key = %standing.key, "the store has another result under the key; both are kept");
     }
     tracing::debug!(call = id.0, "a result went from the spool to the store");
