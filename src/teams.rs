@@ -86,13 +86,7 @@ pub struct Teams {
     /// In the order of the configuration; the team `local` alone when there is none.
     teams: Vec<Arc<Team>>,
     /// `None`: no teams are configured, and access is unauthenticated.
-    tokens: Option<HashMap<TokenId, Holder>>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct Holder {
-    token: Token,
-    team: Arc<Team>,
+    tokens: Option<HashMap<TokenId, (Token, Arc<Team>)>>,
 }
 
 /// The hash of no token, for unknown ids.
@@ -104,7 +98,7 @@ impl Teams {
         for (team, tokens) in configured {
             let team = Arc::new(team);
             for token in tokens {
-                by_id.insert(token.id, Holder { token, team: team.clone() });
+                by_id.insert(token.id, (token, team.clone()));
             }
             teams.push(team);
         }
@@ -139,20 +133,19 @@ impl Teams {
         let hash = blake3::hash(presented.as_bytes());
         let holder = tokens.get(&id);
         // Takes constant time.
-        let equal = hash == holder.map_or(NOBODY, |holder| holder.token.hash);
-        let holder = holder.filter(|_| equal).ok_or(AuthError::Unknown)?;
-        if holder.token.expires.is_some_and(|expires| now >= expires) {
+        let equal = hash == holder.map_or(NOBODY, |(token, _)| token.hash);
+        let (token, team) = holder.filter(|_| equal).ok_or(AuthError::Unknown)?;
+        if token.expires.is_some_and(|expires| now >= expires) {
             return Err(AuthError::Expired);
         }
-        if holder.team.disabled {
-            return Err(AuthError::Disabled { team: holder.team.name.clone() });
+        if team.disabled {
+            return Err(AuthError::Disabled { team: team.name.clone() });
         }
-        Ok(holder.team.clone())
+        Ok(team.clone())
     }
 }
 
-/// Headers without a value are ignored, and so is an `Authorization` of another scheme, which a proxy may
-/// have left.
+/// Ignores empty headers, and an `Authorization` of another scheme, which a proxy may have left.
 fn credential(headers: &HeaderMap) -> Result<&str, AuthError> {
     let api_key = single(headers.get_all(API_KEY_HEADER).iter())?;
     let bearer = single(headers.get_all(AUTHORIZATION).iter().filter(|value| is_bearer(value)))?;

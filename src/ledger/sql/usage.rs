@@ -53,14 +53,8 @@ async fn add_served<Q: Query>(q: &Q, lines: &[(&Line<'_>, &Count)]) -> Result<()
     );
     let mut values: Vec<Value<'_>> = Vec::new();
     for ((day, team, cause, payer), count) in lines {
-        values.extend_from_slice(values![
-            day,
-            *team,
-            *cause,
-            *payer,
-            int(count.number)?,
-            int(count.credits)?
-        ]);
+        let (number, credits) = (int(count.number)?, int(count.credits)?);
+        values.extend_from_slice(values![day, *team, *cause, *payer, number, credits]);
     }
     q.execute(&sql, &values).await?;
     Ok(())
