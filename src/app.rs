@@ -57,8 +57,7 @@ pub struct App {
     _state: StateDir,
 }
 
-/// Serves until a stop signal, and watches the configuration file; `started` is called once with the running
-/// program.
+/// Serves until a stop signal, and watches the configuration file. `started` is called once.
 pub async fn serve(
     loaded: Loaded,
     environment: Environment,

@@ -151,8 +151,8 @@ impl MemoryCache {
         }
     }
 
-    /// Keeps an answer, unless one of a higher generation is there, or [`forget_answer`](Self::forget_answer)
-    /// was called after it was read.
+    /// Unless a higher generation is there, or [`forget_answer`](Self::forget_answer) was called after the
+    /// read.
     pub fn keep_answer(&self, record: Arc<Record>, reading: FillToken) {
         let identity = record.identity();
         self.update(&identity, |old| match old {

@@ -89,8 +89,8 @@ pub struct Loaded {
 }
 
 impl Config {
-    /// Reads the file `named`, or the one of the environment, or `granary.toml` in the working directory if
-    /// it exists; then the variables; then checks all.
+    /// Reads the file `named`, or that of the environment, or `granary.toml`; then variables; then checks
+    /// all.
     pub fn load(named: Option<&Path>, environment: &Environment) -> Result<Loaded, Problems> {
         let named = named.map(Path::to_owned).or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from));
         let file = named.or_else(|| {

@@ -181,20 +181,17 @@ pub trait Calls: Send + Sync {
     /// The newest result stored under a key. After an error it is not known whether there is one.
     async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError>;
 
-    /// Takes the right to buy a key, with its budgets, in one transaction. Exactly one reservation wins;
-    /// after an error nothing may be bought.
+    /// Takes the right to buy a key, and its budgets. Exactly one reservation wins; after an error none has.
     async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError>;
 
     /// The last check before money is spent. Without [`Permit::Granted`] the end of the request must not be
     /// sent; after an error the row may be `sent` all the same.
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError>;
 
-    /// Books the next state of a call; may be repeated. After an error it may be booked, except after
-    /// [`LedgerError::SpoolFull`].
+    /// May be repeated. After an error it may be booked, except after [`LedgerError::SpoolFull`].
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError>;
 
-    /// Settles the open calls of dead owners; called once at start, before anything is reserved. With
-    /// [`Leases::has_leases`] it settles nothing.
+    /// Settles the open calls of dead owners at start; with [`Leases::has_leases`], none.
     async fn recover(&self) -> Result<Recovery, LedgerError>;
 
     /// With `Some`, [`reserve`](Self::reserve) takes a call only when the spool has room for a result of this
@@ -207,8 +204,7 @@ pub trait Calls: Send + Sync {
     }
 }
 
-/// Shows which owners are alive where several processes keep one ledger. A single process has a file lock
-/// instead, and the defaults hold.
+/// Shows which owners are alive where several processes keep one ledger; else a file lock does.
 #[async_trait]
 pub trait Leases: Send + Sync {
     /// Returns true when calls have leases; otherwise nothing else here is called.
@@ -260,8 +256,7 @@ pub trait ArchiveIndex: Send + Sync {
     /// `None` before the ledger has met a store.
     async fn archive(&self) -> Result<Option<Membership>, LedgerError>;
 
-    /// Joins `archive`, not settled yet, unless the ledger belongs to one; returns the membership that
-    /// stands.
+    /// Joins `archive`, not settled yet, unless the ledger belongs to one; returns what stands.
     async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError>;
 
     /// Joins `archive`, whose marker the store carries, and restarts the import.
@@ -274,8 +269,7 @@ pub trait ArchiveIndex: Send + Sync {
     /// otherwise an unpaid row is added. Lost and purged results are not imported.
     async fn import_record(&self, record: &Record) -> Result<(), LedgerError>;
 
-    /// Makes the row of a record `lost`, so that the key may be bought again, unless another result is stored
-    /// under the key by now.
+    /// Makes the row `lost`, so that the key may be bought again, unless the key has another result by now.
     async fn lose(&self, record: &Record) -> Result<(), LedgerError>;
 
     async fn absence(&self, namespace: &str, key: CacheKey) -> Result<Absence, LedgerError>;

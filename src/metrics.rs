@@ -108,8 +108,7 @@ impl Metrics {
         }
     }
 
-    /// Records the time of an answered crop request, and of its waits for others. Neither includes the wait
-    /// for its body, which is the client's.
+    /// Both times are without the wait for the request's body, which is the client's.
     pub fn answered_after(&self, outcome: CacheStatus, took: Duration, waited: Duration) {
         self.request_duration_seconds[outcome].observe(took.as_secs_f64());
         self.overhead_seconds[outcome].observe(took.saturating_sub(waited).as_secs_f64());
@@ -149,8 +148,7 @@ impl Metrics {
         self.space_limit_bytes[space].set(gauge_value(limit));
     }
 
-    /// Leaves out teams without series of their own, since budgets do not add up, and limits of refused
-    /// calls.
+    /// Leaves out teams without series, since budgets do not add up, and limits of refused calls.
     pub fn observe_budgets(&self, used: &[Used], windows: &Windows) {
         let labels = |budget: &Budget| {
             let (scope, id) = match &budget.scope {

@@ -17,8 +17,7 @@ use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
 use crate::base::record::{InvalidRecord, MAX_OBJECT_BYTES, Record};
 
-/// A write that has returned `Ok` survives a crash. After an error it may have happened. All writes may be
-/// repeated.
+/// A write that has returned `Ok` survives a crash; after an error it may have. Writes may be repeated.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Writes an object, unless it exists: equal names are equal bytes. `name` must be that of `bytes`.
@@ -40,8 +39,7 @@ pub trait Store: Send + Sync {
     /// exactly one page.
     async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError>;
 
-    /// Unless its generation is higher than `up_to`; returns false when there was none. Objects and damaged
-    /// records stay.
+    /// Unless its generation is higher than `up_to`; false when there was none. Damaged records stay.
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError>;
 
     /// Checks before paying that a new result could be kept.

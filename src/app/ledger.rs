@@ -42,8 +42,7 @@ fn check_no_spilled_bookings(state: &StateDir) -> anyhow::Result<()> {
     }
 }
 
-/// A database that is unavailable is tried again with each use: meanwhile hits are served and nothing is
-/// bought.
+/// An unavailable database is tried again with each use: hits are served and nothing is bought.
 pub(super) async fn open(
     config: &Config,
     state: &StateDir,

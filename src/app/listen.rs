@@ -11,8 +11,7 @@ use crate::http::server::{ConnectionLimits, WriteLimits};
 /// The system may allow fewer.
 const ACCEPT_QUEUE: u32 = 8192;
 
-/// With the longest queue: when it overflows, clients that came together wait a second for their next try, or
-/// are reset.
+/// With the longest queue: when it overflows, clients wait a second for their next try, or are reset.
 pub(super) fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };

@@ -52,8 +52,7 @@ impl Breaker {
         self.0.failures.load(Ordering::Relaxed) >= FAILURES
     }
 
-    /// Runs `work` for at most `limit`. Errors for which `is_outage` holds count as failures; a dropped
-    /// future does not.
+    /// Errors for which `is_outage` holds count as failures; a dropped future does not.
     pub async fn call<T, E>(
         &self,
         limit: Duration,

@@ -75,8 +75,7 @@ pub(crate) fn open_own_folder(path: &Path) -> io::Result<File> {
     Ok(folder)
 }
 
-/// Refuses a folder that another user can change. Its group may write, as in a Kubernetes volume; its owner
-/// may be root.
+/// Refuses a folder that another user can change. Its group may write, and its owner may be root.
 pub(crate) fn check_owner(folder: &File) -> io::Result<()> {
     let refused = |why: String| Err(io::Error::new(ErrorKind::PermissionDenied, why));
     let (metadata, user) = (folder.metadata()?, geteuid().as_raw());

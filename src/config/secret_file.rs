@@ -5,8 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Reads a file with `what`, such as `the key`. Errors repeat neither its name nor its contents, because
-/// people put one where the other belongs.
+/// Errors repeat neither name nor contents, because people put one where the other belongs.
 pub(super) fn read_secret_file(path: &Path, what: &str, longest: u64) -> Result<String, String> {
     let file = open(path, what)?;
     if is_open_to_everyone(&file.metadata().map_err(failed)?) {

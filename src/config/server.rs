@@ -96,8 +96,7 @@ impl ServerConfig {
         Ok(text.expose().lines().map(str::trim).find(|line| !line.is_empty()).map(Secret::new))
     }
 
-    /// `None` when none is configured. Blocks while it reads two small files. The error has the field, and
-    /// quotes nothing of the key.
+    /// Blocks while it reads two small files. The error has the field, and quotes nothing of the key.
     pub fn certificate(&self) -> Result<Option<Certificate>, (&'static str, String)> {
         const CERT: &str = "server.tls_cert";
         const KEY: &str = "server.tls_key";

@@ -15,8 +15,7 @@ pub(super) struct Fault {
 
 /// A type that a field of the configuration may have.
 pub(super) trait Setting: Sized {
-    /// Reads a variable. The error names the problem and the remedy; for secrets it does not repeat the
-    /// value.
+    /// The error names the problem and the remedy; for secrets it does not repeat the value.
     fn from_text(text: &str) -> Result<Self, String>;
 
     /// By default a text in quotes.

@@ -85,8 +85,7 @@ section! {
 const LONGEST_KEY: usize = 1024;
 
 impl UpstreamConfig {
-    /// `None` when none is configured. Blocks while it reads a small file. Errors repeat neither the key nor
-    /// the file's name: people put one where the other belongs.
+    /// Blocks while it reads a small file. Errors repeat neither the key nor the file's name.
     pub fn key(&self) -> Result<Option<Secret>, String> {
         match (&self.api_key, &self.api_key_file) {
             (Some(key), _) => usable(key.expose()).map(Some),

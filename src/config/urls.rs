@@ -49,8 +49,7 @@ impl Origin {
     }
 }
 
-/// An `http` or `https` URL to which a path is appended: no password, query or fragment, no path that a
-/// parser would change, no trailing slash.
+/// An `http` or `https` URL to which a path is appended, with nothing that a parser would change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseUrl(String);
 

@@ -19,8 +19,7 @@ const UNCONFIRMED: Duration = Duration::from_secs(10);
 pub struct DatabaseAddress(pub(super) Config);
 
 impl DatabaseAddress {
-    /// Reads `postgres://user:password@host:port/database?sslmode=…`, or `host=… dbname=…`. Errors repeat no
-    /// part of the text, which may contain a password.
+    /// `postgres://user:password@host:port/database?sslmode=…`, or `host=… dbname=…`. Errors quote nothing.
     pub fn parse(url: &Secret) -> Result<Self, String> {
         // Every TLS connection is verified, so these modes mean the same.
         let text = ["verify-full", "verify-ca"].iter().fold(url.expose().trim().to_owned(), |text, mode| {

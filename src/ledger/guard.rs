@@ -142,15 +142,13 @@ impl ArchiveGuard {
         matches!(self.standing(), Standing::Open(_))
     }
 
-    /// Compares the markers, and pairs a new ledger with a new store. When that fails, the last standing
-    /// holds.
+    /// Compares the markers, and pairs a new ledger with a new store. After an error the last standing holds.
     pub async fn look(&self) -> Standing {
         let mut looked = self.looked.lock().await;
         self.look_now(&mut looked).await
     }
 
-    /// Returns true when ledger and store belonged together a moment ago. Called before a write, and when
-    /// something is missing.
+    /// Ledger and store belonged together a moment ago. For writes, and when something is missing.
     pub async fn confirm(&self) -> bool {
         let mut looked = self.looked.lock().await;
         if looked.is_none_or(|look| look.when.elapsed() >= LOOK_PAUSE) {

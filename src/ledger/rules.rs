@@ -87,8 +87,7 @@ pub(crate) fn frozen(team: &str, is_frozen: impl Fn(&str) -> bool) -> Option<Sco
     scopes.into_iter().find(|scope| is_frozen(&scope.to_string()))
 }
 
-/// The first enforced budget without the credits for a call. `used`: the credits of each of
-/// [`Reservation::enforced`], without the call.
+/// The first exceeded budget. `used`: credits of each of [`Reservation::enforced`], without the call.
 pub(crate) fn over_budget(
     wanted: &Reservation,
     used: &[u64],
@@ -261,8 +260,7 @@ pub(crate) fn is_closed(month: &str, today: &str) -> bool {
     first_of_next.is_some_and(|first_of_next| today.parse().is_ok_and(|today: Date| today > first_of_next))
 }
 
-/// The adjustment of today's spending, in multiples of the call's credits; `None` when its month is open or
-/// its state has not changed.
+/// In multiples of the call's credits; `None` when its month is open or its state has not changed.
 pub(crate) fn adjustment(month: &str, from: CallState, to: CallState, today: &Windows) -> Option<i64> {
     (from != to && is_closed(month, &today.day)).then(|| counted(from, to))
 }

@@ -64,8 +64,7 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Writes to `store` only while `check` says that it is the ledger's: in another one, a paid result would
-    /// be lost.
+    /// Writes only while `check` says that the store is the ledger's: another one would lose a paid result.
     pub fn new(
         store: Arc<dyn Store>,
         ledger: Arc<dyn Ledger>,

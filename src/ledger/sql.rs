@@ -197,8 +197,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// # Errors
-    /// [`LedgerError::Unavailable`] when there is no such column, or it has another type.
+    /// Fails when there is no such column, or it has another type.
     pub(super) fn get<T: FromCell>(&self, column: &str) -> Result<T, LedgerError> {
         let cell = self.columns.iter().position(|name| name == column).and_then(|at| self.cells.get(at));
         cell.and_then(T::from_cell).ok_or_else(|| damaged(column))

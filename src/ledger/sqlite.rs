@@ -52,8 +52,7 @@ pub struct SqliteLedger {
 }
 
 impl SqliteLedger {
-    /// Opens or creates the file, and migrates its tables. Fails for the file of a newer program. Days and
-    /// months are those of `zone`, by `clock`.
+    /// Creates or migrates the file; refuses that of a newer program. Days are those of `zone`, by `clock`.
     pub fn open(file: &Path, clock: Clock, zone: TimeZone) -> Result<Self, LedgerError> {
         make_private(file)
             .map_err(|error| LedgerError::Unavailable(format!("it cannot be made private: {error}")))?;

@@ -67,8 +67,7 @@ pub struct ServedBatch {
 }
 
 impl ServedBatch {
-    /// The lines that a ledger can add up. Others are logged and dropped, because they would block the rest
-    /// of the batch.
+    /// The lines that a ledger can add up. Others are dropped, because they would block the batch.
     pub fn bookable(&self) -> impl Iterator<Item = &Served> {
         self.served.iter().filter(|line| {
             let is_bookable = line.count.number.max(line.count.credits) <= MAX_SERVED;

@@ -91,8 +91,7 @@ impl Policy {
         limits
     }
 
-    /// Reserves the time of the team's next miss; `None` for a team without a rate. The error is the time
-    /// until a miss is possible, when none is before the deadline.
+    /// `None` without a rate. The error: the time until a miss is possible, if none is before the deadline.
     pub fn reserve_miss(&self, team: &Team, deadline: Instant) -> Result<Option<Turn>, Duration> {
         self.rates.get(&team.name).map(|rate| rate.reserve(deadline)).transpose()
     }

@@ -9,8 +9,7 @@ const REMOVED: &str = "[address removed]";
 const MARKS: [&str; 6] =
     ["://", "signature=", "accesskeyid=", "security-token=", ".aliyuncs.com", ".ailabtools.com"];
 
-/// Removes every address except strings equal to `result`. A string that is an address becomes empty; within
-/// a text the word is replaced.
+/// Removes every address except `result`: an address alone becomes empty, one in a text is replaced.
 pub(super) fn without_foreign(text: &str, result: Option<&str>) -> String {
     map_strings(text, |meaning| {
         let is_ours = result == Some(meaning) || meaning.starts_with("data:image/");

@@ -2,8 +2,8 @@
 //! decoders. No input makes it panic, allocate or read an unbounded number of bytes.
 //! [`dimensions`](super::dimensions) refuses a side of 0.
 
-/// The most bytes read outside the segments of a JPEG, two for each marker. Ten to a hundred segments are
-/// usual; 3.5 MB of empty ones would cost milliseconds.
+/// Bytes outside of segments, two per marker. A hundred segments are usual; 3.5 MB of empty ones would cost
+/// milliseconds.
 const MAX_JPEG_STEPS: usize = 1 << 16;
 
 /// Walks the markers to the frame header (ITU-T T.81, annex B). As libjpeg does, skips bytes between

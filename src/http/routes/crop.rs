@@ -44,8 +44,7 @@ pub(super) async fn crop(
     let mut timing = RequestTiming::default();
     let outcome = async {
         let head = request::check_head(offer.operation, &parts.headers, &state.0.limits)?;
-        // A body in flight may be a hit and is read; one that is still to be sent should go where misses are
-        // served too.
+        // A body in flight may be a hit; one still to be sent should go where misses are served too.
         if asks_first && state.0.gateway.is_draining() {
             return Err(GatewayError::Draining);
         }
@@ -92,8 +91,7 @@ fn asks_before_its_body(headers: &HeaderMap) -> Result<bool, GatewayError> {
 }
 
 fn caller(state: &PublicState, team: &std::sync::Arc<Team>, headers: &HeaderMap, arrival: Arrival) -> Caller {
-    // `no-cache` and `max-age` are ignored: browsers and tools send them unasked, and they must not cost
-    // money.
+    // `no-cache` and `max-age` are sent unasked by browsers and tools, and must not cost money.
     let only_if_cached = headers.get_all(CACHE_CONTROL).iter().any(|value| {
         value.to_str().is_ok_and(|value| {
             value.split(',').any(|directive| directive.trim().eq_ignore_ascii_case("only-if-cached"))

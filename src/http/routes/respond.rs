@@ -119,8 +119,7 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     response
 }
 
-/// Distinct names of a query string, each with a `?`; cut, so that a credential in the wrong place is not
-/// repeated whole.
+/// Distinct names, with a `?`; cut, so that a credential in the wrong place is not repeated whole.
 fn ignored_query(query: Option<&str>) -> Vec<String> {
     let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).take(16);
     let mut names = Vec::new();

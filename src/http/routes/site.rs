@@ -58,8 +58,7 @@ pub(super) fn is_cross_site(headers: &HeaderMap) -> bool {
     authority.is_none() || authority != headers.get(HOST).and_then(|host| host.to_str().ok())
 }
 
-/// Returns true when the Host is an address, or a name that always means this machine. Another site cannot
-/// point such a name here.
+/// The Host is an address, or a name that always means this machine, which no other site can point here.
 pub(super) fn is_local_name(headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(HOST) else { return true };
     let Ok(host) = host.to_str() else { return false };

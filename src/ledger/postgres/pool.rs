@@ -28,8 +28,7 @@ use crate::ledger::sql::{Keeper, Query as _, damaged};
 
 /// For creating or migrating the tables.
 const PREPARATION: Duration = Duration::from_secs(600);
-/// For a connection. When the database is silent, all that wait are refused as soon as the first one times
-/// out.
+/// For a connection. All that wait are refused as soon as the first one times out.
 const QUEUE: Duration = Duration::from_secs(10);
 /// In microseconds since 1970.
 pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
@@ -64,8 +63,7 @@ impl Limits {
     /// A report may read every call of a year.
     pub(super) const REPORTS: Self = Self { connections: 2, operation: Duration::from_secs(10) };
 
-    /// The server limits each statement, and its wait for us within a transaction: a stopped process must not
-    /// block the others.
+    /// The server limits statements, and waits for us, so that a stopped process does not block others.
     fn begin(&self, mode: &str) -> String {
         let statement = self.operation.saturating_sub(Duration::from_secs(1)).as_millis();
         format!(
@@ -105,8 +103,7 @@ impl Pool {
         Self(Arc::new(Inner { config, limits, permits, idle: Mutex::default(), breaker }))
     }
 
-    /// Runs `work`, perhaps several times, in a transaction after taking `locks`. Without a `mode` it makes
-    /// single reads, which are not one transaction.
+    /// Runs `work`, perhaps several times, in a transaction after `locks`; without a `mode`, as single reads.
     pub(super) async fn run<T, F, W>(
         &self,
         mode: Option<&str>,

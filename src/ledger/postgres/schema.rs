@@ -157,8 +157,7 @@ ALTER TABLE granary.calls ADD COLUMN settled text;  -- `charged` or `free`, by a
 CREATE INDEX calls_unknown ON granary.calls (id) WHERE state = 'unknown';
 ";
 
-/// An earlier program has booked every record of its archive, unless it adopted the archive, which the audit
-/// says.
+/// An earlier program has booked every record of its archive, unless the audit has an adoption.
 const IMPORT: &str = "
 ALTER TABLE granary.archive
     ADD COLUMN complete boolean NOT NULL DEFAULT false,  -- every record of the store is known

@@ -35,8 +35,7 @@ impl Room {
         self.config.is_remote.then_some(self.config.result_max_bytes)
     }
 
-    /// Reserves nothing, so concurrent callers may see the same room. While the store is unavailable, the
-    /// ledger checks it exactly when it inserts the row.
+    /// Reserves nothing. While the store is unavailable, the ledger checks again when it inserts the row.
     pub(super) async fn check(&self, ledger: &dyn Ledger) -> Result<(), StoreError> {
         if !self.config.is_remote || !self.is_store_proved() {
             return Err(StoreError::Unavailable(

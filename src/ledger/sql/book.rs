@@ -179,8 +179,7 @@ pub(crate) async fn import_record<Q: Query>(q: &Q, record: &Record) -> Result<()
     }
 }
 
-/// Settles all open calls, whose owners are dead. The statement `unfinished` reads those that stay
-/// `answered`.
+/// Settles all open calls, whose owners are dead. `unfinished` reads those that stay `answered`.
 pub(crate) async fn recover<Q: Query>(q: &Q, unfinished: &str) -> Result<Recovery, Q::Error> {
     let mut recovery = Recovery::default();
     let sql =

@@ -1,7 +1,6 @@
 //! The traits of a ledger over the shared statements, one line per operation.
 
-/// Implements a trait: each method has its operation, its argument and its statement. `own` methods are
-/// written by the database.
+/// Each method has its operation, its argument and its statement; `own` ones are the database's.
 macro_rules! statements {
     (impl $trait:ident for $ledger:ty {
         $(fn $method:ident($($argument:ident: $type:ty),*) -> $result:ty {
@@ -20,8 +19,7 @@ macro_rules! statements {
 }
 pub(crate) use statements;
 
-/// Implements the traits for a type that has `ask(op, argument, statement)`. The braces have the methods of
-/// [`Calls`](crate::ledger::Calls) in which the databases differ.
+/// For a type with `ask(op, argument, statement)`. In the braces: methods of `Calls` that differ.
 macro_rules! sql_ledger {
     ($ledger:ty { $($own:tt)* }) => {
         const _: () = {

@@ -15,8 +15,7 @@ use crate::ledger::{CallId, CallState};
 const SIZES: &str = "SELECT (SELECT coalesce(sum(bytes), 0)::bigint FROM granary.spool) AS bytes, \
                      (SELECT count(*) FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered')) AS open";
 
-/// Refuses a call, just inserted, whose result the spool could not take. The lock is held until the commit,
-/// so that no two calls get the same room.
+/// Refuses a new call without room for its result. The lock until the commit keeps that room.
 pub(crate) async fn check_room<Q: Query>(q: &Q) -> Result<(), Q::Error> {
     let Some(room) = q.keeper().room() else { return Ok(()) };
     q.lock(Lock::Spool).await?;

@@ -99,8 +99,7 @@ impl Health {
         result
     }
 
-    /// Waits a short time for the verdict. Fails with [`LedgerError::Damaged`], or
-    /// [`LedgerError::Unavailable`] while the file is still being checked.
+    /// [`LedgerError::Damaged`], or after a short wait [`LedgerError::Unavailable`]: still being checked.
     pub(super) async fn is_sound(&self) -> Result<(), LedgerError> {
         if self.soundness() == Soundness::Checking {
             let mut verdict = self.0.subscribe();

@@ -148,8 +148,7 @@ CREATE INDEX calls_by_day ON calls (day, team, namespace, state, credits, adopte
 CREATE INDEX spent_by_period ON spent (period);
 ";
 
-/// An earlier program has booked every record of its archive, unless it adopted the archive, which the audit
-/// says.
+/// An earlier program has booked every record of its archive, unless the audit has an adoption.
 const IMPORT: &str = "
 ALTER TABLE archive ADD COLUMN complete INTEGER NOT NULL DEFAULT 0;  -- 1: every record of the store is known
 ALTER TABLE archive ADD COLUMN imported TEXT;                        -- up to this position of the store's list

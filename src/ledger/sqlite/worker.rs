@@ -22,8 +22,7 @@ const GROUP: usize = 64;
 struct Job {
     /// The change erases a secret.
     erases: bool,
-    /// Runs inside the group's transaction, or with the error of its begin; returns what is to be done after
-    /// the commit.
+    /// Runs in the group's transaction, or with the error of its begin; the result runs after the commit.
     run: Box<Run>,
 }
 

@@ -76,8 +76,7 @@ impl Files {
         }
     }
 
-    /// `None` only when the `folder` of the layout exists: in a volume that is not mounted, everything looks
-    /// absent.
+    /// `None` only when the `folder` exists: in a volume that is not mounted, everything looks absent.
     pub(super) fn read(&self, folder: &str, path: &str, max: u64) -> Result<Option<Vec<u8>>, StoreError> {
         match disk::read(&self.root.join(path), max) {
             Ok(None) if !self.root.join(folder).is_dir() => {

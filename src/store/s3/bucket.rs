@@ -288,8 +288,7 @@ impl Place {
         format!("{}{name}", self.prefix)
     }
 
-    /// Reads the first byte: an answer to `HEAD` has no code, so a missing bucket would look like a missing
-    /// name.
+    /// Reads a byte: an answer to `HEAD` has no code, so a missing bucket would look like a missing name.
     async fn has(&self, name: &str) -> Result<bool, Failure> {
         match self.open(name, Some("bytes=0-0")).await {
             Ok(found) => Ok(found.is_some()),

@@ -83,8 +83,7 @@ fn providers(http: &SharedHttpClient) -> ProviderConfig {
     ProviderConfig::without_region().with_http_client(http.clone())
 }
 
-/// The configured region; else AWS's variables and profile; else the usual one with an endpoint, and the
-/// machine's metadata without.
+/// The configured region; else AWS's variables and profile; else the usual one, or AWS's metadata.
 fn region(config: &S3StoreConfig, providers: &ProviderConfig) -> RegionProviderChain {
     let chain = RegionProviderChain::first_try(config.region.clone().map(Region::new))
         .or_else(EnvironmentVariableRegionProvider::new())

@@ -90,8 +90,7 @@ async fn adopt_by(state: &AdminState, by: &Actor) -> Result<Adopted, AdminFailur
     })?;
     let found = adoption.to_string();
     tracing::warn!(archive = %adoption.archive, found, by = by.as_str(), "ledger and store were made one archive");
-    // The line comes after the adoption, which is not in the ledger alone; so an adoption that is reported is
-    // also in the audit.
+    // After the adoption, which is not in the ledger alone: a reported adoption is also in the audit.
     state.admin.note_adoption(adoption.archive, &found, by).await.map_err(|error| {
         tracing::error!(%error, "an adoption is not in the audit");
         let text = format!("adopted, but the audit could not be written ({error}); adopt again");

@@ -133,8 +133,7 @@ fn team_month(
     }
 }
 
-/// Extrapolates: credits bought, times the length of the month, divided by the time since it began, rounded
-/// up. Adjustments count once.
+/// Extrapolates the credits bought to the whole month, rounded up. Adjustments count once.
 fn forecast(figures: &Figures, now: &ZonedDateTime, month_ends: Timestamp) -> i64 {
     let begins = now.first_of_month().and_then(|first| first.start_of_day());
     let Ok(begins) = begins.map(|begins| begins.timestamp()) else { return figures.spent() };
