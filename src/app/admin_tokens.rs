@@ -24,9 +24,8 @@ pub(super) fn follow(
             return;
         }
         let mut files = FileWatch::new(move || settings.admin_tokens());
-        let mut was_unusable = false;
         loop {
-            let read = files.next().await;
+            let (read, was_unusable) = files.next().await;
             match &read {
                 Ok(read) if *read != **tokens.load() => {
                     tokens.store(Arc::new(read.clone()));
@@ -40,7 +39,6 @@ pub(super) fn follow(
                     tracing::error!("server.admin_token_file {why}; the tokens read before stay in use");
                 }
             }
-            was_unusable = read.is_err();
         }
     };
     Ok((current, task))

@@ -22,9 +22,8 @@ pub(super) fn open(settings: &ServerConfig, metrics: &Metrics) -> anyhow::Result
 
 pub(super) async fn follow(settings: ServerConfig, current: CurrentCertificate, metrics: Arc<Metrics>) {
     let mut files = FileWatch::new(move || settings.certificate());
-    let mut was_unusable = false;
     loop {
-        let read = files.next().await;
+        let (read, was_unusable) = files.next().await;
         match &read {
             // Files are configured at the start only.
             Ok(None) => {}
@@ -45,6 +44,5 @@ pub(super) async fn follow(settings: ServerConfig, current: CurrentCertificate, 
                 metrics.reloaded(ReloadedFile::Certificate, false);
             }
         }
-        was_unusable = read.is_err();
     }
 }

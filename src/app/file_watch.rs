@@ -33,12 +33,13 @@ where
         Self { read: Arc::new(read), last: None, clock }
     }
 
-    /// Cancel-safe.
-    pub(super) async fn next(&mut self) -> Result<T, E> {
+    /// The next change, and whether it follows an error. Cancel-safe.
+    pub(super) async fn next(&mut self) -> (Result<T, E>, bool) {
         loop {
             self.clock.tick().await;
+            let was_error = self.last.as_ref().is_some_and(Result::is_err);
             if let Some(change) = self.poll().await {
-                return change;
+                return (change, was_error);
             }
         }
     }

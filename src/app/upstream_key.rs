@@ -44,9 +44,8 @@ impl KeyWatch {
                 Err(why) => Err(why),
             }
         });
-        let mut was_unusable = false;
         loop {
-            let read = files.next().await;
+            let (read, was_unusable) = files.next().await;
             match &read {
                 Ok((settings, key)) => {
                     let current = self.settings.lock();
@@ -61,7 +60,6 @@ impl KeyWatch {
                     self.metrics.reloaded(ReloadedFile::UpstreamKey, false);
                 }
             }
-            was_unusable = read.is_err();
         }
     }
 

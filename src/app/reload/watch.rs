@@ -60,7 +60,7 @@ impl Watch {
                         self.take(read, "signal").await;
                     }
                 }
-                read = self.files.next() => self.take(read, "change").await,
+                (read, _) = self.files.next() => self.take(read, "change").await,
             }
         }
     }
