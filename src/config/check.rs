@@ -258,19 +258,18 @@ fn teams(config: &Config, reading: &mut ConfigReader) {
     for (index, team) in config.teams.iter().enumerate() {
         let path = team_path(index, &team.name);
         let name = format!("{path}.name");
-        if team.name.is_empty() {
-            reading.problem(&[&name], "is missing; give the team a name such as \"web\"");
-        } else if !is_team_name(&team.name) {
-            reading.problem(
-                &[&name],
-                "is not 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit; write such as \"web\"",
-            );
-        } else if team.name == LOCAL_TEAM {
-            reading.problem(&[&name], "is reserved for the time when no teams are configured; write another");
-        } else if team.name == OTHER_TEAMS {
-            reading.problem(&[&name], "is what metrics call all teams beyond their 200; write another");
-        } else if !names.insert(&team.name) {
-            reading.problem(&[&name], "is the name of two teams; give each its own");
+        let why = match team.name.as_str() {
+            "" => "is missing; give the team a name such as \"web\"",
+            name if !is_team_name(name) => {
+                "is not 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit; write such as \"web\""
+            }
+            LOCAL_TEAM => "is reserved for the time when no teams are configured; write another",
+            OTHER_TEAMS => "is what metrics call all teams beyond their 200; write another",
+            name if !names.insert(name) => "is the name of two teams; give each its own",
+            _ => "",
+        };
+        if !why.is_empty() {
+            reading.problem(&[&name], why);
         }
         for (number, token) in team.tokens.iter().enumerate() {
             if let Some(other) = ids.insert(token.id, path.clone()) {

@@ -111,7 +111,7 @@ impl ConfigReader {
         }
         let unknown =
             |name: &&str| !known.iter().any(|known| known == name) && !OTHER_VARIABLES.contains(name);
-        for name in environment.names().filter(unknown) {
+        for name in environment.variables.keys().map(String::as_str).filter(unknown) {
             self.warnings
                 .push(format!("the variable {} is no setting of Granary and is ignored", shown_name(name)));
         }
