@@ -81,7 +81,6 @@ impl Windows {
     /// With daylight saving: a day may have 23 hours.
     pub fn at(now: Timestamp, zone: &TimeZone) -> Self {
         let local = now.to_zoned_datetime(zone.clone());
-        let first_of_month = local.date().first_of_month();
         let start_of = |date: jiff::civil::Date| {
             date.to_zoned_datetime(zone.clone()).map_or(Timestamp::MAX, |start| start.timestamp())
         };
@@ -89,9 +88,7 @@ impl Windows {
             day: local.strftime("%Y-%m-%d").to_string(),
             month: local.strftime("%Y-%m").to_string(),
             day_ends: local.date().tomorrow().map_or(Timestamp::MAX, start_of),
-            month_ends: first_of_month
-                .checked_add(jiff::Span::new().months(1))
-                .map_or(Timestamp::MAX, start_of),
+            month_ends: local.date().last_of_month().tomorrow().map_or(Timestamp::MAX, start_of),
         }
     }
 

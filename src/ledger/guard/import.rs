@@ -99,10 +99,7 @@ impl ArchiveGuard {
         if membership.archive != archive {
             return Ok(false);
         }
-        let before = match self.import_status() {
-            ImportStatus::Running(records) => records,
-            ImportStatus::NotBegun | ImportStatus::Complete => 0,
-        };
+        let before = if let ImportStatus::Running(before) = self.import_status() { before } else { 0 };
         let page = self.store.list_records(after.as_deref(), PAGE).await?;
         if !page.records.is_empty() && progress.begun.is_none() {
             tracing::info!(%archive, after, "record import begins: the ledger does not know the whole archive");
@@ -113,11 +110,8 @@ impl ArchiveGuard {
         let import = if is_last { Import::Complete } else { Import::UpTo(page.next) };
         self.ledger.note_import(archive, import).await?;
         let records = before + page.records.len() as u64;
-        self.import.send_replace(if is_last {
-            ImportStatus::Complete
-        } else {
-            ImportStatus::Running(records)
-        });
+        let status = if is_last { ImportStatus::Complete } else { ImportStatus::Running(records) };
+        self.import.send_replace(status);
         say(progress, records, is_last);
         Ok(!is_last)
     }

@@ -207,13 +207,12 @@ async fn is_current(client: &Client) -> Result<bool, Failure> {
 }
 
 async fn migrate(client: &Client) -> Result<(), Failure> {
-    client
-        .batch_execute(&format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '4s'; {}; \
-             CREATE SCHEMA IF NOT EXISTS granary; CREATE TABLE IF NOT EXISTS granary.layout (version bigint NOT NULL)",
-            Lock::Layout.exclusive()
-        ))
-        .await?;
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '4s'; {}; \
+         CREATE SCHEMA IF NOT EXISTS granary; CREATE TABLE IF NOT EXISTS granary.layout (version bigint NOT NULL)",
+        Lock::Layout.exclusive()
+    );
+    client.batch_execute(&begin).await?;
     // Another process may have been first.
     if is_current(client).await? {
         return Ok(());
@@ -222,9 +221,8 @@ async fn migrate(client: &Client) -> Result<(), Failure> {
     for migration in MIGRATIONS.iter().skip(done) {
         client.batch_execute(migration).await?;
     }
-    client
-        .batch_execute(&format!("DELETE FROM granary.layout; INSERT INTO granary.layout VALUES ({LAYOUT})"))
-        .await?;
+    let noted = format!("DELETE FROM granary.layout; INSERT INTO granary.layout VALUES ({LAYOUT})");
+    client.batch_execute(&noted).await?;
     tracing::info!(layout = LAYOUT, "the ledger's tables are made");
     Ok(())
 }

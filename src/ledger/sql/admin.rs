@@ -166,11 +166,8 @@ pub(crate) async fn calls<Q: Query>(q: &Q, filter: &CallFilter) -> Result<CallPa
 async fn floor<Q: Query>(q: &Q, before: i64) -> Result<Option<i64>, Q::Error> {
     let sql = "SELECT (SELECT min(id) FROM granary.calls) AS lowest, (SELECT max(id) FROM granary.calls) AS highest";
     let row = q.one(sql, &[]).await?;
-    let (Some(lowest), Some(highest)) =
-        (row.get::<Option<i64>>("lowest")?, row.get::<Option<i64>>("highest")?)
-    else {
-        return Ok(None);
-    };
+    let ends: [Option<i64>; 2] = [row.get("lowest")?, row.get("highest")?];
+    let [Some(lowest), Some(highest)] = ends else { return Ok(None) };
     let floor = before.min(highest.saturating_add(1)).saturating_sub(WINDOW);
     Ok((floor > lowest).then_some(floor))
 }

@@ -1,9 +1,9 @@
 //! Credits by scope and window, adjustments of closed months, freezes, and the feed of changes.
 
-use super::{Lock, Query, each, int, values};
+use super::{Lock, Query, Row, each, int, values};
 use crate::base::key::CacheKey;
 use crate::ledger::budget::{Budget, Scope, Used, Windows};
-use crate::ledger::{CallId, CallState, Changes, rules};
+use crate::ledger::{CallId, CallState, Changes, LedgerError, rules};
 
 /// Changes in one read.
 const PAGE: i64 = 1000;
@@ -24,7 +24,16 @@ pub(crate) async fn count<Q: Query>(
                RETURNING scope, period, credits";
     let (global, team) = (Scope::Global.to_string(), Scope::Team(team.to_owned()).to_string());
     let rows = q.rows(sql, values![&global, &team, day, month, credits]).await?;
-    Ok(each(&rows, |row| Ok((row.get("scope")?, row.get("period")?, row.get("credits")?)))?)
+    Ok(counted(&rows)?)
+}
+
+fn counted(rows: &[Row]) -> Result<Vec<Counted>, LedgerError> {
+    each(rows, |row| Ok((row.get("scope")?, row.get("period")?, row.get("credits")?)))
+}
+
+pub(crate) fn credits_of(counted: &[Counted], scope: &str, period: &str) -> Option<u64> {
+    let found = counted.iter().find(|(of, within, _)| of == scope && within == period);
+    found.map(|(.., credits)| *credits)
 }
 
 /// Runs after [`count`], so that all transactions lock counters in one order.
@@ -58,19 +67,12 @@ pub(crate) async fn used<Q: Query>(q: &Q, budgets: &[Budget]) -> Result<Vec<Used
     let mut values = values![&windows.day, &windows.month].to_vec();
     values.extend(scopes.iter().map(super::Value::from));
     let rows = if budgets.is_empty() { Vec::new() } else { q.rows(&sql, &values).await? };
-    let mut found = Vec::with_capacity(budgets.len());
-    for (budget, scope) in budgets.iter().zip(&scopes) {
-        let mut used = 0;
-        for row in &rows {
-            if (row.get::<String>("scope")?.as_str(), row.get::<String>("period")?.as_str())
-                == (scope, windows.of(budget.window).0)
-            {
-                used = row.get("credits")?;
-            }
-        }
-        found.push(Used { budget: budget.clone(), used });
-    }
-    Ok(found)
+    let counted = counted(&rows)?;
+    let used = budgets.iter().zip(&scopes).map(|(budget, scope)| {
+        let used = credits_of(&counted, scope, windows.of(budget.window).0).unwrap_or(0);
+        Used { budget: budget.clone(), used }
+    });
+    Ok(used.collect())
 }
 
 /// Books the adjustment of a call whose month is closed. The transaction holds the row.

@@ -57,9 +57,8 @@ async fn used_before<Q: Query>(
     let mut used = Vec::new();
     for budget in wanted.enforced() {
         let (scope, (period, _)) = (budget.scope.to_string(), windows.of(budget.window));
-        let locked = counted.iter().find(|(counted, within, _)| *counted == scope && within == period);
-        used.push(match locked {
-            Some((_, _, with_it)) => with_it.saturating_sub(wanted.credits),
+        used.push(match counters::credits_of(counted, &scope, period) {
+            Some(with_it) => with_it.saturating_sub(wanted.credits),
             None => counters::spent(q, &scope, period).await?,
         });
     }
