@@ -125,16 +125,7 @@ fn api_cors() -> Cors {
 /// Response headers that a page's script may read.
 fn exposed() -> Vec<HeaderName> {
     use http::header::{AGE, ETAG, RETRY_AFTER};
-    let ours = [
-        respond::CACHE_STATUS,
-        respond::REASON,
-        respond::KEY,
-        respond::CHARGED,
-        respond::SAVED,
-        respond::IGNORED,
-        respond::UPSTREAM,
-        respond::REQUEST_ID,
-        respond::SERVER_TIMING,
-    ];
+    use respond::{CACHE_STATUS, CHARGED, IGNORED, KEY, REASON, REQUEST_ID, SAVED, SERVER_TIMING, UPSTREAM};
+    let ours = [CACHE_STATUS, REASON, KEY, CHARGED, SAVED, IGNORED, UPSTREAM, REQUEST_ID, SERVER_TIMING];
     [RETRY_AFTER, AGE, ETAG].into_iter().chain(ours).collect()
 }

@@ -33,11 +33,8 @@ impl Fields {
     }
 
     fn write(&self) -> String {
-        let fields: Vec<String> = self
-            .0
-            .iter()
-            .map(|(name, raw)| format!("{}:{raw}", serde_json::Value::from(name.as_str())))
-            .collect();
+        let field = |(name, raw): &(String, String)| format!("{}:{raw}", serde_json::Value::from(&**name));
+        let fields: Vec<String> = self.0.iter().map(field).collect();
         format!("{{{}}}", fields.join(","))
     }
 

@@ -102,12 +102,9 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     metrics.http_requests_total.of(route, &method, status).inc();
     metrics.staged(&context.timing.stages);
     if let Some(outcome) = context.cache.filter(|_| route == Route::Crop) {
-        let body_wait = context.timing.body_wait;
-        metrics.answered_after(
-            outcome,
-            took.saturating_sub(body_wait),
-            context.timing.waited().saturating_sub(body_wait),
-        );
+        let [took, waited] =
+            [took, context.timing.waited()].map(|time| time.saturating_sub(context.timing.body_wait));
+        metrics.answered_after(outcome, took, waited);
     }
     // Anyone can cause refusals without a credential at any rate.
     let is_sampled = context.team.is_none() && status.is_client_error();

@@ -79,12 +79,8 @@ fn body(bytes: Bytes, range: Option<&HeaderValue>) -> Response {
             // The range is within the bytes.
             let [start, end] =
                 [range.start(), range.end()].map(|at| usize::try_from(*at).unwrap_or(usize::MAX));
-            (
-                StatusCode::PARTIAL_CONTENT,
-                [(CONTENT_RANGE, content_range)],
-                Body::from(bytes.slice(start..=end)),
-            )
-                .into_response()
+            let part = Body::from(bytes.slice(start..=end));
+            (StatusCode::PARTIAL_CONTENT, [(CONTENT_RANGE, content_range)], part).into_response()
         }
         None => {
             let content_range = header(&format!("bytes */{length}"));
