@@ -33,7 +33,8 @@ pub(super) async fn open(settings: &StoreConfig) -> anyhow::Result<Arc<dyn Store
                 endpoint: settings.endpoint.clone(),
                 path_style: settings.path_style.unwrap_or(settings.endpoint.is_some()),
                 credentials_file: settings.credentials_file.clone(),
-                ..S3StoreConfig::new(bucket)
+                bucket,
+                ..S3StoreConfig::default()
             });
             Ok(Arc::new(store.await))
         }

@@ -91,13 +91,6 @@ impl S3Limits {
     }
 }
 
-impl S3StoreConfig {
-    /// The defaults, for `bucket` at AWS.
-    pub fn new(bucket: impl Into<String>) -> Self {
-        Self { bucket: bucket.into(), ..Self::default() }
-    }
-}
-
 /// A dropped future stops nothing: its call ends within its limit.
 #[derive(Debug)]
 pub struct S3Store {
