@@ -107,10 +107,6 @@ pub async fn adopt(config: &Config) -> anyhow::Result<Option<Adoption>> {
 }
 
 impl App {
-    pub fn reloader(&self) -> Arc<Reloader> {
-        self.reloader.clone()
-    }
-
     pub fn count_dropped_lines(&self, dropped: impl Fn() -> u64 + Send + Sync + 'static) {
         self.metrics.count_dropped_lines(dropped);
     }

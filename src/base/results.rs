@@ -33,7 +33,8 @@ impl ResultRoom {
 
     /// Waits in turn, at most `patience`, for room for `bytes`, or for all of it.
     pub async fn take(&self, bytes: u64, patience: Duration) -> Result<ResultShare, NoResultRoom> {
-        let taken = self.free.clone().acquire_many_owned(self.units_of(bytes));
+        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.units);
+        let taken = self.free.clone().acquire_many_owned(units);
         match tokio::time::timeout(patience, taken).await {
             Ok(taken) => Ok(ResultShare(taken.expect("the semaphore is never closed"))),
             Err(_) => Err(NoResultRoom),
@@ -48,10 +49,6 @@ impl ResultRoom {
     /// Bytes.
     pub fn limit(&self) -> u64 {
         u64::from(self.units) * UNIT_BYTES
-    }
-
-    fn units_of(&self, bytes: u64) -> u32 {
-        u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.units)
     }
 }
 

@@ -191,7 +191,7 @@ async fn watch(text: &str) -> (World, watch::Watch, std::path::PathBuf) {
     fs::write(&file, text).unwrap();
     let loaded = crate::config::Loaded { config, warnings: Vec::new(), file: Some(file.clone()) };
     let environment = environment(world.folder.path());
-    let watch = watch::Watch::new(&loaded, environment, world.app.reloader(), Box::new(|_| {}));
+    let watch = watch::Watch::new(&loaded, environment, world.app.reloader.clone(), Box::new(|_| {}));
     tokio::time::pause();
     (world, watch.unwrap(), file)
 }
