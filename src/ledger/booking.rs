@@ -54,7 +54,7 @@ impl CallState {
     }
 }
 
-/// Booked on the call's own row, whatever has happened to its key.
+/// Booked on the call's own row, also when another row holds the key.
 #[derive(Clone, Debug)]
 pub enum Booking {
     /// Provably not sent in full.

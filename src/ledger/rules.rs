@@ -147,8 +147,8 @@ pub(crate) struct Change {
     pub(crate) invalidates: bool,
 }
 
-/// Applies a booking, whoever owns the call; `None` when it is booked already. `ids`: the upstream's ids of
-/// its answer. `held_by_another`: another row of its generation holds the key, as after a late answer.
+/// Applies a booking, by any owner; `None` when it is booked already. `ids`: the upstream's ids of its
+/// answer. `held_by_another`: another row of its generation holds the key, as after a late answer.
 pub(crate) fn apply(
     (id, from, ids): (CallId, CallState, Option<(&str, &str)>),
     booking: &Booking,

@@ -19,7 +19,7 @@ const LAST_PATIENCE: Duration = Duration::from_secs(1);
 enum Message {
     Line(Vec<u8>),
     /// Confirms that all earlier lines are written.
-    Tell(SyncSender<()>),
+    Flush(SyncSender<()>),
 }
 
 /// Cheap to clone.
@@ -46,14 +46,14 @@ impl Lines {
     /// Waits a moment at most.
     pub(super) fn flush(&self) {
         let until = Instant::now() + LAST_PATIENCE;
-        let (tell, told) = sync_channel(1);
-        while let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Tell(tell.clone())) {
+        let (done, written) = sync_channel(1);
+        while let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Flush(done.clone())) {
             if Instant::now() >= until {
                 return;
             }
             thread::sleep(Duration::from_millis(5));
         }
-        let _ = told.recv_timeout(until.saturating_duration_since(Instant::now()));
+        let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -65,10 +65,10 @@ fn write_all(mut output: impl Write, waiting: &Receiver<Message>, lost: &AtomicU
                     lost.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            Message::Tell(tell) => {
+            Message::Flush(done) => {
                 // Usually not buffered. The caller may be gone.
                 let _ = output.flush();
-                let _ = tell.try_send(());
+                let _ = done.try_send(());
             }
         }
     }

@@ -140,13 +140,13 @@ impl Sampler {
             let (sampler, ends) = (self.clone(), sampled.since + SECOND);
             tokio::spawn(async move {
                 tokio::time::sleep_until(ends).await;
-                sampler.tell(status);
+                sampler.report(status);
             });
         }
         false
     }
 
-    fn tell(&self, status: StatusCode) {
+    fn report(&self, status: StatusCode) {
         let left_out =
             self.0.lock().get_mut(&status.as_u16()).map(|sampled| std::mem::take(&mut sampled.left_out));
         tracing::info!(status = status.as_u16(), left_out, "refused requests without a line of their own");

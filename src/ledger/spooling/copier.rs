@@ -41,7 +41,7 @@ impl Copier {
     /// As [`start`](Self::start), with another pause of an empty spool.
     pub(crate) fn start_with(spool: Arc<Spool>, idle: Duration) -> Self {
         let stopping = CancellationToken::new();
-        let work = stopping.clone().run_until_cancelled_owned(copy_for_ever(spool, idle));
+        let work = stopping.clone().run_until_cancelled_owned(keep_copying(spool, idle));
         Self { task: tokio::spawn(work), stopping }
     }
 
@@ -88,7 +88,7 @@ impl From<StoreError> for CopyError {
     }
 }
 
-async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
+async fn keep_copying(spool: Arc<Spool>, idle: Duration) {
     let mut backlog = Backlog { spool: Arc::clone(&spool), failed: HashMap::new() };
     let (mut failing_since, mut is_unreachable) = (None, false);
     loop {

@@ -1,4 +1,4 @@
-//! Bookings: each is one transaction on the call's own row, whatever its owner.
+//! Bookings: each is one transaction on the call's own row, by any owner.
 
 use super::counters::{add_change, adjust, count, count_refused};
 use super::{Query, Row, archive, each, int, missing, read, spool, values};

@@ -1,4 +1,4 @@
-//! The SDK's client: TLS by rustls on ring, limits, checksums only on request, credentials read anew.
+//! The SDK's client: TLS by rustls on ring, limits, checksums only on request, fresh credentials.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};

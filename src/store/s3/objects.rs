@@ -23,7 +23,7 @@ pub(super) async fn put(bucket: &Bucket, name: ObjectName, bytes: Bytes) -> Resu
         crash_point("CP23");
         match bucket.put(Kind::Object, &path, bytes.clone(), headers, Condition::Absent).await? {
             Written::Done => return Ok(()),
-            // Another copy, or our own whose answer was lost. If it is gone by now, it is written anew.
+            // Another copy, or our own whose answer was lost. If it is gone by now, it is written again.
             Written::Refused => match bucket.get(Kind::Object, &path, MAX_OBJECT_BYTES).await {
                 Ok(Some(found)) if is_object(name, &found.bytes) => return Ok(()),
                 Ok(None) => {}

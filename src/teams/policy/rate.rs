@@ -24,7 +24,7 @@ struct Times {
     /// Times whose waiters left.
     returned: BTreeSet<Instant>,
     /// The last time given to a refused client.
-    told: Instant,
+    refused_until: Instant,
 }
 
 /// Another miss gets the time if this is dropped before.
@@ -37,7 +37,7 @@ pub struct Turn {
 impl Rate {
     pub(super) fn new(period: Duration) -> Arc<Self> {
         let next = Instant::now();
-        let times = Mutex::new(Times { next, returned: BTreeSet::new(), told: next });
+        let times = Mutex::new(Times { next, returned: BTreeSet::new(), refused_until: next });
         Arc::new(Self { period, times })
     }
 
@@ -54,10 +54,10 @@ impl Rate {
             }
             return Ok(Turn { rate: self.clone(), at });
         }
-        let following = times.told + self.period;
+        let following = times.refused_until + self.period;
         let is_near = at <= following && following < at + SPREAD;
-        times.told = if is_near { following } else { at };
-        Err(times.told - now)
+        times.refused_until = if is_near { following } else { at };
+        Err(times.refused_until - now)
     }
 }
 
