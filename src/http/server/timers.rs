@@ -24,7 +24,7 @@ pub(super) struct ConnectionTimers {
     head: Duration,
     idle: Duration,
     now: Mutex<(Phase, Instant)>,
-    /// Tells the connection to make way for another one.
+    /// Makes the connection make way for another one.
     pub(super) evicted: Notify,
 }
 

@@ -100,13 +100,11 @@ fn month(findings: &Findings) -> MonthReport {
         *sums.entry(team).or_default() += figures;
         total += figures;
     }
+    let teams = sums.iter().map(|(team, figures)| team_month(findings, &windows, Some(team), figures));
     MonthReport {
         month: windows.month.clone(),
         ends_at: windows.month_ends,
-        teams: sums
-            .iter()
-            .map(|(team, figures)| team_month(findings, &windows, Some(team), figures))
-            .collect(),
+        teams: teams.collect(),
         total: team_month(findings, &windows, None, &total),
     }
 }
