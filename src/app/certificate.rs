@@ -1,6 +1,5 @@
 //! The listener's certificate, which is renewed by writing its files, without a failed request. Connections
-//! keep the certificate they began with. Files that cannot be used or do not match, as while one of them is
-//! being replaced, keep the old one.
+//! keep the certificate they began with. Files that cannot be used, or do not match yet, keep the old one.
 
 use std::sync::Arc;
 

@@ -1,6 +1,5 @@
 //! The start, step by step: storage, upstream, recovery, background tasks, the two listeners. An error ends
-//! the process before it listens. A dependency that is unavailable does not: hits are served, and nothing is
-//! bought until it is back.
+//! the process before it listens. With an unavailable dependency, hits are served and nothing is bought.
 
 use std::path::PathBuf;
 use std::sync::Arc;

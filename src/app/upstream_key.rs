@@ -1,6 +1,5 @@
-//! The upstream's key, which is rotated by writing its file, without a failed request, or by a reload that
-//! names another key or file. Calls in flight finish with their key. A file that cannot be used keeps the old
-//! key.
+//! The upstream's key, which is rotated by writing its file, without a failed request, or by a reload. Calls
+//! in flight finish with their key. A file that cannot be used keeps the old key.
 
 use std::sync::Arc;
 

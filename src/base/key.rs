@@ -1,8 +1,8 @@
 //! The identity of a request, [`CacheKey`], and of a result, [`Digest`].
 //!
 //! `key = BLAKE3(image bytes ‖ width as u32 little-endian ‖ height as u32 little-endian)`. The suffix has a
-//! fixed length, so no two inputs share an encoding. A change of the key buys the whole archive again; the
-//! tests pin some keys.
+//! fixed length, so no two inputs share an encoding. A change of the key buys the whole archive again; tests
+//! pin some.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,6 +1,5 @@
 //! Limits the memory of results: [`ResultRoom`]. A task takes the largest size before it reads a result, and
-//! gives the rest back when the length is known. The share is part of the bytes, until their last slice is
-//! dropped.
+//! gives the rest back when the length is known. The share is part of the bytes.
 
 use std::sync::Arc;
 use std::time::Duration;

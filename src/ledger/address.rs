@@ -1,7 +1,6 @@
 //! The address of a PostgreSQL database: [`DatabaseAddress`].
 //!
-//! TLS is always verified. It is used unless the server is this machine or the address says
-//! `sslmode=disable`.
+//! TLS is always verified. It is the default, except for this machine.
 
 use std::time::Duration;
 

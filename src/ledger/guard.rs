@@ -2,8 +2,7 @@
 //!
 //! Both carry the id of their [`archive`](crate::base::archive). With a typo in the prefix, an emptied or
 //! recreated bucket, or a foreign database, everything would look absent and be bought again; so a marker
-//! that is missing or differs stops all paying, while hits go on. Only `granary adopt` pairs such a ledger
-//! and store.
+//! that is missing or differs stops all paying, while hits go on. Only `granary adopt` pairs those.
 //!
 //! A new ledger and a new store are paired at once, ledger first: its id is *settled* only after the store
 //! has been seen to carry it, so that a crash between the two does not look like a loss.

@@ -5,11 +5,10 @@
 //! lock. All locks end with their transaction. The only wall clock is the database's.
 //!
 //! Each process has a random name, the owner of its rows. It does not know its own row when the commit of a
-//! reservation was never acknowledged; so a search for foreign calls excludes the calls in hand, not the
-//! owner.
+//! reservation was never acknowledged; so searches for foreign calls exclude calls in hand, not the owner.
 //!
 //! Signed result URLs are only in the table `answers`, in rows that are deleted when their state ends.
-//! PostgreSQL keeps deleted rows until it vacuums, which this table asks for at once, and in its log and its
+//! PostgreSQL keeps deleted rows until a vacuum, which this table asks for at once, in its log and in
 //! backups.
 
 mod connect;

@@ -6,9 +6,9 @@
 //!
 //! Signed result URLs are in `answered` rows only. When that state ends, the text is overwritten
 //! (`secure_delete`), and the write-ahead log, which still has the old page, is truncated as soon as the
-//! thread is idle, and at every start. `secure_delete` does not reach copies that SQLite leaves when it moves
-//! rows between pages; so the text begins a whole page into its row, on overflow pages, which are never moved
-//! and are wiped when freed.
+//! thread is idle, and at every start. `secure_delete` does not reach copies of rows that SQLite moved
+//! between pages; so the text begins a whole page into its row, on overflow pages, which are not moved, and
+//! wiped when freed.
 //!
 //! The file does not shrink: freed pages are used again.
 

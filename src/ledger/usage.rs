@@ -1,8 +1,7 @@
 //! Usage and savings by team and day: trait [`UsageBook`], beside the money path.
 //!
 //! Paid calls are read from the rows themselves, each on the day of its reservation, and are exact. Served
-//! requests are counted by each process and booked in batches ([`ServedBatch`]); a killed process loses the
-//! last seconds.
+//! requests are counted by each process and booked in batches ([`ServedBatch`]); a killed process loses some.
 //!
 //! A month is *closed* when the first day of the next is over; its figures never change from then on. A call
 //! of a closed month that changes its state gets an [`Adjustment`] on the day of the change. Requests served

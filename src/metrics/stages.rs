@@ -1,6 +1,6 @@
 //! The time of a request by stage: [`Stages`] travels with a request or fill, and each step adds its time.
-//! *Overhead* is a request's time without all waits for others: the client's body, the upstream, the result,
-//! ledger and store, and other requests' fills.
+//! *Overhead* is the time without waits: for the client's body, the upstream, the result, ledger, store and
+//! other fills.
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! Series by team. Names come from the configuration, never from a request; teams beyond the 200th share the
-//! label `other`. Counters of a removed team stay until the process ends, because sums must not fall; gauges
-//! go with it.
+//! label `other`. Counters of a removed team stay until the process ends, because sums must not fall.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 

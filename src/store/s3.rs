@@ -1,8 +1,7 @@
 //! The store in a bucket of any S3 service that honours conditional writes.
 //!
 //! ```text
-//! {prefix}results/{digest}.{ext}                objects; a plain static server on the bucket serves every
-//! URL
+//! {prefix}results/{digest}.{ext}                objects; a plain static server on the bucket serves all URLs
 //! {prefix}records/{namespace}/{kk}/{key}.json   records; {kk} is the key's first two digits
 //! {prefix}archive                               the marker
 //! {prefix}trial                                 the trial of `prove`

@@ -1,6 +1,6 @@
 //! Log lines, written by a thread of their own. When the reader of the log is slow or stuck, a bounded number
-//! of lines wait; further ones are lost and counted. So a stopped terminal, a full pipe or a slow disk never
-//! delays a request or the ledger.
+//! of lines wait; further ones are lost and counted. So no terminal, pipe or disk delays a request or the
+//! ledger.
 
 use std::io::{self, Write};
 use std::sync::Arc;

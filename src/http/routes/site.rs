@@ -1,6 +1,5 @@
 //! Requests that a page of another site may have made a browser send. With tokens such a page has none to
-//! send. Without, any page could spend credits or make changes through the browser of someone on this
-//! machine.
+//! send. Without, any page could spend credits through the browser of someone on this machine.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;

@@ -1,6 +1,5 @@
-//! The stream that hyper reads: checked heads and their bodies, exact to the byte; never the beginning of
-//! another request while one is being answered. A placeholder replaces an ambiguous head, so that the service
-//! can answer it, and nothing follows it.
+//! The stream that hyper reads: checked heads and their exact bodies; never the beginning of another request
+//! while one is being answered. A placeholder replaces an ambiguous head, so that the service can answer it.
 
 use std::io;
 use std::mem::MaybeUninit;
