@@ -1,15 +1,11 @@
-//! The composition root: it and its children alone name concrete stores, ledgers and upstreams.
-
-#![allow(missing_docs, reason = "a name that says it needs no more")]
+//! The composition root: only this folder names concrete stores, ledgers and upstreams.
 
 mod admin_tokens;
-pub(crate) mod adopt;
 mod certificate;
 mod file_watch;
 mod ledger;
 mod listen;
 pub(crate) mod live;
-mod memory;
 pub(crate) mod reload;
 mod settings;
 mod start;
@@ -24,6 +20,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::ledger::LedgerHandles;
 use self::reload::watch::Watch;
 use self::reload::{Reloader, SetLevel};
 use crate::base::clock::Clock;
@@ -33,19 +30,20 @@ use crate::billing::metering::Meter;
 use crate::config::{Config, Environment, Loaded};
 use crate::fill::Filler;
 use crate::http::server::{self, ReloadSignal, Stops};
+use crate::ledger::admin::Actor;
+use crate::ledger::guard::{Adoption, ArchiveGuard};
 use crate::ledger::spooling::Copier;
 use crate::ledger::usage::UsageBook;
 use crate::metrics::Metrics;
 
-/// How much longer than its upstream's hard stop a stopping process waits for a paid call.
+/// Wait for a paid call at a stop, beyond the upstream's hard stop.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 
-/// A running Granary.
 pub struct App {
     pub public_addr: SocketAddr,
     pub admin_addr: SocketAddr,
     stops: Stops,
-    /// Ends what goes on beside the requests for as long as anything is bought.
+    /// Ends the background tasks that run while anything may be bought.
     stopped: tokio_util::sync::DropGuard,
     reloader: Arc<Reloader>,
     filler: Filler,
@@ -59,8 +57,7 @@ pub struct App {
     _state: StateDir,
 }
 
-/// Serves until the process is told to stop, and watches the file the configuration is from;
-/// `started` is shown the running program once.
+/// Serves until a stop signal, and watches the configuration file. `started` is called once.
 pub async fn serve(
     loaded: Loaded,
     environment: Environment,
@@ -77,7 +74,7 @@ pub async fn serve(
             let _watching = AbortOnDropHandle::new(tokio::spawn(watch.run(hang_ups)));
             stop.await;
         }
-        // With nothing to read again it means what it always did: the terminal is gone.
+        // Without a file, SIGHUP stops the process: the terminal is gone.
         None => tokio::select! {
             () = stop => {}
             () = hang_ups.next() => {}
@@ -87,7 +84,7 @@ pub async fn serve(
     Ok(())
 }
 
-/// `None` while a running granary has the state.
+/// `None` while a running granary holds the state.
 fn open_state(config: &Config) -> anyhow::Result<Option<StateDir>> {
     match StateDir::open(&config.state.path) {
         Ok(state) => Ok(Some(state)),
@@ -96,21 +93,26 @@ fn open_state(config: &Config) -> anyhow::Result<Option<StateDir>> {
     }
 }
 
+/// `None` while a running granary holds the state; that one must be asked instead.
+pub async fn adopt(config: &Config) -> anyhow::Result<Option<Adoption>> {
+    let Some(state) = open_state(config)? else { return Ok(None) };
+    let LedgerHandles { ledger, admin, .. } =
+        self::ledger::open(config, &state, Clock::system(), None).await?;
+    let store = self::store::open(&config.store).await?;
+    let adoption = ArchiveGuard::new(ledger, store).adopt().await?;
+    let by = Actor::command_line();
+    let noted = admin.note_adoption(adoption.archive, &adoption.to_string(), &by).await;
+    noted.context("adopted, but the audit could not be written; adopt again")?;
+    Ok(Some(adoption))
+}
+
 impl App {
-    pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
-        start::start(config, clock).await
-    }
-
-    pub fn reloader(&self) -> Arc<Reloader> {
-        self.reloader.clone()
-    }
-
     pub fn count_dropped_lines(&self, dropped: impl Fn() -> u64 + Send + Sync + 'static) {
         self.metrics.count_dropped_lines(dropped);
     }
 
-    /// Stops in good order: not ready at once, full service for a grace, then no new connections
-    /// and no new purchases; every accepted request is answered, every paid call booked.
+    /// Graceful stop: not ready at once, full service for a grace, then no new connections and no new
+    /// purchases; every accepted request is answered, every paid call booked.
     pub async fn stop(self) {
         self.stops.stopping.cancel();
         tracing::info!(grace = ?self.drain_grace, "stopping: not ready any more, still serving");

@@ -1,4 +1,4 @@
-//! Who was served and who paid: counting requests, credits, and the balance of the upstream's account.
+//! Counts of served requests, prices, and the balance of the upstream's account.
 
 pub mod balance;
 pub mod metering;

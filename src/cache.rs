@@ -1,8 +1,6 @@
-//! The memory tier: [`MemoryCache`]. Losing it costs time, never money.
-//!
-//! Answers by identity, small result objects by name, and for ten minutes the upstream's deterministic
-//! refusals by identity. Weighed in bytes against one configured budget. Objects on their way to clients
-//! have a budget of their own, since a slow client has one for longer than memory keeps it.
+//! The memory tier: [`MemoryCache`]. Losing it costs time, never money. It has answers by identity, small
+//! objects by name, and for ten minutes the upstream's deterministic refusals. Objects on their way to
+//! clients have a budget of their own, since a slow client holds one for longer than memory keeps it.
 
 mod serving;
 
@@ -25,28 +23,26 @@ use crate::base::results::ResultRoom;
 use crate::metrics::{Eviction, Metrics, SizedTier};
 use crate::store::{Store, StoreBudget};
 
-/// Objects above this size are read from the store each time: a few of them would evict all answers.
+/// Larger objects are read from the store each time: a few of them would evict all answers.
 const MAX_OBJECT: usize = 8 << 20;
-/// How long a deterministic refusal of the upstream is believed.
 const REFUSAL_LIFE: Duration = Duration::from_secs(600);
-/// How many refusals are remembered: a few hundred bytes each.
+/// A few hundred bytes each.
 const MAX_REFUSALS: u64 = 4096;
 /// A refusal with a longer body is not remembered.
 const MAX_REFUSAL_BYTES: usize = 4096;
-/// What an entry costs beside its texts: map slots, pointers, bookkeeping.
+/// Bytes beside the texts: map slots, pointers, bookkeeping.
 const ENTRY_OVERHEAD: usize = 512;
 
 pub struct MemoryCache {
     entries: Cache<Slot, Entry>,
     refusals: Cache<Identity, (StatusCode, Bytes)>,
     serving: Serving,
-    /// How often an answer was forgotten, by the first byte of its key.
+    /// Counts of forgotten answers, by the first byte of the key.
     forgotten: Box<[AtomicU64; 256]>,
     is_closed: AtomicBool,
 }
 
-/// Taken before an answer is read anywhere, and needed to keep it: what was forgotten meanwhile may be
-/// what was read.
+/// Taken before an answer is read, and needed to keep it: the answer may be forgotten in between.
 #[derive(Clone, Copy, Debug)]
 pub struct FillToken {
     forgotten: u64,
@@ -65,11 +61,10 @@ enum Entry {
     Object(Bytes),
 }
 
-/// An answer, and what is known of its object.
 #[derive(Clone)]
 struct Answer {
     record: Arc<Record>,
-    /// The store has confirmed the object, which it keeps for ever. `false`: not known.
+    /// The store has confirmed the object. `false`: not known.
     is_in_store: bool,
 }
 
@@ -86,12 +81,12 @@ impl Entry {
 }
 
 impl MemoryCache {
-    /// Holds at most `capacity` bytes, and results that are being sent within `room`.
+    /// `capacity` in bytes; `room` for results that are being sent.
     pub fn new(capacity: u64, room: ResultRoom) -> Self {
         Self::of(Self::entries(capacity).build(), room)
     }
 
-    /// The same, counting what leaves it.
+    /// Counts evictions.
     pub fn counted(capacity: u64, room: ResultRoom, metrics: Arc<Metrics>) -> Self {
         let count = move |_: Arc<Slot>, _: Entry, cause| {
             let cause = match cause {
@@ -119,12 +114,12 @@ impl MemoryCache {
         }
     }
 
-    /// Until [`open`](Self::open) no answers are kept.
+    /// No answers are kept until [`open`](Self::open).
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
     }
 
-    /// Answers are kept that are read from now on.
+    /// Keeps answers that are read from now on.
     pub fn open(&self) {
         for forgotten in &*self.forgotten {
             forgotten.fetch_add(1, Ordering::SeqCst);
@@ -132,7 +127,7 @@ impl MemoryCache {
         self.is_closed.store(false, Ordering::SeqCst);
     }
 
-    /// An answer is about to be read from the ledger or the store.
+    /// Call before reading an answer from the ledger or the store.
     pub fn begin_reading(&self, identity: &Identity) -> FillToken {
         FillToken { forgotten: self.forgotten(identity).load(Ordering::SeqCst) }
     }
@@ -145,7 +140,6 @@ impl MemoryCache {
         Some(self.entry(identity)?.record)
     }
 
-    /// Is the store known to have the object of this answer?
     pub fn is_in_store(&self, record: &Arc<Record>) -> bool {
         self.entry(&record.identity()).is_some_and(|known| known.is_in_store && known.record == *record)
     }
@@ -157,8 +151,8 @@ impl MemoryCache {
         }
     }
 
-    /// Keeps an answer, unless one of a higher generation is there, or it may have been read before
-    /// [`forget_answer`](Self::forget_answer) was called.
+    /// Unless a higher generation is there, or [`forget_answer`](Self::forget_answer) was called after the
+    /// read.
     pub fn keep_answer(&self, record: Arc<Record>, reading: FillToken) {
         let identity = record.identity();
         self.update(&identity, |old| match old {
@@ -171,7 +165,7 @@ impl MemoryCache {
         });
     }
 
-    /// Remembers that the store has confirmed the object of this answer, if the answer is here.
+    /// Marks the object of this answer as stored, if the answer is here.
     pub fn know_in_store(&self, record: &Arc<Record>) {
         self.update(&record.identity(), |old| {
             let old = old.filter(|old| !old.is_in_store && old.record == *record);
@@ -179,7 +173,6 @@ impl MemoryCache {
         });
     }
 
-    /// Does what `change` decides about the answer under a key.
     fn update(&self, identity: &Identity, change: impl FnOnce(Option<Answer>) -> Op<Answer>) {
         self.entries.entry(Slot::Answer(identity.clone())).and_compute_with(|old| {
             let old = match old.map(moka::Entry::into_value) {
@@ -194,20 +187,16 @@ impl MemoryCache {
         });
     }
 
-    /// Forgets the answer or refusal under a key, and what is being read to be kept there.
+    /// Forgets the answer or refusal under a key, and answers that are being read.
     pub fn forget_answer(&self, identity: &Identity) {
         self.forgotten(identity).fetch_add(1, Ordering::SeqCst);
-        // In turn with those who keep: one who looked at the count before comes first.
+        // Serialized with `keep_answer`: one that has read the count before comes first.
         self.update(identity, |_| Op::Remove);
         self.refusals.invalidate(identity);
     }
 
-    /// A result's bytes: those that another client is being sent, or from memory, or read once for
-    /// everyone who asks at the same time. They count against the room for results until the last
-    /// slice of them is gone.
-    ///
-    /// # Errors
-    /// [`ObjectError`]; errors and absences are not kept.
+    /// A result's bytes: shared with another client, from memory, or by a single-flight read. They count
+    /// against the room for results until their last slice is dropped. Errors and absences are not kept.
     pub async fn object(&self, name: ObjectName, store: &dyn Store) -> Result<Option<Bytes>, ObjectError> {
         let read = async {
             if let Some(Entry::Object(bytes)) = self.entries.get(&Slot::Object(name)) {
@@ -215,7 +204,7 @@ impl MemoryCache {
                 let share = self.serving.room(bytes.len() as u64).await?;
                 return Ok(Some(share.hold(bytes)));
             }
-            let share = self.serving.room_to_read(MAX_OBJECT_BYTES).await?;
+            let (share, _turn) = self.serving.room_to_read(MAX_OBJECT_BYTES).await?;
             let read = StoreBudget::default().wait(store.object(name)).await?;
             let Some(bytes) = read else { return Ok(None) };
             if bytes.len() <= MAX_OBJECT {
@@ -236,7 +225,7 @@ impl MemoryCache {
         }
     }
 
-    /// Entries and bytes; lags behind by moka's housekeeping, which this call runs.
+    /// Entries and bytes. Runs moka's housekeeping.
     pub fn size(&self) -> (u64, u64) {
         self.entries.run_pending_tasks();
         (self.entries.entry_count(), self.entries.weighted_size())

@@ -1,12 +1,7 @@
-//! The command line: verbs, what they print, and exit codes.
-//!
-//! Results go to standard output, everything else to standard error. Exit codes: 0, 1 when
+//! The command line. Results go to standard output, everything else to standard error. Exit codes: 0, 1 when
 //! something failed at work, 2 for wrong usage, 3 for a configuration that is not valid.
 
-#![allow(missing_docs, reason = "a name that says it needs no more")]
-
 mod admin;
-mod adopt;
 mod check;
 mod key;
 pub(crate) mod logging;
@@ -68,12 +63,10 @@ enum Verb {
     Token(token::TokenVerb),
 }
 
-/// Where a verb reads and writes; tests hand in buffers.
+/// Tests pass buffers.
 pub struct Console<'a> {
     pub stdin: &'a mut dyn Read,
-    /// For results.
     pub stdout: &'a mut dyn Write,
-    /// For everything else.
     pub stderr: &'a mut dyn Write,
 }
 
@@ -102,7 +95,7 @@ pub fn main() -> ExitCode {
     ExitCode::from(run(std::env::args_os(), &Environment::of_process(), &mut console))
 }
 
-/// Runs one command line, program name first, and returns its exit code.
+/// `arguments` begin with the program's name. Returns the exit code.
 pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     environment: &Environment,
@@ -111,7 +104,7 @@ pub fn run(
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help and version are asked for; anything else is wrong usage.
+            // Help and version were asked for.
             let out = if error.use_stderr() { &mut *console.stderr } else { &mut *console.stdout };
             let printed = write!(out, "{}", error.render());
             return if error.use_stderr() { 2 } else { u8::from(printed.is_err()) };
@@ -123,7 +116,7 @@ pub fn run(
         Err(Failure::Work(error)) => (1, format!("granary: {error:#}")),
         Err(Failure::Configuration(problems)) => (3, problems.to_string()),
     };
-    // When standard error is gone too, the exit code is all that can be said.
+    // If standard error is closed too, only the exit code is left.
     let _ = writeln!(console.stderr, "{message}");
     code
 }
@@ -140,7 +133,7 @@ fn perform(
         Verb::Check(arguments) => return check::run(&arguments, &load()?, console),
         Verb::Token(verb) => return token::run(verb, console),
         Verb::Config => load()?.config.to_commented_toml(),
-        Verb::Adopt => adopt::run(&load()?.config, environment)?,
+        Verb::Adopt => operator::adopt(&load()?.config, environment)?,
         Verb::Key(arguments) => key::run(&arguments, console.stdin)?,
         Verb::Purge(arguments) => operator::purge(&arguments, environment)?,
         Verb::Settle(arguments) => operator::settle(&arguments, environment)?,
@@ -173,7 +166,7 @@ fn serve(loaded: Loaded, environment: &Environment, console: &mut Console<'_>) -
     let welcome = |app: &App| {
         app.count_dropped_lines(lost);
         if is_trial {
-            // Nobody has to read it: a closed standard output keeps nothing from being served.
+            // Serving does not depend on standard output.
             let _ = welcome::write(app.public_addr, Path::new(welcome::SAMPLE), console.stdout);
         }
     };

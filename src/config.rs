@@ -1,13 +1,8 @@
-//! One TOML file and the environment become one [`Config`], or the list of all that is wrong.
+//! One TOML file and the environment become one [`Config`], or the list of all its problems.
 //!
-//! Everything has a default, and the [`Default`] as a whole is the embedded mode: the built-in
-//! engine, files below the working directory, loopback, no account. Every field is documented
-//! where it is declared, and `granary config` prints those docs.
-//!
-//! Only this module reads the process's environment. A setting exists here when the program
-//! honours it, and not before: an unknown one is refused, never ignored.
-
-#![allow(missing_docs, reason = "a field whose name says it needs no more")]
+//! Everything has a default; the [`Default`] as a whole is the embedded mode: the built-in engine, files
+//! below the working directory, loopback, no account. Doc comments of fields are what `granary config`
+//! prints. Only this module reads the process's environment. An unknown setting is refused, never ignored.
 
 mod change;
 mod check;
@@ -48,7 +43,7 @@ use setting::Section;
 
 const DEFAULT_FILE: &str = "granary.toml";
 const FILE_VARIABLE: &str = "GRANARY_CONFIG";
-/// The largest file that is read, in bytes.
+/// In bytes.
 const LARGEST_FILE: u64 = 4 << 20;
 
 /// Declares [`Config`], a field for each section.
@@ -58,17 +53,16 @@ macro_rules! config {
         #[derive(Clone, Debug, Default, PartialEq)]
         pub struct Config {
             $(pub $section: $type,)+
-            /// `[[team]]`, as often as there are teams.
             pub teams: Vec<TeamConfig>,
         }
 
         impl Config {
-            /// Every section but the teams.
+            /// Without the teams.
             fn sections(&mut self) -> Vec<Section<'_>> {
                 vec![$(self.$section.section(stringify!($section))),+]
             }
 
-            /// The sections with the names of their fields that differ from those of `other`; without the teams.
+            /// By section, the names of fields that differ; without the teams.
             fn changed(&self, other: &Self) -> Vec<(&'static str, Vec<&'static str>)> {
                 vec![$((stringify!($section), self.$section.changed(&other.$section))),+]
             }
@@ -86,23 +80,22 @@ config! {
     log: LogConfig,
 }
 
-/// A valid configuration, and what may be wrong with it nevertheless.
+/// A valid configuration with its warnings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     pub config: Config,
-    /// Sentences for whoever runs the program.
     pub warnings: Vec<String>,
     pub file: Option<PathBuf>,
 }
 
 impl Config {
-    /// Reads the file `named`, or the one the environment names, or `granary.toml` in the working
-    /// directory if there is one; then what variables say; then checks it all.
+    /// Reads the file `named`, or that of the environment, or `granary.toml`; then variables; then checks
+    /// all.
     pub fn load(named: Option<&Path>, environment: &Environment) -> Result<Loaded, Problems> {
         let named = named.map(Path::to_owned).or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from));
         let file = named.or_else(|| {
             let default = environment.directory.join(DEFAULT_FILE);
-            // One that is there and cannot be read must be reported, not passed over.
+            // An unreadable file must be reported.
             let is_absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
             (!default.symlink_metadata().is_err_and(is_absent)).then_some(default)
         });
@@ -132,7 +125,6 @@ impl Config {
         Ok(loaded)
     }
 
-    /// What `text`, a TOML file, and the variables say together.
     pub fn parse(text: &str, environment: &Environment) -> Result<Loaded, Problems> {
         let mut reading = read::ConfigReader::default();
         let file = reading.file(text);
@@ -150,25 +142,25 @@ impl Config {
         Teams::new(self.teams.iter().map(|team| (team.team(), team.tokens.clone())))
     }
 
-    /// The configuration as a TOML file with every field and its docs, and stars for secrets.
+    /// With every field and its docs, and stars for secrets.
     pub fn to_commented_toml(&self) -> String {
         print::print(self)
     }
 }
 
-/// The variable people should put the upstream's key in.
+/// For the upstream's key.
 const KEY_VARIABLE: &str = "GRANARY_UPSTREAM_API_KEY";
-/// The same for the address of the ledger's database.
+/// For the address of the ledger's database.
 const DATABASE_VARIABLE: &str = "GRANARY_STATE_DATABASE_URL";
 
-/// What the process was given besides its arguments; tests make up their own.
+/// The process's environment; tests make up their own.
 #[derive(Clone, Default)]
 pub struct Environment {
-    /// Where `granary.toml` is looked for.
+    /// Of `granary.toml`.
     directory: PathBuf,
-    /// The variables that are ours, by name. Without `Debug`: one of them is a key.
+    /// Our variables. Without `Debug`: one of them is a key.
     variables: BTreeMap<String, String>,
-    /// Variables that are ours, and no text.
+    /// Our variables that are not UTF-8.
     unreadable: Vec<String>,
 }
 
@@ -189,29 +181,22 @@ impl Environment {
         environment
     }
 
-    /// Made-up variables, and the directory in which `granary.toml` may be.
     pub fn of<'a>(directory: &Path, variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
         Self { directory: directory.to_owned(), ..Self::of_variables(variables) }
     }
 
-    /// A variable's value; one that is empty counts as not set, because that is how compose files
-    /// and charts write "nothing".
+    /// An empty variable counts as not set, because compose files and charts write "nothing" that way.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
-
-    fn names(&self) -> impl Iterator<Item = &str> {
-        self.variables.keys().map(String::as_str)
-    }
 }
 
-/// A file as it was read at one moment.
 pub struct ConfigFile {
     path: PathBuf,
-    /// It may hold the key.
+    /// May contain the key.
     text: Secret,
-    /// May every user of this machine read it?
+    /// Readable by every user of this machine.
     is_open: bool,
 }
 
@@ -232,7 +217,6 @@ impl ConfigFile {
         Ok(Self { path, text: Secret::new(text), is_open })
     }
 
-    /// The same for the same content.
     pub fn fingerprint(&self) -> blake3::Hash {
         blake3::hash(self.text.expose().as_bytes())
     }

@@ -1,13 +1,7 @@
-//! Everything that can go wrong with a request, and what its client is told: one table.
-//!
-//! [`GatewayError::response`] is the table. Every variant is named there, so that a new one does
-//! not compile before someone has chosen its status. Statuses, codes and texts are the upstream's
-//! own vocabulary, which deployed clients understand already; where that is too coarse, a stable
+//! The error table: everything that can go wrong with a request, and its answer. Statuses, codes and texts
+//! are the upstream's own vocabulary, which deployed clients understand; where that is too coarse, a stable
 //! word of ours goes into `Granary-Reason`.
 
-#![allow(missing_docs, reason = "a name that says it needs no more")]
-
-mod kinds;
 mod response;
 mod rows;
 
@@ -18,8 +12,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
 
-pub use self::kinds::kinds;
-pub use self::response::{ErrorResponse, Fault};
+pub use self::response::{ErrorResponse, Fault, kinds};
 use self::rows::{auth_row, head_row, over_budget, request_row};
 use crate::base::envelope::Envelope;
 use crate::base::operation::IMAGE_CROPPING;
@@ -29,62 +22,54 @@ use crate::request::framing::HeadError;
 use crate::teams::AuthError;
 use crate::upstream::code::{self, Code};
 
-/// Why a request was not answered with a crop. Cheap to clone: coalesced callers share one.
+/// Cheap to clone: coalesced callers share one.
 #[derive(Clone, Debug)]
 pub enum GatewayError {
-    /// The request's head was refused before anyone looked at what it asks for.
+    /// Refused before routing.
     Head(HeadError),
     TooManyConnections,
     Request(Arc<RequestError>),
     Auth(AuthError),
-    /// Without teams: a browser says that another site's page asks.
+    /// Without teams: a browser request of another site's page.
     CrossSite,
     /// Without teams: called by a name that is not this machine's.
     ForeignName,
     RefreshNotAllowed,
     NoSuchRoute,
-    /// The path knows other methods.
     MethodNotAllowed {
-        /// The value of `Allow`.
         allow: &'static str,
     },
     /// An `Expect` other than `100-continue`.
     UnknownExpectation,
-    /// Hash-first lookup of a key nothing is stored under.
     KeyNotFound,
-    /// Hash-first lookup of something that is not a key.
     NotAKey,
     ResultNotFound,
-    /// `only-if-cached`, and nothing is stored.
     NotCached,
     OverBudget(BudgetRefusal),
-    /// An operator stopped spending.
     Frozen(Scope),
     /// The shared upstream account is empty.
     UpstreamCredits,
-    /// The team asks for misses faster than it may; `wait` until the next would be let through.
+    /// `wait`: until the team's next miss.
     RateLimited {
         wait: Duration,
     },
-    /// The order did not reach the upstream whole, or no complete answer came back.
+    /// The order was not sent in full, or no complete answer came back.
     UpstreamUnreachable {
         detail: String,
     },
-    /// The upstream answered something that is not an answer.
+    /// The answer is not in the upstream's format.
     UpstreamNonsense {
         detail: String,
     },
     UpstreamKeyRefused,
-    /// The upstream is throttling us, and asked for `wait`.
     UpstreamThrottled {
         wait: Duration,
     },
-    /// The upstream does not work, so it is left alone until the next request may find out.
+    /// `wait`: until the next request may probe the upstream.
     CircuitOpen {
         wait: Duration,
     },
-    /// Paid results could not be fetched several times in a row, so nothing is bought until the next purchase
-    /// may find out.
+    /// Paid results could not be fetched several times in a row. `wait`: until the next purchase may probe.
     PurchaseStopped {
         wait: Duration,
     },
@@ -92,42 +77,35 @@ pub enum GatewayError {
     Upstream {
         status: StatusCode,
         body: Bytes,
-        /// From the closed vocabulary.
         code: Code,
     },
-    /// The caller's time is over and the fill goes on.
+    /// The client's time is over; the fill goes on.
     StillBeingMade,
     /// Paid for and not fetched yet.
     ResultNotFetched {
         timed_out: bool,
     },
-    /// More misses than can be served in time; the expected wait.
+    /// With the expected wait.
     TooBusy {
         wait: Duration,
     },
-    /// The process is stopping.
     Draining,
-    /// The key rests after an unclear outcome.
+    /// After an unclear outcome. `wait`: from now.
     Resting {
         until: Timestamp,
-        /// From now.
         wait: Duration,
     },
-    /// A new result could not be kept, so none is bought.
     NoRoom,
-    /// The upload could not be kept until its crop is made.
     NoUploadRoom,
-    /// So much is being sent to slow clients that there is no memory for another result.
+    /// Slow clients hold all memory for results.
     NoResultRoom,
-    /// Ledger and store do not belong together, or are not known to.
     ArchiveGuard,
     LedgerUnavailable,
-    /// The store cannot be asked, and may have records that the ledger does not know.
+    /// The store is unavailable, and may have records that the ledger does not know.
     LedgerIncomplete,
     StoreUnavailable,
-    /// The store was not asked in time, because this process asks it for too much.
+    /// Congestion of this process.
     StoreBusy,
-    /// Our own bug.
     Bug,
 }
 
@@ -144,13 +122,12 @@ impl From<RequestError> for GatewayError {
 const SOON: Duration = Duration::from_secs(2);
 const LATER: Duration = Duration::from_secs(30);
 
-/// Is a refusal of the upstream about the picture or its numbers, and so the same every time?
+/// Returns true for refusals of the picture or its numbers, which are the same every time.
 pub fn is_about_the_request(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 413 | 415 | 422)
 }
 
 impl GatewayError {
-    /// A complete error of the upstream, with the code that its body names.
     pub fn passed_through(status: StatusCode, body: Bytes) -> Self {
         let code = match Envelope::read(&body, &IMAGE_CROPPING) {
             Ok(Envelope::Error { code, .. }) => Code::named(&code),

@@ -2,8 +2,7 @@
 //!
 //! One row per call is at once the budget reservation, the lock on its key, the journal, the bill and the
 //! index of stored results. A state changes only by a [`Booking`], which is one durable transaction: when a
-//! method has returned `Ok`, the change survives a crash. Results that wait for the store are kept in the
-//! [`spool`].
+//! method has returned `Ok`, the change survives a crash.
 //!
 //! Implementations: [`sqlite`] for one process, [`postgres`] for several. Their decisions are in `rules`,
 //! their shared statements in `sql`. Only [`guard`] and [`spooling`] know the store.
@@ -19,7 +18,6 @@ pub mod spool;
 pub mod spooling;
 mod sql;
 pub mod sqlite;
-mod state;
 pub mod usage;
 
 use std::time::{Duration, Instant};
@@ -28,21 +26,18 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-pub use self::booking::Booking;
+pub use self::booking::{Booking, CallState};
 use self::budget::{Budget, BudgetRefusal, Scope, Used};
 use self::spool::{SpoolUsage, Spooled};
-pub use self::state::CallState;
 use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::key::{CacheKey, Digest};
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::base::secret::Secret;
 
-/// The number of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 pub struct CallId(pub i64);
 
-/// A request to [`Calls::reserve`].
 #[derive(Clone, Debug)]
 pub struct Reservation {
     pub namespace: String,
@@ -66,7 +61,6 @@ impl Reservation {
     }
 }
 
-/// The decision of [`Calls::reserve`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reserved {
     Won(Won),
@@ -88,7 +82,6 @@ pub struct Won {
     pub generation: u64,
 }
 
-/// The answer to [`Calls::mark_sent`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permit {
     /// The row is `sent`, and the end of the request may be sent.
@@ -99,7 +92,7 @@ pub enum Permit {
     Lost,
 }
 
-/// An `answered` row whose owner died: its result is paid for and must still be downloaded and stored.
+/// Paid for by an owner that died; the result must still be downloaded and stored.
 #[derive(Clone, Debug)]
 pub struct UnfinishedCall {
     pub id: CallId,
@@ -109,7 +102,6 @@ pub struct UnfinishedCall {
     pub answered_at: Timestamp,
 }
 
-/// The calls that a start or a takeover settled.
 #[derive(Debug, Default)]
 pub struct Recovery {
     /// From `reserved` to `released`.
@@ -167,7 +159,7 @@ impl Absence {
     }
 }
 
-/// A call that is `unknown` because its owner died.
+/// A call that is `unknown` because its owner died, which may have stored a result that it could not book.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orphan {
     pub id: CallId,
@@ -183,32 +175,27 @@ pub struct StateTotal {
     pub credits: u64,
 }
 
-/// Takes calls from the reservation to their result. All methods of a ledger may be called concurrently; a
-/// dropped future may still take effect.
+/// All methods of a ledger may be called concurrently; a dropped future may still take effect.
 #[async_trait]
 pub trait Calls: Send + Sync {
     /// The newest result stored under a key. After an error it is not known whether there is one.
     async fn look_up(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, LedgerError>;
 
-    /// Takes the right to buy a key, with its budgets, in one transaction. Exactly one reservation wins;
-    /// after an error nothing may be bought.
+    /// Takes the right to buy a key, and its budgets. Exactly one reservation wins; after an error none has.
     async fn reserve(&self, reservation: Reservation) -> Result<Reserved, LedgerError>;
 
-    /// The last check before money is spent: the row is still ours and nothing is frozen. Without
-    /// [`Permit::Granted`] the end of the request must not be sent; after an error the row may be `sent` all
-    /// the same.
+    /// The last check before money is spent. Without [`Permit::Granted`] the end of the request must not be
+    /// sent; after an error the row may be `sent` all the same.
     async fn mark_sent(&self, id: CallId) -> Result<Permit, LedgerError>;
 
-    /// Books the next state of a call. Booking the state a row already has is success, so that a booking can
-    /// be repeated. After an error it may be booked; after [`LedgerError::SpoolFull`] it is not.
+    /// May be repeated. After an error it may be booked, except after [`LedgerError::SpoolFull`].
     async fn book(&self, id: CallId, booking: Booking) -> Result<(), LedgerError>;
 
-    /// Settles the open calls of dead owners; called once at start, before anything is reserved. With
-    /// [`Leases::has_leases`] it settles nothing.
+    /// Settles the open calls of dead owners at start; with [`Leases::has_leases`], none.
     async fn recover(&self) -> Result<Recovery, LedgerError>;
 
-    /// With `Some`, [`reserve`](Self::reserve) of this process takes a call only when the spool has room for
-    /// a result of this many bytes from each open call and from this one; else [`LedgerError::SpoolFull`].
+    /// With `Some`, [`reserve`](Self::reserve) takes a call only when the spool has room for a result of this
+    /// many bytes from each open call and this one; else [`LedgerError::SpoolFull`].
     fn keep_room(&self, _each: Option<u64>) {}
 
     /// Nothing is reserved unless the file is known to be sound.
@@ -217,8 +204,7 @@ pub trait Calls: Send + Sync {
     }
 }
 
-/// Shows which owners live where several processes keep one ledger. With a single process a file lock does
-/// that, and the defaults hold.
+/// Shows which owners are alive where several processes keep one ledger; else a file lock does.
 #[async_trait]
 pub trait Leases: Send + Sync {
     /// Returns true when calls have leases; otherwise nothing else here is called.
@@ -231,16 +217,15 @@ pub trait Leases: Send + Sync {
         Ok(calls)
     }
 
-    /// The open calls but for these, which this process works on: those of other owners, and our own whose
-    /// reservation was never acknowledged. One that a process has seen unchanged for a full lease, by its own
-    /// clock, may be taken over.
+    /// The open calls except `in_hand`: those of other owners, and our own whose reservation was never
+    /// acknowledged. One that is unchanged for a full lease, by our own clock, may be taken over.
     async fn foreign_calls(&self, _in_hand: Vec<CallId>) -> Result<Vec<ForeignOpenCall>, LedgerError> {
         Ok(Vec::new())
     }
 
-    /// Takes calls over: `reserved` becomes `released`, `sent` becomes `unknown`, and `answered` becomes ours
-    /// to finish. A call that has changed since it was read is left alone. After an error some may have been
-    /// taken; `answered` ones become silent again.
+    /// Takes over calls that have not changed since they were read: `reserved` becomes `released`, `sent`
+    /// becomes `unknown`, `answered` becomes ours to finish. After an error some may have been taken;
+    /// `answered` ones become silent again.
     async fn take_over(&self, _silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         Ok(Recovery::default())
     }
@@ -249,7 +234,6 @@ pub trait Leases: Send + Sync {
 /// Keeps results that wait for the store.
 #[async_trait]
 pub trait SpoolTable: Send + Sync {
-    /// The bytes of an object in the spool.
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError>;
 
     async fn is_spooled(&self, name: ObjectName) -> Result<bool, LedgerError> {
@@ -259,9 +243,8 @@ pub trait SpoolTable: Send + Sync {
     /// At most `limit` results behind a position, oldest first; 0 is before all.
     async fn spooled(&self, after: u64, limit: usize) -> Result<Vec<Spooled>, LedgerError>;
 
-    /// Removes a result whose object and record the store has confirmed. `standing` is the store's record
-    /// under the key: when it is of another purchase, it takes the key from this row. Does nothing when the
-    /// result is not in the spool.
+    /// Removes a result whose object and record the store has confirmed, if it is in the spool. `standing` is
+    /// the store's record under the key: one of another purchase takes the key from this row.
     async fn unspool(&self, id: CallId, standing: &Record) -> Result<(), LedgerError>;
 
     async fn spool_usage(&self) -> Result<SpoolUsage, LedgerError>;
@@ -270,45 +253,39 @@ pub trait SpoolTable: Send + Sync {
 /// Knows which archive a ledger belongs to, and imports its records.
 #[async_trait]
 pub trait ArchiveIndex: Send + Sync {
-    /// The archive this ledger belongs to; `None` before it has met a store.
+    /// `None` before the ledger has met a store.
     async fn archive(&self) -> Result<Option<Membership>, LedgerError>;
 
-    /// Joins `archive`, not settled yet, unless the ledger belongs to one; returns the membership that
-    /// stands.
+    /// Joins `archive`, not settled yet, unless the ledger belongs to one; returns what stands.
     async fn begin_archive(&self, archive: ArchiveId) -> Result<Membership, LedgerError>;
 
-    /// Joins `archive`, whose marker the store carries, whatever the ledger belonged to. The import starts
-    /// anew.
+    /// Joins `archive`, whose marker the store carries, and restarts the import.
     async fn settle_archive(&self, archive: ArchiveId) -> Result<(), LedgerError>;
 
-    /// Notes how far the import is, unless the ledger belongs to another archive by now.
+    /// Notes the progress of the import, unless the ledger belongs to another archive by now.
     async fn note_import(&self, archive: ArchiveId, import: Import) -> Result<(), LedgerError>;
 
     /// Imports a record of the store. If its call is an [orphan](Self::orphans), that row becomes `stored`;
     /// otherwise an unpaid row is added. Lost and purged results are not imported.
     async fn import_record(&self, record: &Record) -> Result<(), LedgerError>;
 
-    /// Books that the store no longer has the object of a record: the row becomes `lost`, and the key may be
-    /// bought again. Does nothing when another result is stored under the key by now.
+    /// Makes the row `lost`, so that the key may be bought again, unless the key has another result by now.
     async fn lose(&self, record: &Record) -> Result<(), LedgerError>;
 
-    /// For a key that is not found here: may the store have a record of it?
     async fn absence(&self, namespace: &str, key: CacheKey) -> Result<Absence, LedgerError>;
 
-    /// Calls that are `unknown` because their owner died: it may have stored a result that it could not book.
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError>;
 }
 
 /// Frequent reads beside the calls.
 #[async_trait]
 pub trait Queries: Send + Sync {
-    /// The keys that any process refreshed or purged behind a position. Nothing appears later before a
-    /// position that was returned. With `None` only the position to begin from.
+    /// The keys that any process refreshed or purged behind a position; nothing appears later before a
+    /// returned position. `None` returns only the position to begin from.
     async fn changes(&self, after: Option<u64>) -> Result<Changes, LedgerError>;
 
-    /// The generation up to which everything under a key counts as absent, if it was ever
-    /// [purged](admin::LedgerAdmin::purge): lookups and imports ignore it, and the next call gets a higher
-    /// one.
+    /// The generation up to which everything under a key counts as absent after a
+    /// [purge](admin::LedgerAdmin::purge). Lookups and imports ignore it; the next call gets a higher one.
     async fn purged(&self, namespace: &str, key: CacheKey) -> Result<Option<u64>, LedgerError>;
 
     /// Calls and credits by state, every state once.
@@ -318,7 +295,6 @@ pub trait Queries: Send + Sync {
     async fn used(&self, budgets: Vec<Budget>) -> Result<Vec<Used>, LedgerError>;
 }
 
-/// A whole ledger.
 pub trait Ledger: Calls + Leases + SpoolTable + ArchiveIndex + Queries {}
 
 impl<L: Calls + Leases + SpoolTable + ArchiveIndex + Queries + ?Sized> Ledger for L {}
@@ -368,19 +344,17 @@ async fn observed<T>(
     done
 }
 
-/// Whether the file of a ledger is sound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Soundness {
     Checking,
     Sound,
-    /// With the reason, until an operator has restored the file.
+    /// Until an operator has restored the file.
     Damaged(String),
 }
 
 /// An error of the ledger; safe to log.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// It cannot be read or written at the moment.
     #[error("the ledger is unavailable: {0}")]
     Unavailable(String),
     /// Nothing was changed.
@@ -391,10 +365,10 @@ pub enum LedgerError {
         used: u64,
         max: u64,
     },
-    /// Nothing may be bought before an operator has restored the file.
+    /// Nothing is bought before an operator has restored the file.
     #[error("the ledger is damaged: {0}")]
     Damaged(String),
-    /// The booking contradicts the row: a bug, or a manual change of the ledger.
+    /// A bug, or a manual change of the ledger.
     #[error("call {id} is {state} and cannot become {wanted}")]
     Contradiction { id: i64, state: String, wanted: &'static str },
 }

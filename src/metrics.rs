@@ -1,11 +1,10 @@
-//! Metrics. [`families`] declares every family; callers record in its fields directly, and this module has what
-//! takes more than one step. There are no global registries.
+//! Metrics. [`families`] declares every family; callers record in its fields directly, and this module has
+//! what takes more than one step.
 
 mod families;
 mod family;
 mod http;
 mod labels;
-pub mod ledger;
 mod stages;
 pub mod store;
 mod teams;
@@ -20,23 +19,23 @@ use tokio::runtime::Handle;
 
 pub use self::families::Families;
 pub use self::http::{Route, method_label};
-use self::labels::EndState;
 pub use self::labels::{
     ActionResult, AttemptOutcome, AuthFailure, BlockCause, CacheTier, CloseReason, CoalesceScope, Decision,
     Eviction, LimitKind, LimitMode, ListenerName, Look, ReloadedFile, RetryReason, ShedReason, SizedTier,
     Space, Suspicion,
 };
+use self::labels::{EndState, OpLabel, Success};
 pub use self::stages::{Stage, Stages};
 use self::teams::Teams;
 use crate::base::outcome::CacheStatus;
-use crate::ledger::CallState;
 use crate::ledger::budget::{Budget, Scope, Used, Window, Windows};
+use crate::ledger::{CallState, LedgerError, LedgerObserver, LedgerOp};
 use crate::upstream::{CallPhase, CallTimer};
 
 /// The commit of this build, from `GRANARY_COMMIT`.
 pub const COMMIT: Option<&str> = option_env!("GRANARY_COMMIT");
 const HASH_DIGITS: usize = 16;
-/// What the process collector tells and no board asks for.
+/// Of the process collector, on no board.
 const NOT_SHOWN: [&str; 2] = ["process_threads", "process_virtual_memory_bytes"];
 
 pub struct Metrics {
@@ -92,7 +91,6 @@ impl Metrics {
         metrics
     }
 
-    /// Creates the zero values of error responses, by class and code.
     pub fn expect_errors(&self, errors: impl Iterator<Item = (&'static str, &'static str)>) {
         errors.for_each(|(class, code)| drop(self.request_errors_total.with_label_values(&[class, code])));
     }
@@ -110,8 +108,7 @@ impl Metrics {
         }
     }
 
-    /// Records the time of an answered crop request, and how much of it was spent waiting for others. Neither has
-    /// the wait for its body: a client's speed is not our doing.
+    /// Both times are without the wait for the request's body, which is the client's.
     pub fn answered_after(&self, outcome: CacheStatus, took: Duration, waited: Duration) {
         self.request_duration_seconds[outcome].observe(took.as_secs_f64());
         self.overhead_seconds[outcome].observe(took.saturating_sub(waited).as_secs_f64());
@@ -130,18 +127,17 @@ impl Metrics {
         }
     }
 
-    /// Records the calls that a start settled after a dead process.
     pub fn fills_recovered(&self, released: u64, unknown: u64) {
         self.fills_total[EndState::Released].inc_by(released);
         self.fills_total[EndState::Unknown].inc_by(unknown);
     }
 
     pub fn reloaded(&self, file: ReloadedFile, is_ok: bool) {
-        self.reloads_total[(file, is_ok.into())].inc();
+        let success = if is_ok { Success::Ok } else { Success::Error };
+        self.reloads_total[(file, success)].inc();
         self.reload_ok[file].set(i64::from(is_ok));
     }
 
-    /// Sets the digest of the effective configuration, given as operators see it.
     pub fn config_shown(&self, shown: &str) {
         let hash = blake3::hash(shown.as_bytes()).to_hex();
         self.config_info.set([(vec![hash[..HASH_DIGITS].to_owned()], 1)].into());
@@ -152,8 +148,7 @@ impl Metrics {
         self.space_limit_bytes[space].set(gauge_value(limit));
     }
 
-    /// Sets all budgets. Those of teams without series of their own are left out, since budgets do not add up;
-    /// so are limits of refused calls.
+    /// Leaves out teams without series, since budgets do not add up, and limits of refused calls.
     pub fn observe_budgets(&self, used: &[Used], windows: &Windows) {
         let labels = |budget: &Budget| {
             let (scope, id) = match &budget.scope {
@@ -176,7 +171,7 @@ impl Metrics {
             .set(rows(|used, windows| windows.of(used.budget.window).1.as_second()));
     }
 
-    /// Returns the text exposition. Reads `/proc`, so it may block.
+    /// Reads `/proc`, so it may block.
     pub fn render(&self) -> Vec<u8> {
         if let Ok(runtime) = Handle::try_current() {
             let runtime = runtime.metrics();
@@ -199,6 +194,16 @@ impl Metrics {
 impl CallTimer for Metrics {
     fn took(&self, phase: CallPhase, time: Duration) {
         self.upstream_duration_seconds[phase].observe(time.as_secs_f64());
+    }
+}
+
+impl LedgerObserver for Metrics {
+    fn observe(&self, op: LedgerOp, took: Duration, error: Option<&LedgerError>) {
+        let Some(label) = OpLabel::of(op) else { return };
+        self.ledger_duration_seconds[label].observe(took.as_secs_f64());
+        if op.is_write() && matches!(error, Some(LedgerError::Unavailable(_) | LedgerError::Damaged(_))) {
+            self.ledger_write_failures_total.inc();
+        }
     }
 }
 

@@ -3,10 +3,6 @@
 //! *Objects* are the bytes of results under names made of their digests; *records* are the answers under
 //! keys. The object is written before its record, which is its commit mark. Objects are never overwritten,
 //! records only by a higher generation. Only the record of a purged key is removed.
-//!
-//! Implementations: [`local`], files, and [`s3`], a bucket. This module knows no ledger and no HTTP.
-
-#![allow(missing_docs, reason = "a method whose name says it needs no more")]
 
 mod budget;
 pub mod local;
@@ -21,8 +17,7 @@ use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
 use crate::base::record::{InvalidRecord, MAX_OBJECT_BYTES, Record};
 
-/// Keeps objects and records durably: a write that has returned `Ok` survives a crash. After an error it may
-/// have happened. All writes may be repeated.
+/// A write that has returned `Ok` survives a crash; after an error it may have. Writes may be repeated.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Writes an object, unless it exists: equal names are equal bytes. `name` must be that of `bytes`.
@@ -34,36 +29,35 @@ pub trait Store: Send + Sync {
     /// Returns true when the object exists, without a check of its bytes.
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError>;
 
-    /// Writes a record, unless one of the same or a higher generation exists; returns the one that stands.
+    /// Unless one of the same or a higher generation exists; returns the one that stands.
     async fn put_record(&self, record: &Record) -> Result<Record, StoreError>;
 
-    /// The record under a key. After an error it is not known whether there is one, so nothing may be bought.
+    /// After an error it is not known whether there is one, so nothing may be bought.
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError>;
 
-    /// A page of records behind a position, in an order of the store's own. A record that exists all the time
-    /// is on exactly one page.
+    /// Records behind a position, in an order of the store's own. A record that exists all the time is on
+    /// exactly one page.
     async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError>;
 
-    /// Removes the record under a key, unless its generation is higher than `up_to`; returns false when there
-    /// was none. Objects and damaged records stay.
+    /// Unless its generation is higher than `up_to`; false when there was none. Damaged records stay.
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError>;
 
     /// Checks before paying that a new result could be kept.
     async fn check_room(&self) -> Result<(), StoreError>;
 
-    /// Proves by a trial beside results and records that a write can be read back and that a second creation
-    /// is refused; [`StoreError::Unfit`] says what the store cannot do. Several processes may do so at once.
+    /// Proves, with a trial beside results and records, that a write can be read back and that a second
+    /// creation is refused; [`StoreError::Unfit`] says what the store cannot do. Several processes may do so
+    /// at once.
     async fn prove(&self) -> Result<(), StoreError>;
 
     /// The id in the marker; `None` only when the store is known to have no marker.
     async fn archive(&self) -> Result<Option<ArchiveId>, StoreError>;
 
-    /// Writes the marker, unless there is one; returns the id that stands. Several processes may do so at
-    /// once.
+    /// Unless there is one; returns the id that stands. Several processes may do so at once.
     async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError>;
 }
 
-/// The longest record; the usual ones have a few kilobytes.
+/// Usual records have a few kilobytes.
 const MAX_RECORD_BYTES: u64 = 4 << 20;
 
 /// The name of the marker in every store.
@@ -94,7 +88,6 @@ pub(crate) fn check_object(name: ObjectName, bytes: &[u8]) -> Result<(), StoreEr
     Ok(())
 }
 
-/// A page of [`Store::list_records`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecordPage {
     /// Namespaces and keys.
@@ -116,7 +109,7 @@ impl RecordPage {
 pub enum StoreError {
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
-    /// Overload of this process, which says nothing about the store: nothing is absent.
+    /// Overload of this process: says nothing about the store or absence.
     #[error("the store is busy: {0}")]
     Busy(String),
     #[error("the store has no room: {0}")]

@@ -1,14 +1,11 @@
-//! Who calls: a credential becomes a [`Team`], or an [`AuthError`].
+//! Authentication: a credential becomes a [`Team`], or an [`AuthError`].
 //!
-//! [`Teams`] is immutable; a reload puts another one in its place. Tokens are kept as their public
-//! id and the BLAKE3 of the whole token, so nothing here can be used to call. A token is found by
-//! its id, and its hash compared in constant time; an id that nobody has costs the same work.
+//! [`Teams`] is immutable; a reload replaces it. Tokens are kept as their public id and the BLAKE3 of the
+//! whole token, so nothing here can be used to call. A token is found by its id, and its hash compared in
+//! constant time; an unknown id costs the same work.
 //!
-//! [`AdminTokens`] are kept apart: no team's token opens the admin listener, and none of those buys.
-//!
-//! This module never performs I/O, counts nothing, and reads no credential from a query or cookie.
-
-#![allow(missing_docs, reason = "a name that says it needs no more")]
+//! [`AdminTokens`] are kept apart: no team's token opens the admin listener, and no admin token buys.
+//! Credentials in a query or cookie are not read.
 
 mod admin;
 pub(crate) mod policy;
@@ -29,18 +26,18 @@ pub use token::{Token, TokenId};
 
 use crate::base::words::words;
 
-/// The header that every client of the upstream sends its key in.
+/// The upstream's clients send their key in it.
 pub const API_KEY_HEADER: &str = "ailabapi-api-key";
 
 pub const REFUSED_PER_DAY: u64 = 200;
 
-/// The team of every caller while no teams are configured.
+/// While no teams are configured.
 pub const LOCAL_TEAM: &str = "local";
 
-/// The label of all teams that metrics have no series of their own for.
+/// In metrics, for teams without series of their own.
 pub const OTHER_TEAMS: &str = "other";
 
-/// Is this a team's name? Lower-case, so that names that look alike are alike.
+/// Lower-case, so that names that look alike are alike.
 pub fn is_team_name(name: &str) -> bool {
     let is_inner = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
     (1..=64).contains(&name.len())
@@ -48,25 +45,23 @@ pub fn is_team_name(name: &str) -> bool {
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
 }
 
-/// Who a request is counted against.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Team {
     pub name: String,
-    /// May it buy a stored crop again?
     pub may_refresh: bool,
     pub disabled: bool,
     pub mode: BudgetMode,
     /// Per calendar day; `None` for no limit.
     pub daily_credits: Option<u64>,
     pub monthly_credits: Option<u64>,
-    /// New crops per second and replica, more than 0; `None` for no limit.
+    /// Per replica, more than 0; `None` for no limit.
     pub misses_per_second: Option<f64>,
-    /// Calls per calendar day that the upstream may refuse for their picture or numbers.
+    /// Refused by the upstream for their picture or numbers.
     pub refused_per_day: u64,
 }
 
 impl Team {
-    /// The team of every caller while none are configured: no budgets.
+    /// Without budgets.
     pub fn local() -> Self {
         Self {
             name: LOCAL_TEAM.to_owned(),
@@ -82,7 +77,7 @@ impl Team {
 }
 
 words! {
-    /// What happens when a team's budget is used up: its misses are refused, or it is only noted.
+    /// What happens when a team's budget is used up.
     pub enum BudgetMode { Enforce = "enforce", Shadow = "shadow" }
 }
 
@@ -90,27 +85,20 @@ words! {
 pub struct Teams {
     /// In the order of the configuration; the team `local` alone when there is none.
     teams: Vec<Arc<Team>>,
-    /// `None`: no teams are configured, and nobody is asked for a token.
-    tokens: Option<HashMap<TokenId, Holder>>,
+    /// `None`: no teams are configured, and access is unauthenticated.
+    tokens: Option<HashMap<TokenId, (Token, Arc<Team>)>>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-struct Holder {
-    token: Token,
-    team: Arc<Team>,
-}
-
-/// No token has this hash: it is not a hash of anything known. What an unknown id is compared to.
+/// The hash of no token, for unknown ids.
 const NOBODY: blake3::Hash = blake3::Hash::from_bytes([0; 32]);
 
 impl Teams {
-    /// The given teams with their tokens; none at all for the team `local`.
     pub fn new(configured: impl IntoIterator<Item = (Team, Vec<Token>)>) -> Self {
         let (mut teams, mut by_id) = (Vec::new(), HashMap::new());
         for (team, tokens) in configured {
             let team = Arc::new(team);
             for token in tokens {
-                by_id.insert(token.id, Holder { token, team: team.clone() });
+                by_id.insert(token.id, (token, team.clone()));
             }
             teams.push(team);
         }
@@ -136,7 +124,6 @@ impl Teams {
         self.teams.iter().find(|team| team.name == name)
     }
 
-    /// The team whose token the headers carry, at the moment `now`.
     pub fn authenticate(&self, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Team>, AuthError> {
         let Some(tokens) = &self.tokens else { return Ok(self.teams[0].clone()) };
         let presented = credential(headers)?;
@@ -145,21 +132,20 @@ impl Teams {
         })?;
         let hash = blake3::hash(presented.as_bytes());
         let holder = tokens.get(&id);
-        // Equality of `blake3::Hash` takes constant time, and an unknown id is compared as well.
-        let equal = hash == holder.map_or(NOBODY, |holder| holder.token.hash);
-        let holder = holder.filter(|_| equal).ok_or(AuthError::Unknown)?;
-        if holder.token.expires.is_some_and(|expires| now >= expires) {
+        // Takes constant time.
+        let equal = hash == holder.map_or(NOBODY, |(token, _)| token.hash);
+        let (token, team) = holder.filter(|_| equal).ok_or(AuthError::Unknown)?;
+        if token.expires.is_some_and(|expires| now >= expires) {
             return Err(AuthError::Expired);
         }
-        if holder.team.disabled {
-            return Err(AuthError::Disabled { team: holder.team.name.clone() });
+        if team.disabled {
+            return Err(AuthError::Disabled { team: team.name.clone() });
         }
-        Ok(holder.team.clone())
+        Ok(team.clone())
     }
 }
 
-/// The one token the headers carry. A header without a value carries none, and neither does an
-/// `Authorization` of another scheme, which a proxy may have left.
+/// Ignores empty headers, and an `Authorization` of another scheme, which a proxy may have left.
 fn credential(headers: &HeaderMap) -> Result<&str, AuthError> {
     let api_key = single(headers.get_all(API_KEY_HEADER).iter())?;
     let bearer = single(headers.get_all(AUTHORIZATION).iter().filter(|value| is_bearer(value)))?;
@@ -179,7 +165,7 @@ fn is_bearer(value: &HeaderValue) -> bool {
     scheme.eq_ignore_ascii_case(BEARER.as_bytes()) && matches!(rest, [] | [b' ' | b'\t', ..])
 }
 
-/// The only value of a header, trimmed; `None` when it is empty.
+/// Trimmed; `None` when it is empty.
 fn single<'a>(mut values: impl Iterator<Item = &'a HeaderValue>) -> Result<Option<&'a str>, AuthError> {
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
@@ -189,7 +175,7 @@ fn single<'a>(mut values: impl Iterator<Item = &'a HeaderValue>) -> Result<Optio
     Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
-/// Why a client is refused. The texts are for clients; they never contain what was presented.
+/// The texts are for clients and never quote the credential.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     #[error(

@@ -1,7 +1,5 @@
-//! The operators' tokens, which are replaced or removed by writing their file.
-//!
-//! A file that cannot be used keeps the tokens that were read before: access must not change by
-//! accident, and least of all open to everyone.
+//! The operators' tokens, which are replaced by writing their file. A file that cannot be used keeps the
+//! previous tokens: access must not change by accident, and least of all open to everyone.
 
 use std::sync::Arc;
 
@@ -14,7 +12,7 @@ use crate::teams::AdminTokens;
 
 pub(super) type CurrentTokens = Arc<ArcSwap<Option<AdminTokens>>>;
 
-/// Reads the tokens, and returns them with the task that follows their file.
+/// Returns the tokens, and the task that follows their file.
 pub(super) fn follow(
     settings: &ServerConfig,
 ) -> anyhow::Result<(CurrentTokens, impl Future<Output = ()> + use<>)> {
@@ -26,9 +24,8 @@ pub(super) fn follow(
             return;
         }
         let mut files = FileWatch::new(move || settings.admin_tokens());
-        let mut was_unusable = false;
         loop {
-            let read = files.next().await;
+            let (read, was_unusable) = files.next().await;
             match &read {
                 Ok(read) if *read != **tokens.load() => {
                     tokens.store(Arc::new(read.clone()));
@@ -42,7 +39,6 @@ pub(super) fn follow(
                     tracing::error!("server.admin_token_file {why}; the tokens read before stay in use");
                 }
             }
-            was_unusable = read.is_err();
         }
     };
     Ok((current, task))

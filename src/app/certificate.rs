@@ -1,7 +1,5 @@
-//! The listener's certificate, which is renewed by writing its files, without a failed request.
-//!
-//! Connections keep the certificate they began with. Files that cannot be used, or do not belong
-//! together (one of them may just be about to be replaced), keep the old one.
+//! The listener's certificate, which is renewed by writing its files, without a failed request. Connections
+//! keep the certificate they began with. Files that cannot be used, or do not match yet, keep the old one.
 
 use std::sync::Arc;
 
@@ -13,7 +11,7 @@ use crate::config::ServerConfig;
 use crate::http::server::CurrentCertificate;
 use crate::metrics::{Metrics, ReloadedFile};
 
-/// Reads the certificate; `None` when none is configured.
+/// `None` when none is configured.
 pub(super) fn open(settings: &ServerConfig, metrics: &Metrics) -> anyhow::Result<Option<CurrentCertificate>> {
     let read = settings.certificate().map_err(|(field, why)| anyhow!(why).context(field));
     let Some(certificate) = read.context("the certificate")? else { return Ok(None) };
@@ -23,11 +21,10 @@ pub(super) fn open(settings: &ServerConfig, metrics: &Metrics) -> anyhow::Result
 
 pub(super) async fn follow(settings: ServerConfig, current: CurrentCertificate, metrics: Arc<Metrics>) {
     let mut files = FileWatch::new(move || settings.certificate());
-    let mut was_unusable = false;
     loop {
-        let read = files.next().await;
+        let (read, was_unusable) = files.next().await;
         match &read {
-            // Which files there are is settled at the start.
+            // Files are configured at the start only.
             Ok(None) => {}
             Ok(Some(certificate)) if *certificate != **current.load() => {
                 let expires = certificate.expires;
@@ -46,6 +43,5 @@ pub(super) async fn follow(settings: ServerConfig, current: CurrentCertificate, 
                 metrics.reloaded(ReloadedFile::Certificate, false);
             }
         }
-        was_unusable = read.is_err();
     }
 }

@@ -1,15 +1,14 @@
-//! Follows files that may change while the program runs: the configuration, keys, tokens, certificates.
+//! Follows files that may change while the program runs.
 //!
-//! Files are polled by content: a mounted secret changes without a new modification time, and a mere
-//! change of that time is no change. A change counts only if it is still there a moment later, because
-//! half a file that is being written may look like a whole one.
+//! Files are polled by content: a mounted secret changes without a new modification time, and a new time
+//! alone is no change. A change counts only if it lasts a moment, because half of a file that is being
+//! written may look like a whole one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Interval, MissedTickBehavior};
 
-/// Time between two reads.
 const POLL: Duration = Duration::from_secs(2);
 /// How long a change must last.
 const SETTLE: Duration = Duration::from_millis(250);
@@ -27,19 +26,20 @@ where
     T: Clone + PartialEq + Send + 'static,
     E: Clone + PartialEq + Send + 'static,
 {
-    /// `read` may block for as long as reading small files does. What it returns first is a change.
+    /// `read` may block while it reads small files. Its first result is a change.
     pub(super) fn new(read: impl Fn() -> Result<T, E> + Send + Sync + 'static) -> Self {
         let mut clock = tokio::time::interval(POLL);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self { read: Arc::new(read), last: None, clock }
     }
 
-    /// Completes with the next change. Dropping the future loses none.
-    pub(super) async fn next(&mut self) -> Result<T, E> {
+    /// The next change, and whether it follows an error. Cancel-safe.
+    pub(super) async fn next(&mut self) -> (Result<T, E>, bool) {
         loop {
             self.clock.tick().await;
+            let was_error = self.last.as_ref().is_some_and(Result::is_err);
             if let Some(change) = self.poll().await {
-                return change;
+                return (change, was_error);
             }
         }
     }
@@ -60,7 +60,7 @@ where
         Some(self.last.insert(found).clone())
     }
 
-    /// Reads in a thread of its own, because a file system may hang; `None` when there is no thread.
+    /// On another thread, because a file system may hang; `None` when there is no thread.
     async fn read(&self) -> Option<Result<T, E>> {
         let read = self.read.clone();
         tokio::task::spawn_blocking(move || read()).await.ok()

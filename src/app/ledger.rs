@@ -1,4 +1,4 @@
-//! Which ledger it is, and how a start goes on without its database.
+//! Opens the configured ledger.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ impl LedgerHandles {
     }
 }
 
-/// Refuses bookings that an earlier version left in files, before the ledger is one it cannot open.
+/// Refuses bookings that an earlier version left in files, before this program migrates the ledger.
 fn check_no_spilled_bookings(state: &StateDir) -> anyhow::Result<()> {
     let folder = state.path().join("spill");
     let names = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
@@ -42,8 +42,7 @@ fn check_no_spilled_bookings(state: &StateDir) -> anyhow::Result<()> {
     }
 }
 
-/// Opens the configured ledger. A database that cannot be asked now is asked again with each use: hits
-/// are served meanwhile, and nothing is bought.
+/// An unavailable database is tried again with each use: hits are served and nothing is bought.
 pub(super) async fn open(
     config: &Config,
     state: &StateDir,
@@ -61,25 +60,19 @@ pub(super) async fn open(
                     "starting without the database: hits are served from the bucket, nothing is bought"
                 ),
             }
-            Ok(LedgerHandles::of(Arc::new(match observer {
-                Some(observer) => database.with_observer(observer),
-                None => database,
-            })))
+            Ok(LedgerHandles::of(Arc::new(database.with_observer(observer))))
         }
         None => {
             let file = state.ledger_file();
             let ledger = SqliteLedger::open(&file, clock, config.budget.time_zone.clone())
                 .with_context(|| format!("state.path: the ledger {} cannot be opened", file.display()))?;
-            let ledger = ledger.with_spool_max(config.state.spool_max.0);
-            Ok(LedgerHandles::of(Arc::new(match observer {
-                Some(observer) => ledger.with_observer(observer),
-                None => ledger,
-            })))
+            let ledger = ledger.with_spool_max(config.state.spool_max.0).with_observer(observer);
+            Ok(LedgerHandles::of(Arc::new(ledger)))
         }
     }
 }
 
-/// The configured database's ledger, not yet connected; `None` when the ledger is a file.
+/// Not yet connected; `None` when the ledger is a file.
 pub(super) fn database(config: &Config) -> Option<PostgresLedger> {
     let settings = config.state.clone();
     if !settings.has_database() {

@@ -8,15 +8,14 @@ use tokio::net::{TcpListener, TcpSocket};
 use crate::config::ServerConfig;
 use crate::http::server::{ConnectionLimits, WriteLimits};
 
-/// Connections that wait to be accepted; the system may allow fewer.
+/// The system may allow fewer.
 const ACCEPT_QUEUE: u32 = 8192;
 
-/// With as long a queue as the system allows: when it overflows, clients that came together wait a
-/// second for their next try, or are reset.
+/// With the longest queue: when it overflows, clients wait a second for their next try, or are reset.
 pub(super) fn bind(address: SocketAddr, field: &str) -> anyhow::Result<TcpListener> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // What a restart finds in TIME_WAIT is no reason not to listen.
+        // Connections of the last process may be in TIME_WAIT.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(ACCEPT_QUEUE)

@@ -1,5 +1,5 @@
-//! `granary check --live`: do store, ledger and upstream work as configured? Spends nothing, but for
-//! the one crop of `purchase`.
+//! `granary check --live`: do store, ledger and upstream work as configured? Spends nothing, except the one
+//! crop of `purchase`.
 
 mod purchase;
 mod report;
@@ -16,9 +16,8 @@ use crate::config::{Config, StoreKind, UpstreamKind};
 use crate::ledger::Ledger;
 use crate::ledger::guard;
 
-/// Tries every part that has something outside of this process: `store`, `ledger`, `archive` and `upstream`. With
-/// `spend` and when all of them work, buys one crop as well; what that shows of the upstream goes into the file
-/// `report`.
+/// Checks `store`, `ledger`, `archive` and `upstream`. With `spend`, and when all of them work, buys one crop
+/// as well, and describes the upstream's answer in `report`.
 pub async fn check(
     config: &Config,
     spend: bool,
@@ -51,7 +50,7 @@ async fn check_store(config: &Config) -> anyhow::Result<String> {
 }
 
 async fn check_ledger(config: &Config) -> anyhow::Result<String> {
-    // A database may be in use by others, and is there to be.
+    // Other processes may use the database.
     if let Some(database) = ledger::database(config) {
         database.prove().await.context("state.database_url")?;
         let calls = calls(&database).await?;
@@ -71,7 +70,7 @@ async fn calls(ledger: &dyn Ledger) -> anyhow::Result<u64> {
     Ok(totals.iter().map(|total| total.calls).sum())
 }
 
-/// Changes nothing: what is new on both sides is paired by the first start.
+/// Changes nothing: the first start pairs a new ledger and a new store.
 async fn check_archive(config: &Config) -> anyhow::Result<String> {
     let Some(state) = open_state(config)? else {
         return Ok("ledger and store are compared by the running granary: see its /readyz".to_owned());

@@ -1,14 +1,13 @@
-//! Another configuration for a running program: all of what can change without a restart is replaced,
-//! or nothing is.
-//!
-//! [`Reloader::take`] first finds out everything that can go wrong, and then only does what cannot: so
-//! there is no half of a reload. When it happens is the business of [`watch`].
+//! Configuration reload: everything that can change without a restart is replaced, or nothing is.
+//! [`Reloader::take`] does all steps that can fail first. [`watch`] decides when.
 
 #[cfg(test)]
 mod tests;
 pub(crate) mod watch;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::settings::{policy_config, slots_config};
 use super::upstream_key::KeyWatch;
@@ -19,40 +18,36 @@ use crate::http::routes::About;
 use crate::metrics::Metrics;
 use crate::teams::policy::CurrentPolicy;
 
-/// What of a running program a reload reaches.
 pub struct Reloader {
-    /// The configuration in force; held while another takes its place.
-    config: Mutex<Config>,
-    parts: ReloadParts,
-}
-
-pub(super) struct ReloadParts {
+    /// The effective configuration; locked during a reload.
+    pub(super) config: Mutex<Config>,
     pub(super) about: Arc<About>,
-    pub policy: CurrentPolicy,
-    pub filler: Filler,
-    /// `None` when no key is needed.
-    pub keys: Option<Arc<KeyWatch>>,
-    pub metrics: Arc<Metrics>,
+    pub(super) policy: CurrentPolicy,
+    pub(super) filler: Filler,
+    /// `None` without a key.
+    pub(super) keys: Option<Arc<KeyWatch>>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 pub type SetLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
 
 impl Reloader {
-    pub(super) fn new(config: Config, parts: ReloadParts) -> Self {
-        parts.metrics.config_shown(&parts.about.config.load());
-        parts.metrics.teams_in_force(parts.policy.get().teams().iter().map(|team| &**team));
-        Self { config: Mutex::new(config), parts }
+    /// Sets the metrics of the first configuration.
+    pub(super) fn started(self) -> Arc<Self> {
+        self.metrics.config_shown(&self.about.config.load());
+        self.metrics.teams_in_force(self.policy.get().teams().iter().map(|team| &**team));
+        Arc::new(self)
     }
 
-    /// Puts `new` in force, and names what has changed. Requests that were admitted are not affected. Blocks for
-    /// as long as reading a small file does. After an error everything is as it was.
+    /// Replaces the effective configuration and returns the names of changed fields. Admitted requests are
+    /// not affected. Blocks while it reads a small file. After an error nothing has changed.
     pub fn take(&self, new: &Config, set_level: &SetLevel) -> Result<Vec<String>, Problems> {
-        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut config = self.config.lock();
         let changes = config.changes_to(new);
         if !changes.restart.is_empty() {
             return Err(changes.restart);
         }
-        let key = match &self.parts.keys {
+        let key = match &self.keys {
             Some(keys) => {
                 let key = new.upstream.key().and_then(|key| key.ok_or_else(|| "is missing".to_owned()));
                 Some((keys, key.map_err(|why| Problems::one("upstream.api_key_file", why))?))
@@ -60,14 +55,14 @@ impl Reloader {
             None => None,
         };
         let policy = policy_config(new);
-        // Before anyone can call as a new team, its series are there.
-        self.parts.metrics.teams_in_force(policy.teams.iter().map(|team| &**team));
-        self.parts.policy.replace(policy);
+        // The series exist before anyone can call as a new team.
+        self.metrics.teams_in_force(policy.teams.iter().map(|team| &**team));
+        self.policy.replace(policy);
         if !changes.live.is_empty() {
             crash_point("CP36");
         }
         if config.upstream != new.upstream {
-            self.parts.filler.set_slots(slots_config(new));
+            self.filler.set_slots(slots_config(new));
         }
         if let Some((keys, key)) = key {
             keys.replace(new.upstream.clone(), &key);
@@ -76,8 +71,8 @@ impl Reloader {
             set_level(new.log.level);
         }
         let shown = new.to_commented_toml();
-        self.parts.metrics.config_shown(&shown);
-        self.parts.about.config.store(Arc::new(shown));
+        self.metrics.config_shown(&shown);
+        self.about.config.store(Arc::new(shown));
         *config = new.clone();
         Ok(changes.live)
     }

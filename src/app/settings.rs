@@ -1,4 +1,4 @@
-//! What the parts are given of the configuration, at the start and at a reload.
+//! The configuration of each part, at the start and at a reload.
 
 use axum::http::HeaderValue;
 
@@ -17,7 +17,6 @@ pub(super) fn fill_config(config: &Config) -> FillConfig {
     }
 }
 
-/// What is sold.
 pub(super) fn offers(config: &Config) -> Vec<Offer> {
     Offer::all(&config.upstream.namespace, config.upstream.credits_per_call)
 }

@@ -1,36 +1,36 @@
-//! The start, step by step: storage, upstream, recovery, background tasks, the two listeners.
-//!
-//! An error ends the process before it listens. A dependency that cannot be asked does not: hits are
-//! served, and nothing is bought until it is back.
+//! The start, step by step: storage, upstream, recovery, background tasks, the two listeners. An error ends
+//! the process before it listens. With an unavailable dependency, hits are served and nothing is bought.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::LedgerHandles;
 use super::listen::{bind, connection_limits};
-use super::reload::{ReloadParts, Reloader};
+use super::reload::Reloader;
 use super::settings::{fill_config, offers, policy_config};
 use super::upstream::open_upstream;
 use super::upstream_key::KeyWatch;
-use super::{App, STOP_MARGIN, admin_tokens, certificate, memory};
+use super::{App, STOP_MARGIN, admin_tokens, certificate};
 use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
+use crate::base::results::ResultRoom;
 use crate::base::secret::Secret;
 use crate::base::state::StateDir;
 use crate::billing::balance::BalanceWatch;
 use crate::billing::metering::Meter;
 use crate::cache::MemoryCache;
-use crate::config::{Config, StoreKind, UpstreamKind};
+use crate::config::{Config, ServerConfig, StoreKind, UpstreamKind};
 use crate::error;
 use crate::fill::{Core, Filler};
 use crate::gateway::Gateway;
 use crate::gateway::keys::KeyAdmin;
-use crate::http::routes::usage::UsageState;
 use crate::http::routes::{About, AdminState, Memory, PublicParts, PublicState, admin_router, public_router};
 use crate::http::server::{self, ConnectionLimits, Listener, Stops};
 use crate::ledger::Ledger;
@@ -42,6 +42,7 @@ use crate::metrics::store::MeteredStore;
 use crate::metrics::{ListenerName, Metrics, Space};
 use crate::request::RequestLimits;
 use crate::request::body::Pace;
+use crate::request::uploads::{UploadConfig, UploadRoom};
 use crate::store::Store;
 use crate::teams::policy::CurrentPolicy;
 use crate::upstream::Upstream;
@@ -50,16 +51,18 @@ use crate::upstream::download::bounded::BoundedResults;
 
 /// The minimum pace of an upload holds after this time.
 const UPLOAD_GRACE: Duration = Duration::from_secs(5);
-/// Connections of operators, load balancers and Prometheus.
+/// Bytes that uploads leave free on the disk of the state, because paid results come first.
+const SPILL_MIN_FREE: u64 = 1 << 30;
+/// Of operators, load balancers and Prometheus.
 const ADMIN_CONNECTIONS: usize = 256;
-/// How long a start waits for a dependency that hangs.
+/// For a dependency that hangs.
 const START_PATIENCE: Duration = Duration::from_secs(8);
-/// Time between two comparisons of the archive's markers.
+/// Between two comparisons of the archive's markers.
 const GUARD_PERIOD: Duration = Duration::from_secs(30);
-/// Time between two looks for records that the ledger does not know.
+/// Between two imports of records that the ledger does not know.
 const IMPORT_PERIOD: Duration = Duration::from_secs(5);
 
-/// What all parts of the process share.
+/// Shared by all parts.
 struct Process {
     config: Config,
     clock: Clock,
@@ -72,7 +75,6 @@ struct Process {
     stopped: CancellationToken,
 }
 
-/// The ledger and the store, which belong together.
 struct Storage {
     ledger: Arc<dyn Ledger>,
     usage: Arc<dyn UsageBook>,
@@ -82,7 +84,6 @@ struct Storage {
     guard: Arc<ArchiveGuard>,
 }
 
-/// What clients' requests are answered with.
 struct Services {
     filler: Filler,
     meter: Arc<Meter>,
@@ -91,52 +92,60 @@ struct Services {
     reloader: Arc<Reloader>,
 }
 
-/// Builds every part, settles what the last process left open, and starts to listen.
-///
-/// # Errors
-/// Whatever keeps it from starting, in a sentence that says what to do.
-pub(super) async fn start(config: Config, clock: Clock) -> anyhow::Result<App> {
-    let state = StateDir::open(&config.state.path)?;
-    let public = bind(config.server.listen, "server.listen")?;
-    let admin = bind(config.server.admin_listen, "server.admin_listen")?;
-    let (public_addr, admin_addr) = (public.local_addr()?, admin.local_addr()?);
-    let public_root = config.server.public_origin(public_addr).to_string();
+impl App {
+    /// Builds every part, recovers open calls, and starts to listen. Errors say what to do.
+    pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        let state = StateDir::open(&config.state.path)?;
+        let public = bind(config.server.listen, "server.listen")?;
+        let admin = bind(config.server.admin_listen, "server.admin_listen")?;
+        let (public_addr, admin_addr) = (public.local_addr()?, admin.local_addr()?);
+        let public_root = config.server.public_origin(public_addr).to_string();
 
-    let process = Process::new(config, clock, &state)?;
-    let storage = process.open_storage(&state).await?;
-    let (upstream, results, key) = open_upstream(&process.config, process.metrics.clone())?;
-    let filler = process.start_recovery(&storage, upstream.clone(), results).await?;
-    let copier = Copier::start(storage.spool.clone());
-    let services = process.start_services(&storage, upstream, filler, key);
-    let gateway = process.gateway(&services, &public_root);
-    let admin = process.admin_listener(admin, &storage, &services, &gateway)?;
-    let public = process.public_listener(public, &services, gateway, &public_root)?;
-    let listeners = vec![tokio::spawn(public.serve()), tokio::spawn(admin.serve())];
-    tracing::info!(
-        public = %public_addr,
-        admin = %admin_addr,
-        url = public_root,
-        upstream = process.config.upstream.kind.as_str(),
-        namespace = process.config.upstream.namespace,
-        version = env!("CARGO_PKG_VERSION"),
-        "listening"
-    );
-    Ok(App {
-        public_addr,
-        admin_addr,
-        stops: process.stops,
-        stopped: process.stopped.drop_guard(),
-        reloader: services.reloader,
-        filler: services.filler,
-        copier,
-        meter: services.meter,
-        usage: storage.usage,
-        drain_grace: process.config.server.drain_grace,
-        longest_call: process.config.upstream.hard_stop + STOP_MARGIN,
-        listeners,
-        metrics: process.metrics,
-        _state: state,
-    })
+        let process = Process::new(config, clock, &state)?;
+        let storage = process.open_storage(&state).await?;
+        let (upstream, results, key) = open_upstream(&process.config, process.metrics.clone())?;
+        let filler = process.start_recovery(&storage, upstream.clone(), results).await?;
+        let copier = Copier::start(storage.spool.clone());
+        let services = process.start_services(&storage, upstream, filler, key);
+        let gateway = process.gateway(&services, &public_root);
+        let admin = process.admin_listener(admin, &storage, &services, &gateway)?;
+        let public = process.public_listener(public, &services, gateway, &public_root)?;
+        let listeners = vec![tokio::spawn(public.serve()), tokio::spawn(admin.serve())];
+        tracing::info!(
+            public = %public_addr,
+            admin = %admin_addr,
+            url = public_root,
+            upstream = process.config.upstream.kind.as_str(),
+            namespace = process.config.upstream.namespace,
+            version = env!("CARGO_PKG_VERSION"),
+            "listening"
+        );
+        Ok(Self {
+            public_addr,
+            admin_addr,
+            stops: process.stops,
+            stopped: process.stopped.drop_guard(),
+            reloader: services.reloader,
+            filler: services.filler,
+            copier,
+            meter: services.meter,
+            usage: storage.usage,
+            drain_grace: process.config.server.drain_grace,
+            longest_call: process.config.upstream.hard_stop + STOP_MARGIN,
+            listeners,
+            metrics: process.metrics,
+            _state: state,
+        })
+    }
+}
+
+fn open_memory(server: &ServerConfig, folder: PathBuf) -> anyhow::Result<Memory> {
+    let (memory, spill) = (server.upload_memory.0, server.upload_spill.0);
+    let uploads = UploadConfig { memory, spill, folder: folder.clone(), min_free: SPILL_MIN_FREE };
+    let uploads = UploadRoom::open(uploads)
+        .with_context(|| format!("the folder {} cannot be used", folder.display()))?;
+    let results = || ResultRoom::new(server.result_memory.0);
+    Ok(Memory { uploads, sent: results(), fetched: results() })
 }
 
 impl Process {
@@ -146,7 +155,7 @@ impl Process {
         metrics.expect_errors(error::kinds().map(|(fault, code)| (fault.as_str(), code.name)));
         metrics.observe_space(Space::Cache, 0, config.cache.memory.0);
         metrics.observe_space(Space::Spool, 0, config.state.spool_max.0);
-        let memory = memory::open(&config, state)?;
+        let memory = open_memory(&config.server, state.upload_folder())?;
         let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());
         let (stops, stopped) = (Stops::default(), CancellationToken::new());
         Ok(Self { config, clock, metrics, policy, memory, cache: Arc::new(cache), stops, stopped })
@@ -157,7 +166,7 @@ impl Process {
         tokio::spawn(self.stops.stopping.clone().run_until_cancelled_owned(task));
     }
 
-    /// Runs `task` for as long as anything may be bought.
+    /// Runs `task` while anything may be bought.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(self.stopped.clone().run_until_cancelled_owned(task));
     }
@@ -195,7 +204,7 @@ impl Process {
         Ok(Storage { ledger, usage, admin, store, spool, guard })
     }
 
-    /// Settles and resumes what earlier processes left open, and keeps the leases of this one.
+    /// Settles and resumes open calls of earlier processes, and keeps the leases of this one.
     async fn start_recovery(
         &self,
         storage: &Storage,
@@ -203,7 +212,7 @@ impl Process {
         results: Arc<dyn ResultSource>,
     ) -> anyhow::Result<Filler> {
         let Storage { ledger, guard, .. } = storage;
-        // Where several processes keep the ledger, it settles nothing: leases say whose owner is dead.
+        // Settles nothing where several processes keep the ledger: there, leases show which owners are dead.
         let recovery = ledger.recover().await.context("the ledger cannot be read")?;
         crash_point("CP33");
         // A new store has one page: its ledger is complete before anything is bought.
@@ -228,7 +237,6 @@ impl Process {
         Ok(filler)
     }
 
-    /// Starts counting, the balance of the account, and what a reload replaces.
     fn start_services(
         &self,
         storage: &Storage,
@@ -248,14 +256,14 @@ impl Process {
             namespace: config.upstream.namespace.clone(),
             upstream: config.upstream.kind.as_str(),
         });
-        let reload_parts = ReloadParts {
+        let reloader = Reloader {
+            config: Mutex::new(config.clone()),
             about: about.clone(),
             policy: self.policy.clone(),
             filler: filler.clone(),
             keys,
             metrics: metrics.clone(),
         };
-        let reloader = Arc::new(Reloader::new(config.clone(), reload_parts));
         let meter = Arc::new(Meter::new(self.clock.clone(), config.budget.time_zone.clone()));
         self.spawn(meter.clone().run(storage.usage.clone()));
         let balance = Arc::new(BalanceWatch::new(upstream, self.clock.clone()));
@@ -265,7 +273,7 @@ impl Process {
             let watching = balance.clone().run(interval, move || filler.upstream_is_called());
             self.spawn_until_stopping(watching);
         }
-        Services { filler, meter, balance, about, reloader }
+        Services { filler, meter, balance, about, reloader: reloader.started() }
     }
 
     fn gateway(&self, services: &Services, public_root: &str) -> Gateway {
@@ -292,16 +300,6 @@ impl Process {
         gateway: &Gateway,
     ) -> anyhow::Result<Listener> {
         let config = &self.config;
-        let usage = Arc::new(UsageState {
-            book: storage.usage.clone(),
-            ledger: storage.ledger.clone(),
-            meter: services.meter.clone(),
-            balance: services.balance.clone(),
-            policy: self.policy.clone(),
-            clock: self.clock.clone(),
-            zone: config.budget.time_zone.clone(),
-            price: config.upstream.credit_price,
-        });
         let keys = KeyAdmin::new(
             services.filler.core().clone(),
             storage.admin.clone(),
@@ -321,7 +319,12 @@ impl Process {
             filler: services.filler.clone(),
             stopping: self.stops.stopping.clone(),
             policy: self.policy.clone(),
-            usage,
+            usage: storage.usage.clone(),
+            meter: services.meter.clone(),
+            balance: services.balance.clone(),
+            clock: self.clock.clone(),
+            zone: config.budget.time_zone.clone(),
+            price: config.upstream.credit_price,
             tokens,
             about: services.about.clone(),
         };

@@ -1,4 +1,4 @@
-//! Which store it is, and what is asked of a bucket at the start.
+//! Opens the configured store, and proves a bucket at the start.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use crate::store::local::LocalStore;
 use crate::store::s3::{S3Store, S3StoreConfig};
 use crate::store::{Store, StoreError};
 
-/// How long a start waits for the bucket.
+/// For the bucket.
 const START_PATIENCE: Duration = Duration::from_secs(8);
-/// How often a bucket that was away at the start is asked for; while its breaker is open, at no cost.
+/// For a bucket that is unavailable; while its breaker is open, at no cost.
 const AWAY_PAUSE: Duration = Duration::from_secs(1);
-/// How often one is asked that lacks what nothing can be kept without.
+/// For a bucket that lacks a required ability.
 const UNFIT_PAUSE: Duration = Duration::from_secs(30);
 
-/// Opens the configured store; a bucket is asked nothing yet.
+/// Does not ask a bucket anything.
 pub(super) async fn open(settings: &StoreConfig) -> anyhow::Result<Arc<dyn Store>> {
     match settings.kind {
         StoreKind::Local => {
@@ -33,16 +33,17 @@ pub(super) async fn open(settings: &StoreConfig) -> anyhow::Result<Arc<dyn Store
                 endpoint: settings.endpoint.clone(),
                 path_style: settings.path_style.unwrap_or(settings.endpoint.is_some()),
                 credentials_file: settings.credentials_file.clone(),
-                ..S3StoreConfig::new(bucket)
+                bucket,
+                ..S3StoreConfig::default()
             });
             Ok(Arc::new(store.await))
         }
     }
 }
 
-/// Proves the bucket before anything is bought for it. One that cannot be asked now is asked again
-/// until `stopping`: hits are served meanwhile, and nothing is bought, because the store has no room
-/// before it is proved. An error: the bucket lacks what nothing can be kept without.
+/// Proves the bucket before anything is bought for it. An unavailable one is tried again until `stopping`:
+/// meanwhile hits are served and nothing is bought, because an unproved store has no room. Fails when the
+/// bucket lacks a required ability.
 pub(super) async fn prove_bucket(store: Arc<dyn Store>, stopping: CancellationToken) -> anyhow::Result<()> {
     let error = match tokio::time::timeout(START_PATIENCE, store.prove()).await {
         Ok(Ok(())) => return Ok(()),

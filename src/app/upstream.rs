@@ -1,4 +1,4 @@
-//! Which upstream it is: the built-in engine, or AILab with its key and its result hosts.
+//! Opens the configured upstream: the built-in engine, or AILab.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::upstream::builtin::{BuiltinUpstream, InlineResults};
 use crate::upstream::download::http::{DownloadConfig, Downloader};
 use crate::upstream::download::{HostRule, ResultSource};
 
-/// The upstream, where its results come from, and its key if it needs one.
+/// The upstream, its result source, and its key if it needs one.
 pub(super) type UpstreamHandles = (Arc<dyn Upstream>, Arc<dyn ResultSource>, Option<Arc<ArcSwap<Secret>>>);
 
 pub(super) fn open_upstream(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<UpstreamHandles> {
@@ -40,7 +40,7 @@ pub(super) fn open_upstream(config: &Config, metrics: Arc<Metrics>) -> anyhow::R
     }
 }
 
-/// With the key it will use, which may be swapped.
+/// With its key, which may be swapped.
 pub(super) fn open_ailab(settings: &UpstreamConfig) -> anyhow::Result<(AilabUpstream, Arc<ArcSwap<Secret>>)> {
     let key = settings.key().map_err(anyhow::Error::msg)?.context("upstream.api_key is missing")?;
     let key = Arc::new(ArcSwap::from_pointee(key));

@@ -1,11 +1,10 @@
-//! The upstream's key, which is rotated by writing its file, without a failed request. A reload may name
-//! another key, or another file.
-//!
-//! Calls under way finish with the key they began with. A file that cannot be used keeps the old key.
+//! The upstream's key, which is rotated by writing its file, without a failed request, or by a reload. Calls
+//! in flight finish with their key. A file that cannot be used keeps the old key.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use super::file_watch::FileWatch;
 use crate::base::secret::Secret;
@@ -14,16 +13,16 @@ use crate::fill::Filler;
 use crate::metrics::{Metrics, ReloadedFile};
 
 pub(super) struct KeyWatch {
-    /// Locked while a key is taken into use.
+    /// Locked while a key is replaced.
     settings: Mutex<Arc<UpstreamConfig>>,
     key: Arc<ArcSwap<Secret>>,
-    /// Remembers what the upstream answered to the old key.
+    /// Remembers the upstream's refusal of the old key.
     filler: Filler,
     metrics: Arc<Metrics>,
 }
 
 impl KeyWatch {
-    /// For `key`, which is in use and came from `settings`.
+    /// `key` is in use and came from `settings`.
     pub(super) fn new(
         settings: UpstreamConfig,
         key: Arc<ArcSwap<Secret>>,
@@ -37,19 +36,18 @@ impl KeyWatch {
     pub(super) async fn follow(self: Arc<Self>) {
         let source = self.clone();
         let mut files = FileWatch::new(move || {
-            let settings = source.settings().clone();
+            let settings = source.settings.lock().clone();
             match settings.key() {
                 Ok(Some(key)) => Ok((settings, key)),
                 Ok(None) => Err("is not set any more".to_owned()),
                 Err(why) => Err(why),
             }
         });
-        let mut was_unusable = false;
         loop {
-            let read = files.next().await;
+            let (read, was_unusable) = files.next().await;
             match &read {
                 Ok((settings, key)) => {
-                    let current = self.settings();
+                    let current = self.settings.lock();
                     // A reload may have named another file meanwhile.
                     if Arc::ptr_eq(&current, settings) && !self.use_key(key) && was_unusable {
                         tracing::info!("the upstream's key can be read again; it is the same");
@@ -61,13 +59,12 @@ impl KeyWatch {
                     self.metrics.reloaded(ReloadedFile::UpstreamKey, false);
                 }
             }
-            was_unusable = read.is_err();
         }
     }
 
-    /// Takes `key`, which came from `settings`, into use, and follows those from now on.
+    /// `key` came from `settings`, which are followed from now on.
     pub(super) fn replace(&self, settings: UpstreamConfig, key: &Secret) {
-        let mut current = self.settings();
+        let mut current = self.settings.lock();
         *current = Arc::new(settings);
         self.use_key(key);
     }
@@ -87,9 +84,5 @@ impl KeyWatch {
     #[cfg(test)]
     pub(super) fn current(&self) -> Arc<Secret> {
         self.key.load_full()
-    }
-
-    fn settings(&self) -> MutexGuard<'_, Arc<UpstreamConfig>> {
-        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

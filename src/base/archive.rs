@@ -1,27 +1,23 @@
 //! The id of an archive, which its ledger and its store both carry; see [`guard`](crate::ledger::guard).
 
-#![allow(missing_docs, reason = "a field whose name says it needs no more")]
-
 use std::fmt;
 use std::str::FromStr;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
-/// 122 random bits, written as 32 hexadecimal digits. Not secret.
+/// 32 hexadecimal digits. Not secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ArchiveId(Uuid);
 
-/// The archive that a ledger belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
     pub archive: ArchiveId,
-    /// The store has been seen to carry the same id. Until then nothing was ever bought.
+    /// The store has been seen to carry the same id. Before that nothing is bought.
     pub is_settled: bool,
     pub import: Import,
 }
 
-/// The progress of the import of the store's records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Import {
     /// A position of the store's list; `None` at the begin.
@@ -47,7 +43,6 @@ impl ArchiveId {
         Self(Uuid::new_v4())
     }
 
-    /// The contents of a marker, readable for people too.
     pub fn to_marker(self) -> String {
         format!("{MARKER}{self}\n")
     }
@@ -66,7 +61,6 @@ impl fmt::Display for ArchiveId {
     }
 }
 
-/// The text is not 32 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an archive's id is 32 hexadecimal digits")]
 pub struct NoArchiveId;

@@ -1,9 +1,8 @@
 //! A circuit breaker for one dependency. While it is open, calls fail at once, and a probe in the background
 //! closes it.
 //!
-//! One timeout opens it, because every later call would wait as long. Other failures open it after `FAILURES`
-//! in a row. No caller is ever the probe, so an outage costs callers no time, and the breaker closes without
-//! traffic.
+//! One timeout opens it, because every later call would wait as long; other failures open it after `FAILURES`
+//! in a row. No call is a probe, so an outage costs callers no time, and the breaker closes without traffic.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,7 +18,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Probe = Box<dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
-/// A handle; clones share one state.
+/// Clones share one state.
 #[derive(Clone)]
 pub struct Breaker(Arc<Inner>);
 
@@ -53,8 +52,7 @@ impl Breaker {
         self.0.failures.load(Ordering::Relaxed) >= FAILURES
     }
 
-    /// Runs `work` for at most `limit`. Errors that `is_outage` names count as failures; a dropped future
-    /// does not.
+    /// Errors for which `is_outage` holds count as failures; a dropped future does not.
     pub async fn call<T, E>(
         &self,
         limit: Duration,

@@ -1,14 +1,11 @@
-//! The clocks, which a test can set: [`Clock`].
-//!
-//! The wall clock is for timestamps and calendar windows. Leases use the uptime of the machine, which nobody
-//! sets and which counts suspended time. Time limits use tokio's monotonic clock instead.
+//! The clocks, which a test can set. The wall clock is for timestamps and calendar windows. Leases use the
+//! uptime of the machine, which counts suspended time. Time limits use tokio's monotonic clock instead.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// A wall clock and an uptime.
 #[derive(Clone)]
 pub struct Clock {
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
@@ -21,18 +18,17 @@ impl Clock {
         Self { now: Arc::new(|| shifted(Timestamp::now())), uptime: Arc::new(boot_time) }
     }
 
-    /// Any wall clock; the uptime is that of tokio's clock, which a test may pause.
+    /// The uptime is tokio's, which a test may pause.
     pub fn from_fn(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
         let begun = tokio::time::Instant::now();
         Self { now: Arc::new(now), uptime: Arc::new(move || begun.elapsed()) }
     }
 
-    /// The present instant.
     pub fn now(&self) -> Timestamp {
         (self.now)()
     }
 
-    /// The time since some instant before this process, suspended time included.
+    /// Since some instant before this process, with suspended time.
     pub fn uptime(&self) -> Duration {
         (self.uptime)()
     }

@@ -1,11 +1,9 @@
-//! Named points at which the crash tests kill or stop the process.
+//! Named points at which the crash tests kill or stop the process. They do nothing without the feature
+//! `crash-points`, which no build for service has.
 //!
-//! A point does nothing unless the program is built with the feature `crash-points`, which no build for
-//! service has. With it, the environment variable `GRANARY_CRASH_AT` names one point, as `CP18`, or `CP18:3`
-//! for its third passage, at which the process gets SIGKILL, so that nothing is flushed or cleaned up.
-//! `GRANARY_STOP_AT` does the same with SIGSTOP.
+//! `GRANARY_CRASH_AT` names one point, as `CP18`, or `CP18:3` for its third passage, at which the process
+//! gets SIGKILL, so that nothing is flushed or cleaned up. `GRANARY_STOP_AT` does the same with SIGSTOP.
 
-/// Does nothing: this build has no crash points.
 #[cfg(not(feature = "crash-points"))]
 #[inline(always)]
 pub(crate) fn crash_point(_name: &'static str) {}

@@ -17,7 +17,7 @@ pub(crate) struct TempFile {
 }
 
 impl TempFile {
-    /// Creates an empty file below `folder`, with the permission bits `mode`.
+    /// With the permission bits `mode`.
     pub(crate) fn create(folder: &Path, mode: u32) -> io::Result<Self> {
         let path = folder.join(temp_name());
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
@@ -28,8 +28,8 @@ impl TempFile {
         self.file.write_all(bytes)
     }
 
-    /// Makes the bytes durable. After an error they must be written to another file: the kernel may have
-    /// dropped them, and a second sync would not report it.
+    /// After an error the bytes must be written to another file: the kernel may have dropped them, and a
+    /// second sync would not report it.
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
@@ -61,7 +61,7 @@ pub(crate) fn temp_name() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
-/// Opens a folder of ours; refuses a symbolic link in its place, and a folder of another user.
+/// Refuses a symbolic link, and a folder of another user.
 pub(crate) fn open_own_folder(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -75,8 +75,7 @@ pub(crate) fn open_own_folder(path: &Path) -> io::Result<File> {
     Ok(folder)
 }
 
-/// Refuses a folder that another user can change. Its group may write, as for a volume in Kubernetes; its
-/// owner may be root.
+/// Refuses a folder that another user can change. Its group may write, and its owner may be root.
 pub(crate) fn check_owner(folder: &File) -> io::Result<()> {
     let refused = |why: String| Err(io::Error::new(ErrorKind::PermissionDenied, why));
     let (metadata, user) = (folder.metadata()?, geteuid().as_raw());
@@ -118,7 +117,7 @@ pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes the rights of other users to a file away, if it exists. It is not opened: closing it would release
+/// Takes away the rights of other users to a file, if it exists. It is not opened: closing it would release
 /// the locks that a database of this process has on it.
 pub(crate) fn make_private(path: &Path) -> io::Result<()> {
     let metadata = match fs::symlink_metadata(path) {
@@ -140,8 +139,7 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Creates one folder durably. An existing one is synced too: the process that created it may have died
-/// before.
+/// Creates one folder durably. An existing one is synced too: its creator may have died before the sync.
 pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
     match fs::create_dir(folder) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}

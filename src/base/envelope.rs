@@ -1,10 +1,6 @@
-//! The upstream's JSON envelope, kept verbatim.
-//!
-//! An answer is never turned into a struct and back: clients get every field the upstream sent, known or not,
-//! in its order and spelling. Only addresses of the upstream are replaced or removed (`addresses.rs`), and
-//! only fields that a newer upstream omits are added ([`complete`]).
-
-#![allow(missing_docs, reason = "a method whose name says it needs no more")]
+//! The upstream's JSON envelope, kept verbatim: clients get every field the upstream sent, known or not, in
+//! its order and spelling. Only addresses of the upstream are replaced or removed (`addresses`), and only
+//! fields that a newer upstream omits are added ([`complete`]).
 
 mod addresses;
 mod decode;
@@ -20,13 +16,12 @@ use crate::base::operation::Operation;
 use crate::base::picture::ObjectName;
 use crate::base::secret::Secret;
 
-/// The deepest nesting that the readers of stored answers accept.
+/// The most that readers of stored answers accept.
 const MAX_DEPTH: usize = 120;
 
 /// Longer ids of the upstream are cut. Documented ones have 36 bytes.
 const MAX_ID_BYTES: usize = 128;
 
-/// A success of the upstream with a result.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The body without foreign addresses; secret, because it contains `url`.
@@ -42,22 +37,20 @@ pub enum Envelope {
     Success(Answer),
     /// Neither an error code nor a result's URL.
     NoResult,
+    /// `code`: `error_detail.code`, or `error_code_str`. `text`: the body without addresses.
     Error {
-        /// `error_detail.code`, or `error_code_str`.
         code: String,
-        /// The body without addresses.
         text: String,
     },
 }
 
-/// The body is not JSON, nested too deep, or another JSON text.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an answer in the upstream's format")]
 pub struct NotAnEnvelope;
 
 impl Envelope {
-    /// Reads a complete body, as clients in wide use do: after a byte order mark, with bytes that are not
-    /// UTF-8, and with repeated fields, of which the last counts.
+    /// Reads a body as common clients do: after a byte order mark, with bytes that are not UTF-8, and with
+    /// repeated fields, of which the last counts.
     pub fn read(body: &[u8], operation: &Operation) -> Result<Self, NotAnEnvelope> {
         let (text, ..) = encoding_rs::UTF_8.decode(body);
         if depth(&text) > MAX_DEPTH {
@@ -79,7 +72,7 @@ impl Envelope {
             .unwrap_or_default();
         let is_error = fields.number("error_code").is_some_and(|code| code != 0);
         Ok(match url {
-            // There is a result, whatever the text of the code.
+            // A result, with any text of the code.
             Some(url) if !is_error => Self::Success(Answer {
                 url: Secret::new(url),
                 request_id: id(&fields, "request_id"),
@@ -107,7 +100,7 @@ impl Answer {
         }
     }
 
-    /// The body, for the `answered` row only.
+    /// For the `answered` row only.
     pub fn text(&self) -> &Secret {
         &self.text
     }
@@ -116,12 +109,12 @@ impl Answer {
         &self.url
     }
 
-    /// The permanent answer, with the object's path in place of every copy of the upstream's URL.
+    /// The permanent answer: the object's path replaces every copy of the upstream's URL.
     pub fn keep(&self, object: &ObjectName) -> String {
         replace_strings(self.text.expose(), self.url.expose(), &object.path())
     }
 
-    /// The answer for people, with the URL cut after its host, because the rest may be signed.
+    /// For people. The URL is cut after its host, because the rest may be signed.
     pub fn shown(&self) -> String {
         let url = self.url.expose();
         let place = match (url.split_once("://"), url.split_once(',')) {

@@ -1,22 +1,19 @@
-//! What an entry is, everywhere: [`Identity`].
+//! The identity of an entry in ledger, store and cache.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::base::key::CacheKey;
 
-/// Upstream, operation and key. Entries of the same key in two namespaces share nothing.
+/// Entries of one key in two namespaces share nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// The upstream's namespace and the operation's segment, as the ledger and the store have it:
-    /// see [`Operation::namespace`](crate::base::operation::Operation::namespace).
+    /// Upstream and operation: see [`Operation::namespace`](crate::base::operation::Operation::namespace).
     pub namespace: Arc<str>,
-    /// Picture and numbers.
     pub key: CacheKey,
 }
 
 impl Identity {
-    /// An entry of the ledger or the store.
     pub fn new(namespace: &str, key: CacheKey) -> Self {
         Self { namespace: namespace.into(), key }
     }

@@ -1,15 +1,13 @@
-//! What identifies a request: [`CacheKey`], and what identifies a result: [`Digest`].
+//! The identity of a request, [`CacheKey`], and of a result, [`Digest`].
 //!
 //! `key = BLAKE3(image bytes ‖ width as u32 little-endian ‖ height as u32 little-endian)`. The suffix has a
-//! fixed length, so no two inputs share an encoding. A change of the key buys the whole archive again; the
-//! tests pin some keys.
-
-#![allow(missing_docs, reason = "a method whose name says it needs no more")]
+//! fixed length, so no two inputs share an encoding. A change of the key buys the whole archive again; tests
+//! pin some.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The identity of a crop request: 256 bits, shown as 64 lower-case hex digits.
+/// Shown as 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CacheKey([u8; 32]);
 
@@ -17,8 +15,7 @@ pub struct CacheKey([u8; 32]);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
-/// Hashes a picture while it arrives, and the numbers at the end, so that the fields of a form may have any
-/// order.
+/// Hashes a picture while it arrives, and the numbers at the end, so that form fields may have any order.
 #[derive(Default, Clone)]
 pub struct KeyHasher(blake3::Hasher);
 
@@ -27,7 +24,7 @@ impl KeyHasher {
         self.0.update(piece);
     }
 
-    /// The digest of the picture alone, and the key of the picture at `width` × `height` pixels.
+    /// The digest of the picture, and the key.
     pub fn finish(mut self, width: u32, height: u32) -> (Digest, CacheKey) {
         let image = Digest(*self.0.finalize().as_bytes());
         self.0.update(&width.to_le_bytes());
@@ -54,7 +51,7 @@ impl Digest {
 #[error("not 64 lower-case hex digits")]
 pub struct InvalidHex;
 
-/// Exactly 64 lower-case hex digits: one spelling per value, so that a name has one file.
+/// One spelling per value, so that a name has one file.
 fn parse_hex(text: &str) -> Result<[u8; 32], InvalidHex> {
     if text.len() != 64 || text.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Err(InvalidHex);

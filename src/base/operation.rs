@@ -1,35 +1,28 @@
-//! What is sold: an endpoint of the upstream, as a value ([`Operation`]).
-//!
-//! The upstream has some ninety operations that share its key, its envelope and its expiring URLs.
-//! What distinguishes one from another is in its value alone: a second operation is a second value
-//! and a place in [`OPERATIONS`].
+//! Endpoints of the upstream. Its some ninety operations share its key, its envelope and its expiring URLs;
+//! all their differences are in [`Operation`], so a further operation is a further value in [`OPERATIONS`].
 
 use std::sync::Arc;
 
 use crate::base::identity::Identity;
 use crate::base::key::CacheKey;
 
-/// One operation of the upstream's API.
 #[derive(Debug)]
 pub struct Operation {
     /// The path below the upstream's origin, and below ours.
     pub path: &'static str,
-    /// Its part of the namespace. Cropping has none: its names are older than the second operation.
+    /// Its part of the namespace; none for cropping, which came first.
     pub segment: Option<&'static str>,
-    /// The names of the form's fields: the picture, and two numbers. The key is made of their values, in
-    /// this order.
+    /// The form's fields: the picture, and two numbers. The key is made of their values, in this order.
     pub fields: [&'static str; 3],
-    /// The members of the answer that lead to the result's URL.
+    /// The members of the answer that lead to the URL.
     pub result_url: [&'static str; 2],
-    /// Credits of a call, unless the configuration says otherwise.
+    /// By default.
     pub credits: u64,
-    /// The name of its credit pool in the upstream's `query-credits` answer.
+    /// In the upstream's `query-credits` answer.
     pub credit_pool: &'static str,
-    /// The vendor's name of it.
     pub title: &'static str,
 }
 
-/// *AI image cropping*.
 pub static IMAGE_CROPPING: Operation = Operation {
     path: "/api/image/editing/image-cropping",
     segment: None,
@@ -45,27 +38,25 @@ pub static IMAGE_CROPPING: Operation = Operation {
 pub static SECOND: Operation =
     Operation { path: "/api/image/editing/second", segment: Some("second"), ..IMAGE_CROPPING };
 
-/// All operations that are served; the first is cropping.
+/// The first is cropping.
 pub static OPERATIONS: &[&Operation] = &[
     &IMAGE_CROPPING,
     #[cfg(feature = "crash-points")]
     &SECOND,
 ];
 
-/// The upstream's free call that says what is left to spend.
 pub const QUERY_CREDITS_PATH: &str = "/api/common/query-credits";
 
-/// Separates an operation's segment from the upstream's namespace, which cannot contain it.
+/// The upstream's namespace cannot contain it.
 const SEPARATOR: char = '.';
 
 impl Operation {
-    /// The operation whose results are in a namespace, if it is served.
     pub fn of_namespace(namespace: &str) -> Option<&'static Self> {
         let segment = namespace.split_once(SEPARATOR).map(|(_, segment)| segment);
         OPERATIONS.iter().find(|operation| operation.segment == segment).copied()
     }
 
-    /// The namespace of its results: that of the upstream, with its segment.
+    /// The upstream's namespace, with the segment.
     pub fn namespace(&self, upstream: &str) -> Arc<str> {
         match self.segment {
             None => upstream.into(),
@@ -77,16 +68,13 @@ impl Operation {
 /// An operation as this process offers it.
 #[derive(Clone, Debug)]
 pub struct Offer {
-    /// What is offered.
     pub operation: &'static Operation,
-    /// Namespace of its results.
     pub namespace: Arc<str>,
-    /// Credits of a call.
     pub credits: u64,
 }
 
 impl Offer {
-    /// All operations over one upstream. `cropping_credits`: what is configured for a crop.
+    /// `cropping_credits`: the configured credits of a crop.
     pub fn all(upstream_namespace: &str, cropping_credits: u64) -> Vec<Self> {
         let offer = |operation: &&'static Operation| Self {
             operation,
@@ -96,7 +84,6 @@ impl Offer {
         OPERATIONS.iter().map(offer).collect()
     }
 
-    /// The identity of what is under one of its keys.
     pub fn identity(&self, key: CacheKey) -> Identity {
         Identity { namespace: self.namespace.clone(), key }
     }

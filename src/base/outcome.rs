@@ -1,22 +1,17 @@
-//! How a crop request was answered: one closed set of words for header, log and label.
-
-#![allow(missing_docs, reason = "a variant whose name says it needs no more")]
+//! The source of an answer, for header, log and label.
 
 use crate::base::words::words;
 
 words! {
-    /// Where an answer came from, by its word in log and label. After pingora's enum of the same name.
+    /// After pingora's enum of the same name.
     #[derive(Hash)]
     pub enum CacheStatus {
         HitMemory = "hit_memory",
         HitLedger = "hit_ledger",
-        /// From the store's record.
         HitStore = "hit_store",
-        /// Bought for another client that asked for the same.
+        /// Bought for another client.
         Coalesced = "coalesced",
-        /// Bought for this client.
         Miss = "miss",
-        /// Bought anew, because this client asked for that.
         Refresh = "refresh",
     }
 }
@@ -34,31 +29,23 @@ impl CacheStatus {
         }
     }
 
-    /// Returns true when the answer cost the client's team nothing.
     pub fn is_free(self) -> bool {
         self.saving().is_some()
     }
 
-    /// Why the answer cost the client's team nothing; `None` when it did.
+    /// `None` when it cost credits. The causes have the same words.
     pub fn saving(self) -> Option<SavingCause> {
-        match self {
-            Self::HitMemory => Some(SavingCause::HitMemory),
-            Self::HitLedger => Some(SavingCause::HitLedger),
-            Self::HitStore => Some(SavingCause::HitStore),
-            Self::Coalesced => Some(SavingCause::Coalesced),
-            Self::Miss | Self::Refresh => None,
-        }
+        self.as_str().parse().ok()
     }
 }
 
 words! {
-    /// Why an answer cost its team nothing, by its word in ledger, label and report.
+    /// For ledger, label and report.
     #[derive(Hash, PartialOrd, Ord)]
     pub enum SavingCause {
         HitMemory = "hit_memory",
         HitLedger = "hit_ledger",
         HitStore = "hit_store",
-        /// Bought for another client at the same time.
         Coalesced = "coalesced",
         /// A lookup by key, without an upload.
         HashFirst = "hash_first",

@@ -1,6 +1,4 @@
-//! The format, the size and the end of a picture file, by its bytes and without decoding pixels. No I/O.
-
-#![allow(missing_docs, reason = "a format whose name says it needs no more")]
+//! Format, size and end of a picture file, without decoding pixels.
 
 mod end;
 mod header;
@@ -11,7 +9,7 @@ use crate::base::key::Digest;
 use crate::base::words::words;
 
 words! {
-    /// A picture format that the upstream accepts and results may have, by its file name extension.
+    /// By file name extension.
     #[derive(Hash)]
     pub enum ImageFormat {
         Jpeg = "jpg",
@@ -23,7 +21,7 @@ words! {
 }
 
 impl ImageFormat {
-    /// Decides by the first bytes; `None` for anything else.
+    /// By the first bytes.
     pub fn sniff(bytes: &[u8]) -> Option<Self> {
         match bytes {
             [0xFF, 0xD8, 0xFF, ..] => Some(Self::Jpeg),
@@ -49,10 +47,8 @@ impl ImageFormat {
     }
 }
 
-/// Reads width and height in pixels from the header, before any EXIF orientation; neither is 0.
-///
-/// `None` when no decoder could read them. Takes microseconds, and a fraction of a millisecond for a file
-/// made to be slow.
+/// Width and height in pixels, before any EXIF orientation; `None` when no decoder could read them, or one is
+/// 0. Takes microseconds, and a fraction of a millisecond for a file made to be slow.
 pub fn dimensions(bytes: &[u8]) -> Option<(usize, usize)> {
     let (width, height) = match ImageFormat::sniff(bytes)? {
         ImageFormat::Jpeg => header::jpeg(bytes),
@@ -63,8 +59,8 @@ pub fn dimensions(bytes: &[u8]) -> Option<(usize, usize)> {
     (width > 0 && height > 0).then_some((width as usize, height as usize))
 }
 
-/// The byte after a picture's end mark; `None` when the picture is cut short or of an unknown format. Vendors
-/// append padding, labels and further pictures. Takes less than a millisecond per MiB.
+/// The byte after the end mark, behind which vendors append padding, labels and pictures; `None` when the
+/// picture is cut short or of an unknown format. Takes less than a millisecond per MiB.
 pub fn end(bytes: &[u8]) -> Option<usize> {
     match ImageFormat::sniff(bytes)? {
         ImageFormat::Jpeg => end::jpeg(bytes),
@@ -74,7 +70,7 @@ pub fn end(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// The permanent name of a result: `{digest}.{ext}`. No text of a client or an upstream is part of it.
+/// `{digest}.{ext}`: no text of a client or an upstream is part of the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectName {
     pub digest: Digest,
@@ -82,7 +78,6 @@ pub struct ObjectName {
 }
 
 impl ObjectName {
-    /// `None` for bytes of an unknown format.
     pub fn of(bytes: &[u8]) -> Option<Self> {
         Some(Self { digest: Digest::of(bytes), format: ImageFormat::sniff(bytes)? })
     }

@@ -1,5 +1,4 @@
-//! Randomness for jitter, never for secrets, boundaries or names. A simulation can replace the generator with
-//! its seed.
+//! Randomness for jitter, never for secrets, boundaries or names. A simulation replaces the generator.
 
 use std::time::Duration;
 

@@ -1,6 +1,4 @@
-//! The record: the answer under a key, as one JSON file in the store.
-
-#![allow(missing_docs, reason = "a field whose name says it needs no more")]
+//! The answer under a key, as one JSON file in the store.
 
 use std::ops::RangeInclusive;
 
@@ -14,66 +12,61 @@ use crate::base::key::{CacheKey, Digest};
 use crate::base::operation::Operation;
 use crate::base::picture::ObjectName;
 
-/// The longest object: twice the default limit of a result download. A longer one is damaged, and is not read
-/// into memory.
+/// Twice the default limit of a result download. A longer object is damaged and is not read into memory.
 pub const MAX_OBJECT_BYTES: u64 = 64 << 20;
 
-/// The most credits that the configuration allows for one call.
+/// The configuration's limit for one call.
 pub(crate) const MAX_CREDITS: u64 = 1_000_000;
 
 /// More refreshes and purges than a key can see.
 pub(crate) const MAX_GENERATION: u64 = u32::MAX as u64;
 
-/// The years in which a record may have been stored.
 const SANE_YEARS: RangeInclusive<i16> = 2020..=2199;
 
 /// The folder of all records.
 pub const RECORDS: &str = "records";
 
-/// The answer under a key, without host, bucket and prefix, so that an archive can be moved by copying it.
+/// Without host, bucket and prefix, so that an archive can be moved by copying it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
     /// The layout of this file: 1.
     pub version: u32,
-    /// Which upstream and operation, e.g. `ailab-v1`.
+    /// Such as `ailab-v1`.
     pub namespace: String,
     pub key: CacheKey,
     /// 0, and one more for each refresh or purge.
     pub generation: u64,
-    /// The upstream's answer, verbatim but for the result's URL, where the object's path stands.
+    /// Verbatim, except that the object's path replaces the result's URL.
     pub answer: String,
-    /// BLAKE3 of the result's bytes.
     pub digest: Digest,
     pub extension: String,
-    /// Length of the result.
     pub bytes: u64,
     pub team: String,
     pub credits: u64,
     pub stored_at: jiff::Timestamp,
     pub upstream_request_id: String,
     pub upstream_log_id: String,
-    /// BLAKE3 of the uploaded picture.
+    /// Of the uploaded picture.
     pub image: Digest,
     pub width: u32,
     pub height: u32,
 }
 
 impl Record {
-    /// The layout this program writes, and the only one it reads.
+    /// The only layout that is written and read.
     pub const VERSION: u32 = 1;
 
-    /// What it is the answer to.
     pub fn identity(&self) -> Identity {
         Identity::new(&self.namespace, self.key)
     }
 
-    /// The name of the result; `None` for an unknown extension.
+    /// `None` for an unknown extension.
     pub fn object(&self) -> Option<ObjectName> {
         Some(ObjectName { digest: self.digest, format: self.extension.parse().ok()? })
     }
 
-    /// The name of a record in every store: `records/{namespace}/{kk}/{key}.json`.
+    /// `records/{namespace}/{kk}/{key}.json`, in every store.
     pub fn path(namespace: &str, key: CacheKey) -> String {
         let key = key.to_string();
         format!("{RECORDS}/{namespace}/{}/{key}.json", &key[..2])
@@ -86,7 +79,7 @@ impl Record {
         (Self::checked_path(namespace, key).ok()? == path).then(|| (namespace.to_owned(), key))
     }
 
-    /// As [`path`](Self::path), but refuses a namespace that could lead elsewhere.
+    /// Refuses a namespace that could lead elsewhere.
     pub fn checked_path(namespace: &str, key: CacheKey) -> Result<String, InvalidRecord> {
         let is_plain = |part: &str| {
             let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -100,7 +93,7 @@ impl Record {
         Ok(Self::path(namespace, key))
     }
 
-    /// The file at `path`. Refuses a record that could not be read again.
+    /// Refuses a record that could not be read again.
     pub fn to_json(&self, path: &str) -> Result<Bytes, InvalidRecord> {
         let bytes = serde_json::to_vec(self)
             .map_err(|error| InvalidRecord(format!("cannot write {path} as JSON: {error}")))?;
@@ -134,8 +127,8 @@ impl Record {
         Ok(record)
     }
 
-    /// Returns false for a record that no purchase makes: a writer to the bucket must not be able to answer a
-    /// key with other objects, or to book numbers that no ledger can add up.
+    /// Returns false for a record that no purchase makes: a writer to the bucket must not answer a key with
+    /// other objects, or book numbers that no ledger can add up.
     fn is_plausible(&self) -> bool {
         let side = 1..=u32::from(u16::MAX);
         let answer = Operation::of_namespace(&self.namespace)
@@ -153,7 +146,7 @@ impl Record {
     }
 }
 
-/// A record that cannot be read or written, or a name that no record can have. The text is safe to log.
+/// Safe to log.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidRecord(String);

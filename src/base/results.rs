@@ -1,7 +1,5 @@
-//! The memory of results: [`ResultRoom`].
-//!
-//! A task takes the largest size of a result before it reads it, and gives the rest back when the length is
-//! known. The share is part of the bytes, until their last slice is dropped.
+//! Limits the memory of results: [`ResultRoom`]. A task takes the largest size before it reads a result, and
+//! gives the rest back when the length is known. The share is part of the bytes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +10,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Results take whole units.
 const UNIT_BYTES: u64 = 4096;
 
-/// Limits the bytes of results in memory. Cheap to clone.
+/// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ResultRoom {
     free: Arc<Semaphore>,
     units: u32,
 }
 
-/// A part of the room; given back when it is dropped.
 #[derive(Debug)]
 pub struct ResultShare(OwnedSemaphorePermit);
 
@@ -33,9 +30,10 @@ impl ResultRoom {
         Self { free: Arc::new(Semaphore::new(units as usize)), units }
     }
 
-    /// Waits in turn, for at most `patience`, for room for `bytes`, or for all of it.
+    /// Waits in turn, at most `patience`, for room for `bytes`, or for all of it.
     pub async fn take(&self, bytes: u64, patience: Duration) -> Result<ResultShare, NoResultRoom> {
-        let taken = self.free.clone().acquire_many_owned(self.units_of(bytes));
+        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.units);
+        let taken = self.free.clone().acquire_many_owned(units);
         match tokio::time::timeout(patience, taken).await {
             Ok(taken) => Ok(ResultShare(taken.expect("the semaphore is never closed"))),
             Err(_) => Err(NoResultRoom),
@@ -50,10 +48,6 @@ impl ResultRoom {
     /// Bytes.
     pub fn limit(&self) -> u64 {
         u64::from(self.units) * UNIT_BYTES
-    }
-
-    fn units_of(&self, bytes: u64) -> u32 {
-        u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.units)
     }
 }
 

@@ -1,8 +1,5 @@
-//! Values that cannot be printed: [`Secret`].
-//!
-//! The upstream key, team tokens and signed result URLs have this type from the moment they are read. `Debug`
-//! shows stars, there is no `Display` and no `Serialize`, and the memory is wiped on drop. [`Secret::expose`]
-//! is the only way in, so that `grep expose` lists every use.
+//! Values that cannot be printed: the upstream key, team tokens and signed result URLs. `Debug` shows stars,
+//! there is no `Display` and no `Serialize`, and the memory is wiped on drop. `grep expose` lists every use.
 
 use std::fmt;
 
@@ -21,17 +18,15 @@ pub fn forbid_dumps() {
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
 }
 
-/// A text that cannot be printed.
 #[derive(Clone)]
 pub struct Secret(SecretString);
 
 impl Secret {
-    /// Takes ownership of the text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(SecretString::from(text.into()))
     }
 
-    /// The text itself; the caller must not log, store or return it.
+    /// The caller must not log, store or return it.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }

@@ -1,7 +1,5 @@
 //! The state directory, which one process locks.
 
-#![allow(missing_docs, reason = "a method whose name says it needs no more")]
-
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -19,17 +17,16 @@ pub struct StateDir {
 pub enum StateDirError {
     #[error("{0} is in use by another granary: stop that one, or set state.path to a directory of its own")]
     InUse(PathBuf),
-    /// It cannot be created or locked, or other users can change it.
     #[error("the state directory {path} cannot be used: {error}")]
     Io {
         path: PathBuf,
-        /// Not a `source`, because it is in the text above.
+        /// Not a `source`, because it is in the text.
         error: io::Error,
     },
 }
 
 impl StateDir {
-    /// Creates the directory for our user only, and locks it. Refuses one that other users can change.
+    /// Creates the directory for our user only. Refuses one that other users can change.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         let failed = |error| StateDirError::Io { path: path.to_owned(), error };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;

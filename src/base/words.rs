@@ -1,6 +1,6 @@
 //! Enums whose variants are words in the configuration, the ledger, logs, labels and paths.
 
-/// Declares enums with a word for each variant, which `as_str` and serde write and `FromStr` reads.
+/// Each variant has a word, which `as_str` and serde write and `FromStr` reads.
 macro_rules! words {
     ($($(#[$about:meta])* $visible:vis enum $name:ident {
         $($(#[$what:meta])* $variant:ident = $word:literal),+ $(,)?

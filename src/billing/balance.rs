@@ -1,10 +1,11 @@
-//! The balance of the upstream's account. Asking is free. What is spent outside of Granary is found by comparing
-//! its metric with the ledger's, in a recording rule.
+//! The balance of the upstream's account, which is free to query. A recording rule compares its metric with
+//! the ledger's to find credits spent outside of Granary.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use crate::base::clock::Clock;
 use crate::base::random::jittered;
@@ -16,7 +17,6 @@ pub struct Balance {
     pub seen_at: Timestamp,
 }
 
-/// Asks for the balance periodically and keeps the last one in memory.
 pub struct BalanceWatch {
     upstream: Arc<dyn Upstream>,
     clock: Clock,
@@ -29,17 +29,17 @@ impl BalanceWatch {
     }
 
     pub fn last(&self) -> Option<Balance> {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.last.lock()
     }
 
-    /// Asks at once and then every `interval` or somewhat less, unless `may_ask` denies it.
+    /// At once, then every `interval` or somewhat less, while `may_ask` allows it.
     pub async fn run(self: Arc<Self>, interval: Duration, may_ask: impl Fn() -> bool) {
         loop {
             if may_ask()
                 && let Some(credits) = self.upstream.credits_left().await
             {
                 let balance = Balance { credits, seen_at: self.clock.now() };
-                *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(balance);
+                *self.last.lock() = Some(balance);
             }
             tokio::time::sleep(jittered(interval)).await;
         }

@@ -1,19 +1,19 @@
-//! What was served without paying, counted in memory and booked in batches: [`Meter`].
+//! Requests served without paying, counted in memory and booked in batches: [`Meter`].
 //!
-//! A hit must not wait for the ledger, so it is counted here, and booked with others every few seconds and when
-//! the process stops. A batch has the process's id and a number, so that one whose commit was done and whose
-//! outcome was lost is booked once. While the ledger is away the counts stay a few numbers for each team and day.
-//!
-//! A process that is killed loses what it has counted since its last batch: figures, never money.
+//! A hit must not wait for the ledger, so it is counted here, and booked with others every few seconds and at
+//! a stop. A batch has the process's id and a number, so that one whose commit was not acknowledged is booked
+//! once. While the ledger is unavailable the counts stay a few numbers for each team and day. A process that
+//! is killed loses the counts since its last batch: figures, never money.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::base::clock::Clock;
@@ -24,20 +24,20 @@ use crate::base::record::MAX_CREDITS;
 use crate::ledger::LedgerError;
 use crate::ledger::usage::{Count, Payer, Served, ServedBatch, UsageBook};
 
-/// How often a batch is booked, at the latest.
+/// At most, between two batches.
 pub const FLUSH_PERIOD: Duration = Duration::from_secs(4);
-/// How long the ledger may take over a batch before whoever waits goes on without it.
+/// For booking a batch.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Days that are kept apart while the ledger is away; the oldest ones become one.
+/// Days kept apart while the ledger is unavailable; the oldest ones become one.
 const MOST_DAYS: usize = 32;
-/// Lookups of a day that are remembered, in about 2 MiB; savings of further ones are not counted.
+/// In about 2 MiB; savings of further lookups of a day are not counted.
 const MOST_LOOK_UPS: usize = 100_000;
-/// How long the clock is believed to be on the same day as at the last look.
+/// For a cached date.
 const SAME_DAY: SignedDuration = SignedDuration::from_secs(30);
 
 pub struct Meter {
     counts: Mutex<Counts>,
-    /// One batch at a time is on its way.
+    /// One batch at a time is in flight.
     flushing: tokio::sync::Mutex<Outbox>,
     process: Uuid,
     clock: Clock,
@@ -45,20 +45,20 @@ pub struct Meter {
     hasher: RandomState,
 }
 
-/// What is counted and in no batch yet.
+/// Counts in no batch yet.
 #[derive(Default)]
 struct Counts {
     days: VecDeque<(Date, HashMap<String, TeamCounts>)>,
     today: Option<Today>,
-    /// The lookups of a day that were counted as savings, by a hash of team and key.
+    /// The counted lookups of a day, by a hash of team and key.
     looked_up: (Option<Date>, HashSet<u64>),
-    /// Requests in the batch under way, and in `days`.
+    /// In the batch in flight, and in `days`.
     unbooked: u64,
 }
 
 type TeamCounts = [[Count; Payer::ALL.len()]; SavingCause::ALL.len()];
 
-/// A look at the calendar, which costs more than a hit should.
+/// A cached calendar day: computing it costs more than a hit should.
 #[derive(Clone, Copy)]
 struct Today {
     date: Date,
@@ -66,7 +66,7 @@ struct Today {
     ends: Timestamp,
 }
 
-/// The batch under way: it stays the same until it is booked.
+/// Does not change until it is booked.
 #[derive(Default)]
 struct Outbox {
     booked: u64,
@@ -79,10 +79,10 @@ impl Meter {
         Self { counts, flushing, process: Uuid::new_v4(), clock, zone, hasher: RandomState::new() }
     }
 
-    /// An answer cost its team nothing; a purchase would have cost `credits`.
+    /// `credits`: the price of a purchase.
     pub fn served(&self, team: &str, cause: SavingCause, payer: Payer, credits: u64) {
         let now = self.clock.now();
-        let mut counts = self.counts();
+        let mut counts = self.counts.lock();
         let today = counts.today(now, &self.zone);
         let teams = counts.of_day(today);
         let team = match teams.get_mut(team) {
@@ -95,10 +95,10 @@ impl Meter {
         counts.unbooked += 1;
     }
 
-    /// Is this the first lookup of a key by a team today, as far as this process remembers?
+    /// As far as this process remembers.
     pub fn is_first_look_up(&self, team: &str, identity: &Identity) -> bool {
         let now = self.clock.now();
-        let mut counts = self.counts();
+        let mut counts = self.counts.lock();
         let today = counts.today(now, &self.zone);
         let (day, seen) = &mut counts.looked_up;
         if *day != Some(today) {
@@ -108,13 +108,13 @@ impl Meter {
     }
 
     pub fn unbooked(&self) -> u64 {
-        self.counts().unbooked
+        self.counts.lock().unbooked
     }
 
-    /// After an error it is kept, and booked by the next call.
+    /// After an error the batch is kept, and booked by the next call.
     pub async fn flush(&self, book: &dyn UsageBook) -> Result<(), LedgerError> {
         let mut outbox = self.flushing.lock().await;
-        // What was left over from the last time goes first, and alone: it may be booked already.
+        // A pending batch goes first, and alone: it may be booked already.
         loop {
             let was_pending = outbox.pending.is_some();
             if !was_pending {
@@ -128,7 +128,7 @@ impl Meter {
                 Err(LedgerError::Unavailable(format!("it did not answer within {PATIENCE:?}")))
             })?;
             (outbox.booked, outbox.pending) = (number, None);
-            let mut counts = self.counts();
+            let mut counts = self.counts.lock();
             counts.unbooked = counts.unbooked.saturating_sub(requests);
             if !was_pending {
                 return Ok(());
@@ -152,7 +152,7 @@ impl Meter {
         }
     }
 
-    /// Books what is left when the process stops. What cannot be booked is gone, and said.
+    /// Books the rest at a stop. Counts that cannot be booked are lost, and logged.
     pub async fn close(&self, book: &dyn UsageBook) {
         if let Err(error) = self.flush(book).await {
             tracing::error!(
@@ -164,7 +164,7 @@ impl Meter {
     }
 
     fn take(&self, number: u64) -> Option<ServedBatch> {
-        let days = std::mem::take(&mut self.counts().days);
+        let days = std::mem::take(&mut self.counts.lock().days);
         let mut served = Vec::new();
         for (day, teams) in days {
             for (team, counts) in teams {
@@ -179,10 +179,6 @@ impl Meter {
             }
         }
         (!served.is_empty()).then_some(ServedBatch { process: self.process, number, served })
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -214,7 +210,7 @@ impl Counts {
         &mut self.days[place].1
     }
 
-    /// What was served on the oldest day counts on the one after it.
+    /// Its counts go to the next day.
     fn join_the_oldest(&mut self) {
         let Some((_, oldest)) = self.days.pop_front() else { return };
         let Some((_, next)) = self.days.front_mut() else { return };

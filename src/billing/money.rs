@@ -1,4 +1,4 @@
-//! What credits cost: [`Price`], in millionths of any currency. Sums are exact: nothing here is a float.
+//! The price of credits, in millionths of any currency. Sums are exact: there are no floats.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,13 +10,12 @@ const UNIT: i128 = 1_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Price(u64);
 
-/// A text that is no price.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a price is a number of at most 1000000 with at most 6 digits behind the point, such as 0.003")]
 pub struct NoPrice;
 
 impl Price {
-    /// What so many credits cost, as a decimal number with at least two digits behind the point.
+    /// A decimal number with at least two digits behind the point.
     pub fn of(self, credits: i64) -> String {
         show(i128::from(credits) * i128::from(self.0), 2)
     }
@@ -43,7 +42,7 @@ impl fmt::Display for Price {
     }
 }
 
-/// With as many digits behind the point as are needed, and at least `least`.
+/// With at least `least` digits behind the point.
 fn show(millionths: i128, least: usize) -> String {
     let sign = if millionths < 0 { "-" } else { "" };
     let (whole, rest) = (millionths.abs() / UNIT, millionths.abs() % UNIT);

@@ -1,11 +1,12 @@
-//! Results on their way to clients: read once for everyone who asks, in memory once however many and
-//! however slow they are, and all of them within a [`ResultRoom`].
+//! Results on their way to clients: read once and in memory once for any number of clients, within a
+//! [`ResultRoom`].
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
@@ -13,13 +14,12 @@ use crate::base::picture::ObjectName;
 use crate::base::results::{NoResultRoom, ResultRoom, ResultShare};
 use crate::store::StoreError;
 
-/// How long a client waits until others have read enough of theirs.
+/// Wait for memory that other clients hold.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why a result's bytes cannot be had.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ObjectError {
-    /// Others are being sent that take all the memory there is for them.
+    /// Results of other clients hold all memory.
     #[error(transparent)]
     NoRoom(#[from] NoResultRoom),
     #[error(transparent)]
@@ -32,25 +32,12 @@ type Places = Arc<Mutex<HashMap<ObjectName, Weak<Place>>>>;
 
 pub(super) struct Serving {
     room: ResultRoom,
-    /// Those who may read from the store at once.
+    /// Concurrent reads of the store.
     readers: Arc<Semaphore>,
     places: Places,
 }
 
-/// Room for a result that is still to be read from the store, and a reader's turn.
-pub(super) struct ReadShare {
-    share: ResultShare,
-    _turn: OwnedSemaphorePermit,
-}
-
-impl ReadShare {
-    /// As [`ResultShare::hold`]; another one may read now.
-    pub(super) fn hold(self, bytes: Bytes) -> Bytes {
-        self.share.hold(bytes)
-    }
-}
-
-/// One result and the outcome of reading it, for as long as it is held.
+/// One result, for as long as it is held.
 struct Place {
     name: ObjectName,
     outcome: OnceCell<Outcome>,
@@ -69,7 +56,7 @@ impl AsRef<[u8]> for Served {
 }
 
 impl Serving {
-    /// Whoever reads takes room for the `largest` result, in bytes, until its length is known.
+    /// A read takes room for the `largest` result, in bytes, until its length is known.
     pub(super) fn new(room: ResultRoom, largest: u64) -> Self {
         let readers = (room.limit() / 4 * 3 / largest).max(1) as usize;
         Self { room, readers: Arc::new(Semaphore::new(readers)), places: Places::default() }
@@ -80,18 +67,20 @@ impl Serving {
         Ok(self.room.take(bytes, PATIENCE).await?)
     }
 
-    /// Waits for room to read as many bytes from the store. A quarter of all room is never taken by those
-    /// who read: what is at hand goes out, too, while a store that is silent keeps all of them waiting.
-    pub(super) async fn room_to_read(&self, bytes: u64) -> Result<ReadShare, ObjectError> {
+    /// Room for a result, and the turn of a reader. A quarter of all room is never taken by reads: results in
+    /// memory go out, too, while a silent store keeps all reads waiting.
+    pub(super) async fn room_to_read(
+        &self,
+        bytes: u64,
+    ) -> Result<(ResultShare, OwnedSemaphorePermit), ObjectError> {
         let deadline = Instant::now() + PATIENCE;
         let turn =
             timeout_at(deadline, self.readers.clone().acquire_owned()).await.map_err(|_| NoResultRoom)?;
         let share = self.room.take(bytes, deadline.duration_since(Instant::now())).await?;
-        Ok(ReadShare { share, _turn: turn.expect("the semaphore is never closed") })
+        Ok((share, turn.expect("the semaphore is never closed")))
     }
 
-    /// What another client has, or what `read` brings. Whoever comes while it is being read shares the
-    /// outcome, errors too; who comes later reads again what was not found.
+    /// Single-flight read: concurrent callers share one read, including its error. A miss is not cached.
     pub(super) async fn object(&self, name: ObjectName, read: impl Future<Output = Outcome>) -> Outcome {
         let place = self.place(name);
         let bytes = place.outcome.get_or_init(|| read).await.clone()?;
@@ -99,7 +88,7 @@ impl Serving {
     }
 
     fn place(&self, name: ObjectName) -> Arc<Place> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.places.lock();
         if let Some(place) = places.get(&name).and_then(Weak::upgrade) {
             return place;
         }
@@ -111,8 +100,8 @@ impl Serving {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        // Somebody may have come meanwhile, and have another.
+        let mut places = self.places.lock();
+        // Another caller may have made a new place.
         if places.get(&self.name).is_some_and(|place| place.strong_count() == 0) {
             places.remove(&self.name);
         }
@@ -161,7 +150,7 @@ mod tests {
         assert_eq!((reads.load(Ordering::Relaxed), serving.room.used()), (1, MIB));
         drop(slow);
         assert_eq!(serving.room.used(), 0);
-        assert!(serving.places.lock().expect("no panic").is_empty());
+        assert!(serving.places.lock().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -192,7 +181,7 @@ mod tests {
         assert_eq!(at_hand.expect("room").1, Duration::ZERO);
         assert!(waited.iter().all(|share| matches!(share, Err(ObjectError::NoRoom(NoResultRoom)))));
         drop(reading);
-        serving.room_to_read(MIB).await.expect("they are done");
+        drop(serving.room_to_read(MIB).await.expect("they are done"));
         assert_eq!(serving.room.used(), 0);
     }
 

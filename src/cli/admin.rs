@@ -1,7 +1,6 @@
-//! How a verb asks a running Granary over its admin listener: [`AdminClient`].
-//!
-//! The token comes from the variable `GRANARY_ADMIN_TOKEN`, never from an argument, which other users
-//! of the machine could read; it is printed nowhere. Nothing is retried or followed.
+//! Requests of a verb to the admin listener of a running Granary: [`AdminClient`]. The token comes from the
+//! variable `GRANARY_ADMIN_TOKEN`, never from an argument, which other users of the machine could read; it is
+//! printed nowhere. Nothing is retried or followed.
 
 use std::time::Duration;
 
@@ -40,11 +39,10 @@ pub(super) struct AdminArguments {
     admin_url: Url,
 }
 
-/// Asks one running Granary, a request at a time.
 pub(super) struct AdminClient {
     base: Url,
     token: Option<Secret>,
-    /// Where the token is from.
+    /// Of the token.
     source: &'static str,
 }
 
@@ -59,7 +57,7 @@ impl AdminClient {
         Self { base: arguments.admin_url.clone(), token, source: TOKEN_VARIABLE }
     }
 
-    /// For the process that serves with this configuration.
+    /// For the process with this configuration.
     pub(super) fn of_config(server: &ServerConfig, environment: &Environment) -> anyhow::Result<Self> {
         let base = Origin::of_address(server.admin_listen, false).as_url().clone();
         let client = Self::new(&AdminArguments { admin_url: base }, environment);
@@ -69,17 +67,8 @@ impl AdminClient {
         })
     }
 
-    /// `path` begins with a slash and may have a query.
-    pub(super) fn get(&self, path: &str) -> Result<Bytes, Failure> {
-        self.ask(Method::GET, path)
-    }
-
-    /// When the connection broke, what was asked may have been done all the same.
-    pub(super) fn post(&self, path: &str) -> Result<Bytes, Failure> {
-        self.ask(Method::POST, path)
-    }
-
-    fn ask(&self, method: Method, path: &str) -> Result<Bytes, Failure> {
+    /// `path` begins with a slash and may have a query. After an error a change may have taken effect.
+    pub(super) fn ask(&self, method: Method, path: &str) -> Result<Bytes, Failure> {
         let (status, body) = block_on(self.exchange(method, path))?.with_context(|| {
             format!(
                 "the granary at {} cannot be asked; start it, or name its admin listener with --admin-url",
@@ -142,7 +131,7 @@ impl AdminClient {
         Ok((head.status, body))
     }
 
-    /// The URL as it may be printed: [`admin_url`] lets no password in.
+    /// Printable: [`admin_url`] refuses passwords.
     fn shown(&self) -> &str {
         self.base.as_str().trim_end_matches('/')
     }
@@ -200,14 +189,14 @@ mod tests {
     #[test]
     fn a_question_carries_the_token_and_brings_the_answer() {
         let (url, served) = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
-        assert_eq!(client(url, Some(TOKEN)).get("/admin/v1/usage?by=day").ok().unwrap(), "ok");
+        assert_eq!(client(url, Some(TOKEN)).ask(Method::GET, "/admin/v1/usage?by=day").ok().unwrap(), "ok");
         let request = served.join().unwrap();
         assert!(request.starts_with("GET /admin/v1/usage?by=day HTTP/1.1\r\n"), "{request}");
         assert!(request.contains(&format!("authorization: Bearer {TOKEN}\r\n")), "{request}");
 
         let (url, served) = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
         let base = url.join("granary/").unwrap();
-        client(base, None).post("/admin/v1/settle").ok().unwrap();
+        client(base, None).ask(Method::POST, "/admin/v1/settle").ok().unwrap();
         let request = served.join().unwrap();
         assert!(request.starts_with("POST /granary/admin/v1/settle HTTP/1.1\r\n"), "{request}");
         assert!(!request.contains("authorization"), "{request}");
@@ -229,17 +218,18 @@ mod tests {
         ] {
             let answer: &'static str = format!("HTTP/1.1 {answer}").leak();
             let (url, served) = server(answer);
-            let said = error(client(url, token).get("/x"));
+            let said = error(client(url, token).ask(Method::GET, "/x"));
             assert!(said.contains(expected), "{answer:?}: {said}");
             served.join().unwrap();
         }
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let said = error(client(format!("http://{free}").parse().unwrap(), None).get("/x"));
+        let said = error(client(format!("http://{free}").parse().unwrap(), None).ask(Method::GET, "/x"));
         assert!(
             said.starts_with(&format!("the granary at http://{free} cannot be asked; start it")),
             "{said}"
         );
-        let said = error(client(format!("http://{free}").parse().unwrap(), Some("a\nb")).get("/x"));
+        let said =
+            error(client(format!("http://{free}").parse().unwrap(), Some("a\nb")).ask(Method::GET, "/x"));
         assert!(said.contains("cannot be asked"), "{said}");
     }
 

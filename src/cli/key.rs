@@ -1,4 +1,4 @@
-//! `granary key IMAGE WIDTH HEIGHT`: the key of a picture, as anyone can compute it.
+//! `granary key IMAGE WIDTH HEIGHT`.
 
 use std::fs::File;
 use std::io::Read;
@@ -32,7 +32,7 @@ pub(super) fn run(arguments: &KeyArguments, stdin: &mut dyn Read) -> Result<Stri
     Ok(format!("{key}\n"))
 }
 
-/// Hashes piece by piece, so that the size of the file does not matter.
+/// In pieces, so that the size of the file does not matter.
 fn hash(picture: &mut dyn Read, width: u32, height: u32) -> anyhow::Result<CacheKey> {
     let mut hasher = KeyHasher::default();
     let mut piece = vec![0; 64 * 1024];

@@ -1,10 +1,8 @@
-//! The log: one line per event on standard error, JSON unless a person is looking.
+//! The log: one line per event on standard error, JSON except on a terminal.
 //!
-//! Granary's own modules are as talkative as configured. The libraries below never say more than
-//! warnings: at lower levels some of them print header values and bodies, and the key with them. The
-//! level may change while the program runs.
-//!
-//! Nobody waits for a line to be written (`lines`), and a panic is a line as any other (`panics`).
+//! Granary's own modules have the configured level. Libraries log warnings at most: at lower levels some of
+//! them print header values and bodies, and the key with them. The level may change while the program runs.
+//! No caller waits for a line to be written (`lines`), and panics are lines too (`panics`).
 
 mod lines;
 mod panics;
@@ -23,7 +21,7 @@ use tracing_subscriber::{Layer, reload};
 use self::lines::Lines;
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
-/// Starts the log of this process; returns what changes its level.
+/// Starts the log; returns the function that changes its level.
 pub fn start(config: &LogConfig) -> anyhow::Result<(impl Fn(LogLevel) + Send + Sync + 'static, Flushed)> {
     let is_terminal = io::stderr().is_terminal();
     let lines = Lines::to(io::stderr()).context("cannot start the thread that writes the log")?;
@@ -33,7 +31,7 @@ pub fn start(config: &LogConfig) -> anyhow::Result<(impl Fn(LogLevel) + Send + S
     Ok((set_level, Flushed(lines)))
 }
 
-/// What was said before this is dropped is written, unless nobody reads it.
+/// Waits on drop until earlier lines are written.
 pub struct Flushed(Lines);
 
 impl Flushed {
@@ -49,7 +47,7 @@ impl Drop for Flushed {
     }
 }
 
-/// What writes the log to `writer`, and what changes its level.
+/// Returns the log to `writer`, and the function that changes its level.
 pub fn subscriber<W>(
     config: &LogConfig,
     is_terminal: bool,
@@ -70,12 +68,11 @@ where
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     };
     let (filter, handle) = reload::Layer::new(filter(config.level));
-    // It fails when the log has ended, and then there is nothing to change.
+    // Fails only when the log has ended.
     let set_level = move |level| drop(handle.reload(self::filter(level)));
     (tracing_subscriber::registry().with(lines.with_filter(filter)), set_level)
 }
 
-/// Our own targets at `level`, everything else at warnings or less.
 fn filter(level: LogLevel) -> Targets {
     let ours = match level {
         LogLevel::Error => LevelFilter::ERROR,

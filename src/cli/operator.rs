@@ -1,17 +1,20 @@
-//! The verbs with which operators change something, asked of a running Granary: `purge`, `settle`,
-//! `freeze` and `thaw`. Each may be repeated, and says whether it changed anything.
+//! The changes of operators: `purge`, `settle`, `freeze`, `thaw` and `adopt`. Each may be repeated, and says
+//! whether it changed anything.
 
 use std::fmt::Write as _;
 
 use anyhow::Context;
+use http::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use url::form_urlencoded;
 
-use super::Failure;
 use super::admin::{AdminArguments, AdminClient};
+use super::{Failure, block_on};
+use crate::app;
 use crate::base::key::CacheKey;
-use crate::config::Environment;
+use crate::config::{Config, Environment};
+use crate::http::routes::ADOPT_PATH;
 
 #[derive(clap::Args)]
 pub(super) struct PurgeArguments {
@@ -51,7 +54,8 @@ struct Purged {
 pub(super) fn purge(arguments: &PurgeArguments, environment: &Environment) -> Result<String, Failure> {
     let PurgeArguments { key, admin } = arguments;
     let path = format!("/admin/v1/keys/{key}/purge");
-    let Purged { generation, changed } = read(&AdminClient::new(admin, environment).post(&path)?)?;
+    let Purged { generation, changed } =
+        read(&AdminClient::new(admin, environment).ask(Method::POST, &path)?)?;
     Ok(if changed {
         format!(
             "purged: what was stored up to generation {generation} counts as absent, and its URLs go on serving\n"
@@ -73,7 +77,7 @@ pub(super) fn settle(arguments: &SettleArguments, environment: &Environment) -> 
         return unsettled(&client);
     };
     let path = format!("/admin/v1/calls/{call}/settle?outcome={outcome}");
-    let Settled { changed, given_back } = read(&client.post(&path)?)?;
+    let Settled { changed, given_back } = read(&client.ask(Method::POST, &path)?)?;
     let text = match (changed, given_back.as_deref()) {
         (false, _) => "nothing changed: so it was settled before",
         (true, Some("adjustment")) => {
@@ -102,11 +106,12 @@ struct Call {
     settled: Option<String>,
 }
 
-/// Those that wait for somebody's word, newest first.
+/// Newest first.
 fn unsettled(client: &AdminClient) -> Result<String, Failure> {
     let (mut text, mut before) = (String::new(), String::new());
     loop {
-        let page: Calls = read(&client.get(&format!("/admin/v1/calls?state=unknown&limit=1000{before}"))?)?;
+        let page: Calls =
+            read(&client.ask(Method::GET, &format!("/admin/v1/calls?state=unknown&limit=1000{before}"))?)?;
         for call in page.calls.iter().filter(|call| call.settled.is_none()) {
             let (ended, reason) =
                 (call.ended_at.as_deref().unwrap_or("-"), call.reason.as_deref().unwrap_or("-"));
@@ -141,7 +146,7 @@ pub(super) fn set_spending(
         query.append_pair("team", team);
     }
     let client = AdminClient::new(&arguments.admin, environment);
-    let Spending { scope, changed } = read(&client.post(&query.finish())?)?;
+    let Spending { scope, changed } = read(&client.ask(Method::POST, &query.finish())?)?;
     let text = match (verb, changed) {
         ("freeze", true) => "frozen, hits go on",
         ("freeze", false) => "nothing changed: it was frozen before",
@@ -149,6 +154,27 @@ pub(super) fn set_spending(
         (_, false) => "nothing changed: it was not frozen",
     };
     Ok(format!("{scope}: {text}\n"))
+}
+
+#[derive(Deserialize)]
+struct Adopted {
+    found: String,
+    archive: String,
+}
+
+/// A process that is serving holds ledger and store, so it is asked; otherwise it is done here.
+pub(super) fn adopt(config: &Config, environment: &Environment) -> Result<String, Failure> {
+    let Adopted { found, archive } = match block_on(app::adopt(config))?? {
+        Some(adoption) => Adopted { found: adoption.to_string(), archive: adoption.archive.to_string() },
+        None => {
+            let answer = AdminClient::of_config(&config.server, environment)?.ask(Method::POST, ADOPT_PATH);
+            let running = || format!("a granary is running on {}", config.state.path.display());
+            serde_json::from_slice(&answer?).with_context(running)?
+        }
+    };
+    Ok(format!(
+        "found: {found}\nledger and store are archive {archive} now, and new crops are bought again\n"
+    ))
 }
 
 fn read<T: DeserializeOwned>(answer: &[u8]) -> Result<T, Failure> {

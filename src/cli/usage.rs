@@ -1,8 +1,9 @@
-//! `granary usage`: who paid, who was served and what that saved, asked of a running Granary.
+//! `granary usage`: the usage report of a running Granary.
 
 use std::fmt::Write as _;
 
 use anyhow::Context;
+use http::Method;
 use jiff::civil::Date;
 use url::form_urlencoded;
 
@@ -41,7 +42,7 @@ pub(super) fn run(arguments: &UsageArguments, environment: &Environment) -> Resu
             query.append_pair(name, &day.to_string());
         }
     }
-    let answer = AdminClient::new(&arguments.admin, environment).get(&query.finish())?;
+    let answer = AdminClient::new(&arguments.admin, environment).ask(Method::GET, &query.finish())?;
     if arguments.json || arguments.csv {
         let mut text = String::from_utf8_lossy(&answer).into_owned();
         if !text.ends_with('\n') {
@@ -120,7 +121,7 @@ fn left(budgets: &[BudgetReport]) -> String {
     format!("{} of {} {}{mode}", least.left_credits, least.limit_credits, least.window)
 }
 
-/// Columns as wide as they need be: the first `names` to the left, the numbers to the right.
+/// The first `names` columns are aligned to the left.
 fn table<T>(columns: &[Column<T>], rows: &[T], total: &T, names: usize) -> String {
     let shown: Vec<_> = columns.iter().filter(|(is_shown, ..)| *is_shown).collect();
     let cells = |row: &T| shown.iter().map(|(_, _, cell)| cell(row)).collect();

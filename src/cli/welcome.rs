@@ -1,7 +1,5 @@
-//! What a first start prints: a line that works as pasted.
-//!
-//! Only for the embedded default, where no token is asked for: in front of the paid API a line that
-//! anyone may paste would be an invitation to spend.
+//! The welcome of a first start: a command to paste. Only for the embedded default without tokens: in front
+//! of the paid API it would be an invitation to spend.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -10,15 +8,14 @@ use std::path::Path;
 use crate::base::operation::IMAGE_CROPPING;
 use crate::config::{Config, UpstreamKind};
 
-/// The picture that is at hand in a clone of the repository.
+/// In a clone of the repository.
 pub(super) const SAMPLE: &str = "tests/images/rocket.jpg";
 
-/// Is this the embedded default, for trying things out?
 pub(super) fn is_trial(config: &Config) -> bool {
     config.upstream.kind == UpstreamKind::Builtin && config.teams.is_empty()
 }
 
-/// Says how to call the server at `address`: with the picture `sample` if it is there.
+/// Names the picture `sample` if it exists.
 pub(super) fn write(address: SocketAddr, sample: &Path, out: &mut dyn Write) -> io::Result<()> {
     let picture = if sample.is_file() { sample } else { Path::new("picture.jpg") };
     writeln!(

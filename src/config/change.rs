@@ -1,13 +1,11 @@
-//! What differs between two configurations, and whether it can take effect without a restart.
-//!
-//! Pure: it compares, and names fields but never their values, some of which are secrets.
+//! The differences of two configurations, and which can take effect without a restart. Fields are named,
+//! never their values, some of which are secrets.
 
 use super::Config;
 use super::problems::Problems;
 use super::team::TeamConfig;
 
-/// The settings that take effect when the file is read again, besides all of `[[team]]`. Every other
-/// one is read at the start only.
+/// Settings that a reload changes, besides all of `[[team]]`. Every other one is read at the start only.
 const LIVE: [&str; 9] = [
     "server.cors_origins",
     "upstream.api_key",
@@ -20,24 +18,20 @@ const LIVE: [&str; 9] = [
     "log.level",
 ];
 
-/// Does another value of this setting, such as `log.level` or `team.tokens`, take effect without a
-/// restart?
+/// Returns true when a setting, such as `log.level` or `team.tokens`, changes without a restart.
 pub fn is_live(setting: &str) -> bool {
     setting.starts_with("team.") || LIVE.contains(&setting)
 }
 
-/// What a file that was read again would change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// The fields whose new value can be used at once, such as `team.web.tokens`; a team that is new or
-    /// gone stands there as a whole, such as `team.web`.
+    /// Changed fields, such as `team.web.tokens`; a new or removed team is listed as `team.web`.
     pub live: Vec<String>,
-    /// The fields whose new value cannot, each with what to do.
+    /// Fields that need a restart, each with what to do.
     pub restart: Problems,
 }
 
 impl Config {
-    /// What would change if `new` took the place of this one.
     pub fn changes_to(&self, new: &Self) -> Changes {
         let mut changes = Changes::default();
         for (section, fields) in self.changed(new) {
@@ -62,7 +56,7 @@ impl Changes {
 
     fn teams(&mut self, old: &[TeamConfig], new: &[TeamConfig]) {
         if new.is_empty() && !old.is_empty() {
-            // Half a file looks like this too.
+            // A half-written file looks like this too.
             self.restart.add(
                 "team",
                 "was removed for every team, and without teams anyone may call without a token, so this takes \

@@ -1,4 +1,4 @@
-//! What the values must be, alone and together: run after file and variables are read.
+//! Checks of values, alone and together, after file and variables are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use super::{Config, StoreConfig, StoreKind, UpstreamKind, parse_service_url};
 use crate::base::record::{MAX_CREDITS, MAX_OBJECT_BYTES};
 use crate::teams::{LOCAL_TEAM, OTHER_TEAMS, is_team_name};
 
-/// Notes all problems of `config`, and fills in what follows from other fields.
+/// Also fills in fields that follow from others.
 pub(super) fn check(config: &mut Config, reading: &mut ConfigReader) {
     listeners(config, reading);
     limits(config, reading);
@@ -97,7 +97,7 @@ fn limits(config: &Config, reading: &mut ConfigReader) {
     }
     for (field, number, least, most) in [
         ("server.max_connections", server.max_connections as u64, 1, 1_000_000),
-        // One picture in any case, so that nothing waits for room that cannot come.
+        // Room for one picture at least, so that no upload waits without end.
         ("server.upload_memory", server.upload_memory.0, 4 << 20, 1 << 40),
         // While the largest result is being sent, the next one can be read.
         ("server.result_memory", server.result_memory.0, 2 * MAX_OBJECT_BYTES, 1 << 40),
@@ -171,7 +171,7 @@ fn key(config: &mut Config, reading: &mut ConfigReader) {
                     "{field} holds the stars that granary config prints in place of a key; put the key there"
                 ));
             }
-            // As it was understood: without the line's end that a variable often has.
+            // Without the line end that a variable often has.
             Ok(key) if upstream.api_key.is_some() => upstream.api_key = key,
             Ok(_) => {}
             Err(why) => reading.problem(&[field, "upstream.kind"], why),
@@ -258,19 +258,18 @@ fn teams(config: &Config, reading: &mut ConfigReader) {
     for (index, team) in config.teams.iter().enumerate() {
         let path = team_path(index, &team.name);
         let name = format!("{path}.name");
-        if team.name.is_empty() {
-            reading.problem(&[&name], "is missing; give the team a name such as \"web\"");
-        } else if !is_team_name(&team.name) {
-            reading.problem(
-                &[&name],
-                "is not 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit; write such as \"web\"",
-            );
-        } else if team.name == LOCAL_TEAM {
-            reading.problem(&[&name], "is reserved for the time when no teams are configured; write another");
-        } else if team.name == OTHER_TEAMS {
-            reading.problem(&[&name], "is what metrics call all teams beyond their 200; write another");
-        } else if !names.insert(&team.name) {
-            reading.problem(&[&name], "is the name of two teams; give each its own");
+        let why = match team.name.as_str() {
+            "" => "is missing; give the team a name such as \"web\"",
+            name if !is_team_name(name) => {
+                "is not 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or a digit; write such as \"web\""
+            }
+            LOCAL_TEAM => "is reserved for the time when no teams are configured; write another",
+            OTHER_TEAMS => "is what metrics call all teams beyond their 200; write another",
+            name if !names.insert(name) => "is the name of two teams; give each its own",
+            _ => "",
+        };
+        if !why.is_empty() {
+            reading.problem(&[&name], why);
         }
         for (number, token) in team.tokens.iter().enumerate() {
             if let Some(other) = ids.insert(token.id, path.clone()) {

@@ -12,7 +12,7 @@ const HEAD: &str = "\
 # listen in [server] is GRANARY_SERVER_LISTEN. Lists are separated by commas there.
 ";
 
-/// Every section with every field and its docs; what is not set is there as a comment.
+/// Fields that are not set are comments.
 pub(super) fn print(config: &Config) -> String {
     let mut config = config.clone();
     let mut text = HEAD.to_owned();
@@ -28,7 +28,7 @@ pub(super) fn print(config: &Config) -> String {
     text
 }
 
-/// `prefix` is `#` for what is only shown.
+/// `prefix` is `#` for an example.
 fn print_section(text: &mut String, prefix: &str, header: &str, section: Section<'_>) {
     print_docs(text, section.doc);
     // Writing to a String cannot fail.

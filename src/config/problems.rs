@@ -1,4 +1,4 @@
-//! All that is wrong with a configuration, each with the field it is about.
+//! The problems of a configuration, each with its field.
 
 use std::fmt::Display;
 
@@ -7,11 +7,11 @@ use std::fmt::Display;
 pub struct Problem {
     /// The field, such as `server.listen`, or the file.
     pub field: String,
-    /// What is wrong with it and what to do.
+    /// The problem and the remedy.
     pub message: String,
 }
 
-/// All that is wrong, in the order in which it was found; one line each.
+/// In the order in which they were found; one line each.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Problems(pub(super) Vec<Problem>);

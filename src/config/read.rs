@@ -1,4 +1,4 @@
-//! Fills a [`Config`] from the file's text, then from variables, and notes every problem.
+//! Fills a [`Config`] from the file, then from variables, and notes every problem.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,19 +19,18 @@ const OTHER_VARIABLES: [&str; 6] = [
     "GRANARY_DUMPABLE",
 ];
 
-/// What has been found out while reading.
 #[derive(Default)]
 pub(super) struct ConfigReader {
     pub problems: Problems,
     pub warnings: Vec<String>,
-    /// The fields that somebody set.
+    /// Fields of the file or a variable.
     set: BTreeSet<String>,
-    /// The fields whose value could not be read, so that nothing follows from what they now hold.
+    /// Fields that could not be read; no problem follows from their values.
     unread: BTreeSet<String>,
 }
 
 impl ConfigReader {
-    /// What the file says; `None` when it is not TOML, so that nothing follows from it.
+    /// `None` when the file is not TOML.
     pub(super) fn file(&mut self, text: &str) -> Option<Config> {
         let mut root = parse(text).map_err(|problems| self.problems = problems).ok()?;
         let mut config = Config::default();
@@ -79,7 +78,7 @@ impl ConfigReader {
         self.unread.insert("team".to_owned());
     }
 
-    /// Reads `table` into `section`; `path` is what its fields are called in problems.
+    /// `path` names the section in problems.
     fn table(&mut self, path: &str, section: Section<'_>, mut table: Table) {
         let known: Vec<_> = section.fields.iter().map(|field| field.name).collect();
         for Field { name, value, .. } in section.fields {
@@ -93,7 +92,7 @@ impl ConfigReader {
         }
     }
 
-    /// What variables say, over what the file said.
+    /// Variables override the file.
     pub(super) fn variables(&mut self, config: &mut Config, environment: &Environment) {
         let mut known = Vec::new();
         for section in config.sections() {
@@ -112,7 +111,7 @@ impl ConfigReader {
         }
         let unknown =
             |name: &&str| !known.iter().any(|known| known == name) && !OTHER_VARIABLES.contains(name);
-        for name in environment.names().filter(unknown) {
+        for name in environment.variables.keys().map(String::as_str).filter(unknown) {
             self.warnings
                 .push(format!("the variable {} is no setting of Granary and is ignored", shown_name(name)));
         }
@@ -122,15 +121,14 @@ impl ConfigReader {
         self.set.contains(field)
     }
 
-    /// Notes a problem of the first of `fields` that follows from all of them; nothing follows from
-    /// a field whose value could not be read.
+    /// Notes a problem of the first of `fields` that follows from all of them, unless one could not be read.
     pub(super) fn problem(&mut self, fields: &[&str], message: impl Into<String>) {
         if !fields.iter().any(|field| self.unread.contains(*field)) {
             self.problems.add(fields[0], message);
         }
     }
 
-    /// Notes that a field was set, and what was wrong with it; `from` says where, if not in the file.
+    /// `from` names the source if it is not the file.
     fn note(&mut self, field: String, from: &str, read: Result<(), Vec<Fault>>) {
         match read {
             Ok(()) => drop(self.unread.remove(&field)),
@@ -145,19 +143,19 @@ impl ConfigReader {
     }
 }
 
-/// What a team is called in problems.
+/// In problems.
 pub(super) fn team_path(index: usize, name: &str) -> String {
     if crate::teams::is_team_name(name) { format!("team.{name}") } else { format!("team[{index}]") }
 }
 
-/// A name as it may stand in a message.
+/// For messages.
 fn shown_name(name: &str) -> String {
     let plain = name.len() <= 40
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
     if plain && !name.is_empty() { name.to_owned() } else { shown(name) }
 }
 
-/// The file as a table. The parser's own report would quote the line, which may hold a key.
+/// The parser's own report would quote the line, which may contain a key.
 fn parse(text: &str) -> Result<Table, Problems> {
     let (_, mut errors) = toml::de::DeTable::parse_recoverable(text);
     if errors.is_empty() {
@@ -166,7 +164,7 @@ fn parse(text: &str) -> Result<Table, Problems> {
             Err(error) => errors.push(error),
         }
     }
-    // Of each line, what the parser stumbled over first; the rest follows from it.
+    // The first error of each line; the others follow from it.
     let mut lines = BTreeMap::new();
     errors.sort_by_key(|error| error.span().map(|span| span.start));
     for error in &errors {

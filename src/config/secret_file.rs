@@ -1,12 +1,11 @@
-//! Small files that settings name: those that hold one secret and nothing else, and others.
+//! Small files that settings name, with a secret or not.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Reads a file that holds `what`, such as `the key`, of at most so many bytes. The error repeats neither its
-/// name nor anything in it, because people put one where the other belongs.
+/// Errors repeat neither name nor contents, because people put one where the other belongs.
 pub(super) fn read_secret_file(path: &Path, what: &str, longest: u64) -> Result<String, String> {
     let file = open(path, what)?;
     if is_open_to_everyone(&file.metadata().map_err(failed)?) {
@@ -17,7 +16,7 @@ pub(super) fn read_secret_file(path: &Path, what: &str, longest: u64) -> Result<
     read(file, longest)
 }
 
-/// As [`read_secret_file`], for what everyone may know.
+/// For public contents.
 pub(super) fn read_small_file(path: &Path, what: &str, longest: u64) -> Result<String, String> {
     read(open(path, what)?, longest)
 }
@@ -27,7 +26,7 @@ fn failed(error: io::Error) -> String {
 }
 
 fn open(path: &Path, what: &str) -> Result<File, String> {
-    // Asked first, because opening a pipe would wait for a writer.
+    // Opening a pipe would wait for a writer.
     if !fs::metadata(path).map_err(failed)?.is_file() {
         return Err(format!("does not name a file; write the path of the file that holds {what}"));
     }
@@ -40,7 +39,7 @@ fn read(file: File, longest: u64) -> Result<String, String> {
     Ok(text)
 }
 
-/// May users who are neither the owner nor of the group read or write it?
+/// Returns true when others than owner and group may read or write.
 pub(super) fn is_open_to_everyone(metadata: &fs::Metadata) -> bool {
     metadata.mode() & 0o006 != 0
 }

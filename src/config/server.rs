@@ -13,7 +13,7 @@ use crate::base::words::words;
 use crate::http::certificate::{Certificate, CertificateError};
 use crate::teams::AdminTokens;
 
-/// More than any chain or key has, in bytes.
+/// Bytes: more than any chain or key.
 const LONGEST_PEM: u64 = 256 * 1024;
 
 section! {
@@ -82,15 +82,13 @@ section! {
 }
 
 impl ServerConfig {
-    /// Who may use the admin listener; `None` when no tokens are configured. Blocks for as long as reading
-    /// a small file does. The error repeats nothing of it.
+    /// `None` when no tokens are configured. Blocks while it reads a small file. Errors quote nothing.
     pub fn admin_tokens(&self) -> Result<Option<AdminTokens>, String> {
         let Some(file) = &self.admin_token_file else { return Ok(None) };
         AdminTokens::parse(&read_secret_file(file, "the tokens", AdminTokens::MAX_BYTES)?).map(Some)
     }
 
-    /// A token with which this machine's own verbs may use the admin listener, if one is asked for. As
-    /// [`admin_tokens`](Self::admin_tokens).
+    /// A token for this machine's own verbs. As [`admin_tokens`](Self::admin_tokens).
     pub fn admin_token(&self) -> Result<Option<Secret>, String> {
         let Some(file) = &self.admin_token_file else { return Ok(None) };
         let text = Secret::new(read_secret_file(file, "the tokens", AdminTokens::MAX_BYTES)?);
@@ -98,8 +96,7 @@ impl ServerConfig {
         Ok(text.expose().lines().map(str::trim).find(|line| !line.is_empty()).map(Secret::new))
     }
 
-    /// The certificate and its key; `None` when none are configured. Blocks for as long as reading two small
-    /// files does. The error has the field and what to do, and repeats nothing of the key.
+    /// Blocks while it reads two small files. The error has the field, and quotes nothing of the key.
     pub fn certificate(&self) -> Result<Option<Certificate>, (&'static str, String)> {
         const CERT: &str = "server.tls_cert";
         const KEY: &str = "server.tls_key";
@@ -123,7 +120,7 @@ impl ServerConfig {
         self.tls_cert.is_some()
     }
 
-    /// What permanent URLs begin with, once the public listener is bound to `bound`.
+    /// The origin of permanent URLs, once the public listener is bound to `bound`.
     pub fn public_origin(&self, bound: SocketAddr) -> Origin {
         match &self.public_url {
             Some(url) => url.clone(),

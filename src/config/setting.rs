@@ -1,11 +1,11 @@
-//! One field of the configuration: how it is read from the file and from a variable, and printed.
-//!
-//! The [`section!`] macro declares a struct once and yields all that is said about its fields: the
-//! doc comments in this source are also the comments `granary config` prints.
+//! One field of the configuration: how it is read from file and variable, and printed. [`section!`] declares
+//! a struct with its fields' defaults and docs, which `granary config` prints.
+
+use std::fmt::Display;
 
 use toml::Value;
 
-/// Something wrong inside a field's value: where below the field (often nowhere), and why.
+/// A problem inside a field's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     /// Such as `[2].expires`; empty when the field itself is meant.
@@ -15,11 +15,10 @@ pub(super) struct Fault {
 
 /// A type that a field of the configuration may have.
 pub(super) trait Setting: Sized {
-    /// Reads what a variable holds. The error says what was wrong and what to write; for values
-    /// that may be secrets it does not repeat them.
+    /// The error names the problem and the remedy; for secrets it does not repeat the value.
     fn from_text(text: &str) -> Result<Self, String>;
 
-    /// Reads what the file holds: by default a text in quotes.
+    /// By default a text in quotes.
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
         match value {
             Value::String(text) => Self::from_text(&text).map_err(one),
@@ -27,11 +26,10 @@ pub(super) trait Setting: Sized {
         }
     }
 
-    /// What the file would hold; `None` when nothing is set.
+    /// `None` when nothing is set.
     fn to_toml(&self) -> Option<Value>;
 }
 
-/// A [`Setting`] of any type.
 pub(super) trait AnySetting {
     fn read_text(&mut self, text: &str) -> Result<(), Vec<Fault>>;
     fn read_toml(&mut self, value: Value) -> Result<(), Vec<Fault>>;
@@ -60,7 +58,6 @@ pub(super) struct Field<'a> {
     pub value: &'a mut dyn AnySetting,
 }
 
-/// A table of the file, with its fields in the order of declaration.
 pub(super) struct Section<'a> {
     pub name: &'static str,
     /// The lines of the struct's doc comment.
@@ -68,7 +65,6 @@ pub(super) struct Section<'a> {
     pub fields: Vec<Field<'a>>,
 }
 
-/// Declares a section: a struct with public fields, their docs and their defaults.
 macro_rules! section {
     (
         $(#[doc = $about:literal])*
@@ -97,7 +93,7 @@ macro_rules! section {
                 Section { name, doc: &[$($about),*], fields }
             }
 
-            /// The names of the fields whose values differ from those of `other`.
+            /// Names of the fields that differ.
             pub(super) fn changed(&self, other: &Self) -> Vec<&'static str> {
                 let mut changed = Vec::new();
                 $( if self.$field != other.$field { changed.push(stringify!($field)); } )*
@@ -108,8 +104,7 @@ macro_rules! section {
 }
 pub(super) use section;
 
-/// A value as it may stand in a message: quoted and escaped. Not a long one: nothing that we read
-/// is long, but for keys and tokens in the wrong place.
+/// For messages: quoted and escaped, unless it is long, as keys and tokens in the wrong place are.
 pub(super) fn shown(text: &str) -> String {
     match text.chars().count() {
         0..=40 => format!("{text:?}"),
@@ -117,7 +112,6 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
-/// What a value of the wrong kind is, in the words of the file.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::String(_) => "a text in quotes",
@@ -128,6 +122,11 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Table(_) => "a table",
     }
+}
+
+/// The problem of a value that was read as a text.
+pub(super) fn wrong(text: &str, why: impl Display) -> String {
+    format!("is {}; {why}", shown(text))
 }
 
 pub(super) fn one(why: String) -> Vec<Fault> {

@@ -10,7 +10,7 @@ use crate::base::secret::Secret;
 use crate::base::words::words;
 use crate::ledger::address::DatabaseAddress;
 
-/// The longest address of a database there may be, in bytes.
+/// Bytes.
 const LONGEST_URL: u64 = 4096;
 
 words! {
@@ -80,8 +80,7 @@ impl StateConfig {
         self.database_url.is_some() || self.database_url_file.is_some()
     }
 
-    /// Where the database is; `None` when there is none. Blocks for as long as reading a small file does. The
-    /// error repeats nothing of the address.
+    /// `None` when there is none. Blocks while it reads a small file. Errors quote nothing.
     pub fn database(&self) -> Result<Option<DatabaseAddress>, String> {
         let url = match (&self.database_url, &self.database_url_file) {
             (Some(url), _) => url.clone(),

@@ -3,7 +3,7 @@
 use jiff::tz::TimeZone;
 use toml::Value;
 
-use super::setting::{Fault, Setting, kind, one, section, shown};
+use super::setting::{Fault, Setting, kind, one, section, wrong};
 use crate::teams::{BudgetMode, REFUSED_PER_DAY, Team, Token, TokenId};
 
 section! {
@@ -68,9 +68,7 @@ impl TeamConfig {
 impl Setting for TimeZone {
     fn from_text(text: &str) -> Result<Self, String> {
         let zone = TimeZone::get(text).ok().filter(|zone| zone.iana_name().is_some() && !zone.is_unknown());
-        zone.ok_or_else(|| {
-            format!("is {}; write the IANA name of a time zone, such as UTC or Europe/Berlin", shown(text))
-        })
+        zone.ok_or_else(|| wrong(text, "write the IANA name of a time zone, such as UTC or Europe/Berlin"))
     }
 
     fn to_toml(&self) -> Option<Value> {
@@ -78,7 +76,7 @@ impl Setting for TimeZone {
     }
 }
 
-/// In the file only. No message repeats what was written: it may be a token in the wrong place.
+/// In the file only. Errors quote nothing: it may be a token in the wrong place.
 impl Setting for Token {
     fn from_text(_: &str) -> Result<Self, String> {
         Err("is a text; write { id = \"…\", hash = \"…\" } as printed by granary token new".to_owned())
@@ -123,7 +121,6 @@ impl Setting for Token {
     }
 }
 
-/// Takes a text out of `fields` and reads it; notes what is wrong with it.
 fn required<T>(
     fields: &mut toml::Table,
     name: &str,

@@ -1,7 +1,4 @@
-//! Durations, sizes and moments, written as people write them.
-//!
-//! Durations are plain [`Duration`]s in the configuration, at most a year, so that a deadline made
-//! of one never overflows a clock. Sizes are [`ByteSize`]s.
+//! Durations, sizes and moments. Durations are at most a year, so that no deadline overflows a clock.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,16 +7,15 @@ use jiff::fmt::friendly::{Spacing, SpanPrinter};
 use jiff::{SignedDuration, Timestamp};
 use toml::Value;
 
-use super::setting::{Fault, Setting, kind, one, shown};
+use super::setting::{Fault, Setting, kind, one, wrong};
 
 const LONGEST: Duration = Duration::from_hours(366 * 24);
 
 impl Setting for Duration {
     fn from_text(text: &str) -> Result<Self, String> {
-        let wrong = |why| format!("is {}; {why}", shown(text));
-        let read: SignedDuration = text
-            .parse()
-            .map_err(|_| wrong("write a duration with its unit, such as 500ms, 30s or 23h30m"))?;
+        let wrong = |why| wrong(text, why);
+        let unit = "write a duration with its unit, such as 500ms, 30s or 23h30m";
+        let read: SignedDuration = text.parse().map_err(|_| wrong(unit))?;
         let read = Duration::try_from(read).map_err(|_| wrong("a duration cannot be negative"))?;
         if read > LONGEST { Err(wrong("write at most a year (8784h)")) } else { Ok(read) }
     }
@@ -33,7 +29,7 @@ impl Setting for Duration {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-/// The units a size may be written with; when one is printed, the first that divides it.
+/// Printed with the first that divides the size.
 const UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),
@@ -80,9 +76,8 @@ impl fmt::Display for ByteSize {
 
 impl Setting for ByteSize {
     fn from_text(text: &str) -> Result<Self, String> {
-        Self::parse(text).ok_or_else(|| {
-            format!("is {}; write a whole number of bytes with its unit, such as 8KiB or 256MiB", shown(text))
-        })
+        let why = "write a whole number of bytes with its unit, such as 8KiB or 256MiB";
+        Self::parse(text).ok_or_else(|| wrong(text, why))
     }
 
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
@@ -109,12 +104,8 @@ pub fn parse_moment(text: &str) -> Option<Timestamp> {
 
 impl Setting for Timestamp {
     fn from_text(text: &str) -> Result<Self, String> {
-        parse_moment(text).ok_or_else(|| {
-            format!(
-                "is {}; write a date such as 2027-01-31, or a moment such as 2027-01-31T12:00:00Z",
-                shown(text)
-            )
-        })
+        let why = "write a date such as 2027-01-31, or a moment such as 2027-01-31T12:00:00Z";
+        parse_moment(text).ok_or_else(|| wrong(text, why))
     }
 
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {

@@ -81,12 +81,11 @@ section! {
     }
 }
 
-/// The longest key there may be, in bytes; real ones have some sixty.
+/// Bytes; real keys have some sixty.
 const LONGEST_KEY: usize = 1024;
 
 impl UpstreamConfig {
-    /// The key to pay with; `None` when none is configured. Blocks for as long as reading a small file does.
-    /// The error repeats neither the key nor the file's name: people put one where the other belongs.
+    /// Blocks while it reads a small file. Errors repeat neither the key nor the file's name.
     pub fn key(&self) -> Result<Option<Secret>, String> {
         match (&self.api_key, &self.api_key_file) {
             (Some(key), _) => usable(key.expose()).map(Some),
@@ -96,7 +95,7 @@ impl UpstreamConfig {
     }
 }
 
-/// A key as it can be sent in a header.
+/// As it can be sent in a header.
 fn usable(text: &str) -> Result<Secret, String> {
     let key = text.trim();
     if key.is_empty() {

@@ -8,36 +8,33 @@ use url::{Host, Url};
 
 use super::setting::Setting;
 
-/// An `http` or `https` origin, in the one spelling browsers use: lower-case host, no default
-/// port, no trailing slash.
+/// In the one spelling browsers use: lower-case host, no default port, no trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin(Url);
 
 impl Origin {
-    /// Reads an origin; `None` for anything that has more to it, such as a path or a password.
+    /// `None` for a URL with more parts, such as a path or a password.
     pub fn parse(text: &str) -> Option<Self> {
         let url = Url::parse(BaseUrl::parse(text)?.as_str()).ok()?;
         (url.path() == "/").then_some(Self(url))
     }
 
-    /// `http://`, or `https://`, and an address one listens on.
     pub fn of_address(address: SocketAddr, is_encrypted: bool) -> Self {
         let scheme = if is_encrypted { "https" } else { "http" };
         let url = Url::parse(&format!("{scheme}://{address}")).expect("an address is a host and a port");
         Self(url)
     }
 
-    /// The origin as a URL whose path is `/`.
+    /// With the path `/`.
     pub fn as_url(&self) -> &Url {
         &self.0
     }
 
-    /// `scheme://host[:port]`, without a trailing slash.
+    /// Without a trailing slash.
     pub fn as_str(&self) -> &str {
         self.0.as_str().trim_end_matches('/')
     }
 
-    /// Is the host this very machine?
     pub fn is_loopback(&self) -> bool {
         match self.0.host() {
             Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
@@ -52,13 +49,12 @@ impl Origin {
     }
 }
 
-/// An `http` or `https` URL to which a path is appended: no password, query or fragment, and a path
-/// that means what it says. Its one spelling has no trailing slash.
+/// An `http` or `https` URL to which a path is appended, with nothing that a parser would change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseUrl(String);
 
 impl BaseUrl {
-    /// Reads a base URL; `None` for anything that has more to it, or that a parser would repair.
+    /// `None` for a URL with more parts, or that a parser would change.
     pub fn parse(text: &str) -> Option<Self> {
         if text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '\\' | '?' | '#' | '@'))
         {
@@ -76,13 +72,13 @@ impl BaseUrl {
         is_base.then(|| Self(url.as_str().trim_end_matches('/').to_owned()))
     }
 
-    /// Without a trailing slash, so that `/` and a path can be appended.
+    /// Without a trailing slash.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Reads the `http` or `https` URL of a service; `None` if it holds credentials, a query or a fragment.
+/// `None` if the URL has credentials, a query or a fragment.
 pub fn parse_service_url(text: &str) -> Option<Url> {
     let url = Url::parse(text).ok()?;
     let is_plain = matches!(url.scheme(), "http" | "https")
@@ -94,7 +90,7 @@ pub fn parse_service_url(text: &str) -> Option<Url> {
     is_plain.then_some(url)
 }
 
-/// What is read is not repeated in the message: a URL may hold a password.
+/// Errors do not repeat the value: a URL may have a password.
 macro_rules! url_settings {
     ($($name:ty: $wrong:literal;)+) => {$(
         impl fmt::Display for $name {

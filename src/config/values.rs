@@ -5,13 +5,12 @@ use std::path::PathBuf;
 
 use toml::Value;
 
-use super::setting::{Fault, Setting, kind, one, shown};
+use super::setting::{Fault, Setting, kind, one, wrong};
 use super::{LogFormat, LogLevel, StoreKind, UpstreamKind};
 use crate::base::secret::Secret;
 use crate::billing::money::Price;
 use crate::teams::BudgetMode;
 
-/// A text that is printed as it is.
 fn text(text: impl ToString) -> Option<Value> {
     Some(Value::String(text.to_string()))
 }
@@ -21,9 +20,8 @@ macro_rules! word_settings {
     ($($name:ty),+) => {$(
         impl Setting for $name {
             fn from_text(text: &str) -> Result<Self, String> {
-                text.parse().map_err(|()| {
-                    format!("is {}; write one of {}", shown(text), Self::ALL.map(Self::as_str).join(", "))
-                })
+                let words = || Self::ALL.map(Self::as_str).join(", ");
+                text.parse().map_err(|()| wrong(text, format_args!("write one of {}", words())))
             }
 
             fn to_toml(&self) -> Option<Value> {
@@ -60,9 +58,8 @@ impl Setting for PathBuf {
 
 impl Setting for SocketAddr {
     fn from_text(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| {
-            format!("is {}; write an IP address and a port, such as 127.0.0.1:8080 or [::]:8080", shown(text))
-        })
+        let why = "write an IP address and a port, such as 127.0.0.1:8080 or [::]:8080";
+        text.parse().map_err(|_| wrong(text, why))
     }
 
     fn to_toml(&self) -> Option<Value> {
@@ -82,12 +79,12 @@ impl Setting for Secret {
 
 impl Setting for bool {
     fn from_text(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| format!("is {}; write true or false", shown(text)))
+        text.parse().map_err(|_| wrong(text, "write true or false"))
     }
 
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
-        let wrong = || one(format!("is {}; write true or false, without quotes", kind(&value)));
-        value.as_bool().ok_or_else(wrong)
+        let why = || one(format!("is {}; write true or false, without quotes", kind(&value)));
+        value.as_bool().ok_or_else(why)
     }
 
     fn to_toml(&self) -> Option<Value> {
@@ -95,11 +92,11 @@ impl Setting for bool {
     }
 }
 
-/// Counts: at most what a signed 64-bit number holds, which is what TOML and databases have.
+/// At most what a signed 64-bit number holds, as in TOML and databases.
 impl Setting for u64 {
     fn from_text(text: &str) -> Result<Self, String> {
         let number = text.parse::<i64>().ok().and_then(|number| u64::try_from(number).ok());
-        number.ok_or_else(|| format!("is {}; write a whole number, 0 or more", shown(text)))
+        number.ok_or_else(|| wrong(text, "write a whole number, 0 or more"))
     }
 
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
@@ -129,11 +126,10 @@ impl Setting for usize {
     }
 }
 
-/// Exact, although TOML reads what is written without quotes as a float: the shortest text of that float
-/// is what was written.
+/// Exact, although TOML reads it as a float: the shortest text of that float is what was written.
 impl Setting for Price {
     fn from_text(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|why| format!("is {}; {why}", shown(text)))
+        text.parse().map_err(|why| wrong(text, why))
     }
 
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
@@ -154,7 +150,7 @@ impl Setting for Price {
 impl Setting for f64 {
     fn from_text(text: &str) -> Result<Self, String> {
         let number = text.parse().ok().filter(|number: &f64| number.is_finite());
-        number.ok_or_else(|| format!("is {}; write a number such as 2 or 0.5", shown(text)))
+        number.ok_or_else(|| wrong(text, "write a number such as 2 or 0.5"))
     }
 
     fn from_toml(value: Value) -> Result<Self, Vec<Fault>> {
@@ -170,7 +166,6 @@ impl Setting for f64 {
     }
 }
 
-/// What may be left out.
 impl<T: Setting> Setting for Option<T> {
     fn from_text(text: &str) -> Result<Self, String> {
         T::from_text(text).map(Some)

@@ -1,18 +1,18 @@
-//! One row of the error table: what a client is told, and who has to mend it.
+//! One row of the error table, and the labels of all rows in metrics.
 
 use std::time::Duration;
 
 use http::StatusCode;
 
 use crate::base::words::words;
-use crate::upstream::code::Code;
+use crate::upstream::code::{self, Code};
 
 words! {
-    /// Who has to mend it: the class of an error in metrics.
+    /// Who must correct an error; its class in metrics.
     #[derive(Hash)]
     pub enum Fault {
         Caller = "caller",
-        /// A rule somebody set: a budget, a rate, a freeze.
+        /// A configured rule: a budget, a rate, a freeze.
         Policy = "policy",
         /// The upstream or its storage.
         Upstream = "upstream",
@@ -24,7 +24,6 @@ words! {
 pub struct ErrorResponse {
     /// HTTP status, `error_code` and `error_detail.status_code`.
     pub status: StatusCode,
-    /// Code and text of the upstream's vocabulary.
     pub code: Code,
     pub fault: Fault,
     /// What was wrong with which input, and what to do.
@@ -55,3 +54,44 @@ impl ErrorResponse {
         self.because(reason).retry_after(wait)
     }
 }
+
+/// Every pair of [`GatewayError::response`](super::GatewayError::response).
+pub fn kinds() -> impl Iterator<Item = (Fault, Code)> {
+    let passed_through = |fault| code::ALL.iter().chain([&code::OTHER]).map(move |code| (fault, *code));
+    let passed_through = passed_through(Fault::Caller).chain(passed_through(Fault::Upstream));
+    OURS.into_iter().chain(passed_through.filter(|kind| !OURS.contains(kind)))
+}
+
+/// Of errors that Granary itself makes.
+const OURS: [(Fault, Code); 30] = [
+    (Fault::Caller, code::ERROR_PARAMETERS),
+    (Fault::Caller, code::MISSING_PARAMETERS),
+    (Fault::Caller, code::PARAMETERS_CANNOT_EMPTY),
+    (Fault::Caller, code::ERROR_INVALID_PARAMETER),
+    (Fault::Caller, code::ERROR_APPLICATIONS_NOT_EXISTS),
+    (Fault::Caller, code::ERROR_USER_LOCKED),
+    (Fault::Caller, code::ERROR_AI_NOT_EXISTS),
+    (Fault::Caller, code::ERROR_ILLEGAL_OPERATION),
+    (Fault::Caller, code::ERROR_RESOURCE_NOT_FOUND),
+    (Fault::Caller, code::ERROR_FILE_NOT_FOUND),
+    (Fault::Caller, code::FILE_SIZE_EXCEEDS_LIMIT),
+    (Fault::Caller, code::ERROR_REQUEST_BODY_TOO_LARGE),
+    (Fault::Caller, code::FILE_RESOLUTION_EXCEEDS_LIMITS),
+    (Fault::Caller, code::UNSUPPORTED_FILE_TYPES),
+    (Fault::Caller, code::FILE_DECODING_FAILURE),
+    (Fault::Caller, code::AI_SERVICE_TIMEOUT),
+    (Fault::Policy, code::ERROR_ILLEGAL_OPERATION),
+    (Fault::Policy, code::ERROR_NOT_ENOUGH_CREDITS),
+    (Fault::Policy, code::EXCEEDING_LIMITS),
+    (Fault::Upstream, code::ERROR_NOT_ENOUGH_CREDITS),
+    (Fault::Upstream, code::AI_SERVICE_ERROR),
+    (Fault::Upstream, code::AI_SERVICE_INTERNAL_ERROR),
+    (Fault::Upstream, code::AI_SERVICE_UNAUTHORIZED),
+    (Fault::Upstream, code::AI_SERVICE_FLOW_RESTRICTION),
+    (Fault::Upstream, code::AI_SERVICE_TIMEOUT),
+    (Fault::Upstream, code::ERROR_FILE_DOWNLOAD_FAILED),
+    (Fault::Upstream, code::ERROR_FILE_DOWNLOAD_TIMEOUT),
+    (Fault::Gateway, code::AI_SERVICE_FLOW_RESTRICTION),
+    (Fault::Gateway, code::ERROR_RESOURCE_UNAVAILABLE),
+    (Fault::Gateway, code::SERVICE_INTERNAL_ERROR),
+];

@@ -1,6 +1,5 @@
-//! A certificate and its key, from PEM to what a TLS listener needs.
-//!
-//! Pure: whoever reads the files, and when, is elsewhere. Nothing of the key is in any error.
+//! A certificate and its key, from PEM to a TLS configuration. Pure: reads no files. Errors quote nothing of
+//! the key.
 
 use std::sync::Arc;
 
@@ -11,17 +10,15 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 use x509_parser::parse_x509_certificate;
 
-/// A certificate that belongs to its key. Cheap to clone.
+/// Matches its key. Cheap to clone.
 #[derive(Clone)]
 pub struct Certificate {
-    /// What a handshake needs.
     pub config: Arc<ServerConfig>,
-    /// Until when clients take it.
     pub expires: Timestamp,
     fingerprint: blake3::Hash,
 }
 
-/// Why a pair of files is none, in the words of a configuration's problem.
+/// In the words of a configuration's problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CertificateError {
     #[error(
@@ -58,7 +55,6 @@ impl Certificate {
                 rustls::Error::InvalidCertificate(_) => CertificateError::Chain,
                 _ => CertificateError::Key,
             })?;
-        // Others are spoken by no part of this program.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let mut hasher = blake3::Hasher::new();
         hasher.update(blake3::hash(chain).as_bytes()).update(blake3::hash(key).as_bytes());

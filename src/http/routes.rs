@@ -1,7 +1,7 @@
 //! From path to handler, and from outcome to response.
 //!
-//! Handlers are thin: extract, call [`Gateway`], answer. A handler that fails returns a
-//! [`GatewayError`]; the one place that turns it into the upstream's envelope is [`respond`].
+//! Handlers extract, call [`Gateway`] and answer. A handler that fails returns a [`GatewayError`], which only
+//! [`respond`] turns into the upstream's envelope.
 
 mod admin;
 mod cors;
@@ -38,26 +38,24 @@ use crate::request::body::Pace;
 use crate::teams::policy::{CurrentPolicy, Policy};
 use crate::teams::{API_KEY_HEADER, Team};
 
-/// What the public routes work with. Cheap to clone.
+/// Cheap to clone.
 #[derive(Clone)]
 pub struct PublicState(Arc<PublicParts>, Sampler);
 
 pub struct PublicParts {
     pub gateway: Gateway,
-    /// Who may call, and from which pages.
     pub policy: CurrentPolicy,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
-    /// How long after its head a request is answered at the latest.
+    /// Limit from a request's head to its answer.
     pub answer_within: Duration,
-    /// How long and how slow a body may be.
+    /// Limits of a body.
     pub pace: Pace,
     pub limits: RequestLimits,
-    /// The scheme and host clients reach us at, without a trailing slash.
+    /// Scheme and host, without a trailing slash.
     pub public_root: String,
     pub is_builtin: bool,
     pub offers: Vec<Offer>,
-    /// Last known balance of the upstream's account.
     pub balance: Arc<BalanceWatch>,
 }
 
@@ -66,27 +64,21 @@ impl PublicState {
         Self(Arc::new(parts), Sampler::default())
     }
 
-    fn parts(&self) -> &PublicParts {
-        &self.0
-    }
-
-    /// The team whose token the headers carry, by the policy that this request came under.
+    /// The team whose token the headers carry.
     fn authenticate(&self, policy: &Policy, headers: &HeaderMap) -> Result<Arc<Team>, GatewayError> {
         policy.teams().authenticate(headers, self.0.clock.now()).map_err(GatewayError::Auth)
     }
 }
 
-/// When a request's head had been read; set by the outermost layer.
+/// When the head was read; set by the outermost layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival(pub tokio::time::Instant);
 
-/// The policy that was in force when a request's head had been read; set by the outermost layer. All
-/// that is decided before the fill is decided by this one.
+/// The policy when the head was read; set by the outermost layer. All decisions before the fill use it.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestPolicy(Arc<Policy>);
 
-/// The public listener's routes. Pages of the configured origins may call the API; results may be
-/// read from any page.
+/// Pages of the configured origins may call the API; any page may read results.
 pub fn public_router(state: PublicState) -> Router {
     let operations = state.0.offers.iter().fold(Router::new(), |router, offer| {
         let path = offer.operation.path;
@@ -119,30 +111,17 @@ fn only(routes: MethodRouter<PublicState>, allow: &'static str) -> MethodRouter<
 }
 
 fn api_cors() -> Cors {
-    // Tracing and HTTP libraries add these to every call of a page, unasked.
-    let added = ["traceparent", "tracestate", "baggage", "x-requested-with", "x-request-id"];
-    let headers: Vec<_> = [API_KEY_HEADER]
-        .into_iter()
-        .chain(added)
-        .map(HeaderName::from_static)
-        .chain([CONTENT_TYPE, AUTHORIZATION, CACHE_CONTROL, respond::REFRESH, IF_NONE_MATCH, PRAGMA])
-        .collect();
+    // Libraries add all but the first to every call of a page.
+    let names = [API_KEY_HEADER, "traceparent", "tracestate", "baggage", "x-requested-with", "x-request-id"];
+    let ours = [CONTENT_TYPE, AUTHORIZATION, CACHE_CONTROL, respond::REFRESH, IF_NONE_MATCH, PRAGMA];
+    let headers = [&names.map(HeaderName::from_static)[..], &ours].concat();
     Cors::new(Origins::Configured, "GET, HEAD, POST", &headers, &exposed())
 }
 
-/// What a page's script may read of an answer.
+/// Response headers that a page's script may read.
 fn exposed() -> Vec<HeaderName> {
     use http::header::{AGE, ETAG, RETRY_AFTER};
-    let ours = [
-        respond::CACHE_STATUS,
-        respond::REASON,
-        respond::KEY,
-        respond::CHARGED,
-        respond::SAVED,
-        respond::IGNORED,
-        respond::UPSTREAM,
-        respond::REQUEST_ID,
-        respond::SERVER_TIMING,
-    ];
+    use respond::{CACHE_STATUS, CHARGED, IGNORED, KEY, REASON, REQUEST_ID, SAVED, SERVER_TIMING, UPSTREAM};
+    let ours = [CACHE_STATUS, REASON, KEY, CHARGED, SAVED, IGNORED, UPSTREAM, REQUEST_ID, SERVER_TIMING];
     [RETRY_AFTER, AGE, ETAG].into_iter().chain(ours).collect()
 }

@@ -20,11 +20,9 @@
 
 mod acceptor;
 mod connection;
-mod descriptors;
 mod framed;
 mod linger;
-mod signals;
-mod socket;
+mod process;
 mod timers;
 mod write_timeout;
 
@@ -39,37 +37,34 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::acceptor::Acceptor;
-pub(crate) use self::descriptors::make_room;
-pub use self::signals::{ReloadSignal, stop_signal};
+pub(crate) use self::process::make_room;
+pub use self::process::{ReloadSignal, stop_signal};
 pub use self::write_timeout::WriteLimits;
 use crate::http::certificate::Certificate;
 use crate::http::routes::{PublicState, respond};
 use crate::metrics::{ListenerName, Metrics};
 
-/// TLS handshakes that compete for each core with requests.
 const HANDSHAKES_PER_CORE: usize = 2;
 
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
     pub max_connections: usize,
-    /// From accept, or from a further request's first byte, to the end of its head; also for a TLS
-    /// handshake.
+    /// From accept, or from a further request's first byte, to the end of its head; also of a handshake.
     pub head: Duration,
-    /// From an answer to the next request's first byte.
+    /// Between two requests.
     pub idle: Duration,
     pub write: WriteLimits,
 }
 
-/// The two steps in which a listener ends.
+/// The two steps of a stop.
 #[derive(Clone, Debug, Default)]
 pub struct Stops {
-    /// Everything is served, and each answer closes its connection.
+    /// Each answer closes its connection.
     pub stopping: CancellationToken,
-    /// Only accepted connections are served; idle ones are closed.
+    /// Nothing is accepted; idle connections are closed.
     pub closed: CancellationToken,
 }
 
-/// A certificate that can be replaced while it is in use.
 pub type CurrentCertificate = Arc<ArcSwap<Certificate>>;
 
 pub struct Listener {
@@ -77,7 +72,7 @@ pub struct Listener {
     pub name: ListenerName,
     pub routes: Router,
     pub limits: ConnectionLimits,
-    /// TLS is spoken if there is one.
+    /// With one, the listener speaks TLS.
     pub certificate: Option<CurrentCertificate>,
     pub metrics: Arc<Metrics>,
     pub stops: Stops,
@@ -99,17 +94,17 @@ impl Shared {
     }
 }
 
-/// The public listener's layers, outermost first.
+/// Outermost layer last.
 pub fn public_service(routes: Router, state: PublicState) -> Router {
     routes
-        // A panic becomes an answer, below the layer that gives answers their id and counts them.
+        // A panic becomes an answer, inside the layer that adds ids and counts.
         .layer(CatchPanicLayer::custom(respond::caught_panic))
-        // Ids, error envelopes, metrics and the log line, around everything that can answer.
+        // Around everything that can answer.
         .layer(axum::middleware::from_fn_with_state(state, respond::layer))
 }
 
 impl Listener {
-    /// Serves until [`Stops::closed`], then answers every accepted request and returns.
+    /// Serves until [`Stops::closed`], then answers every accepted request.
     pub async fn serve(self) {
         let Self { socket, name, routes, limits, certificate, metrics, stops } = self;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -1,7 +1,6 @@
 //! The address of a PostgreSQL database: [`DatabaseAddress`].
 //!
-//! A connection to this machine uses TLS only if the address asks for it, any other one unless it says
-//! `sslmode=disable`. TLS is always verified.
+//! TLS is always verified. It is the default, except for this machine.
 
 use std::time::Duration;
 
@@ -10,27 +9,18 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use crate::base::secret::Secret;
 
-/// The connection timeout of each address of the server.
+/// For each address of the server.
 const CONNECT: Duration = Duration::from_secs(2);
-/// The idle time before a TCP keepalive.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// How long sent bytes may stay unconfirmed.
 const UNCONFIRMED: Duration = Duration::from_secs(10);
 
-/// Host, database, user and password.
 #[derive(Clone)]
-pub struct DatabaseAddress {
-    config: Config,
-}
+pub struct DatabaseAddress(pub(super) Config);
 
 impl DatabaseAddress {
-    /// Reads a URL, `postgres://user:password@host:port/database?sslmode=…`, or the other form that
-    /// PostgreSQL's own clients read, `host=… dbname=…`.
-    ///
-    /// # Errors
-    /// The problem, without any part of the text: it may contain a password.
+    /// `postgres://user:password@host:port/database?sslmode=…`, or `host=… dbname=…`. Errors quote nothing.
     pub fn parse(url: &Secret) -> Result<Self, String> {
-        // Every TLS connection is verified here, so the stricter words of other clients mean nothing more.
+        // Every TLS connection is verified, so these modes mean the same.
         let text = ["verify-full", "verify-ca"].iter().fold(url.expose().trim().to_owned(), |text, mode| {
             text.replace(&format!("sslmode={mode}"), "sslmode=require")
         });
@@ -64,22 +54,18 @@ impl DatabaseAddress {
             config.application_name("granary");
         }
         config.keepalives_idle(KEEPALIVE).tcp_user_timeout(UNCONFIRMED);
-        Ok(Self { config })
+        Ok(Self(config))
     }
 
     /// Host, port and database, for a log line.
     pub fn place(&self) -> String {
-        let host = match self.config.get_hosts().first() {
+        let host = match self.0.get_hosts().first() {
             Some(Host::Tcp(name)) => name.clone(),
             Some(Host::Unix(folder)) => folder.display().to_string(),
             None => "nowhere".to_owned(),
         };
-        let port = self.config.get_ports().first().copied().unwrap_or(5432);
-        format!("{host}:{port}/{}", self.config.get_dbname().unwrap_or_default())
-    }
-
-    pub(super) fn config(&self) -> &Config {
-        &self.config
+        let port = self.0.get_ports().first().copied().unwrap_or(5432);
+        format!("{host}:{port}/{}", self.0.get_dbname().unwrap_or_default())
     }
 }
 
@@ -97,10 +83,7 @@ mod tests {
     use super::*;
 
     fn mode(url: &str) -> SslMode {
-        DatabaseAddress::parse(&Secret::new(url))
-            .unwrap_or_else(|error| panic!("{error}"))
-            .config
-            .get_ssl_mode()
+        DatabaseAddress::parse(&Secret::new(url)).unwrap_or_else(|error| panic!("{error}")).0.get_ssl_mode()
     }
 
     #[test]

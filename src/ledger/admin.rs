@@ -1,6 +1,5 @@
-//! Reads and changes of operators: trait [`LedgerAdmin`], beside the money path.
-//!
-//! Every change is one durable transaction with a line in the append-only [audit](AuditLine).
+//! Reads and changes of operators: trait [`LedgerAdmin`]. Every change is one durable transaction with a line
+//! in the append-only [audit](AuditLine).
 
 use std::fmt;
 
@@ -14,7 +13,6 @@ use crate::base::archive::ArchiveId;
 use crate::base::key::{CacheKey, Digest};
 use crate::base::words::words;
 
-/// Who makes a change, as the audit shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor(String);
 
@@ -29,7 +27,6 @@ impl Actor {
         Self("command line".to_owned())
     }
 
-    /// The owner of the admin token with this id.
     pub fn token(id: impl fmt::Display) -> Self {
         Self(format!("token {id}"))
     }
@@ -45,7 +42,6 @@ words! {
         Thaw = "thaw",
         Purge = "purge",
         Settle = "settle",
-        /// Made ledger and store one archive.
         Adopt = "adopt",
     }
 }
@@ -53,24 +49,18 @@ words! {
 words! {
     /// The outcome of an `unknown` call, as an operator found out.
     pub enum Settlement {
-        /// The upstream charged it: its credits stay counted.
+        /// Its credits stay counted.
         Charged = "charged",
-        /// It did not: the call counts as failed, and its credits are given back.
+        /// The call counts as failed, and its credits are given back.
         Free = "free",
     }
 }
 
-/// The result of [`LedgerAdmin::settle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    Done {
-        given_back: Option<GivenBack>,
-    },
-    /// It was settled in the same way before.
+    Done { given_back: Option<GivenBack> },
     Repeated,
-    /// It was settled in the other way before.
     Otherwise(Settlement),
-    /// Its outcome is known, or it is still open.
     NotUnknown(CallState),
     NoSuchCall,
 }
@@ -85,7 +75,6 @@ words! {
     }
 }
 
-/// The result of [`LedgerAdmin::purge`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purge {
     /// Everything up to this generation counts as absent from now on.
@@ -97,7 +86,7 @@ pub enum Purge {
 }
 
 impl Purge {
-    /// The generation up to which everything counts as absent; `None` when nothing is purged.
+    /// `None` when nothing is purged.
     pub fn generation(self) -> Option<u64> {
         match self {
             Self::Done { generation } | Self::Repeated { generation } => Some(generation),
@@ -108,7 +97,6 @@ impl Purge {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AuditLine {
-    /// Ascending.
     pub id: u64,
     pub at: Timestamp,
     pub who: String,
@@ -132,7 +120,7 @@ pub struct CallDetail {
     pub adopted: bool,
     pub team: String,
     pub credits: u64,
-    /// The day of its reservation.
+    /// Of its reservation.
     pub day: String,
     pub image: Digest,
     pub width: u32,
@@ -148,7 +136,6 @@ pub struct CallDetail {
     pub log_id: Option<String>,
     pub digest: Option<Digest>,
     pub extension: Option<String>,
-    /// The length of its result.
     pub bytes: Option<u64>,
     pub settled: Option<Settlement>,
 }
@@ -174,12 +161,12 @@ pub struct CallPage {
 
 #[async_trait]
 pub trait LedgerAdmin: Send + Sync {
-    /// Makes everything stored under a key count as absent, on every replica
-    /// ([`Queries::changes`](super::Queries::changes)). Rows, credits and objects stay. An open call goes on:
-    /// its result will be the new one.
+    /// Makes everything stored under a key absent, on every replica
+    /// ([`Queries::changes`](super::Queries::changes)). Rows, credits and objects stay. The result of an open
+    /// call will be the new one.
     async fn purge(&self, namespace: &str, key: CacheKey, by: &Actor) -> Result<Purge, LedgerError>;
 
-    /// Stops or resumes spending, exactly from its return. Returns false when nothing changed.
+    /// Exact from its return. Returns false when nothing changed.
     async fn freeze(&self, scope: Scope, frozen: bool, by: &Actor) -> Result<bool, LedgerError>;
 
     /// The frozen scopes: `global` first, then teams by name.
@@ -190,7 +177,6 @@ pub trait LedgerAdmin: Send + Sync {
     /// Credits of `unknown` calls that are not settled.
     async fn unsettled(&self) -> Result<u64, LedgerError>;
 
-    /// Adds the audit line of an adoption.
     async fn note_adoption(&self, archive: ArchiveId, found: &str, by: &Actor) -> Result<(), LedgerError>;
 
     /// At most `limit` lines with lower ids than `before`, newest first.

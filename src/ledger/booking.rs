@@ -1,51 +1,78 @@
-//! The steps of a call, and from which state each may be taken.
+//! The states of a call, and the steps between them.
 
 use bytes::Bytes;
 
-use super::CallState;
 use crate::base::record::Record;
 use crate::base::secret::Secret;
+use crate::base::words::words;
 
-/// A step of a call. It is booked on the call's own row, whatever has happened to its key.
+words! {
+    /// Spec and README show the same table.
+    #[derive(Hash)]
+    pub enum CallState {
+        /// Admitted; not sent in full.
+        Reserved = "reserved",
+        /// Provably not sent in full, or frozen meanwhile.
+        Released = "released",
+        /// The end of the paid request may have left.
+        Sent = "sent",
+        /// The upstream's answer is durable; the result is being downloaded and stored.
+        Answered = "answered",
+        /// The result is permanent.
+        Stored = "stored",
+        /// A complete refusal; unbilled.
+        Refused = "refused",
+        /// A complete error in the upstream's own envelope; unbilled.
+        Failed = "failed",
+        /// Sent, and no complete answer.
+        Unknown = "unknown",
+        /// The result could not be downloaded while its URL lived.
+        Unfetchable = "unfetchable",
+        /// The store no longer has the result.
+        Lost = "lost",
+    }
+}
+
+impl CallState {
+    /// Returns true when no other call may buy the key.
+    pub fn holds_key(self) -> bool {
+        matches!(self, Self::Reserved | Self::Sent | Self::Answered | Self::Stored)
+    }
+
+    /// Returns true when the credits count against budgets.
+    pub fn counts_credits(self) -> bool {
+        match self {
+            Self::Reserved | Self::Sent | Self::Answered | Self::Stored => true,
+            Self::Unknown | Self::Unfetchable | Self::Lost => true,
+            Self::Released | Self::Refused | Self::Failed => false,
+        }
+    }
+
+    /// Returns true when the owner still has to act.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Reserved | Self::Sent | Self::Answered)
+    }
+}
+
+/// Booked on the call's own row, also when another row holds the key.
 #[derive(Clone, Debug)]
 pub enum Booking {
     /// Provably not sent in full.
-    Released {
-        reason: String,
-    },
-    Answered {
-        /// The whole answer; erased when the state ends.
-        text: Secret,
-        request_id: String,
-        log_id: String,
-    },
-    /// Object and record are durable in the store.
-    Stored {
-        record: Box<Record>,
-        /// False when the result of another call got the key first.
-        holds_key: bool,
-    },
-    /// The store does not take the result now, so the ledger keeps its bytes. The result is permanent from
-    /// here on, so the state is `stored`.
-    Spooled {
-        record: Box<Record>,
-        bytes: Bytes,
-    },
-    Refused {
-        reason: String,
-        /// Refused for its picture or numbers: it counts against the team's
-        /// [`Scope::Refused`](super::budget::Scope::Refused).
-        for_order: bool,
-    },
-    Failed {
-        reason: String,
-    },
-    Unknown {
-        reason: String,
-    },
-    Unfetchable {
-        reason: String,
-    },
+    Released { reason: String },
+    /// The text is the whole answer; it is erased when the state ends.
+    Answered { text: Secret, request_id: String, log_id: String },
+    /// Durable in the store. `holds_key` is false when the result of another call got the key first.
+    Stored { record: Box<Record>, holds_key: bool },
+    /// Permanent, and so `stored`, although only the ledger has the bytes while the store is unavailable.
+    Spooled { record: Box<Record>, bytes: Bytes },
+    /// `for_order` counts against the team's [`Scope::Refused`](super::budget::Scope::Refused).
+    Refused { reason: String, for_order: bool },
+    /// A complete error in the upstream's own envelope.
+    Failed { reason: String },
+    /// Sent, and no complete answer.
+    Unknown { reason: String },
+    /// The result could not be downloaded while its URL lived.
+    Unfetchable { reason: String },
     /// The store no longer has the object.
     Lost,
 }

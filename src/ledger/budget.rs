@@ -1,5 +1,4 @@
-//! Budgets, their calendar windows, and the rests after an unknown outcome. Pure: reads no clock and no
-//! ledger.
+//! Budgets, their calendar windows, and the rest after an unknown outcome. Pure: reads no clock.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +8,6 @@ use jiff::{Timestamp, Unit};
 
 use crate::base::words::words;
 
-/// The subject of a budget or a freeze.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     Global,
@@ -29,12 +27,10 @@ impl fmt::Display for Scope {
 }
 
 words! {
-    /// How long a budget lasts.
+    /// In the configured time zone.
     #[derive(Hash)]
     pub enum Window {
-        /// A calendar day in the configured time zone.
         Day = "daily",
-        /// A calendar month in the configured time zone.
         Month = "monthly",
     }
 }
@@ -49,7 +45,7 @@ pub struct Budget {
     pub enforced: bool,
 }
 
-/// The use of a budget in its current window.
+/// In the current window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Used {
     pub budget: Budget,
@@ -58,7 +54,7 @@ pub struct Used {
 }
 
 impl Used {
-    /// Credits left; 0 when a lowered budget is overdrawn.
+    /// 0 when a lowered budget is overdrawn.
     pub fn left(&self) -> u64 {
         self.budget.limit.saturating_sub(self.used)
     }
@@ -71,16 +67,13 @@ pub struct BudgetRefusal {
     pub resets_in: Duration,
 }
 
-/// The calendar day and month of an instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Windows {
     /// `2026-11-22`.
     pub day: String,
     /// `2026-11`.
     pub month: String,
-    /// The first instant of the next day.
     pub day_ends: Timestamp,
-    /// The first instant of the next month.
     pub month_ends: Timestamp,
 }
 
@@ -88,7 +81,6 @@ impl Windows {
     /// With daylight saving: a day may have 23 hours.
     pub fn at(now: Timestamp, zone: &TimeZone) -> Self {
         let local = now.to_zoned_datetime(zone.clone());
-        let first_of_month = local.date().first_of_month();
         let start_of = |date: jiff::civil::Date| {
             date.to_zoned_datetime(zone.clone()).map_or(Timestamp::MAX, |start| start.timestamp())
         };
@@ -96,9 +88,7 @@ impl Windows {
             day: local.strftime("%Y-%m-%d").to_string(),
             month: local.strftime("%Y-%m").to_string(),
             day_ends: local.date().tomorrow().map_or(Timestamp::MAX, start_of),
-            month_ends: first_of_month
-                .checked_add(jiff::Span::new().months(1))
-                .map_or(Timestamp::MAX, start_of),
+            month_ends: local.date().last_of_month().tomorrow().map_or(Timestamp::MAX, start_of),
         }
     }
 
@@ -111,9 +101,9 @@ impl Windows {
     }
 }
 
-/// When a key may be bought again, from the ends of its `unknown` and `unfetchable` calls, oldest first: a
-/// minute after the first of the last 24 hours, ten minutes after the second, and after the third not before
-/// the first is a day old. `None`: now.
+/// When a key may be bought again (`None`: now), from the ends of its `unknown` and `unfetchable` calls,
+/// oldest first: a minute after the first of the last 24 hours, ten minutes after the second, and after the
+/// third not before the first is a day old.
 pub fn rests_until(doubtful: &[Timestamp], now: Timestamp) -> Option<Timestamp> {
     let day = jiff::SignedDuration::from_hours(24);
     let recent: Vec<Timestamp> = doubtful.iter().copied().filter(|&at| at + day > now).collect();
@@ -131,7 +121,7 @@ pub fn until(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or(Duration::ZERO)
 }
 
-/// An instant to the second.
+/// To the second.
 pub fn show(instant: Timestamp) -> String {
     instant.round(Unit::Second).unwrap_or(instant).to_string()
 }

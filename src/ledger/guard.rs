@@ -1,12 +1,11 @@
 //! The archive guard: nothing is bought unless ledger and store are known to belong together.
 //!
 //! Both carry the id of their [`archive`](crate::base::archive). With a typo in the prefix, an emptied or
-//! recreated bucket, or a foreign database, everything would look absent and be bought anew; so a marker that
-//! is missing or differs stops all paying, while hits go on. Only `granary adopt` pairs such a ledger and
-//! store.
+//! recreated bucket, or a foreign database, everything would look absent and be bought again; so a marker
+//! that is missing or differs stops all paying, while hits go on. Only `granary adopt` pairs those.
 //!
 //! A new ledger and a new store are paired at once, ledger first: its id is *settled* only after the store
-//! has been seen to carry it, so that a crash between the two is not taken for a loss.
+//! has been seen to carry it, so that a crash between the two does not look like a loss.
 
 mod import;
 #[cfg(test)]
@@ -26,10 +25,9 @@ use crate::base::archive::{ArchiveCheck, ArchiveId, Membership};
 use crate::ledger::{Ledger, LedgerError};
 use crate::store::{Store, StoreError};
 
-/// The shortest time between two comparisons for [`ArchiveGuard::confirm`].
+/// Between two comparisons for [`ArchiveGuard::confirm`], at least.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// See the module.
 pub struct ArchiveGuard {
     ledger: Arc<dyn Ledger>,
     store: Arc<dyn Store>,
@@ -47,7 +45,6 @@ struct Look {
     was_answered: bool,
 }
 
-/// Whether ledger and store belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// They could not be compared since the start. Nothing is bought.
@@ -57,7 +54,7 @@ pub enum Standing {
     Closed(Mismatch),
 }
 
-/// Why ledger and store do not belong together; the texts say what to do.
+/// The texts say what to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     #[error(
@@ -82,7 +79,6 @@ pub enum Mismatch {
     Different { ledger: ArchiveId, store: ArchiveId },
 }
 
-/// Ledger or store could not be read or written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StorageError {
     #[error(transparent)]
@@ -91,12 +87,10 @@ pub enum StorageError {
     Store(#[from] StoreError),
 }
 
-/// The result of an adoption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Adoption {
     /// `None` when ledger and store belonged together, or both were new.
     pub found: Option<Mismatch>,
-    /// The archive of both from now on.
     pub archive: ArchiveId,
 }
 
@@ -109,7 +103,6 @@ impl fmt::Display for Adoption {
     }
 }
 
-/// What the ids of ledger and store mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Finding {
     New,
@@ -127,7 +120,7 @@ impl Finding {
 }
 
 impl ArchiveGuard {
-    /// Compares nothing yet: see [`look`](Self::look).
+    /// Compares nothing: see [`look`](Self::look).
     pub fn new(ledger: Arc<dyn Ledger>, store: Arc<dyn Store>) -> Self {
         Self {
             ledger,
@@ -148,15 +141,13 @@ impl ArchiveGuard {
         matches!(self.standing(), Standing::Open(_))
     }
 
-    /// Compares the markers, and pairs a new ledger with a new store. When that fails, the last standing
-    /// holds.
+    /// Compares the markers, and pairs a new ledger with a new store. After an error the last standing holds.
     pub async fn look(&self) -> Standing {
         let mut looked = self.looked.lock().await;
         self.look_now(&mut looked).await
     }
 
-    /// Returns true when ledger and store belonged together a moment ago; false when they could not be
-    /// compared. Asked when something is missing, and before a write.
+    /// Ledger and store belonged together a moment ago. For writes, and when something is missing.
     pub async fn confirm(&self) -> bool {
         let mut looked = self.looked.lock().await;
         if looked.is_none_or(|look| look.when.elapsed() >= LOOK_PAUSE) {
@@ -165,7 +156,7 @@ impl ArchiveGuard {
         looked.is_some_and(|look| look.was_answered) && self.is_open()
     }
 
-    /// Compares after each `period`, for ever; more often while the standing is unknown.
+    /// Compares after each `period`; more often while the standing is unknown.
     pub async fn watch(&self, period: Duration) {
         loop {
             let is_unknown = self.standing() == Standing::Unknown;
@@ -174,8 +165,7 @@ impl ArchiveGuard {
         }
     }
 
-    /// Makes ledger and store one archive, whatever they were: the store's id stands, if it has one. May be
-    /// repeated.
+    /// Makes ledger and store one archive, with the store's id if it has one. May be repeated.
     pub async fn adopt(&self) -> Result<Adoption, StorageError> {
         let mut looked = self.looked.lock().await;
         let (membership, store) = (self.ledger.archive().await?, self.store.archive().await?);

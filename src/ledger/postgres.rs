@@ -1,16 +1,14 @@
-//! The ledger of a fleet: tables of a PostgreSQL database, kept by several processes at once.
+//! The ledger of a fleet: tables of a PostgreSQL database, shared by several processes.
 //!
 //! A unique index allows one row per key and generation. Each reservation locks the counters of its budgets
 //! in the same order. A freeze is exact from its commit, because spending transactions share an advisory
-//! lock. All locks end with their transaction. The only wall clock is the database's, for timestamps and
-//! calendar windows.
+//! lock. All locks end with their transaction. The only wall clock is the database's.
 //!
-//! Each process has a random name, the owner of the rows it works on. It does not know its own row when the
-//! commit of a reservation was never acknowledged; so a search for foreign calls excludes the calls in hand,
-//! not the owner.
+//! Each process has a random name, the owner of its rows. It does not know its own row when the commit of a
+//! reservation was never acknowledged; so searches for foreign calls exclude calls in hand, not the owner.
 //!
 //! Signed result URLs are only in the table `answers`, in rows that are deleted when their state ends.
-//! PostgreSQL keeps deleted rows until it vacuums, which this table asks for at once, and in its log and its
+//! PostgreSQL keeps deleted rows until a vacuum, which this table asks for at once, in its log and in
 //! backups.
 
 mod connect;
@@ -42,15 +40,14 @@ pub struct PostgresConfig {
     pub address: AddressSource,
     /// Root certificates, in PEM; otherwise the system's.
     pub roots: Option<PathBuf>,
-    /// The time zone of days and months.
+    /// Of days and months.
     pub zone: TimeZone,
-    /// The most bytes in the spool.
+    /// Bytes.
     pub spool_max: u64,
     /// Instead of the database's clock, for tests.
     pub clock: Option<Clock>,
 }
 
-/// Why the ledger cannot be kept in a database.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ProofError {
     /// A sentence that says what to do.
@@ -60,7 +57,6 @@ pub enum ProofError {
     Unavailable(LedgerError),
 }
 
-/// See the module.
 pub struct PostgresLedger {
     pool: Pool,
     /// For large reads, and for writes that may wait.
@@ -70,7 +66,7 @@ pub struct PostgresLedger {
 }
 
 impl PostgresLedger {
-    /// Does not connect yet. The first connection creates or migrates the tables.
+    /// Does not connect. The first connection creates or migrates the tables.
     pub fn new(config: PostgresConfig) -> Self {
         let PostgresConfig { address, roots, zone, spool_max, clock } = config;
         let owner = Uuid::new_v4().simple().to_string();
@@ -82,11 +78,11 @@ impl PostgresLedger {
     }
 
     #[must_use]
-    pub(crate) fn with_observer(self, observer: Arc<dyn LedgerObserver>) -> Self {
-        Self { observer: Some(observer), ..self }
+    pub(crate) fn with_observer(self, observer: Option<Arc<dyn LedgerObserver>>) -> Self {
+        Self { observer, ..self }
     }
 
-    /// Connects, and checks that the database is fit for a ledger.
+    /// Connects, and checks that the database is fit.
     pub async fn prove(&self) -> Result<(), ProofError> {
         self.pool.prove().await.map_err(|failure| match failure {
             Failure::Unfit(why) => ProofError::Unfit(why),
@@ -94,7 +90,7 @@ impl PostgresLedger {
         })
     }
 
-    /// Runs a statement over the connections and in the transaction of its operation, behind these locks.
+    /// Runs a statement in its operation's pool and transaction, after taking these locks.
     async fn ask_behind<A: Send + Sync + 'static, T: Send + 'static>(
         &self,
         locks: &[String],
@@ -137,7 +133,7 @@ sql_ledger! { PostgresLedger {
         self.ask_behind(&locks, Reserve, wanted, work).await
     }
 
-    /// Settles nothing: other owners may live. A start needs no database.
+    /// Settles nothing, because other owners may be alive.
     async fn recover(&self) -> Result<Recovery, LedgerError> {
         Ok(Recovery::default())
     }

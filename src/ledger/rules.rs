@@ -1,5 +1,4 @@
-//! The rules about money, as pure functions: no SQL, no clock. Every ledger reads, decides here, and writes
-//! the decision.
+//! The rules about money, as pure functions. Every ledger reads, decides here, and writes the decision.
 
 #[cfg(test)]
 mod tests;
@@ -15,7 +14,6 @@ use crate::base::record::Record;
 /// The generations of the rows that hold a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Generations {
-    /// The newest `stored` row.
     pub(crate) stored: Option<u64>,
     /// The newest `stored` or `lost` row.
     pub(crate) kept: Option<u64>,
@@ -24,7 +22,6 @@ pub(crate) struct Generations {
 }
 
 impl Generations {
-    /// Returns true when a stored result counts as present.
     pub(crate) fn is_stored(&self) -> bool {
         self.stored > self.purged
     }
@@ -56,10 +53,10 @@ pub(crate) struct KeyStanding {
     pub(crate) frozen: Option<Scope>,
 }
 
-/// The result of [`decide`]; budgets and spool room are checked after it.
+/// Budgets and spool room are checked after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// With the generation of the call.
+    /// The generation.
     Buy(u64),
     Stored,
     No(Reserved),
@@ -90,8 +87,7 @@ pub(crate) fn frozen(team: &str, is_frozen: impl Fn(&str) -> bool) -> Option<Sco
     scopes.into_iter().find(|scope| is_frozen(&scope.to_string()))
 }
 
-/// The first enforced budget without the credits for a call. `used` has the credits that each of
-/// [`Reservation::enforced`] has used without it.
+/// The first exceeded budget. `used`: credits of each of [`Reservation::enforced`], without the call.
 pub(crate) fn over_budget(
     wanted: &Reservation,
     used: &[u64],
@@ -127,7 +123,6 @@ pub(crate) fn has_room(room: Room, spooled: u64, other_open_calls: u64) -> Resul
     fits(room.each, spooled.saturating_add(other_open_calls.saturating_mul(room.each)), room.max)
 }
 
-/// The last check before money is spent.
 pub(crate) fn permit(state: CallState, is_ours: bool, frozen: Option<Scope>) -> Permit {
     if state != CallState::Reserved || !is_ours {
         return Permit::Lost;
@@ -140,7 +135,6 @@ fn counted(from: CallState, to: CallState) -> i64 {
     i64::from(to.counts_credits()) - i64::from(from.counts_credits())
 }
 
-/// The effects of a booking.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) to: CallState,
@@ -153,17 +147,16 @@ pub(crate) struct Change {
     pub(crate) invalidates: bool,
 }
 
-/// Applies a booking to a call in state `from`, whoever owns it; `None` when it is booked already.
-/// `ids`: the upstream's ids of its answer. `held_by_another`: another row of its generation holds the key, as
-/// after a late answer.
+/// Applies a booking, by any owner; `None` when it is booked already. `ids`: the upstream's ids of its
+/// answer. `held_by_another`: another row of its generation holds the key, as after a late answer.
 pub(crate) fn apply(
     (id, from, ids): (CallId, CallState, Option<(&str, &str)>),
     booking: &Booking,
     held_by_another: bool,
 ) -> Result<Option<Change>, LedgerError> {
     let to = booking.state();
-    // An owner that lived on knows more than what was settled without it: why its call is `unknown`, or its own
-    // result, in place of a record that another ledger bought.
+    // An owner that is alive knows more than the process that settled the call: why it is `unknown`, or its
+    // own result in place of a record that another ledger bought.
     let corrects = from == to
         && match booking {
             Booking::Unknown { .. } => true,
@@ -202,7 +195,6 @@ pub(crate) fn invalidates(record: &Record) -> bool {
     record.generation > 0
 }
 
-/// The handling of an open call whose owner is dead or silent.
 #[derive(Clone, Debug)]
 pub(crate) enum Abandoned {
     Book(Booking),
@@ -221,7 +213,6 @@ pub(crate) fn abandon(state: CallState, reason: &str) -> Abandoned {
     }
 }
 
-/// Returns true when a call has not changed since it was read.
 pub(crate) fn is_silent(seen: &ForeignOpenCall, state: CallState, heartbeat: u64) -> bool {
     state.is_open() && (seen.state, seen.heartbeat) == (state, heartbeat)
 }
@@ -247,7 +238,6 @@ pub(crate) enum Imported {
     Ignored,
 }
 
-/// Decides how a record of the store is imported.
 pub(crate) fn import(generation: u64, standing: ImportStanding) -> Imported {
     let ImportStanding { purged, has_purchase, is_lost, orphan } = standing;
     match orphan {
@@ -263,16 +253,14 @@ pub(crate) fn is_same_purchase(ours: &Record, standing: &Record) -> bool {
     *standing == Record { stored_at: standing.stored_at, ..ours.clone() }
 }
 
-/// Returns true when the month of a call, such as `2026-11`, is closed on a day, such as `2026-12-02`.
-/// Once it is, it stays so.
+/// Returns true when a month, such as `2026-11`, is closed on a day, such as `2026-12-02`. It stays so.
 pub(crate) fn is_closed(month: &str, today: &str) -> bool {
     let first = format!("{month}-01").parse().ok();
     let first_of_next = first.and_then(|first: Date| first.last_of_month().tomorrow().ok());
     first_of_next.is_some_and(|first_of_next| today.parse().is_ok_and(|today: Date| today > first_of_next))
 }
 
-/// The adjustment of today's spending, in multiples of the call's credits; `None` when its month is open or
-/// its state has not changed.
+/// In multiples of the call's credits; `None` when its month is open or its state has not changed.
 pub(crate) fn adjustment(month: &str, from: CallState, to: CallState, today: &Windows) -> Option<i64> {
     (from != to && is_closed(month, &today.day)).then(|| counted(from, to))
 }
@@ -286,7 +274,6 @@ pub(crate) fn served_on(day: Date, today: &Windows) -> String {
     }
 }
 
-/// The effects of a settlement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settling {
     pub(crate) to: CallState,

@@ -1,13 +1,14 @@
-//! Results while the store is away: the ledger keeps and serves them, and the [`Copier`] copies them to the
-//! store.
+//! Results while the store is unavailable: the ledger keeps and serves them, and the [`Copier`] copies them.
 //!
-//! [`Spool`] is a [`Store`] around another one. Reads are answered from the spool or from the store. A write
-//! fails while the store is away, and the caller books the result as
-//! [`Booking::Spooled`](crate::ledger::Booking::Spooled). A result leaves the spool only when the store has
-//! confirmed object and record, so a read of the spool and then of the store always finds it.
+//! [`Spool`] is a [`Store`] around another one. A failed write is booked as
+//! [`Booking::Spooled`](crate::ledger::Booking::Spooled) by its caller. A result leaves the spool only when
+//! the store has confirmed object and record, so a read of the spool and then of the store always finds it.
+//!
+//! The record of a purged key does not come back: a purge is booked before its record is removed from the
+//! store, and a concurrent writer reads the ledger after its write. Either the purge is booked by then, and
+//! the writer removes its record; or the purge removes it later.
 
 mod copier;
-mod purged;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -32,27 +33,25 @@ use crate::ledger::guard::StorageError;
 use crate::ledger::{Ledger, LedgerError};
 use crate::store::{RecordPage, Store, StoreError, is_object};
 
-/// How long a hit waits for each answer of the ledger before the store is read without it.
+/// For the ledger, before a hit reads the store without it.
 const HIT_PATIENCE: Duration = Duration::from_millis(200);
 /// The same for the bytes of a result.
 const READ_PATIENCE: Duration = Duration::from_millis(500);
-/// The same where nothing can be answered without the ledger.
+/// The same where the ledger is needed.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpoolConfig {
     /// A folder on the ledger's disk; `None` for a ledger on another machine.
     pub disk: Option<PathBuf>,
-    /// The most bytes in the spool.
     pub max_bytes: u64,
-    /// The bytes that an open call may still need.
+    /// Of one open call.
     pub result_max_bytes: u64,
-    /// The store is a service, which may be away for a time. Once it was proved, results are bought that only
-    /// the spool can keep for now; before, nothing is copied to it.
+    /// The store is a service, which may be unavailable for a time. Once it was proved, results are bought
+    /// that only the spool can keep for now; before that, nothing is copied to it.
     pub is_remote: bool,
 }
 
-/// See the module.
 pub struct Spool {
     store: Arc<dyn Store>,
     ledger: Arc<dyn Ledger>,
@@ -65,8 +64,7 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Nothing is written to `store` unless `check` says that it is the ledger's: in another one, a paid
-    /// result would be lost.
+    /// Writes only while `check` says that the store is the ledger's: another one would lose a paid result.
     pub fn new(
         store: Arc<dyn Store>,
         ledger: Arc<dyn Ledger>,
@@ -100,16 +98,30 @@ impl Spool {
         Ok(())
     }
 
-    /// Wakes the copier after a failed write.
+    /// Wakes the copier after a failure.
     fn learn<T>(&self, written: Result<T, StoreError>) -> Result<T, StoreError> {
         if written.is_err() {
             self.refused.notify_one();
         }
         written
     }
+
+    /// Returns true if it was purged.
+    async fn forget_if_purged(&self, record: &Record, patience: Duration) -> Result<bool, StorageError> {
+        let Some(up_to) = self.purged(record, patience).await? else { return Ok(false) };
+        self.check_ours().await?;
+        self.store.forget_record(&record.namespace, record.key, up_to).await?;
+        tracing::info!(key = %record.key, generation = record.generation, "a purged record was removed from the store");
+        Ok(true)
+    }
+
+    /// The generation up to which the key was purged, if that includes the record.
+    async fn purged(&self, record: &Record, patience: Duration) -> Result<Option<u64>, LedgerError> {
+        let purged = ask(patience, self.ledger.purged(&record.namespace, record.key)).await?;
+        Ok(purged.filter(|&up_to| up_to >= record.generation))
+    }
 }
 
-/// Limits a read of the ledger in time.
 async fn ask<T>(
     patience: Duration,
     question: impl Future<Output = Result<T, LedgerError>>,
@@ -120,7 +132,7 @@ async fn ask<T>(
     }
 }
 
-/// The error when the store has no object and the spool could not be read.
+/// The store has no object, and the spool could not be read.
 fn not_said(error: &LedgerError) -> StoreError {
     StoreError::Unavailable(format!(
         "it is not there, and whether it waits in the spool is not known: {error}"
@@ -173,8 +185,17 @@ impl Store for Spool {
         }
     }
 
+    /// Without the ledger the store decides, because an acknowledged purge has removed its record.
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError> {
-        self.unpurged(namespace, key).await
+        let Some(record) = self.store.record(namespace, key).await? else { return Ok(None) };
+        match self.forget_if_purged(&record, HIT_PATIENCE).await {
+            Ok(true) => Ok(None),
+            Ok(false) | Err(StorageError::Ledger(_)) => Ok(Some(record)),
+            Err(StorageError::Store(error)) => {
+                tracing::warn!(%error, %key, "a purged record could not be removed from the store yet");
+                Ok(None)
+            }
+        }
     }
 
     async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
@@ -186,7 +207,7 @@ impl Store for Spool {
         self.store.forget_record(namespace, key, up_to).await
     }
 
-    /// Room in the spool is enough, and is checked first: it takes no time when the store is slow.
+    /// Room in the spool is enough, and checked first: it takes no time when the store is slow.
     async fn check_room(&self) -> Result<(), StoreError> {
         let in_spool = self.room.check(&*self.ledger).await;
         if in_spool.is_ok() {

@@ -1,5 +1,5 @@
-//! The statements of both databases, written once in PostgreSQL's dialect and run by a [`Query`]; SQLite's
-//! translates them. Leases and locks stay with each database.
+//! The statements of both databases, in PostgreSQL's dialect; SQLite's [`Query`] translates them. Leases and
+//! locks stay with each database.
 
 pub(super) mod admin;
 pub(super) mod archive;
@@ -8,7 +8,6 @@ pub(super) mod counters;
 mod handles;
 pub(super) mod reserve;
 pub(super) mod spool;
-pub(super) mod standing;
 pub(super) mod usage;
 
 use std::future::Future;
@@ -32,15 +31,14 @@ use crate::base::outcome::SavingCause;
 use crate::base::record::Record;
 use crate::base::secret::Secret;
 
-/// What a process knows about the ledger it keeps.
 pub(super) struct Keeper {
-    /// The random name of this process among several; empty where there is one.
+    /// The random name of this process; empty where there is only one.
     pub(super) owner: String,
-    /// The most bytes in the spool.
+    /// Bytes.
     pub(super) spool_max: u64,
-    /// The time zone of days and months.
+    /// Of days and months.
     pub(super) zone: TimeZone,
-    /// Bytes that `Calls::keep_room` keeps for each open call; 0 when it does not.
+    /// Bytes; 0 without `Calls::keep_room`.
     kept_for_each: AtomicU64,
 }
 
@@ -59,21 +57,18 @@ impl Keeper {
     }
 }
 
-/// The locks that transactions take where several processes write.
+/// Locks of transactions where several processes write.
 ///
-/// A transaction takes them, rows and counters in this order, so that no two wait for each other: `Freeze`, a
-/// key, the call's row, its place in the unique index, the counters, `Spool`, `Changes`, `Audit`.
+/// They are taken in this order, so that no two transactions wait for each other: `Freeze`, a key, the call's
+/// row, its place in the unique index, the counters, `Spool`, `Changes`, `Audit`.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lock {
     /// Shared by transactions that spend; exclusive for those that stop spending.
     Freeze,
-    /// The room left in the spool.
     Spool,
-    /// The feed of changes.
     Changes,
     /// The tables themselves.
     Layout,
-    /// The order of the audit's lines.
     Audit,
 }
 
@@ -82,43 +77,43 @@ pub(super) trait Query {
     type Error: From<LedgerError>;
     /// No other process writes.
     const IS_ALONE: bool;
-    /// The reason of calls whose owner died. Statements search for it, so it does not change.
+    /// Statements search for it, so it does not change.
     const OWNER_DIED: &'static str;
     /// Set with each change of a call's state or owner.
     const TOUCH: &'static str;
-    /// Whether a call is this process's, with its name as `$2`.
+    /// Whether a call is ours; `$2` is our name.
     const IS_OURS: &'static str;
     /// Sets the owner of a call to `$6`.
     const OWN: &'static str;
-    /// The owner's column, and its name as `$12`, of a new call.
+    /// The owner's column, and `$12` as its value, of a new call.
     const OWNER: [&'static str; 2];
     /// Adds the key `$2` in `$1` to the feed of changes.
     const ADD_CHANGE: &'static str;
-    /// The clock of the database, in microseconds since 1970.
+    /// The database's clock, in microseconds since 1970.
     const NOW: &'static str;
 
     /// The error of a transaction that meets the work of another one.
     fn conflict(what: &'static str) -> Self::Error;
     fn keeper(&self) -> &Keeper;
-    /// The begin of the transaction; nothing outside of one.
+    /// The begin of the transaction.
     fn now(&self) -> Timestamp;
     /// The ledger's clock when the database shows `micros`.
     fn instant(&self, micros: i64) -> Timestamp;
     fn rows(&self, sql: &str, values: &[Value<'_>]) -> impl Future<Output = Result<Vec<Row>, Self::Error>>;
     fn execute(&self, sql: &str, values: &[Value<'_>]) -> impl Future<Output = Result<u64, Self::Error>>;
-    /// Rolls the transaction back at its end, whatever is returned.
+    /// Rolls the transaction back at its end.
     fn undo(&self) {}
-    /// Waits for a lock, which ends with the transaction.
+    /// Until the end of the transaction.
     async fn lock(&self, _lock: Lock) -> Result<(), Self::Error> {
         Ok(())
     }
-    /// Waits for the lock on who buys a key.
+    /// Until the end of the transaction.
     async fn lock_key(&self, _key: &CacheKey) -> Result<(), Self::Error> {
         Ok(())
     }
-    /// Keeps the text of an answer, which may contain a signed URL.
+    /// The text may contain a signed URL.
     fn keep_answer(&self, id: CallId, text: &Secret) -> impl Future<Output = Result<(), Self::Error>>;
-    /// Erases the text of an answer where a change of the row does not.
+    /// Called where a change of the row does not erase the text.
     async fn erase_answer(&self, _id: CallId) -> Result<(), Self::Error> {
         Ok(())
     }
@@ -151,7 +146,6 @@ pub(super) fn int(number: u64) -> Result<i64, LedgerError> {
     i64::try_from(number).map_err(too_large)
 }
 
-/// A parameter of a statement.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Value<'v> {
     Int(i64),
@@ -189,7 +183,6 @@ macro_rules! values {
 }
 pub(super) use values;
 
-/// A column of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Cell {
     Null,
@@ -204,15 +197,14 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// # Errors
-    /// [`LedgerError::Unavailable`] when there is no such column, or it has another type.
+    /// Fails when there is no such column, or it has another type.
     pub(super) fn get<T: FromCell>(&self, column: &str) -> Result<T, LedgerError> {
         let cell = self.columns.iter().position(|name| name == column).and_then(|at| self.cells.get(at));
         cell.and_then(T::from_cell).ok_or_else(|| damaged(column))
     }
 }
 
-/// Makes a struct of the columns that are named as its fields, and of other values.
+/// Makes a struct of the columns with its fields' names, and of other values.
 macro_rules! read {
     ($row:expr => $into:ident { $($field:ident),* $(; $($other:ident: $value:expr),*)? $(,)? }) => {
         $into { $($field: $row.get(stringify!($field))?,)* $($($other: $value),*)? }
@@ -288,13 +280,12 @@ fn each<T>(rows: &[Row], read: impl Fn(&Row) -> Result<T, LedgerError>) -> Resul
     rows.iter().map(read).collect()
 }
 
-/// `$1, $2`: places for so many values behind `before` others.
+/// `$1, $2`: `number` places after `before` others.
 fn places(before: usize, number: usize) -> String {
     let places: Vec<String> = (before + 1..=before + number).map(|place| format!("${place}")).collect();
     places.join(", ")
 }
 
-/// The newest stored result of a key.
 pub(super) async fn stored<Q: Query>(
     q: &Q,
     namespace: &str,

@@ -6,9 +6,9 @@
 //!
 //! Signed result URLs are in `answered` rows only. When that state ends, the text is overwritten
 //! (`secure_delete`), and the write-ahead log, which still has the old page, is truncated as soon as the
-//! thread is idle, and at every start. `secure_delete` does not reach the copies that SQLite leaves behind
-//! when it moves rows between pages; so the text begins a whole page into its row, on overflow pages of its
-//! own, which are never moved, and are wiped when they are freed.
+//! thread is idle, and at every start. `secure_delete` does not reach copies of rows that SQLite moved
+//! between pages; so the text begins a whole page into its row, on overflow pages, which are not moved, and
+//! wiped when freed.
 //!
 //! The file does not shrink: freed pages are used again.
 
@@ -33,17 +33,14 @@ use super::{CallState, Leases, LedgerError, LedgerObserver, LedgerOp, observed};
 use crate::base::clock::Clock;
 use crate::base::disk;
 
-/// The default of [`SqliteLedger::with_spool_max`].
 const SPOOL_MAX: u64 = 2 << 30;
 
-/// Bytes of a page of the file, and of the padding before the text of an answer.
+/// Bytes of a page, and of the padding before the text of an answer.
 const PAGE_SIZE: u32 = 4096;
 
-/// Reads the calls that are still open after a recovery.
 const UNFINISHED: &str = "SELECT id, namespace, key, generation, team, credits, image, width, height, answered_at, \
                           substr(answer, 4097) AS text FROM calls WHERE state = 'answered' ORDER BY id";
 
-/// See the module.
 pub struct SqliteLedger {
     writer: Worker,
     reader: Worker,
@@ -55,10 +52,7 @@ pub struct SqliteLedger {
 }
 
 impl SqliteLedger {
-    /// Opens or creates the file, and migrates its layout. Days and months are those of `zone`, by `clock`.
-    ///
-    /// # Errors
-    /// The file cannot be opened, or is of a newer program.
+    /// Creates or migrates the file; refuses that of a newer program. Days are those of `zone`, by `clock`.
     pub fn open(file: &Path, clock: Clock, zone: TimeZone) -> Result<Self, LedgerError> {
         make_private(file)
             .map_err(|error| LedgerError::Unavailable(format!("it cannot be made private: {error}")))?;
@@ -72,15 +66,9 @@ impl SqliteLedger {
             Ok::<_, LedgerError>(connection)
         };
         Ok(Self {
-            writer: Worker::spawn(
-                "ledger-write",
-                writable,
-                "BEGIN IMMEDIATE",
-                worker::GROUP,
-                log_has_secrets,
-            ),
-            reader: Worker::spawn("ledger-read", readable()?, "BEGIN", 1, false),
-            reporter: Worker::spawn("ledger-report", readable()?, "BEGIN", 1, false),
+            writer: Worker::writer(writable, log_has_secrets),
+            reader: Worker::reader("ledger-read", readable()?),
+            reporter: Worker::reader("ledger-report", readable()?),
             health: Health::check(readable()?),
             clock,
             keeper: Arc::new(Keeper::new(String::new(), SPOOL_MAX, zone)),
@@ -88,18 +76,18 @@ impl SqliteLedger {
         })
     }
 
-    /// Limits the bytes in the spool; the default is 2 GiB.
+    /// The default is 2 GiB.
     #[must_use]
     pub fn with_spool_max(self, bytes: u64) -> Self {
         Self { keeper: Arc::new(Keeper::new(String::new(), bytes, self.keeper.zone.clone())), ..self }
     }
 
     #[must_use]
-    pub(crate) fn with_observer(self, observer: Arc<dyn LedgerObserver>) -> Self {
-        Self { observer: Some(observer), ..self }
+    pub(crate) fn with_observer(self, observer: Option<Arc<dyn LedgerObserver>>) -> Self {
+        Self { observer, ..self }
     }
 
-    /// Runs a statement on the thread of its operation, so that no lookup waits for a report.
+    /// Runs a statement on its operation's thread, so that no lookup waits for a report.
     async fn ask<A: Send + 'static, T: Send + 'static>(
         &self,
         op: LedgerOp,
@@ -153,7 +141,7 @@ fn connect(file: &Path) -> Result<Connection, LedgerError> {
     Ok(connection)
 }
 
-/// Takes the rights of other users away. SQLite gives new files beside the ledger the same mode.
+/// SQLite gives new files beside the ledger the same mode.
 fn make_private(file: &Path) -> std::io::Result<()> {
     disk::create_private(file)?;
     ["-wal", "-shm"].iter().try_for_each(|suffix| {

@@ -1,13 +1,11 @@
 //! Usage and savings by team and day: trait [`UsageBook`], beside the money path.
 //!
-//! Paid calls are read from the rows themselves, each on the day of its reservation, and so are exact. Served
-//! requests are counted by each process and booked in batches ([`ServedBatch`]); a process that is killed
-//! loses its last seconds of these counts.
+//! Paid calls are read from the rows themselves, each on the day of its reservation, and are exact. Served
+//! requests are counted by each process and booked in batches ([`ServedBatch`]); a killed process loses some.
 //!
-//! A month is *closed* when the first day of the next is over. From then on its figures never change. When a
-//! call of a closed month changes its state, as an `unknown` that an operator settles, the day of the change
-//! gets an [`Adjustment`]. Requests served in a month that is closed when they are booked count on the day of
-//! booking.
+//! A month is *closed* when the first day of the next is over; its figures never change from then on. A call
+//! of a closed month that changes its state gets an [`Adjustment`] on the day of the change. Requests served
+//! in a month that is closed when they are booked count on the day of booking.
 
 use std::ops::AddAssign;
 
@@ -21,22 +19,20 @@ use crate::base::words::words;
 
 #[async_trait]
 pub trait UsageBook: Send + Sync {
-    /// Books a batch. One that is booked already is success and changes nothing, so that it can be repeated;
-    /// a process books its batches one after the other, by number.
+    /// Booking a batch again changes nothing. A process books its batches one after the other, by number.
     async fn book_served(&self, batch: ServedBatch) -> Result<(), LedgerError>;
 
-    /// The usage of each team on each day from `from` to `to`, both included, by day and team. Days without
-    /// any are left out.
+    /// By day and team; `to` is included. Days without usage are left out.
     async fn usage(&self, from: Date, to: Date) -> Result<Vec<DayUsage>, LedgerError>;
 
-    /// The usage of the current month, by team; cheap, for frequent calls.
+    /// Of the current month, by team; cheap, for frequent calls.
     async fn month(&self) -> Result<Vec<TeamMonth>, LedgerError>;
 
-    /// The adjustments from `from` to `to`, both included, in the order of booking.
+    /// In the order of booking; `to` is included.
     async fn adjustments(&self, from: Date, to: Date) -> Result<Vec<Adjustment>, LedgerError>;
 }
 
-/// The most that one line of [`ServedBatch`] can count: 64-bit sums hold thousands of such lines.
+/// 64-bit sums hold thousands of such lines.
 const MAX_SERVED: u64 = 1 << 50;
 
 words! {
@@ -56,14 +52,12 @@ pub struct Served {
     pub team: String,
     pub cause: SavingCause,
     pub payer: Payer,
-    /// With the credits they would have cost.
     pub count: Count,
 }
 
 /// The requests that a process served since its last batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServedBatch {
-    /// A random id.
     pub process: Uuid,
     /// From 1 on, without gaps.
     pub number: u64,
@@ -72,8 +66,7 @@ pub struct ServedBatch {
 }
 
 impl ServedBatch {
-    /// The lines that a ledger can add up. Others are logged and dropped, because they would hold up the rest
-    /// of the batch for ever.
+    /// The lines that a ledger can add up. Others are dropped, because they would block the batch.
     pub fn bookable(&self) -> impl Iterator<Item = &Served> {
         self.served.iter().filter(|line| {
             let is_bookable = line.count.number.max(line.count.credits) <= MAX_SERVED;
@@ -85,7 +78,6 @@ impl ServedBatch {
     }
 }
 
-/// A number of calls or requests, and the sum of their credits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     pub number: u64,
@@ -132,7 +124,6 @@ impl Figures {
         &mut self.served[cause as usize][payer as usize]
     }
 
-    /// Calls whose credits count.
     pub fn bought(&self) -> Count {
         let mut bought = Count::default();
         for state in CallState::ALL.into_iter().filter(|state| state.counts_credits()) {
@@ -170,7 +161,7 @@ impl AddAssign<&Figures> for Figures {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TeamMonth {
     pub team: String,
-    /// Credits with adjustments.
+    /// With adjustments.
     pub spent: i64,
     pub saved: u64,
 }

@@ -1,5 +1,5 @@
-//! Every metric family, declared once. Three grains, never mixed: *requests* (of clients), *attempts* (calls to
-//! the upstream) and *credits*. At most 64, each on a board, in a rule or in the runbook; a test checks it.
+//! Every metric family, declared once. Three grains, never mixed: *requests* (of clients), *attempts* (calls
+//! to the upstream) and *credits*. Each family is on a board, in a rule or in the runbook.
 
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge};
 
@@ -7,10 +7,9 @@ use super::family::{ByTeam, Each, Rows, Total, families};
 use super::http::HttpRequests;
 use super::labels::{
     ActionResult, AttemptOutcome, AuthFailure, BlockCause, CacheTier, CloseReason, CoalesceScope, Decision,
-    EndState, Eviction, LimitKind, LimitMode, ListenerName, Look, Outcome, Rejection, ReloadedFile,
+    EndState, Eviction, LimitKind, LimitMode, ListenerName, Look, OpLabel, Outcome, Rejection, ReloadedFile,
     RetryReason, ShedReason, SizedTier, Space, Success, Suspicion,
 };
-use super::ledger::OpLabel;
 use super::stages::Stage;
 use super::store::{StoreOp, StoreResult};
 use super::teams::Overflow;
@@ -29,7 +28,7 @@ const STAGE: [f64; 17] = [
     0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0,
     180.0,
 ];
-/// Seconds of our own share of a request.
+/// Seconds of overhead.
 const OVERHEAD: [f64; 12] =
     [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25];
 /// Seconds of a paid call, up to its hard stop.

@@ -1,13 +1,11 @@
-//! Machinery of the declarations in [`super::families`]: kinds of families, and the macro.
-//!
-//! A family whose labels are closed sets is an [`Each`]: all its series exist from the start, at zero, and are
-//! found by position, which costs a request nothing.
+//! Kinds of families, and the macro of [`super::families`]. A family whose labels are closed sets is an
+//! [`Each`]: all its series exist from the start, at zero, and are found by position.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ops::Index;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
     Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
@@ -33,20 +31,18 @@ impl Spec<'_> {
 }
 
 pub(crate) trait Family {
-    /// Registers it, with its zero values.
+    /// With its zero values.
     fn declare(spec: &Spec<'_>) -> Self;
 
-    /// Creates the zero values of a new team.
     fn add_team(&self, _team: &str) {}
 }
 
-/// One series: counter, gauge or histogram.
+/// Counter, gauge or histogram.
 pub(crate) trait Kind {
     type Vector: Collector + Clone + 'static;
 
     fn vector(spec: &Spec<'_>) -> prometheus::Result<Self::Vector>;
 
-    /// One series, created at zero.
     fn series(vector: &Self::Vector, values: &[&str]) -> Self;
 }
 
@@ -125,7 +121,6 @@ impl<S: Labels> Family for ByTeam<S> {
     }
 }
 
-/// The label values are enumerated by another module at the start.
 impl Family for IntCounterVec {
     fn declare(spec: &Spec<'_>) -> Self {
         spec.vector::<IntCounter>()
@@ -136,9 +131,9 @@ impl Family for IntCounterVec {
 pub(crate) struct Total(Mutex<Counter>);
 
 impl Total {
-    /// Raises the counter to `total`. Concurrent scrapes do not add the same twice.
+    /// Concurrent scrapes do not add the same twice.
     pub(crate) fn raise_to(&self, total: f64) {
-        let counter = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counter = self.0.lock();
         counter.inc_by((total - counter.get()).max(0.0));
     }
 }
@@ -157,7 +152,7 @@ pub(crate) struct Rows {
 
 impl Rows {
     pub(super) fn set(&self, rows: BTreeMap<Vec<String>, i64>) {
-        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut present = self.present.lock();
         for gone in present.iter().filter(|labels| !rows.contains_key(*labels)) {
             // A missing series counts as removed.
             let _ = self.vector.remove_label_values(gone);
@@ -175,8 +170,8 @@ impl Family for Rows {
     }
 }
 
-/// Declares a struct of families. A field's name is the family's without `granary_`, its doc comment the help
-/// text; label names stand in brackets, and a histogram's buckets behind `=`.
+/// A field's name is the family's without `granary_`, its doc comment the help text; label names stand in
+/// brackets, and a histogram's buckets behind `=`.
 macro_rules! families {
     (@buckets) => { &[] };
     (@buckets $buckets:expr) => { &$buckets };

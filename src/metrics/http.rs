@@ -46,7 +46,7 @@ const STATUSES: [u16; 31] = [
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", OTHER_METHOD];
 const OTHER_METHOD: &str = "other";
 
-/// Returns a method's word of a closed set: clients may write anything there, a token too.
+/// A closed set: clients may write anything there, even a token.
 pub fn method_label(method: &Method) -> &'static str {
     METHODS.into_iter().find(|known| *known == method.as_str()).unwrap_or(OTHER_METHOD)
 }

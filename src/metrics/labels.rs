@@ -1,24 +1,23 @@
 //! Label values as closed sets: no request can make a new one.
 
 use crate::base::outcome::{CacheStatus, SavingCause};
-use crate::ledger::CallState;
 use crate::ledger::admin::Action;
+use crate::ledger::{CallState, LedgerOp};
 use crate::teams::AuthError;
 use crate::upstream::CallPhase;
 use crate::upstream::download::FetchError;
 
-/// Values of all labels of a family, as a value or a tuple.
+/// Of a family: a value or a tuple.
 pub(crate) trait Labels: Copy {
-    /// The number of combinations.
     const COUNT: usize;
 
-    /// Every combination, in the order of their positions.
+    /// In the order of their positions.
     fn all() -> Vec<Self>;
 
-    /// The index of a combination in [`all`](Self::all).
+    /// The index in [`all`](Self::all).
     fn position(self) -> usize;
 
-    /// The words, in the order of the labels.
+    /// In the order of the labels.
     fn words(self) -> Vec<&'static str>;
 }
 
@@ -54,7 +53,7 @@ impl<A: Labels, B: Labels> Labels for (A, B) {
     }
 }
 
-/// Makes labels of enums that have `ALL` and `as_str`.
+/// For enums that have `ALL` and `as_str`.
 macro_rules! label {
     ($($name:ty),+) => {$(
         impl $crate::metrics::labels::Labels for $name {
@@ -75,7 +74,7 @@ macro_rules! label {
     )+};
 }
 
-/// Declares labels with a word for each value.
+/// With a word for each value.
 macro_rules! labels {
     ($($(#[$about:meta])* $visible:vis enum $name:ident { $($values:tt)+ })+) => {
         $crate::base::words::words! { $($(#[$about])* $visible enum $name { $($values)+ })+ }
@@ -141,6 +140,11 @@ labels! {
         Unfetchable = "unfetchable",
     }
 
+    pub(crate) enum OpLabel {
+        LookUp = "look_up", Reserve = "reserve", Send = "send", Answer = "answer", Store = "store",
+        Other = "other",
+    }
+
     /// What limits purchases: `misses_per_second`, slots, credits, or `refused_per_day`.
     pub enum LimitKind { Rate = "rate", Concurrency = "concurrency", Budget = "budget", Refused = "refused" }
 
@@ -182,17 +186,23 @@ impl From<CacheStatus> for Outcome {
 }
 
 impl EndState {
-    /// Returns `None` for a state in which a call goes on, or that follows its end.
+    /// `None` for a state in which a call goes on, or that follows its end. The others have the same words.
     pub(super) fn of(state: CallState) -> Option<Self> {
-        match state {
-            CallState::Released => Some(Self::Released),
-            CallState::Stored => Some(Self::Stored),
-            CallState::Refused => Some(Self::Refused),
-            CallState::Failed => Some(Self::Failed),
-            CallState::Unknown => Some(Self::Unknown),
-            CallState::Unfetchable => Some(Self::Unfetchable),
-            CallState::Reserved | CallState::Sent | CallState::Answered | CallState::Lost => None,
-        }
+        state.as_str().parse().ok()
+    }
+}
+
+impl OpLabel {
+    pub(super) fn of(op: LedgerOp) -> Option<Self> {
+        Some(match op {
+            LedgerOp::LookUp => Self::LookUp,
+            LedgerOp::Reserve => Self::Reserve,
+            LedgerOp::Send => Self::Send,
+            LedgerOp::Book(CallState::Answered) => Self::Answer,
+            LedgerOp::Book(CallState::Stored) => Self::Store,
+            LedgerOp::Book(_) | LedgerOp::Read | LedgerOp::Write | LedgerOp::Totals => Self::Other,
+            LedgerOp::Report | LedgerOp::Change | LedgerOp::Tally => return None,
+        })
     }
 }
 
@@ -218,11 +228,5 @@ impl From<&AuthError> for AuthFailure {
             AuthError::Disabled { .. } => Self::Disabled,
             AuthError::Conflicting => Self::Ambiguous,
         }
-    }
-}
-
-impl From<bool> for Success {
-    fn from(is_ok: bool) -> Self {
-        if is_ok { Self::Ok } else { Self::Error }
     }
 }

@@ -1,7 +1,6 @@
-//! Where the time of a request goes: [`Stages`] travels with a request or fill, and each step adds its time.
-//!
-//! *Overhead* is a request's time without all waits for others: the client's body, the upstream, the result,
-//! ledger and store, and other requests' fills.
+//! The time of a request by stage: [`Stages`] travels with a request or fill, and each step adds its time.
+//! *Overhead* is the time without waits: for the client's body, the upstream, the result, ledger, store and
+//! other fills.
 
 use std::time::Duration;
 
@@ -34,7 +33,7 @@ impl Stages {
         *self.0[stage as usize].get_or_insert_default() += time;
     }
 
-    /// Returns the time spent in a stage; `None` if it was skipped.
+    /// `None` if it was skipped.
     pub fn of(&self, stage: Stage) -> Option<Duration> {
         self.0[stage as usize]
     }

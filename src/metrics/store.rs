@@ -24,9 +24,7 @@ labels! {
     pub(crate) enum StoreResult { Ok = "ok", Absent = "absent", Conflict = "conflict", Error = "error" }
 }
 
-/// A store that forwards to another one and records each operation.
-///
-/// Cancelled operations, as by a client that hangs up, are not recorded.
+/// Forwards to another store and records each operation, unless it is cancelled.
 pub struct MeteredStore {
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,

@@ -1,10 +1,9 @@
-//! Series by team. A team's name comes from the configuration, never from a request; teams beyond the 200th share
-//! the label `other`.
-//!
-//! Counters of a removed team stay until the process ends, because sums must not fall; gauges go with it.
+//! Series by team. Names come from the configuration, never from a request; teams beyond the 200th share the
+//! label `other`. Counters of a removed team stay until the process ends, because sums must not fall.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::{Mutex, PoisonError, RwLock};
+
+use parking_lot::{Mutex, RwLock};
 
 use super::labels::{Outcome, labels};
 use super::{Metrics, gauge_value};
@@ -19,7 +18,7 @@ labels! {
     pub(crate) enum Overflow { Team = "team" }
 }
 
-/// The teams there were, and the labels of those in force.
+/// Known teams, and the labels of those in force.
 #[derive(Default)]
 pub(super) struct Teams {
     known: RwLock<Known>,
@@ -35,7 +34,7 @@ struct Known {
 impl Metrics {
     pub fn add_teams<'a>(&self, teams: impl Iterator<Item = &'a str> + Clone) {
         {
-            let mut known = self.teams.known.write().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.teams.known.write();
             for team in teams.clone().filter(|team| !known.with_series.contains(*team)).collect::<Vec<_>>() {
                 if known.with_series.len() < MOST_TEAMS {
                     known.with_series.insert(team.to_owned());
@@ -47,12 +46,12 @@ impl Metrics {
             }
         }
         let labels = teams.map(|team| self.team_label(team).to_owned());
-        self.teams.in_force.lock().unwrap_or_else(PoisonError::into_inner).extend(labels);
+        self.teams.in_force.lock().extend(labels);
         self.observe_queue(&BTreeMap::new());
     }
 
     pub fn teams_in_force<'a>(&self, teams: impl Iterator<Item = &'a Team> + Clone) {
-        self.teams.in_force.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.teams.in_force.lock().clear();
         self.add_teams(teams.clone().map(|team| team.name.as_str()));
         let row = |team: &Team| {
             let mode = match team.mode {
@@ -65,14 +64,14 @@ impl Metrics {
     }
 
     pub(super) fn has_series(&self, team: &str) -> bool {
-        self.teams.known.read().unwrap_or_else(PoisonError::into_inner).with_series.contains(team)
+        self.teams.known.read().with_series.contains(team)
     }
 
     pub(super) fn team_label<'a>(&self, team: &'a str) -> &'a str {
         if self.has_series(team) { team } else { OTHER_TEAMS }
     }
 
-    /// Records a crop request that was answered with a result and saved its team credits.
+    /// With a result, which may have saved its team credits.
     pub fn answered(&self, team: &str, status: CacheStatus, saved: u64) {
         let team = self.team_label(team);
         self.requests_total.of(team, status.into()).inc();
@@ -90,9 +89,9 @@ impl Metrics {
         self.credits_saved_total.of(self.team_label(team), SavingCause::HashFirst).inc_by(saved);
     }
 
-    /// Sets the number of waiting fills by team; teams in force without any have 0.
+    /// Waiting fills by team; teams in force without any have 0.
     pub fn observe_queue(&self, waiting: &BTreeMap<String, usize>) {
-        let in_force = self.teams.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_force = self.teams.in_force.lock();
         let mut rows: BTreeMap<_, _> = in_force.iter().map(|team| (vec![team.clone()], 0)).collect();
         for (team, number) in waiting {
             *rows.entry(vec![self.team_label(team).to_owned()]).or_default() += gauge_value(*number as u64);
@@ -100,7 +99,7 @@ impl Metrics {
         self.upstream_queue_depth.set(rows);
     }
 
-    /// Sets the figures of the month for these teams. Other teams in the ledger are summed up as `other`.
+    /// Other teams in the ledger are summed up as `other`.
     pub fn observe_month<'a>(&self, teams: impl Iterator<Item = &'a str>, month: &[TeamMonth]) {
         let all = teams.map(|team| self.team_label(team)).chain([OTHER_TEAMS]);
         let mut sums: BTreeMap<&str, (i64, u64)> = all.map(|team| (team, (0, 0))).collect();

@@ -1,4 +1,4 @@
-//! The time that one request may wait for the store in all.
+//! The time that one request may wait for the store: [`StoreBudget`].
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use tokio::time::{Instant, timeout};
 
 use super::StoreError;
 
-/// Leaves time for the spool before the first miss must be answered, within 8 s.
+/// Leaves time for the spool: the first miss must be answered within 8 s.
 const WHOLE: Duration = Duration::from_secs(5);
 
-/// The time left for one request, from lookup to fill, or for one attempt in the background.
+/// Left for one request, from lookup to fill, or for one background attempt.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreBudget {
     left: Duration,
@@ -23,8 +23,7 @@ impl Default for StoreBudget {
 }
 
 impl StoreBudget {
-    /// Runs `work` within the time left. After that, [`StoreError::Busy`]: the store or this process may be
-    /// slow.
+    /// After the time left, [`StoreError::Busy`]: the store or this process may be slow.
     pub async fn wait<T>(
         &mut self,
         work: impl Future<Output = Result<T, StoreError>>,

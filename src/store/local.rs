@@ -7,14 +7,11 @@
 //! tmp/                                  unfinished files; swept when the store is opened
 //! ```
 //!
-//! Each file is written below `tmp/`, synced, and then linked or renamed into place, and the folder is synced
-//! before the call returns. So a crash leaves a whole file or none. Objects are read whole and checked
-//! against their digest.
-//!
+//! Each file is written below `tmp/`, synced, and linked or renamed into place, and the folder is synced
+//! before the call returns: a crash leaves a whole file or none. Objects are checked against their digest.
 //! One process writes records; others (`granary check`, a static server) may share the folder.
 
 mod files;
-mod marker;
 mod objects;
 mod records;
 mod room;
@@ -40,12 +37,12 @@ use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::store::{RecordPage, Store, StoreError};
 
-/// Free bytes below which [`Store::check_room`] fails: more than 33 MiB for each concurrent paid call.
+/// For [`Store::check_room`]: more than 33 MiB for each concurrent paid call.
 const MIN_FREE_BYTES: u64 = 1 << 30;
-/// Objects read at once; each may take [`MAX_OBJECT_BYTES`](crate::base::record::MAX_OBJECT_BYTES) of memory.
+/// At once; each may take [`MAX_OBJECT_BYTES`](crate::base::record::MAX_OBJECT_BYTES) of memory.
 const OBJECT_READS: usize = 4;
 
-/// A [`Store`] in a folder. A dropped future stops nothing: its work ends on a thread of its own.
+/// A dropped future stops nothing: its work ends on its own thread.
 #[derive(Debug)]
 pub struct LocalStore {
     files: Arc<Files>,
@@ -54,11 +51,9 @@ pub struct LocalStore {
 }
 
 impl LocalStore {
-    /// Creates the folder if it is missing, and sweeps unfinished files. Blocks on the disk. A folder that
-    /// can only be read is no error, since it can serve hits; [`Store::check_room`] then fails.
-    ///
-    /// # Errors
-    /// The folder cannot be created or read, or spans filesystems.
+    /// Creates a missing folder, and sweeps unfinished files. Blocks on the disk. A folder that can only be
+    /// read is no error, since it can serve hits; [`Store::check_room`] then fails. A folder that spans
+    /// filesystems is refused.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         Self::open_with(path, MIN_FREE_BYTES, OBJECT_READS)
     }
@@ -71,7 +66,7 @@ impl LocalStore {
         })
     }
 
-    /// Runs `work` on a thread that may block.
+    /// On a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Files) -> Result<T, StoreError> + Send + 'static,

@@ -1,7 +1,7 @@
 //! The store in a bucket of any S3 service that honours conditional writes.
 //!
 //! ```text
-//! {prefix}results/{digest}.{ext}                objects; a plain static server on the bucket serves every URL
+//! {prefix}results/{digest}.{ext}                objects; a plain static server on the bucket serves all URLs
 //! {prefix}records/{namespace}/{kk}/{key}.json   records; {kk} is the key's first two digits
 //! {prefix}archive                               the marker
 //! {prefix}trial                                 the trial of `prove`
@@ -9,18 +9,15 @@
 //!
 //! Objects are created and never replaced (`If-None-Match: *`); a record is replaced only in the state in
 //! which it was read (`If-Match`), so that several processes may write. A repeated write whose first answer
-//! was lost is refused, and then the existing value is read. Objects are read whole and checked against their
-//! digest.
+//! was lost is refused, and then the existing value is read. Objects are checked against their digest.
 //!
 //! A name is absent only when the bucket says `NoSuchKey`. Every call ends within a limit of [`S3Limits`],
-//! and the first that times out opens the breaker: from then on calls fail at once until the bucket answers a
-//! probe. A read that waits too long behind our own reads is [`StoreError::Busy`]. Only an import lists
-//! records.
+//! and the first that times out opens the breaker. A read that waits too long behind our own reads is
+//! [`StoreError::Busy`]. Only an import lists records.
 
 mod bucket;
 mod client;
 mod failure;
-mod marker;
 mod objects;
 mod proof;
 mod records;
@@ -32,45 +29,41 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::{Mutex, MutexGuard};
 
 use self::bucket::{Bucket, Kind};
 use self::proof::Room;
-use self::records::RecordTurns;
 use crate::base::archive::ArchiveId;
 use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::store::{RecordPage, Store, StoreError};
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct S3StoreConfig {
-    /// The bucket; it must exist.
+    /// It must exist.
     pub bucket: String,
-    /// The start of all names, such as `granary/prod`; slashes at its ends make no difference.
+    /// Such as `granary/prod`; slashes at its ends make no difference.
     pub prefix: String,
     /// By default from AWS's variables, profile or metadata.
     pub region: Option<String>,
     /// `http://` or `https://`, host and perhaps port and path; AWS by default.
     pub endpoint: Option<String>,
-    /// The bucket is in the path and not in the host.
+    /// The bucket is in the path, not in the host.
     pub path_style: bool,
-    /// A credentials file of AWS's tools, of which `[default]` is used. By default AWS's variables, files,
-    /// web identity, container or machine, in this order.
+    /// A credentials file of AWS's tools, of which `[default]` is used. By default AWS's own chain.
     pub credentials_file: Option<PathBuf>,
     pub limits: S3Limits,
 }
 
-/// Time limits for a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct S3Limits {
     /// For a connection.
     pub connect: Duration,
-    /// For a call about a record, a marker or the presence of an object, with all its attempts, and for its
-    /// turn.
+    /// For a call about a record, a marker or the presence of an object, with its attempts; and for its turn.
     pub metadata: Duration,
     /// The same for the bytes of an object.
     pub object: Duration,
-    /// The most attempts in a call.
     pub attempts: u32,
     /// The longest pause before the second attempt; the next is twice as long.
     pub backoff: Duration,
@@ -97,34 +90,25 @@ impl S3Limits {
     }
 }
 
-impl S3StoreConfig {
-    /// The defaults, for `bucket` at AWS.
-    pub fn new(bucket: impl Into<String>) -> Self {
-        Self {
-            bucket: bucket.into(),
-            prefix: String::new(),
-            region: None,
-            endpoint: None,
-            path_style: false,
-            credentials_file: None,
-            limits: S3Limits::default(),
-        }
-    }
-}
-
-/// A [`Store`] in a bucket. A dropped future stops nothing: its call ends within its limit.
+/// A dropped future stops nothing: its call ends within its limit.
 #[derive(Debug)]
 pub struct S3Store {
     bucket: Bucket,
     room: Room,
-    turns: RecordTurns,
+    /// One writer of a key in this process; several would only make each other read again.
+    turns: [Mutex<()>; 64],
 }
 
 impl S3Store {
     /// Does not ask the bucket anything: see [`Store::prove`].
     pub async fn open(config: S3StoreConfig) -> Self {
         let client = client::connect(&config).await;
-        Self { bucket: Bucket::new(client, &config), room: Room::default(), turns: RecordTurns::default() }
+        let (bucket, turns) = (Bucket::new(client, &config), [const { Mutex::const_new(()) }; 64]);
+        Self { bucket, room: Room::default(), turns }
+    }
+
+    async fn turn(&self, key: CacheKey) -> MutexGuard<'_, ()> {
+        self.turns[usize::from(key.as_bytes()[0]) % self.turns.len()].lock().await
     }
 }
 
@@ -145,7 +129,7 @@ impl Store for S3Store {
     }
 
     async fn put_record(&self, record: &Record) -> Result<Record, StoreError> {
-        let _turn = self.turns.of(record.key).await;
+        let _turn = self.turn(record.key).await;
         records::put(&self.bucket, record).await
     }
 
@@ -158,7 +142,7 @@ impl Store for S3Store {
     }
 
     async fn forget_record(&self, namespace: &str, key: CacheKey, up_to: u64) -> Result<bool, StoreError> {
-        let _turn = self.turns.of(key).await;
+        let _turn = self.turn(key).await;
         records::forget(&self.bucket, namespace, key, up_to).await
     }
 
@@ -171,10 +155,10 @@ impl Store for S3Store {
     }
 
     async fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
-        marker::read(&self.bucket).await
+        objects::marker(&self.bucket).await
     }
 
     async fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
-        marker::mark(&self.bucket, archive).await
+        objects::mark(&self.bucket, archive).await
     }
 }

@@ -1,4 +1,4 @@
-//! Who may use the admin listener: the tokens of one file, [`AdminTokens`].
+//! The tokens of the admin listener: [`AdminTokens`].
 
 use http::HeaderValue;
 
@@ -6,21 +6,19 @@ use super::Token;
 
 /// The shortest token that cannot be guessed.
 const SHORTEST: usize = 32;
-/// The longest there may be.
 const LONGEST: usize = 1024;
-/// One in use, one that is to come, and a few for people.
+/// One in use, the next one, and a few for people.
 const MOST: usize = 16;
 
-/// Tokens as they are kept: by hash.
+/// By hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminTokens(Vec<(String, blake3::Hash)>);
 
 impl AdminTokens {
-    /// The bytes a file of tokens may have.
+    /// Of a file.
     pub const MAX_BYTES: u64 = 32 * 1024;
 
-    /// Reads a file's text: a token on each line, so that two overlap while one is replaced. The error
-    /// repeats nothing of it.
+    /// One token per line, so that two overlap while one is replaced. Errors quote nothing.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut tokens = Vec::new();
         for token in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -42,7 +40,7 @@ impl AdminTokens {
         }
     }
 
-    /// The id of the token in the only `Authorization` header; `None` when it is none of these.
+    /// The token must be in the only `Authorization` header.
     pub fn authenticate<'h>(&self, mut authorization: impl Iterator<Item = &'h HeaderValue>) -> Option<&str> {
         let value = authorization.next().filter(|_| authorization.next().is_none())?;
         let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
@@ -51,22 +49,13 @@ impl AdminTokens {
         }
         let hash = blake3::hash(token.trim().as_bytes());
         // Equality of `blake3::Hash` takes constant time, and all are compared.
-        let mut found = None;
-        for (id, known) in &self.0 {
-            if *known == hash {
-                found = Some(id.as_str());
-            }
-        }
-        found
+        self.0.iter().fold(None, |found, (id, known)| if *known == hash { Some(id.as_str()) } else { found })
     }
 }
 
-/// What names a token in the audit and is no secret: its own id, or the beginning of its hash.
+/// Names a token in the audit: its own id, or the beginning of its hash.
 fn id_of(token: &str, hash: &blake3::Hash) -> String {
-    match Token::id_of(token) {
-        Some(id) => id.to_string(),
-        None => hash.to_hex()[..8].to_owned(),
-    }
+    Token::id_of(token).map_or_else(|| hash.to_hex()[..8].to_owned(), |id| id.to_string())
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
-//! What the configuration allows at the moment: who may call, from which pages, and what may be spent.
-//!
-//! A [`Policy`] never changes; a reload puts another one in its place, whole ([`CurrentPolicy`]).
-//! A request takes one when its head has been read, a fill when it asks who pays, and decides all by that one,
-//! so that nothing is decided by halves of two configurations. This module performs no I/O.
+//! The policy: who may call, from which pages, and what may be spent. A [`Policy`] never changes; a reload
+//! replaces it ([`CurrentPolicy`]). A request takes one when its head has been read, a fill when it asks who
+//! pays, and uses only that one, so that no decision mixes two configurations.
 
 mod rate;
 
@@ -22,23 +20,22 @@ use crate::teams::{AuthError, BudgetMode, Team, Teams};
 #[derive(Clone, Debug)]
 pub struct PolicyConfig {
     pub teams: Teams,
-    /// What all teams together may spend; `None` for no limit.
+    /// For all teams together; `None` for no limit.
     pub daily_credits: Option<u64>,
     pub monthly_credits: Option<u64>,
-    /// Exact origins whose pages may call, as browsers write them.
+    /// As browsers write them.
     pub origins: Vec<HeaderValue>,
 }
 
 #[derive(Debug)]
 pub struct Policy {
     terms: PolicyConfig,
-    /// By team; those without a limit are left out.
+    /// By team, for those with a limit.
     rates: HashMap<String, Arc<Rate>>,
 }
 
 impl Policy {
-    /// `former` is the one it replaces: a team whose rate stays the same has not had a miss more or
-    /// less because of the change.
+    /// A team whose rate stays the same keeps its limiter from `former`.
     fn new(terms: PolicyConfig, former: Option<&Self>) -> Self {
         let rate = |team: &Arc<Team>| {
             let per_second = team.misses_per_second?;
@@ -59,14 +56,13 @@ impl Policy {
         &self.terms.origins
     }
 
-    /// The team of that name, if it may pay. Its token was checked when it called, which may have
-    /// been under another policy.
+    /// The team, if it may pay. Its token may have been checked under another policy.
     pub fn payer(&self, name: &str) -> Result<&Arc<Team>, AuthError> {
         let team = self.terms.teams.get(name).ok_or(AuthError::Unknown)?;
         if team.disabled { Err(AuthError::Disabled { team: team.name.clone() }) } else { Ok(team) }
     }
 
-    /// Every budget a call of the team must fit into: the global ones are never in shadow mode.
+    /// Global budgets are never in shadow mode.
     pub fn budgets(&self, team: &Team) -> Vec<Budget> {
         let own = Scope::Team(team.name.clone());
         let enforced = team.mode == BudgetMode::Enforce;
@@ -83,7 +79,7 @@ impl Policy {
         .collect()
     }
 
-    /// Every limit a call that costs `credits` is reserved under: the budgets, and the refused calls of a day.
+    /// Every limit of a call that costs `credits`: the budgets, and the refused calls of a day.
     pub fn limits(&self, team: &Team, credits: u64) -> Vec<Budget> {
         let mut limits = self.budgets(team);
         limits.push(Budget {
@@ -95,14 +91,13 @@ impl Policy {
         limits
     }
 
-    /// Reserves the time of the team's next miss; `None` for a team without a rate. The error is how long until a
-    /// miss could be made, when none can before the deadline.
+    /// `None` without a rate. The error: the time until a miss is possible, if none is before the deadline.
     pub fn reserve_miss(&self, team: &Team, deadline: Instant) -> Result<Option<Turn>, Duration> {
         self.rates.get(&team.name).map(|rate| rate.reserve(deadline)).transpose()
     }
 }
 
-/// The policy in force. Cheap to clone; all clones are one.
+/// Cheap to clone; clones share one policy.
 #[derive(Clone, Debug)]
 pub struct CurrentPolicy(Arc<ArcSwap<Policy>>);
 
@@ -111,13 +106,12 @@ impl CurrentPolicy {
         Self(Arc::new(ArcSwap::from_pointee(Policy::new(terms, None))))
     }
 
-    /// To be asked once for each decision.
+    /// Call once per decision.
     pub fn get(&self) -> Arc<Policy> {
         self.0.load_full()
     }
 
-    /// Puts another in its place, for whoever asks from now on. Of two at the same time, the limiters
-    /// of one are lost, so let one caller do this.
+    /// Concurrent calls would lose limiters, so only one caller may do this.
     pub fn replace(&self, terms: PolicyConfig) {
         let former = self.get();
         self.0.store(Arc::new(Policy::new(terms, Some(&former))));

@@ -1,4 +1,4 @@
-//! `granary_<id>_<secret>`: what a team calls with, and what we keep of it.
+//! The token of a team: `granary_<id>_<secret>`.
 
 use std::fmt::{self, Write as _};
 
@@ -6,14 +6,14 @@ use jiff::Timestamp;
 
 use crate::base::secret::Secret;
 
-/// What every token begins with, so that people and secret scanners know one when they see it.
+/// So that people and secret scanners recognize tokens.
 pub(super) const PREFIX: &str = "granary_";
 const ID_LENGTH: usize = 8;
 /// Hex digits of a secret: 256 bits.
 const SECRET_LENGTH: usize = 64;
-/// Bytes of a token. Anything longer or shorter is refused before it is hashed.
+/// Other lengths are refused before hashing.
 const TOKEN_LENGTH: usize = PREFIX.len() + ID_LENGTH + 1 + SECRET_LENGTH;
-/// What new ids are made of; 32 characters, so that five random bits choose one.
+/// 32 characters: five random bits choose one.
 const ID_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
 /// The public name of a token: 8 of a-z and 0-9.
@@ -21,7 +21,6 @@ const ID_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 pub struct TokenId([u8; ID_LENGTH]);
 
 impl TokenId {
-    /// Reads an id; `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let id = text.as_bytes().try_into().ok()?;
         text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()).then_some(Self(id))
@@ -40,18 +39,17 @@ impl fmt::Debug for TokenId {
     }
 }
 
-/// What is kept of a token. Nobody can call with it.
+/// Cannot be used to call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     pub id: TokenId,
     /// BLAKE3 of the whole token; comparing two takes constant time.
     pub hash: blake3::Hash,
-    /// From this moment on it is refused.
     pub expires: Option<Timestamp>,
 }
 
 impl Token {
-    /// Makes a token: the text to hand out, which exists nowhere else, and what is kept of it.
+    /// Makes a token: the text to hand out, which is not kept, and the stored part.
     pub fn generate(expires: Option<Timestamp>) -> Result<(Secret, Self), getrandom::Error> {
         let mut random = [0; ID_LENGTH + SECRET_LENGTH / 2];
         getrandom::fill(&mut random)?;
@@ -61,7 +59,7 @@ impl Token {
             *character = ID_ALPHABET[usize::from(random % 32)];
         }
         let id = TokenId(id);
-        // At its final length from the start, so that no outgrown copy stays behind in memory.
+        // At its final capacity, so that no reallocated copy stays in memory.
         let mut text = String::with_capacity(TOKEN_LENGTH);
         // Writing to a String cannot fail.
         let _ = write!(text, "{PREFIX}{id}_");
@@ -72,7 +70,7 @@ impl Token {
         Ok((Secret::new(text), Self { id, hash, expires }))
     }
 
-    /// The id in a text that has the form of a token; `None` for any other text.
+    /// `None` for a text without the form of a token.
     pub(super) fn id_of(text: &str) -> Option<TokenId> {
         if text.len() != TOKEN_LENGTH {
             return None;

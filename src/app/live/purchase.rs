@@ -1,16 +1,17 @@
-//! One real purchase, to see what the upstream's answer looks like: through ledger and store like any
-//! other, so that it is booked and its result kept.
+//! One real purchase, to see the upstream's answer: through ledger and store like any other, so that it is
+//! booked and its result kept.
 
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -40,13 +41,13 @@ use crate::teams::policy::{CurrentPolicy, PolicyConfig};
 use crate::teams::{Team, Teams};
 use crate::upstream::{ErrorReply, HeldCall, NotSent, Opened, Reply, Upstream};
 
-/// The picture that is cropped: a photograph, since what is too small or too plain may be refused.
+/// A photograph, because the upstream may refuse small or plain pictures.
 const PICTURE: &[u8] = include_bytes!("../../../tests/images/rocket.jpg");
 const WIDTH: u32 = 320;
 const HEIGHT: u32 = 320;
 const TEAM: &str = "granary-check";
 
-/// Buys one crop, whatever is stored, and returns what came of it in words; with more detail in `report`.
+/// Buys one crop even if it is stored, and describes the outcome; with more detail in `report`.
 pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result<String> {
     let state =
         StateDir::open(&config.state.path).context("nothing was bought, because it could not be booked")?;
@@ -72,7 +73,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     };
     let key = CacheKey::of(PICTURE, WIDTH, HEIGHT);
     let earlier = store.record(&config.upstream.namespace, key).await.ok().flatten();
-    // What an earlier process left open comes first: it may be this very purchase.
+    // Calls that an earlier process left open come first: one may be this very purchase.
     let recovery = core.ledger.recover().await.context("the ledger cannot be read")?;
     let filler = Filler::new(Arc::new(core), upstream_shown, results, fill_config(config));
     filler.resume(recovery);
@@ -88,7 +89,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
         identity: Identity::new(&config.upstream.namespace, key),
         credits: config.upstream.credits_per_call,
         image: Digest::of(PICTURE),
-        // It is there to see an answer, and one that is stored would not do.
+        // To see an answer, not a stored one.
         refresh: true,
         budget: StoreBudget::default(),
     };
@@ -100,7 +101,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     filler.drain();
     filler.settled().await;
 
-    let reply = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let reply = seen.lock().take();
     let cost = cost(config, before, after);
     let verdict = match outcome {
         Ok(Some(outcome)) => outcome.verdict.map_err(|error| error.response().detail),
@@ -163,7 +164,7 @@ async fn full_report(
     report
 }
 
-/// How a wrong key is refused, by a call that is free whatever the key; `None` when it is not.
+/// The refusal of a wrong key, by a call that is free with any key; `None` when it is accepted.
 async fn refused_key(config: &Config) -> Option<Value> {
     let (upstream, key) = open_ailab(&config.upstream).ok()?;
     key.store(Arc::new(Secret::new("granary-check-of-a-wrong-key")));
@@ -179,7 +180,7 @@ fn cost(config: &Config, before: Option<u64>, after: Option<u64>) -> String {
         UpstreamKind::Ailab => format!("a crop that is sold costs {price} credits, booked for {TEAM}"),
     };
     if let (Some(before), Some(after)) = (before, after) {
-        // A failed write to a text cannot be.
+        // Writing to a String cannot fail.
         let _ = write!(text, "; the account had {before} and has {after}");
     }
     text
@@ -202,7 +203,7 @@ async fn kept(filled: &Filled, store: &dyn Store) -> String {
 
 type Seen = Arc<Mutex<Option<Reply>>>;
 
-/// Remembers what the upstream answered last.
+/// Remembers the upstream's last reply.
 struct ShownUpstream {
     inner: Arc<dyn Upstream>,
     seen: Seen,
@@ -236,10 +237,9 @@ impl HeldCall for ShownCall {
 }
 
 fn note(seen: &Seen, reply: &Reply) {
-    *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(reply.clone());
+    *seen.lock() = Some(reply.clone());
 }
 
-/// A reply for a person to look at.
 fn describe(reply: &Reply) -> String {
     let of_error = |reply: &ErrorReply| {
         let body = reply

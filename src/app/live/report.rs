@@ -1,6 +1,5 @@
-//! What one purchase says about the upstream's open questions: the parts of a JSON file for operators.
-//!
-//! It names no secret, and of a result's URL no more than scheme and host.
+//! The parts of a JSON report about the upstream's open questions. It names no secret, and only scheme and
+//! host of a result's URL.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -9,10 +8,10 @@ use url::Url;
 use crate::base::picture::{self, ImageFormat};
 use crate::upstream::{ErrorReply, Reply};
 
-/// Sides of a picture in pixels.
+/// In pixels.
 type Size = (u32, u32);
 
-/// Which generation of the envelope a success has, `legacy` with `error_code`, and its top-level fields.
+/// The generation of the envelope, `legacy` with `error_code`, and its top-level fields.
 pub(super) fn envelope(body: &Value) -> Value {
     let has = |pointer: &str| body.pointer(pointer).is_some();
     json!({
@@ -24,7 +23,6 @@ pub(super) fn envelope(body: &Value) -> Value {
     })
 }
 
-/// Where the result is, whether the URL is signed, and how long it lives from now where its query says so.
 pub(super) fn url(url: &str, now: Timestamp) -> Value {
     let Ok(url) = Url::parse(url) else { return Value::Null };
     json!({
@@ -35,7 +33,6 @@ pub(super) fn url(url: &str, now: Timestamp) -> Value {
     })
 }
 
-/// The result that was kept, and whether it has the size that was ordered.
 pub(super) fn result(sent: ImageFormat, received: ImageFormat, bytes: &[u8], target: Size) -> Value {
     let size = picture::dimensions(bytes);
     json!({
@@ -49,7 +46,7 @@ pub(super) fn result(sent: ImageFormat, received: ImageFormat, bytes: &[u8], tar
     })
 }
 
-/// A refusal, in the upstream's envelope or bare; `None` when the reply is no complete error.
+/// `None` when the reply is not a complete error.
 pub(super) fn error(reply: &Reply) -> Option<Value> {
     let ErrorReply { status, body, code } = match reply {
         Reply::Refused(refusal) => &refusal.reply,
@@ -67,8 +64,7 @@ pub(super) fn error(reply: &Reply) -> Option<Value> {
     }))
 }
 
-/// What the query of a signed URL says about its end: a time (`Expires`), or a span (`x-oss-expires`,
-/// `X-Amz-Expires`).
+/// In seconds from now: a time (`Expires`), or a span (`x-oss-expires`, `X-Amz-Expires`) in the query.
 fn life(url: &Url, now: Timestamp) -> Option<i64> {
     url.query_pairs().find_map(|(name, value)| {
         let value: i64 = value.parse().ok()?;
@@ -80,8 +76,8 @@ fn life(url: &Url, now: Timestamp) -> Option<i64> {
     })
 }
 
-/// Which of the documents' readings the numbers fit: `visible_area` and `whole_original` are in pixels of the
-/// result, `kept_window` in pixels of the picture that was sent.
+/// The reading of the documents that fits the numbers: `visible_area` and `whole_original` are in pixels of
+/// the result, `kept_window` in pixels of the sent picture.
 pub(super) fn place(place: Option<&Value>, source: Size, target: Size) -> Value {
     let Some(place) = place else { return json!({"reading": "absent", "numbers": null}) };
     let side = |name: &str| place.get(name).and_then(Value::as_f64);
@@ -91,9 +87,9 @@ pub(super) fn place(place: Option<&Value>, source: Size, target: Size) -> Value 
     };
     let [source_width, source_height] = [source.0, source.1].map(f64::from);
     let [target_width, target_height] = [target.0, target.1].map(f64::from);
-    // The target is covered, and what sticks out is cropped.
+    // The target is covered, and the rest is cropped.
     let scale = (target_width / source_width).max(target_height / source_height);
-    // Rounding, and sides made even, are not told apart.
+    // Within rounding and even sides.
     let is = |w: f64, h: f64| (width - w).abs() <= 2.0 && (height - h).abs() <= 2.0;
     let reading = if is(target_width, target_height) {
         "visible_area"

@@ -57,7 +57,7 @@ impl World {
 
     /// All of what is in force is what `config` says.
     fn check(&self, config: &Config, what: &str) {
-        let parts = &self.app.reloader.parts;
+        let parts = &self.app.reloader;
         let policy = parts.policy.get();
         assert_eq!(*policy.teams(), config.to_teams(), "{what}");
         let origins: Vec<&str> = policy.origins().iter().map(|origin| origin.to_str().unwrap()).collect();
@@ -164,7 +164,7 @@ async fn whatever_a_file_holds_all_of_it_is_in_force_or_nothing() {
             Ok(loaded) => match world.app.reloader.take(&loaded.config, &world.set_level) {
                 Ok(changed) => {
                     assert!(changed.iter().all(|field| !field.contains("sesame")), "{changed:?}");
-                    let slots = world.app.reloader.parts.filler.slots();
+                    let slots = world.app.reloader.filler.slots();
                     if loaded.config.upstream.concurrency != config.upstream.concurrency {
                         assert_eq!(slots.limit, loaded.config.upstream.concurrency, "{text}");
                     }
@@ -191,13 +191,13 @@ async fn watch(text: &str) -> (World, watch::Watch, std::path::PathBuf) {
     fs::write(&file, text).unwrap();
     let loaded = crate::config::Loaded { config, warnings: Vec::new(), file: Some(file.clone()) };
     let environment = environment(world.folder.path());
-    let watch = watch::Watch::new(&loaded, environment, world.app.reloader(), Box::new(|_| {}));
+    let watch = watch::Watch::new(&loaded, environment, world.app.reloader.clone(), Box::new(|_| {}));
     tokio::time::pause();
     (world, watch.unwrap(), file)
 }
 
 fn teams(world: &World) -> Vec<String> {
-    world.app.reloader.parts.policy.get().teams().names().map(str::to_owned).collect()
+    world.app.reloader.policy.get().teams().names().map(str::to_owned).collect()
 }
 
 #[tokio::test]
@@ -228,7 +228,7 @@ async fn half_a_file_that_is_being_written_is_not_taken_for_a_whole_one() {
     };
     tokio::join!(watch.poll(), completed);
     watch.poll().await;
-    let metrics = String::from_utf8(world.app.reloader.parts.metrics.render()).unwrap();
+    let metrics = String::from_utf8(world.app.reloader.metrics.render()).unwrap();
     assert!(
         metrics.contains("granary_reloads_total{file=\"configuration\",result=\"error\"} 0"),
         "{metrics}"

@@ -1,7 +1,7 @@
 //! When the configuration is read again: when its file has changed, or on a signal.
 //!
-//! A file that cannot be used changes nothing and is logged once. Whether it can be used may depend on
-//! another file, as on the key's, so both are read at each poll.
+//! A file that cannot be used changes nothing and is logged once. That may depend on another file, such as
+//! the key's, so both are read at each poll.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ struct Version {
 }
 
 impl Watch {
-    /// Of the file that `loaded` came from; `None` when there was none.
+    /// `None` when `loaded` came from no file.
     pub fn new(
         loaded: &Loaded,
         environment: Environment,
@@ -50,7 +50,7 @@ impl Watch {
         Some(Self { file, files, is_first: true, warned, reloader, set_level: Arc::new(set_level) })
     }
 
-    /// Follows the file; each hang-up is a signal to read it at once.
+    /// Follows the file; a hang-up reads it at once.
     pub async fn run(mut self, mut hang_ups: ReloadSignal) {
         loop {
             tokio::select! {
@@ -60,7 +60,7 @@ impl Watch {
                         self.take(read, "signal").await;
                     }
                 }
-                read = self.files.next() => self.take(read, "change").await,
+                (read, _) = self.files.next() => self.take(read, "change").await,
             }
         }
     }
@@ -72,7 +72,7 @@ impl Watch {
         }
     }
 
-    /// Takes over what was read, counts it, and logs it with the warnings that are new.
+    /// Reloads, counts and logs.
     async fn take(&mut self, read: Result<Version, Problems>, cause: &str) {
         let (reloader, set_level) = (self.reloader.clone(), self.set_level.clone());
         let taking = tokio::task::spawn_blocking(move || {
@@ -86,13 +86,13 @@ impl Watch {
                 return;
             }
         };
-        // The first file is the one that the program started with, unless it has changed since.
+        // The first read is of the file that the program started with, unless it has changed since.
         let is_known = self.is_first && outcome.as_ref().is_ok_and(|(changed, _)| changed.is_empty());
         self.is_first = false;
         if is_known {
             return;
         }
-        self.reloader.parts.metrics.reloaded(ReloadedFile::Configuration, outcome.is_ok());
+        self.reloader.metrics.reloaded(ReloadedFile::Configuration, outcome.is_ok());
         let file = self.file.display();
         match outcome {
             Ok((changed, warnings)) => {

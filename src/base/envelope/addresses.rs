@@ -1,18 +1,15 @@
-//! Removes addresses of the upstream from an answer.
-//!
-//! Works on the JSON text, so that everything else keeps its spelling. Escapes are honoured: `\/` and
-//! `\u0026` spell the same URL as `/` and `&`.
+//! Removes addresses of the upstream from an answer. Works on the JSON text, so that everything else keeps
+//! its spelling. Escapes are honoured: `\/` and `\u0026` spell the same URL as `/` and `&`.
 
 use super::decode::decodings;
 
 const REMOVED: &str = "[address removed]";
 
-/// Parts that only an address or a piece of a signed one contains, in lower case.
+/// In lower case: parts of addresses and of pieces of signed ones.
 const MARKS: [&str; 6] =
     ["://", "signature=", "accesskeyid=", "security-token=", ".aliyuncs.com", ".ailabtools.com"];
 
-/// Removes every address but a string that is exactly `result`. A string that is an address becomes empty;
-/// within a text the word is replaced.
+/// Removes every address except `result`: an address alone becomes empty, one in a text is replaced.
 pub(super) fn without_foreign(text: &str, result: Option<&str>) -> String {
     map_strings(text, |meaning| {
         let is_ours = result == Some(meaning) || meaning.starts_with("data:image/");
@@ -41,7 +38,7 @@ fn without_addresses(meaning: &str, result: Option<&str>) -> Option<String> {
     }
     let (scheme, _) = meaning.trim_start().split_once("//").unwrap_or((" ", ""));
     if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':') {
-        // With its blanks, should it have any.
+        // With its blanks.
         return Some(String::new());
     }
     let is_gap = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '<' | '>');

@@ -5,7 +5,7 @@ use percent_encoding::percent_decode_str;
 /// The depth of escapes within escapes.
 const ROUNDS: usize = 4;
 
-/// The text itself, and its forms after repeated decoding of backslash escapes and percent-encoding.
+/// The text, and its forms after repeated decoding of backslash escapes and percent-encoding.
 pub fn decodings(text: &str) -> Vec<String> {
     let mut forms = vec![text.to_owned()];
     for _ in 0..ROUNDS {

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::NotAnEnvelope;
 
-/// Names and raw texts in their order. Of fields with one name the last counts.
+/// In their order. Of fields with one name the last counts.
 pub(super) struct Fields(Vec<(String, String)>);
 
 impl Fields {
@@ -33,11 +33,8 @@ impl Fields {
     }
 
     fn write(&self) -> String {
-        let fields: Vec<String> = self
-            .0
-            .iter()
-            .map(|(name, raw)| format!("{}:{raw}", serde_json::Value::from(name.as_str())))
-            .collect();
+        let field = |(name, raw): &(String, String)| format!("{}:{raw}", serde_json::Value::from(&**name));
+        let fields: Vec<String> = self.0.iter().map(field).collect();
         format!("{{{}}}", fields.join(","))
     }
 
@@ -60,7 +57,7 @@ impl Fields {
         serde_json::from_str(self.raw(name)?).ok()
     }
 
-    /// A number, or a number written as a string, as some older answers have it.
+    /// Some older answers write it as a string.
     pub(super) fn number(&self, name: &str) -> Option<i64> {
         let raw = self.raw(name)?;
         raw.parse().ok().or_else(|| serde_json::from_str::<String>(raw).ok()?.parse().ok())
@@ -71,7 +68,7 @@ impl Fields {
     }
 }
 
-/// Adds what deployed clients need and a newer upstream omits: `error_code: 0`, `error_msg` and
+/// Adds fields that clients need and a newer upstream omits: `error_code: 0`, `error_msg` and
 /// `error_detail.status_code`. Everything else stays, and so does a text that is not a JSON object.
 pub fn complete(text: &str) -> String {
     let Ok(mut fields) = Fields::read(text) else { return text.to_owned() };

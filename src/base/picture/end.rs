@@ -1,13 +1,11 @@
-//! The end of a picture in its file: one reader per format.
-//!
-//! A complete transfer does not prove that the server had the whole picture, and a cut JPEG decodes without
-//! an error. So the structure is walked to the end mark. Nothing is decoded; no input makes a reader panic or
-//! allocate.
+//! The end of a picture in its file: one reader per format. A complete transfer does not prove that the
+//! server had the whole picture, and a cut JPEG decodes without an error, so the structure is walked to the
+//! end mark. No input makes a reader panic or allocate.
 
 use super::header::{self, array, be16, le16};
 
-/// Markers are searched in the data of scans too: there FF is followed by 00 or a restart marker, which have
-/// no length. The end of a thumbnail is inside its segment, which is skipped.
+/// Markers are searched in scans too: there FF is followed by 00 or a restart marker. The end of a thumbnail
+/// is inside its segment, which is skipped.
 pub(super) fn jpeg(file: &[u8]) -> Option<usize> {
     let mut at = 2;
     let mut has_scan = false;

@@ -1,10 +1,9 @@
-//! Width and height in the header of a picture file: one reader per format.
-//!
-//! A reader agrees with correct decoders, without a check of the pixels. No input makes it panic, allocate or
-//! read an unbounded number of bytes. [`dimensions`](super::dimensions) refuses a side of 0.
+//! Width and height in the header of a picture file: one reader per format, which agrees with correct
+//! decoders. No input makes it panic, allocate or read an unbounded number of bytes.
+//! [`dimensions`](super::dimensions) refuses a side of 0.
 
-/// The most bytes read outside the segments of a JPEG, two for each marker. Ten to a hundred segments are
-/// usual; 3.5 MB of empty ones would cost milliseconds.
+/// Bytes outside of segments, two per marker. A hundred segments are usual; 3.5 MB of empty ones would cost
+/// milliseconds.
 const MAX_JPEG_STEPS: usize = 1 << 16;
 
 /// Walks the markers to the frame header (ITU-T T.81, annex B). As libjpeg does, skips bytes between
@@ -30,15 +29,11 @@ pub(super) fn jpeg(file: &[u8]) -> Option<(u32, u32)> {
             0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xDE => {
                 return Some((be16(file, at + 5)?, be16(file, at + 3)?));
             }
-            _ => at += segment(file, at)?,
+            // The length of a segment counts itself.
+            _ => at += be16(file, at)? as usize,
         }
     }
     None
-}
-
-/// The length of the segment whose length field is at `at`; it counts itself.
-fn segment(file: &[u8], at: usize) -> Option<usize> {
-    be16(file, at).map(|length| length as usize)
 }
 
 /// The header chunk comes first (W3C PNG, 5.6).
@@ -50,8 +45,7 @@ pub(super) fn png(file: &[u8]) -> Option<(u32, u32)> {
     Some((u32::from_be_bytes(array(file, 16)?), u32::from_be_bytes(array(file, 20)?)))
 }
 
-/// Core headers (OS/2 1.x) have sides of 16 bits, all others of 32; a negative height says that the
-/// rows are stored from the top.
+/// Core headers (OS/2 1.x) have sides of 16 bits, all others of 32. A negative height: rows from the top.
 pub(super) fn bmp(file: &[u8]) -> Option<(u32, u32)> {
     match u32::from_le_bytes(array(file, 14)?) {
         12 => Some((le16(file, 18)?, le16(file, 20)?)),

@@ -1,8 +1,6 @@
-//! Lines that nobody waits for: whoever writes one hands it to a thread, and goes on.
-//!
-//! When the reader of the log is slow or stuck, so many lines wait for it; all more are lost, and
-//! counted. So a terminal that is held, a full pipe or a slow disk never holds up a request, nor what
-//! is written into the ledger.
+//! Log lines, written by a thread of their own. When the reader of the log is slow or stuck, a bounded number
+//! of lines wait; further ones are lost and counted. So no terminal, pipe or disk delays a request or the
+//! ledger.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -13,19 +11,18 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that wait at most: one or two megabytes, or what ten thousand requests a second say in the
-/// time that a disk may hang without anybody's notice.
+/// One or two megabytes: ten thousand requests a second while a disk hangs for a moment.
 const MOST_WAITING: usize = 4096;
-/// How long the end of the process waits for the lines that are still there.
+/// For the last lines at the end of the process.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
 enum Message {
     Line(Vec<u8>),
-    /// All that came before is written.
-    Tell(SyncSender<()>),
+    /// Confirms that all earlier lines are written.
+    Flush(SyncSender<()>),
 }
 
-/// Where lines are handed over. Cheap to clone.
+/// Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Lines {
     queue: SyncSender<Message>,
@@ -42,23 +39,21 @@ impl Lines {
         Ok(lines)
     }
 
-    /// Lines that nobody will read.
     pub(super) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Waits until what was handed over is written, for a moment at most.
+    /// Waits a moment at most.
     pub(super) fn flush(&self) {
         let until = Instant::now() + LAST_PATIENCE;
-        let (tell, told) = sync_channel(1);
-        while let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Tell(tell.clone())) {
+        let (done, written) = sync_channel(1);
+        while let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Flush(done.clone())) {
             if Instant::now() >= until {
                 return;
             }
             thread::sleep(Duration::from_millis(5));
         }
-        // Nothing can be done about lines that do not leave in time.
-        let _ = told.recv_timeout(until.saturating_duration_since(Instant::now()));
+        let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -70,10 +65,10 @@ fn write_all(mut output: impl Write, waiting: &Receiver<Message>, lost: &AtomicU
                     lost.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            Message::Tell(tell) => {
-                // The output of a log is not buffered, as a rule; and who asked may have gone.
+            Message::Flush(done) => {
+                // Usually not buffered. The caller may be gone.
                 let _ = output.flush();
-                let _ = tell.try_send(());
+                let _ = done.try_send(());
             }
         }
     }

@@ -1,5 +1,4 @@
-//! Panics as lines of the log: whoever parses it meets nothing else in it, and no thread that panics waits
-//! for its reader.
+//! Panics as lines of the log, so that its parser meets nothing else and no thread that panics waits.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
@@ -8,7 +7,7 @@ pub(super) fn report() {
     std::panic::set_hook(Box::new(log));
 }
 
-/// Says where it was, and how it came there when `RUST_BACKTRACE` asks for that.
+/// With a backtrace if `RUST_BACKTRACE` asks for one.
 fn log(panic: &PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());

@@ -1,19 +1,15 @@
-//! The admin listener: health and metrics for machines, and under `/admin` what operators ask and
-//! change. Never on the public listener.
+//! The admin listener: health and metrics for machines, and below `/admin` the operators' reads and changes.
 //!
-//! [`access`] says who may; [`failure`] is the one shape of errors. What every route takes and answers
-//! is described in `openapi.json`, and tests hold the two against each other. Whoever adds a route
-//! adds it to [`routes`] and to that description.
+//! [`access`] admits requests; [`failure`] is the one shape of errors. `openapi.json` describes every route;
+//! a new route goes into [`routes`] and into that file, and tests compare the two.
 
 mod about;
 mod access;
-mod adopt;
-mod audit;
 mod calls;
+mod changes;
 mod failure;
 mod health;
 mod keys;
-mod spending;
 pub mod usage;
 
 use std::sync::Arc;
@@ -23,12 +19,17 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use http::StatusCode;
+use jiff::tz::TimeZone;
 use tokio_util::sync::CancellationToken;
 
 pub use self::about::About;
 use self::failure::AdminFailure;
-use self::usage::{USAGE_PATH, UsageState};
+use self::usage::USAGE_PATH;
+use crate::base::clock::Clock;
 use crate::base::results::ResultRoom;
+use crate::billing::balance::BalanceWatch;
+use crate::billing::metering::Meter;
+use crate::billing::money::Price;
 use crate::cache::MemoryCache;
 use crate::fill::Filler;
 use crate::gateway::keys::KeyAdmin;
@@ -36,12 +37,12 @@ use crate::http::routes::log::Sampler;
 use crate::ledger::Ledger;
 use crate::ledger::admin::{Action, LedgerAdmin};
 use crate::ledger::guard::ArchiveGuard;
+use crate::ledger::usage::UsageBook;
 use crate::metrics::{ActionResult, Metrics};
 use crate::request::uploads::UploadRoom;
 use crate::teams::AdminTokens;
 use crate::teams::policy::CurrentPolicy;
 
-/// What the admin routes work with.
 #[derive(Clone)]
 pub struct AdminState {
     pub metrics: Arc<Metrics>,
@@ -52,17 +53,22 @@ pub struct AdminState {
     pub keys: Arc<KeyAdmin>,
     pub guard: Arc<ArchiveGuard>,
     pub filler: Filler,
-    /// Cancelled as soon as the process was told to stop.
+    /// Cancelled at the stop signal.
     pub stopping: CancellationToken,
     pub policy: CurrentPolicy,
-    pub usage: Arc<UsageState>,
-    /// Who may ask and change; `None`: whoever reaches the listener. Swapped when the file changes.
+    pub usage: Arc<dyn UsageBook>,
+    pub meter: Arc<Meter>,
+    pub balance: Arc<BalanceWatch>,
+    pub clock: Clock,
+    /// Of days and months.
+    pub zone: TimeZone,
+    pub price: Option<Price>,
+    /// If `None`, local access is unauthenticated. Swapped when the file changes.
     pub tokens: Arc<ArcSwap<Option<AdminTokens>>>,
     pub about: Arc<About>,
 }
 
 impl AdminState {
-    /// Counts a change by its result.
     fn counted<T>(&self, action: Action, done: Result<T, AdminFailure>) -> Result<Json<T>, AdminFailure> {
         let result = match &done {
             Ok(_) => ActionResult::Done,
@@ -74,28 +80,25 @@ impl AdminState {
     }
 }
 
-/// Lines of a page: 100 unless another number is asked for, at most 1000.
 fn page_limit(asked: Option<usize>) -> usize {
     asked.unwrap_or(100).clamp(1, 1000)
 }
 
-/// What a process takes of memory beside its cache.
+/// Memory limits beside the cache.
 #[derive(Clone)]
 pub struct Memory {
     pub uploads: UploadRoom,
     /// For results on their way to clients.
     pub sent: ResultRoom,
-    /// For results that were bought, until they are kept. Neither of the two is to wait for the other.
+    /// For paid results until they are stored. Neither of the two waits for the other.
     pub fetched: ResultRoom,
 }
 
 /// Answered without a token, and above the connection limit.
 pub const HEALTH_PATHS: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
-/// Where a running process is told to adopt.
 pub const ADOPT_PATH: &str = "/admin/v1/adopt";
 
-/// The routes below `/admin`, by path.
 fn routes() -> Vec<(&'static str, MethodRouter<AdminState>)> {
     vec![
         ("/admin/openapi.json", get(about::openapi)),
@@ -105,16 +108,16 @@ fn routes() -> Vec<(&'static str, MethodRouter<AdminState>)> {
         ("/admin/v1/calls/{id}/settle", post(calls::settle)),
         ("/admin/v1/keys/{key}", get(keys::explain)),
         ("/admin/v1/keys/{key}/purge", post(keys::purge)),
-        ("/admin/v1/frozen", get(spending::frozen)),
-        ("/admin/v1/freeze", post(spending::freeze)),
-        ("/admin/v1/thaw", post(spending::thaw)),
-        ("/admin/v1/audit", get(audit::lines)),
+        ("/admin/v1/frozen", get(changes::frozen)),
+        ("/admin/v1/freeze", post(changes::freeze)),
+        ("/admin/v1/thaw", post(changes::thaw)),
+        ("/admin/v1/audit", get(calls::audit)),
         (USAGE_PATH, get(usage::usage)),
-        (ADOPT_PATH, post(adopt::adopt)),
+        (ADOPT_PATH, post(changes::adopt)),
     ]
 }
 
-/// The paths of all routes of the admin listener, as OpenAPI writes them.
+/// As OpenAPI writes them.
 pub fn admin_paths() -> Vec<&'static str> {
     HEALTH_PATHS.into_iter().chain(routes().into_iter().map(|(path, _)| path)).collect()
 }
@@ -135,7 +138,7 @@ pub fn admin_router(state: AdminState) -> Router {
             let text = "there is no such route; /admin/openapi.json names them all";
             AdminFailure::not_found("no_such_route", text)
         })
-        // Around everything, so that who may not ask does not learn either what there is.
+        // Around everything, so that a client without access does not learn which routes exist.
         .layer(from_fn_with_state((state.clone(), Sampler::default()), access::layer))
         .layer(from_fn(failure::refused))
         .with_state(state)

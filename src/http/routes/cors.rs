@@ -1,8 +1,6 @@
-//! CORS: which pages' scripts may call, and what of an answer they may read.
-//!
-//! An origin is allowed when it is configured, or when every one is; no other is ever repeated. There
-//! is no credentials mode: a token travels in a header that the script sets itself. Around the routes,
-//! so that errors carry the headers too.
+//! CORS. An origin is allowed when it is configured, or when every one is; no other is ever repeated. There
+//! is no credentials mode: a script sets the token's header itself. The layer is around the routes, so that
+//! errors carry the headers too.
 
 use std::sync::Arc;
 
@@ -18,15 +16,15 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use super::RequestPolicy;
 use super::respond::header;
 
-/// How long a browser may remember the answer to a preflight, in seconds: as long as any does.
+/// Of a preflight, in seconds; the most that browsers accept.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
-/// Chrome asks with the first, before a public page may call an address of a private network.
+/// Chrome asks before a public page may call a private address.
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 /// Lets a page with `Cross-Origin-Embedder-Policy: require-corp` show an image.
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
-/// What some routes allow. Cheap to clone.
+/// Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Cors(Arc<Rules>);
 
@@ -39,7 +37,7 @@ struct Rules {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origins {
-    /// Those of the policy in force.
+    /// Those of the policy.
     Configured,
     Any,
 }
@@ -58,8 +56,7 @@ impl Cors {
         Self(Arc::new(Rules { origins, methods, headers: list(headers), exposed: list(exposed) }))
     }
 
-    /// The value of `Access-Control-Allow-Origin`, for a page that may read the answer; and whether
-    /// that depends on who asks.
+    /// The value of `Access-Control-Allow-Origin`, and whether it depends on the request.
     fn allowed(&self, request: &Request) -> (Option<HeaderValue>, bool) {
         if self.0.origins == Origins::Any {
             return (Some(HeaderValue::from_static("*")), false);
@@ -71,8 +68,8 @@ impl Cors {
     }
 }
 
-/// Answers preflights on any path, so that a page can read the 404 of the call that follows, and gives
-/// every other answer its headers. An `OPTIONS` that is no preflight is the route's business.
+/// Answers preflights on any path, so that a page can read the 404 of the call that follows, and adds headers
+/// to all other answers. Routes answer any other `OPTIONS`.
 pub(super) async fn layer(State(cors): State<Cors>, request: Request, next: Next) -> Response {
     let asked = request.headers();
     let (allowed, varies) = cors.allowed(&request);

@@ -1,6 +1,5 @@
-//! `query-credits`: what this team may still spend, in the upstream's shape.
-//!
-//! Clients use the call as a credential test: it answers from what is known, and asks nobody else.
+//! `query-credits`: what this team may still spend, in the upstream's shape. Clients use the call to test a
+//! credential, so it does not ask the upstream.
 
 use axum::Json;
 use axum::extract::{Extension, State};
@@ -14,7 +13,7 @@ use super::{PublicState, RequestPolicy};
 use crate::base::operation::IMAGE_CROPPING;
 use crate::error::GatewayError;
 
-/// What is said when nothing limits the team: the largest number every client can read.
+/// The largest number every client can read.
 const NO_LIMIT: u64 = i32::MAX as u64;
 
 pub(super) async fn query(
@@ -27,8 +26,7 @@ pub(super) async fn query(
     let readable = |credits: u64| credits.min(NO_LIMIT);
     let (left, total) =
         tightest.map_or((NO_LIMIT, NO_LIMIT), |used| (readable(used.left()), readable(used.budget.limit)));
-    // What is not in the account cannot be spent, whatever the budgets say. The account itself is not told
-    // while they are tighter.
+    // Budgets cannot spend more than the account has. The account's balance is hidden while they are tighter.
     let in_account = state.0.balance.last().map_or(NO_LIMIT, |balance| balance.credits);
     let balance = left.min(in_account);
     let mut response = Json(json!({

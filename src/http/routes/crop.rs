@@ -1,4 +1,4 @@
-//! The drop-in endpoint, and its hash-first look-up.
+//! The drop-in endpoint, and its hash-first lookup.
 
 use std::sync::Arc;
 
@@ -22,10 +22,8 @@ use crate::request;
 use crate::request::body::ClientBody;
 use crate::teams::Team;
 
-/// `POST` to an operation's path, such as `/api/image/editing/image-cropping`.
-///
-/// Whatever can be refused by the head alone is refused before the body is polled, so that a client
-/// that asked with `Expect: 100-continue` never sends it.
+/// `POST` to an operation's path. Everything that the head alone decides is refused before the body is
+/// polled, so that a client with `Expect: 100-continue` never sends it.
 pub(super) async fn crop(
     State(state): State<PublicState>,
     Extension(arrival): Extension<Arrival>,
@@ -46,8 +44,7 @@ pub(super) async fn crop(
     let mut timing = RequestTiming::default();
     let outcome = async {
         let head = request::check_head(offer.operation, &parts.headers, &state.0.limits)?;
-        // A body already under way may be a hit, and is read; one that is still to be sent had better
-        // go where a miss is served too.
+        // A body in flight may be a hit; one still to be sent should go where misses are served too.
         if asks_first && state.0.gateway.is_draining() {
             return Err(GatewayError::Draining);
         }
@@ -75,7 +72,6 @@ pub(super) async fn look_up(
         Err(error) => return error.into_response(),
     };
     let mut timing = RequestTiming::default();
-    // Some tools print hex digits in upper case.
     let outcome = match key.ok().and_then(|Path(key)| key.to_ascii_lowercase().parse::<CacheKey>().ok()) {
         Some(key) => state.0.gateway.look_up_key(&offer.identity(key), &mut timing).await,
         None => Err(GatewayError::NotAKey),
@@ -86,7 +82,7 @@ pub(super) async fn look_up(
     respond_to(&state, team, outcome, timing)
 }
 
-/// Does the client wait to be context before it sends its body? It may expect nothing else.
+/// Returns true when the client waits for `100 Continue`. Other expectations are refused.
 fn asks_before_its_body(headers: &HeaderMap) -> Result<bool, GatewayError> {
     let mut expectations = headers.get_all(EXPECT).iter().peekable();
     let asks = expectations.peek().is_some();
@@ -95,8 +91,7 @@ fn asks_before_its_body(headers: &HeaderMap) -> Result<bool, GatewayError> {
 }
 
 fn caller(state: &PublicState, team: &std::sync::Arc<Team>, headers: &HeaderMap, arrival: Arrival) -> Caller {
-    // `no-cache` and `max-age` are ignored: browsers and tools send them unasked, and they must not
-    // cost money.
+    // `no-cache` and `max-age` are sent unasked by browsers and tools, and must not cost money.
     let only_if_cached = headers.get_all(CACHE_CONTROL).iter().any(|value| {
         value.to_str().is_ok_and(|value| {
             value.split(',').any(|directive| directive.trim().eq_ignore_ascii_case("only-if-cached"))

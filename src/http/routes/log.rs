@@ -1,13 +1,12 @@
-//! The one line of the log that each request on the public listener gets.
-//!
-//! Its fields are stable, and the README has their table. Nothing that a client wrote stands in it as
-//! it was written: what is context is of closed sets, of the configuration, or made of digits.
+//! One log line per request on the public listener. Its fields are stable; the README has their table. No
+//! text of a client is written verbatim: values are of closed sets, of the configuration, or digits.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::base::outcome::CacheStatus;
@@ -16,12 +15,12 @@ use crate::gateway::RequestTiming;
 use crate::metrics::{Route, method_label};
 use crate::teams::Team;
 
-/// What a handler tells of a request beside its response.
+/// A handler's context of a response.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LogContext {
     pub(super) team: Option<Arc<Team>>,
     pub(super) cache: Option<CacheStatus>,
-    /// Credits it cost its team, and credits it would have cost.
+    /// Charged, and saved.
     pub(super) credits: Option<(u64, u64)>,
     pub(super) timing: RequestTiming,
 }
@@ -39,7 +38,7 @@ pub(super) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Writes it. A field that has nothing to say is left out.
+    /// Leaves out empty fields.
     pub(super) fn write(&self) {
         let LogContext { team, cache, credits, timing } = self.context;
         let response = self.error.map(GatewayError::response);
@@ -74,7 +73,7 @@ fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Which call of which trace a request is (W3C Trace Context).
+/// W3C Trace Context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TraceParent {
     trace_id: Box<str>,
@@ -82,7 +81,7 @@ pub(super) struct TraceParent {
 }
 
 impl TraceParent {
-    /// What a request's headers say; `None` unless they say it once and exactly.
+    /// `None` unless there is exactly one valid header.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all("traceparent").iter();
         let (Some(value), None) = (values.next(), values.next()) else { return None };
@@ -97,7 +96,7 @@ impl TraceParent {
             field.len() == digits && field.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
         };
         let is_id = |field: &str, digits| is_hex(field, digits) && field.bytes().any(|byte| byte != b'0');
-        // Later versions may say more, behind the same fields.
+        // Later versions may have further fields.
         let is_whole = version != "00" || fields.next().is_none();
         let is_valid = is_hex(version, 2)
             && version != "ff"
@@ -109,11 +108,10 @@ impl TraceParent {
     }
 }
 
-/// Lines of one status that are written in a second.
 const LINES_A_SECOND: u32 = 10;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Limits the lines about refusals that anyone can cause, by status; says how many were left out.
+/// Limits the log lines about refusals that anyone can cause, by status, and logs how many were left out.
 #[derive(Clone, Default)]
 pub(super) struct Sampler(Arc<Mutex<BTreeMap<u16, Sampled>>>);
 
@@ -124,10 +122,10 @@ struct Sampled {
 }
 
 impl Sampler {
-    /// May another line about this status be written? Within a runtime: what is left out is context later.
+    /// Needs a runtime: a task reports the lines that are left out.
     pub(super) fn admits(&self, status: StatusCode) -> bool {
         let now = Instant::now();
-        let mut all = self.lock();
+        let mut all = self.0.lock();
         let none = Sampled { since: now, lines: 0, left_out: 0 };
         let sampled = all.entry(status.as_u16()).or_insert(none);
         if now - sampled.since >= SECOND {
@@ -142,20 +140,16 @@ impl Sampler {
             let (sampler, ends) = (self.clone(), sampled.since + SECOND);
             tokio::spawn(async move {
                 tokio::time::sleep_until(ends).await;
-                sampler.tell(status);
+                sampler.report(status);
             });
         }
         false
     }
 
-    fn tell(&self, status: StatusCode) {
+    fn report(&self, status: StatusCode) {
         let left_out =
-            self.lock().get_mut(&status.as_u16()).map(|sampled| std::mem::take(&mut sampled.left_out));
+            self.0.lock().get_mut(&status.as_u16()).map(|sampled| std::mem::take(&mut sampled.left_out));
         tracing::info!(status = status.as_u16(), left_out, "refused requests without a line of their own");
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, Sampled>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -216,7 +210,7 @@ mod tests {
         let ask = |status, times| (0..times).filter(|_| sampler.admits(status)).count();
         assert_eq!(ask(StatusCode::UNAUTHORIZED, 23_000), 10);
         assert_eq!(ask(StatusCode::NOT_FOUND, 3), 3, "each status has lines of its own");
-        let left_out = |status: StatusCode| sampler.lock()[&status.as_u16()].left_out;
+        let left_out = |status: StatusCode| sampler.0.lock()[&status.as_u16()].left_out;
         assert_eq!((left_out(StatusCode::UNAUTHORIZED), left_out(StatusCode::NOT_FOUND)), (22_990, 0));
         tokio::time::sleep(SECOND * 2).await;
         assert_eq!(left_out(StatusCode::UNAUTHORIZED), 0, "it was context");

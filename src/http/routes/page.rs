@@ -1,4 +1,4 @@
-//! The one static page at `/`: what this is, how to call it, and what can go wrong.
+//! The page at `/`: how to call, and what can go wrong.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub(super) async fn page(State(state): State<PublicState>) -> Response {
     response
 }
 
-/// One row for each kind of answer a client may have to handle, written by the table itself.
+/// One row for each kind of error that a client may have to handle.
 fn error_rows() -> String {
     let wait = Duration::from_secs(1);
     let request = |error: RequestError| GatewayError::Request(error.into());

@@ -1,4 +1,4 @@
-//! The outermost layer of the public listener: ids, errors, counting, and one log line a request.
+//! The outermost layer of the public listener: ids, errors, counters, and one log line per request.
 
 use std::time::Duration;
 
@@ -20,32 +20,31 @@ use crate::metrics::Route;
 use crate::request::framing::HeadError;
 
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-/// A stable word for why a request was refused.
+/// A stable word for the reason of a refusal.
 pub const REASON: HeaderName = HeaderName::from_static("granary-reason");
 pub const KEY: HeaderName = HeaderName::from_static("granary-key");
 pub const CHARGED: HeaderName = HeaderName::from_static("granary-credits-charged");
-/// What it would have cost.
 pub const SAVED: HeaderName = HeaderName::from_static("granary-credits-saved");
-/// Form fields and query parameters that mean nothing here.
+/// Form fields and query parameters without a meaning here.
 pub const IGNORED: HeaderName = HeaderName::from_static("granary-ignored");
 pub const UPSTREAM: HeaderName = HeaderName::from_static("granary-upstream");
 pub const REFRESH: HeaderName = HeaderName::from_static("granary-refresh");
-/// Identifies the call, in the answer and in the log.
+/// In answer and log.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// How much of an unknown query parameter's name is shown.
+/// Characters of an unknown query parameter's name.
 const MAX_NAME_SHOWN: usize = 40;
-/// What some path or other allows.
+/// Allowed on some path.
 const ALL_METHODS: &str = "GET, HEAD, POST, OPTIONS";
-/// `Retry-After` is never longer: clients sleep it out.
+/// Of `Retry-After`: clients sleep it out.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// Refused before routing, and why: set by the listener, on a request that stands in for the real one.
+/// Refused before routing; set by the listener on a placeholder request.
 #[derive(Clone, Debug)]
 pub struct Refused(pub GatewayError);
 
-/// Answers what was refused before routing. Inside CORS, so that a page can read that too.
+/// Inside CORS, so that a page can read the answer.
 pub(super) async fn refused(request: Request, next: Next) -> Response {
     match request.extensions().get::<Refused>() {
         Some(Refused(error)) => error.clone().into_response(),
@@ -62,7 +61,7 @@ impl IntoResponse for GatewayError {
     }
 }
 
-/// Gives every request an id and every answer its last headers, renders errors, counts, logs.
+/// Adds ids and the last headers, renders errors, counts, logs.
 pub async fn layer(State(state): State<PublicState>, mut request: Request, next: Next) -> Response {
     let arrived = Instant::now();
     let id = Uuid::new_v4().to_string().to_uppercase();
@@ -103,14 +102,11 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     metrics.http_requests_total.of(route, &method, status).inc();
     metrics.staged(&context.timing.stages);
     if let Some(outcome) = context.cache.filter(|_| route == Route::Crop) {
-        let body_wait = context.timing.body_wait;
-        metrics.answered_after(
-            outcome,
-            took.saturating_sub(body_wait),
-            context.timing.waited().saturating_sub(body_wait),
-        );
+        let [took, waited] =
+            [took, context.timing.waited()].map(|time| time.saturating_sub(context.timing.body_wait));
+        metrics.answered_after(outcome, took, waited);
     }
-    // Anyone can cause a refusal without a credential, as fast as the network takes it.
+    // Anyone can cause refusals without a credential at any rate.
     let is_sampled = context.team.is_none() && status.is_client_error();
     if is_sampled && !state.1.admits(status) {
         return response;
@@ -120,14 +116,13 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     response
 }
 
-/// The names in a query string, each once and marked as such; bounded like the names of form fields,
-/// so that a credential in the wrong place is not repeated whole.
+/// Distinct names, with a `?`; cut, so that a credential in the wrong place is not repeated whole.
 fn ignored_query(query: Option<&str>) -> Vec<String> {
     let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).take(16);
     let mut names = Vec::new();
     for pair in pairs {
         let name = pair.split('=').next().unwrap_or_default();
-        // The names become a list, with commas between them.
+        // They become a list with commas.
         let visible = |letter: char| if letter.is_ascii_graphic() && letter != ',' { letter } else { '?' };
         let shown = format!("?{}", name.chars().take(MAX_NAME_SHOWN).map(visible).collect::<String>());
         if !names.contains(&shown) {
@@ -137,7 +132,7 @@ fn ignored_query(query: Option<&str>) -> Vec<String> {
     names
 }
 
-/// The label of a route; paths themselves never become labels.
+/// Paths themselves never become labels.
 fn route(matched: Option<&str>) -> Route {
     match matched {
         Some(path) if OPERATIONS.iter().any(|operation| path == operation.path) => Route::Crop,
@@ -197,20 +192,20 @@ fn render(error: &GatewayError, request_id: &str, response: &mut Response) {
     *response.body_mut() = body.into();
 }
 
-/// Whole seconds, at least one and at most an hour, with up to a tenth added so that those who
-/// were refused together do not come back together. What is capped is jittered downwards.
+/// Whole seconds, from one to an hour, with up to a tenth added so that clients that were refused together do
+/// not come back together. Jitter of a capped wait is negative.
 fn retry_after_seconds(wait: Duration, random: u32) -> u64 {
     let fraction = f64::from(random) / f64::from(u32::MAX);
     let wait = wait.max(Duration::from_secs(1)).min(MAX_RETRY_AFTER.mul_f64(1.0 / 1.1));
     (wait.mul_f64(1.0 + 0.1 * fraction).as_secs_f64().ceil() as u64).min(MAX_RETRY_AFTER.as_secs())
 }
 
-/// A header value of text that we made ourselves; anything else becomes empty.
+/// For our own texts; anything else becomes empty.
 pub fn header(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// What a panicking handler is answered with; the log has the rest.
+/// The answer for a handler that panicked.
 pub fn caught_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
     let message = panic
         .downcast_ref::<String>()

@@ -1,4 +1,4 @@
-//! Permanent URLs: a result's bytes, for ever the same.
+//! Permanent URLs of results.
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -16,7 +16,7 @@ use super::respond::header;
 use crate::base::picture::ObjectName;
 use crate::error::GatewayError;
 
-/// `GET` and `HEAD /results/{digest}.{ext}`; needs no credential, since the name is one.
+/// `GET` and `HEAD /results/{digest}.{ext}`. Needs no credential: the name is one.
 pub(super) async fn result(
     State(state): State<PublicState>,
     name: Result<Path<String>, PathRejection>,
@@ -27,17 +27,17 @@ pub(super) async fn result(
     // A path segment that is not valid UTF-8 cannot be an object name.
     let Ok(Path(name)) = name else { return Err(GatewayError::ResultNotFound) };
     let object = ObjectName::parse(&name).ok_or(GatewayError::ResultNotFound)?;
-    // One spelling: each further one would be kept by a CDN as a result of its own.
+    // A CDN would keep each further spelling as another result.
     if uri.query().is_some() || uri.path().strip_prefix('/') != Some(&*object.path()) {
         return Err(GatewayError::ResultNotFound);
     }
     let bytes = state.0.gateway.result(object).await?;
     let etag = format!("\"{}\"", object.digest);
     let mut response = if matches_any(&headers, &etag) {
-        // The length of what is not sent again: caches update what they have by a 304's headers.
+        // The length of the result: caches update their entry by a 304's headers.
         (StatusCode::NOT_MODIFIED, [(CONTENT_LENGTH, HeaderValue::from(bytes.len()))]).into_response()
     } else {
-        // A range of another version would be worse than the whole, and ranges are defined for GET alone.
+        // A range of another version would be worse than the whole; ranges are defined for GET only.
         let may_cut = headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag.as_bytes());
         body(bytes, headers.get(RANGE).filter(|_| may_cut && method == Method::GET))
     };
@@ -45,7 +45,7 @@ pub(super) async fn result(
     let out = response.headers_mut();
     out.insert(ETAG, header(&etag));
     if is_refusal {
-        // Nothing of it is the result, and nothing of it may be kept for ever.
+        // Not the result, so it must not be cached.
         return Ok(response);
     }
     out.insert(CONTENT_TYPE, HeaderValue::from_static(object.format.content_type()));
@@ -57,15 +57,14 @@ pub(super) async fn result(
     Ok(response)
 }
 
-/// RFC 9110 13.1.2, by weak comparison: `W/` makes no difference.
+/// Weak comparison (RFC 9110, 13.1.2).
 fn matches_any(headers: &HeaderMap, etag: &str) -> bool {
     headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).any(|value| {
         value.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
     })
 }
 
-/// The whole, or one satisfiable range; several ranges and malformed ones are answered with the
-/// whole, as RFC 9110 14.2 allows.
+/// The whole, or one satisfiable range. Several or malformed ranges get the whole (RFC 9110, 14.2).
 fn body(bytes: Bytes, range: Option<&HeaderValue>) -> Response {
     let length = bytes.len() as u64;
     let parsed = range
@@ -77,15 +76,11 @@ fn body(bytes: Bytes, range: Option<&HeaderValue>) -> Response {
     match parsed.validate(length).ok().and_then(|ranges| ranges.into_iter().next()) {
         Some(range) => {
             let content_range = header(&format!("bytes {}-{}/{length}", range.start(), range.end()));
-            // It lies within the bytes, so its ends are indices.
+            // The range is within the bytes.
             let [start, end] =
                 [range.start(), range.end()].map(|at| usize::try_from(*at).unwrap_or(usize::MAX));
-            (
-                StatusCode::PARTIAL_CONTENT,
-                [(CONTENT_RANGE, content_range)],
-                Body::from(bytes.slice(start..=end)),
-            )
-                .into_response()
+            let part = Body::from(bytes.slice(start..=end));
+            (StatusCode::PARTIAL_CONTENT, [(CONTENT_RANGE, content_range)], part).into_response()
         }
         None => {
             let content_range = header(&format!("bytes */{length}"));

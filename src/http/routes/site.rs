@@ -1,7 +1,5 @@
-//! Requests that a page of another site may have made a browser send.
-//!
-//! Where a token is asked for, such a page has none to send. Where none is, a page on any site could
-//! spend credits or change things through the browser of someone on this machine.
+//! Requests that a page of another site may have made a browser send. With tokens such a page has none to
+//! send. Without, any page could spend credits through the browser of someone on this machine.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -15,12 +13,12 @@ use crate::error::GatewayError;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// Refuses such requests on the public listener while no teams are configured.
+/// On the public listener, while no teams are configured.
 pub(super) async fn layer(State(state): State<PublicState>, request: Request, next: Next) -> Response {
     let policy = request.extensions().get::<RequestPolicy>().map(|RequestPolicy(policy)| policy);
     let refused = policy
         .filter(|policy| policy.teams().is_open())
-        .and_then(|policy| refusal(&request, policy.origins(), &state.parts().public_root));
+        .and_then(|policy| refusal(&request, policy.origins(), &state.0.public_root));
     match refused {
         Some(error) => error.into_response(),
         None => next.run(request).await,
@@ -39,7 +37,7 @@ fn refusal(request: &Request, origins: &[HeaderValue], public_root: &str) -> Opt
     let origin = headers.get(ORIGIN);
     let is_allowed = origin.is_some_and(|origin| origins.contains(origin) || origin == public_root);
     let path = request.uri().path();
-    // A link to the page at `/`, followed from anywhere.
+    // A link to the page at `/`.
     let is_visit = request.method() == Method::GET
         && path == "/"
         && headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
@@ -59,8 +57,7 @@ pub(super) fn is_cross_site(headers: &HeaderMap) -> bool {
     authority.is_none() || authority != headers.get(HOST).and_then(|host| host.to_str().ok())
 }
 
-/// Is the listener called by an address, or by a name that means this machine everywhere? Only such a
-/// name cannot be pointed here by another site.
+/// The Host is an address, or a name that always means this machine, which no other site can point here.
 pub(super) fn is_local_name(headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(HOST) else { return true };
     let Ok(host) = host.to_str() else { return false };

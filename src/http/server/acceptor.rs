@@ -1,4 +1,4 @@
-//! Admission of connections: the limit, and whose connection makes way when it is reached.
+//! Admission of connections, and eviction at the limit.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -15,10 +15,9 @@ use super::{Shared, connection};
 use crate::error::GatewayError;
 use crate::metrics::{CloseReason, ListenerName};
 
-/// Connections above the limit of the public listener that are answered 503 at the same time; more are
-/// closed without an answer.
+/// Connections above the public limit that are answered 503 at once; more are closed without an answer.
 const REFUSALS: usize = 256;
-/// Connections above the limit of the admin listener, which get health and metrics and nothing else.
+/// Connections above the admin limit, which get health and metrics only.
 const HEALTH_PLACES: usize = 16;
 /// A packet filter that drops every packet: "accept 0 bytes of it" (BPF_RET | BPF_K).
 const DROP_ALL: SockFilter = SockFilter::new(0x06, 0, 0, 0);
@@ -88,9 +87,9 @@ impl Acceptor {
 
     /// Accepts what waits in the backlog, then lets every accepted request be answered.
     pub(super) async fn finish(mut self, socket: TcpListener) {
-        // Closing a listener resets the clients in its backlog, which are connected already and may have
-        // sent their request. With the filter nobody else can connect: a dropped packet is sent again,
-        // and then finds the port closed.
+        // Closing a listener resets the clients in its backlog, which are connected and may have sent their
+        // request. With the filter no other client can connect: a dropped packet is sent again, and then
+        // finds the port closed.
         let _ = SockRef::from(&socket).attach_filter(&[DROP_ALL]);
         if let Ok(socket) = socket.into_std() {
             while let Ok((stream, peer)) = socket.accept() {

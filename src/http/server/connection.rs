@@ -1,4 +1,4 @@
-//! One connection, from its first byte to its last: perhaps a TLS handshake, then hyper, then the close.
+//! One connection: perhaps a TLS handshake, then hyper, then the close.
 
 use std::convert::Infallible;
 use std::io;
@@ -30,8 +30,7 @@ use crate::http::routes::{HEALTH_PATHS, respond};
 use crate::metrics::{CloseReason, Counted, ListenerName};
 use crate::request::framing::{self, HeadError};
 
-/// hyper's read buffer per connection, in bytes: small enough for many uploads at once, large enough
-/// to hash in long pieces.
+/// Bytes per connection: small enough for many uploads, large enough to hash in long pieces.
 const READ_BUFFER: usize = 64 * 1024;
 /// The head timeout of a connection that is refused.
 pub(super) const REFUSED_HEAD: Duration = Duration::from_secs(1);
@@ -46,7 +45,7 @@ impl Drop for Answering {
     }
 }
 
-/// Serves a connection until it ends. With a refusal, its requests are answered with that.
+/// With a refusal, every request gets it as its answer.
 pub(super) async fn serve(
     tcp: TcpStream,
     shared: Arc<Shared>,
@@ -85,7 +84,7 @@ pub(super) async fn serve(
         // The client hung up, or a timeout expired.
         tracing::debug!(%error, "connection ended early");
     }
-    // However hyper has ended, what it held is dropped here, and the close is ours.
+    // hyper's state is dropped here, and the close is ours.
     let stream = connection.into_parts().io.into_inner();
     stream.close().await;
 }
@@ -126,7 +125,6 @@ async fn answer(
     }))
 }
 
-/// Returns true if the client wants to go on with the connection after the answer.
 fn asks_to_keep<B>(request: &Request<B>) -> bool {
     let values = request.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let options: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
@@ -145,10 +143,10 @@ fn watch(body: Incoming, is_read: Arc<AtomicBool>) -> Body {
     })))
 }
 
-/// Returns `None` when it failed, which is counted.
+/// `None` when it failed, which is counted.
 ///
-/// Only the head timeout limits the wait for a ClientHello. Answering one takes a signature; so few are
-/// made at a time that other connections' requests come in between.
+/// Only the head timeout limits the wait for a ClientHello. Answering one takes a signature; so few are made
+/// at a time that other connections' requests come in between.
 async fn handshake(tcp: TcpStream, shared: &Shared) -> Option<TlsStream<TcpStream>> {
     let work = async {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;

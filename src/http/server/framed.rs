@@ -1,8 +1,5 @@
-//! The stream that hyper reads: whole heads that were checked, and their bodies to the byte; never the
-//! beginning of another request while one is being answered.
-//!
-//! A head that could be understood in two ways does not reach hyper. A placeholder goes in its place, so
-//! that the service can answer it, and nothing after it.
+//! The stream that hyper reads: checked heads and their exact bodies; never the beginning of another request
+//! while one is being answered. A placeholder replaces an ambiguous head, so that the service can answer it.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -17,19 +14,18 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::Shared;
-use super::linger::linger;
-use super::socket::{Socket, tcp_of};
+use super::linger::{Socket, linger, tcp_of};
 use super::timers::{ConnectionTimers, Phase};
 use super::write_timeout::WriteTimeout;
 use crate::metrics::CloseReason;
 use crate::request::framing::{self, HeadError, MAX_HEAD, Next};
 
-/// Bytes that are read at once where they are checked before they are passed on.
+/// Bytes read at once where they are checked first.
 const PIECE: usize = 16 * 1024;
-/// Sent to a client that has closed its half before it is answered: it may be waiting, or be gone, and only
-/// a client that is gone resets the connection. Every other has to ignore it (RFC 9110, section 15.2).
+/// Sent to a client that has closed its half before the answer: only a client that is gone resets the
+/// connection. Every other has to ignore it (RFC 9110, section 15.2).
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// Interval in which such a reset is looked for.
+/// Between two checks for that reset.
 const RESET_CHECK: Duration = Duration::from_millis(250);
 
 pub(super) struct FramedConnection {
@@ -125,7 +121,7 @@ impl FramedConnection {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads and checks the next head. False if there will be none.
+    /// False if there is no next head.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if matches!(self.timers.phase(), Phase::Request(_) | Phase::Answered) {
             return self.poll_gone(cx).map(Err);
@@ -166,7 +162,7 @@ impl FramedConnection {
                 false => CloseReason::Head,
             };
             self.shared.metrics.connections_closed_total[(self.shared.name, reason)].inc();
-            // No lingering close: what drips in is not waited for any longer.
+            // Without a lingering close: slow bytes are not waited for any longer.
             self.is_over = true;
             if reason == CloseReason::Head {
                 self.check(Err(HeadError::Slow));
@@ -175,7 +171,7 @@ impl FramedConnection {
         }
     }
 
-    /// Lets a head of that length pass, or a placeholder for one that is refused.
+    /// Passes a head of that length, or a placeholder for a refused one.
     fn check(&mut self, length: Result<usize, HeadError>) {
         let checked = length.and_then(|length| {
             let head = &mut self.buffer[..length];
@@ -193,7 +189,7 @@ impl FramedConnection {
         self.timers.enter(Phase::Request(refused));
     }
 
-    /// Reads into the buffer. Returns 0 when the client has closed its half.
+    /// 0 when the client has closed its half.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut piece = [MaybeUninit::uninit(); PIECE];
         let mut piece = ReadBuf::uninit(&mut piece);

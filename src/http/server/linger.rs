@@ -1,26 +1,36 @@
-//! The lingering close (RFC 9112, section 9.6), with nginx's limits.
-//!
-//! A socket that is closed while the client still sends is reset, and the reset destroys an answer that
-//! the client has not read yet. So our side is shut down first, and what still arrives is dropped.
+//! The lingering close (RFC 9112, section 9.6), with nginx's limits: a socket that is closed while the client
+//! still sends is reset, which destroys an answer that the client has not read yet. So our side is shut down
+//! first.
 
 use std::io;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
-use super::socket::{Socket, tcp_of};
+/// TCP alone, or TLS on it.
+pub(super) type Socket = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+pub(super) fn tcp_of(socket: &Socket) -> &TcpStream {
+    match socket {
+        Either::Left(tcp) => tcp,
+        Either::Right(tls) => tls.get_ref().0,
+    }
+}
 
 const SILENCE: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Shuts our side down, then drops what arrives until the client closes or a limit is reached.
+/// Drops bytes until the client closes or a limit is reached.
 pub(super) async fn linger(mut socket: Socket) {
     let end = Instant::now() + LIMIT;
     if !matches!(timeout(SILENCE, socket.shutdown()).await, Ok(Ok(()))) {
         return;
     }
-    // Below TLS, too: what is dropped need not be decrypted.
+    // Below TLS: dropped bytes need no decryption.
     let tcp = tcp_of(&socket);
     loop {
         let now = Instant::now();

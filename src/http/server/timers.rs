@@ -1,8 +1,8 @@
-//! What a connection waits for, and since when: shared by its stream, its service and the acceptor.
+//! The phase of a connection, shared by its stream, its service and the acceptor.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -14,18 +14,17 @@ pub(super) enum Phase {
     Head,
     /// An answer to a request, whose head may be refused.
     Request(Option<HeadError>),
-    /// The client, to read the rest of an answer that hyper has finished with.
+    /// The client reads the rest of a finished answer.
     Answered,
     /// The next request, or the end of a lingering close.
     Idle,
 }
 
-/// The phase of a connection, with its time limits.
 pub(super) struct ConnectionTimers {
     head: Duration,
     idle: Duration,
     now: Mutex<(Phase, Instant)>,
-    /// Tells the connection to make way for another one.
+    /// Makes the connection make way for another one.
     pub(super) evicted: Notify,
 }
 
@@ -35,16 +34,16 @@ impl ConnectionTimers {
     }
 
     pub(super) fn phase(&self) -> Phase {
-        self.lock().0
+        self.now.lock().0
     }
 
     pub(super) fn enter(&self, phase: Phase) {
-        *self.lock() = (phase, Instant::now());
+        *self.now.lock() = (phase, Instant::now());
     }
 
     /// Enters `to` if the phase is `from`, and returns true then.
     pub(super) fn change(&self, from: Phase, to: Phase) -> bool {
-        let mut now = self.lock();
+        let mut now = self.now.lock();
         let is_changed = now.0 == from;
         if is_changed {
             *now = (to, Instant::now());
@@ -54,7 +53,7 @@ impl ConnectionTimers {
 
     /// The end of a phase in which the client is to send something.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        match *self.lock() {
+        match *self.now.lock() {
             (Phase::Head, since) => Some(since + self.head),
             (Phase::Idle, since) => Some(since + self.idle),
             (Phase::Request(_) | Phase::Answered, _) => None,
@@ -63,11 +62,7 @@ impl ConnectionTimers {
 
     /// Since when no request has been under way; `None` if one is.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        let (phase, since) = *self.lock();
+        let (phase, since) = *self.now.lock();
         matches!(phase, Phase::Head | Phase::Idle).then_some(since)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,14 +8,13 @@ use tokio::time::{Instant, Sleep};
 
 #[derive(Clone, Copy, Debug)]
 pub struct WriteLimits {
-    /// Time without progress that is allowed over a whole answer, whatever its size.
+    /// Without progress, over a whole answer.
     pub grace: Duration,
     /// Bytes per second beyond that; 0 for no minimum.
     pub bytes_per_second: u64,
 }
 
-/// The timer of one answer. It runs only while the client blocks our writes, so that no client is cut off
-/// for a slow store.
+/// It runs only while the client blocks our writes, so that no client is cut off for a slow store.
 pub(super) struct WriteTimeout {
     limits: WriteLimits,
     /// Bytes of this answer that were written.
@@ -30,7 +29,6 @@ impl WriteTimeout {
         Self { limits, bytes: 0, blocked: Duration::ZERO, blocked_since: None, timer: None }
     }
 
-    /// Starts again, for another answer.
     pub(super) fn begin(&mut self) {
         (self.bytes, self.blocked, self.blocked_since) = (0, Duration::ZERO, None);
     }

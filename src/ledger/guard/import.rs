@@ -1,8 +1,6 @@
-//! The import of records that the ledger did not book itself.
-//!
-//! A ledger does not know the records of an archive that it did not create, nor the result of a call whose
-//! owner stored it and died before it was booked. Until they are imported, a key that is not found may be
-//! bought only if the store says that it has no record
+//! The import of records that the ledger did not book itself: those of an archive that it did not create, and
+//! the result of a call whose owner stored it and died before it was booked. Until they are imported, a key
+//! that is not found is bought only if the store says that it has no record
 //! ([`ArchiveIndex::absence`](crate::ledger::ArchiveIndex::absence)).
 //!
 //! The ledger keeps the position. Several replicas may import at once: each reads the position before each
@@ -27,18 +25,18 @@ const PAGE_PAUSE: Duration = Duration::from_millis(500);
 const AT_ONCE: usize = 4;
 /// The time within which a write of a dead process has arrived.
 const WRITES_ARRIVE_WITHIN: Duration = Duration::from_secs(30);
-/// Time between log lines about progress, and about a lasting failure.
+/// Between log lines.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     begun: Option<Instant>,
     said: Option<Instant>,
-    /// When an orphan was first looked for in the store, and whether it was looked for again.
+    /// When an orphan's record was first read, and whether it was read again.
     orphans: HashMap<CallId, (Instant, bool)>,
 }
 
-/// How far the import is, as this process knows.
+/// As far as this process knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImportStatus {
     NotBegun,
@@ -58,7 +56,7 @@ impl fmt::Display for ImportStatus {
 }
 
 impl ArchiveGuard {
-    /// Imports all pages, then looks for more after each `period`, for ever.
+    /// Imports all pages, then looks for more after each `period`.
     pub async fn import_records(&self, period: Duration) {
         loop {
             self.import_page().await;
@@ -67,7 +65,7 @@ impl ArchiveGuard {
         }
     }
 
-    /// Imports the next page, if there is one; returns true when more pages follow.
+    /// Returns true when more pages follow.
     pub async fn import_page(&self) -> bool {
         let Standing::Open(archive) = self.standing() else { return false };
         let mut progress = self.progress.lock().await;
@@ -101,10 +99,7 @@ impl ArchiveGuard {
         if membership.archive != archive {
             return Ok(false);
         }
-        let before = match self.import_status() {
-            ImportStatus::Running(records) => records,
-            ImportStatus::NotBegun | ImportStatus::Complete => 0,
-        };
+        let before = if let ImportStatus::Running(before) = self.import_status() { before } else { 0 };
         let page = self.store.list_records(after.as_deref(), PAGE).await?;
         if !page.records.is_empty() && progress.begun.is_none() {
             tracing::info!(%archive, after, "record import begins: the ledger does not know the whole archive");
@@ -115,11 +110,8 @@ impl ArchiveGuard {
         let import = if is_last { Import::Complete } else { Import::UpTo(page.next) };
         self.ledger.note_import(archive, import).await?;
         let records = before + page.records.len() as u64;
-        self.import.send_replace(if is_last {
-            ImportStatus::Complete
-        } else {
-            ImportStatus::Running(records)
-        });
+        let status = if is_last { ImportStatus::Complete } else { ImportStatus::Running(records) };
+        self.import.send_replace(status);
         say(progress, records, is_last);
         Ok(!is_last)
     }
@@ -163,7 +155,6 @@ impl ArchiveGuard {
     }
 }
 
-/// Logs the progress and the end of an import.
 fn say(progress: &mut Progress, records: u64, is_last: bool) {
     let Some(took) = progress.begun.map(|begun| begun.elapsed()) else { return };
     if is_last {

@@ -17,7 +17,7 @@ pub(super) async fn connect(
     address: &DatabaseAddress,
     tls: &Tls,
 ) -> Result<Connection, tokio_postgres::Error> {
-    let (client, connection) = address.config().connect(tls.0.clone()).await?;
+    let (client, connection) = address.0.connect(tls.0.clone()).await?;
     let task = tokio::spawn(async move {
         // The client gets the same error.
         let _ = connection.await;
@@ -25,7 +25,7 @@ pub(super) async fn connect(
     Ok(Connection { client: Arc::new(client), task: task.abort_handle() })
 }
 
-/// Closed when it is dropped, whatever is still to come over it.
+/// Closed when it is dropped.
 pub(super) struct Connection {
     pub(super) client: Arc<Client>,
     task: AbortHandle,
@@ -41,7 +41,7 @@ impl Drop for Connection {
 pub(super) struct Tls(MakeRustlsConnect);
 
 impl Tls {
-    /// With the root certificates of a PEM file, or the system's. Blocks while it reads files.
+    /// With the roots of a PEM file, or the system's. Blocks while it reads files.
     pub(super) fn new(roots: Option<&Path>) -> Result<Self, String> {
         let Some(file) = roots else { return Ok(Self::system()) };
         let failed = |error: io::Error| {

@@ -4,23 +4,20 @@ use tokio_postgres::error::SqlState;
 
 use crate::ledger::LedgerError;
 
-/// How often a transaction that conflicts with others is tried.
 pub(super) const TRIES: u32 = 8;
 
-/// Why the ledger may not be kept in a database whose commits can be lost.
 pub(super) const COMMITS_ARE_LOST: &str = "the database confirms what it may lose (synchronous_commit = off), and what is lost is bought again; set \
      synchronous_commit to on for this database or user";
 
 /// Why a transaction failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The ledger's own decision; nothing is changed.
+    /// The ledger's own decision; nothing changed.
     Ledger(LedgerError),
-    /// The ledger may not be kept in this database until a person has acted; a sentence says how.
+    /// The database is not fit; a sentence says what a person must do.
     Unfit(String),
-    /// It conflicted with another transaction and is tried again.
+    /// A conflict with another transaction; it is tried again.
     Again(&'static str),
-    /// The error of the database or of the connection to it.
     Database(tokio_postgres::Error),
 }
 
@@ -62,7 +59,7 @@ impl Failure {
     }
 }
 
-/// Describes an error without its details, which may quote rows.
+/// Leaves out details, which may quote rows.
 fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(said) = error.as_db_error() {
         let message: String = said.message().chars().filter(|c| !c.is_control()).take(200).collect();

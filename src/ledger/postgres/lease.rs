@@ -27,7 +27,7 @@ impl Leases for PostgresLedger {
         self.ask(LedgerOp::Read, in_hand, |tx, in_hand| Box::pin(foreign(tx, in_hand))).await
     }
 
-    /// Each call in a transaction of its own: counters are locked last, so no two wait for each other.
+    /// One transaction per call: counters are locked last, so no two wait for each other.
     async fn take_over(&self, silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         let mut recovery = Recovery::default();
         for call in silent {
@@ -40,7 +40,7 @@ impl Leases for PostgresLedger {
     }
 }
 
-/// An array of call ids as SQL.
+/// As a SQL array.
 fn listed(calls: &[CallId]) -> String {
     let ids: Vec<String> = calls.iter().map(|call| call.0.to_string()).collect();
     format!("'{{{}}}'::bigint[]", ids.join(","))
@@ -69,7 +69,7 @@ async fn foreign(tx: &Tx, in_hand: &[CallId]) -> Result<Vec<ForeignOpenCall>, Fa
     rows.iter().map(call).collect()
 }
 
-/// Settles a silent call or takes it over, unless it has changed since it was read.
+/// Does nothing when the call has changed since it was read.
 async fn take_over(tx: &Tx, silent: &ForeignOpenCall) -> Result<Recovery, Failure> {
     let sql = "SELECT c.id, c.namespace, c.key, c.generation, c.team, c.credits, c.image, c.width, c.height, \
                c.answered_at, c.state, c.beat, a.text \

@@ -1,17 +1,18 @@
-//! Connections, and whole transactions on them, each in a task of its own.
+//! Connections, and whole transactions on them, each in its own task.
 //!
-//! A dropped caller leaves a task behind that ends its transaction. A connection goes back into the pool only
-//! when its transaction has ended and the server has said so; otherwise, as after a timeout, it is closed.
+//! When a caller is dropped, its task still ends the transaction. A connection returns to the pool only after
+//! the server has confirmed that; otherwise, as after a timeout, it is closed.
 //!
 //! Nothing outlives a transaction on a connection: no settings, locks or prepared statements. So a pooler may
 //! give each transaction another connection.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -25,21 +26,18 @@ use crate::ledger::LedgerError;
 use crate::ledger::address::DatabaseAddress;
 use crate::ledger::sql::{Keeper, Query as _, damaged};
 
-/// How long creating or migrating the tables may take.
+/// For creating or migrating the tables.
 const PREPARATION: Duration = Duration::from_secs(600);
-/// How long an operation waits for a connection. When the database is silent, all that wait are refused as
-/// soon as the first one has timed out.
+/// For a connection. All that wait are refused as soon as the first one times out.
 const QUEUE: Duration = Duration::from_secs(10);
-/// The database's clock, in microseconds since 1970.
+/// In microseconds since 1970.
 pub(super) const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 
-/// Begins a transaction that changes something.
 pub(super) const CHANGE: &str = "ISOLATION LEVEL READ COMMITTED READ WRITE";
-/// Begins one whose statements all read at the same instant.
+/// All statements read at the same instant.
 pub(super) const REPORT: &str = "ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
-/// The address, or why there is none; read anew for each connection, because a file may have changed. May
-/// block.
+/// Read for each connection, because a file may have changed. May block.
 pub type AddressSource = Arc<dyn Fn() -> Result<DatabaseAddress, String> + Send + Sync>;
 
 #[derive(Clone)]
@@ -49,26 +47,23 @@ pub(super) struct PoolConfig {
     pub(super) keeper: Arc<Keeper>,
     /// Instead of the database's clock, for tests.
     pub(super) clock: Option<Clock>,
-    /// The tables have this program's layout.
     pub(super) is_prepared: Arc<AtomicBool>,
 }
 
-/// The limits of one pool.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
     connections: usize,
-    /// For one operation, with waiting for a connection and making one.
+    /// For one operation, including the wait for a connection.
     operation: Duration,
 }
 
 impl Limits {
-    /// Misses and hits share these connections; each is held for some milliseconds.
+    /// Each is held for some milliseconds.
     pub(super) const CALLS: Self = Self { connections: 16, operation: Duration::from_secs(5) };
-    /// A report may read each call of a year.
+    /// A report may read every call of a year.
     pub(super) const REPORTS: Self = Self { connections: 2, operation: Duration::from_secs(10) };
 
-    /// The server limits each statement, and how long it waits for us within a transaction: a stopped process
-    /// must not block the others.
+    /// The server limits statements, and waits for us, so that a stopped process does not block others.
     fn begin(&self, mode: &str) -> String {
         let statement = self.operation.saturating_sub(Duration::from_secs(1)).as_millis();
         format!(
@@ -82,7 +77,7 @@ impl Limits {
     }
 }
 
-/// A handle; clones share everything.
+/// Clones share everything.
 #[derive(Clone)]
 pub(super) struct Pool(Arc<Inner>);
 
@@ -108,8 +103,7 @@ impl Pool {
         Self(Arc::new(Inner { config, limits, permits, idle: Mutex::default(), breaker }))
     }
 
-    /// Makes a transaction of `work`, which may run several times; `locks` are taken before it. Without
-    /// a `mode`, `work` asks single questions, which are no transaction together.
+    /// Runs `work`, perhaps several times, in a transaction after `locks`; without a `mode`, as single reads.
     pub(super) async fn run<T, F, W>(
         &self,
         mode: Option<&str>,
@@ -139,13 +133,13 @@ impl Pool {
         tokio::spawn(operation).await.unwrap_or_else(|_| Err(broke_off()))
     }
 
-    /// Connects, and checks that the database is fit for the ledger.
+    /// Connects, and checks that the database is fit.
     pub(super) async fn prove(&self) -> Result<(), Failure> {
         let inner = Arc::clone(&self.0);
         let proof = tokio::spawn(async move {
             let connecting = timeout(inner.limits.operation, inner.connect());
             let connection = connecting.await.unwrap_or_else(|_| Err(inner.limits.silent().into()))?;
-            inner.idle().push(connection);
+            inner.idle.lock().push(connection);
             Ok(())
         });
         proof.await.unwrap_or_else(|_| Err(broke_off().into()))
@@ -169,10 +163,6 @@ fn broke_off() -> LedgerError {
 }
 
 impl Inner {
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Limits an operation in time and number, under the breaker.
     async fn limited<T>(
         &self,
@@ -196,14 +186,14 @@ impl Inner {
             }
             Err(CallError::Failed(failure)) => failure.into_ledger_error(),
         };
-        self.idle().clear();
+        self.idle.lock().clear();
         Err(error)
     }
 
     /// An idle connection or a new one, and whether it was used before.
     async fn connection(&self) -> Result<(Connection, bool), Failure> {
         loop {
-            let Some(idle) = self.idle().pop() else { return Ok((self.connect().await?, false)) };
+            let Some(idle) = self.idle.lock().pop() else { return Ok((self.connect().await?, false)) };
             if !idle.client.is_closed() {
                 return Ok((idle, true));
             }
@@ -242,7 +232,7 @@ impl Inner {
         let (connection, said) = loop {
             let (connection, is_used) = self.connection().await?;
             match connection.client.simple_query(begin).await.map_err(Failure::from) {
-                Err(failure) if is_used && failure.is_of_connection() => self.idle().clear(),
+                Err(failure) if is_used && failure.is_of_connection() => self.idle.lock().clear(),
                 said => break (connection, said?),
             }
         };
@@ -270,7 +260,7 @@ impl Inner {
             let stands = outcome.is_ok() && !is_undone.load(Ordering::Relaxed);
             let ended = connection.client.batch_execute(if stands { "COMMIT" } else { "ROLLBACK" }).await;
             if ended.is_ok() {
-                self.idle().push(connection);
+                self.idle.lock().push(connection);
             }
             match (outcome, ended) {
                 (Ok(_), Err(error)) if stands => return Err(error.into()),
@@ -291,9 +281,9 @@ impl Inner {
             let (connection, is_used) = self.connection().await?;
             let found = work(self.tx(&connection, Timestamp::UNIX_EPOCH)).await;
             if !found.as_ref().is_err_and(Failure::is_of_connection) {
-                self.idle().push(connection);
+                self.idle.lock().push(connection);
             } else if is_used {
-                self.idle().clear();
+                self.idle.lock().clear();
                 continue;
             }
             return found;
@@ -307,7 +297,7 @@ pub(super) struct Tx {
     pub(super) client: Arc<Client>,
     pub(super) clock: Option<Clock>,
     pub(super) keeper: Arc<Keeper>,
-    /// The begin of the transaction, by the ledger's clock; without a meaning in a read.
+    /// The begin of the transaction; meaningless in a read.
     pub(super) now: Timestamp,
     pub(super) is_undone: Arc<AtomicBool>,
 }

@@ -16,11 +16,11 @@ use crate::base::secret::Secret;
 use crate::ledger::CallId;
 use crate::ledger::sql::{Cell, Keeper, Lock, Query, Row, Value, values};
 
-/// A statement and its parameters; it may run several times.
+/// May run several times.
 pub(super) type Work<A, T> =
     for<'a> fn(&'a Tx, &'a A) -> Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
 
-/// Each value with its type, which saves a question to the server.
+/// With types, which saves a round trip.
 fn typed<'v>(values: &'v [Value<'_>]) -> Vec<(&'v (dyn ToSql + Sync), Type)> {
     let typed = |value: &'v Value<'_>| -> (&'v (dyn ToSql + Sync), Type) {
         match value {
@@ -59,7 +59,7 @@ impl Lock {
     }
 }
 
-/// The lock on who buys a key. Keys may share one.
+/// Keys may share a lock.
 pub(super) fn key_lock(key: &CacheKey) -> String {
     let [a, b, c, d, e, f, g, h, ..] = *key.as_bytes();
     format!("SELECT pg_advisory_xact_lock({})", i64::from_le_bytes([a, b, c, d, e, f, g, h]))

@@ -5,17 +5,14 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use super::failure::{COMMITS_ARE_LOST, Failure, TRIES};
 use crate::ledger::sql::Lock;
 
-/// The layout of the tables: the number of applied [`MIGRATIONS`]. A database with a higher one is refused
-/// untouched.
+/// The number of applied [`MIGRATIONS`]. A database with a higher one is refused untouched.
 pub(super) const LAYOUT: usize = MIGRATIONS.len();
 
 /// A migration only adds, because replicas of the last version go on beside the first one of the next.
 pub(super) const MIGRATIONS: [&str; 4] = [FIRST, USAGE, ADMIN, IMPORT];
 
-/// Times are texts of the same form as in the store's records, to the nanosecond.
-///
-/// `answers` has the signed URLs. A deleted row stays in its page until a vacuum, so the table is vacuumed at
-/// once.
+/// Times are texts as in the store's records, to the nanosecond. `answers` has the signed URLs; a deleted row
+/// stays in its page until a vacuum, so the table is vacuumed at once.
 const FIRST: &str = "
 CREATE TABLE granary.calls (
     id           bigint  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -160,8 +157,7 @@ ALTER TABLE granary.calls ADD COLUMN settled text;  -- `charged` or `free`, by a
 CREATE INDEX calls_unknown ON granary.calls (id) WHERE state = 'unknown';
 ";
 
-/// A ledger of an earlier program has booked every record of its archive, unless it adopted the archive: then
-/// the audit has a line about that.
+/// An earlier program has booked every record of its archive, unless the audit has an adoption.
 const IMPORT: &str = "
 ALTER TABLE granary.archive
     ADD COLUMN complete boolean NOT NULL DEFAULT false,  -- every record of the store is known
@@ -170,7 +166,7 @@ UPDATE granary.archive SET complete = settled
     WHERE NOT EXISTS (SELECT FROM granary.audit WHERE action = 'adopt');
 ";
 
-/// Refuses an unfit database untouched ([`Failure::Unfit`]), and creates or migrates the tables of a fit one.
+/// Refuses an unfit database untouched ([`Failure::Unfit`]); creates or migrates the tables of a fit one.
 pub(super) async fn prepare(client: &Client) -> Result<(), Failure> {
     if setting(client, "synchronous_commit").await?.as_deref() == Some("off") {
         return Err(Failure::Unfit(COMMITS_ARE_LOST.to_owned()));
@@ -200,7 +196,7 @@ pub(super) async fn prepare(client: &Client) -> Result<(), Failure> {
     outcome
 }
 
-/// Runs first and without a lock, because the user may not be allowed to create tables.
+/// Runs without a lock, because the user may not be allowed to create tables.
 async fn is_current(client: &Client) -> Result<bool, Failure> {
     match layout(client).await? {
         Some(layout) if layout > LAYOUT as i64 => Err(Failure::Unfit(format!(
@@ -211,13 +207,12 @@ async fn is_current(client: &Client) -> Result<bool, Failure> {
 }
 
 async fn migrate(client: &Client) -> Result<(), Failure> {
-    client
-        .batch_execute(&format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '4s'; {}; \
-             CREATE SCHEMA IF NOT EXISTS granary; CREATE TABLE IF NOT EXISTS granary.layout (version bigint NOT NULL)",
-            Lock::Layout.exclusive()
-        ))
-        .await?;
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '4s'; {}; \
+         CREATE SCHEMA IF NOT EXISTS granary; CREATE TABLE IF NOT EXISTS granary.layout (version bigint NOT NULL)",
+        Lock::Layout.exclusive()
+    );
+    client.batch_execute(&begin).await?;
     // Another process may have been first.
     if is_current(client).await? {
         return Ok(());
@@ -226,9 +221,8 @@ async fn migrate(client: &Client) -> Result<(), Failure> {
     for migration in MIGRATIONS.iter().skip(done) {
         client.batch_execute(migration).await?;
     }
-    client
-        .batch_execute(&format!("DELETE FROM granary.layout; INSERT INTO granary.layout VALUES ({LAYOUT})"))
-        .await?;
+    let noted = format!("DELETE FROM granary.layout; INSERT INTO granary.layout VALUES ({LAYOUT})");
+    client.batch_execute(&noted).await?;
     tracing::info!(layout = LAYOUT, "the ledger's tables are made");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The background task that copies the spool to the store. It may be killed at any point, and several
-//! processes may run it, because every step can be repeated.
+//! The background task that copies the spool to the store. Every step can be repeated, so it may be killed at
+//! any point, and several processes may run it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -11,26 +11,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::{LEDGER_PATIENCE, Spool};
 use crate::base::crash::crash_point;
-use crate::base::record::{MAX_OBJECT_BYTES, Record};
+use crate::base::record::MAX_OBJECT_BYTES;
 use crate::ledger::guard::StorageError;
 use crate::ledger::spool::Spooled;
-use crate::ledger::{CallId, LedgerError};
+use crate::ledger::{CallId, LedgerError, rules};
 use crate::store::StoreError;
 
 /// Results in memory at once.
 const AT_ONCE: usize = 4;
-/// Results listed at once, without their bytes.
 const PAGE: usize = 64;
 /// The pause of an empty spool; other processes fill it too.
 const IDLE: Duration = Duration::from_secs(5);
 /// The pause after a failure is a tenth of the time since the first one, within these bounds.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The pause while the store does not answer, or is not known to be ours: such an attempt costs hardly
-/// anything.
+/// While the store does not answer, or is not known to be ours: such an attempt costs hardly anything.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(500);
 
-/// The task; it ends with [`stop`](Self::stop).
 pub struct Copier {
     task: JoinHandle<Option<()>>,
     stopping: CancellationToken,
@@ -44,11 +41,11 @@ impl Copier {
     /// As [`start`](Self::start), with another pause of an empty spool.
     pub(crate) fn start_with(spool: Arc<Spool>, idle: Duration) -> Self {
         let stopping = CancellationToken::new();
-        let work = stopping.clone().run_until_cancelled_owned(copy_for_ever(spool, idle));
+        let work = stopping.clone().run_until_cancelled_owned(keep_copying(spool, idle));
         Self { task: tokio::spawn(work), stopping }
     }
 
-    /// Stops it between two steps.
+    /// Stops between two steps.
     pub async fn stop(self) {
         self.stopping.cancel();
         if let Err(error) = self.task.await {
@@ -57,13 +54,12 @@ impl Copier {
     }
 }
 
-/// Why a result could not be copied.
 #[derive(Debug, thiserror::Error)]
 enum CopyError {
     /// The result itself is damaged.
     #[error(transparent)]
     Result(StoreError),
-    /// The store did not take it, and may take others.
+    /// The store may take other results.
     #[error(transparent)]
     Store(StoreError),
     /// The store does not answer, may not be ours, or is overloaded by this process.
@@ -92,7 +88,7 @@ impl From<StoreError> for CopyError {
     }
 }
 
-async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
+async fn keep_copying(spool: Arc<Spool>, idle: Duration) {
     let mut backlog = Backlog { spool: Arc::clone(&spool), failed: HashMap::new() };
     let (mut failing_since, mut is_unreachable) = (None, false);
     loop {
@@ -102,7 +98,7 @@ async fn copy_for_ever(spool: Arc<Spool>, idle: Duration) {
                 if copied > 0 && backlog.failed.is_empty() {
                     tracing::info!(results = copied, "the spool is empty: the store has what waited");
                 }
-                // While results wait that the store is blamed for, it is not known to be well.
+                // The store may have caused these failures, so it is not known to work.
                 if backlog.doubtful() == 0 {
                     failing_since = None;
                     spool.set_away(false);
@@ -136,13 +132,12 @@ fn pause_after(failing_since: Instant) -> Duration {
     (failing_since.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-/// The spool, and the results in it that failed.
 struct Backlog {
     spool: Arc<Spool>,
     failed: HashMap<CallId, Failed>,
 }
 
-/// A result that failed and is not tried again before `until`.
+/// Not tried again before `until`.
 #[derive(Clone, Copy)]
 struct Failed {
     since: Instant,
@@ -153,8 +148,8 @@ struct Failed {
 
 impl Backlog {
     /// Copies new results oldest first, then failed ones whose pause is over; returns their number. A result
-    /// that fails for a reason of its own stays and does not hold up others. The store is to blame when
-    /// several results fail in a row, or when all fail and its proof too.
+    /// that fails for a reason of its own does not block others. The store is at fault when several results
+    /// fail in a row, or when all fail and its proof too.
     async fn copy_all(&mut self) -> Result<u64, CopyError> {
         let (mut copied, mut in_a_row, mut doubt, mut broken) = (0, 0, None, None);
         let (mut queue, mut copies) = (Queue::default(), JoinSet::new());
@@ -206,7 +201,6 @@ impl Backlog {
         Ok(copied)
     }
 
-    /// The next result to copy, if any.
     async fn next(&self, queue: &mut Queue) -> Result<Option<Spooled>, CopyError> {
         let next = loop {
             if let Some(next) = queue.page.pop_front() {
@@ -244,12 +238,12 @@ impl Backlog {
         }
     }
 
-    /// All failures so far are the results' own.
+    /// The failures so far were the results' own.
     fn store_is_well(&mut self) {
         self.failed.values_mut().for_each(|failed| failed.is_own = true);
     }
 
-    /// The number of failures that the store may be to blame for.
+    /// Failures that the store may have caused.
     fn doubtful(&self) -> usize {
         self.failed.values().filter(|failed| !failed.is_own).count()
     }
@@ -261,7 +255,7 @@ impl Backlog {
     }
 }
 
-/// The position of one round through the spool.
+/// One round through the spool.
 #[derive(Default)]
 struct Queue {
     page: VecDeque<Spooled>,
@@ -296,7 +290,7 @@ async fn copy(spool: Arc<Spool>, spooled: Spooled) -> Result<(), CopyError> {
     crash_point("CP40");
     spool.ledger.unspool(id, &standing).await?;
     crash_point("CP40");
-    if standing != (Record { stored_at: standing.stored_at, ..record }) {
+    if !rules::is_same_purchase(&record, &standing) {
         tracing::warn!(call = id.0, key = %standing.key, "the store has another result under the key; both are kept");
     }
     tracing::debug!(call = id.0, "a result went from the spool to the store");

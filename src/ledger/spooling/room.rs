@@ -30,22 +30,20 @@ impl Room {
         !self.config.is_remote || self.is_proved.load(Ordering::Relaxed)
     }
 
-    /// The room for each open call while the store is away.
+    /// While the store is unavailable.
     pub(super) fn of_each(&self) -> Option<u64> {
         self.config.is_remote.then_some(self.config.result_max_bytes)
     }
 
-    /// Reserves nothing, so concurrent callers may all see the same room. While the store is away, the ledger
-    /// checks it exactly when it inserts the row.
+    /// Reserves nothing. While the store is unavailable, the ledger checks again when it inserts the row.
     pub(super) async fn check(&self, ledger: &dyn Ledger) -> Result<(), StoreError> {
         if !self.config.is_remote || !self.is_store_proved() {
             return Err(StoreError::Unavailable(
                 "nothing is bought for the spool before the store is proved".into(),
             ));
         }
-        let usage = super::ask(super::LEDGER_PATIENCE, ledger.spool_usage())
-            .await
-            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let usage = super::ask(super::LEDGER_PATIENCE, ledger.spool_usage()).await;
+        let usage = usage.map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let coming = usage.open_calls + 1;
         let needed = coming.saturating_mul(self.config.result_max_bytes);
         let SpoolConfig { max_bytes, disk, .. } = &self.config;
@@ -65,10 +63,8 @@ impl Room {
 
 async fn check_disk(folder: &Path, wanted: u64) -> Result<(), StoreError> {
     let folder = folder.to_owned();
-    match tokio::task::spawn_blocking(move || disk::check_space(&folder, wanted)).await {
-        Ok(space) => {
-            space.map_err(|error| StoreError::Full(format!("the ledger's disk has no room: {error}")))
-        }
-        Err(error) => Err(StoreError::Unavailable(format!("the disk could not be looked at: {error}"))),
-    }
+    let checked = tokio::task::spawn_blocking(move || disk::check_space(&folder, wanted)).await;
+    let unknown = |error| StoreError::Unavailable(format!("the disk could not be looked at: {error}"));
+    let full = |error| StoreError::Full(format!("the ledger's disk has no room: {error}"));
+    checked.map_err(unknown)?.map_err(full)
 }

@@ -627,7 +627,8 @@ async fn bucket(server: &S3Server, folder: &TempDir, limit: Duration) -> S3Store
         path_style: true,
         credentials_file: Some(file),
         limits: S3Limits { metadata: limit, object: limit, ..S3Limits::default() },
-        ..S3StoreConfig::new(server.bucket())
+        bucket: server.bucket().to_owned(),
+        ..S3StoreConfig::default()
     })
     .await
 }

@@ -2,20 +2,20 @@
 
 use super::book::{self, CallRow};
 use super::counters::{self, add_change, adjust, count};
-use super::standing::generations;
-use super::{Lock, Query, Row, Value, each, int, read, values};
+use super::reserve::generations;
+use super::{Lock, Query, Value, each, int, read, values};
 use crate::base::key::CacheKey;
 use crate::ledger::admin::{
     Action, Actor, AuditLine, CallDetail, CallFilter, CallPage, GivenBack, Purge, Settled, Settlement,
 };
 use crate::ledger::budget::Scope;
 use crate::ledger::rules;
-use crate::ledger::{CallId, CallState, LedgerError, StateTotal};
+use crate::ledger::{CallId, CallState, StateTotal};
 
 /// The most rows that one page scans without an index.
 const WINDOW: i64 = 20_000;
 
-/// Adds a line to the audit, at the end of a transaction.
+/// Adds an audit line, at the end of a transaction.
 pub(crate) async fn note<Q: Query>(
     q: &Q,
     by: &Actor,
@@ -93,7 +93,7 @@ pub(crate) async fn settle<Q: Query>(
     let sql = format!("UPDATE granary.calls SET state = $2, settled = $3{} WHERE id = $1", Q::TOUCH);
     q.execute(&sql, values![id, settling.to, settlement.as_str()]).await?;
     if settling.counted != 0 {
-        count(q, row.counters(), settling.counted.saturating_mul(row.credits)).await?;
+        count(q, &row.team, [&row.day, &row.month], settling.counted.saturating_mul(row.credits)).await?;
     }
     adjust(q, id, &row.month, row.state, settling.to).await?;
     let CallRow { team, credits, day, month, .. } = row;
@@ -152,7 +152,12 @@ pub(crate) async fn calls<Q: Query>(q: &Q, filter: &CallFilter) -> Result<CallPa
         conditions.join(" AND ")
     );
     let rows = q.rows(&sql, &values).await?;
-    let calls = each(&rows, detail)?;
+    let calls: Vec<CallDetail> = each(&rows, |row| {
+        Ok(read!(row => CallDetail {
+            id, namespace, key, generation, state, late, adopted, team, credits, day, image, width, height,
+            reserved_at, sent_at, answered_at, ended_at, reason, request_id, log_id, digest, extension, bytes, settled
+        }))
+    })?;
     let next = if calls.len() >= filter.limit { calls.last().map(|call| call.id) } else { floor.map(CallId) };
     Ok(CallPage { calls, next })
 }
@@ -161,20 +166,10 @@ pub(crate) async fn calls<Q: Query>(q: &Q, filter: &CallFilter) -> Result<CallPa
 async fn floor<Q: Query>(q: &Q, before: i64) -> Result<Option<i64>, Q::Error> {
     let sql = "SELECT (SELECT min(id) FROM granary.calls) AS lowest, (SELECT max(id) FROM granary.calls) AS highest";
     let row = q.one(sql, &[]).await?;
-    let (Some(lowest), Some(highest)) =
-        (row.get::<Option<i64>>("lowest")?, row.get::<Option<i64>>("highest")?)
-    else {
-        return Ok(None);
-    };
+    let ends: [Option<i64>; 2] = [row.get("lowest")?, row.get("highest")?];
+    let [Some(lowest), Some(highest)] = ends else { return Ok(None) };
     let floor = before.min(highest.saturating_add(1)).saturating_sub(WINDOW);
     Ok((floor > lowest).then_some(floor))
-}
-
-fn detail(row: &Row) -> Result<CallDetail, LedgerError> {
-    Ok(read!(row => CallDetail {
-        id, namespace, key, generation, state, late, adopted, team, credits, day, image, width, height, reserved_at,
-        sent_at, answered_at, ended_at, reason, request_id, log_id, digest, extension, bytes, settled
-    }))
 }
 
 /// Reads an index only.

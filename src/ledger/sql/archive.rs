@@ -1,4 +1,4 @@
-//! The one row of the archive that this ledger belongs to, imported records, and orphans.
+//! The archive's one row, imported records, and orphans.
 
 use super::counters::add_change;
 use super::{Query, each, int, read, values};

@@ -1,6 +1,6 @@
-//! Bookings: each is one transaction on the call's own row, whoever owns it.
+//! Bookings: each is one transaction on the call's own row, by any owner.
 
-use super::counters::{Counters, add_change, adjust, count, count_refused};
+use super::counters::{add_change, adjust, count, count_refused};
 use super::{Query, Row, archive, each, int, missing, read, spool, values};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
@@ -10,7 +10,6 @@ use crate::ledger::admin::Settlement;
 use crate::ledger::rules::{self, Abandoned, Imported};
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Recovery, Reservation, UnfinishedCall};
 
-/// The columns of a locked row that a booking needs.
 pub(super) struct CallRow {
     pub(super) namespace: String,
     pub(super) key: CacheKey,
@@ -28,10 +27,6 @@ pub(super) struct CallRow {
 impl CallRow {
     fn ids(&self) -> Option<(&str, &str)> {
         self.request_id.as_deref().zip(self.log_id.as_deref())
-    }
-
-    pub(super) fn counters(&self) -> Counters<'_> {
-        Counters { team: &self.team, day: &self.day, month: &self.month }
     }
 }
 
@@ -97,7 +92,7 @@ pub(crate) async fn book<Q: Query>(q: &Q, id: CallId, booking: &Booking) -> Resu
         q.erase_answer(id).await?;
     }
     if change.counted != 0 {
-        count(q, row.counters(), change.counted.saturating_mul(row.credits)).await?;
+        count(q, &row.team, [&row.day, &row.month], change.counted.saturating_mul(row.credits)).await?;
     }
     if change.counts_refused {
         count_refused(q, &row.team, &row.day, row.credits).await?;
@@ -108,7 +103,7 @@ pub(crate) async fn book<Q: Query>(q: &Q, id: CallId, booking: &Booking) -> Resu
     adjust(q, id, &row.month, row.state, change.to).await
 }
 
-/// The process that books the answer becomes the owner, which downloads the result.
+/// The process that books the answer becomes the owner and downloads the result.
 async fn answer<Q: Query>(
     q: &Q,
     id: CallId,
@@ -163,7 +158,6 @@ async fn held_by_another<Q: Query>(q: &Q, id: CallId, row: &CallRow) -> Result<b
     Ok(q.one(sql, values).await?.get("is_held")?)
 }
 
-/// Marks the newest stored row of a key as lost, if it names this object.
 pub(crate) async fn lose<Q: Query>(q: &Q, lost: &Record) -> Result<(), Q::Error> {
     let sql = "SELECT id FROM granary.calls WHERE namespace = $1 AND key = $2 AND generation = $3 AND digest = $4 \
                AND state = 'stored' AND NOT late";
@@ -185,8 +179,7 @@ pub(crate) async fn import_record<Q: Query>(q: &Q, record: &Record) -> Result<()
     }
 }
 
-/// Settles all open calls, whose owners are dead. `unfinished` is the statement that reads those still
-/// `answered`.
+/// Settles all open calls, whose owners are dead. `unfinished` reads those that stay `answered`.
 pub(crate) async fn recover<Q: Query>(q: &Q, unfinished: &str) -> Result<Recovery, Q::Error> {
     let mut recovery = Recovery::default();
     let sql =

@@ -1,9 +1,9 @@
 //! Credits by scope and window, adjustments of closed months, freezes, and the feed of changes.
 
-use super::{Lock, Query, each, int, values};
+use super::{Lock, Query, Row, each, int, values};
 use crate::base::key::CacheKey;
 use crate::ledger::budget::{Budget, Scope, Used, Windows};
-use crate::ledger::{CallId, CallState, Changes, rules};
+use crate::ledger::{CallId, CallState, Changes, LedgerError, rules};
 
 /// Changes in one read.
 const PAGE: i64 = 1000;
@@ -11,18 +11,11 @@ const PAGE: i64 = 1000;
 /// Scope, period, and the credits spent.
 pub(crate) type Counted = (String, String, u64);
 
-/// The team and the windows of a call.
-pub(crate) struct Counters<'c> {
-    pub(crate) team: &'c str,
-    pub(crate) day: &'c str,
-    pub(crate) month: &'c str,
-}
-
-/// Adds to the four counters of a call, always in the same order, so that concurrent transactions wait at the
-/// first of them.
+/// Adds to the four counters of a call, in the same order, so that concurrent transactions wait at the first.
 pub(crate) async fn count<Q: Query>(
     q: &Q,
-    Counters { team, day, month }: Counters<'_>,
+    team: &str,
+    [day, month]: [&str; 2],
     credits: i64,
 ) -> Result<Vec<Counted>, Q::Error> {
     let sql = "INSERT INTO granary.spent AS s (scope, period, credits) \
@@ -31,11 +24,19 @@ pub(crate) async fn count<Q: Query>(
                RETURNING scope, period, credits";
     let (global, team) = (Scope::Global.to_string(), Scope::Team(team.to_owned()).to_string());
     let rows = q.rows(sql, values![&global, &team, day, month, credits]).await?;
-    Ok(each(&rows, |row| Ok((row.get("scope")?, row.get("period")?, row.get("credits")?)))?)
+    Ok(counted(&rows)?)
 }
 
-/// Counts a refused call against its team's day. Runs after [`count`], so that all transactions lock counters
-/// in one order.
+fn counted(rows: &[Row]) -> Result<Vec<Counted>, LedgerError> {
+    each(rows, |row| Ok((row.get("scope")?, row.get("period")?, row.get("credits")?)))
+}
+
+pub(crate) fn credits_of(counted: &[Counted], scope: &str, period: &str) -> Option<u64> {
+    let found = counted.iter().find(|(of, within, _)| of == scope && within == period);
+    found.map(|(.., credits)| *credits)
+}
+
+/// Runs after [`count`], so that all transactions lock counters in one order.
 pub(super) async fn count_refused<Q: Query>(
     q: &Q,
     team: &str,
@@ -49,7 +50,6 @@ pub(super) async fn count_refused<Q: Query>(
     Ok(())
 }
 
-/// Credits of a scope in a day (`2026-11-22`) or month (`2026-11`).
 pub(crate) async fn spent<Q: Query>(q: &Q, scope: &str, period: &str) -> Result<u64, Q::Error> {
     let sql = "SELECT credits FROM granary.spent WHERE scope = $1 AND period = $2";
     Ok(q.row(sql, values![scope, period]).await?.map_or(Ok(0), |row| row.get("credits"))?)
@@ -67,22 +67,15 @@ pub(crate) async fn used<Q: Query>(q: &Q, budgets: &[Budget]) -> Result<Vec<Used
     let mut values = values![&windows.day, &windows.month].to_vec();
     values.extend(scopes.iter().map(super::Value::from));
     let rows = if budgets.is_empty() { Vec::new() } else { q.rows(&sql, &values).await? };
-    let mut found = Vec::with_capacity(budgets.len());
-    for (budget, scope) in budgets.iter().zip(&scopes) {
-        let mut used = 0;
-        for row in &rows {
-            if (row.get::<String>("scope")?.as_str(), row.get::<String>("period")?.as_str())
-                == (scope, windows.of(budget.window).0)
-            {
-                used = row.get("credits")?;
-            }
-        }
-        found.push(Used { budget: budget.clone(), used });
-    }
-    Ok(found)
+    let counted = counted(&rows)?;
+    let used = budgets.iter().zip(&scopes).map(|(budget, scope)| {
+        let used = credits_of(&counted, scope, windows.of(budget.window).0).unwrap_or(0);
+        Used { budget: budget.clone(), used }
+    });
+    Ok(used.collect())
 }
 
-/// Books the adjustment of a change of state, if its month is closed. The transaction holds the row.
+/// Books the adjustment of a call whose month is closed. The transaction holds the row.
 pub(super) async fn adjust<Q: Query>(
     q: &Q,
     id: CallId,
@@ -100,7 +93,7 @@ pub(super) async fn adjust<Q: Query>(
     Ok(())
 }
 
-/// Returns false when nothing changed. Spending transactions hold the lock shared, so they end before.
+/// Returns false when nothing changed. Spending transactions share the lock, so they end before.
 pub(crate) async fn set_frozen<Q: Query>(q: &Q, scope: &Scope, freeze: bool) -> Result<bool, Q::Error> {
     q.lock(Lock::Freeze).await?;
     let sql = if freeze {
@@ -111,9 +104,8 @@ pub(crate) async fn set_frozen<Q: Query>(q: &Q, scope: &Scope, freeze: bool) -> 
     Ok(q.execute(sql, values![&scope.to_string()]).await? > 0)
 }
 
-/// Adds a key to the feed of changes.
 pub(super) async fn add_change<Q: Query>(q: &Q, namespace: &str, key: CacheKey) -> Result<(), Q::Error> {
-    // Until the commit, so that positions appear in their order.
+    // Until the commit, so that positions appear in order.
     q.lock(Lock::Changes).await?;
     q.execute(Q::ADD_CHANGE, values![namespace, &key]).await?;
     Ok(())

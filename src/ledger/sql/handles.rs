@@ -1,8 +1,6 @@
-//! The traits of a ledger over the shared statements: one line per operation, written once for both
-//! databases.
+//! The traits of a ledger over the shared statements, one line per operation.
 
-/// Implements a trait of a ledger. Each method names its operation, what it gives to the statement, and
-/// the statement. Methods that a database writes itself follow behind `own`.
+/// Each method has its operation, its argument and its statement; `own` ones are the database's.
 macro_rules! statements {
     (impl $trait:ident for $ledger:ty {
         $(fn $method:ident($($argument:ident: $type:ty),*) -> $result:ty {
@@ -21,9 +19,7 @@ macro_rules! statements {
 }
 pub(crate) use statements;
 
-/// Implements the traits of a ledger for a type that has `ask`, which takes the operation, what is given
-/// to the statement, and a function of a [`Query`](super::Query) and that. The methods of
-/// [`Calls`](crate::ledger::Calls) in which the databases differ are in the braces.
+/// For a type with `ask(op, argument, statement)`. In the braces: methods of `Calls` that differ.
 macro_rules! sql_ledger {
     ($ledger:ty { $($own:tt)* }) => {
         const _: () = {

@@ -1,5 +1,4 @@
-//! The spool table. Each call has its own copy of the bytes, even of equal results, so that removing one
-//! keeps the others.
+//! The spool table. Each call has its own copy of the bytes, so that removing one keeps the others.
 
 use std::time::Duration;
 
@@ -16,8 +15,7 @@ use crate::ledger::{CallId, CallState};
 const SIZES: &str = "SELECT (SELECT coalesce(sum(bytes), 0)::bigint FROM granary.spool) AS bytes, \
                      (SELECT count(*) FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered')) AS open";
 
-/// Refuses a call whose row was just inserted when the spool could not take its result. The lock is held
-/// until the commit, so that no two calls get the same room.
+/// Refuses a new call without room for its result. The lock until the commit keeps that room.
 pub(crate) async fn check_room<Q: Query>(q: &Q) -> Result<(), Q::Error> {
     let Some(room) = q.keeper().room() else { return Ok(()) };
     q.lock(Lock::Spool).await?;
@@ -26,7 +24,7 @@ pub(crate) async fn check_room<Q: Query>(q: &Q) -> Result<(), Q::Error> {
     Ok(rules::has_room(room, row.get("bytes")?, others)?)
 }
 
-/// Adds a result if there is room for it. The lock is held until the commit.
+/// The lock is held until the commit.
 pub(super) async fn insert<Q: Query>(
     q: &Q,
     id: CallId,
@@ -66,7 +64,7 @@ pub(crate) async fn list<Q: Query>(q: &Q, after: u64, limit: usize) -> Result<Ve
     Ok(each(&rows, |row| Ok(read!(row => Spooled { position, id; record: record(row)? })))?)
 }
 
-/// Removes a result; its row leaves the key to `standing` when that is of another purchase.
+/// The row leaves the key to `standing` when that is of another purchase.
 pub(crate) async fn remove<Q: Query>(q: &Q, id: CallId, standing: &Record) -> Result<(), Q::Error> {
     let sql = format!("SELECT {RECORD} FROM granary.calls c WHERE c.id = $1 FOR UPDATE");
     let Some(row) = q.row(&sql, values![id]).await? else { return Ok(()) };

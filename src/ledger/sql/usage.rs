@@ -8,11 +8,10 @@ use super::{Query, Row, Value, each, int, places, read, values};
 use crate::ledger::usage::{Adjustment, Count, DayUsage, Figures, Served, ServedBatch, TeamMonth};
 use crate::ledger::{LedgerError, rules};
 
-/// The last batch of a process is remembered for this long.
 const BATCH_MEMORY_DAYS: i64 = 30;
 /// Day, team, cause and payer.
 type Line<'l> = (String, &'l str, &'l str, &'l str);
-/// Lines of a batch in one statement.
+/// In one statement.
 const LINES: usize = 100;
 
 /// Reads the index by day only.
@@ -28,8 +27,7 @@ pub(crate) async fn book_served<Q: Query>(q: &Q, batch: &ServedBatch) -> Result<
     if q.execute(sql, values![&process, int(batch.number)?, &today.day]).await? == 0 {
         return Ok(());
     }
-    // Lines of different days may be booked on the same one. All processes lock the rows in the same order,
-    // so that no two wait for each other.
+    // All processes lock the rows in one order, so that no two wait for each other.
     let mut sums: BTreeMap<Line<'_>, Count> = BTreeMap::new();
     for Served { day, team, cause, payer, count } in batch.bookable() {
         let day = rules::served_on(*day, &today);
@@ -55,20 +53,14 @@ async fn add_served<Q: Query>(q: &Q, lines: &[(&Line<'_>, &Count)]) -> Result<()
     );
     let mut values: Vec<Value<'_>> = Vec::new();
     for ((day, team, cause, payer), count) in lines {
-        values.extend_from_slice(values![
-            day,
-            *team,
-            *cause,
-            *payer,
-            int(count.number)?,
-            int(count.credits)?
-        ]);
+        let (number, credits) = (int(count.number)?, int(count.credits)?);
+        values.extend_from_slice(values![day, *team, *cause, *payer, number, credits]);
     }
     q.execute(&sql, &values).await?;
     Ok(())
 }
 
-/// Runs once in the life of each process; a locked row is left to the next one.
+/// Runs once per process; a locked row is left to the next one.
 async fn forget_batches<Q: Query>(q: &Q, today: &str) -> Result<(), Q::Error> {
     let Some(oldest) = today.parse::<Date>().ok().and_then(|today| {
         let memory = jiff::Span::new().try_days(BATCH_MEMORY_DAYS).ok()?;

@@ -1,8 +1,6 @@
-//! Whether the file is sound: nothing is reserved before that is known.
-//!
-//! Damage that is found only at the end of a purchase would make it impossible to book. So the
-//! whole file is read once after the start (`quick_check`) over a connection of its own; hits do not wait for
-//! it. Damage that is met later is reported here too.
+//! Whether the file is sound. Damage that is found only at the end of a purchase would make it impossible to
+//! book, so nothing is reserved before the whole file was read once (`quick_check`), over its own connection;
+//! hits do not wait for it. Damage found later is reported here too.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,12 +10,11 @@ use tokio::sync::watch;
 
 use crate::ledger::{LedgerError, Soundness};
 
-/// How long a reservation waits for the check.
+/// For a reservation.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The pause before a file that could not be read is read again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// A handle; clones share the verdict. Damage stays until an operator restores the file.
+/// Clones share the verdict. Damage stays until an operator restores the file.
 #[derive(Clone)]
 pub(super) struct Health(Arc<watch::Sender<Soundness>>);
 
@@ -49,7 +46,7 @@ impl Health {
         health
     }
 
-    /// Returns true for a verdict: an error of the disk or a lack of memory is none.
+    /// Returns true for a verdict: a disk error or a lack of memory is none.
     fn judge(&self, found: rusqlite::Result<String>, begun: Instant) -> bool {
         match found.map_err(LedgerError::from) {
             Ok(found) if found == "ok" => {
@@ -80,7 +77,7 @@ impl Health {
         }
     }
 
-    /// Returns false when the verdict stands already, or a worse one.
+    /// Returns false when the same or a worse verdict stands.
     fn learn_verdict(&self, new: Soundness) -> bool {
         self.0.send_if_modified(|verdict| {
             let is_news = match verdict {
@@ -95,7 +92,6 @@ impl Health {
         })
     }
 
-    /// Notes damage that an operation met.
     pub(super) fn learn<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
         if let Err(LedgerError::Damaged(what)) = &result {
             self.is_damaged(what);
@@ -103,10 +99,7 @@ impl Health {
         result
     }
 
-    /// Waits a short time until the file has been checked.
-    ///
-    /// # Errors
-    /// [`LedgerError::Damaged`], or [`LedgerError::Unavailable`] while it is still being checked.
+    /// [`LedgerError::Damaged`], or after a short wait [`LedgerError::Unavailable`]: still being checked.
     pub(super) async fn is_sound(&self) -> Result<(), LedgerError> {
         if self.soundness() == Soundness::Checking {
             let mut verdict = self.0.subscribe();

@@ -24,11 +24,10 @@ pub(super) struct Db<'c> {
     pub(super) now: Timestamp,
 }
 
-/// A statement and its parameters.
 pub(super) type Work<A, T> =
     for<'a> fn(&'a Db<'a>, &'a A) -> Pin<Box<dyn Future<Output = Result<T, LedgerError>> + 'a>>;
 
-/// Runs a future of a [`Db`], which is never pending.
+/// A future of a [`Db`] is never pending.
 pub(super) fn run<T>(work: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
     match pin!(work).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => done,
@@ -79,7 +78,7 @@ impl ToSql for Value<'_> {
 }
 
 impl<'c> Db<'c> {
-    /// Binds the values that the statement has parameters for: the last ones may be for PostgreSQL only.
+    /// The last values may be for PostgreSQL only.
     fn prepare(&self, sql: &str, values: &[Value<'_>]) -> rusqlite::Result<CachedStatement<'c>> {
         let mut statement = self.connection.prepare_cached(&translated(sql))?;
         let places = statement.parameter_count();

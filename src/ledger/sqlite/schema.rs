@@ -5,8 +5,7 @@ use rusqlite::config::DbConfig;
 
 use crate::ledger::LedgerError;
 
-/// The layout of the file: the number of applied [`MIGRATIONS`]. A file with a higher one is refused
-/// untouched.
+/// The number of applied [`MIGRATIONS`]. A file with a higher one is refused untouched.
 const VERSION: i64 = MIGRATIONS.len() as i64;
 
 pub(super) const MIGRATIONS: [&str; 6] = [CALLS, SPOOL, ARCHIVE, ADMIN, USAGE, IMPORT];
@@ -149,8 +148,7 @@ CREATE INDEX calls_by_day ON calls (day, team, namespace, state, credits, adopte
 CREATE INDEX spent_by_period ON spent (period);
 ";
 
-/// A ledger of an earlier program has booked every record of its archive, unless it adopted the archive: then
-/// the audit has a line about that.
+/// An earlier program has booked every record of its archive, unless the audit has an adoption.
 const IMPORT: &str = "
 ALTER TABLE archive ADD COLUMN complete INTEGER NOT NULL DEFAULT 0;  -- 1: every record of the store is known
 ALTER TABLE archive ADD COLUMN imported TEXT;                        -- up to this position of the store's list
@@ -161,7 +159,7 @@ fn version(connection: &Connection) -> Result<i64, LedgerError> {
     Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
 }
 
-/// Runs before anything that may write, as a change of the journal mode or the checkpoint on close.
+/// Runs before anything that may write, such as a change of the journal mode or the checkpoint on close.
 pub(super) fn refuse_newer(connection: &Connection) -> Result<(), LedgerError> {
     let version = version(connection)?;
     if version <= VERSION {

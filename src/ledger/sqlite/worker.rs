@@ -17,13 +17,12 @@ const SCRUB_PAUSE: Duration = Duration::from_millis(250);
 /// How long a connection waits for a lock of another one.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
 /// The most changes in one commit.
-pub(super) const GROUP: usize = 64;
+const GROUP: usize = 64;
 
 struct Job {
     /// The change erases a secret.
     erases: bool,
-    /// Runs inside the group's transaction, or with the error of its begin; returns what is to be done after
-    /// the commit.
+    /// Runs in the group's transaction, or with the error of its begin; the result runs after the commit.
     run: Box<Run>,
 }
 
@@ -36,10 +35,18 @@ type Completion = Box<dyn FnOnce(Option<&LedgerError>) + Send>;
 pub(super) struct Worker(mpsc::Sender<Job>);
 
 impl Worker {
-    /// `begin` starts each transaction: `BEGIN IMMEDIATE` to write, `BEGIN` to read. At most `group` changes
-    /// share one. A read needs its own, because it must see what was acknowledged before it, and a
-    /// transaction that has begun sees nothing new. `log_has_secrets` asks for a scrub of the log.
-    pub(super) fn spawn(
+    /// `log_has_secrets` asks for a scrub of the log.
+    pub(super) fn writer(connection: Connection, log_has_secrets: bool) -> Self {
+        Self::start("ledger-write", connection, "BEGIN IMMEDIATE", GROUP, log_has_secrets)
+    }
+
+    /// Each read has its own transaction, because it must see what was acknowledged before it, and a
+    /// transaction that has begun sees nothing new.
+    pub(super) fn reader(name: &str, connection: Connection) -> Self {
+        Self::start(name, connection, "BEGIN", 1, false)
+    }
+
+    fn start(
         name: &str,
         connection: Connection,
         begin: &'static str,
@@ -49,9 +56,10 @@ impl Worker {
         let (sender, jobs) = mpsc::channel(QUEUE);
         let clock = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let clock = clock.expect("a clock can be had when the program starts");
+        let thread = Thread { connection, begin, group, jobs, log_has_secrets };
         std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || serve(&connection, begin, group, jobs, log_has_secrets, &clock))
+            .spawn(move || thread.serve(&clock))
             .expect("a thread can be started when the program starts");
         Self(sender)
     }
@@ -94,72 +102,69 @@ fn in_savepoint<T>(
     result
 }
 
-fn serve(
-    connection: &Connection,
-    begin: &str,
+struct Thread {
+    connection: Connection,
+    begin: &'static str,
     group: usize,
-    mut jobs: mpsc::Receiver<Job>,
-    mut log_has_secrets: bool,
-    clock: &Runtime,
-) {
-    loop {
-        let first = match jobs.try_recv() {
-            Ok(job) => job,
-            Err(_) => {
-                if log_has_secrets {
-                    crash_point("CP31");
-                    log_has_secrets = !scrub_log(connection);
-                    crash_point("CP32");
-                }
-                let next = if log_has_secrets {
-                    clock.block_on(async { timeout(SCRUB_PAUSE, jobs.recv()).await })
-                } else {
-                    Ok(jobs.blocking_recv())
-                };
-                match next {
-                    Ok(Some(job)) => job,
-                    Ok(None) => return,
-                    Err(_) => continue,
-                }
-            }
-        };
-        log_has_secrets |= run_group(connection, begin, group, first, &mut jobs);
-    }
+    jobs: mpsc::Receiver<Job>,
+    log_has_secrets: bool,
 }
 
-/// Runs a group and answers it; returns true when a secret was erased.
-fn run_group(
-    connection: &Connection,
-    begin: &str,
-    group: usize,
-    first: Job,
-    jobs: &mut mpsc::Receiver<Job>,
-) -> bool {
-    let begun = connection.execute_batch(begin).map_err(LedgerError::from);
-    let mut erased = first.erases;
-    let mut completions = vec![(first.run)(begun.clone().map(|()| connection))];
-    // A full disk may end the whole transaction, not only the change that met it. A further change would then
-    // be committed by itself, and reported as failed with the others.
-    while begun.is_ok()
-        && !connection.is_autocommit()
-        && completions.len() < group
-        && let Ok(job) = jobs.try_recv()
-    {
-        erased |= job.erases;
-        completions.push((job.run)(Ok(connection)));
+impl Thread {
+    fn serve(mut self, clock: &Runtime) {
+        while let Some(first) = self.next(clock) {
+            self.run_group(first);
+        }
     }
-    let ended = begun.and_then(|()| connection.execute_batch("COMMIT").map_err(LedgerError::from));
-    if ended.is_err() && !connection.is_autocommit() {
-        // A commit that failed may leave the transaction open, and then nothing could follow it.
-        let _ = connection.execute_batch("ROLLBACK");
+
+    /// The next job. Scrubs the log while there is none.
+    fn next(&mut self, clock: &Runtime) -> Option<Job> {
+        loop {
+            if let Ok(job) = self.jobs.try_recv() {
+                return Some(job);
+            }
+            if self.log_has_secrets {
+                crash_point("CP31");
+                self.log_has_secrets = !scrub_log(&self.connection);
+                crash_point("CP32");
+            }
+            if !self.log_has_secrets {
+                return self.jobs.blocking_recv();
+            }
+            if let Ok(next) = clock.block_on(async { timeout(SCRUB_PAUSE, self.jobs.recv()).await }) {
+                return next;
+            }
+        }
     }
-    if let Err(error) = &ended {
-        tracing::error!(%error, changes = completions.len(), "the ledger could not be written");
+
+    /// Runs a group in one transaction, and answers it.
+    fn run_group(&mut self, first: Job) {
+        let connection = &self.connection;
+        let begun = connection.execute_batch(self.begin).map_err(LedgerError::from);
+        self.log_has_secrets |= first.erases;
+        let mut completions = vec![(first.run)(begun.clone().map(|()| connection))];
+        // A full disk may end the whole transaction, not only the change that met it. A further change would
+        // then be committed by itself, and reported as failed with the others.
+        while begun.is_ok()
+            && !connection.is_autocommit()
+            && completions.len() < self.group
+            && let Ok(job) = self.jobs.try_recv()
+        {
+            self.log_has_secrets |= job.erases;
+            completions.push((job.run)(Ok(connection)));
+        }
+        let ended = begun.and_then(|()| connection.execute_batch("COMMIT").map_err(LedgerError::from));
+        if ended.is_err() && !connection.is_autocommit() {
+            // A commit that failed may leave the transaction open, and then nothing could follow it.
+            let _ = connection.execute_batch("ROLLBACK");
+        }
+        if let Err(error) = &ended {
+            tracing::error!(%error, changes = completions.len(), "the ledger could not be written");
+        }
+        for completion in completions {
+            completion(ended.as_ref().err());
+        }
     }
-    for completion in completions {
-        completion(ended.as_ref().err());
-    }
-    erased
 }
 
 /// Moves the log into the file and truncates it; `false` when a reader prevented that. Does not wait for the

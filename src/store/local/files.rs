@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::base::disk;
 use crate::base::key::CacheKey;
@@ -19,34 +20,12 @@ const TMP: &str = "tmp";
 pub(super) struct Files {
     root: PathBuf,
     tmp: PathBuf,
-    pub(super) locks: RecordLocks,
-    /// Keeps other processes from sweeping our files, and the filesystem from being unmounted.
-    _in_use: File,
-}
-
-/// Makes the read and the replacement of a record one step in this process.
-#[derive(Debug)]
-pub(super) struct RecordLocks {
-    shards: [Mutex<()>; 64],
+    /// One writer of a record at a time in this process, by the first byte of its key.
+    turns: [Mutex<()>; 64],
     /// Synced folders of records; at most 257 for each namespace.
-    durable: Mutex<HashSet<PathBuf>>,
-}
-
-impl Default for RecordLocks {
-    fn default() -> Self {
-        Self { shards: [const { Mutex::new(()) }; 64], durable: Mutex::default() }
-    }
-}
-
-impl RecordLocks {
-    pub(super) fn of(&self, key: CacheKey) -> MutexGuard<'_, ()> {
-        let shard = usize::from(key.as_bytes()[0]) % self.shards.len();
-        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn durable(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    pub(super) durable: Mutex<HashSet<PathBuf>>,
+    /// Prevents sweeps by other processes, and unmounting.
+    _in_use: File,
 }
 
 impl Files {
@@ -67,14 +46,18 @@ impl Files {
         let tmp = root.join(TMP);
         let in_use = disk::open_own_folder(&tmp).map_err(failed("use", &tmp.display().to_string()))?;
         sweep(&in_use);
-        Ok(Self { root, tmp, locks: RecordLocks::default(), _in_use: in_use })
+        let (turns, durable) = ([const { Mutex::new(()) }; 64], Mutex::default());
+        Ok(Self { root, tmp, turns, durable, _in_use: in_use })
+    }
+
+    pub(super) fn turn(&self, key: CacheKey) -> MutexGuard<'_, ()> {
+        self.turns[usize::from(key.as_bytes()[0]) % self.turns.len()].lock()
     }
 
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The folder of unfinished files.
     pub(super) fn tmp(&self) -> &Path {
         &self.tmp
     }
@@ -83,7 +66,7 @@ impl Files {
         [RESULTS, RECORDS, TMP].map(|folder| self.root.join(folder))
     }
 
-    /// Returns true when the file exists. As in [`read`](Self::read), a missing layout is no absence.
+    /// As in [`read`](Self::read), a missing layout is no absence.
     pub(super) fn has(&self, path: &str) -> Result<bool, StoreError> {
         match self.root.join(path).try_exists() {
             Ok(false) if !self.root.join(RESULTS).is_dir() => Err(StoreError::Unavailable(format!(
@@ -93,8 +76,7 @@ impl Files {
         }
     }
 
-    /// The file at `path` below the root; `None` only when its `folder` of the layout exists: in a volume
-    /// that is not mounted, everything looks absent.
+    /// `None` only when the `folder` exists: in a volume that is not mounted, everything looks absent.
     pub(super) fn read(&self, folder: &str, path: &str, max: u64) -> Result<Option<Vec<u8>>, StoreError> {
         match disk::read(&self.root.join(path), max) {
             Ok(None) if !self.root.join(folder).is_dir() => {
@@ -108,7 +90,7 @@ impl Files {
     }
 }
 
-/// Turns an error of the disk into the store's: `map_err(failed("write", path))`.
+/// Converts a disk error: `map_err(failed("write", path))`.
 pub(super) fn failed(doing: &'static str, what: &str) -> impl Fn(io::Error) -> StoreError {
     move |error| {
         let text = format!("cannot {doing} {what}: {error}");
@@ -119,8 +101,7 @@ pub(super) fn failed(doing: &'static str, what: &str) -> impl Fn(io::Error) -> S
     }
 }
 
-/// Removes the files of dead processes, unless a living one has the folder open, as with `granary check`
-/// beside a server.
+/// Removes files of dead processes, unless another process has the folder open.
 fn sweep(in_use: &File) {
     if in_use.try_lock().is_ok() {
         match disk::sweep(in_use) {

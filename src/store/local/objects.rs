@@ -1,4 +1,4 @@
-//! Objects as files. Blocks on the disk.
+//! Objects and the archive's marker as files. Blocks on the disk.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -7,14 +7,15 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::files::{Files, RESULTS, failed};
+use crate::base::archive::ArchiveId;
 use crate::base::crash::crash_point;
 use crate::base::disk::{self, TempFile};
 use crate::base::key::Digest;
 use crate::base::picture::ObjectName;
-use crate::base::record::MAX_OBJECT_BYTES;
-use crate::store::{StoreError, check_object, is_object};
+use crate::base::record::{MAX_OBJECT_BYTES, RECORDS};
+use crate::store::{MARKER, MAX_MARKER_BYTES, StoreError, archive_of, check_object, is_object};
 
-/// Objects are public, and a static file server may run as someone else.
+/// Public: a static file server may run as another user.
 const MODE: u32 = 0o644;
 
 impl Files {
@@ -41,7 +42,7 @@ impl Files {
             Err(error) => return Err(failed("publish", &path)(error)),
         }
         crash_point("CP19");
-        // Even when it existed: the process that linked it may have died before this.
+        // Even for an existing one: its creator may have died before this.
         disk::sync_folder(&self.root().join(RESULTS)).map_err(failed("sync the folder of", &path))?;
         crash_point("CP20");
         Ok(())
@@ -55,9 +56,27 @@ impl Files {
         }
         Ok(Some(bytes.into()))
     }
+
+    pub(super) fn archive(&self) -> Result<Option<ArchiveId>, StoreError> {
+        // Without the folder of records the volume may not be mounted.
+        self.read(RECORDS, MARKER, MAX_MARKER_BYTES)?.map(|marker| archive_of(&marker)).transpose()
+    }
+
+    pub(super) fn mark_archive(&self, archive: ArchiveId) -> Result<ArchiveId, StoreError> {
+        let write = failed("write", MARKER);
+        let mut temp = TempFile::create(self.tmp(), MODE).map_err(&write)?;
+        temp.write(archive.to_marker().as_bytes()).map_err(&write)?;
+        temp.sync().map_err(failed("sync", MARKER))?;
+        match temp.link(&self.root().join(MARKER)) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(write(error)),
+            Ok(()) | Err(_) => {}
+        }
+        disk::sync_folder(self.root()).map_err(failed("sync the folder of", MARKER))?;
+        Ok(self.archive()?.unwrap_or(archive))
+    }
 }
 
-/// Returns true when the file is exactly the object, and syncs it: it may be part of a copied archive.
+/// Also syncs the file, which may be part of a copied archive.
 fn is_whole(path: &Path, digest: Digest) -> io::Result<bool> {
     let file = File::open(path)?;
     let found = blake3::Hasher::new().update_reader(&file)?.finalize();

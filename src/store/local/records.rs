@@ -1,6 +1,5 @@
-//! Records as files. Blocks on the disk.
-//!
-//! A record that cannot be read is an error and never absent: its key would be paid for again.
+//! Records as files. Blocks on the disk. A record that cannot be read is an error and never absent: its key
+//! would be paid for again.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,7 +12,7 @@ use crate::base::key::CacheKey;
 use crate::base::record::{RECORDS, Record};
 use crate::store::{MAX_RECORD_BYTES, RecordPage, StoreError};
 
-/// Records name teams, so only the owner and the group read them.
+/// Records name teams.
 const MODE: u32 = 0o640;
 
 impl Files {
@@ -23,11 +22,11 @@ impl Files {
         let folder = target.parent().expect("a record's path has folders");
         let bytes = record.to_json(&path)?;
 
-        let _one_at_a_time = self.locks.of(record.key);
+        let _one_at_a_time = self.turn(record.key);
         let standing = self.record(&record.namespace, record.key)?;
         if let Some(standing) = standing.as_ref().filter(|standing| standing.generation >= record.generation)
         {
-            // A process may have died before it could sync, or the record is part of a copied archive.
+            // Its writer may have died before the sync, or it is part of a copied archive.
             self.sync_record(&target, folder).map_err(failed("sync", &path))?;
             return Ok(standing.clone());
         }
@@ -43,14 +42,13 @@ impl Files {
 
         self.create_record_folder(folder).map_err(failed("make the folder of", &path))?;
         let published = match standing {
-            // Create-only even against a process that should not be there: its record stands, and this call
-            // fails.
+            // Create-only even against another process: its record stands, and this call fails.
             None => temp.link(&target),
             Some(_) => temp.replace(&target),
         };
         if published.is_err() {
             // The folder may have been removed.
-            self.locks.durable().clear();
+            self.durable.lock().clear();
         }
         published.map_err(failed("publish", &path))?;
         disk::sync_folder(folder).map_err(failed("sync the folder of", &path))?;
@@ -64,7 +62,7 @@ impl Files {
         Ok(Some(Record::from_json(&path, &bytes, namespace, key)?))
     }
 
-    /// In the order of the folders' paths, then of the names in each.
+    /// Ordered by folder, then by name.
     pub(super) fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError> {
         let mut folders = Vec::new();
         for namespace in self.names_in(RECORDS)? {
@@ -87,7 +85,7 @@ impl Files {
         Ok(RecordPage::of(&page, true))
     }
 
-    /// The paths in a folder below the root; none when it is not a folder.
+    /// None when it is not a folder.
     fn names_in(&self, folder: &str) -> Result<Vec<String>, StoreError> {
         let list = failed("list", folder);
         let entries = match fs::read_dir(self.root().join(folder)) {
@@ -115,7 +113,7 @@ impl Files {
         let target = self.root().join(&path);
         let folder = target.parent().expect("a record's path has folders");
 
-        let _one_at_a_time = self.locks.of(key);
+        let _one_at_a_time = self.turn(key);
         let standing = self.record(namespace, key)?;
         if standing.as_ref().is_some_and(|standing| standing.generation > up_to) {
             return Ok(false);
@@ -123,7 +121,7 @@ impl Files {
         if standing.is_some() {
             fs::remove_file(&target).map_err(failed("remove", &path))?;
         }
-        // Even when it was gone: the process that removed it may have died before this.
+        // Even for a missing one: the process that removed it may have died before this.
         match disk::sync_folder(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(failed("sync the folder of", &path)(error))
@@ -138,12 +136,12 @@ impl Files {
         disk::sync_folder(folder)
     }
 
-    /// Makes `records/{namespace}/{kk}`, but not `records`: without it this is not our archive.
+    /// Makes `records/{namespace}/{kk}`, but not `records`: without that it is not our archive.
     fn create_record_folder(&self, folder: &Path) -> io::Result<()> {
         for folder in folder.parent().into_iter().chain([folder]) {
-            if !self.locks.durable().contains(folder) {
+            if !self.durable.lock().contains(folder) {
                 disk::create_folder(folder)?;
-                self.locks.durable().insert(folder.to_owned());
+                self.durable.lock().insert(folder.to_owned());
             }
         }
         Ok(())

@@ -1,26 +1,25 @@
-//! Whether a new result could be kept: asked before paying.
-//!
-//! Each check looks at space, inodes, permissions and the layout. Every few seconds it also writes a file,
-//! which shows a failing disk, a quota, or a filesystem without hard links.
+//! Whether a new result could be kept, before paying. Each check looks at space, inodes, permissions and the
+//! layout. Every few seconds it also writes a file, which shows a failing disk, a quota, or missing hard
+//! links.
 
 use std::io::ErrorKind;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::fs::Access;
 
 use super::files::{Files, failed};
 use crate::base::disk::{self, TempFile};
 use crate::store::StoreError;
 
-/// How long one written file proves that the next can be written: less than a miss takes.
+/// After one written file: less than a miss takes.
 const PROOF_HOLDS: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Room {
     min_free_bytes: u64,
     proof_holds: Duration,
-    /// The last write that worked. Failures are not remembered, so that it recovers at once.
+    /// The last successful write. Failures are not remembered, so that it recovers at once.
     proved: Mutex<Option<Instant>>,
 }
 
@@ -37,7 +36,7 @@ impl Room {
                 .map_err(|errno| failed("write to the folder", &name)(errno.into()))?;
         }
         // Held during the write: concurrent callers share it.
-        let mut proved = self.proved.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut proved = self.proved.lock();
         if proved.is_none_or(|when| when.elapsed() > self.proof_holds) {
             *proved = None;
             prove(files)?;
@@ -47,8 +46,7 @@ impl Room {
     }
 }
 
-/// Does the steps of a write below `tmp/`, and reads the file back. The names are random, because a server
-/// and a check may share the folder.
+/// Writes and reads back a file below `tmp/`. Its names are random, because processes may share the folder.
 pub(super) fn prove(files: &Files) -> Result<(), StoreError> {
     const TRIAL: &[u8] = b"room?";
     let link = files.tmp().join(format!("link-{}", uuid::Uuid::new_v4().simple()));

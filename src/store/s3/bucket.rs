@@ -17,11 +17,11 @@ use super::{S3Limits, S3StoreConfig};
 use crate::base::breaker::{Breaker, CallError};
 use crate::store::StoreError;
 
-/// The most reads of a body that breaks off.
+/// Of a body that breaks off.
 const READS: u32 = 2;
-/// Records and markers read at once; each has a few kilobytes.
+/// At once; each has a few kilobytes.
 const METADATA_READS: usize = 64;
-/// Objects read at once; each may take `MAX_OBJECT_BYTES` of memory.
+/// At once; each may take `MAX_OBJECT_BYTES` of memory.
 const OBJECT_READS: usize = 8;
 /// A name that never exists, for the probe and the proof.
 pub(super) const ABSENT: &str = "trial-absent";
@@ -43,18 +43,17 @@ struct Place {
     prefix: String,
 }
 
-/// Chooses the time limit and the queue of a call: many lookups must not wait for a few large results.
+/// Chooses time limit and queue: many lookups must not wait for a few large results.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     Metadata,
     Object,
 }
 
-/// The condition of a write.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Condition<'e> {
     Absent,
-    /// The existing value has this tag.
+    /// The value has this tag.
     Matches(&'e str),
 }
 
@@ -108,7 +107,6 @@ impl Bucket {
         }
     }
 
-    /// Returns true while the breaker is open.
     pub(super) fn is_open(&self) -> bool {
         self.breaker.is_open()
     }
@@ -167,8 +165,8 @@ impl Bucket {
             Err(Failure::cut_off())
         });
         match read.await? {
-            Some(Read::Whole(got)) => Ok(Some(got)),
-            Some(Read::TooLong) => Err(StoreError::Corrupt(format!("{name} is longer than {max} bytes"))),
+            Some(None) => Err(StoreError::Corrupt(format!("{name} is longer than {max} bytes"))),
+            Some(whole) => Ok(whole),
             None => Ok(None),
         }
     }
@@ -201,7 +199,7 @@ impl Bucket {
         .await
     }
 
-    /// Removes a name, if it exists; with a tag only in that state.
+    /// With a tag, only in that state.
     pub(super) async fn delete(&self, name: &str, tag: Option<&str>) -> Result<Deleted, StoreError> {
         match self.delete_in_state(name, tag).await? {
             Some(deleted) => Ok(deleted),
@@ -234,11 +232,9 @@ impl Bucket {
         .await
     }
 
-    /// Takes so many turns at once.
     #[cfg(test)]
     pub(super) async fn turns(&self, kind: Kind, turns: u32) -> OwnedSemaphorePermit {
-        let all = if let Kind::Metadata = kind { &self.metadata_reads } else { &self.object_reads };
-        Arc::clone(all).acquire_many_owned(turns).await.unwrap()
+        self.reads(kind).acquire_many_owned(turns).await.unwrap()
     }
 
     /// A turn to read a body into memory.
@@ -246,18 +242,20 @@ impl Bucket {
         if self.breaker.is_open() {
             return Err(breaker_open("read", name));
         }
-        let turns = match kind {
-            Kind::Metadata => &self.metadata_reads,
-            Kind::Object => &self.object_reads,
-        };
-        match timeout(self.limits.of(kind), Arc::clone(turns).acquire_owned()).await {
+        match timeout(self.limits.of(kind), self.reads(kind).acquire_owned()).await {
             Ok(Ok(turn)) => Ok(turn),
             _ => Err(StoreError::Busy(format!("too many reads are under way to read {name}"))),
         }
     }
 
-    /// Runs `work` under the breaker and within its limit, in a task of its own, so that the breaker learns
-    /// the result even when the caller is dropped.
+    fn reads(&self, kind: Kind) -> Arc<Semaphore> {
+        Arc::clone(match kind {
+            Kind::Metadata => &self.metadata_reads,
+            Kind::Object => &self.object_reads,
+        })
+    }
+
+    /// Runs `work` in its own task, so that the breaker learns the result even when the caller is dropped.
     async fn call<T: Send + 'static>(
         &self,
         kind: Kind,
@@ -279,7 +277,6 @@ impl Bucket {
     }
 }
 
-/// The error of a call that was not made because the breaker is open.
 fn breaker_open(doing: &str, name: &str) -> StoreError {
     StoreError::Unavailable(format!(
         "cannot {doing} {name}: the bucket does not answer; it is probed every second"
@@ -291,8 +288,7 @@ impl Place {
         format!("{}{name}", self.prefix)
     }
 
-    /// Reads the first byte: an answer to `HEAD` has no code, so a missing bucket would look like a missing
-    /// name.
+    /// Reads a byte: an answer to `HEAD` has no code, so a missing bucket would look like a missing name.
     async fn has(&self, name: &str) -> Result<bool, Failure> {
         match self.open(name, Some("bytes=0-0")).await {
             Ok(found) => Ok(found.is_some()),
@@ -314,16 +310,11 @@ impl Place {
     }
 }
 
-enum Read {
-    Whole(Got),
-    TooLong,
-}
-
-/// Reads a body, unless it is too long.
-async fn whole(found: GetObjectOutput, max: u64) -> Result<Read, Failure> {
+/// `None` for a body of more than `max` bytes.
+async fn whole(found: GetObjectOutput, max: u64) -> Result<Option<Got>, Failure> {
     let declared = found.content_length().and_then(|length| u64::try_from(length).ok());
     if declared.is_some_and(|length| length > max) {
-        return Ok(Read::TooLong);
+        return Ok(None);
     }
     let tag = found.e_tag().unwrap_or_default().to_owned();
     let mut body = found.body;
@@ -331,11 +322,11 @@ async fn whole(found: GetObjectOutput, max: u64) -> Result<Read, Failure> {
     while let Some(piece) = body.next().await {
         bytes.extend_from_slice(&piece.map_err(|_| Failure::cut_off())?);
         if bytes.len() as u64 > max {
-            return Ok(Read::TooLong);
+            return Ok(None);
         }
     }
     if declared.is_some_and(|length| length != bytes.len() as u64) {
         return Err(Failure::cut_off());
     }
-    Ok(Read::Whole(Got { bytes: bytes.freeze(), tag }))
+    Ok(Some(Got { bytes: bytes.freeze(), tag }))
 }

@@ -1,8 +1,6 @@
-//! The SDK's client: TLS by rustls on ring, limits, checksums only on request, and credentials that are read
-//! anew.
+//! The SDK's client: TLS by rustls on ring, limits, checksums only on request, fresh credentials.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -21,19 +19,19 @@ use aws_sdk_s3::config::retry::RetryPartition;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient};
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use parking_lot::Mutex;
 
 use super::S3StoreConfig;
 
-/// The lifetime of credentials without an expiry.
+/// Without an expiry.
 const CREDENTIALS_LIVE: Duration = Duration::from_secs(60);
-/// The lifetime of credentials of a configured file. The SDK reads them ten seconds before their expiry, so
-/// every two seconds of use.
+/// Of a configured file. The SDK reads credentials ten seconds before their expiry: every two seconds.
 const FILE_LIVES: Duration = Duration::from_secs(12);
 
-/// The default region of compatible stores, most of which ignore it.
+/// Most compatible stores ignore it.
 const USUAL_REGION: &str = "us-east-1";
 
-/// Makes the client. Connects only to find AWS's region when none is configured.
+/// Connects only to find AWS's region when none is configured.
 pub(super) async fn connect(config: &S3StoreConfig) -> Client {
     let http = http_client();
     let limits = &config.limits;
@@ -85,8 +83,7 @@ fn providers(http: &SharedHttpClient) -> ProviderConfig {
     ProviderConfig::without_region().with_http_client(http.clone())
 }
 
-/// The configured region, else that of AWS's variables and profile, else the usual one for a configured
-/// endpoint and that of the machine's metadata for AWS.
+/// The configured region; else AWS's variables and profile; else the usual one, or AWS's metadata.
 fn region(config: &S3StoreConfig, providers: &ProviderConfig) -> RegionProviderChain {
     let chain = RegionProviderChain::first_try(config.region.clone().map(Region::new))
         .or_else(EnvironmentVariableRegionProvider::new())
@@ -102,7 +99,7 @@ struct Credentials {
     file: Option<PathBuf>,
     region: Option<Region>,
     http: SharedHttpClient,
-    /// The credentials of the last successful read of the file, and whether it can still be read.
+    /// From the last successful read of the file, and whether it can still be read.
     last: Mutex<Option<(aws_credential_types::Credentials, bool)>>,
 }
 
@@ -129,7 +126,7 @@ impl Credentials {
 
     /// While a file is being replaced, its last credentials stay in use.
     fn or_last(&self, read: provider::Result) -> provider::Result {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         match (read, &mut *last) {
             (Ok(found), known) => {
                 if known.as_ref().is_some_and(|(known, _)| *known != found) {

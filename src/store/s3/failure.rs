@@ -1,7 +1,5 @@
-//! Failed calls of the SDK, as texts that are safe to show.
-//!
-//! A text has the status, the store's error code and the system's reason for a failed connection, but no
-//! message or body: some stores put the signature, or the signed text, into them.
+//! Failed calls of the SDK, as texts that are safe to show: the status, the store's error code and the
+//! system's reason, but no message or body, into which some stores put the signature or the signed text.
 
 use std::error::Error;
 
@@ -50,12 +48,12 @@ impl Failure {
         Self { status: None, code: String::new(), text: "its answer was cut off".to_owned() }
     }
 
-    /// Returns true without an answer, and for 429 and 5xx but that of a full store.
+    /// True without an answer, and for 429 and 5xx except of a full store.
     pub(super) fn is_outage(&self) -> bool {
         !self.is_full() && self.status.is_none_or(|status| status >= 500 || status == 429)
     }
 
-    /// Returns true for `NoSuchKey`. Without that code, a 404 may be of another server or about the bucket.
+    /// Without that code, a 404 may be of another server or about the bucket.
     pub(super) fn is_absence(&self) -> bool {
         self.status == Some(404) && self.code == "NoSuchKey"
     }

@@ -1,12 +1,11 @@
 //! Proves the required abilities of a bucket with one small name, and whether it could keep a new result.
-//!
-//! Other processes may use the same name at the same time. A step that they could have disturbed is tried
+//! Other processes may use the name at the same time, so a step that they could have disturbed is tried
 //! again; one refusal is proof enough.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::bucket::{ABSENT, Bucket, Condition, Deleted, Headers, Kind, Written};
@@ -26,13 +25,12 @@ const MAX_BYTES: u64 = 1 << 10;
 /// Many processes may start at once and prove the bucket by the same name.
 const TRIES: u32 = 12;
 
-/// How long one write proves that the next is possible: less than a miss takes.
+/// After one write: less than a miss takes.
 const PROOF_HOLDS: Duration = Duration::from_secs(5);
 
-/// How long a bucket that said it is full is believed, unless a write succeeds before.
+/// For a bucket that said it is full, unless a write succeeds before.
 const FULL_HOLDS: Duration = Duration::from_secs(30);
 
-/// Whether a new result could be kept.
 #[derive(Debug, Default)]
 pub(super) struct Room {
     /// Held during a check: concurrent callers share its result.
@@ -48,12 +46,10 @@ struct Known {
 }
 
 impl Room {
-    /// Notes the result of a write.
     pub(super) fn learn(&self, written: &Result<(), StoreError>) {
         // Damage and outages say nothing about room.
         if matches!(written, Ok(()) | Err(StoreError::Full(_))) {
-            *self.last_write.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some((Instant::now(), written.clone()));
+            *self.last_write.lock() = Some((Instant::now(), written.clone()));
         }
     }
 
@@ -83,7 +79,7 @@ impl Room {
 
     /// The result of the last write, if it still holds.
     pub(super) fn believed(&self) -> Option<Result<(), StoreError>> {
-        let last = self.last_write.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.last_write.lock();
         let (when, written) = last.as_ref()?;
         let holds = if written.is_ok() { PROOF_HOLDS } else { FULL_HOLDS };
         (when.elapsed() < holds).then(|| written.clone())
@@ -97,7 +93,7 @@ impl Room {
     }
 }
 
-/// Creates the trial. A refusal because it exists is as good: the permission is checked before.
+/// A refusal because it exists is as good: the permission is checked before.
 async fn try_to_write(bucket: &Bucket) -> Result<(), StoreError> {
     bucket.put(Kind::Metadata, TRIAL, token(), HEADERS, Condition::Absent).await.map(drop)
 }

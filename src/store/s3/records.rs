@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard};
-
 use super::bucket::{Bucket, Condition, Deleted, Headers, Kind, Written};
 use crate::base::crash::crash_point;
 use crate::base::key::CacheKey;
@@ -11,27 +9,11 @@ use crate::base::random;
 use crate::base::record::{RECORDS, Record};
 use crate::store::{MAX_RECORD_BYTES, RecordPage, StoreError};
 
-/// The most tries of a write that meets those of others.
+/// Of a write that meets others.
 pub(super) const TRIES: u32 = 5;
 
-/// They name teams, and change with the generation.
+/// Records name teams, and change with the generation.
 const HEADERS: Headers = Headers { content_type: "application/json", cache_control: "private, no-cache" };
-
-/// Serializes the writers of one key in this process, which would only make each other read again.
-#[derive(Debug)]
-pub(super) struct RecordTurns([Mutex<()>; 64]);
-
-impl Default for RecordTurns {
-    fn default() -> Self {
-        Self([const { Mutex::const_new(()) }; 64])
-    }
-}
-
-impl RecordTurns {
-    pub(super) async fn of(&self, key: CacheKey) -> MutexGuard<'_, ()> {
-        self.0[usize::from(key.as_bytes()[0]) % self.0.len()].lock().await
-    }
-}
 
 pub(super) async fn put(bucket: &Bucket, record: &Record) -> Result<Record, StoreError> {
     let path = Record::checked_path(&record.namespace, record.key)?;
@@ -83,7 +65,7 @@ pub(super) async fn list(
 }
 
 /// Removes the record in the state in which it was read. A bucket without conditional deletes might lose a
-/// record that another process has written in between; its row in the ledger and its object stay.
+/// record that another process wrote in between; its row in the ledger and its object stay.
 pub(super) async fn forget(
     bucket: &Bucket,
     namespace: &str,
@@ -109,7 +91,7 @@ pub(super) async fn forget(
     Err(StoreError::Unavailable(format!("cannot delete {path}: others changed it {TRIES} times meanwhile")))
 }
 
-/// Waits before the next try: a random time up to 50 ms at first, and up to twice as long each time.
+/// A random time up to 50 ms at first, and up to twice as long each time.
 pub(super) async fn pause(tried: u32) {
     let most = Duration::from_millis(50 << tried.min(6));
     tokio::time::sleep(most.mul_f64(random::fraction())).await;

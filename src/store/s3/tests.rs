@@ -46,7 +46,8 @@ impl S3Fixture {
                 backoff: Duration::from_millis(1),
                 ..S3Limits::default()
             },
-            ..S3StoreConfig::new(self.server.bucket())
+            bucket: self.server.bucket().to_owned(),
+            ..S3StoreConfig::default()
         }
     }
 

@@ -1,15 +1,16 @@
 //! `misses_per_second`: each miss of a team reserves a time of its own, evenly spaced.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Refused clients are sent back at different times, spread over at most this long.
+/// The `Retry-After` times of refused clients are spread over at most this long.
 const SPREAD: Duration = Duration::from_secs(120);
 
-/// How fast a team may miss: the generic cell rate algorithm, without a burst.
+/// The generic cell rate algorithm, without a burst.
 #[derive(Debug)]
 pub(super) struct Rate {
     pub(super) period: Duration,
@@ -20,31 +21,30 @@ pub(super) struct Rate {
 struct Times {
     /// The first time that has never been reserved.
     next: Instant,
-    /// Earlier times whose waiters left before they came.
+    /// Times whose waiters left.
     returned: BTreeSet<Instant>,
-    /// The last time that a refused client was told.
-    told: Instant,
+    /// The last time given to a refused client.
+    refused_until: Instant,
 }
 
-/// A reserved time; another miss gets it if this is dropped before it has come.
+/// Another miss gets the time if this is dropped before.
 #[derive(Debug)]
 pub struct Turn {
     rate: Arc<Rate>,
-    /// When the miss may be made.
     pub at: Instant,
 }
 
 impl Rate {
     pub(super) fn new(period: Duration) -> Arc<Self> {
         let next = Instant::now();
-        let times = Mutex::new(Times { next, returned: BTreeSet::new(), told: next });
+        let times = Mutex::new(Times { next, returned: BTreeSet::new(), refused_until: next });
         Arc::new(Self { period, times })
     }
 
-    /// Reserves the first free time, or says how long until there is one if that is not before `deadline`.
+    /// The first free time; or, if that is not before `deadline`, how long until there is one.
     pub(super) fn reserve(self: &Arc<Self>, deadline: Instant) -> Result<Turn, Duration> {
         let now = Instant::now();
-        let mut times = self.times();
+        let mut times = self.times.lock();
         times.returned = times.returned.split_off(&now);
         times.next = times.next.max(now);
         let at = times.returned.first().copied().unwrap_or(times.next);
@@ -54,21 +54,17 @@ impl Rate {
             }
             return Ok(Turn { rate: self.clone(), at });
         }
-        let following = times.told + self.period;
+        let following = times.refused_until + self.period;
         let is_near = at <= following && following < at + SPREAD;
-        times.told = if is_near { following } else { at };
-        Err(times.told - now)
-    }
-
-    fn times(&self) -> MutexGuard<'_, Times> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+        times.refused_until = if is_near { following } else { at };
+        Err(times.refused_until - now)
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         if self.at > Instant::now() {
-            self.rate.times().returned.insert(self.at);
+            self.rate.times.lock().returned.insert(self.at);
         }
     }
 }

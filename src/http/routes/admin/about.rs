@@ -1,5 +1,4 @@
-//! What this process is: its build, its configuration with stars for secrets, and the description of
-//! these routes.
+//! The build, the configuration, and the description of these routes.
 
 use arc_swap::ArcSwap;
 use axum::Json;
@@ -15,7 +14,7 @@ use crate::metrics::COMMIT;
 const OPENAPI: &str = include_str!("openapi.json");
 
 pub struct About {
-    /// The effective configuration as TOML, secrets as stars; swapped when it changes.
+    /// TOML, secrets as stars; swapped by a reload.
     pub config: ArcSwap<String>,
     pub started_at: Timestamp,
     pub namespace: String,
@@ -26,7 +25,7 @@ pub struct About {
 #[derive(Serialize)]
 pub(super) struct Build {
     version: &'static str,
-    /// The commit it was built from, when the build was told (`GRANARY_COMMIT`).
+    /// From `GRANARY_COMMIT` at build time.
     commit: Option<&'static str>,
     profile: &'static str,
     started_at: Timestamp,

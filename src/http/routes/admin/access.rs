@@ -1,9 +1,9 @@
-//! Access to the admin listener: by an admin token, or, where none is configured, from this machine.
-//! Health and metrics are open to everyone who reaches the listener.
+//! Access to the admin listener: with an admin token, or, where none is configured, from this machine. Health
+//! and metrics are open.
 //!
-//! A page in an operator's browser reaches what the browser reaches. So a change that another site's
-//! page asked for is refused; and where no token is asked for, so is every request by a name that is
-//! not this machine's own, since a page may have its site's name point here.
+//! A page in an operator's browser reaches what the browser reaches. So changes by pages of other sites are
+//! refused; and without tokens, so is every request by a name that is not this machine's own, since a page
+//! may have its site's name point here.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::http::routes::site::{is_cross_site, is_local_name};
 use crate::ledger::admin::Actor;
 use crate::metrics::{AuthFailure, method_label};
 
-/// How long a failed login takes, so that guessing is slow. A good token never waits.
+/// Delay of a failed login, so that guessing is slow. A valid token never waits.
 const FAILED_LOGIN: Duration = Duration::from_millis(300);
 
 /// Admits requests that are allowed, with their [`Actor`].

@@ -1,4 +1,4 @@
-//! Rows of the ledger, and settling those whose outcome nobody knows.
+//! Rows of the ledger, the settlement of `unknown` calls, and the audit.
 
 use axum::extract::{Path, State};
 use axum::{Extension, Json};
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::failure::{AdminFailure, Params};
 use super::{AdminState, page_limit};
 use crate::base::key::CacheKey;
-use crate::ledger::admin::{Action, Actor, CallFilter, CallPage, GivenBack, Settled, Settlement};
+use crate::ledger::admin::{Action, Actor, AuditLine, CallFilter, CallPage, GivenBack, Settled, Settlement};
 use crate::ledger::{CallId, CallState};
 
 #[derive(Deserialize)]
@@ -55,9 +55,8 @@ pub(super) struct Outcome {
 pub(super) struct SettledCall {
     call: i64,
     outcome: Settlement,
-    /// Was it not settled before?
     changed: bool,
-    /// Where its credits were given back just now.
+    /// By this request.
     given_back: Option<GivenBack>,
 }
 
@@ -99,4 +98,28 @@ async fn settle_as(
             Err(AdminFailure::not_found("no_such_call", format!("there is no call {call}")))
         }
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AuditQuery {
+    before: Option<u64>,
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+pub(super) struct AuditPage {
+    lines: Vec<AuditLine>,
+    /// The next `before`; `null` on the last page.
+    next: Option<u64>,
+}
+
+pub(super) async fn audit(
+    State(state): State<AdminState>,
+    Params(query): Params<AuditQuery>,
+) -> Result<Json<AuditPage>, AdminFailure> {
+    let limit = page_limit(query.limit);
+    let lines = state.admin.audit(query.before, limit).await?;
+    let next = lines.last().filter(|_| lines.len() == limit).map(|line| line.id);
+    Ok(Json(AuditPage { lines, next }))
 }

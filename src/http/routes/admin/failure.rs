@@ -1,4 +1,4 @@
-//! What operators are told when something was not done: one JSON shape, [`AdminFailure`].
+//! The JSON shape of errors on the admin listener: [`AdminFailure`].
 
 use axum::Json;
 use axum::extract::{FromRequestParts, Query, Request};
@@ -44,7 +44,7 @@ impl AdminFailure {
     }
 }
 
-/// Answers what was refused before routing.
+/// Answers requests that were refused before routing.
 pub(super) async fn refused(request: Request, next: Next) -> Response {
     let Some(Refused(error)) = request.extensions().get::<Refused>() else { return next.run(request).await };
     let response = error.response();
@@ -70,7 +70,7 @@ impl From<LedgerError> for AdminFailure {
     }
 }
 
-/// What stands in the query; a name that means nothing here is refused.
+/// The query; unknown names are refused.
 pub(super) struct Params<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {

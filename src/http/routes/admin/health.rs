@@ -1,4 +1,4 @@
-//! What machines ask: may requests be sent here, and the figures. Asks nobody for a token.
+//! Readiness and metrics, without a token.
 
 use std::time::Duration;
 
@@ -15,17 +15,16 @@ use crate::ledger::guard::Standing;
 use crate::ledger::{LedgerError, Soundness};
 use crate::metrics::{BlockCause, Space, gauge_value};
 
-/// How long a ledger that says nothing is waited for: load balancers and Kubernetes give us two seconds,
-/// and one that is silent must not look to them as if we were.
+/// For the ledger: load balancers and Kubernetes give us two seconds, and a silent ledger must not make this
+/// process look silent.
 const READY_PATIENCE: Duration = Duration::from_secs(1);
-/// The same for `/metrics`, for which Prometheus has ten seconds. Without the ledger's figures there are
-/// all the others, and above all the one that says that it is away.
+/// For the ledger on `/metrics`; Prometheus has ten seconds, and all other figures are served without it.
 const METRICS_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Can this process serve hits? It cannot once it was told to stop; a dependency that is away is a
-/// detail, since flipping for it would take every replica out of the load balancer at once.
+/// Readiness to serve hits, until the stop signal. An unavailable dependency is a detail: reacting to it
+/// would take every replica out of the load balancer at once.
 pub(super) async fn ready(State(state): State<AdminState>) -> Response {
-    // The cheapest of its questions: this is asked every few seconds.
+    // The cheapest read: this is called every few seconds.
     let asked = in_time(READY_PATIENCE, state.ledger.changes(None));
     let ledger = match state.ledger.soundness() {
         Soundness::Damaged(_) => "damaged",
@@ -81,17 +80,17 @@ pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
     }
 }
 
-/// Sets the gauges that are read from the ledger. Those it does not answer in time keep their values.
+/// Gauges that the ledger does not answer in time keep their values.
 async fn observe_ledger(state: &AdminState) {
     let metrics = &state.metrics;
-    // At the same time, lest their patience adds up.
+    // Concurrently, so that the timeouts do not add up.
     let (answered, totals, spool, unknown, frozen, ()) = tokio::join!(
         asked(state.ledger.changes(None)),
         asked(state.ledger.totals()),
         asked(state.ledger.spool_usage()),
         asked(state.admin.unsettled()),
         asked(state.admin.frozen()),
-        state.usage.observe(metrics),
+        state.observe_usage(),
     );
     metrics.ledger_up.set(i64::from(answered.is_some()));
     for total in totals.into_iter().flatten() {
@@ -114,7 +113,7 @@ async fn observe_ledger(state: &AdminState) {
     blocked(BlockCause::LedgerUnverified, state.ledger.soundness() != Soundness::Sound);
 }
 
-/// What the ledger says to a question of `/metrics`, if it does so in time. What was asked goes on.
+/// `None` when the ledger does not answer `/metrics` in time.
 pub(super) async fn asked<T>(question: impl Future<Output = Result<T, LedgerError>>) -> Option<T> {
     in_time(METRICS_PATIENCE, question).await
 }

@@ -1,4 +1,4 @@
-//! One key: what is known of it and where, and its purge.
+//! One key: where its answer is, and its purge.
 
 use axum::extract::{Path, State};
 use axum::{Extension, Json};
@@ -26,7 +26,6 @@ pub(super) struct Key {
     problems: Vec<String>,
 }
 
-/// A result, who paid for it, and where it is.
 #[derive(Serialize)]
 pub(super) struct Answer {
     generation: u64,
@@ -45,16 +44,15 @@ pub(super) struct Answer {
 struct Object {
     path: String,
     bytes: u64,
-    /// Does the store or the spool have it? `null`: that could not be asked.
+    /// In the store or the spool; `null` when unknown.
     there: Option<bool>,
     spooled: Option<bool>,
 }
 
-/// An answer in memory.
 #[derive(Serialize)]
 struct Remembered {
     generation: u64,
-    /// Is it served, without asking the ledger first?
+    /// Served without asking the ledger first.
     current: bool,
 }
 

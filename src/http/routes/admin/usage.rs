@@ -1,12 +1,9 @@
-//! `GET /admin/v1/usage`: who paid, who was served and what that saved, as JSON or CSV.
-//!
-//! What is answered is described by [`UsageReport`]; `compile.rs` makes it of what the ledger says.
+//! `GET /admin/v1/usage`: a [`UsageReport`] as JSON or CSV.
 
 mod compile;
 mod csv;
 mod report;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -15,7 +12,6 @@ use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use jiff::civil::Date;
-use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use self::compile::Findings;
@@ -23,38 +19,19 @@ pub use self::report::{AccountReport, BudgetReport, MonthReport, TeamMonthReport
 use super::AdminState;
 use super::failure::AdminFailure;
 use super::health::asked;
-use crate::base::clock::Clock;
-use crate::billing::balance::BalanceWatch;
-use crate::billing::metering::Meter;
-use crate::billing::money::Price;
+use crate::ledger::LedgerError;
 use crate::ledger::budget::{Budget, Windows};
-use crate::ledger::usage::UsageBook;
-use crate::ledger::{Ledger, LedgerError};
-use crate::metrics::{Metrics, gauge_value};
-use crate::teams::policy::{CurrentPolicy, Policy};
+use crate::metrics::gauge_value;
+use crate::teams::policy::Policy;
 
 pub const USAGE_PATH: &str = "/admin/v1/usage";
 
-/// The longest period of a report, in days: ten years.
+/// In days: ten years.
 const MOST_DAYS: i32 = 3660;
-/// How long a report waits for what was served last to be booked.
+/// For booking the requests served last.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What usage is told from.
-pub struct UsageState {
-    pub book: Arc<dyn UsageBook>,
-    pub ledger: Arc<dyn Ledger>,
-    /// What was served and is not booked yet.
-    pub meter: Arc<Meter>,
-    pub balance: Arc<BalanceWatch>,
-    pub policy: CurrentPolicy,
-    pub clock: Clock,
-    /// Where days and months begin.
-    pub zone: TimeZone,
-    pub price: Option<Price>,
-}
-
-/// What each row of a report is about.
+/// The subject of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UsageBy {
     #[default]
@@ -74,13 +51,12 @@ enum UsageFormat {
     Csv,
 }
 
-/// The query of `GET /admin/v1/usage`; everything may be left out.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct UsageQuery {
-    /// By default the first of the present month, or of the month of `to`.
+    /// By default the first of the month of `to`.
     from: Option<Date>,
-    /// The last day, itself included; by default today.
+    /// Included; by default today.
     to: Option<Date>,
     #[serde(default)]
     by: UsageBy,
@@ -88,11 +64,12 @@ pub(super) struct UsageQuery {
     format: UsageFormat,
 }
 
-impl UsageState {
-    /// Sets the gauges that are about usage. What the ledger does not tell stays as it was.
-    pub(super) async fn observe(&self, metrics: &Metrics) {
-        let policy = self.policy.get();
-        let (used, month) = tokio::join!(asked(self.ledger.used(budgets(&policy))), asked(self.book.month()));
+impl AdminState {
+    /// Gauges that the ledger does not answer in time keep their values.
+    pub(super) async fn observe_usage(&self) {
+        let (metrics, policy) = (&self.metrics, self.policy.get());
+        let (used, month) =
+            tokio::join!(asked(self.ledger.used(budgets(&policy))), asked(self.usage.month()));
         if let Some(used) = used {
             metrics.observe_budgets(&used, &Windows::at(self.clock.now(), &self.zone));
         }
@@ -106,16 +83,16 @@ impl UsageState {
     }
 
     async fn find(&self, from: Date, to: Date) -> Result<Findings, LedgerError> {
-        // Without the ledger the report fails, or says how much is missing.
-        let flushed = tokio::time::timeout(FLUSH_PATIENCE, self.meter.flush(&*self.book)).await;
+        // Without the ledger the report fails below, or says how much is missing.
+        let flushed = tokio::time::timeout(FLUSH_PATIENCE, self.meter.flush(&*self.usage)).await;
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::warn!("what was served last is not in the usage report");
         }
         let now = self.clock.now().to_zoned_datetime(self.zone.clone());
-        let usage = self.book.usage(from, to).await?;
+        let usage = self.usage.usage(from, to).await?;
         let (first, today) = (now.date().first_of_month(), now.date());
         let month =
-            if (from, to) == (first, today) { usage.clone() } else { self.book.usage(first, today).await? };
+            if (from, to) == (first, today) { usage.clone() } else { self.usage.usage(first, today).await? };
         let policy = self.policy.get();
         let used = self.ledger.used(budgets(&policy)).await?;
         let teams = policy.teams().names().map(str::to_owned).collect();
@@ -124,7 +101,6 @@ impl UsageState {
     }
 }
 
-/// Every budget there is, once.
 fn budgets(policy: &Policy) -> Vec<Budget> {
     let mut budgets = Vec::new();
     for budget in policy.teams().iter().flat_map(|team| policy.budgets(team)) {
@@ -139,7 +115,6 @@ pub(super) async fn usage(
     State(state): State<AdminState>,
     query: Result<Query<UsageQuery>, QueryRejection>,
 ) -> Result<Response, AdminFailure> {
-    let state = &state.usage;
     let Query(query) = query.map_err(|rejection| {
         AdminFailure::invalid(format!(
             "the query cannot be understood ({}); it may have from and to, days such as 2026-11-01, by \

@@ -35,7 +35,8 @@ impl Elsewhere {
             endpoint: Some(endpoint),
             path_style: true,
             credentials_file: Some(file),
-            ..S3StoreConfig::new(BUCKET)
+            bucket: BUCKET.to_owned(),
+            ..S3StoreConfig::default()
         };
         let client = client::connect(&config).await;
         // Another test may have made it.

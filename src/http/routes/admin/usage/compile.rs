@@ -1,4 +1,4 @@
-//! From what the ledger says to what a report says. Pure: it asks nobody.
+//! From the ledger's figures to a report. Pure.
 
 #[cfg(test)]
 mod tests;
@@ -17,7 +17,7 @@ use crate::ledger::CallState;
 use crate::ledger::budget::{Scope, Used, Windows};
 use crate::ledger::usage::{DayUsage, Figures, Payer};
 
-/// A month that has just begun counts as one that is a day old: an hour says nothing of thirty days.
+/// In seconds: an hour is no basis for a forecast of thirty days.
 const LEAST_ELAPSED: i64 = 86_400;
 
 pub(super) struct Findings {
@@ -26,13 +26,10 @@ pub(super) struct Findings {
     /// In the time zone of days and months.
     pub(super) now: ZonedDateTime,
     pub(super) usage: Vec<DayUsage>,
-    /// From the first of the present month to today.
     pub(super) month: Vec<DayUsage>,
     pub(super) teams: Vec<String>,
-    /// Their budgets, and the global ones.
     pub(super) used: Vec<Used>,
     pub(super) account: Option<Balance>,
-    /// Requests that are not in it.
     pub(super) unbooked: u64,
     pub(super) price: Option<Price>,
 }
@@ -103,13 +100,11 @@ fn month(findings: &Findings) -> MonthReport {
         *sums.entry(team).or_default() += figures;
         total += figures;
     }
+    let teams = sums.iter().map(|(team, figures)| team_month(findings, &windows, Some(team), figures));
     MonthReport {
         month: windows.month.clone(),
         ends_at: windows.month_ends,
-        teams: sums
-            .iter()
-            .map(|(team, figures)| team_month(findings, &windows, Some(team), figures))
-            .collect(),
+        teams: teams.collect(),
         total: team_month(findings, &windows, None, &total),
     }
 }
@@ -136,8 +131,7 @@ fn team_month(
     }
 }
 
-/// As the month began, so it goes on: what was bought, times the length of the month, divided by the time since it
-/// began, rounded up. Adjustments count once.
+/// Extrapolates the credits bought to the whole month, rounded up. Adjustments count once.
 fn forecast(figures: &Figures, now: &ZonedDateTime, month_ends: Timestamp) -> i64 {
     let begins = now.first_of_month().and_then(|first| first.start_of_day());
     let Ok(begins) = begins.map(|begins| begins.timestamp()) else { return figures.spent() };

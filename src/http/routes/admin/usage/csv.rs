@@ -1,4 +1,4 @@
-//! The rows of a report as CSV (RFC 4180): always the same columns, in the same order.
+//! A report as CSV (RFC 4180), always with the same columns.
 
 use std::collections::BTreeMap;
 
@@ -6,53 +6,47 @@ use super::report::{UsageReport, UsageRow};
 use crate::base::outcome::SavingCause;
 use crate::ledger::CallState;
 
-/// All rows under a line with the columns' names; without the total, so that columns can be summed.
+/// Without the total, so that columns can be summed.
 pub(super) fn write(report: &UsageReport) -> String {
-    let mut text = line(&columns());
+    let columns = columns();
+    let line = |cells: Vec<String>| cells.join(",") + "\r\n";
+    let mut text = line(columns.iter().map(|(name, _)| name.clone()).collect());
     for row in &report.rows {
-        text.push_str(&line(&cells(row)));
+        text.push_str(&line(columns.iter().map(|(_, cell)| quoted(&cell(row))).collect()));
     }
     text
 }
 
-fn line(cells: &[String]) -> String {
-    let cells: Vec<String> = cells.iter().map(|cell| quoted(cell)).collect();
-    cells.join(",") + "\r\n"
-}
+/// The name of a column, and the cell of a row.
+type Column = (String, Box<dyn Fn(&UsageRow) -> String>);
 
-fn columns() -> Vec<String> {
-    let ours = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    [
-        ours(&["day", "team", "spent_credits", "spent_money", "adjusted_credits", "bought"]),
-        CallState::ALL.map(|state| format!("calls_{}", state.as_str())).to_vec(),
-        SavingCause::ALL.map(|cause| format!("served_{}", cause.as_str())).to_vec(),
-        ours(&["saved_credits", "saved_within_credits", "saved_from_others_credits", "saved_money"]),
-    ]
-    .concat()
-}
-
-fn cells(row: &UsageRow) -> Vec<String> {
+fn columns() -> Vec<Column> {
+    fn column(name: &str, cell: impl Fn(&UsageRow) -> String + 'static) -> Column {
+        (name.to_owned(), Box::new(cell))
+    }
     let of = |counts: &BTreeMap<String, u64>, word: &str| counts.get(word).copied().unwrap_or(0).to_string();
-    let mut cells = vec![
-        row.day.map(|day| day.to_string()).unwrap_or_default(),
-        row.team.clone().unwrap_or_default(),
-        row.spent_credits.to_string(),
-        row.spent_money.clone().unwrap_or_default(),
-        row.adjusted_credits.to_string(),
-        row.bought.to_string(),
+    let mut columns = vec![
+        column("day", |row| row.day.map(|day| day.to_string()).unwrap_or_default()),
+        column("team", |row| row.team.clone().unwrap_or_default()),
+        column("spent_credits", |row| row.spent_credits.to_string()),
+        column("spent_money", |row| row.spent_money.clone().unwrap_or_default()),
+        column("adjusted_credits", |row| row.adjusted_credits.to_string()),
+        column("bought", |row| row.bought.to_string()),
     ];
-    cells.extend(CallState::ALL.map(|state| of(&row.calls, state.as_str())));
-    cells.extend(SavingCause::ALL.map(|cause| of(&row.served, cause.as_str())));
-    cells.extend([
-        row.saved_credits.to_string(),
-        row.saved_within_credits.to_string(),
-        row.saved_from_others_credits.to_string(),
-        row.saved_money.clone().unwrap_or_default(),
+    let words = CallState::ALL.map(CallState::as_str);
+    columns.extend(words.map(|word| column(&format!("calls_{word}"), move |row| of(&row.calls, word))));
+    let words = SavingCause::ALL.map(SavingCause::as_str);
+    columns.extend(words.map(|word| column(&format!("served_{word}"), move |row| of(&row.served, word))));
+    columns.extend([
+        column("saved_credits", |row| row.saved_credits.to_string()),
+        column("saved_within_credits", |row| row.saved_within_credits.to_string()),
+        column("saved_from_others_credits", |row| row.saved_from_others_credits.to_string()),
+        column("saved_money", |row| row.saved_money.clone().unwrap_or_default()),
     ]);
-    cells
+    columns
 }
 
-/// Teams have plain names; what came into the ledger some other way may not.
+/// Names of imported records may not be plain.
 fn quoted(cell: &str) -> String {
     if cell.contains([',', '"', '\r', '\n']) {
         format!("\"{}\"", cell.replace('"', "\"\""))

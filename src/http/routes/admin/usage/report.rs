@@ -1,7 +1,7 @@
-//! What a usage report says: the JSON of `GET /admin/v1/usage`. `openapi.json` describes its fields.
+//! The JSON of `GET /admin/v1/usage`; `openapi.json` describes its fields.
 //!
-//! Credits are whole numbers. Money is a text with a decimal number, such as `"1.23"`: credits times
-//! `upstream.credit_price`, exact, and `null` when no price is set. Days are those of `time_zone`.
+//! Money is a text with a decimal number, such as `"1.23"`: credits times `upstream.credit_price`, exact, and
+//! `null` without a price. Days are those of `time_zone`.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ pub struct UsageRow {
     pub saved_money: Option<String>,
 }
 
-/// The present month so far, and what it may come to.
+/// The current month, with a forecast.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonthReport {
     pub month: String,

@@ -1,4 +1,4 @@
-//! The emergency brake: spending is stopped and resumed at once, for everyone or for a team.
+//! Freezes and thaws spending, of everyone or of a team; makes ledger and store one archive.
 
 use axum::extract::State;
 use axum::{Extension, Json};
@@ -9,7 +9,7 @@ use super::failure::{AdminFailure, Params};
 use crate::ledger::admin::{Action, Actor};
 use crate::ledger::budget::Scope;
 
-/// Whose spending is stopped or resumed: everyone's without `team`.
+/// Everyone's without `team`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Whose {
@@ -20,7 +20,6 @@ pub(super) struct Whose {
 pub(super) struct Spending {
     scope: String,
     frozen: bool,
-    /// Was it otherwise before?
     changed: bool,
 }
 
@@ -54,7 +53,7 @@ async fn set(state: &AdminState, whose: Whose, frozen: bool, by: &Actor) -> Resu
     let scope = match whose.team {
         None => Scope::Global,
         Some(team) if state.policy.get().teams().get(&team).is_some() => Scope::Team(team),
-        // What was frozen while it was configured can be thawed afterwards.
+        // A team that was frozen while it was configured can be thawed afterwards.
         Some(team) if !frozen && state.admin.frozen().await?.contains(&Scope::Team(team.clone())) => {
             Scope::Team(team)
         }
@@ -68,4 +67,34 @@ async fn set(state: &AdminState, whose: Whose, frozen: bool, by: &Actor) -> Resu
     })?;
     tracing::warn!(%scope, frozen, changed, by = by.as_str(), "spending was frozen or thawed");
     Ok(Spending { scope: scope.to_string(), frozen, changed })
+}
+
+#[derive(Serialize)]
+pub(super) struct Adopted {
+    archive: String,
+    /// The state before.
+    found: String,
+}
+
+pub(super) async fn adopt(
+    State(state): State<AdminState>,
+    Extension(by): Extension<Actor>,
+) -> Result<Json<Adopted>, AdminFailure> {
+    state.counted(Action::Adopt, adopt_by(&state, &by).await)
+}
+
+async fn adopt_by(state: &AdminState, by: &Actor) -> Result<Adopted, AdminFailure> {
+    let adoption = state.guard.adopt().await.map_err(|error| {
+        tracing::error!(%error, "ledger and store could not be made one archive");
+        AdminFailure::unavailable("not_adopted", error.to_string())
+    })?;
+    let found = adoption.to_string();
+    tracing::warn!(archive = %adoption.archive, found, by = by.as_str(), "ledger and store were made one archive");
+    // After the adoption, which is not in the ledger alone: a reported adoption is also in the audit.
+    state.admin.note_adoption(adoption.archive, &found, by).await.map_err(|error| {
+        tracing::error!(%error, "an adoption is not in the audit");
+        let text = format!("adopted, but the audit could not be written ({error}); adopt again");
+        AdminFailure::unavailable("not_audited", text)
+    })?;
+    Ok(Adopted { archive: adoption.archive.to_string(), found })
 }
