@@ -3,35 +3,33 @@
 //! | step | where |
 //! |---|---|
 //! | parse, key | [`request`]: the picture is hashed while it arrives |
-//! | look up | `look_up`: memory, as far as it is [fresh](freshness), then ledger, then store; only what is known to be absent is bought |
+//! | look up | `look_up`: memory, if it is [fresh](freshness), then ledger, then store; only what is known to be absent is bought |
 //! | coalesce, admit, pay, fetch, persist | [`fill`](crate::fill): one tracked task per key |
 //! | rewrite | [`rewrite`], with our URL or the one of the bucket's server |
 //! | respond | [`routes`](crate::http::routes) |
 //!
 //! Hits and coalesced callers spend nothing, and work when everything else is down.
 
-mod address;
 pub(crate) mod freshness;
 pub(crate) mod keys;
 mod look_up;
 pub mod rewrite;
 #[cfg(test)]
 mod tests;
-mod timing;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio::time::error::Elapsed;
 
 use self::freshness::Freshness;
-use self::look_up::Intent;
-pub use self::timing::RequestTiming;
+use self::look_up::{Found, Intent};
 use crate::base::crash::crash_point;
 use crate::base::identity::Identity;
+use crate::base::key::CacheKey;
 use crate::base::operation::Offer;
 use crate::base::outcome::{CacheStatus, SavingCause};
 use crate::base::picture::ObjectName;
@@ -39,61 +37,78 @@ use crate::base::record::Record;
 use crate::billing::metering::Meter;
 use crate::cache::ObjectError;
 use crate::error::{Fault, GatewayError};
-use crate::fill::coalesce::Ticket;
 use crate::fill::machine::FillSource;
-use crate::fill::{Core, FillOutcome, FillRequest, Filler, Waiter};
+use crate::fill::{Core, FillOutcome, FillRequest, FillTiming, Filler, Waiter};
 use crate::ledger::budget::{Budget, Used};
+use crate::ledger::guard::Standing;
 use crate::ledger::usage::Payer;
-use crate::metrics::{CoalesceScope, Stage};
+use crate::metrics::{CoalesceScope, Stage, Stages};
 use crate::request::body::ClientBody;
 use crate::request::uploads::UploadRoom;
-use crate::request::{self, CropRequest, FormHead};
+use crate::request::{self, FormHead};
 use crate::store::{StoreBudget, StoreError};
 use crate::teams::Team;
 
-/// How long a caller waits whose body took longer than its deadline to arrive.
+/// How long a caller waits whose body arrived after its deadline: it could never buy otherwise.
 const LATE_BODY_PATIENCE: Duration = Duration::from_secs(2);
 
-/// `Retry-After` when too many wait.
+/// Short, because a hit may have waited before, and is answered within a second if the ledger hangs.
+const LEDGER_PATIENCE: Duration = Duration::from_millis(200);
+
+/// `Retry-After` if too many callers wait.
 const CROWDED: Duration = Duration::from_secs(2);
 
 pub struct Gateway {
     core: Arc<Core>,
     filler: Filler,
     meter: Arc<Meter>,
-    /// Where pictures are until they are bought, or need not be.
     uploads: UploadRoom,
     freshness: Arc<Freshness>,
     public_root: String,
     store_root: Option<String>,
-    /// Places for callers who wait for a fill.
+    /// Places for callers that wait for a fill.
     waiting: Semaphore,
 }
 
 pub struct Caller {
-    /// Whose budget a miss is counted against.
     pub team: Arc<Team>,
     /// `Granary-Refresh: 1`.
     pub refresh: bool,
     /// `Cache-Control: only-if-cached`.
     pub only_if_cached: bool,
-    /// When the caller is answered in any case.
     pub deadline: Instant,
 }
 
-/// A crop, as a client gets it.
 pub struct CropReply {
     pub body: String,
     pub record: Arc<Record>,
     pub status: CacheStatus,
-    /// Credits this call cost its team.
+    /// Credits that this request cost its team.
     pub charged: u64,
-    /// Credits it would have cost, had the result not been there or in the making.
+    /// Credits that it would have cost as a miss.
     pub saved: u64,
-    /// Whole seconds since the result was stored.
+    /// Since the result was stored.
     pub age_seconds: u64,
-    /// Form fields that mean nothing here.
     pub ignored: Vec<String>,
+}
+
+/// Timing of a crop request, for the log and the metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RequestTiming {
+    pub stages: Stages,
+    pub body_wait: Duration,
+    pub body_bytes: u64,
+    pub key: Option<CacheKey>,
+    /// Time of the upstream's calls, and its last status.
+    pub upstream: Option<(Duration, Option<StatusCode>)>,
+    /// Waits for others within the request's own fill.
+    fill_wait: Duration,
+}
+
+impl RequestTiming {
+    pub fn waited(&self) -> Duration {
+        self.body_wait + self.stages.waited() + self.fill_wait
+    }
 }
 
 impl Gateway {
@@ -113,34 +128,32 @@ impl Gateway {
         }
     }
 
-    /// Decides whether memory is believed; it must [follow](Freshness::follow) the ledger.
+    /// Must [follow](Freshness::follow) the ledger.
     pub fn freshness(&self) -> Arc<Freshness> {
         self.freshness.clone()
     }
 
-    /// Answers name URLs below `root` for what the store has confirmed: another server has the store's
-    /// objects there. Without a trailing slash.
+    /// Another server has the store's objects below `root`, which has no trailing slash: answers name its
+    /// URLs for results that are in the store.
     pub fn with_store_root(self, root: Option<String>) -> Self {
         Self { store_root: root, ..self }
     }
 
-    /// So many callers may wait for fills at the same time; more are refused at once. Waiting is what
-    /// takes long: those who only want what is stored must always find a connection.
+    /// Maximum number of callers waiting for fills; more are refused, so that hits find a connection.
     pub fn with_waiting_places(self, places: usize) -> Self {
         Self { waiting: Semaphore::new(places.min(Semaphore::MAX_PERMITS)), ..self }
     }
 
-    /// The life of a request, which leaves its `timing` however it ends.
+    /// The life of a request. Sets `timing` however it ends.
     ///
     /// # Errors
-    /// [`GatewayError`]: the client's answer. Whatever it says, a fill that has begun
-    /// goes on, and what is paid for is kept.
+    /// The client's answer. A fill that has begun goes on all the same.
     pub async fn handle<B>(
         &self,
         offer: &Offer,
         caller: &Caller,
         head: FormHead,
-        body: ClientBody<B>,
+        mut body: ClientBody<B>,
         timing: &mut RequestTiming,
     ) -> Result<CropReply, GatewayError>
     where
@@ -148,9 +161,16 @@ impl Gateway {
         B::Error: Into<request::BoxError>,
     {
         crash_point("CP1");
-        let request = self.read(head, body, timing).await?;
+        let begun = Instant::now();
+        let request = request::read(head, &mut body, &self.uploads).await;
+        // The wait for the body is the client's time.
+        (timing.body_bytes, timing.body_wait) = (body.bytes, body.waited);
+        timing.stages.add(Stage::Parse, begun.elapsed().saturating_sub(timing.body_wait));
+        let request = request?;
+        timing.key = Some(request.key);
         crash_point("CP3");
-        let deadline = deadline_of(caller);
+        let now = Instant::now();
+        let deadline = if caller.deadline > now { caller.deadline } else { now + LATE_BODY_PATIENCE };
         let mut budget = StoreBudget::default();
         let identity = offer.identity(request.key);
         let intent = if caller.only_if_cached { Intent::Report } else { Intent::Buy };
@@ -161,20 +181,28 @@ impl Gateway {
                 GatewayError::StillBeingMade
             })??;
         if let Some(found) = found.filter(|_| !caller.refresh) {
-            // What is not bought makes room for other uploads at once.
+            // Makes room for other uploads at once.
             drop(request.order);
-            return self.reply(found.record, found.status, request.ignored).await;
+            return self.reply(found, request.ignored).await;
         }
         self.may_be_bought(caller, &identity)?;
-        let (record, status, ignored) =
-            self.fill(caller, (request, identity, offer.credits), budget, deadline, timing).await?;
-        self.reply(record, status, ignored).await
+        let wanted = FillRequest {
+            order: Arc::new(request.order),
+            identity,
+            credits: offer.credits,
+            image: request.image_digest,
+            refresh: caller.refresh,
+            budget,
+        };
+        let waiter = Waiter { team: caller.team.clone(), deadline };
+        let filled = self.fill(wanted, waiter, timing).await?;
+        self.reply(filled, request.ignored).await
     }
 
     /// The stored answer under a key; never spends a credit.
     ///
     /// # Errors
-    /// [`GatewayError::KeyNotFound`], or whatever keeps us from knowing.
+    /// [`GatewayError::KeyNotFound`], or why the lookup failed.
     pub async fn look_up_key(
         &self,
         identity: &Identity,
@@ -183,19 +211,14 @@ impl Gateway {
         timing.key = Some(identity.key);
         let mut budget = StoreBudget::default();
         let found = self.look_up(identity, Intent::Report, &mut timing.stages, &mut budget).await?;
-        let found = found.ok_or(GatewayError::KeyNotFound)?;
-        self.reply(found.record, found.status, Vec::new()).await
+        self.reply(found.ok_or(GatewayError::KeyNotFound)?, Vec::new()).await
     }
 
     /// A permanent result's bytes, checked against its name.
-    ///
-    /// # Errors
-    /// [`GatewayError::ResultNotFound`], [`GatewayError::ArchiveGuard`],
-    /// [`GatewayError::NoResultRoom`], [`GatewayError::StoreBusy`] or [`GatewayError::StoreUnavailable`].
     pub async fn result(&self, object: ObjectName) -> Result<Bytes, GatewayError> {
         match self.core.cache.object(object, &*self.core.store).await {
             Ok(Some(bytes)) => Ok(bytes),
-            // In another bucket than ours nothing is known to be absent.
+            // In another archive's bucket nothing is known to be absent.
             Ok(None) if !self.core.guard.confirm().await => Err(GatewayError::ArchiveGuard),
             Ok(None) => Err(GatewayError::ResultNotFound),
             Err(ObjectError::NoRoom(_)) => Err(GatewayError::NoResultRoom),
@@ -207,32 +230,10 @@ impl Gateway {
         }
     }
 
-    /// Is nothing new bought any more, because the process is stopping?
     pub fn is_draining(&self) -> bool {
         self.filler.is_draining()
     }
 
-    /// Reads the form; the wait for its bytes is the client's time.
-    async fn read<B>(
-        &self,
-        head: FormHead,
-        mut body: ClientBody<B>,
-        timing: &mut RequestTiming,
-    ) -> Result<CropRequest, GatewayError>
-    where
-        B: http_body::Body<Data = Bytes> + Unpin,
-        B::Error: Into<request::BoxError>,
-    {
-        let begun = Instant::now();
-        let request = request::read(head, &mut body, &self.uploads).await;
-        (timing.body_bytes, timing.body_wait) = (body.bytes, body.waited);
-        timing.stages.add(Stage::Parse, begun.elapsed().saturating_sub(timing.body_wait));
-        let request = request?;
-        timing.key = Some(request.key);
-        Ok(request)
-    }
-
-    /// Checks that forbid a purchase to every team.
     fn may_be_bought(&self, caller: &Caller, identity: &Identity) -> Result<(), GatewayError> {
         if caller.only_if_cached {
             return Err(GatewayError::NotCached);
@@ -249,39 +250,35 @@ impl Gateway {
         Ok(())
     }
 
-    /// Joins the fill of the request's key and waits, at most until the deadline.
+    /// Joins the fill of a key and waits until the waiter's deadline.
     async fn fill(
         &self,
-        caller: &Caller,
-        (request, identity, credits): (CropRequest, Identity, u64),
-        budget: StoreBudget,
-        deadline: Instant,
+        wanted: FillRequest,
+        waiter: Waiter,
         timing: &mut RequestTiming,
-    ) -> Result<(Arc<Record>, CacheStatus, Vec<String>), GatewayError> {
+    ) -> Result<Found, GatewayError> {
         let Ok(_place) = self.waiting.try_acquire() else {
             return Err(GatewayError::TooBusy { wait: CROWDED });
         };
-        let wanted = FillRequest {
-            order: Arc::new(request.order),
-            identity,
-            credits,
-            image: request.image_digest,
-            refresh: caller.refresh,
-            budget,
-        };
-        let waiter = Waiter { team: caller.team.clone(), deadline };
+        let metrics = &self.core.metrics;
+        let (is_refresh, deadline) = (wanted.refresh, waiter.deadline);
         let ticket = self.filler.join(wanted, waiter);
-        let (waiter, is_first) = (ticket.id, ticket.first);
+        let (id, is_first) = (ticket.id, ticket.first);
+        if !is_first {
+            metrics.coalesce_followers_total[CoalesceScope::Local].inc();
+        }
         let begun = Instant::now();
-        let outcome = match is_first {
-            true => tokio::time::timeout_at(deadline, ticket.outcome()).await,
-            false => self.follow(ticket, deadline, timing).await,
-        };
-        if is_first {
-            match &outcome {
-                Ok(Some(outcome)) => timing.was_filled(&outcome.timing),
-                Ok(None) | Err(_) => timing.gave_up(begun.elapsed()),
+        let outcome = tokio::time::timeout_at(deadline, ticket.outcome()).await;
+        match &outcome {
+            Ok(Some(FillOutcome { timing: FillTiming { stages, upstream_status }, .. })) if is_first => {
+                timing.fill_wait = stages.waited();
+                timing.upstream = stages.of(Stage::Upstream).map(|took| (took, *upstream_status));
             }
+            Ok(None) | Err(_) if is_first => timing.fill_wait = begun.elapsed(),
+            _ => timing.stages.add(Stage::CoalesceWait, begun.elapsed()),
+        }
+        if outcome.is_err() && !is_first {
+            metrics.coalesce_timeouts_total[CoalesceScope::Local].inc();
         }
         let outcome = outcome.map_err(|_| GatewayError::StillBeingMade)?.ok_or(GatewayError::Bug)?;
         let filled = outcome.verdict?;
@@ -289,37 +286,14 @@ impl Gateway {
             FillSource::Ledger => CacheStatus::HitLedger,
             FillSource::Store => CacheStatus::HitStore,
             FillSource::Awaited => CacheStatus::Coalesced,
-            FillSource::Bought if outcome.payer != Some(waiter) => CacheStatus::Coalesced,
-            FillSource::Bought if caller.refresh => CacheStatus::Refresh,
+            FillSource::Bought if outcome.payer != Some(id) => CacheStatus::Coalesced,
+            FillSource::Bought if is_refresh => CacheStatus::Refresh,
             FillSource::Bought => CacheStatus::Miss,
         };
-        Ok((filled.record, status, request.ignored))
+        Ok((filled.record, status))
     }
 
-    /// Waits for what another request has begun.
-    async fn follow(
-        &self,
-        ticket: Ticket<FillOutcome>,
-        deadline: Instant,
-        timing: &mut RequestTiming,
-    ) -> Result<Option<FillOutcome>, Elapsed> {
-        let metrics = &self.core.metrics;
-        metrics.coalesce_followers_total[CoalesceScope::Local].inc();
-        let begun = Instant::now();
-        let outcome = tokio::time::timeout_at(deadline, ticket.outcome()).await;
-        timing.stages.add(Stage::CoalesceWait, begun.elapsed());
-        if outcome.is_err() {
-            metrics.coalesce_timeouts_total[CoalesceScope::Local].inc();
-        }
-        outcome
-    }
-
-    async fn reply(
-        &self,
-        record: Arc<Record>,
-        status: CacheStatus,
-        ignored: Vec<String>,
-    ) -> Result<CropReply, GatewayError> {
+    async fn reply(&self, (record, status): Found, ignored: Vec<String>) -> Result<CropReply, GatewayError> {
         let body = rewrite::answer(&record, self.root_of(&record).await).ok_or(GatewayError::Bug)?;
         let (charged, saved) = if status.is_free() { (0, record.credits) } else { (record.credits, 0) };
         let age = self.core.clock.now().duration_since(record.stored_at).as_secs();
@@ -327,7 +301,44 @@ impl Gateway {
         Ok(CropReply { body, record, status, charged, saved, age_seconds, ignored })
     }
 
-    /// Which of a team's budgets limits it most at the moment; `None` when nothing does.
+    /// The root of an answer's URL: ours, or that of another server of the store's objects, if the store is
+    /// known to have the result. A result in the ledger's spool is served by Granary alone until then; it
+    /// never goes back to the spool, so "in the store" may be remembered.
+    async fn root_of(&self, record: &Arc<Record>) -> &str {
+        match &self.store_root {
+            Some(root) if self.is_in_store(record).await => root,
+            _ => &self.public_root,
+        }
+    }
+
+    async fn is_in_store(&self, record: &Arc<Record>) -> bool {
+        // The ledger may then belong to another store.
+        if matches!(self.core.guard.standing(), Standing::Closed(_)) {
+            return false;
+        }
+        if self.core.cache.is_in_store(record) {
+            return true;
+        }
+        let Some(object) = record.object() else { return false };
+        match tokio::time::timeout(LEDGER_PATIENCE, self.core.ledger.is_spooled(object)).await {
+            // Store or spool has every answered result.
+            Ok(Ok(false)) => {
+                self.core.cache.know_in_store(record);
+                true
+            }
+            Ok(Ok(true)) => false,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, key = %record.key, "the ledger cannot say where a result is, so its URL is ours");
+                false
+            }
+            Err(_) => {
+                tracing::warn!(key = %record.key, "the ledger is slow to say where a result is, so its URL is ours");
+                false
+            }
+        }
+    }
+
+    /// The enforced budget with the fewest credits left, if there is one.
     pub async fn tightest_budget(&self, budgets: Vec<Budget>) -> Result<Option<Used>, GatewayError> {
         let used = self.core.ledger.used(budgets).await.map_err(|error| {
             tracing::error!(%error, "the ledger could not be asked for a team's budgets");
@@ -336,7 +347,6 @@ impl Gateway {
         Ok(used.into_iter().filter(|used| used.budget.enforced).min_by_key(Used::left))
     }
 
-    /// Counts how a crop request of a known team ended.
     pub fn count(&self, team: &Team, outcome: &Result<CropReply, GatewayError>) {
         match outcome {
             Ok(reply) => {
@@ -352,8 +362,8 @@ impl Gateway {
         }
     }
 
-    /// Counts a hash-first lookup that found its answer. It saves what a `POST` would have cost, once
-    /// for each key, team and day: neither polling nor `HEAD` would have been a `POST`.
+    /// Counts a hash-first hit. It saves the credits of a `POST`, once for each key, team and day: neither
+    /// polling nor `HEAD` replaces a `POST`.
     pub fn count_look_up(&self, team: &Team, reply: &CropReply, is_get: bool) {
         let is_saving = is_get && self.meter.is_first_look_up(&team.name, &reply.record.identity());
         let saved = if is_saving { reply.saved } else { 0 };
@@ -365,11 +375,4 @@ impl Gateway {
         let payer = if reply.record.team == team.name { Payer::Own } else { Payer::Other };
         self.meter.served(&team.name, cause, payer, saved);
     }
-}
-
-/// When the caller of a body that has just come in is answered in any case. One whose body came
-/// after its deadline is a patient client, which could never buy if it did not count as waiting.
-fn deadline_of(caller: &Caller) -> Instant {
-    let now = Instant::now();
-    if caller.deadline > now { caller.deadline } else { now + LATE_BODY_PATIENCE }
 }

@@ -1,4 +1,4 @@
-//! A fill's access to the upstream: its turn, its pass, its retries, and its reports on each attempt.
+//! A fill's access to the upstream: its slot, its pass, its retries, and its reports on each attempt.
 
 use std::time::Duration;
 
@@ -13,23 +13,22 @@ use crate::base::identity::Identity;
 use crate::error::GatewayError;
 use crate::fill::circuit::Attempt;
 use crate::fill::coalesce::Coalescer;
-use crate::fill::slots::{BusyCause, CallEnd};
+use crate::fill::slots::CallEnd;
 use crate::ledger::CallState;
-use crate::metrics::{RetryReason, ShedReason};
+use crate::metrics::{AttemptOutcome, RetryReason, ShedReason};
 use crate::upstream::download::{FetchError, Fetched};
-use crate::upstream::{NotSent, RefusalKind, Reply};
+use crate::upstream::{NotSent, Refusal, RefusalKind, Reply, UnknownCause};
 
 impl Task {
-    /// Waits for a turn for as long as anybody waits for the fill, and the upstream may be called.
+    /// Waits for a slot while the fill has waiters and the upstream may be called.
     pub(super) async fn take_slot(&mut self) -> Event {
         (self.slot, self.pass) = (None, None);
         let shared = self.shared.clone();
         let metrics = &shared.core.metrics;
-        // No failure is remembered for its own sake; but an upstream that throttles even single calls
-        // is not called for clients that ignore `Retry-After`.
+        // An upstream that throttles even single calls is not called for clients that ignore `Retry-After`.
         if !self.is_retry
             && shared.slots.are_spaced_out()
-            && let Some(wait) = shared.told_to_wait.remaining(&self.identity)
+            && let Some(wait) = shared.retry_after.remaining(&self.identity)
         {
             metrics.upstream_shed_total[ShedReason::RetryAfterCache].inc();
             return Event::Slot(Err(GatewayError::UpstreamThrottled { wait }));
@@ -42,14 +41,13 @@ impl Task {
                 self.refuse(&waiter, error);
                 continue;
             }
-            let (rated, groups, identity) =
-                (self.rate_allows_at(), self.groups.clone(), self.identity.clone());
+            let (rated, groups, identity) = (self.rate_allows_at(), &self.groups, &self.identity);
             let turn = async {
                 if let Some(at) = rated {
                     tokio::time::sleep_until(at).await;
                 }
                 let asked = Instant::now();
-                (shared.slots.take(&waiter.team.name, patience(&groups, &identity)).await, asked.elapsed())
+                (shared.slots.take(&waiter.team.name, patience(groups, identity)).await, asked.elapsed())
             };
             let (shed, error) = tokio::select! {
                 biased;
@@ -63,11 +61,7 @@ impl Task {
                     }
                     Err(busy) => {
                         self.note_turn(None);
-                        let reason = match busy.cause {
-                            BusyCause::QueueFull => ShedReason::QueueFull,
-                            BusyCause::TooLate => ShedReason::WaitTimeout,
-                        };
-                        (reason, GatewayError::TooBusy { wait: busy.wait })
+                        (busy.cause, GatewayError::TooBusy { wait: busy.wait })
                     }
                 },
                 () = self.groups.deserted(&self.identity) => {
@@ -92,10 +86,7 @@ impl Task {
     /// Waits for another try, if the circuit, the callers' time and the budget allow one.
     pub(super) async fn retry(&mut self, retry: Retry) -> bool {
         let shared = self.shared.clone();
-        let (reason, number, asked) = match retry {
-            Retry::NotSent { retry } => (RetryReason::NotSent, retry, None),
-            Retry::Throttled { retry, asked } => (RetryReason::RateLimited, retry, asked),
-        };
+        let Retry { reason, number, asked } = retry;
         let may_call = self.pass.as_ref().is_none_or(|pass| pass.may_retry());
         let wait = wait_before(number, asked);
         if !may_call || wait >= patience(&self.groups, &self.identity) || shared.draining.is_cancelled() {
@@ -113,47 +104,43 @@ impl Task {
         true
     }
 
-    /// The order did not go out whole; its slot stays, for another try.
-    pub(super) fn tell_not_sent(&self) {
-        if let Some(pass) = &self.pass {
-            pass.tell(Attempt::Lost);
-        }
-    }
-
-    /// It was answered before it had gone out whole.
-    pub(super) fn tell_early(&mut self, reply: &Reply) {
-        match reply {
-            Reply::NotSent(_) => self.tell_not_sent(),
-            reply => self.tell_reply(reply),
-        }
-    }
-
-    /// The call is over; its slot goes to the next.
-    pub(super) fn tell_reply(&mut self, reply: &Reply) {
-        let (attempt, end) = match reply {
-            Reply::Answered(_) => (Attempt::Sold, CallEnd::Served),
-            Reply::Refused(refusal) => match refusal.kind {
-                // Something before the upstream said so, which may be all that is left of it.
-                RefusalKind::Other if refusal.reply.body.is_none() => (Attempt::Failed, CallEnd::Failed),
-                RefusalKind::Order | RefusalKind::Other => (Attempt::Refused, CallEnd::Served),
-                RefusalKind::Key => (Attempt::KeyRefused, CallEnd::Served),
-                RefusalKind::Credits => (Attempt::NoCredits, CallEnd::Served),
-                RefusalKind::Flow { retry_after_seconds } => {
-                    let asked = retry_after_seconds.map(Duration::from_secs);
-                    (Attempt::Refused, CallEnd::Throttled(asked))
+    /// Reports the outcome of an attempt. An order that did not go out whole keeps its slot for another try.
+    pub(super) fn report(&mut self, reply: &Reply, is_whole: bool) {
+        let (attempt, end, outcome) = match reply {
+            Reply::Answered(_) => (Attempt::Sold, CallEnd::Served, AttemptOutcome::Ok),
+            Reply::Refused(Refusal { kind, reply }) => match *kind {
+                // It comes from something before the upstream, which may be all that is left of it.
+                RefusalKind::Other if reply.body.is_none() => {
+                    (Attempt::Failed, CallEnd::Failed, AttemptOutcome::CallerRejected)
+                }
+                RefusalKind::Order | RefusalKind::Other => {
+                    (Attempt::Refused, CallEnd::Served, AttemptOutcome::CallerRejected)
+                }
+                RefusalKind::Key => (Attempt::KeyRefused, CallEnd::Served, AttemptOutcome::Auth),
+                RefusalKind::Credits => (Attempt::NoCredits, CallEnd::Served, AttemptOutcome::Quota),
+                RefusalKind::Flow { retry_after } => {
+                    (Attempt::Refused, CallEnd::Throttled(retry_after), AttemptOutcome::RateLimited)
                 }
             },
-            Reply::Failed(reply) if reply.status.is_server_error() => (Attempt::Failed, CallEnd::Failed),
-            // 200 with an error code: the upstream is there.
-            Reply::Failed(_) => (Attempt::Refused, CallEnd::Served),
-            // It says nothing of the upstream.
-            Reply::NotSent(NotSent::Picture(_)) => {
-                (self.slot, self.pass) = (None, None);
-                return;
+            Reply::Failed(reply) if reply.status.is_server_error() => {
+                (Attempt::Failed, CallEnd::Failed, AttemptOutcome::ServerError)
             }
-            Reply::NotSent(_) | Reply::Unknown(_) => (Attempt::Lost, CallEnd::Failed),
+            // 200 with an error code: the upstream works.
+            Reply::Failed(_) => (Attempt::Refused, CallEnd::Served, AttemptOutcome::ServerError),
+            Reply::NotSent(_) => (Attempt::Lost, CallEnd::Failed, AttemptOutcome::Connect),
+            Reply::Unknown(UnknownCause::Timeout) => {
+                (Attempt::Lost, CallEnd::Failed, AttemptOutcome::Timeout)
+            }
+            Reply::Unknown(_) => (Attempt::Lost, CallEnd::Failed, AttemptOutcome::BadBody),
         };
-        if let Some(slot) = self.slot.take() {
+        self.shared.core.metrics.upstream_attempts_total[outcome].inc();
+        self.timing.upstream_status = reply.status().or(self.timing.upstream_status);
+        if let Reply::NotSent(NotSent::Picture(_)) = reply {
+            // It says nothing about the upstream.
+            (self.slot, self.pass) = (None, None);
+        }
+        let keeps_slot = !is_whole && matches!(reply, Reply::NotSent(_));
+        if let Some(slot) = self.slot.take_if(|_| !keeps_slot) {
             slot.end(end);
         }
         if let Some(pass) = &self.pass {
@@ -164,9 +151,9 @@ impl Task {
         }
     }
 
-    /// The callers have their answer, and the fill goes on without them: it gives back its turn, and
-    /// keeps its pass only to report on its result.
-    pub(super) fn tell_settled(&mut self, verdict: &Verdict) {
+    /// The callers have their answer and the fill goes on: it gives its slot back, and keeps its pass only to
+    /// report on its result.
+    pub(super) fn report_settled(&mut self, verdict: &Verdict) {
         self.go_on_without_a_slot();
         match verdict {
             Err(GatewayError::ResultNotFetched { .. }) => {
@@ -179,23 +166,17 @@ impl Task {
         }
     }
 
-    /// A row of this fill has ended, or has come so far.
-    pub(super) fn tell_booked(&mut self, state: CallState) {
+    pub(super) fn report_booked(&mut self, state: CallState) {
         match state {
             CallState::Stored => self.shared.circuit.result_kept(self.pass.take()),
             CallState::Unfetchable => self.shared.circuit.result_lost(self.pass.take()),
-            CallState::Reserved | CallState::Sent | CallState::Answered => {}
-            CallState::Released
-            | CallState::Refused
-            | CallState::Failed
-            | CallState::Unknown
-            | CallState::Lost => {}
+            _ => {}
         }
     }
 
-    /// Counts a result that is not what was ordered. It was paid for, so it is kept all the same.
+    /// Counts a result that is not what was ordered.
     pub(super) fn report_mismatch(&self, fetched: &Result<Fetched, FetchError>, machine: &Machine) {
-        let (Ok(fetched), Some(order), Some(answer)) = (fetched, machine.payer(), machine.answer()) else {
+        let (Ok(fetched), Some(order), Some(answer)) = (fetched, &machine.payer, &machine.answer) else {
             return;
         };
         for reason in suspicions(order.width, order.height, &fetched.bytes, answer.text().expose()) {
@@ -205,7 +186,7 @@ impl Task {
     }
 }
 
-/// How long the most patient waiter for a key still waits.
+/// How long the last waiter for a key still waits.
 fn patience(groups: &Coalescer<Identity, Waiter, FillOutcome>, identity: &Identity) -> Duration {
     let latest = groups.waiting(identity).iter().map(|waiter| waiter.deadline).max();
     latest.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()))

@@ -1,12 +1,11 @@
-//! May anything be bought now? [`Circuit`] stands between the fills and the upstream. It is the last
-//! check before money is reserved, and learns the outcome of every attempt.
+//! The circuit breaker between the fills and the upstream ([`Circuit`]): the last check before money is
+//! reserved. It learns the outcome of every attempt, and performs no I/O.
 //!
-//! It opens on four kinds of [`OpenReason`], which may come together. While it is open nothing is
-//! bought; once a trouble's wait is over, exactly one real request goes through as the probe, and
-//! its outcome closes the circuit or lengthens the wait. A probe whose result is not there while its
-//! callers wait has failed, until that result comes after all. A probe that ends without a verdict,
-//! because it has no waiters any more or its team may not pay, leaves its place to the next.
-//! Hits and coalesced callers never ask. This module performs no I/O.
+//! It opens for four kinds of [`OpenReason`], which may come together. While it is open nothing is bought;
+//! once all waits are over, exactly one real request goes through as the probe, and its outcome closes the
+//! circuit or lengthens the wait. A probe whose result is not there while its callers wait has failed, until
+//! that result comes after all. A probe that ends without a verdict, because it has no waiters or its team
+//! may not pay, leaves its place to the next purchase.
 
 mod state;
 #[cfg(test)]
@@ -24,7 +23,7 @@ use crate::base::identity::Identity;
 use crate::error::GatewayError;
 use crate::metrics::{BlockCause, Metrics};
 
-/// `Retry-After` while a probe is under way, or nearly: its outcome is not known.
+/// The shortest `Retry-After`: a probe is under way, or soon will be.
 const SOON: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +31,7 @@ pub enum OpenReason {
     /// The upstream refuses our key or account.
     KeyRefused,
     NoCredits,
-    /// What was bought could not be fetched, several times in a row.
+    /// Several paid results in a row could not be fetched.
     Unfetchable,
     /// The upstream cannot be reached, or does not work.
     Outage,
@@ -42,7 +41,7 @@ impl OpenReason {
     /// In the order in which callers see them.
     pub const ALL: [Self; 4] = [Self::KeyRefused, Self::NoCredits, Self::Unfetchable, Self::Outage];
 
-    /// The error for callers. `wait` is the time until the next probe.
+    /// `wait` is the time until the next probe.
     fn error(self, wait: Duration) -> GatewayError {
         match self {
             Self::KeyRefused => GatewayError::UpstreamKeyRefused,
@@ -51,29 +50,44 @@ impl OpenReason {
             Self::Outage => GatewayError::CircuitOpen { wait },
         }
     }
-}
 
-impl From<OpenReason> for BlockCause {
-    fn from(reason: OpenReason) -> Self {
-        match reason {
-            OpenReason::KeyRefused => Self::KeyRefused,
-            OpenReason::NoCredits => Self::NoCredits,
-            OpenReason::Unfetchable => Self::Unfetchable,
-            OpenReason::Outage => Self::Outage,
+    fn cause(self) -> BlockCause {
+        match self {
+            Self::KeyRefused => BlockCause::KeyRefused,
+            Self::NoCredits => BlockCause::NoCredits,
+            Self::Unfetchable => BlockCause::Unfetchable,
+            Self::Outage => BlockCause::Outage,
+        }
+    }
+
+    fn alarm(self) -> &'static str {
+        match self {
+            Self::KeyRefused => {
+                "alarm: the upstream refuses our key, so nothing is bought; put a valid one into \
+                 upstream.api_key_file"
+            }
+            Self::NoCredits => {
+                "alarm: the upstream account has no credits left, so nothing is bought; top it up"
+            }
+            Self::Unfetchable => {
+                "alarm: three results in a row were paid for and could not be fetched, so nothing is bought; \
+                 look at upstream.result_hosts and at the warnings above"
+            }
+            Self::Outage => "alarm: the upstream cannot be reached or does not work, so nothing is bought",
         }
     }
 }
 
-/// The outcome of one attempt to buy.
+/// The outcome of one attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
     Sold,
-    /// A complete refusal that is about the order, or about how many there are: the upstream works.
+    /// A complete refusal that is about the order or the rate: the upstream works.
     Refused,
     KeyRefused,
     NoCredits,
     Failed,
-    /// The upstream could not be reached, or gave no answer that can be understood.
+    /// The upstream could not be reached, or gave no understandable answer.
     Lost,
 }
 
@@ -83,16 +97,14 @@ pub struct Circuit {
     metrics: Arc<Metrics>,
 }
 
-/// The right to buy one crop: to make one attempt, and more while [`may_retry`](Self::may_retry).
-///
-/// Dropped without a word, as when the fill ends before anything was tried, it says nothing of the
-/// upstream, and leaves the place of a probe to another.
+/// The right to buy one crop: one attempt, and more while [`may_retry`](Self::may_retry). Dropped without a
+/// report, a probe leaves its place to another.
 pub struct Pass {
     circuit: Arc<Circuit>,
     identity: Identity,
-    /// Which of our keys for the upstream was in use.
+    /// The number of our key for the upstream.
     api_key: u64,
-    /// Its number, when it is a probe.
+    /// The number of the probe, if it is one.
     probe: Option<u64>,
 }
 
@@ -102,13 +114,11 @@ impl Circuit {
         Arc::new(Self { state, opened: Notify::new(), metrics })
     }
 
-    /// Asks to buy the crop of a key.
-    ///
     /// # Errors
-    /// The error for callers while it is open: nothing was spent.
+    /// The error for callers while it is open.
     pub fn enter(self: &Arc<Self>, identity: &Identity) -> Result<Pass, GatewayError> {
         self.change(|state, now| {
-            let probe = state.enter(now).map_err(|(trouble, wait)| trouble.error(wait.max(SOON)))?;
+            let probe = state.enter(now).map_err(|(reason, wait)| reason.error(wait.max(SOON)))?;
             Ok(Pass { circuit: self.clone(), identity: identity.clone(), api_key: state.api_key, probe })
         })
     }
@@ -117,17 +127,17 @@ impl Circuit {
         self.state().reasons() == [false; OpenReason::ALL.len()]
     }
 
-    /// What [`enter`](Self::enter) would refuse with now; nothing is taken.
+    /// The error [`enter`](Self::enter) would return now; takes nothing.
     pub fn refusal(&self) -> Option<GatewayError> {
-        let (trouble, wait) = self.state().refusal(Instant::now())?;
-        Some(trouble.error(wait.max(SOON)))
+        let (reason, wait) = self.state().refusal(Instant::now())?;
+        Some(reason.error(wait.max(SOON)))
     }
 
-    /// Waits until it refuses, which may be at once.
+    /// Waits until it is open.
     pub async fn refuses(&self) -> GatewayError {
         loop {
             let mut opened = std::pin::pin!(self.opened.notified());
-            // Before the look, so that an opening between the two is not missed.
+            // Enabled before the check, so that an opening between the two is not missed.
             opened.as_mut().enable();
             if let Some(error) = self.refusal() {
                 return error;
@@ -136,50 +146,48 @@ impl Circuit {
         }
     }
 
-    /// The upstream's key was changed: what was said of the old one is void.
     pub fn key_changed(&self) {
         self.change(|state, now| state.key_changed(now));
     }
 
-    /// Is the account known to be empty?
     pub fn lacks_credits(&self) -> bool {
         self.state().is_open(OpenReason::NoCredits)
     }
 
-    /// The upstream says that the account is filled again: the next real request finds out.
+    /// The balance allows a purchase again: the next real request is the probe.
     pub fn credits_are_back(&self) {
         self.change(|state, now| state.credits_are_back(now));
     }
 
-    /// A result that was bought is permanent; `pass` is that of its fill, if it has one.
+    /// A paid result is permanent; `pass` is its fill's, if it has one.
     pub fn result_kept(&self, pass: Option<Pass>) {
-        let probe = pass.as_ref().and_then(|pass| pass.probe);
-        self.change(|state, now| state.result_kept(probe, now));
+        self.change(|state, now| state.result_kept(pass.as_ref().and_then(|pass| pass.probe), now));
     }
 
-    /// What was bought could not be had while its callers waited; it may be later, so that its fill
-    /// keeps `pass`, but no purchase waits for it.
+    /// A paid result could not be fetched while its callers waited; it may be later.
     pub fn result_delayed(&self, pass: &Pass) {
         self.change(|state, now| state.result_delayed(pass.probe, now));
     }
 
-    /// What was bought could not be had while its URL lived.
+    /// A paid result could not be fetched while its URL lived.
     pub fn result_lost(&self, pass: Option<Pass>) {
-        let probe = pass.as_ref().and_then(|pass| pass.probe);
-        self.change(|state, now| state.result_lost(probe, now));
+        self.change(|state, now| state.result_lost(pass.as_ref().and_then(|pass| pass.probe), now));
     }
 
-    /// Changes the state and publishes that: a log line and the metrics on every change, and a wake-up
-    /// for the fills that watch for a refusal.
+    /// Changes the state, and publishes a change by log line, metrics and a wake-up of `refuses`.
     fn change<T>(&self, change: impl FnOnce(&mut State, Instant) -> T) -> T {
         let mut state = self.state();
         let before = (state.reasons(), state.is_probing());
         let outcome = change(&mut state, Instant::now());
         let after = (state.reasons(), state.is_probing());
-        for (trouble, (was, is)) in OpenReason::ALL.into_iter().zip(before.0.into_iter().zip(after.0)) {
+        for (reason, (was, is)) in OpenReason::ALL.into_iter().zip(before.0.into_iter().zip(after.0)) {
             if was != is {
-                self.metrics.purchases_blocked[trouble.into()].set(i64::from(is));
-                tell(trouble, is);
+                self.metrics.purchases_blocked[reason.cause()].set(i64::from(is));
+                if is {
+                    tracing::error!("{}", reason.alarm());
+                } else {
+                    tracing::warn!(trouble = reason.cause().as_str(), "the alarm is over");
+                }
             }
         }
         drop(state);
@@ -197,12 +205,11 @@ impl Circuit {
 impl Pass {
     pub fn tell(&self, attempt: Attempt) {
         self.circuit.change(|state, now| {
-            let is_current_key = state.api_key == self.api_key;
-            state.attempted(attempt, &self.identity, is_current_key, self.probe, now);
+            state.attempted(attempt, self, now);
         });
     }
 
-    /// May the same purchase be tried again? Not while the circuit is open.
+    /// Returns false while the circuit is open.
     pub fn may_retry(&self) -> bool {
         self.circuit.is_closed()
     }
@@ -213,27 +220,5 @@ impl Drop for Pass {
         if self.probe.is_some() {
             self.circuit.change(|state, _| state.leave(self.probe));
         }
-    }
-}
-
-/// One line for each change, not for each request.
-fn tell(trouble: OpenReason, is_open: bool) {
-    match (trouble, is_open) {
-        (OpenReason::KeyRefused, true) => tracing::error!(
-            "alarm: the upstream refuses our key, so nothing is bought; put a valid one into upstream.api_key_file"
-        ),
-        (OpenReason::NoCredits, true) => {
-            tracing::error!(
-                "alarm: the upstream account has no credits left, so nothing is bought; top it up"
-            );
-        }
-        (OpenReason::Unfetchable, true) => tracing::error!(
-            "alarm: three results in a row were paid for and could not be fetched, so nothing is bought; \
-             look at upstream.result_hosts and at the warnings above"
-        ),
-        (OpenReason::Outage, true) => {
-            tracing::error!("alarm: the upstream cannot be reached or does not work, so nothing is bought");
-        }
-        (trouble, false) => tracing::warn!(trouble = BlockCause::from(trouble).as_str(), "the alarm is over"),
     }
 }

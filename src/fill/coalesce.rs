@@ -1,20 +1,17 @@
 //! Many callers, one fill: [`Coalescer`].
 //!
-//! A caller for a key that is being made joins its group and waits; the first one only starts the
-//! fill. No caller's future drives the work, so any of them may hang up. Callers share the outcome,
-//! not the admission: when the payer's team may not pay, its waiters are refused and the next
-//! waiter's team becomes the payer.
-//!
-//! Bookkeeping only: nothing here spends, sleeps or reads a clock.
+//! The first caller for a key starts the fill; later ones join its group. No caller's future drives the work,
+//! so any of them may hang up. Callers share the outcome, not the admission: if the payer's team may not pay,
+//! its waiters are refused and the next waiter's team becomes the payer.
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::task::Poll;
 
 use tokio::sync::oneshot;
 
-/// Groups of callers by key. `T` is who a caller is, `V` what all of them wait for.
+/// Groups of callers by key. `T` is a caller, `V` the shared outcome.
 pub struct Coalescer<K, T, V> {
     groups: Mutex<HashMap<K, Group<T, V>>>,
 }
@@ -22,7 +19,7 @@ pub struct Coalescer<K, T, V> {
 struct Group<T, V> {
     waiters: Vec<Follower<T, V>>,
     next_id: u64,
-    /// Set while the fill goes on and its callers were sent away to retry later.
+    /// The outcome that callers get while the fill goes on in the background.
     stalled: Option<V>,
 }
 
@@ -32,35 +29,29 @@ struct Follower<T, V> {
     sender: oneshot::Sender<V>,
 }
 
-/// Tells the waiters of one group apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaiterId(u64);
 
 pub struct Ticket<V> {
-    /// Compared with the payer of the outcome.
     pub id: WaiterId,
     pub first: bool,
     outcome: oneshot::Receiver<V>,
 }
 
 impl<V> Ticket<V> {
-    /// What became of the fill; `None` when the group ended without a word, which is a bug.
+    /// `None` if the group ended without an outcome, which is a bug.
     pub async fn outcome(self) -> Option<V> {
         self.outcome.await.ok()
     }
 }
 
 impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
-    pub fn new() -> Self {
-        Self { groups: Mutex::new(HashMap::new()) }
-    }
-
-    /// Joins the group of `key`, or founds it. A group that is stalled answers at once.
+    /// Joins the group of `key`, or founds it. A stalled group answers at once.
     pub fn join(&self, key: &K, who: T) -> Ticket<V> {
         let (sender, outcome) = oneshot::channel();
         let mut groups = self.lock();
         let first = !groups.contains_key(key);
-        let group = groups.entry(key.clone()).or_insert_with(Group::new);
+        let group = groups.entry(key.clone()).or_default();
         let id = WaiterId(group.next_id);
         group.next_id += 1;
         match &group.stalled {
@@ -70,16 +61,16 @@ impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
         Ticket { id, first, outcome }
     }
 
-    /// Founds a group without waiters, for work that goes on by itself; `false` when there is one.
+    /// Founds a group without waiters; returns `false` if there is one.
     pub fn found(&self, key: &K) -> bool {
         let mut groups = self.lock();
         let is_new = !groups.contains_key(key);
-        groups.entry(key.clone()).or_insert_with(Group::new);
+        groups.entry(key.clone()).or_default();
         is_new
     }
 
-    /// The longest-waiting caller who has not hung up. When there is none the group is dissolved in
-    /// the same instant, so that no one can join a fill that will not happen.
+    /// The longest-waiting caller who has not hung up. If there is none, the group is dissolved under the
+    /// same lock, so that no one joins a fill that will not happen.
     pub fn candidate(&self, key: &K) -> Option<(WaiterId, T)> {
         let mut groups = self.lock();
         let group = groups.get_mut(key)?;
@@ -91,20 +82,19 @@ impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
         found
     }
 
-    /// Who waits and has not hung up, the longest-waiting first.
+    /// The waiters who have not hung up, the longest-waiting first.
     pub fn waiting(&self, key: &K) -> Vec<T> {
         let groups = self.lock();
         let waiters = groups.get(key).into_iter().flat_map(|group| &group.waiters);
         waiters.filter(|waiter| !waiter.sender.is_closed()).map(|waiter| waiter.who.clone()).collect()
     }
 
-    /// Resolves once the group has no waiters. Another may join before the caller acts on that:
-    /// check [`candidate`](Self::candidate).
+    /// Resolves once the group has no waiters; another may join before the caller acts.
     pub async fn deserted(&self, key: &K) {
         std::future::poll_fn(|context| {
             let mut groups = self.lock();
             let Some(group) = groups.get_mut(key) else { return Poll::Ready(()) };
-            // The first who waits still wakes us; the others are looked at when that one has gone.
+            // The first remaining waiter wakes this task when it hangs up; only then the others are polled.
             let mut waiters = group.waiters.iter_mut();
             let stays = waiters.position(|waiter| waiter.sender.poll_closed(context).is_pending());
             let gone = stays.unwrap_or(group.waiters.len());
@@ -114,13 +104,11 @@ impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
         .await;
     }
 
-    /// Answers every waiter of one kind, and leaves the others waiting.
+    /// Answers only the waiters that equal `who`.
     pub fn refuse(&self, key: &K, who: &T, verdict: &V) {
         let mut groups = self.lock();
         let Some(group) = groups.get_mut(key) else { return };
-        let (refused, kept) =
-            std::mem::take(&mut group.waiters).into_iter().partition(|waiter| waiter.who == *who);
-        group.waiters = kept;
+        let refused = group.waiters.extract_if(.., |waiter| waiter.who == *who).collect();
         drop(groups);
         answer(refused, verdict);
     }
@@ -141,7 +129,7 @@ impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
         answer(group.map(|group| group.waiters).unwrap_or_default(), verdict);
     }
 
-    /// Numbers of groups and of waiters in them, without those who have hung up.
+    /// Numbers of groups and of their waiters who have not hung up.
     pub fn sizes(&self) -> (usize, usize) {
         let groups = self.lock();
         let waiters = groups.values().flat_map(|group| &group.waiters);
@@ -153,61 +141,35 @@ impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Coalescer<K, T, V> {
     }
 }
 
-impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Default for Coalescer<K, T, V> {
+impl<K, T, V> Default for Coalescer<K, T, V> {
     fn default() -> Self {
-        Self::new()
+        Self { groups: Mutex::default() }
     }
 }
 
-impl<T, V> Group<T, V> {
-    fn new() -> Self {
+impl<T, V> Default for Group<T, V> {
+    fn default() -> Self {
         Self { waiters: Vec::new(), next_id: 0, stalled: None }
     }
 }
 
 fn answer<T, V: Clone>(waiters: Vec<Follower<T, V>>, verdict: &V) {
     for waiter in waiters {
-        // A receiver that is gone has hung up.
         let _ = waiter.sender.send(verdict.clone());
-    }
-}
-
-/// Ends a group even if the fill that serves it panics, so that its callers are not left waiting.
-pub struct GroupGuard<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> {
-    coalescer: Arc<Coalescer<K, T, V>>,
-    key: K,
-    verdict: Option<V>,
-}
-
-impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> GroupGuard<K, T, V> {
-    /// Will answer `verdict` unless [`disarm`](Self::disarm)ed.
-    pub fn new(coalescer: Arc<Coalescer<K, T, V>>, key: K, verdict: V) -> Self {
-        Self { coalescer, key, verdict: Some(verdict) }
-    }
-
-    /// The group has been ended in good order.
-    pub fn disarm(mut self) {
-        self.verdict = None;
-    }
-}
-
-impl<K: Eq + Hash + Clone, T: Clone + PartialEq, V: Clone> Drop for GroupGuard<K, T, V> {
-    fn drop(&mut self) {
-        if let Some(verdict) = self.verdict.take() {
-            self.coalescer.finish(&self.key, &verdict);
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     type Groups = Coalescer<u8, &'static str, Result<u8, &'static str>>;
 
     #[tokio::test]
     async fn everyone_who_joined_gets_the_one_outcome() {
-        let groups = Groups::new();
+        let groups = Groups::default();
         let first = groups.join(&1, "a");
         let second = groups.join(&1, "b");
         assert!(first.first && !second.first);
@@ -218,7 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn refusing_a_team_asks_the_next_one() {
-        let groups = Groups::new();
+        let groups = Groups::default();
         let (poor, also_poor, solvent) =
             (groups.join(&1, "poor"), groups.join(&1, "poor"), groups.join(&1, "solvent"));
         assert_eq!(groups.candidate(&1), Some((poor.id, "poor")));
@@ -232,7 +194,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_who_hung_up_is_no_candidate_and_an_empty_group_dissolves() {
-        let groups = Groups::new();
+        let groups = Groups::default();
         let gone = groups.join(&1, "a");
         let stays = groups.join(&1, "b");
         drop(gone);
@@ -244,7 +206,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stalled_group_answers_at_once_until_it_ends() {
-        let groups = Groups::new();
+        let groups = Groups::default();
         let before = groups.join(&1, "a");
         groups.stall(&1, &Err("later"));
         let after = groups.join(&1, "b");
@@ -256,7 +218,7 @@ mod tests {
 
     #[test]
     fn whoever_has_hung_up_is_not_counted_as_waiting() {
-        let groups = Groups::new();
+        let groups = Groups::default();
         let (stays, leaves) = (groups.join(&1, "a"), groups.join(&1, "b"));
         assert_eq!(groups.sizes(), (1, 2));
         drop(leaves);
@@ -267,7 +229,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_group_is_deserted_when_the_last_one_has_hung_up() {
-        let groups = Arc::new(Groups::new());
+        let groups = Arc::new(Groups::default());
         let first = groups.join(&1, "a");
         let deserted = tokio::spawn({
             let groups = groups.clone();
@@ -286,19 +248,5 @@ mod tests {
         deserted.await.expect("no panic");
         assert_eq!((groups.waiting(&1), groups.candidate(&1)), (Vec::new(), None));
         groups.deserted(&1).await;
-    }
-
-    #[tokio::test]
-    async fn a_fill_that_panics_answers_its_callers() {
-        let groups = Arc::new(Groups::new());
-        let waiting = groups.join(&1, "a");
-        let guard = GroupGuard::new(groups.clone(), 1, Err("bug"));
-        let fill = tokio::spawn(async move {
-            let _guard = guard;
-            panic!("planted");
-        });
-        assert!(fill.await.is_err());
-        assert_eq!(waiting.outcome().await, Some(Err("bug")));
-        assert_eq!(groups.sizes(), (0, 0));
     }
 }

@@ -1,14 +1,11 @@
-//! Leases: where several processes keep one ledger, each says that its calls live, and acts for the
-//! owners of calls that are silent.
+//! Leases on a shared ledger: each process renews its own, and takes over calls whose owner is silent.
 //!
-//! No wall clock is read, and no two clocks are compared. An owner counts a lease from before it
-//! requested the renewal; a process that would take over counts from after it has seen the row, and only a
-//! full lease later, when the row is as it was, does it act, by an update that fails if it is not.
-//! So at that moment the owner's own clock says that its lease is over, however long either slept
-//! (after Gray and Cheriton, "Leases", 1989, with the two clocks kept apart).
+//! No wall clock is read, and no two clocks are compared. An owner counts a lease from before it requested
+//! the renewal; another process counts from after it read the row, and acts only if the row is unchanged a
+//! full lease later, by an update that fails if it has changed. By then the lease is over on the owner's
+//! clock too, however long either slept (Gray and Cheriton, "Leases", 1989, with the two clocks kept apart).
 //!
-//! A lease guards sending alone: [`Held::may_send`] is asked before the tail goes. Booking never
-//! asks.
+//! A lease guards sending ([`Held::may_send`]), never booking.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,35 +16,25 @@ use super::Filler;
 use crate::base::clock::Clock;
 use crate::ledger::{CallId, CallState, ForeignOpenCall, Ledger};
 
-/// How long an owner may be silent.
 const LEASE: Duration = Duration::from_secs(15);
-/// How often it says that it lives.
 const RENEWAL: Duration = Duration::from_secs(5);
-/// What a `sent` call's lease is longer than the longest wait for its answer.
+/// The lease of a `sent` call exceeds the hard stop by this.
 const SENT_MARGIN: Duration = Duration::from_secs(20);
-/// A tail goes at the latest so long after the last renewal: by then its answer, too, comes within
-/// the lease, with time left to book it.
+/// A tail is sent within this time of a renewal: its answer can then be booked within the lease.
 const TAIL_WITHIN: Duration = Duration::from_secs(10);
-/// How often other owners' calls are looked at.
+/// Interval of looks at other owners' calls.
 const WATCH: Duration = Duration::from_secs(2);
-/// Whoever has not looked for longer begins to watch anew.
+/// After a longer gap between two looks, the watch starts again.
 const BLIND: Duration = Duration::from_secs(10);
 
-/// The calls this process has in its hands, and when each was last renewed.
+/// The calls of this process.
 #[derive(Clone)]
 pub(super) struct Leases {
     clock: Clock,
-    /// A process that has its ledger to itself needs none.
+    /// False if the process has its ledger to itself.
     are_kept: bool,
-    held: Arc<Mutex<HashMap<CallId, Standing>>>,
-}
-
-#[derive(Clone, Copy)]
-enum Standing {
-    /// It began at this uptime, or somewhat later.
-    Since(Duration),
-    /// Somebody has taken the call over.
-    Lost,
+    /// Uptime of the last renewal; `None` once another process has taken the call over.
+    held: Arc<Mutex<HashMap<CallId, Option<Duration>>>>,
 }
 
 impl Leases {
@@ -55,40 +42,32 @@ impl Leases {
         Self { clock, are_kept: ledger.has_leases(), held: Arc::default() }
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<CallId, Standing>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<CallId, Option<Duration>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The uptime before a call is reserved.
-    pub(super) fn before(&self) -> Duration {
-        self.clock.uptime()
-    }
-
-    /// Keeps a call whose row was written after `since`, until the return value is dropped.
+    /// Keeps a call, whose row was written after the uptime `since`, until the return value is dropped.
     pub(super) fn hold(&self, id: CallId, since: Duration) -> Held {
-        self.held().insert(id, Standing::Since(since));
+        self.held().insert(id, Some(since));
         Held { id, leases: self.clone() }
     }
 
-    /// As [`hold`](Self::hold), for a call that was taken over just now; `None` when it is in hand.
+    /// Keeps a call that was just taken over; `None` if this process has it already.
     pub(super) fn resume(&self, id: CallId) -> Option<Held> {
         let since = self.clock.uptime();
-        match self.held().entry(id) {
-            Entry::Occupied(_) => None,
-            Entry::Vacant(free) => {
-                free.insert(Standing::Since(since));
-                Some(Held { id, leases: self.clone() })
-            }
-        }
+        let mut held = self.held();
+        let Entry::Vacant(free) = held.entry(id) else { return None };
+        free.insert(Some(since));
+        Some(Held { id, leases: self.clone() })
     }
 
-    fn in_hand(&self) -> Vec<CallId> {
+    fn ids(&self) -> Vec<CallId> {
         self.held().keys().copied().collect()
     }
 
-    /// Renews all at once. A renewal that fails changes nothing: the lease goes on running out.
+    /// Renews all leases at once. If that fails, they go on running out.
     async fn renew(&self, ledger: &dyn Ledger) {
-        let calls = self.in_hand();
+        let calls = self.ids();
         if calls.is_empty() {
             return;
         }
@@ -99,12 +78,9 @@ impl Leases {
         };
         let mut held = self.held();
         for id in calls {
-            if let Some(standing) = held.get_mut(&id) {
-                // Lost once is lost for good: its new owner may have let it go again.
-                *standing = match *standing {
-                    Standing::Since(_) if ours.contains(&id) => Standing::Since(before),
-                    _ => Standing::Lost,
-                };
+            if let Some(since) = held.get_mut(&id) {
+                // A lost lease stays lost: its new owner may have released the call.
+                *since = since.filter(|_| ours.contains(&id)).map(|_| before);
             }
         }
     }
@@ -116,20 +92,18 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// The row is about to be marked, or has been, by a request made after `since`.
+    /// The row was written by a request made after the uptime `since`.
     pub(super) fn renewed(&self, since: Duration) {
-        if let Some(Standing::Since(renewed)) = self.leases.held().get_mut(&self.id) {
+        if let Some(Some(renewed)) = self.leases.held().get_mut(&self.id) {
             *renewed = (*renewed).max(since);
         }
     }
 
-    /// Is it certain that no other process takes the call over before its answer is booked, if it goes now?
+    /// Returns true if no other process can take the call over before its answer is booked.
     pub(super) fn may_send(&self) -> bool {
-        match self.leases.held().get(&self.id) {
-            _ if !self.leases.are_kept => true,
-            Some(Standing::Since(since)) => self.leases.clock.uptime().saturating_sub(*since) < TAIL_WITHIN,
-            Some(Standing::Lost) | None => false,
-        }
+        let since = self.leases.held().get(&self.id).copied().flatten();
+        let age = |since| self.leases.clock.uptime().saturating_sub(since);
+        !self.leases.are_kept || since.is_some_and(|since| age(since) < TAIL_WITHIN)
     }
 }
 
@@ -139,7 +113,7 @@ impl Drop for Held {
     }
 }
 
-/// Other owners' open calls, each since when it has been seen as it is.
+/// Other owners' open calls, and since when each was seen unchanged.
 #[derive(Default)]
 struct Watch {
     since: HashMap<ForeignOpenCall, Duration>,
@@ -147,15 +121,14 @@ struct Watch {
 }
 
 impl Watch {
-    /// Takes what was seen at some moment up to `now`; returns the calls whose owners are silent.
+    /// Notes the calls seen at some moment up to `now`; returns those whose owners are silent.
     fn see(
         &mut self,
         calls: &[ForeignOpenCall],
         now: Duration,
         sent_lease: Duration,
     ) -> Vec<ForeignOpenCall> {
-        // Whoever could not look may have been kept from the ledger like everyone else. The owners
-        // that live get the time to say so.
+        // The ledger may have been away for the owners too; they get time to renew.
         if now.saturating_sub(self.looked) > BLIND {
             self.since.clear();
         }
@@ -171,13 +144,12 @@ impl Watch {
 }
 
 impl Filler {
-    /// Keeps this process's leases, and acts for others whose owners are silent; returns at once
-    /// where a lock does that. Must run for as long as anything is under way.
+    /// Renews this process's leases, and takes over calls whose owners are silent. Must run while a fill is
+    /// under way; returns at once if the ledger has no leases.
     pub async fn keep_leases(&self) {
-        if !self.0.leases.are_kept {
-            return;
+        if self.0.leases.are_kept {
+            tokio::join!(self.renew_leases(), self.watch_others());
         }
-        tokio::join!(self.renew_leases(), self.watch_others());
     }
 
     async fn renew_leases(&self) {
@@ -198,7 +170,7 @@ impl Filler {
 
     async fn look_at_others(&self, watch: &mut Watch, sent_lease: Duration) {
         let core = &self.0.core;
-        let calls = match core.ledger.foreign_calls(self.0.leases.in_hand()).await {
+        let calls = match core.ledger.foreign_calls(self.0.leases.ids()).await {
             Ok(calls) => calls,
             Err(error) => return tracing::debug!(%error, "other owners' calls could not be looked at"),
         };

@@ -1,9 +1,8 @@
 //! The paid act as a pure state machine: an event comes in, the next effect goes out.
 //!
-//! Nothing here waits, spends, or reads a clock: [`fill`](crate::fill) carries the effects out, and
-//! a simulation can do so with fakes. At any time exactly one effect is under way, and its event is
-//! the only one that may come next; so a fill's whole life can be read from [`Machine::step`], top
-//! to bottom.
+//! Nothing here waits, spends, or reads a clock: [`fill`](crate::fill) performs the effects, or a simulation
+//! with fakes. Exactly one effect is under way at a time, and only its event may come next, so
+//! [`Machine::step`] reads as a fill's whole life.
 //!
 //! ```text
 //! TakeSlot → Admit → CheckRoom → EnterCircuit → Reserve → LookAgain → CheckWaiters → Open
@@ -11,14 +10,13 @@
 //!                                                         ↘ Book(spooled) ↗
 //! ```
 //!
-//! A store that does not take object or record is given up for the ledger's spool; when that does
-//! not take it either, both are tried again, in turns, for ever. A ledger that does not take the answer
-//! holds nothing up: the result is fetched and kept, and then it is booked as `stored` at once.
+//! What the store refuses goes to the ledger's spool; if the spool refuses too, both are retried in turns
+//! without limit. A ledger that does not take the answer delays nothing: the result is fetched and kept, then
+//! booked as `stored` at once.
 
 mod book;
 mod effect;
-mod errors;
-mod retry;
+mod reply;
 #[cfg(test)]
 mod tests;
 
@@ -38,25 +36,26 @@ use crate::store::StoreError;
 use crate::upstream::download::{FetchError, Fetched};
 use crate::upstream::{NotSent, Reply, UnknownCause};
 
-/// Attempts to fetch a result while its callers wait; then they get an error, and it goes on.
+/// Attempts to fetch a result before its callers get an error and the fetch goes on in the background.
 const FOREGROUND_FETCHES: u32 = 5;
-/// How long a URL may be dead in a row before the result counts as gone.
+/// A result whose URL was dead for this long without a break is gone.
 const DEAD_FOR: Duration = Duration::from_secs(15 * 60);
-/// How often a key that another process holds is looked at.
+/// Pause before another look at a key that another fill holds.
 const HELD_POLL: Duration = Duration::from_millis(250);
 
 /// One fill. Its fields are what it must remember between two effects.
+#[derive(Default)]
 pub struct Machine {
-    limits: FillLimits,
-    payer: Option<Reservation>,
+    result_url_ttl: Duration,
+    pub(super) payer: Option<Reservation>,
     won: Option<Won>,
-    /// The row has passed the gate, or may have.
+    /// The row is `sent`, or may be.
     is_marked: bool,
     /// Another fill held the key when this one wanted it.
     has_waited: bool,
-    answer: Option<Answer>,
-    /// The ledger did not take the answer yet. It is offered again before each new fetch; once the
-    /// result is kept, that is booked instead.
+    pub(super) answer: Option<Answer>,
+    /// The ledger did not take the answer. It is offered again before each new fetch; once the result is
+    /// kept, `stored` is booked instead.
     is_answer_owed: bool,
     fetched: Option<Fetched>,
     record: Option<Arc<Record>>,
@@ -64,32 +63,29 @@ pub struct Machine {
     booking: Option<(Booking, Next)>,
     /// The step that failed in the store, while the ledger spools the result.
     unkept: Option<Next>,
-    /// What follows a pause or a word to the waiters.
+    /// What follows an effect without an outcome.
     resume: Option<Next>,
-    tries: retry::Tries,
+    not_sent_tries: u32,
+    flow_retries: u32,
+    /// The last failure: the reason for its row, and the error for callers if there is no retry.
+    failure: Option<(String, GatewayError)>,
     fetch_tries: u32,
     book_tries: u32,
     keep_tries: u32,
-    /// The age of the answer when its URL was first seen dead, if it has been dead since.
+    /// Age of the answer when its URL was first seen dead, if it has been dead since.
     dead_since: Option<Duration>,
 }
 
-/// What a machine needs to know of the configuration.
-#[derive(Clone, Copy, Debug)]
-pub struct FillLimits {
-    pub result_url_ttl: Duration,
-}
-
-/// An effect that is to follow, before it can be made.
+/// An effect that follows, before what it needs is known.
 #[derive(Debug)]
 enum Next {
     TakeSlot,
     Admit,
     Retry(Retry),
     Book,
-    /// Offers the ledger the answer that it did not take, if any, and fetches.
-    FetchAgain,
     Fetch,
+    /// Offers the ledger the answer that it did not take, if any, then fetches.
+    FetchAgain,
     FetchLater(Duration),
     PutObject,
     PutRecord,
@@ -104,49 +100,25 @@ impl Next {
         match self {
             Self::Finish(verdict) => Some((**verdict).clone()),
             Self::Import(record, source) => Some(Ok(Filled { record: record.clone(), source: *source })),
-            Self::TakeSlot | Self::Admit | Self::Retry(_) | Self::Book | Self::Stop => None,
-            Self::Fetch | Self::FetchAgain | Self::FetchLater(_) | Self::PutObject | Self::PutRecord => None,
+            _ => None,
         }
     }
 }
 
 impl Machine {
-    pub fn new(limits: FillLimits) -> Self {
-        Self {
-            limits,
-            payer: None,
-            won: None,
-            is_marked: false,
-            has_waited: false,
-            answer: None,
-            is_answer_owed: false,
-            fetched: None,
-            record: None,
-            booking: None,
-            unkept: None,
-            resume: None,
-            tries: retry::Tries::default(),
-            fetch_tries: 0,
-            book_tries: 0,
-            keep_tries: 0,
-            dead_since: None,
-        }
+    pub fn new(result_url_ttl: Duration) -> Self {
+        Self { result_url_ttl, ..Self::default() }
     }
 
-    /// A fill whose owner died after the answer was durable: it goes on with the result.
-    pub fn resume(limits: FillLimits, call: UnfinishedCall, answer: Answer) -> Self {
+    /// Continues a fill whose process died after the answer was durable.
+    pub fn resume(result_url_ttl: Duration, call: UnfinishedCall, answer: Answer) -> Self {
         let won = Won { id: call.id, generation: call.generation };
-        Self { payer: Some(call.reservation), won: Some(won), answer: Some(answer), ..Self::new(limits) }
-    }
-
-    /// Who pays; known from [`Event::Admitted`] on.
-    pub fn payer(&self) -> Option<&Reservation> {
-        self.payer.as_ref()
-    }
-
-    /// What was sold; known from a successful [`Event::Replied`] on.
-    pub fn answer(&self) -> Option<&Answer> {
-        self.answer.as_ref()
+        Self {
+            payer: Some(call.reservation),
+            won: Some(won),
+            answer: Some(answer),
+            ..Self::new(result_url_ttl)
+        }
     }
 
     /// Takes the outcome of the last effect and returns the next one.
@@ -181,7 +153,6 @@ impl Machine {
             Event::Reserved(Err(_)) => Effect::Finish(Err(GatewayError::LedgerUnavailable)),
 
             Event::LookedAgain(standing) => self.looked_again(standing),
-            Event::Imported => self.after_pause(),
             Event::Awaited(true) => Effect::Open,
             Event::Awaited(false) => {
                 self.book(Booking::Released { reason: "nobody waited any more".to_owned() }, Next::Stop)
@@ -205,7 +176,7 @@ impl Machine {
             Event::RecordKept(Ok(standing)) => self.record_kept(standing),
             Event::RecordKept(Err(error)) => self.not_kept(&error, Next::PutRecord),
 
-            Event::Paused | Event::Notified => self.after_pause(),
+            Event::Done => self.resume.take().map_or_else(bug, |next| self.next(next)),
         }
     }
 
@@ -237,28 +208,27 @@ impl Machine {
                 let next = Next::Import(Arc::new(record), self.found_in(FillSource::Store));
                 self.book(Booking::Released { reason: "the store had it by then".to_owned() }, next)
             }
-            // Ours could not take its place; the next look-up books the loss first.
+            // Ours could not replace it; the next lookup books the loss first.
             Ok(Standing::OrphanRecord(record)) if record.generation >= self.generation() => {
                 self.unkeepable("the store has a record whose object is gone")
             }
-            // Nor the place of one that cannot be read.
+            // Nor could it replace one that cannot be read.
             Err(StoreError::Corrupt(reason) | StoreError::Unfit(reason)) => self.unkeepable(&reason),
-            // Nothing was learned, neither of the store nor of the key.
-            Err(StoreError::Busy(reason)) => self.end(Booking::Released { reason }, GatewayError::StoreBusy),
-            // When the store cannot be asked, the ledger decides, and it has.
+            Err(StoreError::Busy(reason)) => self.release(reason, GatewayError::StoreBusy),
+            // If the store cannot be asked, the ledger decides, and it has.
             Ok(_) | Err(StoreError::Unavailable(_) | StoreError::Full(_)) => Effect::CheckWaiters,
         }
     }
 
     fn unkeepable(&mut self, reason: &str) -> Effect {
         tracing::error!(reason, "a result could not be kept under its key, so none is bought");
-        self.end(Booking::Released { reason: reason.to_owned() }, GatewayError::StoreUnavailable)
+        self.release(reason, GatewayError::StoreUnavailable)
     }
 
     fn opened(&mut self, opened: Result<Open, NotSent>) -> Effect {
         match opened {
             Ok(Open::Held) => Effect::MarkSent(self.id()),
-            // A success for what was not sent whole makes no sense, and may be charged all the same.
+            // A success for an incomplete order makes no sense, and may be charged all the same.
             Ok(Open::Early(Reply::Answered(_))) => self.replied(Reply::Unknown(UnknownCause::Garbage)),
             Ok(Open::Early(reply)) => self.replied(reply),
             Err(error) => self.not_sent(&error),
@@ -266,46 +236,25 @@ impl Machine {
     }
 
     fn marked(&mut self, permit: Result<Permit, LedgerError>) -> Effect {
-        let released = |reason: &str| Booking::Released { reason: reason.to_owned() };
         match permit {
             Ok(Permit::Granted) => {
                 self.is_marked = true;
                 Effect::Send
             }
             Ok(Permit::Frozen(scope)) => {
-                self.end(released("spending was frozen meanwhile"), GatewayError::Frozen(scope))
+                self.release("spending was frozen meanwhile", GatewayError::Frozen(scope))
             }
-            // Somebody else settled the row; there is nothing of ours to book.
+            // Another process settled the row, so there is nothing to book.
             Ok(Permit::Lost) => Effect::Finish(Err(GatewayError::StillBeingMade)),
-            Err(_) => self.end(released("the ledger did not confirm"), GatewayError::LedgerUnavailable),
-        }
-    }
-
-    fn replied(&mut self, reply: Reply) -> Effect {
-        match reply {
-            Reply::Answered(answer) => {
-                self.answer = Some(answer);
-                self.book_answer()
-            }
-            Reply::Refused(refusal) => self.refused(refusal),
-            Reply::Failed(reply) => {
-                let reason = errors::describe(&reply);
-                self.end(Booking::Failed { reason }, errors::failed(reply))
-            }
-            Reply::NotSent(error) => self.not_sent(&error),
-            Reply::Unknown(cause) => {
-                let (detail, error) = (cause.to_string(), errors::unknown(cause));
-                self.end(Booking::Unknown { reason: detail }, error)
-            }
+            Err(_) => self.release("the ledger did not confirm", GatewayError::LedgerUnavailable),
         }
     }
 
     fn not_fetched(&mut self, error: &FetchError, age: Duration) -> Effect {
-        let is_dead = error.is_dead();
-        self.dead_since = if is_dead { self.dead_since.or(Some(age)) } else { None };
+        self.dead_since = error.is_dead().then(|| self.dead_since.unwrap_or(age));
         let gone = self.dead_since.is_some_and(|since| age.saturating_sub(since) >= DEAD_FOR);
         let timed_out = matches!(error, FetchError::Timeout);
-        let is_over = gone || age >= self.limits.result_url_ttl;
+        let is_over = gone || age >= self.result_url_ttl;
         if is_over && !self.is_answer_owed {
             tracing::error!(%error, call = self.id().0, "a paid result is lost: its URL does not serve it");
             return self.end(
@@ -357,19 +306,19 @@ impl Machine {
     /// The record is the commit mark: from here on the result is permanent.
     fn record_kept(&mut self, standing: Record) -> Effect {
         let Some(ours) = self.record.take().map(Arc::unwrap_or_clone) else { return bug() };
-        // A record of this very purchase may stand since before a crash; only its time differs then.
+        // This purchase's record may date from before a crash; then only its time differs.
         let ours_then = Record { stored_at: standing.stored_at, ..ours.clone() };
         if ours_then == standing {
             let filled = Filled { record: Arc::new(standing), source: FillSource::Bought };
             let booking = Booking::Stored { record: Box::new(ours_then), holds_key: true };
             return self.book(booking, Next::Finish(Box::new(Ok(filled))));
         }
-        // Another result keeps the key; ours is permanent under its own URL, and paid for.
+        // Another result keeps the key; ours is permanent under its own URL.
         let booking = Booking::Stored { record: Box::new(ours), holds_key: false };
         self.book(booking, Next::Import(Arc::new(standing), FillSource::Bought))
     }
 
-    /// The store did not take it, so the ledger is to keep it until it does.
+    /// The ledger's spool keeps the result until the store takes it.
     fn not_kept(&mut self, error: &StoreError, again: Next) -> Effect {
         tracing::warn!(%error, call = self.id().0, "the store did not take a paid result; it goes to the spool");
         let (Some(record), Some(fetched)) = (&self.record, &self.fetched) else { return bug() };
@@ -379,7 +328,7 @@ impl Machine {
         self.book(booking, Next::Finish(Box::new(Ok(filled))))
     }
 
-    /// Neither did the ledger. Whichever is back first gets it.
+    /// Store and spool are tried in turns: whichever is back first gets the result.
     fn not_spooled(&mut self, error: &LedgerError, again: Next) -> Effect {
         tracing::error!(%error, call = self.id().0, "a paid result could not be kept yet");
         self.booking = None;
@@ -397,42 +346,26 @@ impl Machine {
         Effect::Pause(time)
     }
 
-    /// Where a result was found that this fill did not buy.
     fn found_in(&self, source: FillSource) -> FillSource {
         if self.has_waited { FillSource::Awaited } else { source }
     }
 
-    fn after_pause(&mut self) -> Effect {
-        match self.resume.take() {
-            Some(next) => self.next(next),
-            None => bug(),
-        }
+    fn next(&mut self, next: Next) -> Effect {
+        self.effect(next).unwrap_or_else(bug)
     }
 
-    fn next(&mut self, next: Next) -> Effect {
-        match next {
+    /// `None` if what the effect needs is not there.
+    fn effect(&mut self, next: Next) -> Option<Effect> {
+        Some(match next {
             Next::TakeSlot => Effect::TakeSlot,
             Next::Admit => Effect::Admit,
             Next::Retry(retry) => Effect::Retry(retry),
-            Next::Book => match &self.booking {
-                Some((booking, _)) => Effect::Book(self.id(), booking.clone()),
-                None => bug(),
-            },
-            Next::Fetch => match &self.answer {
-                Some(answer) => Effect::Fetch(answer.url().clone()),
-                None => bug(),
-            },
-            Next::PutObject => match &self.fetched {
-                Some(fetched) => Effect::PutObject(fetched.clone()),
-                None => bug(),
-            },
+            Next::Book => Effect::Book(self.id(), self.booking.as_ref()?.0.clone()),
             Next::FetchAgain if self.is_answer_owed => self.book_answer(),
-            Next::FetchAgain => self.next(Next::Fetch),
+            Next::Fetch | Next::FetchAgain => Effect::Fetch(self.answer.as_ref()?.url().clone()),
             Next::FetchLater(pause) => self.pause(pause, Next::FetchAgain),
-            Next::PutRecord => match &self.record {
-                Some(record) => Effect::PutRecord(record.clone()),
-                None => bug(),
-            },
+            Next::PutObject => Effect::PutObject(self.fetched.clone()?),
+            Next::PutRecord => Effect::PutRecord(self.record.clone()?),
             Next::Import(record, source) => {
                 let filled = Filled { record: record.clone(), source };
                 self.resume = Some(Next::Finish(Box::new(Ok(filled))));
@@ -440,7 +373,7 @@ impl Machine {
             }
             Next::Finish(verdict) => Effect::Finish(*verdict),
             Next::Stop => Effect::Stop,
-        }
+        })
     }
 
     fn id(&self) -> CallId {
@@ -452,7 +385,6 @@ impl Machine {
     }
 }
 
-/// An effect was asked for before what it needs was there.
 fn bug() -> Effect {
     tracing::error!("the fill's state machine was stepped out of order");
     Effect::Finish(Err(GatewayError::Bug))

@@ -1,11 +1,11 @@
-//! When a purchase may be tried again: the waits, and a budget over all fills ([`RetryBudget`]).
+//! Retries of purchases: their waits, and a budget over all fills ([`RetryBudget`]).
 //!
-//! What was provably never sent whole costs nothing and is tried again freely. What the upstream's
-//! flow control refused is tried again only for every tenth purchase, since retries of all that is
-//! refused would keep an overloaded upstream overloaded.
+//! An order that was provably never sent whole is retried freely. A refusal by flow control is retried only
+//! for every tenth purchase, because retries of all refusals would keep an upstream overloaded.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,61 +13,60 @@ use tokio::time::Instant;
 use crate::base::identity::Identity;
 use crate::base::random::fraction;
 
-/// What one purchase adds to the budget, of what one retry costs.
+/// Purchases per retry.
 const SHARE: u32 = 10;
-/// Retries that may have been saved up.
+/// Retries that may be saved up.
 const MOST: u32 = 10;
 const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 /// The longest wait before the first retry; before the second it is twice as long.
 const LONGEST_WAIT: Duration = Duration::from_millis(400);
 
-/// Retries of flow-control refusals: at most a tenth of all purchases.
+/// Retries of flow-control refusals: at most a tenth of all purchases. Counts shares of a retry.
 #[derive(Debug, Default)]
-pub(super) struct RetryBudget {
-    /// In shares of a retry.
-    saved: Mutex<u32>,
-}
+pub(super) struct RetryBudget(AtomicU32);
 
 impl RetryBudget {
-    /// A purchase is tried for the first time.
+    /// Counts the first attempt of a purchase.
     pub(super) fn deposit(&self) {
-        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        *saved = (*saved + 1).min(MOST * SHARE);
+        self.update(|saved| Some((saved + 1).min(MOST * SHARE)));
     }
 
-    /// Takes one retry, if there is one.
     pub(super) fn take(&self) -> bool {
-        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = saved.checked_sub(SHARE);
-        *saved = left.unwrap_or(*saved);
-        left.is_some()
+        self.update(|saved| saved.checked_sub(SHARE))
+    }
+
+    fn update(&self, change: impl Fn(u32) -> Option<u32>) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
     }
 }
 
-/// Until when the callers of a key were sent away: a client that retries at once, as many do, gets the
-/// same answer without a call to the upstream.
+/// Until when the callers of a key were sent away: a client that retries at once gets the same answer without
+/// a call to the upstream.
 #[derive(Debug, Default)]
 pub(super) struct RetryAfterCache(Mutex<HashMap<Identity, Instant>>);
 
 impl RetryAfterCache {
     pub(super) fn note(&self, identity: &Identity, wait: Duration) {
         let now = Instant::now();
-        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // There is one for each refusal of the upstream, of which there are few within such a time.
+        let mut keys = self.keys();
+        // One for each refusal of the upstream, so there are few.
         keys.retain(|_, until| *until > now);
         if let Some(until) = now.checked_add(wait) {
             keys.insert(identity.clone(), until);
         }
     }
 
-    /// What is left of that time.
     pub(super) fn remaining(&self, identity: &Identity) -> Option<Duration> {
-        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.get(identity)?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+        let until = *self.keys().get(identity)?;
+        until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+    }
+
+    fn keys(&self) -> MutexGuard<'_, HashMap<Identity, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How long to wait before a retry, the first being 1: fully jittered, and no shorter than asked for.
+/// The wait before a retry, the first being 1: fully jittered, and no shorter than `asked`.
 pub(super) fn wait_before(retry: u32, asked: Option<Duration>) -> Duration {
     let longest = LONGEST_WAIT * retry.clamp(1, 2);
     let jittered = SHORTEST_WAIT + (longest - SHORTEST_WAIT).mul_f64(fraction());

@@ -1,9 +1,8 @@
-//! How many paid calls run at once, and who may wait for a turn: [`Slots`].
+//! Slots for paid calls ([`Slots`]): how many run at once, and which fills may wait.
 //!
-//! The number adapts to what the upstream's flow control says (`limit`); those who wait are served
-//! first come first served within their team, and the teams in turn (`queue`). A turn that cannot
-//! be expected within the caller's time is refused at once, with the wait, since a client that waits
-//! in vain costs both sides more than one that comes back.
+//! The number adapts to the upstream's flow control (`limit`); waiters are served first come first served
+//! within their team, and the teams in turn (`queue`). A slot that cannot be expected within the caller's
+//! time is refused at once, with the wait: a client that returns later costs less than one that times out.
 
 mod limit;
 mod queue;
@@ -19,17 +18,17 @@ use tokio::time::Instant;
 
 use self::limit::{Burst, Limit};
 use self::queue::{FairQueue, Place};
+use crate::metrics::ShedReason;
 
-/// What a call is taken to last before the first one has been seen.
+/// Assumed duration of a call before the first one has ended.
 const FIRST_GUESS: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug)]
 pub struct SlotsConfig {
-    /// Calls at once, to begin with.
+    /// Calls at once at the start.
     pub concurrency: usize,
-    /// Calls at once, at most.
     pub max_concurrency: usize,
-    /// Who may wait for a turn, at most.
+    /// Maximum number of waiters.
     pub queue: usize,
 }
 
@@ -43,32 +42,25 @@ struct State {
     limit: Limit,
     in_flight: usize,
     queue: FairQueue<oneshot::Sender<Result<Slot, TooBusy>>>,
-    /// Until then no call may begin: the upstream asked for it.
+    /// No call begins before: the upstream asked for it.
     paused_until: Option<Instant>,
-    /// A moving mean of how long a call holds its slot.
+    /// Moving mean of how long a call holds its slot.
     held: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooBusy {
-    /// When a slot may be expected to be free.
+    /// Until a slot is expected to be free.
     pub wait: Duration,
-    pub cause: BusyCause,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BusyCause {
-    /// As many wait as may, and the team has its share.
-    QueueFull,
-    TooLate,
+    /// `QueueFull` or `WaitTimeout`.
+    pub cause: ShedReason,
 }
 
 /// The outcome of a call, as far as it changes the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallEnd {
-    /// The upstream dealt with it.
     Served,
-    /// Its flow control refused it, and may have asked for a wait.
+    /// Flow control refused it, and may have asked for a wait.
     Throttled(Option<Duration>),
     Failed,
 }
@@ -83,10 +75,9 @@ pub struct Slot {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotsLoad {
-    /// Calls that may be under way at once.
     pub limit: usize,
     pub in_flight: usize,
-    /// Waiters by team; teams without one are left out.
+    /// Waiters by team, without teams that have none.
     pub queued: BTreeMap<String, usize>,
 }
 
@@ -103,11 +94,11 @@ impl Slots {
         Arc::new(Self { state: Mutex::new(state) })
     }
 
-    /// Waits for a slot for the team, if the call can be expected to be over within `patience`.
-    /// Whoever drops the future leaves the queue.
+    /// Waits for a slot for the team, if the call can be expected to end within `patience`. Dropping the
+    /// future leaves the queue.
     ///
     /// # Errors
-    /// [`TooBusy`]: at once, or later when a team with fewer waiting needs the place in a full queue.
+    /// [`TooBusy`]: at once, or later if a team with fewer waiters needs the place in a full queue.
     pub async fn take(self: &Arc<Self>, team: &str, patience: Duration) -> Result<Slot, TooBusy> {
         let (place, turn) = {
             let mut state = self.state();
@@ -117,24 +108,22 @@ impl Slots {
             }
             let wait = state.expected_wait(team, now);
             if wait + state.held > patience {
-                return Err(TooBusy { wait, cause: BusyCause::TooLate });
+                return Err(TooBusy { wait, cause: ShedReason::WaitTimeout });
             }
-            let busy = TooBusy { wait, cause: BusyCause::QueueFull };
+            let busy = TooBusy { wait, cause: ShedReason::QueueFull };
             if state.queue.len() >= state.bounds.queue {
                 let displaced = state.queue.displace_for(team).ok_or(busy)?;
-                // Nobody listens when that one is just leaving.
                 let _ = displaced.send(Err(busy));
             }
             let (sender, turn) = oneshot::channel();
             (state.queue.push(team, sender), turn)
         };
         let _leave = Leave { slots: self, place };
-        turn.await.unwrap_or(Err(TooBusy { wait: Duration::ZERO, cause: BusyCause::QueueFull }))
+        turn.await.unwrap_or(Err(TooBusy { wait: Duration::ZERO, cause: ShedReason::QueueFull }))
     }
 
-    /// Changes the bounds. Calls that are under way go on, and who waits goes on waiting, also when
-    /// there are more of them than may be from now on. Another number to begin with is begun with now;
-    /// otherwise what has been found out about the upstream's limit is kept, within the new bound.
+    /// Changes the bounds. Calls under way and waiters stay, even beyond the new bounds. A changed start
+    /// number takes effect; otherwise the adapted limit is kept, within the new maximum.
     pub fn set_bounds(self: &Arc<Self>, bounds: SlotsConfig) {
         let mut state = self.state();
         let is_begun_anew = state.bounds.concurrency != bounds.concurrency;
@@ -144,7 +133,7 @@ impl Slots {
         self.serve();
     }
 
-    /// Does the upstream throttle even single calls at the moment?
+    /// Returns true while the upstream throttles even single calls.
     pub fn are_spaced_out(&self) -> bool {
         self.state().limit.is_spaced_out()
     }
@@ -163,18 +152,18 @@ impl Slots {
         Slot { slots: self.clone(), since: now, burst: state.limit.burst(), end: None }
     }
 
-    /// Gives free slots to those whose turn it is.
+    /// Gives free slots to the next waiters.
     fn serve(self: &Arc<Self>) {
         let mut turns = Vec::new();
         let mut state = self.state();
         let now = Instant::now();
-        while state.queue.len() > 0 && state.may_begin(now) {
-            if let Some(waiting) = state.queue.pop() {
-                turns.push((waiting, self.grant(&mut state, now)));
-            }
+        while state.may_begin(now)
+            && let Some(waiting) = state.queue.pop()
+        {
+            turns.push((waiting, self.grant(&mut state, now)));
         }
         drop(state);
-        // Without the lock: a slot whose receiver is gone comes back in the same instant.
+        // Without the lock, because a slot whose receiver is gone is given back in the same instant.
         for (waiting, slot) in turns {
             let _ = waiting.send(Ok(slot));
         }
@@ -191,7 +180,7 @@ impl Slots {
             }
             Some(CallEnd::Throttled(asked)) => {
                 if let Some(pause) = state.limit.throttled(slot.burst, asked) {
-                    // The next turn comes that much later; callers get the longer wait.
+                    // The next slot is that much later.
                     state.sample(held + pause);
                     let until = Instant::now() + pause;
                     state.paused_until = Some(state.paused_until.map_or(until, |known| known.max(until)));
@@ -202,7 +191,7 @@ impl Slots {
                     });
                 }
             }
-            // What fails at once says nothing of how long a turn takes.
+            // A call that fails at once says nothing about the usual duration.
             Some(CallEnd::Failed) if held > state.held => state.sample(held),
             Some(CallEnd::Failed) | None => {}
         }
@@ -221,7 +210,7 @@ impl State {
         self.in_flight < self.limit.allowed() && self.paused_until.is_none_or(|until| until <= now)
     }
 
-    /// Until a newcomer of the team would have its turn.
+    /// Until a newcomer of the team would have a slot.
     fn expected_wait(&self, team: &str, now: Instant) -> Duration {
         let allowed = self.limit.allowed();
         let turns = (self.in_flight + self.queue.ahead_of(team) + 1).saturating_sub(allowed);
@@ -235,7 +224,6 @@ impl State {
 }
 
 impl Slot {
-    /// Gives the slot back with the outcome of its call.
     pub fn end(mut self, end: CallEnd) {
         self.end = Some(end);
     }
@@ -247,7 +235,7 @@ impl Drop for Slot {
     }
 }
 
-/// Leaves the queue when the wait ends, however it does.
+/// Leaves the queue however the wait ends.
 struct Leave<'a> {
     slots: &'a Arc<Slots>,
     place: Place,
@@ -255,8 +243,6 @@ struct Leave<'a> {
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        // Who has had its turn is not there any more.
-        let left = self.slots.state().queue.remove(self.place);
-        drop(left);
+        self.slots.state().queue.remove(self.place);
     }
 }

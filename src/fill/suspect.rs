@@ -1,14 +1,12 @@
-//! Is a result what was ordered? [`suspicions`] compares; nothing is refused for it, only counted.
+//! Compares a result with its order ([`suspicions`]). A mismatch is only counted: the result was paid for.
 
 use crate::base::picture;
 use crate::metrics::Suspicion;
 
-/// What does not fit an order of `width` by `height` pixels in the result's bytes and in the
-/// upstream's answer.
+/// What in the result and in the upstream's answer does not fit an order of `width` by `height` pixels.
 pub(super) fn suspicions(width: u32, height: u32, bytes: &[u8], answer: &str) -> Vec<Suspicion> {
-    let (wide, high) = (width as usize, height as usize);
     let mut found = Vec::new();
-    if picture::dimensions(bytes) != Some((wide, high)) {
+    if picture::dimensions(bytes) != Some((width as usize, height as usize)) {
         found.push(Suspicion::Dimensions);
     }
     if !is_plausible(width, height, answer) {
@@ -17,14 +15,11 @@ pub(super) fn suspicions(width: u32, height: u32, bytes: &[u8], answer: &str) ->
     found
 }
 
-/// Does `retain_location` overlap the result at all? The vendor's documents do not define it; in each
-/// reading it is a rectangle with some of the generated image in it.
+/// Returns true if `retain_location` overlaps the result or is absent. The vendor does not define it; in each
+/// reading it is a rectangle with a part of the generated image in it.
 fn is_plausible(width: u32, height: u32, answer: &str) -> bool {
     let Ok(answer) = serde_json::from_str::<serde_json::Value>(answer) else { return false };
-    let Some(place) = answer.pointer("/data/retain_location") else {
-        // Nobody promised that it would be there.
-        return true;
-    };
+    let Some(place) = answer.pointer("/data/retain_location") else { return true };
     let side = |name: &str| place.get(name).and_then(serde_json::Value::as_f64);
     let (Some(x), Some(y), Some(w), Some(h)) = (side("x"), side("y"), side("width"), side("height")) else {
         return false;

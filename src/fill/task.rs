@@ -1,7 +1,5 @@
-//! One fill under way: it performs the effects of the [`machine`](super::machine).
-//!
-//! A task performs one effect at a time and returns its outcome as an event. It decides nothing about
-//! money; it knows the waiters of the fill, whose rate allows a miss, and who is answered.
+//! One fill under way: performs the effects of the [`machine`](super::machine), and returns their outcomes as
+//! events. It decides nothing about money; it knows the waiters, their rates and their answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +8,7 @@ use tokio::time::Instant;
 
 use super::lease::Held;
 use super::machine::{Admission, Effect, Event, FillSource, Machine, Open, Standing, Verdict};
-use super::unsettled::Place;
-use super::{FillOutcome, FillRequest, FillTiming, Inner, Waiter};
+use super::{FillOutcome, FillRequest, FillTiming, Inner, MOST_UNSETTLED, Waiter};
 use crate::base::crash::crash_point;
 use crate::base::identity::Identity;
 use crate::base::random::jittered;
@@ -19,54 +16,54 @@ use crate::base::secret::Secret;
 use crate::cache::FillToken;
 use crate::error::{GatewayError, is_about_the_request};
 use crate::fill::circuit::Pass;
-use crate::fill::coalesce::{Coalescer, GroupGuard, WaiterId};
+use crate::fill::coalesce::{Coalescer, WaiterId};
 use crate::fill::slots::Slot;
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation, Reserved};
-use crate::metrics::{AttemptOutcome, ShedReason, Stage};
+use crate::metrics::{ShedReason, Stage};
 use crate::store::{StoreBudget, StoreError};
 use crate::teams::policy::Turn;
-use crate::upstream::{HeldCall, NotSent, Opened, RefusalKind, Reply, UnknownCause};
+use crate::upstream::{HeldCall, NotSent, Opened, Reply};
 
 pub(super) struct Task {
     pub(super) shared: Arc<Inner>,
     pub(super) groups: Arc<Coalescer<Identity, Waiter, FillOutcome>>,
     pub(super) identity: Identity,
-    /// `None` when nothing is left to buy: a picture is not kept for as long as a URL lives.
+    /// `None` once nothing is left to buy: a picture is not kept while its result is fetched.
     wanted: Option<FillRequest>,
-    /// Whom the last admission was about.
+    /// The waiter of the last admission.
     payer: Option<(WaiterId, Waiter)>,
     pub(super) slot: Option<Slot>,
     /// What may still be waited for the store before the spool takes over.
     budget: StoreBudget,
-    /// The right to call the upstream; given back as soon as nothing more can be learnt from the fill.
+    /// The right to call the upstream; given back as soon as the fill has nothing more to report.
     pub(super) pass: Option<Pass>,
-    /// The team whose rate was asked, and the time it gave: a fill is one miss, however often it is tried.
+    /// The team whose rate was reserved, and its time: a fill is one miss, however often it is tried.
     rated: Option<(String, Option<Turn>)>,
-    /// Has an order gone out before?
+    /// An order has gone out before.
     pub(super) is_retry: bool,
     held: Option<Box<dyn HeldCall>>,
-    /// Says that its row has an owner.
     pub(super) lease: Option<Held>,
-    /// Its place among those that are to be settled without a slot.
-    unsettled: Option<Place>,
+    /// Counts the fill among those that settle without a slot.
+    unsettled: Option<Arc<()>>,
     /// The callers have their answer.
     is_told: bool,
-    /// When the fill began, for memory.
+    /// When the fill began, for the memory cache.
     reading: FillToken,
-    /// The call was found answered, so it may have been bought before a purge.
+    /// The call was found `answered`, so a purge may be newer.
     is_resumed: bool,
-    /// The answer's credits are counted.
+    /// The credits of the answer are counted.
     is_counted: bool,
-    /// What is paid for survives the end of the process: the answer is in the ledger, or the record in
-    /// the store.
+    /// Another process can finish the fill: the answer is in the ledger, or the record in the store.
     is_durable: bool,
-    /// How old the answer was at an instant.
+    /// Age of the answer at an instant.
     pub(super) answered: Option<(Duration, Instant)>,
     pub(super) timing: FillTiming,
-    /// What a pause is for.
+    /// The stage of the last effect, which a pause belongs to.
     pub(super) stage: Stage,
-    /// Another fill holds the key and is waited for.
+    /// Another fill holds the key.
     pub(super) is_held: bool,
+    /// The group has been answered or dissolved.
+    is_over: bool,
 }
 
 impl Task {
@@ -96,39 +93,37 @@ impl Task {
             timing: FillTiming::default(),
             stage: Stage::QueueWait,
             is_held: false,
+            is_over: false,
         }
     }
 
-    /// Has no callers, although the key may have waiters: another task has them.
+    /// Gives up the callers: the waiters of the key are another task's.
     pub(super) fn work_alone(&mut self) {
         self.groups = Arc::default();
     }
 
-    /// Nothing more is sent; what is left to do may take long.
+    /// Nothing more is sent; the rest may take long.
     pub(super) fn go_on_without_a_slot(&mut self) {
-        self.unsettled.get_or_insert_with(|| self.shared.unsettled.enter());
+        self.unsettled.get_or_insert_with(|| self.shared.unsettled.clone());
         self.wanted = None;
         self.slot = None;
     }
 
-    /// Carries out effects until the machine is done. If this panics, its callers get an error.
     pub(super) async fn run(mut self, mut machine: Machine) {
-        let bug = FillOutcome { verdict: Err(GatewayError::Bug), payer: None, timing: FillTiming::default() };
-        let guard = GroupGuard::new(self.groups.clone(), self.identity.clone(), bug);
         let mut event = Event::Started;
         loop {
             event = match machine.step(event) {
                 Effect::Finish(verdict) => break self.finish(verdict).await,
                 Effect::Stop => break,
-                Effect::Pause(time) if self.must_leave() => {
+                Effect::Pause(time) if self.is_durable && self.shared.draining.is_cancelled() => {
                     tracing::info!(?time, "leaving a paid result to the next process: it is in the ledger");
                     break self.finish(Err(GatewayError::StillBeingMade)).await;
                 }
                 effect => self.timed(effect, &machine).await,
             };
         }
-        self.end_course();
-        guard.disarm();
+        self.end_timing();
+        self.is_over = true;
     }
 
     pub(super) async fn perform(&mut self, effect: Effect, machine: &Machine) -> Event {
@@ -145,7 +140,7 @@ impl Task {
                 if let Err(error) = core.ledger.import_record(&record).await {
                     tracing::warn!(%error, key = %self.identity, "the ledger could not be told of a record");
                 }
-                Event::Imported
+                Event::Done
             }
             Effect::CheckWaiters => Event::Awaited(self.check_waiters()),
             Effect::Open => self.open().await,
@@ -178,23 +173,23 @@ impl Task {
                 if let Some((_, waiter)) = self.payer.take() {
                     self.refuse(&waiter, error);
                 }
-                Event::Notified
+                Event::Done
             }
             Effect::Tell(verdict) => {
-                self.tell_settled(&verdict);
+                self.report_settled(&verdict);
                 let outcome = self.outcome(verdict).await;
                 self.is_told = true;
                 self.groups.stall(&self.identity, &outcome);
-                Event::Notified
+                Event::Done
             }
-            Effect::Finish(_) | Effect::Stop => Event::Notified,
+            Effect::Finish(_) | Effect::Stop => Event::Done,
         }
     }
 
     async fn reserve(&mut self, machine: &Machine) -> Event {
         crash_point("CP4");
-        let Some(payer) = machine.payer() else { return no_payer() };
-        let before = self.shared.leases.before();
+        let Some(payer) = &machine.payer else { return no_payer() };
+        let before = self.shared.core.clock.uptime();
         let reserved = self.shared.core.ledger.reserve(payer.clone()).await;
         if let Ok(Reserved::Won(won)) = &reserved {
             self.lease = Some(self.shared.leases.hold(won.id, before));
@@ -205,7 +200,7 @@ impl Task {
     }
 
     async fn mark_sent(&mut self, id: CallId) -> Event {
-        let before = self.shared.leases.before();
+        let before = self.shared.core.clock.uptime();
         let permit = self.shared.core.ledger.mark_sent(id).await;
         if matches!(permit, Ok(Permit::Granted)) {
             self.lease.iter().for_each(|lease| lease.renewed(before));
@@ -224,13 +219,13 @@ impl Task {
         Event::FetchEnded(fetched, self.answer_age())
     }
 
-    /// Answers the waiters of one team, and leaves the others waiting.
+    /// Answers the waiters of one team only.
     pub(super) fn refuse(&self, waiter: &Waiter, error: GatewayError) {
         let outcome = FillOutcome { verdict: Err(error), payer: None, timing: self.timing };
         self.groups.refuse(&self.identity, waiter, &outcome);
     }
 
-    /// Reserves the time of this fill's miss under the rate of a waiter's team.
+    /// Reserves this fill's miss under the rate of a waiter's team.
     pub(super) fn reserve_miss(&mut self, waiter: &Waiter) -> Result<(), GatewayError> {
         let policy = self.shared.core.policy.get();
         if self.is_rated_for(&waiter.team.name) {
@@ -250,7 +245,7 @@ impl Task {
         self.rated.as_ref().is_some_and(|(rated, _)| rated == team)
     }
 
-    /// When the miss may be made, as far as its team's rate is concerned.
+    /// When the team's rate allows the miss.
     pub(super) fn rate_allows_at(&self) -> Option<Instant> {
         self.rated.as_ref().and_then(|(_, turn)| turn.as_ref()).map(|turn| turn.at)
     }
@@ -266,7 +261,7 @@ impl Task {
         if !self.shared.core.guard.is_open() {
             return Admission::Refused(GatewayError::ArchiveGuard);
         }
-        // As it is now: since the caller was let in, its team may have lost what it had.
+        // The present policy, which may be stricter than when the caller was authenticated.
         let policy = self.shared.core.policy.get();
         let team = match policy.payer(&waiter.team.name) {
             Ok(team) => team,
@@ -291,15 +286,15 @@ impl Task {
         }))
     }
 
-    /// Is there a place for another result, and for what must be remembered until it is there?
+    /// Checks the store's room for another result, and the memory for another unsettled fill.
     async fn check_room(&mut self) -> Result<(), StoreError> {
-        if self.shared.unsettled.is_full() {
+        if Arc::strong_count(&self.shared.unsettled) > MOST_UNSETTLED {
             return Err(StoreError::Full("too many paid results are still to be fetched".to_owned()));
         }
         self.budget.wait(self.shared.core.store.check_room()).await
     }
 
-    /// As at a look-up, an object that cannot be looked for counts as there.
+    /// As in a lookup, an object that cannot be looked for counts as there.
     async fn look_again(&mut self) -> Result<Standing, StoreError> {
         let (store, Identity { namespace, key }) = (&self.shared.core.store, &self.identity);
         let Some(record) = self.budget.wait(store.record(namespace, *key)).await? else {
@@ -312,7 +307,7 @@ impl Task {
         Ok(if is_gone { Standing::OrphanRecord(record) } else { Standing::Result(record) })
     }
 
-    /// A row was won, which may have taken long. Whoever comes from here on starts another fill.
+    /// If no waiter is left, later callers start another fill.
     fn check_waiters(&mut self) -> bool {
         let is_awaited = self.groups.candidate(&self.identity).is_some();
         if !is_awaited {
@@ -335,16 +330,11 @@ impl Task {
                 Ok(Open::Held)
             }
             Ok(Opened::Answered(reply)) => {
-                self.tell_early(&reply);
-                self.note_reply(&reply);
-                self.shared.core.metrics.upstream_attempts_total[attempt_outcome(&reply)].inc();
+                self.report(&reply, false);
                 Ok(Open::Early(reply))
             }
             Err(error) => {
-                if !matches!(error, NotSent::Picture(_)) {
-                    self.tell_not_sent();
-                }
-                self.shared.core.metrics.upstream_attempts_total[AttemptOutcome::Connect].inc();
+                self.report(&Reply::NotSent(error.clone()), false);
                 Err(error)
             }
         })
@@ -357,9 +347,7 @@ impl Task {
         }
         let reply = call.send().await;
         crash_point("CP12");
-        self.tell_reply(&reply);
-        self.note_reply(&reply);
-        self.shared.core.metrics.upstream_attempts_total[attempt_outcome(&reply)].inc();
+        self.report(&reply, true);
         if let Reply::Answered(_) = reply {
             self.answered = Some((Duration::ZERO, Instant::now()));
             self.go_on_without_a_slot();
@@ -370,13 +358,13 @@ impl Task {
     async fn book(&mut self, id: CallId, booking: Booking, machine: &Machine) -> Result<(), LedgerError> {
         let state = booking.state();
         let booked = self.shared.core.ledger.book(id, booking).await;
-        // A contradiction: the row was settled meanwhile. The result is fetched all the same.
+        // A contradiction means that the row was settled meanwhile; the result is fetched all the same.
         if matches!(booked, Ok(()) | Err(LedgerError::Contradiction { .. })) {
             self.is_durable |= state == CallState::Answered;
         }
         booked?;
-        self.tell_booked(state);
-        if let Some(payer) = machine.payer() {
+        self.report_booked(state);
+        if let Some(payer) = &machine.payer {
             let metrics = &self.shared.core.metrics;
             // A result may be booked without its answer.
             if state == CallState::Stored && !self.is_counted {
@@ -394,7 +382,7 @@ impl Task {
         Ok(())
     }
 
-    /// Waits between tries; a drain ends the wait early.
+    /// Waits between tries; a drain ends the wait early if another process can finish the fill.
     async fn pause(&mut self, time: Duration) -> Event {
         tokio::select! {
             biased;
@@ -402,15 +390,10 @@ impl Task {
             () = tokio::time::sleep(jittered(time)) => {}
         }
         if self.answered.is_some() {
-            // Neither store nor spool took the result; each further try has its own time.
+            // Neither store nor spool took the result; each further try has its own budget.
             self.budget = StoreBudget::default();
         }
-        Event::Paused
-    }
-
-    /// Is the process ending while only free work is left, which the ledger remembers?
-    fn must_leave(&self) -> bool {
-        self.shared.draining.is_cancelled() && self.is_durable
+        Event::Done
     }
 
     fn answer_age(&self) -> Duration {
@@ -423,7 +406,7 @@ impl Task {
         self.groups.finish(&self.identity, &outcome);
     }
 
-    /// Puts a result into memory before any caller gets it, so that the next request finds it.
+    /// Keeps a result in memory before any caller gets it, so that the next request finds it.
     async fn outcome(&mut self, verdict: Verdict) -> FillOutcome {
         let shared = self.shared.clone();
         let cache = &shared.core.cache;
@@ -432,12 +415,12 @@ impl Task {
                 cache.forget_answer(&self.identity);
             }
             Ok(filled) => cache.keep_answer(filled.record.clone(), self.reading),
-            // Once is enough, and now is later than that.
+            // It was kept when the callers were told.
             Err(_) if self.is_told => {}
             Err(GatewayError::Upstream { status, body, .. }) if is_about_the_request(*status) => {
                 cache.keep_refusal(&self.identity, *status, body.clone());
             }
-            Err(GatewayError::UpstreamThrottled { wait }) => shared.told_to_wait.note(&self.identity, *wait),
+            Err(GatewayError::UpstreamThrottled { wait }) => shared.retry_after.note(&self.identity, *wait),
             Err(_) => {}
         }
         let bought = verdict.as_ref().is_ok_and(|filled| filled.source == FillSource::Bought);
@@ -446,19 +429,14 @@ impl Task {
     }
 }
 
-fn attempt_outcome(reply: &Reply) -> AttemptOutcome {
-    match reply {
-        Reply::Answered(_) => AttemptOutcome::Ok,
-        Reply::Refused(refusal) => match refusal.kind {
-            RefusalKind::Order | RefusalKind::Other => AttemptOutcome::CallerRejected,
-            RefusalKind::Key => AttemptOutcome::Auth,
-            RefusalKind::Credits => AttemptOutcome::Quota,
-            RefusalKind::Flow { .. } => AttemptOutcome::RateLimited,
-        },
-        Reply::Failed(_) => AttemptOutcome::ServerError,
-        Reply::NotSent(_) => AttemptOutcome::Connect,
-        Reply::Unknown(UnknownCause::Timeout) => AttemptOutcome::Timeout,
-        Reply::Unknown(_) => AttemptOutcome::BadBody,
+impl Drop for Task {
+    /// A panic answers the callers, too.
+    fn drop(&mut self) {
+        if !self.is_over {
+            let verdict = Err(GatewayError::Bug);
+            let bug = FillOutcome { verdict, payer: None, timing: FillTiming::default() };
+            self.groups.finish(&self.identity, &bug);
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Timing of a fill: where its time went, what it waited for, which limits decided.
+//! Timing of a fill, and the decisions of its limits.
 
 use std::time::Duration;
 
@@ -10,13 +10,12 @@ use crate::ledger::budget::{Budget, Scope, Used};
 use crate::ledger::{Booking, LedgerError, Reservation, Reserved};
 use crate::metrics::{CoalesceScope, Decision, LimitKind, LimitMode, Stage};
 use crate::teams::policy::Turn;
-use crate::upstream::Reply;
 
-/// A turn that came within this time was not waited for.
+/// A slot that came within this time was not waited for.
 const AT_ONCE: Duration = Duration::from_millis(1);
 
 impl Task {
-    /// Carries out an effect, and adds the time it took to its stage.
+    /// Performs an effect, and adds its time to its stage.
     pub(super) async fn timed(&mut self, effect: Effect, machine: &Machine) -> Event {
         let Some(stage) = self.stage_of(&effect) else { return self.perform(effect, machine).await };
         self.stage = stage;
@@ -26,7 +25,7 @@ impl Task {
         event
     }
 
-    /// `None` for what takes no time.
+    /// `None` for an effect that takes no time.
     fn stage_of(&self, effect: &Effect) -> Option<Stage> {
         Some(match effect {
             Effect::TakeSlot | Effect::Retry(_) => Stage::QueueWait,
@@ -38,7 +37,6 @@ impl Task {
             Effect::Book(..) => Stage::Ledger,
             Effect::Fetch(_) => Stage::Download,
             Effect::PutObject(_) | Effect::PutRecord(_) => Stage::Persist,
-            // Until what came before is tried again.
             Effect::Pause(_) => self.stage,
             Effect::StepAside(_) => Stage::CoalesceWait,
             Effect::Admit | Effect::EnterCircuit | Effect::CheckWaiters => return None,
@@ -46,29 +44,23 @@ impl Task {
         })
     }
 
-    /// Its end: whom it waited for until now was waited for in vain.
-    pub(super) fn end_course(&mut self) {
+    pub(super) fn end_timing(&mut self) {
         if std::mem::take(&mut self.is_held) {
             self.shared.core.metrics.coalesce_timeouts_total[self.holder()].inc();
         }
         self.shared.core.metrics.staged(&self.timing.stages);
     }
 
-    /// Who holds a key that could not be reserved.
     fn holder(&self) -> CoalesceScope {
         if self.shared.core.ledger.has_leases() { CoalesceScope::Cluster } else { CoalesceScope::Local }
     }
 
-    /// Whether the key was free, and what budgets said.
+    /// Counts whether the key was free, and the decision of the budgets.
     pub(super) fn note_reserved(&mut self, asked: &Reservation, reserved: &Result<Reserved, LedgerError>) {
         let metrics = &self.shared.core.metrics;
-        if matches!(reserved, Ok(Reserved::Held(_))) {
-            if !self.is_held {
-                metrics.coalesce_followers_total[self.holder()].inc();
-            }
-            self.is_held = true;
-        } else {
-            self.is_held = false;
+        let was_held = std::mem::replace(&mut self.is_held, matches!(reserved, Ok(Reserved::Held(_))));
+        if self.is_held && !was_held {
+            metrics.coalesce_followers_total[self.holder()].inc();
         }
         let is_budget = |budget: &&Budget| !matches!(budget.scope, Scope::Refused(_));
         let is_limited =
@@ -87,19 +79,18 @@ impl Task {
                     self.note_shadow(asked);
                 }
             }
-            Ok(Reserved::Held(_) | Reserved::Stored(_) | Reserved::Resting { .. } | Reserved::Frozen(_))
-            | Err(_) => {}
+            _ => {}
         }
     }
 
-    /// What budgets that are only counted would have decided, said without keeping anybody waiting.
+    /// Counts what budgets in shadow mode would have decided, in the background.
     fn note_shadow(&self, asked: &Reservation) {
         let shared = self.shared.clone();
         let team = asked.team.clone();
         let budgets: Vec<Budget> = asked.budgets.iter().filter(|budget| !budget.enforced).cloned().collect();
         tokio::spawn(async move {
             let Ok(used) = shared.core.ledger.used(budgets).await else { return };
-            // The call is among what is used.
+            // The used credits include this call.
             let over = |used: &Used| used.used > used.budget.limit;
             let is_over = used.iter().any(over);
             let decision = if is_over { Decision::Deny } else { Decision::Allow };
@@ -110,7 +101,7 @@ impl Task {
         });
     }
 
-    /// What a team's rate decided, if it has one.
+    /// Counts the decision of a team's rate, if it has one.
     pub(super) fn note_rate(&self, reserved: &Result<Option<Turn>, Duration>) {
         let decision = match reserved {
             Ok(None) => return,
@@ -121,7 +112,7 @@ impl Task {
         self.shared.core.metrics.decided(LimitKind::Rate, decision, LimitMode::Enforce);
     }
 
-    /// Whether there was a turn, and when.
+    /// Counts whether there was a slot, and after which wait.
     pub(super) fn note_turn(&self, waited: Option<Duration>) {
         let decision = match waited {
             Some(waited) if waited <= AT_ONCE => Decision::Allow,
@@ -129,16 +120,5 @@ impl Task {
             None => Decision::Deny,
         };
         self.shared.core.metrics.decided(LimitKind::Concurrency, decision, LimitMode::Enforce);
-    }
-
-    /// The status of an answer, for the waiters' log lines.
-    pub(super) fn note_reply(&mut self, reply: &Reply) {
-        let status = match reply {
-            Reply::Answered(_) => Some(http::StatusCode::OK),
-            Reply::Refused(refusal) => Some(refusal.reply.status),
-            Reply::Failed(reply) => Some(reply.status),
-            Reply::NotSent(_) | Reply::Unknown(_) => None,
-        };
-        self.timing.upstream_status = status.or(self.timing.upstream_status);
     }
 }

@@ -1,14 +1,8 @@
-//! May memory be believed? When several processes share a ledger, what one of them refreshes or
-//! purges must leave the memory of all: [`Freshness`].
+//! Keeps the memory of processes on a shared ledger fresh after refreshes and purges ([`Freshness`]).
 //!
-//! Each process asks the ledger every second what has changed, and forgets those answers. As long as
-//! it learns that in time, its memory is right but for these seconds. When it cannot, the ledger is
-//! asked first at every look-up, and memory serves only if the ledger cannot be asked then either: so
-//! a process that was cut off never serves from memory what others have purged meanwhile, once it
-//! reaches the ledger again.
-//!
-//! A ledger that one process has to itself changes by that process's own hand alone, and nothing
-//! has to be asked.
+//! Each process reads the ledger's changes every second and forgets those answers. While that fails, every
+//! lookup asks the ledger first, and memory serves only if that fails too: so a process that reaches the
+//! ledger again never serves from memory what others have purged meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,22 +14,21 @@ use crate::base::identity::Identity;
 use crate::cache::MemoryCache;
 use crate::ledger::{Ledger, LedgerError};
 
-/// Time between two reads of the ledger's changes.
 const POLL: Duration = Duration::from_secs(1);
-/// How long memory is believed after the last question that was answered was asked: what others
-/// change is seen within this time, or not served from memory.
+/// How long memory is fresh after the start of the last successful read of changes.
 const FRESH_FOR: Duration = Duration::from_secs(2);
 
 pub struct Freshness {
     ledger: Arc<dyn Ledger>,
     cache: Arc<MemoryCache>,
-    is_shared: bool,
+    /// Other processes may change the ledger.
+    pub(super) is_shared: bool,
     began: Instant,
     fresh_until: AtomicU64,
 }
 
 impl Freshness {
-    /// With a shared ledger nothing is kept in memory before [`follow`](Self::follow) has asked once.
+    /// With a shared ledger, memory keeps nothing before [`follow`](Self::follow) has read the changes once.
     pub fn new(ledger: Arc<dyn Ledger>, cache: Arc<MemoryCache>) -> Self {
         let is_shared = ledger.has_leases();
         if is_shared {
@@ -44,22 +37,12 @@ impl Freshness {
         Self { ledger, cache, is_shared, began: Instant::now(), fresh_until: AtomicU64::new(0) }
     }
 
-    /// Is what memory has what the ledger says, as of a moment ago?
+    /// Returns true if memory may be served without asking the ledger.
     pub fn is_current(&self) -> bool {
         !self.is_shared || self.since_start(Instant::now()) < self.fresh_until.load(Ordering::Relaxed)
     }
 
-    /// May others change what the ledger says?
-    pub fn is_shared(&self) -> bool {
-        self.is_shared
-    }
-
-    /// This process has changed what stands under a key.
-    pub fn forget(&self, identity: &Identity) {
-        self.cache.forget_answer(identity);
-    }
-
-    /// Follows the ledger's changes for ever; returns at once when the ledger is not shared.
+    /// Follows the ledger's changes; returns at once if the ledger is not shared.
     pub async fn follow(&self) {
         if !self.is_shared {
             return;
@@ -88,7 +71,7 @@ impl Freshness {
         }
     }
 
-    /// Forgets all that has changed since the last time.
+    /// Forgets all answers that have changed since the last time.
     async fn catch_up(&self, position: &mut Option<u64>) -> Result<(), LedgerError> {
         loop {
             let changes = self.ledger.changes(*position).await?;
@@ -96,7 +79,7 @@ impl Freshness {
                 self.cache.forget_answer(&Identity::new(namespace, *key));
             }
             if position.replace(changes.position).is_none() {
-                // What was read before this moment may be older than the position.
+                // Answers read before this moment may be older than the position.
                 self.cache.open();
             } else if changes.keys.is_empty() {
                 return Ok(());

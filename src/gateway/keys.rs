@@ -1,8 +1,8 @@
-//! What operators do with one key: [`KeyAdmin`] purges it, and [explains](KeyAdmin::explain) it.
+//! Operators' actions on one key: [`KeyAdmin`] purges it, and [explains](KeyAdmin::explain) it.
 //!
-//! A purge is done when the ledger says so, the store's record is gone and this process has forgotten
-//! the answer; other processes follow the ledger's changes ([`freshness`](super::freshness)). It
-//! can be repeated after any outcome. Objects stay, so every URL goes on serving.
+//! A purge changes the ledger, the store's record and this process's memory; other processes follow the
+//! ledger's changes ([`freshness`](super::freshness)). It can be repeated after any outcome. Objects stay, so
+//! URLs go on serving.
 
 mod explain;
 
@@ -26,9 +26,9 @@ pub struct KeyAdmin {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Purged {
-    /// Everything up to this generation counts as absent.
+    /// Results up to this generation count as absent.
     pub generation: u64,
-    /// `false`: so it did before, and nothing has been stored since.
+    /// `false`: they did before, and nothing has been stored since.
     pub is_new: bool,
 }
 
@@ -38,11 +38,10 @@ pub enum PurgeError {
     Nothing,
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The ledger knows nothing of the key, and the store cannot be asked. Nothing has changed.
+    /// Nothing has changed.
     #[error("the ledger has nothing under this key, and whether the store has cannot be said: {0}")]
     Store(StoreError),
-    /// The ledger has the purge, and everyone follows it; but a new ledger over this store would find
-    /// the record again.
+    /// All processes follow the purge.
     #[error(
         "the key is purged, but its record is still in the store, where a new ledger would find it: {0}; \
          purge it again when that is mended"
@@ -66,10 +65,10 @@ impl KeyAdmin {
 
     /// Makes everything stored under a key count as absent, over all processes.
     pub async fn purge(&self, key: CacheKey, by: &Actor) -> Result<Purged, PurgeError> {
-        let Self { core, admin, freshness, namespace } = self;
-        let Core { ledger, store, guard, .. } = &**core;
+        let Self { core, admin, namespace, .. } = self;
+        let Core { ledger, store, cache, guard, .. } = &**core;
         let in_store = store.record(namespace, key).await;
-        // Else a record that only the store knows would be there again at the next look.
+        // Otherwise the next lookup would import a record that only the store knows.
         if let Ok(Some(record)) = &in_store
             && guard.is_open()
         {
@@ -79,7 +78,7 @@ impl KeyAdmin {
         let Some(generation) = purge.generation() else {
             return Err(match in_store {
                 Ok(None) => PurgeError::Nothing,
-                // A call under way has written it, and has not been booked yet.
+                // A call under way has written it, and is not booked yet.
                 Ok(Some(_)) if guard.is_open() => PurgeError::Nothing,
                 Ok(Some(_)) => PurgeError::Store(StoreError::Unavailable(
                     "it has a record, and is not known to be the store that the ledger belongs to".into(),
@@ -87,7 +86,7 @@ impl KeyAdmin {
                 Err(error) => PurgeError::Store(error),
             });
         };
-        freshness.forget(&Identity::new(namespace, key));
+        cache.forget_answer(&Identity::new(namespace, key));
         store.forget_record(namespace, key, generation).await.map_err(PurgeError::RecordStays)?;
         Ok(Purged { generation, is_new: matches!(purge, Purge::Done { .. }) })
     }

@@ -418,7 +418,7 @@ async fn no_other_failure_is_remembered() {
     type Make = fn() -> Reply;
     let replies: [(Make, &str); 3] = [
         (|| refusal(RefusalKind::Other, 404), "Upstream"),
-        (|| refusal(RefusalKind::Flow { retry_after_seconds: None }, 503), "UpstreamThrottled"),
+        (|| refusal(RefusalKind::Flow { retry_after: None }, 503), "UpstreamThrottled"),
         (|| Reply::Failed(error_reply(500)), "Upstream"),
     ];
     for (reply, error) in replies {

@@ -1,4 +1,4 @@
-//! The body of a client's request: it keeps a minimum pace, and knows how long it was waited for.
+//! The body of a client's request ([`ClientBody`]): enforces a minimum pace, and measures the waits.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,11 +12,11 @@ use super::{BodyTooSlow, BoxError};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// The whole body, from its first poll.
+    /// For the whole body, from its first poll.
     pub total: Duration,
-    /// The minimum holds after this time.
+    /// The minimum rate holds after this time.
     pub grace: Duration,
-    /// Bytes per second afterwards, on average since the first poll; 0 for no minimum.
+    /// The minimum rate, on average since the first poll; 0 for none.
     pub bytes_per_second: u64,
 }
 
@@ -26,7 +26,7 @@ impl Pace {
         Self { total: Duration::from_hours(1), grace: Duration::ZERO, bytes_per_second: 0 }
     }
 
-    /// How long after its first poll a body may still be at `bytes` bytes.
+    /// How long after its first poll a body may have only `bytes` bytes.
     fn allowance(&self, bytes: u64) -> Duration {
         if self.bytes_per_second == 0 {
             return self.total;
@@ -36,13 +36,13 @@ impl Pace {
     }
 }
 
-/// Fails with [`BodyTooSlow`] when it does not keep its [`Pace`].
+/// Fails with [`BodyTooSlow`] below its [`Pace`].
 pub struct ClientBody<B> {
     inner: B,
     pace: Pace,
-    /// Bytes it has given.
+    /// Bytes so far.
     pub bytes: u64,
-    /// How long the next bytes were waited for. What comes while nobody polls is not waited for.
+    /// Total time from a `Pending` poll to the next poll.
     pub waited: Duration,
     started: Option<Instant>,
     waiting_since: Option<Instant>,
@@ -50,7 +50,6 @@ pub struct ClientBody<B> {
 }
 
 impl<B> ClientBody<B> {
-    /// The clock starts when the body is first polled.
     pub fn new(inner: B, pace: Pace) -> Self {
         Self {
             inner,

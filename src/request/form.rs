@@ -1,30 +1,27 @@
-//! What the fields of a form mean: collects them while they arrive, then judges them.
+//! Collects the fields of a form while they arrive, then checks them ([`Form`]).
 //!
-//! Judgement waits until the form is complete, so that it does not depend on the order of the
-//! fields; only an image over its limit is refused at once. Called by `request::read` alone.
+//! The checks wait for the complete form, so that they do not depend on the order of the fields; only an
+//! image over its limit is refused at once.
 
 use super::image::ImageBuffer;
-use super::{CropRequest, Field, FormHead, MAX_SIDE_PIXELS, MAX_TARGET_PIXELS, RequestError};
+use super::{CropRequest, Field, FormHead, MAX_SIDE_PIXELS, MAX_TARGET_PIXELS, Order, RequestError};
 use crate::base::operation::Operation;
 use crate::base::picture::{self, ImageFormat};
-use crate::request::Order;
 use crate::request::multipart::{Event, trim};
 use crate::request::uploads::UploadRoom;
 
-/// The longest width or height that is looked at; a longer one is out of range anyway, unless it
-/// is nothing but leading zeros.
+/// A longer width or height is refused, even if it has leading zeros.
 const MAX_NUMBER_BYTES: usize = 64;
-/// How much of a wrong number is shown. Enough to recognise it, too little for a credential that
-/// was sent in the wrong field.
+/// Characters shown of a wrong number: enough to recognise it, too few for a misplaced credential.
 pub(super) const MAX_SHOWN: usize = 16;
-/// How much of an unknown field's name is shown.
+/// Characters of an unknown field's name that are shown.
 const MAX_NAME_SHOWN: usize = 40;
-/// How many unknown fields are named: proxies limit the bytes of an answer's head.
+/// Unknown fields that are named: proxies limit the bytes of an answer's head.
 const MAX_NAMES_SHOWN: usize = 16;
 
 pub(super) struct Form {
     operation: &'static Operation,
-    /// Where the data of the current part goes; `None` skips it.
+    /// The field of the current part; `None` skips its data.
     current: Option<Field>,
     /// By the order of [`Field::ALL`].
     is_seen: [bool; 3],
@@ -66,7 +63,7 @@ impl Form {
     fn start(&mut self, name: Option<&[u8]>) {
         let Some(field) = name.and_then(|name| self.named(name)) else {
             let name = name.filter(|name| !name.is_empty()).unwrap_or(b"?");
-            // The names become a list, with commas between them.
+            // The names become a comma-separated list.
             let shown = visible(name, MAX_NAME_SHOWN).replace(',', "?");
             if self.ignored.len() < MAX_NAMES_SHOWN && !self.ignored.contains(&shown) {
                 self.ignored.push(shown);
@@ -88,12 +85,11 @@ impl Form {
         self.operation.fields[field as usize]
     }
 
-    /// Lets go of what memory has no room for; to be called after each piece of the body.
+    /// To be called after each piece of the body.
     pub(super) async fn settle(&mut self) -> Result<(), RequestError> {
         self.image.settle().await
     }
 
-    /// Judges a complete form.
     pub(super) async fn finish(self) -> Result<CropRequest, RequestError> {
         if let Some(field) = self.duplicate {
             return Err(RequestError::DuplicateField { field: self.name(field) });
@@ -108,7 +104,10 @@ impl Form {
         let width = self.width.number(self.name(Field::Width))?;
         let height = self.height.number(self.name(Field::Height))?;
         let (hasher, image) = self.image.finish().await?;
-        let format = image.show(check_image).await.map_err(RequestError::unreadable)??;
+        let format = image.show(check_image).await.map_err(|error| {
+            tracing::error!(%error, "an upload cannot be read back from its file");
+            RequestError::NoRoom
+        })??;
         let (image_digest, key) = hasher.finish(width, height);
         Ok(CropRequest {
             order: Order { operation: self.operation, image, format, width, height },
@@ -119,7 +118,7 @@ impl Form {
     }
 }
 
-/// Format by the first bytes, size by the header; nothing is decoded.
+/// Reads format and size from the header; nothing is decoded.
 fn check_image(bytes: &[u8]) -> Result<ImageFormat, RequestError> {
     let format = ImageFormat::sniff(bytes).ok_or(RequestError::UnsupportedFile)?;
     let (width, height) = picture::dimensions(bytes).ok_or(RequestError::UnreadableHeader)?;
@@ -129,7 +128,7 @@ fn check_image(bytes: &[u8]) -> Result<ImageFormat, RequestError> {
     Ok(format)
 }
 
-/// A width or height as it was written, up to a limit.
+/// The beginning of a width or height.
 #[derive(Default)]
 struct NumberText {
     text: Vec<u8>,
@@ -147,20 +146,19 @@ impl NumberText {
         !self.is_cut && trim(&self.text).is_empty()
     }
 
-    /// ASCII digits; blanks around them and zeros before them do not count.
+    /// ASCII digits, perhaps with leading zeros and surrounding blanks.
     fn number(&self, field: &'static str) -> Result<u32, RequestError> {
         let text = trim(&self.text);
-        let digits =
-            std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let is_plain = !self.is_cut && text.iter().all(u8::is_ascii_digit);
+        let digits = std::str::from_utf8(text).ok().filter(|_| is_plain);
         digits
-            .filter(|_| !self.is_cut)
             .and_then(|digits| digits.parse().ok())
             .filter(|number| (1..=MAX_TARGET_PIXELS).contains(number))
             .ok_or_else(|| RequestError::NumberOutOfRange { field, shown: visible(text, MAX_SHOWN) })
     }
 }
 
-/// At most `most` characters of a client's text, `?` for each that is not visible ASCII.
+/// At most `most` characters, with `?` for each that is not visible ASCII.
 pub(super) fn visible(text: &[u8], most: usize) -> String {
     let visible = |letter: char| if letter.is_ascii_graphic() { letter } else { '?' };
     let text = String::from_utf8_lossy(&text[..text.len().min(4 * most)]);

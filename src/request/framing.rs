@@ -1,8 +1,7 @@
-//! Where one request ends and the next begins, and which heads are refused before routing.
+//! Finds the end of each request, and refuses heads before routing. Pure.
 //!
-//! Pure, and stricter than HTTP: a head that two readers might understand differently (a length and
-//! chunks, two lengths, two hosts, a line that ends in LF alone) is refused, so that what passes has one
-//! meaning to us, to hyper and to the proxy before us.
+//! Stricter than HTTP: a head that two readers might understand differently (a length and chunks, two
+//! lengths, two hosts, a line that ends in LF alone) is refused.
 
 pub mod chunked;
 
@@ -13,37 +12,32 @@ use thiserror::Error;
 
 use self::chunked::Chunks;
 
-/// Maximum bytes of a head, its last empty line included.
+/// Bytes of a head, with its last empty line.
 pub const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
-/// Maximum bytes of a path with its query.
+/// Bytes of a path with its query.
 const MAX_TARGET: usize = 2048;
 
-/// Goes to hyper in the place of a head that it must not see.
+/// Replaces a refused head, which hyper must not see.
 pub const PLACEHOLDER_HEAD: &[u8] = b"GET /refused HTTP/1.1\r\nHost: refused\r\n\r\n";
 
-/// Why a head is refused. The connection ends with the answer.
+/// The connection ends with the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum HeadError {
-    /// No host, two, a malformed one, or not that of the target.
     #[error(
         "the head does not name one host; send one Host line with a host and perhaps a port, the same as in an \
          absolute target"
     )]
     Host,
-    /// Malformed, or its body's length could be understood in two ways.
     #[error(
         "the head is not well-formed, or does not say in one way how long its body is; send HTTP/1.1 lines that \
          end in CR LF, with one Content-Length or Transfer-Encoding: chunked"
     )]
     Framing,
-    /// More than [`MAX_HEAD`] or `MAX_HEADERS`.
     #[error("the head has more than 16 KiB or 64 lines; send fewer or shorter headers")]
     TooLarge,
-    /// More than `MAX_TARGET`.
     #[error("the request's target is longer than 2048 bytes; nothing that Granary serves needs one")]
     UriTooLong,
-    /// `CONNECT` or `TRACE`.
     #[error("this is no proxy for other hosts")]
     Method,
     #[error("the head of the request did not come in time; send it at once")]
@@ -58,17 +52,13 @@ impl HeadError {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
     Head,
-    /// So many bytes of a body.
+    /// Bytes of a body.
     Bytes(u64),
-    /// A body in chunks.
     Chunks(Chunks),
     Nothing,
 }
 
-/// Finds the length of the head at the beginning of `bytes`; `None` if its end is still to come.
-///
-/// # Errors
-/// [`HeadError::TooLarge`] or [`HeadError::UriTooLong`] if there is no end within [`MAX_HEAD`].
+/// Length of the head at the beginning of `bytes`; `None` before its end has come.
 pub fn head_end(bytes: &[u8]) -> Result<Option<usize>, HeadError> {
     let within = &bytes[..bytes.len().min(MAX_HEAD)];
     let end = memchr::memchr_iter(b'\n', within).find_map(|at| match &within[at + 1..] {
@@ -84,7 +74,7 @@ pub fn head_end(bytes: &[u8]) -> Result<Option<usize>, HeadError> {
     }
 }
 
-/// Checks a whole head for all that hyper accepts in more than one meaning, or hides. Returns its body.
+/// Refuses a complete head that hyper accepts with more than one meaning. Returns what follows.
 pub fn check_head(head: &[u8]) -> Result<Next, HeadError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
@@ -109,7 +99,7 @@ pub fn check_head(head: &[u8]) -> Result<Next, HeadError> {
         (None, None, None, None) => Ok(Next::Bytes(0)),
         (Some(length), None, None, None) if length.iter().all(u8::is_ascii_digit) => {
             let bytes = std::str::from_utf8(length).ok().and_then(|digits| digits.parse().ok());
-            // hyper reserves the highest numbers.
+            // hyper reserves the highest lengths.
             bytes.filter(|bytes| *bytes < u64::MAX - 2).map(Next::Bytes).ok_or(HeadError::Framing)
         }
         // Not in HTTP/1.0.
@@ -122,12 +112,12 @@ pub fn check_head(head: &[u8]) -> Result<Next, HeadError> {
     }
 }
 
-/// Returns true for a good head of HTTP/1.0.
+/// Expects a head that passed [`check_head`].
 pub fn is_http_10(head: &[u8]) -> bool {
     head.split(|byte| *byte == b'\r').next().is_some_and(|line| line.ends_with(b" HTTP/1.0"))
 }
 
-/// Renames `Upgrade` lines in a head that was found good; nothing else is ever spoken on a connection.
+/// Renames `Upgrade` lines in a head that passed [`check_head`].
 pub fn hide_upgrade(head: &mut [u8]) {
     for line in head.split_mut(|byte| *byte == b'\n') {
         if let Some((name, [b':', ..])) = line.split_at_mut_checked(7)
@@ -138,7 +128,7 @@ pub fn hide_upgrade(head: &mut [u8]) {
     }
 }
 
-/// Checks the target and its host: one host (in HTTP/1.0 perhaps none), and no other in the target.
+/// Requires one host (in HTTP/1.0 at most one), and the same in an absolute target.
 pub fn check_target<B>(request: &Request<B>) -> Result<(), HeadError> {
     let uri = request.uri();
     if uri.path_and_query().is_some_and(|target| target.as_str().len() > MAX_TARGET) {

@@ -1,5 +1,5 @@
-//! A form's picture while it arrives: hashed behind the end that still grows, in memory as long as there
-//! is room, and from then on in a file.
+//! A form's picture while it arrives ([`ImageBuffer`]): hashed on the way, in memory while there is room,
+//! then in a file.
 
 use super::RequestError;
 use crate::base::key::KeyHasher;
@@ -7,12 +7,11 @@ use crate::request::uploads::{Picture, Share, SpillFile, UploadRoom};
 
 pub(super) struct ImageBuffer {
     room: UploadRoom,
-    /// What is in memory; behind what is in the file, if there is one.
+    /// The bytes in memory, which follow those in the file.
     bytes: Vec<u8>,
-    /// What `bytes` takes of the room; unless memory was refused, then it may lag behind until they are
-    /// written.
+    /// The share of `bytes`; smaller once memory was refused, until they are written.
     memory: Share,
-    /// Memory was refused: what comes from now on goes to the file.
+    /// Memory was refused: all further bytes go to the file.
     is_refused: bool,
     file: Option<SpillFile>,
     length: usize,
@@ -23,9 +22,9 @@ pub(super) struct ImageBuffer {
 }
 
 impl ImageBuffer {
-    /// BLAKE3 is at its fastest on whole pieces of this size, and they are still in the CPU's cache.
+    /// BLAKE3 is fastest on pieces of this size, and they are still in the CPU's cache.
     const HASH_PIECE: usize = 64 * 1024;
-    /// What is reserved for an image of undeclared length, at first.
+    /// First reservation for an image of undeclared length.
     const FIRST_RESERVE: usize = 64 * 1024;
 
     pub(super) fn new(max: usize, declared: Option<usize>, room: UploadRoom) -> Self {
@@ -62,8 +61,8 @@ impl ImageBuffer {
         Ok(())
     }
 
-    /// Reserves once what was declared: memory that is not written to costs nothing. Without a
-    /// declaration, or against a false one, doubles. Never reserves more than an image may have.
+    /// Reserves the declared length at once, because unwritten memory costs nothing; doubles if there is
+    /// none, or a false one. Reserves at most `max`.
     fn reserve(&mut self) {
         if self.length > self.bytes.capacity() {
             let wanted = match self.declared.take() {
@@ -81,7 +80,7 @@ impl ImageBuffer {
         }
     }
 
-    /// Writes what memory has no room for, which is little at a time after the first.
+    /// Writes to the file what memory has no room for; called after each piece of the body.
     pub(super) async fn settle(&mut self) -> Result<(), RequestError> {
         if self.is_refused && !self.bytes.is_empty() {
             self.hash_to(self.bytes.len());
@@ -93,7 +92,7 @@ impl ImageBuffer {
         Ok(())
     }
 
-    /// The picture, which is not empty, and its hash.
+    /// The picture must not be empty.
     pub(super) async fn finish(mut self) -> Result<(KeyHasher, Picture), RequestError> {
         self.settle().await?;
         self.hash_to(self.bytes.len());

@@ -1,12 +1,8 @@
-//! Reads `multipart/form-data` (RFC 2046, RFC 7578) as it arrives, in pieces of any size.
+//! Reads `multipart/form-data` (RFC 2046, RFC 7578) from pieces of any size into [`Event`]s. Performs no I/O.
 //!
-//! The caller pushes bytes in and gets [`Event`]s out; how the bytes were cut never changes what
-//! comes out. The data of a part is handed on where it lies, uncopied; kept between two pieces are
-//! at most the beginning of a boundary and the header lines of one part. Everything a client could
-//! make long is limited, and what two programs might read differently is refused: this module
-//! decides what a form is, `request` what its fields mean.
-//!
-//! This module never performs I/O and never looks into a part's data.
+//! The events do not depend on how the bytes were cut. The data of a part is not copied; at most the
+//! beginning of a boundary and the header lines of one part are kept between two pieces. All lengths are
+//! limited, and a form that two programs might read differently is refused.
 
 mod header;
 #[cfg(test)]
@@ -17,115 +13,101 @@ use memchr::memmem::Finder;
 pub(crate) use header::trim;
 pub use header::{Boundary, ContentTypeError};
 
-/// The most parts a form may have.
 pub const MAX_PARTS: usize = 128;
-/// The most header lines a part may have.
+/// In one part.
 pub const MAX_HEADER_LINES: usize = 8;
-/// The most bytes between a part's boundary and its data: padding, header lines and all line ends.
+/// Between a part's boundary and its data, with all line ends.
 pub const MAX_HEADER_BYTES: usize = 4096;
-/// The most bytes before the first boundary.
+/// Before the first boundary.
 pub const MAX_PREAMBLE_BYTES: usize = 1024;
-/// The most bytes after the closing boundary, line ends included.
+/// After the closing boundary, with its line end.
 pub const MAX_EPILOGUE_BYTES: usize = 1024;
 
-/// What a boundary at the start of a line may be followed by before its meaning is known: `--` and
-/// one byte more.
+/// Bytes after a boundary that decide its meaning: `--` and one more.
 const LOOK_AHEAD: usize = 3;
 
-/// What was found in a form, in the order of its bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// The headers of a part are read.
+    /// `name` is unquoted; `None` if the part names no field of a form.
     PartStart {
-        /// The field's name, unquoted; `None` when the part names no field of a form.
         name: Option<&'a [u8]>,
     },
-    /// The next bytes of the part's data, never empty.
+    /// Never empty.
     Data(&'a [u8]),
     PartEnd,
 }
 
-/// Takes the events; its first error ends the reading.
+/// Takes the events. Its first error ends the reading.
 pub type Sink<'a, E> = &'a mut dyn FnMut(Event<'_>) -> Result<(), E>;
 
-/// Why a body is not a well-formed form. Completes the sentence "the multipart body cannot be read: ".
+/// Completes the sentence "the multipart body cannot be read: ".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// No boundary where there should be the first one.
     #[error("the boundary named in the Content-Type does not start a line in its first {max} bytes", max = MAX_PREAMBLE_BYTES)]
     NoFirstBoundary,
-    /// The body is over before the closing boundary.
     #[error("it ends before its closing boundary")]
     Truncated,
-    /// A boundary and blanks, and then neither a line end nor the end of the body.
     #[error("a boundary is followed by something else on its line")]
     BoundaryLine,
     #[error("it has more than {max} parts", max = MAX_PARTS)]
     TooManyParts,
-    /// Too many header lines in a part.
     #[error("a part has more than {max} header lines", max = MAX_HEADER_LINES)]
     TooManyHeaders,
-    /// Too many bytes of headers in a part.
     #[error("the headers of a part have more than {max} bytes", max = MAX_HEADER_BYTES)]
     HeadersTooLong,
-    /// A line feed or a carriage return of its own.
     #[error("a header line of a part does not end in CRLF")]
     LineEnd,
-    /// A header line that is not `name: value`, or has control characters.
+    /// Also a line with control characters.
     #[error("a header line of a part is not of the form \"name: value\"")]
     HeaderLine,
-    /// A `Content-Disposition` that cannot be read, or given twice, or with two names.
     #[error("the Content-Disposition of a part is ambiguous or not of the form form-data; name=\"...\"")]
     Disposition,
     #[error("a part is itself of a multipart type")]
     Nested,
-    /// A part in base64 or the like.
     #[error("a part has a Content-Transfer-Encoding other than 7bit, 8bit or binary")]
     TransferEncoding,
-    /// Too much after the closing boundary.
     #[error("more than {max} bytes follow its closing boundary", max = MAX_EPILOGUE_BYTES)]
     EpilogueTooLong,
 }
 
-/// Where in the form the next byte belongs.
+/// The place of the next byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Preamble,
     Head,
     Data,
-    /// Behind the closing boundary, on its line.
+    /// After the closing boundary, on its line.
     Tail,
-    /// Between that line's carriage return and its line feed.
+    /// Between that line's carriage return and line feed.
     TailEnd,
     Epilogue,
 }
 
-/// A form being read. After an error there is nothing more to be had from it.
+/// Not usable after an error.
 pub struct Parser {
     place: Place,
-    /// Finds CRLF, two dashes and the boundary.
+    /// CRLF, two dashes and the boundary.
     delimiter: Finder<'static>,
-    /// What may be the beginning of a delimiter, at most its length and [`LOOK_AHEAD`].
+    /// The possible beginning of a delimiter, at most its length and [`LOOK_AHEAD`].
     held: Vec<u8>,
-    /// How much at the start of `held` is a line end that belongs to what came before. The first
-    /// boundary needs no line end of its own, nor does one right after the headers.
+    /// Length of the line end at the start of `held` that is not data: the first boundary needs no line end
+    /// of its own, nor does one right after the headers.
     borrowed: usize,
-    /// The complete lines after a boundary, and then the incomplete one.
+    /// The lines after a boundary.
     head: Vec<u8>,
-    /// Where in `head` the incomplete line begins.
+    /// Start of the incomplete line in `head`.
     line: usize,
-    /// How many complete lines `head` has, that of the boundary included.
+    /// Number of complete lines in `head`, with the boundary's.
     lines: usize,
     parts: usize,
     preamble: usize,
     epilogue: usize,
 }
 
-/// What a window on the bytes contains.
 enum Scan {
-    /// A delimiter at `at`; what follows it begins at `end`.
+    /// A delimiter from `at` to `end`.
     Found { at: usize, end: usize, closing: bool },
-    /// None, but after `clear` bytes one may be beginning.
+    /// None within `clear` bytes; after them one may begin.
     Not { clear: usize },
 }
 
@@ -148,7 +130,6 @@ impl Parser {
         }
     }
 
-    /// Reads the next bytes and hands on what they complete.
     pub fn feed<E: From<Broken>>(&mut self, mut bytes: &[u8], sink: Sink<'_, E>) -> Result<(), E> {
         while !bytes.is_empty() {
             let read = match self.place {
@@ -163,7 +144,7 @@ impl Parser {
         Ok(())
     }
 
-    /// Says that there are no more bytes. Success means that the form was complete.
+    /// Ends the body. Success means that the form was complete.
     pub fn finish<E: From<Broken>>(mut self, sink: Sink<'_, E>) -> Result<(), E> {
         if let Place::Preamble | Place::Data = self.place
             && let Scan::Found { at: 0, closing: true, .. } = self.scan(&self.held, true)
@@ -177,7 +158,7 @@ impl Parser {
         }
     }
 
-    /// Looks for a delimiter in bytes that nothing held precedes.
+    /// Looks for a delimiter while nothing is held.
     fn search<E: From<Broken>>(&mut self, bytes: &[u8], sink: Sink<'_, E>) -> Result<usize, E> {
         match self.scan(bytes, false) {
             Scan::Found { at, end, closing } => {
@@ -193,8 +174,8 @@ impl Parser {
         }
     }
 
-    /// Looks for a delimiter that begins where what is held does, with as many bytes more as that
-    /// can take. It cannot begin later: a delimiter has one carriage return, its first byte.
+    /// Looks for a delimiter that begins with the held bytes. It cannot begin later, because its only
+    /// carriage return is its first byte.
     fn search_held<E: From<Broken>>(&mut self, bytes: &[u8], sink: Sink<'_, E>) -> Result<usize, E> {
         let before = self.held.len();
         let most = self.delimiter.needle().len() + LOOK_AHEAD;
@@ -210,7 +191,7 @@ impl Parser {
                 self.delimiter_found(closing, sink)?;
                 end - before
             }
-            // What was added is searched where it lies.
+            // The added bytes are searched in `bytes`.
             Scan::Found { .. } | Scan::Not { .. } => {
                 self.pass_on(&held[self.borrowed..before], sink)?;
                 self.borrowed = 0;
@@ -222,9 +203,8 @@ impl Parser {
         Ok(read)
     }
 
-    /// Looks for the first delimiter. A boundary at the start of a line is one when a line end, a
-    /// blank or `--` follows it, the latter again before a line end, a blank or the end of the body.
-    /// Else it is the beginning of a longer line, and data.
+    /// Looks for the first delimiter: a boundary at the start of a line, before a line end, a blank, or a
+    /// `--` that ends the body or stands before a line end or a blank. Otherwise it is data.
     fn scan(&self, window: &[u8], is_last: bool) -> Scan {
         let length = self.delimiter.needle().len();
         let ends_word = |byte: u8| matches!(byte, b'\r' | b'\n' | b' ' | b'\t');
@@ -242,7 +222,7 @@ impl Parser {
                 _ => from = end,
             }
         }
-        // With one carriage return in a delimiter, only the last one in the window can begin a cut one.
+        // Only the last carriage return can begin a cut delimiter, which has one.
         let tail = window.len().saturating_sub(length - 1);
         let clear = memchr::memrchr(b'\r', &window[tail..])
             .map(|found| tail + found)
@@ -250,7 +230,7 @@ impl Parser {
         Scan::Not { clear: clear.unwrap_or(window.len()) }
     }
 
-    /// Hands on bytes that are no delimiter.
+    /// Passes on bytes outside delimiters.
     fn pass_on<E: From<Broken>>(&mut self, bytes: &[u8], sink: Sink<'_, E>) -> Result<(), E> {
         if self.place == Place::Preamble {
             self.preamble += bytes.len();
@@ -268,9 +248,7 @@ impl Parser {
             sink(Event::PartEnd)?;
         }
         self.head.clear();
-        self.line = 0;
-        self.lines = 0;
-        self.borrowed = 0;
+        (self.line, self.lines, self.borrowed) = (0, 0, 0);
         self.place = if closing { Place::Tail } else { Place::Head };
         if !closing {
             self.parts += 1;
@@ -281,8 +259,8 @@ impl Parser {
         Ok(())
     }
 
-    /// Reads up to the next line end: first what is left of the boundary's line, then the headers,
-    /// then the empty line after them.
+    /// Reads up to the next line end: the rest of the boundary's line, the headers, or the empty line after
+    /// them.
     fn read_head<E: From<Broken>>(&mut self, bytes: &[u8], sink: Sink<'_, E>) -> Result<usize, E> {
         let read = memchr::memchr(b'\n', bytes).map_or(bytes.len(), |end| end + 1);
         if self.head.len() + read > MAX_HEADER_BYTES {
@@ -312,7 +290,7 @@ impl Parser {
         Ok(())
     }
 
-    /// Reads one byte of what is left of the closing boundary's line.
+    /// Reads one byte of the rest of the closing boundary's line.
     fn read_tail(&mut self, byte: u8) -> Result<usize, Broken> {
         self.place = match (self.place, byte) {
             (Place::Tail, b' ' | b'\t') => Place::Tail,

@@ -1,13 +1,9 @@
-//! Room for what clients upload: [`UploadRoom`] gives it out, a [`Picture`] holds it until it is gone.
+//! Room for uploads: [`UploadRoom`] gives it out, and a [`Picture`] keeps its share.
 //!
-//! All uploads together may take so many bytes of memory, counted as they arrive and not as they were
-//! declared; what gets no more goes on in a file without a name, which ends with its process. Only when
-//! that has no room either is an upload refused. Who has the bytes has their share of the room too, in
-//! the same value, so that nothing is forgotten and nothing is given back early: not by a client that
-//! hangs up, nor by a fill that outlives its clients.
-//!
-//! This module knows no forms and no keys. What it does on a disk it does on threads that may block, few
-//! at a time.
+//! The memory of all uploads together is limited, counted as bytes arrive and not as they were declared.
+//! Beyond it an upload goes on in a file without a name, which ends with its process, and it is refused only
+//! if that has no room either. The bytes and their share are one value, so no share is leaked or given back
+//! early. Disk access runs on few blocking threads at a time.
 
 mod picture;
 mod quota;
@@ -22,27 +18,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Semaphore;
 
-use self::picture::Spilled;
-pub use self::picture::{Picture, PicturePieces};
+pub use self::picture::Picture;
 use self::quota::Quota;
 pub(crate) use self::quota::Share;
 pub(crate) use self::spill::SpillFile;
 use self::spill::SpillFolder;
 
-/// Threads that write to spill files, or read a whole one, at once: as many pictures may be in memory
-/// beside the budget for a moment.
+/// Threads that write to spill files or read whole ones at once: as many pictures may be in memory without
+/// being counted.
 const DISK_TURNS: usize = 4;
 
-/// How much room there is, and where.
 #[derive(Debug, Clone)]
 pub struct UploadConfig {
-    /// Bytes of all uploads that may be in memory at once.
+    /// Maximum bytes in memory.
     pub memory: u64,
-    /// Bytes of all uploads that may be in files at once.
+    /// Maximum bytes in files.
     pub spill: u64,
-    /// Where the files are: a folder of this process alone, made when it is missing.
+    /// A folder of this process alone, created if it is missing.
     pub folder: PathBuf,
-    /// Bytes that stay free on its disk.
+    /// Bytes that stay free on the disk.
     pub min_free: u64,
 }
 
@@ -50,7 +44,7 @@ pub struct UploadConfig {
 #[error("there is no room for the upload")]
 pub struct NoRoom;
 
-/// The room of one process. Cheap to clone.
+/// Cheap to clone.
 #[derive(Clone)]
 pub struct UploadRoom(Arc<Room>);
 
@@ -63,30 +57,26 @@ struct Room {
     refused: AtomicU64,
 }
 
-/// What is taken of the room at the moment, and what has become of uploads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UploadLoad {
     pub memory: u64,
     pub memory_limit: u64,
     pub spill: u64,
     pub spill_limit: u64,
-    /// Uploads that went on in a file, ever.
+    /// Uploads that went on in a file, since the start.
     pub spilled: u64,
-    /// Uploads that were refused for want of room, ever.
+    /// Uploads refused for lack of room, since the start.
     pub refused: u64,
 }
 
 impl UploadRoom {
-    /// Makes the folder ready, and removes what a killed process may have left there. Blocks on the disk.
-    ///
-    /// # Errors
-    /// When the folder cannot be made or read.
+    /// Creates the folder, and removes files that a killed process left there. Blocks on the disk.
     pub fn open(config: UploadConfig) -> io::Result<Self> {
         let folder = SpillFolder::open(&config.folder, config.min_free)?;
         Ok(Self::new(config.memory, config.spill, Some(Arc::new(folder))))
     }
 
-    /// Room for so many bytes in memory, and none in files.
+    /// Without files.
     pub fn in_memory(bytes: u64) -> Self {
         Self::new(bytes, 0, None)
     }
@@ -106,24 +96,20 @@ impl UploadRoom {
         let Room { memory, spill, spilled, refused, .. } = &*self.0;
         UploadLoad {
             memory: memory.used(),
-            memory_limit: memory.limit(),
+            memory_limit: memory.limit,
             spill: spill.used(),
-            spill_limit: spill.limit(),
+            spill_limit: spill.limit,
             spilled: spilled.load(Ordering::Relaxed),
             refused: refused.load(Ordering::Relaxed),
         }
     }
 
-    /// An empty share of the memory, for a new upload.
     pub(crate) fn memory(&self) -> Share {
         self.0.memory.share()
     }
 
-    /// Appends to an upload's file, or begins one. The memory of `bytes` counts until they are written,
-    /// also when the caller has gone.
-    ///
-    /// # Errors
-    /// [`NoRoom`]; what was written before is gone too.
+    /// Appends to an upload's file, or creates one. `bytes` count as memory until they are written, even if
+    /// the caller is gone. After an error the whole file is gone.
     pub(crate) async fn spill(
         &self,
         file: Option<SpillFile>,
@@ -152,7 +138,7 @@ impl UploadRoom {
             return Err(NoRoom);
         }
         let turn = self.0.turns.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let write = move || {
+        let write = move || -> io::Result<SpillFile> {
             let _held = (turn, memory);
             // Freed before its share is given back.
             let bytes = bytes;
@@ -164,20 +150,14 @@ impl UploadRoom {
             file.append(&bytes, share)?;
             Ok(file)
         };
-        match tokio::task::spawn_blocking(write).await {
-            Ok(Ok(file)) => Ok(file),
-            Ok(Err(error)) => Err(refused_by_the_disk(&error)),
-            Err(error) => Err(refused_by_the_disk(&io::Error::other(error))),
-        }
+        let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(error.into()));
+        written.map_err(|error| {
+            tracing::error!(%error, "an upload that memory has no room for cannot be kept in a file");
+            NoRoom
+        })
     }
 
-    /// A picture whose bytes were written to `file`.
     pub(crate) fn in_file(&self, file: SpillFile) -> Picture {
-        Picture::in_file(Spilled::new(file, self.0.turns.clone()))
+        Picture::in_file(file, self.0.turns.clone())
     }
-}
-
-fn refused_by_the_disk(error: &io::Error) -> NoRoom {
-    tracing::error!(%error, "an upload that memory has no room for cannot be kept in a file");
-    NoRoom
 }

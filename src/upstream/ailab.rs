@@ -1,10 +1,9 @@
 //! The paid API: [`AilabUpstream`].
 //!
-//! One fresh HTTP/1.1 connection per call, so that a stale one can never make it doubtful whether
-//! an order arrived. Scheme, host, port and path are constants from configuration and
-//! [`operation`](crate::base::operation); the request is built from nothing, and no byte of a client's
-//! request reaches it but the picture and the two numbers. Redirects are never followed. This module
-//! never retries, never logs, and never touches the ledger.
+//! Each call has a new HTTP/1.1 connection, so that a stale one never leaves it unknown whether an order
+//! arrived. Scheme, host, port and path come from configuration and [`operation`](crate::base::operation); of
+//! the client's request, only the picture and the two numbers reach the upstream. Redirects are not followed.
+//! This module never retries, logs, or touches the ledger.
 
 mod answer;
 mod call;
@@ -24,22 +23,20 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 use url::{Host, Url};
 
-use self::call::{AilabCall, Sent, Stopwatch, Uploaded};
+use self::call::{AilabCall, Sent, Timer, Uploaded};
 use self::form::{Form, Watch};
 use crate::base::secret::Secret;
 use crate::request::Order;
 use crate::upstream::net::{Net, NetError, Stream};
 use crate::upstream::{CallPhase, CallTimer, NotSent, Opened, Upstream};
 
-/// The header the key travels in.
 const API_KEY: HeaderName = HeaderName::from_static("ailabapi-api-key");
 
-/// Where the paid API is and how long it may take.
 #[derive(Debug, Clone)]
 pub struct AilabConfig {
-    /// The API's origin: `https`, or `http` on loopback; no path.
+    /// An origin: `https`, or `http` on loopback; no path.
     pub base_url: Url,
-    /// The company's key. May be swapped at any time: calls opened afterwards carry the new one.
+    /// May be swapped at any time: calls opened afterwards carry the new key.
     pub api_key: Arc<ArcSwap<Secret>>,
     /// Limit on resolving, connecting and the TLS handshake together. Default 3 s.
     pub connect_timeout: Duration,
@@ -61,23 +58,18 @@ impl AilabConfig {
     }
 }
 
-/// Why a configuration was refused: sentences for the person who wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AilabConfigError {
-    /// Not `http` or `https`, or no host.
     #[error("the upstream's base_url must be https://HOST or https://HOST:PORT")]
     Scheme,
-    /// Something beyond scheme, host and port.
     #[error("the upstream's base_url must end after the host and port: no path, query, fragment or password")]
     NotAnOrigin,
-    /// `http` to somewhere else.
     #[error(
         "the upstream's base_url must be https: over http the key would cross the network readably; http is for a loopback address only"
     )]
     Plaintext,
     #[error("the upstream's api_key is empty, or has characters that an HTTP header cannot carry")]
     Key,
-    /// Nothing to check the upstream's certificate by.
     #[error(
         "no root certificates were found to check the upstream's by: install the system's CA certificates or set SSL_CERT_FILE"
     )]
@@ -89,25 +81,18 @@ pub struct AilabUpstream {
     host: Host,
     port: u16,
     tls: bool,
-    /// The `Host` header, made once.
+    /// The `Host` header.
     authority: HeaderValue,
     config: AilabConfig,
-    timer: Option<Arc<dyn CallTimer>>,
+    timer: Timer,
 }
 
 impl AilabUpstream {
     /// Checks the configuration; does not connect.
-    ///
-    /// # Errors
-    /// [`AilabConfigError`], a sentence on what to change.
     pub fn new(config: AilabConfig) -> Result<Self, AilabConfigError> {
         Self::with_net(config, Net::system())
     }
 
-    /// As [`new`](Self::new), with root certificates other than the system's.
-    ///
-    /// # Errors
-    /// [`AilabConfigError`], a sentence on what to change.
     pub fn with_net(config: AilabConfig, net: Net) -> Result<Self, AilabConfigError> {
         let url = &config.base_url;
         let tls = match url.scheme() {
@@ -127,7 +112,7 @@ impl AilabUpstream {
         let is_loopback = match &host {
             Host::Ipv4(address) => address.is_loopback(),
             Host::Ipv6(address) => address.is_loopback(),
-            // Where it leads is checked again each time it is resolved.
+            // Its addresses are checked each time it is resolved.
             Host::Domain(name) => name == "localhost",
         };
         if !tls && !is_loopback {
@@ -143,27 +128,21 @@ impl AilabUpstream {
             None => host.to_string(),
         };
         let authority = HeaderValue::try_from(authority).map_err(|_| AilabConfigError::Scheme)?;
-        Ok(Self { net, host, port, tls, authority, config, timer: None })
+        Ok(Self { net, host, port, tls, authority, config, timer: Timer::default() })
     }
 
-    /// `timer` learns how long calls take.
     pub fn timed_by(self, timer: Arc<dyn CallTimer>) -> Self {
-        Self { timer: Some(timer), ..self }
-    }
-
-    fn took(&self, phase: CallPhase, time: Duration) {
-        self.timer.iter().for_each(|timer| timer.took(phase, time));
+        Self { timer: Timer(Some(timer)), ..self }
     }
 
     async fn connect(&self) -> Result<Stream, NetError> {
         let deadline = Instant::now() + self.config.connect_timeout;
-        // Without TLS, `localhost` must not be led elsewhere by a resolver.
+        // Without TLS, a resolver must not lead `localhost` elsewhere.
         let allowed = |address: IpAddr| self.tls || address.is_loopback();
         let addresses = self.net.resolve(&self.host, allowed, deadline).await?;
         self.net.connect(&addresses, &self.host, self.port, self.tls, deadline).await
     }
 
-    /// The head of a request, complete and in the order in which it is sent.
     fn request<B>(&self, method: Method, path: &'static str, key: HeaderValue, body: B) -> Request<B> {
         let mut request = Request::new(body);
         *request.method_mut() = method;
@@ -178,7 +157,7 @@ impl AilabUpstream {
     }
 }
 
-/// The key as a header value that dependencies know not to print.
+/// The key as a header value that dependencies do not print.
 fn key_header(key: &Secret) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(key.expose()).ok().filter(|value| !value.is_empty())?;
     value.set_sensitive(true);
@@ -194,7 +173,7 @@ impl Upstream for AilabUpstream {
         let form = Form::new(&order).await?;
         let begun = Instant::now();
         let stream = self.connect().await.map_err(|error| NotSent::Connect(error.to_string()))?;
-        self.took(CallPhase::Connect, begun.elapsed());
+        self.timer.took(CallPhase::Connect, begun.elapsed());
 
         let (content_type, length) = (HeaderValue::try_from(&form.content_type), form.length);
         let (body, release, progress) = form.into_body();
@@ -210,12 +189,13 @@ impl Upstream for AilabUpstream {
             Err(_) => Err(NotSent::Upload("it took too long".to_owned())),
             Ok(Err(not_sent)) => Err(progress.blame(not_sent)),
             Ok(Ok(Uploaded::Answered(reply))) => {
-                self.took(CallPhase::Total, begun.elapsed());
+                self.timer.took(CallPhase::Total, begun.elapsed());
                 Ok(Opened::Answered(reply))
             }
             Ok(Ok(Uploaded::Held(exchange))) => {
-                let watch = Stopwatch { timer: self.timer.clone(), until_held: begun.elapsed() };
-                let call = AilabCall::new(exchange, release, sent, self.config.hard_stop, watch);
+                let (hard_stop, timer) = (self.config.hard_stop, self.timer.clone());
+                let until_held = begun.elapsed();
+                let call = AilabCall { exchange, release, order: sent, hard_stop, timer, until_held };
                 Ok(Opened::Held(Box::new(call)))
             }
         }

@@ -1,8 +1,7 @@
-//! The built-in upstream: our own crop engine behind the same seam as the paid API.
+//! The built-in upstream: our own crop engine, for running without an account.
 //!
-//! It exists so that Granary runs, is tested and can be tried with no account. It answers in the
-//! upstream's envelope; the result travels inside the answer as a `data:` URL, so that a crash
-//! between answer and store loses nothing here either. Credits are counted as if they were real.
+//! It answers in the upstream's envelope, with the result as a `data:` URL, so that a crash between answer
+//! and store loses nothing. Credits are counted as if they were real.
 
 use std::sync::Arc;
 
@@ -21,19 +20,17 @@ use crate::base::operation::IMAGE_CROPPING;
 use crate::base::picture::ObjectName;
 use crate::base::secret::Secret;
 use crate::request::Order;
-use crate::upstream::code::{self, Code};
+use crate::upstream::code::{self, Code, error_envelope};
 use crate::upstream::download::{FetchError, Fetched, ResultSource};
 
-/// How a result inside an answer begins.
 const INLINE: &str = "data:image/";
 
 pub struct BuiltinUpstream {
-    /// As many crops at once as there are cores: more only cost memory.
+    /// More crops at once than cores would only cost memory.
     turns: Arc<Semaphore>,
 }
 
 impl BuiltinUpstream {
-    /// Runs at most `crops_at_once` engines, each on a thread of the blocking pool.
     pub fn new(crops_at_once: usize) -> Self {
         Self { turns: Arc::new(Semaphore::new(crops_at_once)) }
     }
@@ -97,23 +94,13 @@ fn answer(crop: &Crop) -> Reply {
     }
 }
 
-/// The service's documented input rules, in its own words.
+/// The service's documented input rules.
 fn refusal(error: &CropError) -> Reply {
     let (status, code) = row(error);
     let message = format!("{} - {error}", code.text);
-    let body = json!({
-        "request_id": request_id(),
-        "log_id": "0",
-        "error_code": status.as_u16(),
-        "error_code_str": code.name,
-        "error_msg": message,
-        "error_detail": {
-            "status_code": status.as_u16(),
-            "code": code.name,
-            "code_message": code.text,
-            "message": message,
-        },
-    });
+    let mut body = error_envelope(status, code.name, code.text, &message);
+    body["request_id"] = request_id().into();
+    body["log_id"] = "0".into();
     let reply = ErrorReply { status, body: Some(Bytes::from(body.to_string())), code: code.name.to_owned() };
     match status {
         StatusCode::INTERNAL_SERVER_ERROR => Reply::Failed(reply),

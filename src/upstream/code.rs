@@ -1,6 +1,8 @@
-//! The part of the upstream's error vocabulary that Granary speaks itself, texts verbatim.
+//! The upstream's error codes that Granary uses itself, with the upstream's texts.
 
-/// One code and the text that goes with it.
+use http::StatusCode;
+use serde_json::{Value, json};
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Code {
     /// `error_code_str` and `error_detail.code`.
@@ -9,17 +11,23 @@ pub struct Code {
     pub text: &'static str,
 }
 
-/// Any code of the upstream's that is not in the table. Clients see the upstream's own; this is a label.
+/// An error in the upstream's envelope, without ids.
+pub(super) fn error_envelope(status: StatusCode, code: &str, text: &str, message: &str) -> Value {
+    let status = status.as_u16();
+    let detail = json!({"status_code": status, "code": code, "code_message": text, "message": message});
+    json!({"error_code": status, "error_code_str": code, "error_detail": detail, "error_msg": message})
+}
+
+/// Label of a code that is not in the table.
 pub const OTHER: Code = Code { name: "other", text: "" };
 
 impl Code {
-    /// The code of this name, or [`OTHER`].
     pub fn named(name: &str) -> Self {
         ALL.iter().copied().find(|code| code.name == name).unwrap_or(OTHER)
     }
 }
 
-/// What the upstream appends to the texts of passing reasons.
+/// The upstream's texts of temporary errors.
 macro_rules! try_again {
     ($text:literal) => {
         concat!($text, " Please try again later. If not resolved promptly, contact the platform.")

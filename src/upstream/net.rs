@@ -1,9 +1,7 @@
-//! Dialling: a name becomes addresses, an address a TCP connection, that one perhaps TLS.
+//! Name resolution, TCP and TLS for the paid API's client and the downloader ([`Net`]).
 //!
-//! Shared by the paid API's client and the downloader, which have nothing else in common. A name is
-//! resolved once; the caller's predicate sees every address before any is dialled, and only checked
-//! addresses are dialled, so a name that changes its mind gains nothing. Proxy variables are never
-//! read. There is no pool: each connection serves one exchange (`exchange.rs`).
+//! A name is resolved once, and only addresses that the caller has checked are dialled, so a name whose
+//! addresses change gains nothing. Proxy variables are never read. Each connection serves one exchange.
 
 pub mod address;
 pub(crate) mod coding;
@@ -11,7 +9,7 @@ pub(crate) mod exchange;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock};
 
 use async_trait::async_trait;
 use rustls::RootCertStore;
@@ -22,96 +20,77 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use url::Host;
 
-/// How many addresses of one name are looked at; the rest is dropped.
+/// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 16;
 
-/// What is needed to dial: a resolver, and the root certificates that TLS servers are checked by.
-///
-/// Cheap to clone; clones share everything.
+/// A resolver and root certificates. Cheap to clone.
 #[derive(Clone)]
-pub struct Net(Arc<Inner>);
-
-struct Inner {
-    wire: Box<dyn Wire>,
-    /// `None` where there are no root certificates.
+pub struct Net {
+    wire: Arc<dyn Wire>,
     tls: Option<TlsConnector>,
 }
 
-/// A connection's two directions, plain or TLS.
 pub(crate) type Stream = Box<dyn Duplex>;
 
-/// Something that can be read and written.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// The system's resolver and sockets, behind a seam so that tests can lie about names.
+/// The system's resolver and sockets, or a test's.
 #[async_trait]
 pub(crate) trait Wire: Send + Sync {
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
-    /// A TCP connection to exactly this address.
     async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream>;
 }
 
-/// Why there is no connection. The texts are safe to log; the caller adds the host where it may.
+/// The texts are safe to log.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
-    /// The name has no address, or the resolver failed.
     #[error("the name could not be resolved: {0}")]
     Resolve(io::Error),
-    /// The name has an address that the caller does not allow.
     #[error("the name leads to an address that is not allowed")]
     Forbidden,
-    /// No address took the connection; the error is the last one's.
+    /// The error of the last address.
     #[error("no connection: {0}")]
     Connect(io::Error),
-    /// The TLS handshake failed: a wrong certificate, or no TLS at all.
     #[error("no TLS connection: {0}")]
     Tls(io::Error),
     #[error("no connection in time")]
     Timeout,
-    /// TLS was asked for, and there is nothing to check a certificate by.
     #[error("no root certificates were found: install the system's CA certificates or set SSL_CERT_FILE")]
     NoRoots,
 }
 
 impl Net {
-    /// The system's resolver and root certificates; `SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured.
-    ///
-    /// Read once per process: the first call reads files and may take some milliseconds. Without any
-    /// root certificate plain connections still work, see [`has_roots`](Self::has_roots).
+    /// The system's resolver and root certificates, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`.
     pub fn system() -> Self {
-        static SYSTEM: OnceLock<Net> = OnceLock::new();
-        SYSTEM
-            .get_or_init(|| {
-                let mut roots = RootCertStore::empty();
-                // Single unreadable certificates are common in system stores; all of them missing
-                // is what matters, and shows as an empty store.
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-                Self::with_roots(roots)
-            })
-            .clone()
+        static SYSTEM: LazyLock<Net> = LazyLock::new(|| {
+            let mut roots = RootCertStore::empty();
+            // Single unreadable certificates are common; an empty store is reported when TLS is needed.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            Net::with_roots(roots)
+        });
+        SYSTEM.clone()
     }
 
-    /// The system's resolver with these root certificates only.
     pub fn with_roots(roots: RootCertStore) -> Self {
         Self::with_wire(SystemWire, roots)
     }
 
     pub(crate) fn with_wire(wire: impl Wire + 'static, roots: RootCertStore) -> Self {
         let tls = (!roots.is_empty()).then(|| TlsConnector::from(Arc::new(tls_config(roots))));
-        Self(Arc::new(Inner { wire: Box::new(wire), tls }))
+        Self { wire: Arc::new(wire), tls }
     }
 
-    /// Whether TLS servers can be checked at all.
+    /// Without root certificates there is no TLS.
     pub fn has_roots(&self) -> bool {
-        self.0.tls.is_some()
+        self.tls.is_some()
     }
 
     /// Resolves a host and checks its addresses; an address resolves to itself.
     ///
     /// # Errors
-    /// [`NetError::Forbidden`] when a single one of them is not allowed: a name with a public and a
-    /// private address is an attack or a mistake, and which of them answers must not be luck.
+    /// [`NetError::Forbidden`] if any address is not allowed: a name with a public and a private address is
+    /// an attack or a mistake.
     pub(crate) async fn resolve(
         &self,
         host: &Host,
@@ -121,7 +100,7 @@ impl Net {
         let mut addresses = match host {
             Host::Ipv4(address) => vec![IpAddr::V4(*address)],
             Host::Ipv6(address) => vec![IpAddr::V6(*address)],
-            Host::Domain(name) => timeout_at(deadline, self.0.wire.resolve(name))
+            Host::Domain(name) => timeout_at(deadline, self.wire.resolve(name))
                 .await
                 .map_err(|_| NetError::Timeout)?
                 .map_err(NetError::Resolve)?,
@@ -133,10 +112,8 @@ impl Net {
         Ok(addresses)
     }
 
-    /// Connects to the first of `addresses` that answers, in their order, with TLS for `host` if asked.
-    ///
-    /// Each gets an equal share of what is left of the time, so that a black hole in front does not
-    /// use up all of it.
+    /// Connects to the first of `addresses` that answers, with TLS for `host` if `tls`. Each address gets an
+    /// equal share of the remaining time, so that one that never answers does not use up all of it.
     pub(crate) async fn connect(
         &self,
         addresses: &[IpAddr],
@@ -160,13 +137,13 @@ impl Net {
     }
 
     async fn connect_one(&self, address: SocketAddr, host: &Host, tls: bool) -> Result<Stream, NetError> {
-        let stream = self.0.wire.dial(address).await.map_err(NetError::Connect)?;
-        // The last bytes of a paid request are few, and must not wait for an acknowledgement.
+        let stream = self.wire.dial(address).await.map_err(NetError::Connect)?;
+        // The short tail of a paid request must not wait for an acknowledgement.
         stream.set_nodelay(true).map_err(NetError::Connect)?;
         if !tls {
             return Ok(Box::new(stream));
         }
-        let connector = self.0.tls.as_ref().ok_or(NetError::NoRoots)?;
+        let connector = self.tls.as_ref().ok_or(NetError::NoRoots)?;
         let name = match host {
             Host::Domain(name) => ServerName::try_from(name.clone())
                 .map_err(|error| NetError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?,
@@ -178,7 +155,7 @@ impl Net {
 }
 
 fn tls_config(roots: RootCertStore) -> rustls::ClientConfig {
-    // The provider is named, because with two of them in the tree rustls would panic at run time.
+    // A named provider: with two in the dependency tree, rustls would panic at run time.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

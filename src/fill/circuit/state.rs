@@ -1,14 +1,13 @@
-//! The circuit's rules, as [`State`]: what opens it, for how long, and what closes it. Pure.
+//! The circuit's rules ([`State`]): what opens it, for how long, and what closes it. Pure.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::window::Window;
-use super::{Attempt, OpenReason};
+use super::{Attempt, OpenReason, Pass};
 use crate::base::identity::Identity;
 
-/// Results in a row that could not be fetched before all buying stops.
 const UNFETCHABLE_IN_A_ROW: u32 = 3;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -18,21 +17,22 @@ struct Opening {
     since: Instant,
     until: Instant,
     failed_probes: u32,
-    /// The last number that was given before it opened: what was bought later bears on it.
+    /// The last purchase number before it opened: only later purchases bear on it.
     before: u64,
 }
 
 pub(super) struct State {
     openings: [Option<Opening>; OpenReason::ALL.len()],
-    /// The one request that is under way to find out.
+    /// The probe under way.
     probe: Option<u64>,
-    probes: u64,
+    /// Numbers all purchases.
+    purchases: u64,
     window: Window,
-    /// Whose order the last complete error was about: the same again says nothing new, so that one
-    /// bad picture cannot stop everybody.
+    /// The order of the last complete error: the same again says nothing new, so that one bad picture cannot
+    /// stop all purchases.
     last_failed: Option<Identity>,
     unfetchable_in_a_row: u32,
-    /// Counts changes of our key for the upstream.
+    /// Number of our key for the upstream.
     pub(super) api_key: u64,
 }
 
@@ -41,7 +41,7 @@ impl State {
         Self {
             openings: [None; OpenReason::ALL.len()],
             probe: None,
-            probes: 0,
+            purchases: 0,
             window: Window::new(now),
             last_failed: None,
             unfetchable_in_a_row: 0,
@@ -49,24 +49,24 @@ impl State {
         }
     }
 
-    /// Which reasons there are, in the order of [`OpenReason::ALL`].
+    /// In the order of [`OpenReason::ALL`].
     pub(super) fn reasons(&self) -> [bool; OpenReason::ALL.len()] {
         self.openings.map(|opening| opening.is_some())
     }
 
-    pub(super) fn is_open(&self, trouble: OpenReason) -> bool {
-        self.openings[trouble as usize].is_some()
+    pub(super) fn is_open(&self, reason: OpenReason) -> bool {
+        self.openings[reason as usize].is_some()
     }
 
     pub(super) fn is_probing(&self) -> bool {
         self.probe.is_some() && self.openings.iter().any(Option::is_some)
     }
 
-    /// Why nothing may be bought now, and for how long; zero while a probe is under way.
+    /// Why nothing may be bought, and for how long: may be zero while a probe is under way.
     pub(super) fn refusal(&self, now: Instant) -> Option<(OpenReason, Duration)> {
         let openings = || {
             let pairs = OpenReason::ALL.into_iter().zip(self.openings);
-            pairs.filter_map(|(trouble, opening)| Some((trouble, opening?)))
+            pairs.filter_map(|(reason, opening)| Some((reason, opening?)))
         };
         let (first, _) = openings().next()?;
         let latest = openings().map(|(_, opening)| opening.until).max()?;
@@ -74,44 +74,36 @@ impl State {
         (self.probe.is_some() || !wait.is_zero()).then_some((first, wait))
     }
 
-    /// Lets a purchase through; with a number when it is the probe.
+    /// Admits a purchase; returns its number if it is the probe.
     pub(super) fn enter(&mut self, now: Instant) -> Result<Option<u64>, (OpenReason, Duration)> {
         if let Some(refusal) = self.refusal(now) {
             return Err(refusal);
         }
-        self.probes += 1;
-        self.probe = self.reasons().contains(&true).then_some(self.probes);
+        self.purchases += 1;
+        self.probe = self.reasons().contains(&true).then_some(self.purchases);
         Ok(self.probe)
     }
 
-    /// Is this the probe that is under way?
     pub(super) fn is_probe(&self, probe: Option<u64>) -> bool {
         probe.is_some() && self.probe == probe
     }
 
-    /// The probe ends without a verdict; the next purchase may be one.
+    /// Ends the probe without a verdict; the next purchase may be one.
     pub(super) fn leave(&mut self, probe: Option<u64>) {
         if self.is_probe(probe) {
             self.probe = None;
         }
     }
 
-    pub(super) fn attempted(
-        &mut self,
-        attempt: Attempt,
-        identity: &Identity,
-        is_current_key: bool,
-        probe: Option<u64>,
-        now: Instant,
-    ) {
-        let is_probe = self.is_probe(probe);
+    pub(super) fn attempted(&mut self, attempt: Attempt, pass: &Pass, now: Instant) {
+        let (identity, is_probe) = (&pass.identity, self.is_probe(pass.probe));
         match attempt {
             Attempt::Sold => {
                 self.works(is_probe, now);
                 if is_probe {
                     self.close(OpenReason::KeyRefused, now);
                     self.close(OpenReason::NoCredits, now);
-                    // That something was sold again is not all there is to find out.
+                    // The result is still to be fetched.
                     if self.is_open(OpenReason::Unfetchable) {
                         return;
                     }
@@ -120,7 +112,7 @@ impl State {
             Attempt::Refused => self.works(is_probe, now),
             Attempt::KeyRefused => {
                 self.works(is_probe, now);
-                if is_current_key {
+                if pass.api_key == self.api_key {
                     self.open(OpenReason::KeyRefused, is_probe, now);
                 }
             }
@@ -132,12 +124,12 @@ impl State {
                 if self.last_failed.replace(identity.clone()).as_ref() == Some(identity) && !is_probe => {}
             Attempt::Failed | Attempt::Lost => self.failed(is_probe, now),
         }
-        self.leave(probe);
+        self.leave(pass.probe);
     }
 
     fn works(&mut self, is_probe: bool, now: Instant) {
         self.last_failed = None;
-        // What began before the circuit opened does not close it: only a probe does.
+        // Only a probe closes the circuit, not an attempt that began before it opened.
         if is_probe {
             self.close(OpenReason::Outage, now);
         }
@@ -147,35 +139,35 @@ impl State {
     fn failed(&mut self, is_probe: bool, now: Instant) {
         let is_outage = self.window.failed(now);
         if self.is_open(OpenReason::Outage) {
-            // An attempt that began before it opened brings no news.
+            // An attempt that began before it opened says nothing new.
             if is_probe {
                 self.open(OpenReason::Outage, true, now);
             }
         } else if is_outage {
             self.open(OpenReason::Outage, is_probe, now);
         } else if is_probe {
-            // Whatever the trouble was, it has not been found to be over.
-            let unclear = OpenReason::ALL.into_iter().filter(|trouble| self.is_open(*trouble));
-            for trouble in unclear.collect::<Vec<_>>() {
-                self.open(trouble, true, now);
+            for reason in OpenReason::ALL {
+                if self.is_open(reason) {
+                    self.open(reason, true, now);
+                }
             }
         }
     }
 
-    /// Opens for a trouble, or, after a probe, keeps it open for longer.
-    fn open(&mut self, trouble: OpenReason, is_probe: bool, now: Instant) {
-        let before = self.probes;
-        let opening = &mut self.openings[trouble as usize];
+    /// Opens for a reason, or, after a probe, keeps it open for longer.
+    fn open(&mut self, reason: OpenReason, is_probe: bool, now: Instant) {
+        let before = self.purchases;
+        let opening = &mut self.openings[reason as usize];
         let known = match *opening {
             Some(known) if is_probe => Opening { failed_probes: known.failed_probes + 1, ..known },
             Some(_) => return,
             None => Opening { since: now, until: now, failed_probes: 0, before },
         };
-        *opening = Some(Opening { until: now + wait(trouble, &known, now), ..known });
+        *opening = Some(Opening { until: now + wait(reason, &known, now), ..known });
     }
 
-    fn close(&mut self, trouble: OpenReason, now: Instant) {
-        if self.openings[trouble as usize].take().is_some() && trouble == OpenReason::Outage {
+    fn close(&mut self, reason: OpenReason, now: Instant) {
+        if self.openings[reason as usize].take().is_some() && reason == OpenReason::Outage {
             self.window = Window::new(now);
         }
     }
@@ -183,19 +175,19 @@ impl State {
     pub(super) fn key_changed(&mut self, now: Instant) {
         self.api_key += 1;
         self.close(OpenReason::KeyRefused, now);
-        // It may be of another account.
+        // The new key may be of another account.
         self.credits_are_back(now);
     }
 
-    /// The account may be filled again: worth a probe at once, and only a probe closes.
+    /// Permits a probe at once; only the probe closes.
     pub(super) fn credits_are_back(&mut self, now: Instant) {
         if let Some(opening) = &mut self.openings[OpenReason::NoCredits as usize] {
             opening.until = opening.until.min(now);
         }
     }
 
-    /// A result that was bought is permanent. That of a probe closes however late it comes: it was
-    /// bought after the circuit had opened.
+    /// A paid result is permanent. That of a probe closes however late it comes, because it was bought after
+    /// the circuit had opened.
     pub(super) fn result_kept(&mut self, probe: Option<u64>, now: Instant) {
         self.unfetchable_in_a_row = 0;
         let opening = self.openings[OpenReason::Unfetchable as usize];
@@ -205,7 +197,7 @@ impl State {
         self.leave(probe);
     }
 
-    /// What was bought could not be had so far, and may never be: a probe has found nothing better.
+    /// A paid result could not be fetched so far, so a probe has failed.
     pub(super) fn result_delayed(&mut self, probe: Option<u64>, now: Instant) {
         if self.is_probe(probe) && self.is_open(OpenReason::Unfetchable) {
             self.open(OpenReason::Unfetchable, true, now);
@@ -213,7 +205,7 @@ impl State {
         self.leave(probe);
     }
 
-    /// What was bought could not be had.
+    /// A paid result could not be fetched.
     pub(super) fn result_lost(&mut self, probe: Option<u64>, now: Instant) {
         self.result_delayed(probe, now);
         self.unfetchable_in_a_row += 1;
@@ -223,17 +215,17 @@ impl State {
     }
 }
 
-/// Until the next probe.
-fn wait(trouble: OpenReason, opening: &Opening, now: Instant) -> Duration {
-    match trouble {
-        // A sixth of what it has lasted so far: noticed soon after a short outage, rarely in a long one.
+/// Time until the next probe.
+fn wait(reason: OpenReason, opening: &Opening, now: Instant) -> Duration {
+    match reason {
+        // A sixth of its duration so far: frequent in a short outage, rare in a long one.
         OpenReason::Outage => {
             let lasted = now.saturating_duration_since(opening.since);
             (lasted / 6).clamp(Duration::from_secs(10), MINUTE)
         }
-        // A refusal is free; a change of the key's file or of the balance comes sooner.
+        // Probes are free; a change of the key's file or of the balance comes sooner.
         OpenReason::KeyRefused | OpenReason::NoCredits => MINUTE,
-        // Each probe costs credits, perhaps for nothing.
+        // Each probe costs credits.
         OpenReason::Unfetchable => (MINUTE * (1 << opening.failed_probes.min(6))).min(60 * MINUTE),
     }
 }

@@ -1,17 +1,14 @@
-//! Is the upstream down? [`Window`] counts what attempts came to, and decides. Pure.
-
-use std::time::Duration;
+//! Detects an outage of the upstream from the outcomes of attempts ([`Window`]). Pure.
 
 use tokio::time::Instant;
 
-/// Failures in a row that make an outage.
+/// Failures in a row that are an outage.
 const IN_A_ROW: u32 = 5;
-/// The time over which attempts are counted, in slices of a second.
+/// Seconds over which attempts are counted.
 const SLICES: usize = 10;
-/// Fewer attempts than this within that time say nothing of their share.
+/// Minimum number of attempts for their share to count.
 const ENOUGH: u32 = 20;
 
-/// The attempts of the last ten seconds.
 #[derive(Debug)]
 pub(super) struct Window {
     began: Instant,
@@ -31,14 +28,13 @@ impl Window {
         Self { began: now, slices: [Slice::default(); SLICES], in_a_row: 0 }
     }
 
-    /// An attempt reached the upstream, and was dealt with.
     pub(super) fn succeeded(&mut self, now: Instant) {
         self.in_a_row = 0;
         self.slice(now).succeeded += 1;
     }
 
-    /// An attempt failed. Returns whether that makes an outage: five failures in a row, or more than
-    /// half of at least twenty attempts within ten seconds.
+    /// Returns true for an outage: five failures in a row, or more than half of at least twenty attempts
+    /// within ten seconds.
     pub(super) fn failed(&mut self, now: Instant) -> bool {
         self.in_a_row += 1;
         self.slice(now).failed += 1;
@@ -52,7 +48,7 @@ impl Window {
     }
 
     fn second(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.began).max(Duration::ZERO).as_secs()
+        now.saturating_duration_since(self.began).as_secs()
     }
 
     fn slice(&mut self, now: Instant) -> &mut Slice {
@@ -67,6 +63,8 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Plays attempts, `.` for a success, `x` for a failure, and a space for a second that passes;

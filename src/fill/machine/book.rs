@@ -1,8 +1,7 @@
-//! Bookings are repeated for as long as the ledger is away.
+//! Bookings, which are repeated for as long as the ledger is away.
 //!
-//! Waiters do not wait for that where the outcome no longer depends on it: at the first failure of a
-//! booking that ends the call they are answered, and it is repeated in the background. A retry that
-//! needs a new row is given up then, since the ledger has none to give.
+//! If the first attempt of a booking that ends the call fails, the waiters are answered and it is repeated in
+//! the background. A retry that needs a new row is then given up, since the ledger cannot give one.
 
 use super::{Effect, Machine, Next, Verdict, backoff, bug};
 use crate::error::GatewayError;
@@ -11,6 +10,10 @@ use crate::ledger::{Booking, LedgerError};
 impl Machine {
     pub(super) fn end(&mut self, booking: Booking, error: GatewayError) -> Effect {
         self.book(booking, Next::Finish(Box::new(Err(error))))
+    }
+
+    pub(super) fn release(&mut self, reason: impl Into<String>, error: GatewayError) -> Effect {
+        self.end(Booking::Released { reason: reason.into() }, error)
     }
 
     pub(super) fn book(&mut self, booking: Booking, next: Next) -> Effect {
@@ -32,20 +35,16 @@ impl Machine {
         self.book_tries = 0;
         self.unkept = None;
         self.is_answer_owed = false;
-        match self.booking.take() {
-            Some((_, next)) => {
-                if let Next::Retry(_) = next {
-                    // Its row has ended; another try is another row.
-                    (self.won, self.is_marked) = (None, false);
-                }
-                self.next(next)
-            }
-            None => bug(),
+        let Some((_, next)) = self.booking.take() else { return bug() };
+        if let Next::Retry(_) = next {
+            // Its row has ended; another try is another row.
+            (self.won, self.is_marked) = (None, false);
         }
+        self.next(next)
     }
 
     pub(super) fn not_booked(&mut self, error: &LedgerError) -> Effect {
-        // Whatever the reason, what the spool did not take is kept nowhere yet.
+        // A result that the spool did not take is kept nowhere yet, whatever the reason.
         if let Some(again) = self.unkept.take() {
             return self.not_spooled(error, again);
         }
@@ -72,12 +71,12 @@ impl Machine {
         self.pause(backoff(self.book_tries), Next::Book)
     }
 
-    /// The verdict for callers, whether or not the booking under way succeeds, if it ends the call.
+    /// The verdict for callers, if the booking under way ends the call.
     fn settled(&mut self) -> Option<Verdict> {
         let (_, next) = self.booking.as_mut()?;
         if let Next::Retry(_) = next {
-            let (_, told) = self.tries.failure.take()?;
-            *next = Next::Finish(Box::new(Err(told)));
+            let (_, error) = self.failure.take()?;
+            *next = Next::Finish(Box::new(Err(error)));
         }
         next.verdict()
     }

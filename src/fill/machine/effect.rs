@@ -9,108 +9,103 @@ use crate::base::record::Record;
 use crate::base::secret::Secret;
 use crate::error::GatewayError;
 use crate::ledger::{Booking, CallId, LedgerError, Permit, Reservation, Reserved};
+use crate::metrics::RetryReason;
 use crate::store::StoreError;
 use crate::upstream::download::{FetchError, Fetched};
 use crate::upstream::{NotSent, Reply};
 
-/// What the shell is to do next; each has its event.
+/// What the shell does next. [`Event::Done`] follows if no other event is named.
 #[derive(Debug)]
 pub enum Effect {
-    /// Wait for an upstream slot: [`Event::Slot`], or [`Event::Admitted`] when no waiter is left.
+    /// Wait for an upstream slot: [`Event::Slot`], or [`Event::Admitted`] if no waiter is left.
     TakeSlot,
-    /// Choose who pays among those who wait: [`Event::Admitted`].
+    /// Choose the paying team among the waiters: [`Event::Admitted`].
     Admit,
-    /// Ask whether a result could be kept: [`Event::Room`].
+    /// Check that a result could be kept: [`Event::Room`].
     CheckRoom,
-    /// Ask whether the upstream may be called: [`Event::Entered`].
+    /// Check that the upstream may be called: [`Event::Entered`].
     EnterCircuit,
     /// Take the key in the ledger: [`Event::Reserved`].
     Reserve,
     /// Read the store once more, now that no other fill can buy: [`Event::LookedAgain`].
     LookAgain,
-    /// Make a record known to the ledger: [`Event::Imported`].
+    /// Make a record known to the ledger; if that fails, a later lookup does.
     Import(Arc<Record>),
-    /// Ask whether anybody waits still, now that it may have taken long: [`Event::Awaited`].
+    /// Check that a waiter is left, since the reservation may have taken long: [`Event::Awaited`].
     CheckWaiters,
     /// Send all but the tail: [`Event::Opened`].
     Open,
     /// Pass the last gate: [`Event::Marked`].
     MarkSent(CallId),
-    /// Let the tail go: [`Event::Replied`].
+    /// Release the tail: [`Event::Replied`].
     Send,
-    /// Wait for another try, if there is time and budget for one: [`Event::MayRetry`].
+    /// Wait for another try, if time and budget allow one: [`Event::MayRetry`].
     Retry(Retry),
-    /// Write down how the call went on, giving up the held tail first, if any: [`Event::Booked`].
+    /// Drop the held tail, if any, and book the call's state: [`Event::Booked`].
     Book(CallId, Booking),
-    /// Get the result: [`Event::FetchEnded`].
+    /// [`Event::FetchEnded`].
     Fetch(Secret),
-    /// Make its bytes durable: [`Event::ObjectKept`].
+    /// Make the result's bytes durable: [`Event::ObjectKept`].
     PutObject(Fetched),
     /// Make the answer durable: [`Event::RecordKept`].
     PutRecord(Arc<Record>),
-    /// Let some time pass; the shell adds jitter: [`Event::Paused`].
+    /// The shell adds jitter.
     Pause(Duration),
-    /// As `Pause`, and give the slot back first.
+    /// As `Pause`, but gives the slot back first.
     StepAside(Duration),
-    /// Answer the payer's team only: [`Event::Notified`].
+    /// Answer the waiters of the payer's team only.
     RefuseTeam(GatewayError),
-    /// Answer all waiters, also later ones, and go on: [`Event::Notified`].
+    /// Answer all waiters, also later ones, and go on.
     Tell(Verdict),
-    /// Answer everyone; the fill is over.
+    /// Answer all waiters; the fill is over.
     Finish(Verdict),
-    /// Nobody waits; the fill is over, and nothing was spent.
+    /// No waiter is left; the fill is over, and nothing was spent.
     Stop,
 }
 
 #[derive(Debug)]
 pub enum Event {
     Started,
-    /// A slot, or the reason why there is none.
     Slot(Result<(), GatewayError>),
     Admitted(Admission),
-    /// A new result could be kept, or not.
     Room(Result<(), StoreError>),
-    /// The upstream may be called, or not.
     Entered(Result<(), GatewayError>),
     Reserved(Result<Reserved, LedgerError>),
     LookedAgain(Result<Standing, StoreError>),
-    /// The ledger knows the record, or a later lookup imports it.
-    Imported,
     /// `false`: no waiter is left, and the group is dissolved.
     Awaited(bool),
     Opened(Result<Open, NotSent>),
     Marked(Result<Permit, LedgerError>),
     Replied(Reply),
-    /// It has been waited for another try, or there will be none.
+    /// The wait for another try is over, or there will be none.
     MayRetry(bool),
     Booked(Result<(), LedgerError>),
-    /// The result, or why not, and how long ago the answer was booked.
+    /// With the age of the answer.
     FetchEnded(Result<Fetched, FetchError>, Duration),
-    /// The object is durable, or not, at this instant.
+    /// With the present time.
     ObjectKept(Result<(), StoreError>, Timestamp),
     /// The record that stands now.
     RecordKept(Result<Record, StoreError>),
-    Paused,
-    Notified,
+    /// The effect has no outcome.
+    Done,
 }
 
 #[derive(Debug)]
 pub enum Admission {
-    /// Nobody waits any more; the group is dissolved.
+    /// No waiter is left; the group is dissolved.
     Nobody,
     /// The longest-waiting caller's team may not have a miss now.
     Refused(GatewayError),
-    /// Its team's rate has not been asked: another team's waiter left meanwhile.
+    /// Its team's rate was not reserved: another team's waiter left meanwhile.
     Unrated,
-    /// This team, for this reservation.
     Payer(Box<Reservation>),
 }
 
-/// What stands under a key in the store.
+/// What the store has under a key.
 #[derive(Debug)]
 pub enum Standing {
     Nothing,
-    /// A result: its record, and for all that is known its object.
+    /// A record, and as far as is known its object.
     Result(Record),
     /// A record whose object is gone.
     OrphanRecord(Record),
@@ -118,44 +113,33 @@ pub enum Standing {
 
 #[derive(Debug)]
 pub enum Open {
-    /// All but the tail is sent, and the tail is in the shell's hands.
+    /// All but the tail is sent, and the shell holds the tail.
     Held,
-    /// The upstream answered without having had the whole.
+    /// The upstream answered before it had everything.
     Early(Reply),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retry {
-    /// An order that did not reach the upstream whole.
-    NotSent {
-        /// Which retry it is, from 1.
-        retry: u32,
-    },
-    /// A purchase that the upstream's flow control refused; its row has ended.
-    Throttled {
-        /// Which retry it is, from 1.
-        retry: u32,
-        /// The wait the upstream asked for.
-        asked: Option<Duration>,
-    },
+pub struct Retry {
+    pub reason: RetryReason,
+    /// From 1.
+    pub number: u32,
+    /// The wait that the upstream asked for.
+    pub asked: Option<Duration>,
 }
 
 pub type Verdict = Result<Filled, GatewayError>;
 
 #[derive(Clone, Debug)]
 pub struct Filled {
-    /// The record that stands under the key.
     pub record: Arc<Record>,
-    /// Did this fill buy it?
     pub source: FillSource,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FillSource {
     Bought,
-    /// It was in the ledger by then.
     Ledger,
-    /// It was in the store by then.
     Store,
     /// Another fill held the key, and this one waited for it.
     Awaited,

@@ -17,7 +17,7 @@ use crate::base::picture::ObjectName;
 use crate::ledger::budget::{Budget, BudgetRefusal, Window};
 use crate::upstream::{ErrorReply, Refusal, RefusalKind};
 
-const LIMITS: FillLimits = FillLimits { result_url_ttl: Duration::from_secs(84_600) };
+const URL_TTL: Duration = Duration::from_secs(84_600);
 const WON: Won = Won { id: CallId(7), generation: 0 };
 
 fn reservation() -> Reservation {
@@ -140,7 +140,6 @@ fn success(effect: &Effect) -> Event {
         Effect::EnterCircuit => Event::Entered(Ok(())),
         Effect::Reserve => Event::Reserved(Ok(Reserved::Won(WON))),
         Effect::LookAgain => Event::LookedAgain(Ok(Standing::Nothing)),
-        Effect::Import(_) => Event::Imported,
         Effect::CheckWaiters => Event::Awaited(true),
         Effect::Open => Event::Opened(Ok(Open::Held)),
         Effect::MarkSent(_) => Event::Marked(Ok(Permit::Granted)),
@@ -150,8 +149,11 @@ fn success(effect: &Effect) -> Event {
         Effect::Fetch(_) => Event::FetchEnded(Ok(fetched()), Duration::from_secs(1)),
         Effect::PutObject(_) => Event::ObjectKept(Ok(()), now()),
         Effect::PutRecord(record) => Event::RecordKept(Ok(Record::clone(record))),
-        Effect::Pause(_) | Effect::StepAside(_) => Event::Paused,
-        Effect::RefuseTeam(_) | Effect::Tell(_) => Event::Notified,
+        Effect::Import(_)
+        | Effect::Pause(_)
+        | Effect::StepAside(_)
+        | Effect::RefuseTeam(_)
+        | Effect::Tell(_) => Event::Done,
         Effect::Finish(_) | Effect::Stop => panic!("nothing comes after the end"),
     }
 }
@@ -188,7 +190,7 @@ fn show_life(life: &[Effect]) -> String {
 /// A life that goes on like a successful one up to where `expected` begins.
 #[track_caller]
 fn check(script: Script, expected: &str) {
-    let life = show_life(&live(Machine::new(LIMITS), script));
+    let life = show_life(&live(Machine::new(URL_TTL), script));
     let start = expected.split(' ').next().unwrap();
     let from = life.find(start).unwrap_or_else(|| panic!("no {start} in {life}"));
     let usual = format!("{BUYING} {KEEPING}");
@@ -204,7 +206,7 @@ const KEEPING: &str = "Fetch PutObject PutRecord Book(stored) Finish(Ok Bought)"
 
 #[test]
 fn the_life_of_a_fill_is_the_documented_one() {
-    let life = live(Machine::new(LIMITS), Vec::new());
+    let life = live(Machine::new(URL_TTL), Vec::new());
     assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}"));
     for effect in &life {
         match effect {
@@ -297,10 +299,10 @@ fn a_result_that_is_in_the_store_by_then_is_imported_and_nothing_bought() {
         "LookAgain Book(released) Tell(Ok Store) Book(released) Import Finish(Ok Store)",
     );
     // What a refresh is to replace does not stop it.
-    let life = live(Machine::new(LIMITS), vec![won(1), there(0)]);
+    let life = live(Machine::new(URL_TTL), vec![won(1), there(0)]);
     assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}"));
     // Nor does a store that cannot be asked: the ledger has decided.
-    let life = live(Machine::new(LIMITS), vec![looked_again(store_away())]);
+    let life = live(Machine::new(URL_TTL), vec![looked_again(store_away())]);
     assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}"));
 }
 
@@ -318,7 +320,7 @@ fn nothing_is_bought_that_could_not_be_kept_under_its_key() {
     let remains = |generation| looked_again(Ok(Standing::OrphanRecord(other_record(generation))));
     check(vec![remains(0)], "LookAgain Book(released) Finish(StoreUnavailable)");
     // Once the loss is booked, the generation is a higher one.
-    let life = live(Machine::new(LIMITS), vec![won(1), remains(0)]);
+    let life = live(Machine::new(URL_TTL), vec![won(1), remains(0)]);
     assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}"));
 }
 
@@ -356,7 +358,7 @@ fn no_retry() -> (&'static str, Event) {
 
 #[test]
 fn an_order_that_never_went_out_whole_is_tried_three_times_and_released() {
-    let life = live(Machine::new(LIMITS), vec![not_opened(connect()), not_opened(upload())]);
+    let life = live(Machine::new(URL_TTL), vec![not_opened(connect()), not_opened(upload())]);
     assert_eq!(
         show_life(&life),
         format!("{BUYING} {KEEPING}").replace("Open", "Open Retry CheckWaiters Open Retry CheckWaiters Open")
@@ -364,7 +366,7 @@ fn an_order_that_never_went_out_whole_is_tried_three_times_and_released() {
     let retries: Vec<_> = life.iter().filter(|effect| matches!(effect, Effect::Retry(_))).collect();
     assert!(matches!(
         retries[..],
-        [Effect::Retry(Retry::NotSent { retry: 1 }), Effect::Retry(Retry::NotSent { retry: 2 })]
+        [Effect::Retry(Retry { number: 1, .. }), Effect::Retry(Retry { number: 2, .. })]
     ));
     check(
         vec![not_opened(connect()), not_opened(upload()), not_opened(connect())],
@@ -389,12 +391,12 @@ fn an_order_whose_connection_is_lost_while_its_tail_is_held_goes_out_again_on_a_
 
 #[test]
 fn what_flow_control_refuses_is_bought_anew_twice_each_time_on_a_row_of_its_own() {
-    let throttled = |seconds| {
-        let reply = refusal(RefusalKind::Flow { retry_after_seconds: seconds }, 429);
+    let throttled = |seconds: Option<u64>| {
+        let reply = refusal(RefusalKind::Flow { retry_after: seconds.map(Duration::from_secs) }, 429);
         ("Send", Event::Replied(reply))
     };
     let anew = BUYING.replace(" Book(answered)", "");
-    let life = live(Machine::new(LIMITS), vec![throttled(Some(7)), throttled(None), throttled(Some(9))]);
+    let life = live(Machine::new(URL_TTL), vec![throttled(Some(7)), throttled(None), throttled(Some(9))]);
     assert_eq!(
         show_life(&life),
         format!(
@@ -404,9 +406,7 @@ fn what_flow_control_refuses_is_bought_anew_twice_each_time_on_a_row_of_its_own(
     let asked: Vec<_> = life
         .iter()
         .filter_map(|effect| match effect {
-            Effect::Retry(Retry::Throttled { retry, asked }) => {
-                Some((*retry, asked.map(|wait| wait.as_secs())))
-            }
+            Effect::Retry(Retry { number, asked, .. }) => Some((*number, asked.map(|wait| wait.as_secs()))),
             _ => None,
         })
         .collect();
@@ -435,7 +435,7 @@ fn every_kind_of_reply_has_its_booking_and_its_error() {
     ] {
         check(vec![("Send", Event::Replied(reply))], &format!("Send {expected}"));
     }
-    let life = live(Machine::new(LIMITS), vec![("Send", Event::Replied(order()))]);
+    let life = live(Machine::new(URL_TTL), vec![("Send", Event::Replied(order()))]);
     let [.., Effect::Book(_, Booking::Refused { reason, for_order: true }), Effect::Finish(Err(error))] =
         &life[..]
     else {
@@ -449,8 +449,8 @@ fn every_kind_of_reply_has_its_booking_and_its_error() {
 #[test]
 fn a_throttled_caller_is_told_the_wait_the_upstream_asked_for() {
     for (asked, expected) in [(Some(7), 7), (None, 2)] {
-        let reply = refusal(RefusalKind::Flow { retry_after_seconds: asked }, 429);
-        let life = live(Machine::new(LIMITS), vec![("Send", Event::Replied(reply)), no_retry()]);
+        let reply = refusal(RefusalKind::Flow { retry_after: asked.map(Duration::from_secs) }, 429);
+        let life = live(Machine::new(URL_TTL), vec![("Send", Event::Replied(reply)), no_retry()]);
         let Some(Effect::Finish(Err(GatewayError::UpstreamThrottled { wait }))) = life.last() else {
             panic!("{}", show_life(&life))
         };
@@ -504,7 +504,7 @@ fn answer_that_is_not_booked_is_offered_again_before_each_fetch() {
         &format!("Book(answered) Fetch Pause Book(answered) Fetch Pause Book(answered) {KEEPING}"),
     );
     // A result is given up only once the ledger has its answer.
-    let ttl = LIMITS.result_url_ttl.as_secs();
+    let ttl = URL_TTL.as_secs();
     check(
         vec![not_answered(), fails(ttl), fails(ttl)],
         "Book(answered) Fetch Pause Book(answered) Fetch Book(unfetchable) Finish(ResultNotFetched)",
@@ -514,7 +514,7 @@ fn answer_that_is_not_booked_is_offered_again_before_each_fetch() {
 #[test]
 fn who_waits_for_a_call_that_has_ended_does_not_wait_for_the_ledger() {
     let replied = |reply| ("Send", Event::Replied(reply));
-    let flow = refusal(RefusalKind::Flow { retry_after_seconds: Some(7) }, 429);
+    let flow = refusal(RefusalKind::Flow { retry_after: Some(Duration::from_secs(7)) }, 429);
     for (event, name, told) in [
         (replied(refusal(RefusalKind::Order, 400)), "Send Book(refused)", "Upstream"),
         (replied(Reply::Failed(error_reply(500, "", Some("{}")))), "Send Book(failed)", "Upstream"),
@@ -566,7 +566,7 @@ fn who_waits_for_a_kept_result_does_not_wait_for_the_ledger() {
 
 #[test]
 fn a_paid_result_is_kept_even_when_the_ledger_contradicts_itself() {
-    let life = live(Machine::new(LIMITS), vec![("Book(answered)", Event::Booked(Err(contradiction())))]);
+    let life = live(Machine::new(URL_TTL), vec![("Book(answered)", Event::Booked(Err(contradiction())))]);
     assert_eq!(show_life(&life), format!("{BUYING} {KEEPING}"));
     check(vec![("Book(stored)", Event::Booked(Err(contradiction())))], "Book(stored) Finish(Ok Bought)");
     // What the spool refuses, for whatever reason, is kept nowhere yet, and nobody is told of it.
@@ -608,7 +608,7 @@ fn a_result_is_fetched_five_times_in_the_foreground_and_then_in_the_background()
 fn who_is_told_that_a_result_was_not_fetched_is_told_whether_time_ran_out() {
     for (error, expected) in [(FetchError::Timeout, true), (transient(), false), (dead(), false)] {
         let fails = (0..5).map(|at| fetch_fails(error.clone(), at)).collect();
-        let life = live(Machine::new(LIMITS), fails);
+        let life = live(Machine::new(URL_TTL), fails);
         let told = life.iter().find_map(|effect| match effect {
             Effect::Tell(Err(GatewayError::ResultNotFetched { timed_out })) => Some(*timed_out),
             _ => None,
@@ -620,7 +620,7 @@ fn who_is_told_that_a_result_was_not_fetched_is_told_whether_time_ran_out() {
 /// How a fill ends whose fetches fail at these ages of the answer.
 fn end_after(fails: &[(FetchError, u64)]) -> String {
     let script = fails.iter().map(|(error, at)| fetch_fails(error.clone(), *at)).collect();
-    let life = live(Machine::new(LIMITS), script);
+    let life = live(Machine::new(URL_TTL), script);
     show_life(&life[life.len() - 2..])
 }
 
@@ -640,7 +640,7 @@ fn a_url_that_is_dead_for_fifteen_minutes_is_given_up() {
 
 #[test]
 fn a_result_that_is_not_had_while_its_url_may_live_is_given_up() {
-    let ttl = LIMITS.result_url_ttl.as_secs();
+    let ttl = URL_TTL.as_secs();
     for error in [transient(), FetchError::Timeout, FetchError::NotAllowed("planted"), dead()] {
         assert_eq!(end_after(&[(error.clone(), ttl - 1)]), KEPT, "{error}");
         assert_eq!(end_after(&[(error.clone(), ttl)]), GIVEN_UP, "{error}");
@@ -666,7 +666,7 @@ fn what_the_store_does_not_take_is_spooled_and_told_at_once() {
     check(vec![object_fails()], &format!("PutObject {SPOOLED}"));
     check(vec![record_fails()], &format!("PutRecord {SPOOLED}"));
     for failure in [object_fails(), record_fails()] {
-        let life = live(Machine::new(LIMITS), vec![failure]);
+        let life = live(Machine::new(URL_TTL), vec![failure]);
         let [.., Effect::Book(id, Booking::Spooled { record, bytes }), Effect::Finish(Ok(filled))] =
             &life[..]
         else {
@@ -700,7 +700,7 @@ fn store_and_spool_are_asked_again_in_turns_for_ever() {
 
 #[test]
 fn a_result_that_comes_second_is_booked_on_its_own_row_and_the_first_is_imported() {
-    let life = live(Machine::new(LIMITS), vec![("PutRecord", Event::RecordKept(Ok(other_record(0))))]);
+    let life = live(Machine::new(URL_TTL), vec![("PutRecord", Event::RecordKept(Ok(other_record(0))))]);
     assert_eq!(
         show_life(&life),
         format!("{BUYING} {KEEPING}").replace("Book(stored)", "Book(stored) Import")
@@ -734,7 +734,7 @@ fn resumed() -> Machine {
         text: answer().text().clone(),
         answered_at: now(),
     };
-    Machine::resume(LIMITS, call, answer())
+    Machine::resume(URL_TTL, call, answer())
 }
 
 #[test]
@@ -743,7 +743,7 @@ fn a_resumed_fill_only_fetches_and_keeps() {
     assert_eq!(show_life(&life), KEEPING);
     let Some(Effect::Book(id, Booking::Stored { record, .. })) = life.get(3) else { panic!("{life:?}") };
     assert_eq!((*id, &**record), (WON.id, &bought_record()));
-    let ttl = LIMITS.result_url_ttl.as_secs();
+    let ttl = URL_TTL.as_secs();
     let life = live(resumed(), vec![fetch_fails(transient(), ttl)]);
     assert_eq!(show_life(&life), format!("Fetch {GIVEN_UP}"));
 }
@@ -751,7 +751,7 @@ fn a_resumed_fill_only_fetches_and_keeps() {
 #[test]
 fn pauses_double_up_to_a_minute_and_a_held_key_is_looked_at_four_times_a_second() {
     let pauses = |script: Script| -> Vec<u128> {
-        let life = live(Machine::new(LIMITS), script);
+        let life = live(Machine::new(URL_TTL), script);
         let millis = |effect: &Effect| match effect {
             Effect::Pause(time) | Effect::StepAside(time) => Some(time.as_millis()),
             _ => None,
@@ -774,10 +774,9 @@ fn an_event_out_of_order_is_a_bug_and_buys_nothing() {
         Event::Booked(away()),
         Event::ObjectKept(Ok(()), now()),
         Event::RecordKept(Ok(other_record(0))),
-        Event::Paused,
-        Event::Notified,
+        Event::Done,
     ] {
-        let effect = Machine::new(LIMITS).step(event);
+        let effect = Machine::new(URL_TTL).step(event);
         assert_eq!(show(&effect), "Finish(Bug)");
     }
 }

@@ -1,16 +1,16 @@
-//! How many calls the upstream bears at once: [`Limit`], found out by what its flow control says.
+//! The number of calls at once that the upstream accepts ([`Limit`]), adapted to its flow control. Pure.
 //!
-//! Additive increase, multiplicative decrease: each success while the limit is in use adds a part
-//! of one, each refusal halves it, but all the calls that were under way at a refusal count as one
-//! burst. When even one call at a time is refused, calls are spaced out in time. Pure.
+//! Additive increase, multiplicative decrease: each success while the limit is in use adds a fraction of one,
+//! each refusal halves it, but all calls under way at a refusal count as one burst. If even single calls are
+//! refused, they are spaced out in time.
 
 use std::time::Duration;
 
-/// The first pause between calls when even a single one is refused; each further refusal doubles it.
+/// The first pause after the refusal of a single call; each further refusal doubles it.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-/// Short enough that an upstream that has recovered is noticed within seconds.
+/// Short enough to notice within seconds that the upstream has recovered.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// No upstream is believed that asks for more.
+/// A longer wait that the upstream asks for is shortened to this.
 const LONGEST_ASKED: Duration = Duration::from_secs(300);
 
 #[derive(Debug)]
@@ -21,41 +21,37 @@ pub(super) struct Limit {
     pauses: u32,
 }
 
-/// Which calls a refusal may speak for: those taken in the same burst.
+/// The calls taken between two refusals that count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Burst(u64);
 
 impl Limit {
-    /// Begins with `start` calls at once, and will never allow more than `most`; both at least 1.
     pub(super) fn new(start: usize, most: usize) -> Self {
         let most = most.max(1);
         Self { current: start.clamp(1, most) as f64, most, bursts: 0, pauses: 0 }
     }
 
-    /// Never allows more than `most` from now on; begins anew with `start`, if given.
     pub(super) fn set_bounds(&mut self, start: Option<usize>, most: usize) {
         self.most = most.max(1);
         let wanted = start.map_or(self.current, |start| start as f64);
         self.current = wanted.clamp(1.0, self.most as f64);
     }
 
-    /// Calls that may be under way at once: at least 1.
+    /// At least 1.
     pub(super) fn allowed(&self) -> usize {
-        // A float cast saturates, and the value is between 1 and `most`.
         self.current as usize
     }
 
-    /// Is even a single call at a time too much at the moment?
+    /// Returns true while even single calls are refused.
     pub(super) fn is_spaced_out(&self) -> bool {
         self.pauses > 0
     }
 
-    /// The burst that a call taken now belongs to.
     pub(super) fn burst(&self) -> Burst {
         Burst(self.bursts)
     }
 
-    /// A call was served; `is_in_use` when no more calls were allowed beside it.
+    /// Counts a served call; `is_in_use` if no other call was allowed beside those under way.
     pub(super) fn succeeded(&mut self, is_in_use: bool) {
         self.pauses = 0;
         if is_in_use {
@@ -63,8 +59,7 @@ impl Limit {
         }
     }
 
-    /// Flow control refused a call, and may have asked for a wait. Returns how long no call may
-    /// begin, if at all.
+    /// Counts a refusal by flow control, which may have asked for a wait. Returns how long no call may begin.
     pub(super) fn throttled(&mut self, taken_in: Burst, asked: Option<Duration>) -> Option<Duration> {
         let asked = asked.map(|wait| wait.min(LONGEST_ASKED)).filter(|wait| !wait.is_zero());
         if taken_in != self.burst() {

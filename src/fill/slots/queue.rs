@@ -1,18 +1,15 @@
-//! Who is next: [`FairQueue`], first come first served within a team, and the teams in turn. Pure.
+//! First come first served within a team, and the teams in turn ([`FairQueue`]). Pure.
 
 use std::collections::VecDeque;
 
-/// See the module. `T` is what waits.
 pub(super) struct FairQueue<T> {
-    /// Teams with waiters, the one whose turn it is first; no line is empty.
+    /// Teams with waiters in the order of their turns; no line is empty.
     lines: VecDeque<Line<T>>,
-    length: usize,
     next_place: u64,
 }
 
 struct Line<T> {
     team: String,
-    /// In the order in which they came.
     waiting: VecDeque<(Place, T)>,
 }
 
@@ -21,19 +18,18 @@ pub(super) struct Place(u64);
 
 impl<T> FairQueue<T> {
     pub(super) fn new() -> Self {
-        Self { lines: VecDeque::new(), length: 0, next_place: 0 }
+        Self { lines: VecDeque::new(), next_place: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.length
+        self.lines.iter().map(|line| line.waiting.len()).sum()
     }
 
-    /// Waiters by team; teams without one are left out.
     pub(super) fn by_team(&self) -> impl Iterator<Item = (&str, usize)> {
         self.lines.iter().map(|line| (line.team.as_str(), line.waiting.len()))
     }
 
-    /// How many have their turn before a newcomer of the team would, at most.
+    /// Maximum number of waiters served before a newcomer of the team.
     pub(super) fn ahead_of(&self, team: &str) -> usize {
         let own = self.waiting_of(team);
         // Each other team has one turn for each of ours, and one before ours.
@@ -41,11 +37,9 @@ impl<T> FairQueue<T> {
         own + others.map(|(_, waiting)| waiting.min(own + 1)).sum::<usize>()
     }
 
-    /// Joins the end of the team's line.
     pub(super) fn push(&mut self, team: &str, who: T) -> Place {
         let place = Place(self.next_place);
         self.next_place += 1;
-        self.length += 1;
         match self.lines.iter_mut().find(|line| line.team == team) {
             Some(line) => line.waiting.push_back((place, who)),
             None => self.lines.push_back(Line { team: team.to_owned(), waiting: [(place, who)].into() }),
@@ -53,30 +47,24 @@ impl<T> FairQueue<T> {
         place
     }
 
-    /// Takes out whose turn it is, and passes the turn on to the next team.
     pub(super) fn pop(&mut self) -> Option<T> {
         let mut line = self.lines.pop_front()?;
         let (_, who) = line.waiting.pop_front()?;
-        self.length -= 1;
         if !line.waiting.is_empty() {
             self.lines.push_back(line);
         }
         Some(who)
     }
 
-    /// Removes a waiter that gives up; `None` when it has had its turn.
+    /// Removes a waiter that gives up; `None` if it was served.
     pub(super) fn remove(&mut self, place: Place) -> Option<T> {
-        let sought = |(found, _): &(Place, T)| *found == place;
-        let (at, inner) = self
-            .lines
-            .iter()
-            .enumerate()
-            .find_map(|(at, line)| Some((at, line.waiting.iter().position(sought)?)))?;
+        let find = |line: &Line<T>| line.waiting.iter().position(|(found, _)| *found == place);
+        let (at, inner) = self.lines.iter().enumerate().find_map(|(at, line)| Some((at, find(line)?)))?;
         self.take_out(at, inner)
     }
 
-    /// Makes room for a newcomer of the team in a full queue: takes out the newest of the team that
-    /// has most, if that one still has no fewer than the newcomer's team afterwards.
+    /// Makes room for a newcomer of the team in a full queue: takes out the newest waiter of the team that
+    /// has most, if that team keeps no fewer than the newcomer's team has.
     pub(super) fn displace_for(&mut self, team: &str) -> Option<T> {
         let own = self.waiting_of(team);
         let (at, longest) = self.lines.iter().enumerate().max_by_key(|(_, line)| line.waiting.len())?;
@@ -91,7 +79,6 @@ impl<T> FairQueue<T> {
     fn take_out(&mut self, at: usize, inner: usize) -> Option<T> {
         let line = self.lines.get_mut(at)?;
         let (_, who) = line.waiting.remove(inner)?;
-        self.length -= 1;
         if line.waiting.is_empty() {
             self.lines.remove(at);
         }

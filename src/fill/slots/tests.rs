@@ -34,7 +34,7 @@ async fn a_turn_that_cannot_come_in_time_is_refused_at_once() {
     let slots = slots(1, 1, 256);
     let taken = slots.take("a", Duration::ZERO).await.expect("a free slot needs no patience");
     let busy = slots.take("a", Duration::from_millis(3999)).await.err().expect("too late");
-    assert_eq!(busy, TooBusy { wait: FIRST_GUESS, cause: BusyCause::TooLate });
+    assert_eq!(busy, TooBusy { wait: FIRST_GUESS, cause: ShedReason::WaitTimeout });
     assert_eq!(slots.load().in_flight, 1);
     assert_eq!(queued(&slots), 0, "who was refused does not count as waiting");
     drop(taken);
@@ -49,7 +49,7 @@ async fn other_bounds_serve_who_waits_and_put_nobody_out() {
     slots.set_bounds(SlotsConfig { concurrency: 1, max_concurrency: 1, queue: 0 });
     assert_eq!(queued(&slots), 2, "who waits goes on waiting");
     let refused = slots.take("c", PATIENT).await.err().map(|busy| busy.cause);
-    assert_eq!(refused, Some(BusyCause::QueueFull), "and nobody else");
+    assert_eq!(refused, Some(ShedReason::QueueFull), "and nobody else");
     slots.set_bounds(SlotsConfig { concurrency: 3, max_concurrency: 3, queue: 2 });
     assert_eq!(queued(&slots), 0, "both have their turn at once");
     let [first, second] = waiting;
@@ -91,11 +91,11 @@ async fn teams_take_turns_and_the_queue_is_bounded() {
     let taken = slots.take("a", PATIENT).await.ok().unwrap();
     let mut of_a = vec![ask(&slots, "a").await, ask(&slots, "a").await, ask(&slots, "a").await];
     let busy = slots.take("a", PATIENT).await.err().expect("the queue is full");
-    assert_eq!(busy.cause, BusyCause::QueueFull);
+    assert_eq!(busy.cause, ShedReason::QueueFull);
     // A team with nobody waiting has a claim to a place: the newest of the others is refused.
     let of_b = ask(&slots, "b").await;
     let displaced = of_a.pop().unwrap().await.unwrap();
-    assert_eq!(displaced.err().map(|busy| busy.cause), Some(BusyCause::QueueFull));
+    assert_eq!(displaced.err().map(|busy| busy.cause), Some(ShedReason::QueueFull));
     assert_eq!(slots.load().queued, [("a".to_owned(), 2), ("b".to_owned(), 1)].into());
     drop(taken);
     let first = of_a.remove(0).await.unwrap().ok().unwrap();
@@ -152,7 +152,7 @@ async fn a_wait_the_upstream_asks_for_is_kept_by_all_and_told_to_those_who_ask()
     let asked = Duration::from_secs(3);
     slot.end(CallEnd::Throttled(Some(asked)));
     let busy = slots.take("a", Duration::from_secs(2)).await.err().expect("not before it is over");
-    assert_eq!((busy.wait, busy.cause), (asked, BusyCause::TooLate));
+    assert_eq!((busy.wait, busy.cause), (asked, ShedReason::WaitTimeout));
     let before = Instant::now();
     let waiting = ask(&slots, "a").await;
     assert!(waiting.await.unwrap().is_ok());
@@ -192,7 +192,7 @@ async fn crowd(plan: &[(u8, u8, u8)], concurrency: usize, queue: usize) -> Resul
         let ended: Result<(), TooBusy> = asking.await.expect("nobody panics");
         match ended {
             Ok(()) => served += 1,
-            Err(busy) => prop_assert_eq!(busy.cause, BusyCause::QueueFull),
+            Err(busy) => prop_assert_eq!(busy.cause, ShedReason::QueueFull),
         }
     }
     prop_assert!(served >= plan.iter().filter(|(_, _, end)| *end <= 200).count().min(queue));

@@ -1,6 +1,4 @@
-//! All that is known of one key, and where: why it was bought, or was not.
-//!
-//! Nothing of it is an error: what cannot be asked is said to be so.
+//! Everything known about one key, with the questions that could not be answered.
 
 use std::fmt::Display;
 
@@ -15,39 +13,33 @@ use crate::ledger::CallState;
 use crate::ledger::admin::{CallDetail, CallFilter};
 use crate::ledger::budget;
 
-/// Rows that are shown; more than a key has in years.
+/// More rows than a key has in years.
 const MOST_CALLS: usize = 100;
 
 #[derive(Debug, Default)]
 pub struct Explained {
-    /// The result that requests are answered with.
     pub answer: Option<Held>,
-    /// The generation this process has in memory, and whether it is served unasked.
+    /// The generation in this process's memory, and whether it is fresh.
     pub memory: Option<(u64, bool)>,
-    /// What the store has under the key.
     pub record: Option<Held>,
-    /// Everything up to this generation was purged.
     pub purged_up_to: Option<u64>,
-    /// After doubtful outcomes it is not bought again before this.
+    /// No purchase before this, after unknown outcomes.
     pub rests_until: Option<Timestamp>,
-    /// The ledger's rows, newest first.
+    /// Newest first.
     pub calls: Vec<CallDetail>,
-    /// What could not be asked, in sentences.
     pub problems: Vec<String>,
 }
 
-/// A result, and where its bytes are.
+/// A result, and where its bytes are; `None` where that could not be asked.
 #[derive(Debug)]
 pub struct Held {
     pub record: Record,
-    /// Does the store or the spool have the object? `None`: that could not be asked.
+    /// In the store or the spool.
     pub is_there: Option<bool>,
-    /// Does it wait in the spool? `None`: that could not be asked.
     pub is_spooled: Option<bool>,
 }
 
 impl KeyAdmin {
-    /// Tells all that is known of a key.
     pub async fn explain(&self, key: CacheKey) -> Explained {
         let Self { core, admin, freshness, namespace } = self;
         let Core { ledger, store, cache, clock, .. } = &**core;
@@ -72,15 +64,9 @@ impl KeyAdmin {
             .collect();
         ends.sort_unstable();
         Explained {
-            answer: match answer {
-                Some(answer) => Some(self.held(answer, &mut problems).await),
-                None => None,
-            },
+            answer: self.held(answer, &mut problems).await,
             memory: in_memory.map(|record| (record.generation, freshness.is_current())),
-            record: match record {
-                Some(record) => Some(self.held(record, &mut problems).await),
-                None => None,
-            },
+            record: self.held(record, &mut problems).await,
             purged_up_to,
             rests_until: budget::rests_until(&ends, clock.now()),
             calls,
@@ -88,13 +74,14 @@ impl KeyAdmin {
         }
     }
 
-    async fn held(&self, record: Record, problems: &mut Problems) -> Held {
+    async fn held(&self, record: Option<Record>, problems: &mut Problems) -> Option<Held> {
+        let record = record?;
         let Some(object) = record.object() else {
-            return Held { record, is_there: Some(false), is_spooled: Some(false) };
+            return Some(Held { record, is_there: Some(false), is_spooled: Some(false) });
         };
         let is_there = problems.learn("its object", self.core.store.has_object(object).await);
         let is_spooled = problems.learn("the spool", self.core.ledger.is_spooled(object).await);
-        Held { record, is_there, is_spooled }
+        Some(Held { record, is_there, is_spooled })
     }
 }
 
@@ -102,17 +89,14 @@ impl KeyAdmin {
 struct Problems(Vec<String>);
 
 impl Problems {
-    /// What was answered; why not is noted, once.
+    /// Notes an error, once.
     fn learn<T>(&mut self, what: &str, answer: Result<T, impl Display>) -> Option<T> {
-        match answer {
-            Ok(answer) => Some(answer),
-            Err(error) => {
-                let problem = format!("{what} cannot be asked: {error}");
-                if !self.0.contains(&problem) {
-                    self.0.push(problem);
-                }
-                None
+        let note = |error| {
+            let problem = format!("{what} cannot be asked: {error}");
+            if !self.0.contains(&problem) {
+                self.0.push(problem);
             }
-        }
+        };
+        answer.map_err(note).ok()
     }
 }

@@ -61,11 +61,11 @@ impl World {
 }
 
 fn throttled() -> Option<Reply> {
-    Some(refusal(RefusalKind::Flow { retry_after_seconds: None }, 429))
+    Some(refusal(RefusalKind::Flow { retry_after: None }, 429))
 }
 
 fn throttled_for_seven_seconds() -> Option<Reply> {
-    Some(refusal(RefusalKind::Flow { retry_after_seconds: Some(7) }, 429))
+    Some(refusal(RefusalKind::Flow { retry_after: Some(Duration::from_secs(7)) }, 429))
 }
 
 fn lost_before_the_tail() -> Option<Reply> {

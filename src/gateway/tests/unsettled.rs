@@ -44,6 +44,15 @@ async fn a_fill_that_fetches_in_the_background_keeps_no_picture() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fill_that_panics_answers_its_callers() {
+    let world = World::new();
+    world.upstream.reply(|| panic!("planted"));
+    let outcome = world.join(1).1.outcome().await.unwrap();
+    assert!(matches!(outcome.verdict, Err(GatewayError::Bug)), "{outcome:?}");
+    assert_eq!(world.filler.load().0, 0, "its group has ended");
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_bought_while_256_results_are_still_to_be_fetched() {
     let world = World::with(16, &[]);
     world.results.switch.fail(&["fetch"]);
@@ -69,7 +78,7 @@ async fn a_call_that_ended_is_told_and_leaves_its_turn_although_the_ledger_canno
     assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     assert_eq!((world.filler.load().0, world.filler.slots().in_flight), (1, 0), "it goes on without a turn");
     world.ledger.switch.fail(&["book"]);
-    world.upstream.reply(|| refusal(RefusalKind::Flow { retry_after_seconds: Some(7) }, 429));
+    world.upstream.reply(|| refusal(RefusalKind::Flow { retry_after: Some(Duration::from_secs(7)) }, 429));
     assert_eq!(ended(&world.ask(2).await), "UpstreamThrottled");
     assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     world.ledger.switch.fail(&[]);

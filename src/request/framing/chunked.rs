@@ -1,26 +1,24 @@
-//! Where a chunked body ends. What passes here ends at the same byte for hyper, or is refused by it.
+//! Finds the end of a chunked body ([`Chunks`]). hyper finds the same end, or refuses the body.
 
 use thiserror::Error;
 
-/// Maximum bytes of a line that says how long a chunk is.
+/// Bytes of a line with the length of a chunk.
 const MAX_SIZE_LINE: usize = 80;
-/// Maximum bytes of all trailers together.
+/// Bytes of all trailers together.
 const MAX_TRAILERS: usize = 4096;
-/// Chunks of any length that a body may have; with more, their average has a minimum.
+/// With more chunks, their average length has a minimum.
 const FREE_CHUNKS: u64 = 1024;
 const MIN_AVERAGE: u64 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ChunkError {
-    /// Not chunks, or chunks that two readers might understand differently.
     #[error("the chunks of the body are malformed")]
     Malformed,
-    /// Too many small ones: each costs as much time as some kilobytes.
+    /// Each chunk costs as much time as some kilobytes.
     #[error("the body has more than 1024 chunks of less than 64 bytes on average")]
     TooSmall,
 }
 
-/// Follows the chunks of one body.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Chunks {
     part: Part,
@@ -33,17 +31,14 @@ pub struct Chunks {
 enum Part {
     #[default]
     Size,
-    /// Bytes left of a chunk and of the CR LF after it, which hyper checks.
+    /// Bytes left of a chunk and its CR LF, which hyper checks.
     Data(u64),
     Trailers,
     End,
 }
 
 impl Chunks {
-    /// Returns how many of `bytes` belong to the body. The rest is to be given again, with more.
-    ///
-    /// # Errors
-    /// [`ChunkError`], after which nothing more can be read.
+    /// Returns how many of `bytes` belong to the body so far. The rest must be passed again, with more.
     pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, ChunkError> {
         let mut at = 0;
         while at < bytes.len() && self.part != Part::End {
@@ -69,7 +64,6 @@ impl Chunks {
         Ok(at)
     }
 
-    /// Returns true after the last byte.
     pub fn is_at_end(&self) -> bool {
         self.part == Part::End
     }
@@ -77,7 +71,6 @@ impl Chunks {
     fn begin_chunk(&mut self, line: &[u8]) -> Result<(), ChunkError> {
         let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
         let (size, extension) = line.split_at(digits);
-        // 15 digits are far from an overflow.
         let size = std::str::from_utf8(size).ok().filter(|size| size.len() <= 15);
         let size = size.and_then(|size| u64::from_str_radix(size, 16).ok()).ok_or(ChunkError::Malformed)?;
         if !matches!(extension, [] | [b';' | b' ' | b'\t', ..]) {
@@ -93,7 +86,7 @@ impl Chunks {
     }
 }
 
-/// The line at the beginning of `bytes` without its CR LF; `None` if its end is still to come.
+/// The first line of `bytes` without its CR LF; `None` before its end has come.
 fn line(bytes: &[u8], max: usize) -> Result<Option<&[u8]>, ChunkError> {
     let end = memchr::memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len());
     match &bytes[end..] {

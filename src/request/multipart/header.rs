@@ -1,22 +1,20 @@
-//! The text around the parts: the boundary in a `Content-Type`, and the header lines of a part.
+//! The boundary in a `Content-Type`, and the headers of a part (RFC 2046, RFC 7578, RFC 9110 section 5.6).
 //!
-//! Grammar of RFC 2046, RFC 7578 and RFC 9110 section 5.6. Of a part's headers only the field name
-//! is kept; the others are checked for what would make another program read another form. Stricter
-//! than the RFCs on purpose: a parameter given twice is refused. More lenient, because clients write
-//! it and the meaning is clear: folded lines, and quotes in a file name that are not escaped.
+//! Of a part's headers only the field name is kept; the others are checked, so that no other program reads
+//! another form. Stricter than the RFCs: a repeated parameter is refused. More lenient, because clients write
+//! it and the meaning is clear: folded lines, and unescaped quotes in a file name.
 
 use std::borrow::Cow;
 
 use super::Broken;
 
-/// The longest boundary RFC 2046 allows.
+/// The limit of RFC 2046.
 const MAX_BOUNDARY_BYTES: usize = 70;
 
-/// The boundary of a form: 1 to 70 bytes, none of them a control character, the last not a space.
+/// Without the dashes before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Boundary(Vec<u8>);
 
-/// Why a `Content-Type` does not announce a form that can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ContentTypeError {
     #[error("the request has no Content-Type; send image, width and height as multipart/form-data")]
@@ -27,15 +25,12 @@ pub enum ContentTypeError {
         "the Content-Type is not multipart/form-data; send image, width and height as the fields of such a form"
     )]
     NotFormData,
-    /// The parameters do not follow the grammar.
     #[error("the parameters of the Content-Type cannot be read; let the HTTP library set this header")]
     Malformed,
     #[error("the Content-Type has no boundary parameter; let the HTTP library set this header")]
     NoBoundary,
-    /// Two boundary parameters, of which another program might take the other one.
     #[error("the Content-Type has two boundary parameters; send exactly one")]
     TwoBoundaries,
-    /// A boundary that is empty, too long, ends in a space or has a character that is not allowed.
     #[error(
         "the boundary in the Content-Type must have 1 to 70 letters, digits or punctuation marks and not end in a space"
     )]
@@ -44,9 +39,6 @@ pub enum ContentTypeError {
 
 impl Boundary {
     /// Reads the value of a `Content-Type` header.
-    ///
-    /// # Errors
-    /// [`ContentTypeError`], for anything but one usable boundary of a `multipart/form-data`.
     pub fn parse(content_type: &[u8]) -> Result<Self, ContentTypeError> {
         let end = memchr::memchr(b';', content_type).unwrap_or(content_type.len());
         let (media_type, parameters) = content_type.split_at(end);
@@ -60,7 +52,7 @@ impl Boundary {
             if !name.eq_ignore_ascii_case(b"boundary") {
                 continue;
             }
-            // Two headers that a proxy joined with a comma look like this.
+            // A proxy joined two headers with a comma.
             if !quoted && value.iter().copied().any(is_blank) {
                 return Err(ContentTypeError::Malformed);
             }
@@ -77,14 +69,12 @@ impl Boundary {
         }
     }
 
-    /// The boundary itself, without dashes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// Reads the header lines of one part, each ending in CRLF, and returns the name of its field.
-/// `None`: the part is not a named field of a form.
+/// The field name in the header lines of one part; `None` if it is no named field of a form.
 pub(super) fn field_name(head: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
     let mut disposition = None;
     for line in unfolded(head) {
@@ -112,7 +102,7 @@ pub(super) fn field_name(head: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
     disposition.map_or(Ok(None), |disposition| name_parameter(&disposition))
 }
 
-/// The lines of a head, each with those that continue it: they begin with a blank.
+/// The lines of a head, each with its continuation lines, which begin with a blank.
 fn unfolded(head: &[u8]) -> Vec<Vec<u8>> {
     let mut lines: Vec<Vec<u8>> = Vec::new();
     for line in head.split_inclusive(|byte| *byte == b'\n') {
@@ -125,7 +115,7 @@ fn unfolded(head: &[u8]) -> Vec<Vec<u8>> {
     lines
 }
 
-/// The `name` of a `Content-Disposition`; `filename`, `filename*` and `name*` mean nothing here.
+/// The `name` of a `Content-Disposition`; all other parameters are ignored.
 fn name_parameter(disposition: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
     let end = memchr::memchr(b';', disposition).unwrap_or(disposition.len());
     let (kind, parameters) = disposition.split_at(end);
@@ -139,7 +129,7 @@ fn name_parameter(disposition: &[u8]) -> Result<Option<Vec<u8>>, Broken> {
     Ok(found.filter(|_| trim(kind).eq_ignore_ascii_case(b"form-data")).map(Cow::into_owned))
 }
 
-/// Parameters as they follow a value: `; name=value; name="quoted \" value"`.
+/// Parameters after a value: `; name=value; name="quoted \" value"`.
 struct Parameters<'a>(&'a [u8]);
 
 struct Parameter<'a> {
@@ -148,14 +138,14 @@ struct Parameter<'a> {
     quoted: bool,
 }
 
-/// Something that is not a parameter; nothing can be read after it.
+/// Ends the parameters.
 struct Malformed;
 
 impl<'a> Iterator for Parameters<'a> {
     type Item = Result<Parameter<'a>, Malformed>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        // A semicolon too many, as some clients leave at the end, is allowed by RFC 9110.
+        // RFC 9110 allows empty parameters, such as a semicolon at the end.
         let mut rest = trim_start(self.0);
         while let Some(after) = rest.strip_prefix(b";") {
             rest = trim_start(after);
@@ -178,8 +168,7 @@ impl<'a> Parameters<'a> {
             self.0 = trim_start(rest);
             return ends_value(rest).then_some(Parameter { name, value: Cow::Owned(value), quoted: true });
         }
-        // More than a token: some clients quote neither a file name with spaces nor a boundary
-        // with slashes, and up to the next semicolon there is no doubt what they mean.
+        // Some clients quote neither a file name with spaces nor a boundary with slashes.
         let end = memchr::memchr(b';', rest).unwrap_or(rest.len());
         let (value, rest) = rest.split_at(end);
         self.0 = rest;
@@ -188,8 +177,8 @@ impl<'a> Parameters<'a> {
     }
 }
 
-/// Reads up to the closing quote; returns the value and what follows the quote. In a file name, a
-/// quote before anything but the end of the parameter is part of the name.
+/// Returns the value and the text after its closing quote. In a file name, a quote is part of the name unless
+/// the parameter ends after it.
 fn unquote(text: &[u8], is_file_name: bool) -> Option<(Vec<u8>, &[u8])> {
     let mut value = Vec::new();
     let mut from = 0;
@@ -209,7 +198,6 @@ fn unquote(text: &[u8], is_file_name: bool) -> Option<(Vec<u8>, &[u8])> {
     }
 }
 
-/// Is a parameter's value over where this text begins?
 fn ends_value(rest: &[u8]) -> bool {
     matches!(trim_start(rest), [] | [b';', ..])
 }
@@ -219,7 +207,7 @@ fn trim_start(text: &[u8]) -> &[u8] {
     &text[start..]
 }
 
-/// Without the spaces and tabs around it.
+/// Removes surrounding spaces and tabs.
 pub(crate) fn trim(text: &[u8]) -> &[u8] {
     let end = text.iter().rposition(|byte| !is_blank(*byte)).map_or(0, |last| last + 1);
     trim_start(&text[..end])
@@ -233,7 +221,7 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// RFC 2046's characters, and those of a token besides: `*****` is a boundary in wide use.
+/// The characters of RFC 2046 and those of a token: `*****` is a boundary in wide use.
 fn is_boundary_byte(byte: u8) -> bool {
     is_token_byte(byte) || b"(),/:=? ".contains(&byte)
 }

@@ -1,40 +1,36 @@
-//! A client's picture, wherever its bytes are: [`Picture`].
+//! A client's picture, in memory or in a spill file ([`Picture`]).
 
-use std::fmt;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::stream::{self, Stream};
 use memchr::memmem::Finder;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
 
 use super::quota::Share;
 use super::spill::SpillFile;
 
-/// How much of a picture is handed on at once.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// The bytes of a picture, and the room they take for as long as anybody has them. Cheap to clone.
+/// The bytes of a picture, and the room they take. Cheap to clone.
 #[derive(Clone)]
 pub struct Picture(Content);
 
 #[derive(Clone)]
 enum Content {
-    /// With its share inside, if it is an upload.
+    /// Owns its share, if it is an upload.
     Memory(Bytes),
     File(Arc<Spilled>),
 }
 
-/// A picture in a spill file, which nothing is written to any more.
-pub(super) struct Spilled {
+/// A complete spill file.
+struct Spilled {
     file: SpillFile,
     turns: Arc<Semaphore>,
 }
 
-/// Bytes and the memory they are counted against: a slice of them keeps both.
+/// Owner of [`Bytes`]: each slice of them keeps the share.
 struct Counted {
     bytes: Vec<u8>,
     _share: Share,
@@ -51,11 +47,12 @@ impl Picture {
         Self(Content::Memory(Bytes::from_owner(Counted { bytes, _share: share })))
     }
 
-    pub(super) fn in_file(spilled: Spilled) -> Self {
-        Self(Content::File(Arc::new(spilled)))
+    /// `turns` limits the threads that read whole files.
+    pub(super) fn in_file(file: SpillFile, turns: Arc<Semaphore>) -> Self {
+        Self(Content::File(Arc::new(Spilled { file, turns })))
     }
 
-    /// Its length in bytes.
+    /// Bytes.
     #[expect(clippy::len_without_is_empty, reason = "an empty picture is refused before it is one")]
     pub fn len(&self) -> usize {
         match &self.0 {
@@ -64,8 +61,8 @@ impl Picture {
         }
     }
 
-    /// All of it, in memory. May block on the disk, and a spilled one then takes memory that is not
-    /// counted: the caller bounds how many do at once.
+    /// The whole picture. May block on the disk, and then takes memory that is not counted: the caller bounds
+    /// how many do so at once.
     pub fn whole(&self) -> io::Result<Bytes> {
         match &self.0 {
             Content::Memory(bytes) => Ok(bytes.clone()),
@@ -73,8 +70,7 @@ impl Picture {
         }
     }
 
-    /// What `look` sees in all of it: one in memory is shown here and now, a spilled one on a thread that
-    /// may block, few at a time.
+    /// Calls `look` with the whole picture: for a spilled one on a blocking thread, few at a time.
     pub async fn show<T: Send + 'static>(
         &self,
         look: impl FnOnce(&[u8]) -> T + Send + 'static,
@@ -84,8 +80,7 @@ impl Picture {
             Content::File(spilled) => {
                 let spilled = spilled.clone();
                 let turn = spilled.turns.clone().acquire_owned().await;
-                // Allocated and freed here: what many threads have allocated once, the allocator keeps
-                // for each of them.
+                // Allocated and freed here, because the allocator keeps freed memory for each thread.
                 let mut bytes = vec![0; spilled.file.len()];
                 let shown = move || {
                     let turn = turn.expect("the semaphore is never closed");
@@ -99,76 +94,43 @@ impl Picture {
         }
     }
 
-    /// Does `needle` occur in it?
     pub async fn contains(&self, needle: &[u8]) -> io::Result<bool> {
         let finder = Finder::new(needle).into_owned();
         self.show(move |bytes| finder.find(bytes).is_some()).await
     }
 
-    /// Its bytes from the first to the last, piece by piece.
-    pub fn pieces(&self) -> PicturePieces {
-        PicturePieces { content: self.0.clone(), at: 0, reading: None }
+    /// The bytes in pieces, none empty, of at most 64 KiB: slices of memory, or reads on a blocking thread.
+    pub fn pieces(&self) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+        stream::unfold((self.clone(), 0), |(picture, at)| async move {
+            let length = PIECE_BYTES.min(picture.len() - at);
+            if length == 0 {
+                return None;
+            }
+            let piece = match &picture.0 {
+                Content::Memory(bytes) => Ok(bytes.slice(at..at + length)),
+                Content::File(spilled) => {
+                    let spilled = spilled.clone();
+                    let read = tokio::task::spawn_blocking(move || spilled.read(at, length)).await;
+                    read.unwrap_or_else(|error| Err(error.into()))
+                }
+            };
+            let read = piece.as_ref().map_or(0, Bytes::len);
+            Some((piece, (picture, at + read)))
+        })
     }
 }
 
 impl From<Bytes> for Picture {
-    /// One that is no upload, and takes no room of theirs.
+    /// A picture that is no upload takes no room.
     fn from(bytes: Bytes) -> Self {
         Self(Content::Memory(bytes))
     }
 }
 
-impl fmt::Debug for Picture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = match &self.0 {
-            Content::Memory(_) => "memory",
-            Content::File(_) => "a file",
-        };
-        write!(f, "a picture of {} bytes in {place}", self.len())
-    }
-}
-
 impl Spilled {
-    pub(super) fn new(file: SpillFile, turns: Arc<Semaphore>) -> Self {
-        Self { file, turns }
-    }
-
     fn read(&self, at: usize, length: usize) -> io::Result<Bytes> {
         let mut bytes = vec![0; length];
         self.file.read_at(&mut bytes, at)?;
         Ok(bytes.into())
-    }
-}
-
-/// See [`Picture::pieces`]. Dropped, it lets go of the picture.
-pub struct PicturePieces {
-    content: Content,
-    /// How far the file has been read.
-    at: usize,
-    reading: Option<JoinHandle<io::Result<Bytes>>>,
-}
-
-impl PicturePieces {
-    /// The next piece, never empty, at most 64 KiB; a slice of what is in memory, or what another thread
-    /// read meanwhile.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
-        match &mut self.content {
-            Content::Memory(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Content::Memory(bytes) => Poll::Ready(Some(Ok(bytes.split_to(bytes.len().min(PIECE_BYTES))))),
-            Content::File(spilled) => {
-                let (at, length) = (self.at, PIECE_BYTES.min(spilled.file.len() - self.at));
-                if length == 0 {
-                    return Poll::Ready(None);
-                }
-                let reading = self.reading.get_or_insert_with(|| {
-                    let spilled = spilled.clone();
-                    tokio::task::spawn_blocking(move || spilled.read(at, length))
-                });
-                let read = ready!(Pin::new(reading).poll(cx));
-                self.reading = None;
-                self.at += length;
-                Poll::Ready(Some(read.unwrap_or_else(|error| Err(io::Error::other(error)))))
-            }
-        }
     }
 }

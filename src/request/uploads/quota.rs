@@ -1,22 +1,17 @@
-//! A number of bytes that many share: [`Quota`], and the [`Share`] one has of it.
+//! A limit on bytes ([`Quota`]), and the [`Share`] of one owner.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// So many bytes may be taken together.
 #[derive(Debug)]
 pub(super) struct Quota {
-    limit: u64,
+    pub(super) limit: u64,
     used: AtomicU64,
 }
 
 impl Quota {
     pub(super) fn new(limit: u64) -> Self {
         Self { limit, used: AtomicU64::new(0) }
-    }
-
-    pub(super) fn limit(&self) -> u64 {
-        self.limit
     }
 
     pub(super) fn used(&self) -> u64 {
@@ -28,7 +23,7 @@ impl Quota {
     }
 }
 
-/// Bytes taken; given back when dropped. It goes where the bytes go.
+/// Bytes taken; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
     quota: Arc<Quota>,
@@ -36,7 +31,7 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Takes as many more as make it `bytes`, or none.
+    /// Grows to `bytes`, or returns false.
     pub(crate) fn grow_to(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         let fits = |used: u64| used.checked_add(more).filter(|sum| *sum <= self.quota.limit);
@@ -47,7 +42,6 @@ impl Share {
         has_grown
     }
 
-    /// Takes over what another one has.
     pub(super) fn join(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);
     }

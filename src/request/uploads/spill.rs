@@ -1,5 +1,5 @@
-//! Files without a name: [`SpillFolder`] makes them, a [`SpillFile`] takes its share of the disk until it
-//! is closed. It blocks.
+//! Files without a name: [`SpillFolder`] creates them, and a [`SpillFile`] keeps its share of the disk until
+//! it is closed. Blocks.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -11,7 +11,6 @@ use rustix::fs::{Mode, OFlags};
 use super::quota::Share;
 use crate::base::disk;
 
-/// Where spill files are, and what stays free there.
 #[derive(Debug)]
 pub(super) struct SpillFolder {
     path: PathBuf,
@@ -21,30 +20,29 @@ pub(super) struct SpillFolder {
 impl SpillFolder {
     pub(super) fn open(path: &Path, min_free: u64) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        // Of filesystems that know no files without a name.
+        // Files with a name remain where the filesystem has none without.
         disk::sweep(&disk::open_own_folder(path)?)?;
         Ok(Self { path: path.to_owned(), min_free })
     }
 
-    /// Makes an empty file that no name leads to, so that it ends with its process.
+    /// Creates an empty file without a name, so that it ends with its process.
     pub(super) fn create(&self) -> io::Result<SpillFile> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = match rustix::fs::open(&self.path, flags, Mode::RUSR | Mode::WUSR) {
             Ok(file) => File::from(file),
-            // Not every filesystem can; what else is wrong is wrong with the other way too.
-            Err(_) => self.create_and_unlink()?,
+            // Not every filesystem supports this; any other error occurs here again.
+            Err(_) => {
+                let path = self.path.join(disk::temp_name());
+                let mut options = OpenOptions::new();
+                let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+                fs::remove_file(&path)?;
+                file
+            }
         };
         Ok(SpillFile { open: Some((file, None)), length: 0 })
     }
 
-    fn create_and_unlink(&self) -> io::Result<File> {
-        let path = self.path.join(disk::temp_name());
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        fs::remove_file(&path)?;
-        Ok(file)
-    }
-
-    /// May so many bytes more be written?
+    /// Checks that `bytes` more may be written.
     pub(super) fn check_space(&self, bytes: u64) -> io::Result<()> {
         disk::check_space(&self.path, self.min_free.saturating_add(bytes))
     }
@@ -52,7 +50,7 @@ impl SpillFolder {
 
 #[derive(Debug)]
 pub(crate) struct SpillFile {
-    /// The file, and its share once it has any; until it is closed.
+    /// The file and its share, until it is closed.
     open: Option<(File, Option<Share>)>,
     length: usize,
 }
@@ -62,7 +60,7 @@ impl SpillFile {
         self.length
     }
 
-    /// Writes at the end; `share` is for these bytes.
+    /// `share` is for these bytes.
     pub(super) fn append(&mut self, bytes: &[u8], share: Share) -> io::Result<()> {
         let (file, own) = self.open.as_mut().expect("a file is closed when it is dropped");
         match own {
@@ -74,7 +72,7 @@ impl SpillFile {
         Ok(())
     }
 
-    /// Reads exactly what `buffer` holds.
+    /// Fills `buffer`.
     pub(super) fn read_at(&self, buffer: &mut [u8], at: usize) -> io::Result<()> {
         let (file, _) = self.open.as_ref().expect("a file is closed when it is dropped");
         file.read_exact_at(buffer, at as u64)
@@ -83,7 +81,7 @@ impl SpillFile {
 
 impl Drop for SpillFile {
     fn drop(&mut self) {
-        // Closing frees what the disk has of it, which may take a while; the share is the disk's until then.
+        // Closing frees the disk, which may take long; the share is given back afterwards.
         let open = self.open.take();
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(move || drop(open))),

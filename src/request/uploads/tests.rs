@@ -1,10 +1,10 @@
 //! That what is taken is counted exactly, for as long as it is taken, and that no file remains.
 
-use std::future::poll_fn;
 use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use tempfile::TempDir;
 
 use super::*;
@@ -69,8 +69,8 @@ fn names(folder: &Path) -> usize {
 }
 
 async fn collected(picture: &Picture) -> io::Result<Vec<u8>> {
-    let (mut pieces, mut all) = (picture.pieces(), Vec::new());
-    while let Some(piece) = poll_fn(|cx| pieces.poll_next(cx)).await {
+    let (mut pieces, mut all) = (Box::pin(picture.pieces()), Vec::new());
+    while let Some(piece) = pieces.next().await {
         let piece = piece?;
         assert!((1..=64 * 1024).contains(&piece.len()));
         all.extend_from_slice(&piece);
@@ -121,7 +121,7 @@ async fn memory_counts_for_as_long_as_anybody_has_a_slice_of_it() {
     let picture = Picture::in_memory(bytes, share);
     let other = picture.clone();
     let slice = picture.whole().expect("memory").slice(100..200);
-    let piece = poll_fn(|cx| other.pieces().poll_next(cx)).await;
+    let piece = Box::pin(other.pieces()).next().await;
     drop((picture, other));
     assert_eq!(fixture.taken(), (900, 0));
     drop(piece);
@@ -143,9 +143,9 @@ async fn a_spilled_picture_is_what_came_and_has_no_name() {
     assert!(picture.contains(&all[131_000..131_100]).await.expect("readable"));
     assert!(!picture.contains(b"it is not there").await.expect("readable"));
     let copy = picture.clone();
-    let mut pieces = copy.pieces();
+    let mut pieces = Box::pin(copy.pieces());
     drop((picture, copy));
-    assert!(poll_fn(|cx| pieces.poll_next(cx)).await.is_some());
+    assert!(pieces.next().await.is_some());
     assert_eq!(fixture.taken(), (0, 200_001), "it is being read");
     drop(pieces);
     fixture.is_empty_soon().await;
@@ -156,7 +156,7 @@ async fn a_spilled_picture_is_what_came_and_has_no_name() {
 async fn what_neither_has_room_for_is_refused_and_leaves_nothing() {
     let fixture = Fixture::new(1000, 1500);
     let kept = fixture.spilled(&[&noise(1000)]).await.expect("room");
-    assert_eq!(fixture.spilled(&[&noise(500), b"x"]).await.expect_err("no room"), NoRoom);
+    assert_eq!(fixture.spilled(&[&noise(500), b"x"]).await.err(), Some(NoRoom));
     drop(kept);
     fixture.is_empty_soon().await;
     fixture.spilled(&[&noise(1000), &noise(500)]).await.expect("room again");
@@ -206,5 +206,4 @@ fn what_a_killed_process_left_is_swept() {
 async fn a_picture_that_is_no_upload_takes_no_room() {
     let picture = Picture::from(Bytes::from_static(b"picture"));
     assert_eq!(collected(&picture).await.expect("memory"), b"picture");
-    assert_eq!(format!("{picture:?}"), "a picture of 7 bytes in memory");
 }

@@ -100,8 +100,8 @@ impl World {
             2 => refusal(RefusalKind::Key, 401, "ERROR_APPLICATIONS_NOT_EXISTS"),
             3 => refusal(RefusalKind::Credits, 429, "ERROR_NOT_ENOUGH_CREDITS"),
             4 => {
-                let retry_after_seconds = Some(self.below(5)).filter(|&seconds| seconds > 0);
-                refusal(RefusalKind::Flow { retry_after_seconds }, 429, "EXCEEDING_LIMITS")
+                let retry_after = Some(Duration::from_secs(self.below(5))).filter(|wait| !wait.is_zero());
+                refusal(RefusalKind::Flow { retry_after }, 429, "EXCEEDING_LIMITS")
             }
             _ => refusal(RefusalKind::Other, 404, "ERROR_AI_NOT_EXISTS"),
         }

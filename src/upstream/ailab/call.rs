@@ -1,30 +1,31 @@
-//! One paid call under way: [`upload`]ed but for its tail, then [`AilabCall`], then a [`Reply`].
+//! One paid call: [`upload`]ed except for its tail, then an [`AilabCall`], then a [`Reply`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::rt::{Read, Write};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{MAX_ANSWER_BYTES, classify};
-use super::form::{FormBody, Progress, Release};
+use super::form::{FormBody, Progress};
 use crate::base::crash::crash_point;
 use crate::base::operation::Operation;
 use crate::base::secret::Secret;
 use crate::upstream::net::exchange::{Exchange, ExchangeError};
 use crate::upstream::{CallPhase, CallTimer, HeldCall, NotSent, Reply, UnknownCause};
 
-/// What an answer is read by: which operation was called, and with which of our keys.
+/// What reading an answer needs.
 pub(super) struct Sent {
     pub(super) operation: &'static Operation,
     pub(super) key: Arc<Secret>,
 }
 
 pub(super) enum Uploaded {
-    /// All but the tail was handed to the kernel.
+    /// All but the tail is with the kernel.
     Held(Exchange),
     /// It was answered before that.
     Answered(Reply),
@@ -40,77 +41,62 @@ pub(super) async fn upload<S>(
 where
     S: Read + Write + Send + Unpin + 'static,
 {
-    let broken = |error: ExchangeError| NotSent::Upload(error.to_string());
     let mut exchange = Exchange::start(io, request).await.map_err(broken)?;
-    match exchange.head_or(|| progress.is_held().then_some(())).await.map_err(broken)? {
-        Err(()) => Ok(Uploaded::Held(exchange)),
-        Ok(head) => match read_early(&mut exchange, head, order).await.map_err(broken)? {
-            Ok(reply) => Ok(Uploaded::Answered(reply)),
-            Err(status) => Err(answered_early(status)),
-        },
+    match exchange.head_unless(|| progress.is_held()).await.map_err(broken)? {
+        None => Ok(Uploaded::Held(exchange)),
+        Some(head) => read_early(&mut exchange, head, order).await.map(Uploaded::Answered),
+    }
+}
+
+/// Reports the durations of calls, if a timer is set.
+#[derive(Clone, Default)]
+pub(super) struct Timer(pub(super) Option<Arc<dyn CallTimer>>);
+
+impl Timer {
+    pub(super) fn took(&self, phase: CallPhase, time: Duration) {
+        if let Some(timer) = &self.0 {
+            timer.took(phase, time);
+        }
     }
 }
 
 /// A call whose tail is held back.
 pub(super) struct AilabCall {
-    exchange: Exchange,
-    release: Release,
-    order: Sent,
-    hard_stop: Duration,
-    watch: Stopwatch,
-}
-
-/// Reports how long a call took, without the time its tail was held back.
-pub(super) struct Stopwatch {
-    pub(super) timer: Option<Arc<dyn CallTimer>>,
+    pub(super) exchange: Exchange,
+    pub(super) release: oneshot::Sender<()>,
+    pub(super) order: Sent,
+    pub(super) hard_stop: Duration,
+    pub(super) timer: Timer,
+    /// Duration of the call until its tail was held.
     pub(super) until_held: Duration,
 }
 
-impl Stopwatch {
-    fn took(&self, phase: CallPhase, time: Duration) {
-        self.timer.iter().for_each(|timer| timer.took(phase, time));
-    }
-}
-
 impl AilabCall {
-    pub(super) fn new(
-        exchange: Exchange,
-        release: Release,
-        order: Sent,
-        hard_stop: Duration,
-        watch: Stopwatch,
-    ) -> Self {
-        Self { exchange, release, order, hard_stop, watch }
-    }
-
-    /// What came while the tail was held, if anything: then the tail stays here.
+    /// The answer that came while the tail was held, if any: then the tail is not sent.
     async fn early(&mut self) -> Option<Reply> {
-        let lost = |error: ExchangeError| Reply::NotSent(NotSent::Upload(error.to_string()));
-        match self.exchange.head_or(|| Some(())).await {
-            Err(error) => Some(lost(error)),
-            Ok(Err(())) => None,
-            Ok(Ok(head)) => Some(match read_early(&mut self.exchange, head, &self.order).await {
-                Ok(Ok(reply)) => reply,
-                Ok(Err(status)) => Reply::NotSent(answered_early(status)),
-                Err(error) => lost(error),
-            }),
-        }
+        let early = match self.exchange.head_unless(|| true).await {
+            Ok(None) => return None,
+            Ok(Some(head)) => read_early(&mut self.exchange, head, &self.order).await,
+            Err(error) => Err(broken(error)),
+        };
+        Some(early.unwrap_or_else(Reply::NotSent))
     }
 
     async fn finish(mut self: Box<Self>) -> Result<Reply, ExchangeError> {
         let released = Instant::now();
-        self.release.release();
+        // If the body is gone, the connection is too, and reports it.
+        let _ = self.release.send(());
         // Drives the connection once, so that the tail is with the kernel.
-        let at_once = self.exchange.head_or(|| Some(())).await?;
+        let at_once = self.exchange.head_unless(|| true).await?;
         crash_point("CP8");
         let head = match at_once {
-            Ok(head) => head,
-            Err(()) => self.exchange.head().await?,
+            Some(head) => head,
+            None => self.exchange.head().await?,
         };
         crash_point("CP10");
-        self.watch.took(CallPhase::FirstByte, released.elapsed());
+        self.timer.took(CallPhase::FirstByte, released.elapsed());
         let reply = read(&mut self.exchange, head, &self.order).await?;
-        self.watch.took(CallPhase::Total, self.watch.until_held + released.elapsed());
+        self.timer.took(CallPhase::Total, self.until_held + released.elapsed());
         Ok(reply)
     }
 }
@@ -135,31 +121,31 @@ impl HeldCall for AilabCall {
     }
 }
 
-fn answered_early(status: StatusCode) -> NotSent {
-    NotSent::Upload(format!("it was answered early with status {}", status.as_u16()))
+fn broken(error: ExchangeError) -> NotSent {
+    NotSent::Upload(error.to_string())
 }
 
-/// Reads an answer that came before the order was complete, so the order cannot have been done.
+/// Reads an answer that came before the order was complete, so the order cannot have been executed.
 ///
-/// A complete refusal or error says so itself. A success is nonsense: it may be someone else's, or
-/// be charged all the same, so its outcome is not known. Anything else, such as the page of a gateway
-/// that gave up, is no answer to the order: its status is returned.
+/// A complete refusal or error stands. A success may be charged all the same, so its outcome is unknown.
+/// Anything else, such as the page of a gateway that gave up, is no answer to the order.
 async fn read_early(
     exchange: &mut Exchange,
     head: Response<Incoming>,
     order: &Sent,
-) -> Result<Result<Reply, StatusCode>, ExchangeError> {
+) -> Result<Reply, NotSent> {
     let status = head.status();
-    Ok(match read(exchange, head, order).await? {
+    match read(exchange, head, order).await.map_err(broken)? {
         reply @ (Reply::Refused(_) | Reply::Failed(_) | Reply::NotSent(_)) => Ok(reply),
         Reply::Answered(_) | Reply::Unknown(_) if status.is_success() => {
             Ok(Reply::Unknown(UnknownCause::Garbage))
         }
-        Reply::Answered(_) | Reply::Unknown(_) => Err(status),
-    })
+        Reply::Answered(_) | Reply::Unknown(_) => {
+            Err(NotSent::Upload(format!("it was answered early with status {}", status.as_u16())))
+        }
+    }
 }
 
-/// Reads an answer to its end and classifies it.
 async fn read(
     exchange: &mut Exchange,
     head: Response<Incoming>,

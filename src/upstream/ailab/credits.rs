@@ -1,4 +1,4 @@
-//! What is left to spend: the API's free `query-credits` call.
+//! The balance, by the API's free `query-credits` call.
 
 use bytes::Bytes;
 use http::response::Parts;
@@ -16,27 +16,23 @@ use crate::upstream::Reply;
 use crate::upstream::net::coding::decoded;
 use crate::upstream::net::exchange::Exchange;
 
-/// The pool that serves every operation without one of its own.
+/// The pool of operations without one of their own.
 const COMMON_POOL: &str = "common";
 
-/// Why the balance is not known. The texts are safe to show.
+/// The texts are safe to show.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CreditsError {
     #[error("the upstream could not be asked: {0}")]
     Unreachable(String),
     #[error("the upstream refused the key with status {0}")]
     Key(u16),
-    /// Any other status, or an answer in another format.
     #[error("the upstream's answer, with status {0}, names no balance")]
     Format(u16),
 }
 
 impl AilabUpstream {
-    /// Asks for the balance, in credits, of the pool that crops are paid from. Free; at most the
-    /// connect limit and the upload limit long; may be cancelled.
-    ///
-    /// # Errors
-    /// [`CreditsError`]: the balance is not known.
+    /// The credits in the pool that crops are paid from. Takes at most the connect and the upload timeout;
+    /// may be cancelled.
     pub async fn query_credits(&self) -> Result<u64, CreditsError> {
         let (head, body) = self.ask_for_credits().await?;
         let status = head.status.as_u16();
@@ -49,7 +45,7 @@ impl AilabUpstream {
         }
     }
 
-    /// How the same free call is refused, as one does with a wrong key; `None` without an answer.
+    /// The refusal of the same free call, for trying a wrong key; `None` without an answer.
     pub async fn refusal_of_key(&self) -> Option<Reply> {
         let (head, body) = self.ask_for_credits().await.ok()?;
         Some(classify(head.status, &head.headers, &body, &IMAGE_CROPPING, &self.config.api_key.load()))
@@ -71,7 +67,6 @@ impl AilabUpstream {
 
 /// Reads `data[]{unique_sign, balance}`: our pool's, else the common one's. An overdrawn balance is 0.
 fn balance(body: &[u8]) -> Option<u64> {
-    // The envelope's reader knows what is an error.
     let Ok(Envelope::NoResult) = Envelope::read(body, &IMAGE_CROPPING) else { return None };
     let (text, ..) = encoding_rs::UTF_8.decode(body);
     let answer: Value = serde_json::from_str(&text).ok()?;

@@ -1,4 +1,4 @@
-//! Does an answer quote our key? [`quotes`] looks through every form that servers put text in.
+//! Finds our key in an answer, in every form that servers put text in ([`quotes`]).
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -9,8 +9,7 @@ use memchr::memmem;
 use crate::base::envelope::decodings;
 use crate::base::secret::Secret;
 
-/// Pieces of a key that count as the key: half of it, and of a long one no longer than this. None is
-/// in a text by chance.
+/// A piece counts as the key if it has half of its length, within these bounds.
 const LONGEST_PIECE: usize = 12;
 const SHORTEST_PIECE: usize = 8;
 
@@ -21,7 +20,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Whether `text` contains the key or a good part of it: in either case, backwards, with JSON or percent
+/// Returns true if `text` contains the key or half of it: in either case, backwards, with JSON or percent
 /// escapes, in base64 or hex.
 pub(super) fn quotes(key: &Secret, text: &str) -> bool {
     let key = key.expose().to_ascii_lowercase().into_bytes();
@@ -44,7 +43,7 @@ pub(super) fn quotes(key: &Secret, text: &str) -> bool {
     })
 }
 
-/// The longest stretches of such bytes, where they have at least `length`.
+/// The runs of such bytes that have at least `length`.
 fn runs(text: &str, length: usize, is_part: fn(u8) -> bool) -> impl Iterator<Item = &[u8]> {
     text.as_bytes().split(move |byte| !is_part(*byte)).filter(move |run| run.len() >= length)
 }
@@ -53,8 +52,7 @@ fn is_base64(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'-' | b'_')
 }
 
-/// What a stretch may stand for, beginning with each of its first four characters: it may be the end of
-/// something longer.
+/// Decodes a run from each of its first four characters, because it may be the end of a longer text.
 fn base64(run: &[u8]) -> Vec<Vec<u8>> {
     let standard = |byte: &u8| match byte {
         b'-' => b'+',
@@ -64,7 +62,7 @@ fn base64(run: &[u8]) -> Vec<Vec<u8>> {
     let run: Vec<u8> = run.iter().map(standard).collect();
     let decoded = (0..4).filter_map(|skipped| {
         let run = run.get(skipped..)?;
-        // One character alone stands for nothing.
+        // A single last character encodes nothing.
         let length = if run.len() % 4 == 1 { run.len() - 1 } else { run.len() };
         BASE64.decode(&run[..length]).ok()
     });

@@ -1,10 +1,8 @@
-//! The body of a paid request: three parts, and a tail that waits.
+//! The body of a paid request: three parts, and a tail that is sent only once it is released.
 //!
-//! Everything but the tail goes out when it is polled; the tail only once it is released. An image in
-//! memory is never copied, and one in a file never in memory as a whole. [`Watch`] wraps the connection and
-//! knows when all but the tail was flushed.
+//! An image in memory is never copied, and one in a file is never in memory as a whole. [`Watch`] wraps the
+//! connection and notices when all but the tail was flushed.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,36 +10,33 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::stream::{self, Stream, StreamExt};
 use http_body::{Body, Frame, SizeHint};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::sync::oneshot;
 
 use crate::request::Order;
-use crate::request::uploads::{Picture, PicturePieces};
+use crate::request::uploads::Picture;
 use crate::upstream::NotSent;
 
-/// 192 random bits for the boundary: 48 hex digits, of the 70 characters that are allowed.
+/// 48 hex digits, of the 70 characters that are allowed.
 const BOUNDARY_RANDOM_BYTES: usize = 24;
 
 pub(super) struct Form {
-    /// The `Content-Type` that goes with it.
     pub(super) content_type: String,
-    /// Its length in bytes, tail included.
+    /// Bytes, with the tail.
     pub(super) length: u64,
     head: Bytes,
     image: Picture,
-    /// What comes between the image and the tail.
+    /// Between the image and the tail.
     numbers: Bytes,
-    /// The height and the closing boundary. Without the latter no parser can call the form complete,
-    /// and without the former not even one that does not care could do the work.
+    /// The height and the closing boundary. Without the boundary no parser takes the form for complete, and
+    /// without the height not even a careless server can execute the order.
     tail: Bytes,
 }
 
 impl Form {
-    /// Lays out an order, with a boundary that cannot be foreseen.
-    ///
-    /// # Errors
-    /// [`NotSent`]: the operating system has no random bytes to give, or the image cannot be read.
+    /// Fails if the operating system gives no random bytes, or the image cannot be read.
     pub(super) async fn new(order: &Order) -> Result<Self, NotSent> {
         let boundary = boundary_absent_from(&order.image, || {
             let mut random = [0; BOUNDARY_RANDOM_BYTES];
@@ -79,25 +74,24 @@ impl Form {
         }
     }
 
-    /// Splits into the body, the word that lets its tail go, and the account of how far it is.
-    pub(super) fn into_body(self) -> (FormBody, Release, Arc<Progress>) {
+    /// The sender releases the tail; if it is dropped, the tail is never sent.
+    pub(super) fn into_body(self) -> (FormBody, oneshot::Sender<()>, Arc<Progress>) {
         let (release, released) = oneshot::channel();
         let progress = Arc::new(Progress::default());
+        let before_tail =
+            stream::iter([Ok(self.head)]).chain(self.image.pieces()).chain(stream::iter([Ok(self.numbers)]));
         let body = FormBody {
-            head: self.head,
-            image: Some(self.image.pieces()),
-            numbers: self.numbers,
+            before_tail: Box::pin(before_tail),
             tail: self.tail,
             released,
             left: self.length,
             progress: progress.clone(),
         };
-        (body, Release(release), progress)
+        (body, release, progress)
     }
 }
 
-/// Draws until a boundary does not occur in the image: chosen by us and unforeseeable, but a picture
-/// that breaks out of its part would be someone else's order.
+/// Draws until the boundary is not in the image: a picture that ends its part early is another order.
 async fn boundary_absent_from(
     image: &Picture,
     mut draw: impl FnMut() -> Result<[u8; BOUNDARY_RANDOM_BYTES], NotSent>,
@@ -111,44 +105,30 @@ async fn boundary_absent_from(
     }
 }
 
-/// Lets the tail go when [`release`](Self::release)d; dropped, it never goes.
-pub(super) struct Release(oneshot::Sender<()>);
-
-impl Release {
-    pub(super) fn release(self) {
-        // A body that is gone went with its connection, which the caller will hear of.
-        let _ = self.0.send(());
-    }
-}
-
-/// How far a form's body is on its way.
 #[derive(Default)]
 pub(super) struct Progress {
-    /// The connection took everything but the tail, and asked for more.
+    /// The connection took all but the tail, and asked for more.
     at_tail: AtomicBool,
     /// After that, it was flushed.
     held: AtomicBool,
-    /// Why the image could not be read to its end, if so.
+    /// Why the image could not be read to its end.
     unreadable: OnceLock<String>,
 }
 
 impl Progress {
-    /// Whether all but the tail was handed to the kernel.
+    /// Returns true once all but the tail is with the kernel.
     pub(super) fn is_held(&self) -> bool {
         self.held.load(Ordering::Acquire)
     }
 
-    /// What a broken upload broke off for: the image, or else `error`.
+    /// The cause of a broken upload: the image if it was unreadable, or else `error`.
     pub(super) fn blame(&self, error: NotSent) -> NotSent {
         self.unreadable.get().map_or(error, |unreadable| NotSent::Picture(unreadable.clone()))
     }
 }
 
 pub(super) struct FormBody {
-    head: Bytes,
-    /// Until it has gone out.
-    image: Option<PicturePieces>,
-    numbers: Bytes,
+    before_tail: Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>,
     tail: Bytes,
     released: oneshot::Receiver<()>,
     left: u64,
@@ -156,32 +136,16 @@ pub(super) struct FormBody {
 }
 
 impl FormBody {
-    /// The next bytes before the tail; `None` when there are no more.
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
-        if !self.head.is_empty() {
-            return Poll::Ready(Some(Ok(std::mem::take(&mut self.head))));
-        }
-        if let Some(image) = &mut self.image {
-            if let Some(piece) = ready!(image.poll_next(cx)) {
-                return Poll::Ready(Some(piece));
-            }
-            self.image = None;
-        }
-        let numbers = std::mem::take(&mut self.numbers);
-        Poll::Ready((!numbers.is_empty()).then_some(Ok(numbers)))
-    }
-
     fn poll_tail(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.tail.is_empty() {
             return Poll::Ready(None);
         }
         if !self.progress.at_tail.swap(true, Ordering::AcqRel) {
-            // Once more, so that a flush follows: hyper may have flushed just before it asked.
+            // Polled once more, so that a flush follows: hyper may have flushed just before.
             cx.waker().wake_by_ref();
         }
         if ready!(Pin::new(&mut self.released).poll(cx)).is_err() {
-            // The call was dropped: no more bytes, ever, and no end either, since an end would
-            // say that this was all.
+            // The call was dropped: neither more bytes nor an end, which would complete the body.
             return Poll::Pending;
         }
         Poll::Ready(Some(std::mem::take(&mut self.tail)))
@@ -197,10 +161,10 @@ impl Body for FormBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let this = self.get_mut();
-        let next = match ready!(this.poll_piece(cx)) {
+        let next = match ready!(this.before_tail.as_mut().poll_next(cx)) {
             Some(Ok(piece)) => piece,
             Some(Err(error)) => {
-                // Without this, the connection's end is all that anybody learns.
+                // hyper reports only that the connection ended.
                 let _ = this.progress.unreadable.set(error.to_string());
                 return Poll::Ready(Some(Err(error)));
             }
@@ -222,7 +186,7 @@ impl Body for FormBody {
     }
 }
 
-/// A connection that notices when everything before the tail was flushed.
+/// A connection that notices when all but the tail was flushed.
 pub(super) struct Watch<T> {
     inner: T,
     progress: Arc<Progress>,
@@ -251,8 +215,8 @@ impl<T: Write + Unpin> Write for Watch<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
-        // hyper flushes its connection only when its own buffer is empty, so whatever the body gave
-        // before it came to its tail is with the kernel now.
+        // hyper flushes its connection only when its own buffer is empty, so all bytes before the tail are
+        // with the kernel now.
         if self.progress.at_tail.load(Ordering::Acquire) {
             self.progress.held.store(true, Ordering::Release);
         }

@@ -280,7 +280,7 @@ async fn a_connection_lost_while_held_costs_nothing() {
 #[tokio::test]
 async fn each_class_of_answer_arrives() {
     let refused = reply_to(response("429 X", "Retry-After: 7\r\n", r#"{"error_code":429}"#)).await;
-    let flow = RefusalKind::Flow { retry_after_seconds: Some(7) };
+    let flow = RefusalKind::Flow { retry_after: Some(Duration::from_secs(7)) };
     assert!(matches!(refused, Reply::Refused(Refusal { kind, .. }) if kind == flow));
     let failed = reply_to(response("200 OK", "", r#"{"error_code":500,"request_id":"r"}"#)).await;
     assert!(matches!(failed, Reply::Failed(ErrorReply { status, .. }) if status == 200));

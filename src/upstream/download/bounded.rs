@@ -1,5 +1,4 @@
-//! A [`ResultSource`] whose results are within a [`ResultRoom`], from before they are read until they
-//! are kept.
+//! A [`ResultSource`] whose results take room in a [`ResultRoom`] from before they are read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +9,6 @@ use super::{FetchError, Fetched, ResultSource};
 use crate::base::results::ResultRoom;
 use crate::base::secret::Secret;
 
-/// How long an attempt waits for room; another one is made later.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct BoundedResults {
@@ -20,7 +18,7 @@ pub struct BoundedResults {
 }
 
 impl BoundedResults {
-    /// No result of `inner` has more than `max_bytes`.
+    /// `max_bytes` is the largest result of `inner`.
     pub fn new(inner: Arc<dyn ResultSource>, room: ResultRoom, max_bytes: u64) -> Self {
         Self { inner, room, max_bytes }
     }

@@ -1,16 +1,15 @@
-//! Reads results over HTTP: [`Downloader`].
+//! Reads results over HTTP ([`Downloader`]).
 //!
-//! It can carry no credential: it knows none, and sends four constant headers. It reads only where
-//! the rules allow, at addresses that were checked after resolution, and judges each redirect like
-//! the first URL. It gives out nothing but pictures that are intact to their end mark, with whatever
-//! follows it. The URL is in none of its errors, the host at most.
+//! It knows no credential and sends four constant headers. It reads only where the rules allow, at addresses
+//! that were checked after resolution, and checks each redirect like the first URL. It returns only pictures
+//! that are complete up to their end mark, with any bytes after it. Its errors name at most the host.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, HOST, LOCATION, USER_AGENT};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -26,21 +25,16 @@ use crate::upstream::net::coding::decoded;
 use crate::upstream::net::exchange::{Exchange, ExchangeError};
 use crate::upstream::net::{Net, NetError};
 
-/// Redirects that are followed from one URL.
 const MAX_REDIRECTS: usize = 3;
 
-/// Where results may be read from, and how much of our time and memory they may take.
 #[derive(Debug, Clone)]
 pub struct DownloadConfig {
-    /// What is allowed; everything else is not. Default [`HostRule::defaults`].
     pub hosts: Vec<HostRule>,
-    /// The largest result, in bytes. Default 32 MiB.
     pub max_bytes: usize,
-    /// Limit on resolving, connecting and the TLS handshake together. Default 3 s.
+    /// Limit on name resolution, TCP and TLS together.
     pub connect_timeout: Duration,
-    /// Limit on silence: before the first byte and between two. Default 10 s.
+    /// Limit on the wait for the head, and for the next bytes.
     pub gap_timeout: Duration,
-    /// Limit on the whole. Default 30 s.
     pub total_timeout: Duration,
 }
 
@@ -56,19 +50,16 @@ impl Default for DownloadConfig {
     }
 }
 
-/// Fetches results from wherever the rules allow.
 pub struct Downloader {
     config: DownloadConfig,
     net: Net,
 }
 
 impl Downloader {
-    /// A downloader that checks servers by the system's root certificates.
     pub fn new(config: DownloadConfig) -> Self {
         Self::with_net(config, Net::system())
     }
 
-    /// As [`new`](Self::new), with root certificates other than the system's.
     pub fn with_net(config: DownloadConfig, net: Net) -> Self {
         Self { config, net }
     }
@@ -84,13 +75,13 @@ impl Downloader {
         Err(FetchError::Transient(format!("{}: more than {MAX_REDIRECTS} redirects", url.host)))
     }
 
-    /// Asks for one URL, if the rules allow it.
+    /// Requests one URL, if the rules allow it.
     async fn open(&self, url: &ResultUrl) -> Result<(Exchange, Response<Incoming>), FetchError> {
         let permission = permission(&self.config.hosts, url.scheme, &url.host, url.port)
             .ok_or(FetchError::NotAllowed("no entry of result_hosts allows its scheme, host and port"))?;
         let deadline = Instant::now() + self.config.connect_timeout;
         let allowed = |address| permission.anywhere || is_public(address);
-        // Once, for both schemes: a name that changes its mind gains nothing.
+        // Once for both schemes, so that a name whose addresses change gains nothing.
         let addresses =
             self.net.resolve(&url.host, allowed, deadline).await.map_err(|error| unreachable(url, error))?;
         if permission.https_first
@@ -102,7 +93,6 @@ impl Downloader {
         self.ask(url, &addresses, url.scheme, url.port).await
     }
 
-    /// Sends the request and waits for the response's head.
     async fn ask(
         &self,
         url: &ResultUrl,
@@ -120,7 +110,7 @@ impl Downloader {
         let host =
             if port == scheme.default_port() { url.host.to_string() } else { format!("{}:{port}", url.host) };
         let mut request = Request::new(Empty::<Bytes>::new());
-        *request.uri_mut() = url.request_target();
+        *request.uri_mut() = Uri::from(url.path_and_query.clone());
         let headers = request.headers_mut();
         headers.insert(HOST, HeaderValue::try_from(host).expect("a host is letters, digits and dots"));
         headers.insert(ACCEPT, HeaderValue::from_static("image/*"));
@@ -131,10 +121,11 @@ impl Downloader {
             let head = exchange.head().await?;
             Ok((exchange, head))
         });
-        head.await.map_err(|_| FetchError::Timeout)?.map_err(|error| cut(url, &error))
+        let head: Result<_, ExchangeError> = head.await.map_err(|_| FetchError::Timeout)?;
+        head.map_err(|error| FetchError::Transient(format!("{}: {error}", url.host)))
     }
 
-    /// Reads the body and makes sure that it is a picture with its end.
+    /// Reads the body, which must be a complete picture.
     async fn picture(
         &self,
         url: &ResultUrl,
@@ -152,7 +143,7 @@ impl Downloader {
             return Err(too_large());
         }
         let (parts, mut body) = head.into_parts();
-        // The declared length, so that what is kept has no slack; it is within the cap.
+        // The declared length is within the limit, and leaves no unused memory.
         let mut bytes = BytesMut::with_capacity(declared);
         while let Some(chunk) = timeout(self.config.gap_timeout, exchange.chunk(&mut body))
             .await
@@ -164,7 +155,7 @@ impl Downloader {
             }
             bytes.extend_from_slice(&chunk);
         }
-        // What is coded and what is decoded are in memory together, and within the cap together.
+        // Coded and decoded bytes are in memory together, and within the limit together.
         let left = self.config.max_bytes - bytes.len();
         let bytes = decoded(&parts.headers, bytes.freeze(), left).ok_or_else(|| {
             FetchError::Incomplete(format!("{}: its content coding cannot be undone", url.host))
@@ -186,7 +177,7 @@ impl ResultSource for Downloader {
     }
 }
 
-/// Where the response sends us; the next hop is judged by the same rules.
+/// The target of a redirect; the same rules apply to it.
 fn redirect(url: &ResultUrl, head: &Response<Incoming>) -> Result<Option<ResultUrl>, FetchError> {
     let location = match head.status().as_u16() {
         301 | 302 | 303 | 307 | 308 => head.headers().get(LOCATION),
@@ -198,12 +189,12 @@ fn redirect(url: &ResultUrl, head: &Response<Incoming>) -> Result<Option<ResultU
 
 fn check_head(url: &ResultUrl, head: &Response<Incoming>) -> Result<(), FetchError> {
     match head.status() {
-        // The latter from a proxy that changed something, as browsers read it too.
+        // The second comes from a proxy that changed something.
         StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION => Ok(()),
         status @ (StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::GONE) => {
             Err(FetchError::Dead(format!("{} answered {}", url.host, status.as_u16())))
         }
-        // Redirects to nowhere too: they do not say that the result is gone.
+        // Also a redirect without a location: it does not say that the result is gone.
         status => Err(FetchError::Transient(format!("{} answered {}", url.host, status.as_u16()))),
     }
 }
@@ -212,14 +203,8 @@ fn unreachable(url: &ResultUrl, error: NetError) -> FetchError {
     match error {
         NetError::Forbidden => FetchError::NotAllowed("its host has an address that is not public"),
         NetError::Timeout => FetchError::Timeout,
-        error @ (NetError::Resolve(_) | NetError::Connect(_) | NetError::Tls(_) | NetError::NoRoots) => {
-            FetchError::Transient(format!("{}: {error}", url.host))
-        }
+        error => FetchError::Transient(format!("{}: {error}", url.host)),
     }
-}
-
-fn cut(url: &ResultUrl, error: &ExchangeError) -> FetchError {
-    FetchError::Transient(format!("{}: {error}", url.host))
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
-//! Which hosts results may be read from: [`HostRule`].
+//! Hosts that results may be read from ([`HostRule`]).
 
-use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
@@ -8,9 +7,8 @@ use url::Host;
 
 /// One entry of `result_hosts`: `[scheme://]host[:port]`.
 ///
-/// The scheme is `https` or `http`, by default `https`; the port is by default the scheme's. The host
-/// is a name or an address, and names exactly itself, at whatever address it lives; `*.example.com`
-/// is every name below `example.com`, and `*` every name, as far as they are public.
+/// The scheme is by default `https`, the port the scheme's. A name or an address stands for itself, even if
+/// private; `*.example.com` for every name below `example.com` and `*` for every name, at public addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostRule {
     scheme: Scheme,
@@ -25,23 +23,20 @@ enum Pattern {
     Exactly(Host),
 }
 
-/// How a result is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scheme {
     Http,
     Https,
 }
 
-/// What the rules say about a place that they allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Permission {
-    /// Named itself, so it may live at a private address.
+    /// An entry names the host itself, so private addresses are allowed.
     pub(super) anywhere: bool,
-    /// Plain HTTP that the rules allow to a family of hosts only: worth trying HTTPS first.
+    /// Only patterns allow plain HTTP, so HTTPS is tried first.
     pub(super) https_first: bool,
 }
 
-/// Why an entry is not a rule: a sentence that quotes it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{entry:?} is not an entry for result_hosts: {reason}; write [scheme://]host[:port], such as \"https://*.example.com\""
@@ -53,11 +48,7 @@ pub struct HostRuleError {
 
 impl Scheme {
     pub(super) fn parse(text: &str) -> Option<Self> {
-        match () {
-            () if text.eq_ignore_ascii_case("https") => Some(Self::Https),
-            () if text.eq_ignore_ascii_case("http") => Some(Self::Http),
-            () => None,
-        }
+        [Self::Http, Self::Https].into_iter().find(|scheme| text.eq_ignore_ascii_case(scheme.as_str()))
     }
 
     pub(super) fn as_str(self) -> &'static str {
@@ -76,16 +67,11 @@ impl Scheme {
 }
 
 impl HostRule {
-    /// The rules where none are configured: HTTPS on 443 to any public host, and plain HTTP to the
-    /// vendor and to the object storage it keeps its results in.
+    /// HTTPS on 443 to any public host, and plain HTTP to the vendor and its object storage.
     pub fn defaults() -> Vec<Self> {
-        let vendor = |suffix: &str| Self {
-            scheme: Scheme::Http,
-            host: Pattern::Below(suffix.to_owned()),
-            port: Scheme::Http.default_port(),
-        };
-        let any = Self { scheme: Scheme::Https, host: Pattern::Any, port: Scheme::Https.default_port() };
-        vec![any, vendor("ailabtools.com"), vendor("aliyuncs.com")]
+        let rule = |scheme: Scheme, host| Self { scheme, host, port: scheme.default_port() };
+        let vendor = |suffix: &str| rule(Scheme::Http, Pattern::Below(suffix.to_owned()));
+        vec![rule(Scheme::Https, Pattern::Any), vendor("ailabtools.com"), vendor("aliyuncs.com")]
     }
 
     fn admits(&self, scheme: Scheme, host: &Host, port: u16) -> bool {
@@ -101,7 +87,7 @@ impl HostRule {
     }
 }
 
-/// What `rules` allow of a place; `None` when they do not allow it at all.
+/// `None` if no rule allows the place.
 pub(super) fn permission(rules: &[HostRule], scheme: Scheme, host: &Host, port: u16) -> Option<Permission> {
     let mut admitting = rules.iter().filter(|rule| rule.admits(scheme, host, port)).peekable();
     admitting.peek()?;
@@ -110,10 +96,7 @@ pub(super) fn permission(rules: &[HostRule], scheme: Scheme, host: &Host, port: 
     Some(Permission { anywhere, https_first })
 }
 
-/// Reads a host as it stands in a URL: a name in ASCII, or an address in its one plain spelling.
-///
-/// Anything a resolver could take for an address in another spelling (`0x7f.1`, `2130706433`,
-/// `127.1`) is refused, and so is what is not a name in the DNS.
+/// Reads a DNS name or an address in its plain spelling; others (`0x7f.1`, `2130706433`) are refused.
 pub(super) fn parse_host(text: &str) -> Option<Host> {
     if let Some(inner) = text.strip_prefix('[') {
         return inner.strip_suffix(']')?.parse().ok().map(Host::Ipv6);
@@ -127,13 +110,13 @@ pub(super) fn parse_host(text: &str) -> Option<Host> {
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
-    // No top-level domain begins with a digit, and every spelling of a number does.
+    // No top-level domain begins with a digit, but every spelling of a number does.
     let is_number = text.rsplit('.').next()?.starts_with(|first: char| first.is_ascii_digit());
     let is_name = text.len() <= 253 && text.split('.').all(is_label) && !is_number;
     is_name.then(|| Host::Domain(text.to_ascii_lowercase()))
 }
 
-/// Splits `host[:port]`; the port is `None` where there is none.
+/// Splits `host[:port]`.
 pub(super) fn split_port(authority: &str) -> Result<(&str, Option<u16>), &'static str> {
     // A colon inside brackets belongs to an IPv6 address.
     let (host, port) = match authority.rsplit_once(':') {
@@ -169,26 +152,6 @@ impl FromStr for HostRule {
             },
         };
         Ok(Self { scheme, host, port: port.unwrap_or(scheme.default_port()) })
-    }
-}
-
-/// The entry in full, which reads back as the same rule.
-impl fmt::Display for HostRule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = self.scheme.as_str();
-        match &self.host {
-            Pattern::Any => write!(f, "{scheme}://*:{}", self.port),
-            Pattern::Below(suffix) => write!(f, "{scheme}://*.{suffix}:{}", self.port),
-            Pattern::Exactly(host) => write!(f, "{scheme}://{host}:{}", self.port),
-        }
-    }
-}
-
-impl TryFrom<String> for HostRule {
-    type Error = HostRuleError;
-
-    fn try_from(entry: String) -> Result<Self, HostRuleError> {
-        entry.parse()
     }
 }
 

@@ -1,38 +1,33 @@
-//! A result's URL, taken apart almost without being changed: [`ResultUrl`].
+//! A result's URL, split strictly and almost unchanged ([`ResultUrl`]).
 //!
-//! Signed URLs must be asked for byte for byte, and the usual parser normalises what it reads. So
-//! the text is cut by hand, strictly; of what follows the host, only characters that cannot stand in
-//! a request line are escaped, as browsers escape them.
+//! Signed URLs must be requested byte for byte, and the usual parser normalises them. After the host, only
+//! characters that are not allowed in a request line are escaped, as in browsers.
 
 use std::borrow::Cow;
 
-use http::Uri;
 use http::uri::PathAndQuery;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use url::Host;
 
 use super::rules::{Scheme, parse_host, split_port};
 
-/// The longest URL that is looked at, in bytes.
 const MAX_URL_BYTES: usize = 8 * 1024;
 
-/// What browsers escape, besides all that is not ASCII. What is escaped already stays as it is.
+/// The ASCII characters that browsers escape. Existing escapes stay.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'`');
 
-/// Where a result is. No `Debug`: it may be signed.
+/// No `Debug`, because it may be signed.
 pub(super) struct ResultUrl {
     pub(super) scheme: Scheme,
     pub(super) host: Host,
     pub(super) port: u16,
-    /// Path and query, without the fragment, which is not for servers.
+    /// Without the fragment.
     pub(super) path_and_query: PathAndQuery,
 }
 
 impl ResultUrl {
-    /// Takes a URL apart.
-    ///
     /// # Errors
-    /// Why it is not one we read, in words that contain no part of it.
+    /// The reason, which contains no part of the URL.
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
         let text = clean(text)?;
         let (scheme, rest) = text.split_once("://").ok_or("it has no scheme")?;
@@ -47,7 +42,7 @@ impl ResultUrl {
         Ok(Self { scheme, host, port: port.unwrap_or(scheme.default_port()), path_and_query })
     }
 
-    /// Where a redirect from here leads (RFC 3986, section 5.2).
+    /// Resolves a redirect (RFC 3986, section 5.2).
     pub(super) fn join(&self, location: &str) -> Result<Self, &'static str> {
         let location = clean(location)?;
         let is_absolute = location.split_once("://").is_some_and(|(scheme, _)| {
@@ -80,18 +75,14 @@ impl ResultUrl {
         let path_and_query = request_target(&target)?;
         Ok(Self { scheme: self.scheme, host: self.host.clone(), port: self.port, path_and_query })
     }
-
-    pub(super) fn request_target(&self) -> Uri {
-        Uri::from(self.path_and_query.clone())
-    }
 }
 
-/// The path without its last segment and that one's slash.
+/// The path up to its last slash, exclusive.
 fn parent(path: &str) -> &str {
     path.rfind('/').map_or("", |slash| &path[..slash])
 }
 
-/// Without what browsers drop: surrounding blanks, and line breaks and tabs anywhere.
+/// Removes what browsers remove: surrounding blanks, and line breaks and tabs anywhere.
 fn clean(text: &str) -> Result<Cow<'_, str>, &'static str> {
     if text.len() > MAX_URL_BYTES {
         return Err("it is too long");
@@ -108,8 +99,7 @@ fn clean(text: &str) -> Result<Cow<'_, str>, &'static str> {
     Ok(text)
 }
 
-/// What stands after the host, as it is asked for. A URL that ends with its host, or goes on with a
-/// query, means the root.
+/// Escapes the part after the host. An empty path means the root.
 fn request_target(text: &str) -> Result<PathAndQuery, &'static str> {
     let text = text.split('#').next().unwrap_or_default();
     let slash = if text.starts_with('/') { "" } else { "/" };

@@ -1,12 +1,11 @@
-//! Which addresses are out in the public internet: [`is_public`].
+//! Addresses in the public internet ([`is_public`]).
 //!
-//! A result's URL comes from outside, so it must not be able to point at us, our neighbours or a
-//! cloud's metadata service. The tables follow the IANA special-purpose registries; what is doubtful
-//! is refused, since a result lives at an ordinary address.
+//! A result's URL comes from outside and must not lead to this host, its network or a cloud's metadata
+//! service. The tables follow the IANA special-purpose registries; a doubtful address is refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// IPv4 blocks that are not public: network and prefix length.
+/// Not public: network and prefix length.
 const V4_SPECIAL: [(Ipv4Addr, u32); 18] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),        // this network; connects to this host
     (Ipv4Addr::new(10, 0, 0, 0), 8),       // private
@@ -28,7 +27,7 @@ const V4_SPECIAL: [(Ipv4Addr, u32); 18] = [
     (Ipv4Addr::new(224, 0, 0, 0), 3),      // multicast, reserved, broadcast
 ];
 
-/// IPv6 blocks inside 2000::/3 that are not public: network and prefix length.
+/// Inside 2000::/3 and not public: network and prefix length.
 const V6_SPECIAL: [(Ipv6Addr, u32); 4] = [
     // Protocol assignments: Teredo, benchmarking, ORCHID and others, none of which serves results.
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
@@ -37,9 +36,7 @@ const V6_SPECIAL: [(Ipv6Addr, u32); 4] = [
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),     // documentation
 ];
 
-/// Whether an address is an ordinary one of the public internet.
-///
-/// IPv6 forms that carry an IPv4 address (mapped, NAT64, 6to4, ISATAP) are as public as that one.
+/// IPv6 addresses that carry an IPv4 address (mapped, NAT64, 6to4, ISATAP) are as public as that one.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
@@ -56,11 +53,10 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     let last = Ipv4Addr::from_bits(u32::from(segments[6]) << 16 | u32::from(segments[7]));
     match segments {
         [0, 0, 0, 0, 0, 0xffff, ..] => return is_public_v4(last),
-        // The well-known NAT64 prefix, which is how a network without IPv4 sees the rest. The
-        // local-use one, 64:ff9b:1::/48, is refused below with everything outside 2000::/3: where in
-        // it the IPv4 address stands is a secret of the network that uses it.
+        // The well-known NAT64 prefix, by which networks without IPv4 reach it. The local-use one,
+        // 64:ff9b:1::/48, is refused below: the position of its IPv4 address is not known here.
         [0x64, 0xff9b, 0, 0, 0, 0, ..] => return is_public_v4(last),
-        // ISATAP: an interface identifier, so it occurs below any prefix.
+        // ISATAP is an interface identifier, so it occurs below any prefix.
         [.., 0 | 0x200, 0x5efe, _, _] if !is_public_v4(last) => return false,
         [0x2002, high, low, ..] => {
             let carried = Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
@@ -68,8 +64,8 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         }
         _ => {}
     }
-    // Everything else that is special (loopback, ULA, link-local, site-local, compatible, discard,
-    // multicast) lies outside the one block from which public addresses are given.
+    // All other special addresses (loopback, ULA, link-local, site-local, compatible, discard, multicast) are
+    // outside the one block of public addresses.
     segments[0] & 0xe000 == 0x2000
         && !V6_SPECIAL
             .iter()

@@ -1,6 +1,4 @@
-//! Content codings of responses (RFC 9110, section 8.4): [`decoded`].
-//!
-//! We ask for none. A server that sends one all the same sends what is paid for.
+//! Content codings of responses (RFC 9110, section 8.4). We ask for none, but some servers send one.
 
 use std::io::{self, Read};
 
@@ -10,11 +8,8 @@ use http::{HeaderMap, header};
 
 const GZIP_MAGIC: [u8; 2] = [0x1F, 0x8B];
 
-/// Undoes a body's content codings; `None` when one is damaged, cut short or larger than `max_bytes`
-/// decoded, or is one that is not read here (`br`, `zstd`, `compress`).
-///
-/// An empty coding is none. A name that stands for no coding (`utf-8`, `binary`) changes nothing, as in
-/// browsers.
+/// Undoes a body's content codings; `None` if one is damaged, cut short, larger than `max_bytes` decoded, or
+/// not supported (`br`, `zstd`, `compress`). Other names, such as `utf-8`, change nothing, as in browsers.
 pub(crate) fn decoded(headers: &HeaderMap, body: Bytes, max_bytes: usize) -> Option<Bytes> {
     let codings = headers.get_all(header::CONTENT_ENCODING).iter();
     let codings: Vec<String> = codings
@@ -30,7 +25,7 @@ pub(crate) fn decoded(headers: &HeaderMap, body: Bytes, max_bytes: usize) -> Opt
     })
 }
 
-/// All members; what follows the last one is ignored, as clients do.
+/// Reads all members, and ignores bytes after the last one.
 fn gunzip(mut rest: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     loop {
@@ -43,7 +38,7 @@ fn gunzip(mut rest: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
     }
 }
 
-/// With the wrapper that the standard asks for, or without, as some servers send it.
+/// With the standard's zlib header or, as some servers send it, without.
 fn inflate(body: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     if read(&mut ZlibDecoder::new(body), &mut bytes, max_bytes).is_ok() {

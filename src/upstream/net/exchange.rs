@@ -1,8 +1,7 @@
-//! One HTTP/1.1 request and its response on a connection of its own.
+//! One HTTP/1.1 request and its response on a connection of its own. Nothing is retried or followed.
 //!
-//! The connection is not a task: it moves only while its owner awaits something of it, and dropping
-//! the owner closes the socket there and then. So nothing of a request can leave after its call was
-//! given up, and no other exchange can ever meet this one's bytes. Nothing is retried or followed.
+//! The connection is not a task: it moves only while its owner awaits a method, and dropping the owner closes
+//! the socket at once. So nothing of a request can leave after its call was given up.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -18,35 +17,34 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 
-/// Room for a response's head, and for what is written but not yet sent; in bytes.
+/// Maximum bytes of a response's head, and of unsent bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Header lines of one response. Vendors' networks add dozens; the head's bytes are limited as well.
+/// Maximum header lines of a response. Vendors' networks add dozens.
 const MAX_HEADERS: usize = 1000;
 
-/// Interim (1xx) responses before the final one.
+/// Maximum interim (1xx) responses before the final one.
 const MAX_INTERIM: usize = 8;
+
+type Connection = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
 /// A request under way. Cancelling any of its futures is safe; dropping it closes the connection.
 pub(crate) struct Exchange {
-    connection: Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
+    /// `None` after its end.
+    connection: Option<Connection>,
     response: Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>,
     interim: Arc<AtomicUsize>,
 }
 
-/// How an exchange ended without a whole response. The texts contain no byte of it.
+/// The texts contain no byte of the response.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExchangeError {
-    /// The connection ended or failed first.
     #[error("the connection broke off: {0}")]
     Cut(hyper::Error),
-    /// What came is not HTTP, or not a response.
     #[error("the response is not HTTP: {0}")]
     NotHttp(hyper::Error),
-    /// More interim responses than anyone sends in good faith.
     #[error("too many interim responses")]
     Interim,
-    /// The body is larger than the caller takes.
     #[error("the response is too large")]
     TooLarge,
 }
@@ -58,7 +56,7 @@ impl From<hyper::Error> for ExchangeError {
 }
 
 impl Exchange {
-    /// Prepares a request; its first byte is sent when something is awaited.
+    /// Prepares a request; its first byte is sent when a response is awaited.
     pub(crate) async fn start<S, B>(io: S, mut request: Request<B>) -> Result<Self, ExchangeError>
     where
         S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
@@ -70,7 +68,7 @@ impl Exchange {
         hyper::ext::on_informational(&mut request, move |_| {
             counter.fetch_add(1, Ordering::Relaxed);
         });
-        // Sloppy header lines are read as browsers read them: the response may be paid for.
+        // Sloppy header lines are accepted as in browsers: the response may be paid for.
         let (mut sender, connection) = http1::Builder::new()
             .max_buf_size(BUFFER_BYTES)
             .max_headers(MAX_HEADERS)
@@ -79,30 +77,26 @@ impl Exchange {
             .ignore_invalid_headers_in_responses(true)
             .handshake(io)
             .await?;
-        // The sender lives as long as the response is awaited and no longer: there is no second
-        // request on this connection.
+        // The sender ends with the response: there is no second request on the connection.
         let response = Box::pin(async move { sender.send_request(request).await });
         Ok(Self { connection: Some(Box::pin(connection)), response, interim })
     }
 
     pub(crate) async fn head(&mut self) -> Result<Response<Incoming>, ExchangeError> {
-        self.head_or(|| None::<std::convert::Infallible>).await.map(|head| match head {
-            Ok(response) => response,
-            Err(never) => match never {},
-        })
+        Ok(self.head_unless(|| false).await?.expect("only the head ends this wait"))
     }
 
-    /// Waits for the response's head, or for `other` to give something, which is asked whenever the
-    /// connection has moved. A head that is there comes first.
-    pub(crate) async fn head_or<T>(
+    /// Waits for the head until `is_over`, which is asked whenever the connection moved; a head comes first.
+    pub(crate) async fn head_unless(
         &mut self,
-        other: impl Fn() -> Option<T>,
-    ) -> Result<Result<Response<Incoming>, T>, ExchangeError> {
+        is_over: impl Fn() -> bool,
+    ) -> Result<Option<Response<Incoming>>, ExchangeError> {
         let Self { connection, response, interim } = self;
         drive(connection, interim, async {
             poll_fn(|cx| match response.as_mut().poll(cx) {
-                Poll::Ready(head) => Poll::Ready(head.map(Ok)),
-                Poll::Pending => other().map_or(Poll::Pending, |other| Poll::Ready(Ok(Err(other)))),
+                Poll::Ready(head) => Poll::Ready(head.map(Some)),
+                Poll::Pending if is_over() => Poll::Ready(Ok(None)),
+                Poll::Pending => Poll::Pending,
             })
             .await
             .map_err(ExchangeError::from)
@@ -110,21 +104,15 @@ impl Exchange {
         .await?
     }
 
-    /// Waits for the next bytes of the body; `None` at its proper end.
+    /// Waits for the next bytes of the body; `None` at its proper end. Trailers are ignored.
     pub(crate) async fn chunk(&mut self, body: &mut Incoming) -> Result<Option<Bytes>, ExchangeError> {
         drive(&mut self.connection, &self.interim, async {
-            loop {
-                match body.frame().await {
-                    None => return Ok(None),
-                    Some(Err(error)) => return Err(ExchangeError::Cut(error)),
-                    // Trailers mean nothing to us.
-                    Some(Ok(frame)) => {
-                        if let Ok(data) = frame.into_data() {
-                            return Ok(Some(data));
-                        }
-                    }
+            while let Some(frame) = body.frame().await {
+                if let Ok(data) = frame.map_err(ExchangeError::Cut)?.into_data() {
+                    return Ok(Some(data));
                 }
             }
+            Ok(None)
         })
         .await?
     }
@@ -147,16 +135,15 @@ impl Exchange {
     }
 }
 
-/// Awaits `work` while the connection moves. The connection moves first, so that `work` sees what
-/// it has brought.
+/// Awaits `work` while the connection moves, which is polled first, so that `work` sees what it received.
 async fn drive<F: Future>(
-    connection: &mut Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
+    connection: &mut Option<Connection>,
     interim: &AtomicUsize,
     work: F,
 ) -> Result<F::Output, ExchangeError> {
     let mut work = pin!(work);
     poll_fn(|cx| {
-        // Its outcome is not looked at: `work` sees the same, as an error or as the end of a body.
+        // Its outcome is ignored: `work` sees the same error, or the end of a body.
         if connection.as_mut().is_some_and(|connection| connection.as_mut().poll(cx).is_ready()) {
             *connection = None;
         }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ledger::CallState;
+use crate::metrics::RetryReason;
 
 /// What the world knows of a fill.
 #[derive(Default)]
@@ -292,7 +293,7 @@ impl World {
 fn failed_reply(choice: u8) -> Reply {
     match choice % 5 {
         0 => refusal(RefusalKind::Order, 415),
-        1 => refusal(RefusalKind::Flow { retry_after_seconds: None }, 429),
+        1 => refusal(RefusalKind::Flow { retry_after: None }, 429),
         2 => Reply::Failed(error_reply(500, "", Some("{}"))),
         3 => Reply::NotSent(NotSent::Upload("planted".to_owned())),
         _ => Reply::Unknown(UnknownCause::Timeout),
@@ -339,7 +340,7 @@ proptest! {
         let (world, mut machine) = if is_resumed {
             (World::resumed(), resumed())
         } else {
-            (World::default(), Machine::new(LIMITS))
+            (World::default(), Machine::new(URL_TTL))
         };
         let kept = keeps_promises(world, &choices, |event| machine.step(event));
         prop_assert!(kept.is_ok(), "{}", kept.unwrap_err());
@@ -358,7 +359,7 @@ fn choices(seed: u32) -> Vec<u8> {
 #[track_caller]
 fn is_found(promise: &str, spoil: impl Fn(&mut Machine, &Event, Option<CallState>) -> Option<Effect>) {
     let found = (0..2000).any(|seed| {
-        let mut machine = Machine::new(LIMITS);
+        let mut machine = Machine::new(URL_TTL);
         let mut booking = None;
         let kept = keeps_promises(World::default(), &choices(seed), |event| {
             let spoiled = spoil(&mut machine, &event, booking);
@@ -407,7 +408,7 @@ fn planted_mistakes_are_found() {
         matches!(event, Event::Replied(Reply::Unknown(_))).then_some(Effect::Open)
     });
     is_found("another try only of what cost nothing", |_, event, _| {
-        let retry = Retry::Throttled { retry: 1, asked: None };
+        let retry = Retry { reason: RetryReason::RateLimited, number: 1, asked: None };
         matches!(event, Event::Replied(Reply::Unknown(_))).then_some(Effect::Retry(retry))
     });
     is_found("ended with its row reserved", |_, event, _| match event {
@@ -441,7 +442,7 @@ fn planted_mistakes_are_found() {
 #[test]
 fn without_a_mistake_nothing_is_found() {
     for seed in 0..2000 {
-        let mut machine = Machine::new(LIMITS);
+        let mut machine = Machine::new(URL_TTL);
         let kept = keeps_promises(World::default(), &choices(seed), |event| machine.step(event));
         assert_eq!(kept, Ok(()), "seed {seed}");
     }
