@@ -48,7 +48,8 @@ fn main() {
 }
 
 fn granary(server: &str) -> GranaryBuilder {
-    let patient = "body_timeout = \"10m\"\nhead_timeout = \"1m\"\nmin_upload_rate = \"0\"\nanswer_within = \"10m\"";
+    let patient =
+        "body_timeout = \"10m\"\nhead_timeout = \"1m\"\nmin_upload_rate = \"0\"\nanswer_within = \"10m\"";
     GranaryProcess::builder(env!("CARGO_BIN_EXE_granary"))
         .config_text(format!("[server]\n{patient}\n{server}\n"))
 }

@@ -94,7 +94,6 @@ pub struct CropRequest {
 pub struct FormHead {
     operation: &'static Operation,
     boundary: Boundary,
-    declared_bytes: Option<usize>,
     limits: RequestLimits,
 }
 
@@ -177,8 +176,7 @@ pub fn check_head(
     if let Some(declared) = declared.filter(|declared| *declared > limits.max_body_bytes() as u64) {
         return Err(RequestError::DeclaredTooLarge { declared, max_image: limits.max_image_bytes });
     }
-    let declared_bytes = declared.map(|declared| declared as usize);
-    Ok(FormHead { operation, boundary, declared_bytes, limits: *limits })
+    Ok(FormHead { operation, boundary, limits: *limits })
 }
 
 fn content_type(headers: &HeaderMap) -> Result<&[u8], ContentTypeError> {

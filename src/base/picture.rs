@@ -5,6 +5,7 @@ mod header;
 #[cfg(test)]
 mod tests;
 
+pub use self::header::Source;
 use crate::base::key::Digest;
 use crate::base::words::words;
 
@@ -32,6 +33,17 @@ impl ImageFormat {
         }
     }
 
+    /// See [`dimensions`]. Takes microseconds, and a fraction of a millisecond for a file made to be slow.
+    pub fn dimensions(self, file: &(impl Source + ?Sized)) -> Option<(usize, usize)> {
+        let (width, height) = match self {
+            Self::Jpeg => header::jpeg(file),
+            Self::Png => header::png(file),
+            Self::Webp => header::webp(file),
+            Self::Bmp => header::bmp(file),
+        }?;
+        (width > 0 && height > 0).then_some((width as usize, height as usize))
+    }
+
     /// The file name extension, without a dot.
     pub fn extension(self) -> &'static str {
         self.as_str()
@@ -48,15 +60,9 @@ impl ImageFormat {
 }
 
 /// Width and height in pixels, before any EXIF orientation; `None` when no decoder could read them, or one is
-/// 0. Takes microseconds, and a fraction of a millisecond for a file made to be slow.
+/// 0.
 pub fn dimensions(bytes: &[u8]) -> Option<(usize, usize)> {
-    let (width, height) = match ImageFormat::sniff(bytes)? {
-        ImageFormat::Jpeg => header::jpeg(bytes),
-        ImageFormat::Png => header::png(bytes),
-        ImageFormat::Webp => header::webp(bytes),
-        ImageFormat::Bmp => header::bmp(bytes),
-    }?;
-    (width > 0 && height > 0).then_some((width as usize, height as usize))
+    ImageFormat::sniff(bytes)?.dimensions(bytes)
 }
 
 /// The byte after the end mark, behind which vendors append padding, labels and pictures; `None` when the

@@ -6,9 +6,9 @@
 use super::image::ImageBuffer;
 use super::{CropRequest, Field, FormHead, MAX_SIDE_PIXELS, MAX_TARGET_PIXELS, Order, RequestError};
 use crate::base::operation::Operation;
-use crate::base::picture::{self, ImageFormat};
+use crate::base::picture::ImageFormat;
 use crate::request::multipart::{Event, trim};
-use crate::request::uploads::UploadRoom;
+use crate::request::uploads::{Blocks, UploadRoom};
 
 /// A longer width or height is refused, even if it has leading zeros.
 const MAX_NUMBER_BYTES: usize = 64;
@@ -39,7 +39,7 @@ impl Form {
             current: None,
             is_seen: [false; 3],
             duplicate: None,
-            image: ImageBuffer::new(head.limits.max_image_bytes, head.declared_bytes, room),
+            image: ImageBuffer::new(head.limits.max_image_bytes, room),
             width: NumberText::default(),
             height: NumberText::default(),
             ignored: Vec::new(),
@@ -119,9 +119,9 @@ impl Form {
 }
 
 /// Reads format and size from the header; nothing is decoded.
-fn check_image(bytes: &[u8]) -> Result<ImageFormat, RequestError> {
-    let format = ImageFormat::sniff(bytes).ok_or(RequestError::UnsupportedFile)?;
-    let (width, height) = picture::dimensions(bytes).ok_or(RequestError::UnreadableHeader)?;
+fn check_image(file: &Blocks) -> Result<ImageFormat, RequestError> {
+    let format = ImageFormat::sniff(&file.start()).ok_or(RequestError::UnsupportedFile)?;
+    let (width, height) = format.dimensions(file).ok_or(RequestError::UnreadableHeader)?;
     if width.max(height) > MAX_SIDE_PIXELS {
         return Err(RequestError::ResolutionTooHigh { width, height });
     }

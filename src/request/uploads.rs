@@ -5,6 +5,7 @@
 //! if that has no room either. The bytes and their share are one value, so no share is leaked or given back
 //! early. Disk access runs on few blocking threads at a time.
 
+mod blocks;
 mod picture;
 mod quota;
 mod spill;
@@ -16,8 +17,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+pub use self::blocks::Blocks;
+pub(crate) use self::blocks::{BLOCK_BYTES, counted};
 pub use self::picture::Picture;
 use self::quota::Quota;
 pub(crate) use self::quota::Share;
@@ -108,16 +112,15 @@ impl UploadRoom {
         self.0.memory.share()
     }
 
-    /// Appends to an upload's file, or creates one. `bytes` count as memory until they are written, even if
+    /// Appends to an upload's file, or creates one. `blocks` count as memory until they are written, even if
     /// the caller is gone. After an error the whole file is gone.
     pub(crate) async fn spill(
         &self,
         file: Option<SpillFile>,
-        bytes: Vec<u8>,
-        memory: Share,
+        blocks: Vec<Bytes>,
     ) -> Result<SpillFile, NoRoom> {
         let is_first = file.is_none();
-        let written = self.write(file, bytes, memory).await;
+        let written = self.write(file, blocks).await;
         match &written {
             Ok(_) if is_first => self.0.spilled.fetch_add(1, Ordering::Relaxed),
             Ok(_) => 0,
@@ -126,28 +129,22 @@ impl UploadRoom {
         written
     }
 
-    async fn write(
-        &self,
-        file: Option<SpillFile>,
-        bytes: Vec<u8>,
-        memory: Share,
-    ) -> Result<SpillFile, NoRoom> {
+    async fn write(&self, file: Option<SpillFile>, blocks: Vec<Bytes>) -> Result<SpillFile, NoRoom> {
         let folder = self.0.folder.clone().ok_or(NoRoom)?;
         let mut share = self.0.spill.share();
-        if !share.grow_to(bytes.len() as u64) {
+        let length = blocks.iter().map(Bytes::len).sum::<usize>() as u64;
+        if !share.grow_to(length) {
             return Err(NoRoom);
         }
         let turn = self.0.turns.clone().acquire_owned().await.expect("the semaphore is never closed");
         let write = move || -> io::Result<SpillFile> {
-            let _held = (turn, memory);
-            // Freed before its share is given back.
-            let bytes = bytes;
+            let _turn = turn;
             let mut file = match file {
                 Some(file) => file,
                 None => folder.create()?,
             };
-            folder.check_space(bytes.len() as u64)?;
-            file.append(&bytes, share)?;
+            folder.check_space(length)?;
+            file.append(&blocks, share)?;
             Ok(file)
         };
         let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(error.into()));

@@ -8,10 +8,8 @@ use futures_util::stream::{self, Stream};
 use memchr::memmem::Finder;
 use tokio::sync::Semaphore;
 
-use super::quota::Share;
+use super::blocks::{BLOCK_BYTES, Blocks};
 use super::spill::SpillFile;
-
-const PIECE_BYTES: usize = 64 * 1024;
 
 /// The bytes of a picture, and the room they take. Cheap to clone.
 #[derive(Clone)]
@@ -19,8 +17,8 @@ pub struct Picture(Content);
 
 #[derive(Clone)]
 enum Content {
-    /// Owns its share, if it is an upload.
-    Memory(Bytes),
+    /// Its blocks own their shares, if it is an upload.
+    Memory(Blocks),
     File(Arc<Spilled>),
 }
 
@@ -30,21 +28,9 @@ struct Spilled {
     turns: Arc<Semaphore>,
 }
 
-/// Owner of [`Bytes`]: each slice of them keeps the share.
-struct Counted {
-    bytes: Vec<u8>,
-    _share: Share,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
 impl Picture {
-    pub(crate) fn in_memory(bytes: Vec<u8>, share: Share) -> Self {
-        Self(Content::Memory(Bytes::from_owner(Counted { bytes, _share: share })))
+    pub(crate) fn in_memory(blocks: Blocks) -> Self {
+        Self(Content::Memory(blocks))
     }
 
     /// `turns` limits the threads that read whole files.
@@ -56,16 +42,16 @@ impl Picture {
     #[expect(clippy::len_without_is_empty, reason = "an empty picture is refused before it is one")]
     pub fn len(&self) -> usize {
         match &self.0 {
-            Content::Memory(bytes) => bytes.len(),
+            Content::Memory(blocks) => blocks.len(),
             Content::File(spilled) => spilled.file.len(),
         }
     }
 
-    /// The whole picture. May block on the disk, and then takes memory that is not counted: the caller bounds
-    /// how many do so at once.
+    /// The whole picture in one piece. May block on the disk, and may take memory that is not counted: the caller
+    /// bounds how many do so at once.
     pub fn whole(&self) -> io::Result<Bytes> {
         match &self.0 {
-            Content::Memory(bytes) => Ok(bytes.clone()),
+            Content::Memory(blocks) => Ok(blocks.whole()),
             Content::File(spilled) => spilled.read(0, spilled.file.len()),
         }
     }
@@ -73,41 +59,40 @@ impl Picture {
     /// Calls `look` with the whole picture: for a spilled one on a blocking thread, few at a time.
     pub async fn show<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&[u8]) -> T + Send + 'static,
+        look: impl FnOnce(&Blocks) -> T + Send + 'static,
     ) -> io::Result<T> {
         match &self.0 {
-            Content::Memory(bytes) => Ok(look(bytes)),
+            Content::Memory(blocks) => Ok(look(blocks)),
             Content::File(spilled) => {
                 let spilled = spilled.clone();
-                let turn = spilled.turns.clone().acquire_owned().await;
+                let turn =
+                    spilled.turns.clone().acquire_owned().await.expect("the semaphore is never closed");
                 // Allocated and freed here, because the allocator keeps freed memory for each thread.
                 let mut bytes = vec![0; spilled.file.len()];
                 let shown = move || {
-                    let turn = turn.expect("the semaphore is never closed");
-                    let shown = spilled.file.read_at(&mut bytes, 0).map(|()| look(&bytes));
-                    (shown, bytes, turn)
+                    let read = spilled.file.read_at(&mut bytes, 0);
+                    let blocks = Blocks::from(Bytes::from(bytes));
+                    (read.map(|()| look(&blocks)), blocks, turn)
                 };
-                let (shown, bytes, turn) = tokio::task::spawn_blocking(shown).await?;
-                drop((bytes, turn));
-                shown
+                tokio::task::spawn_blocking(shown).await?.0
             }
         }
     }
 
     pub async fn contains(&self, needle: &[u8]) -> io::Result<bool> {
         let finder = Finder::new(needle).into_owned();
-        self.show(move |bytes| finder.find(bytes).is_some()).await
+        self.show(move |blocks| blocks.contain(&finder)).await
     }
 
     /// The bytes in pieces, none empty, of at most 64 KiB: slices of memory, or reads on a blocking thread.
     pub fn pieces(&self) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
         stream::unfold((self.clone(), 0), |(picture, at)| async move {
-            let length = PIECE_BYTES.min(picture.len() - at);
+            let length = BLOCK_BYTES.min(picture.len() - at);
             if length == 0 {
                 return None;
             }
             let piece = match &picture.0 {
-                Content::Memory(bytes) => Ok(bytes.slice(at..at + length)),
+                Content::Memory(blocks) => Ok(blocks.piece(at, length)),
                 Content::File(spilled) => {
                     let spilled = spilled.clone();
                     let read = tokio::task::spawn_blocking(move || spilled.read(at, length)).await;
@@ -123,7 +108,7 @@ impl Picture {
 impl From<Bytes> for Picture {
     /// A picture that is no upload takes no room.
     fn from(bytes: Bytes) -> Self {
-        Self(Content::Memory(bytes))
+        Self::in_memory(bytes.into())
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
 
 use super::quota::Share;
@@ -60,15 +61,17 @@ impl SpillFile {
         self.length
     }
 
-    /// `share` is for these bytes.
-    pub(super) fn append(&mut self, bytes: &[u8], share: Share) -> io::Result<()> {
+    /// `share` is for these blocks.
+    pub(super) fn append(&mut self, blocks: &[Bytes], share: Share) -> io::Result<()> {
         let (file, own) = self.open.as_mut().expect("a file is closed when it is dropped");
         match own {
             Some(own) => own.join(share),
             None => *own = Some(share),
         }
-        file.write_all(bytes)?;
-        self.length += bytes.len();
+        for block in blocks {
+            file.write_all(block)?;
+            self.length += block.len();
+        }
         Ok(())
     }
 

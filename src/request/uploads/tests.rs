@@ -37,18 +37,17 @@ impl Fixture {
         (load.memory, load.spill)
     }
 
-    /// Bytes with their share of memory.
-    fn counted(&self, bytes: Vec<u8>) -> (Vec<u8>, Share) {
+    /// A block with its share of memory.
+    fn counted(&self, bytes: Vec<u8>) -> Bytes {
         let mut share = self.room.memory();
         assert!(share.grow_to(bytes.len() as u64), "memory is there");
-        (bytes, share)
+        counted(bytes, share)
     }
 
     async fn spilled(&self, pieces: &[&[u8]]) -> Result<Picture, NoRoom> {
         let mut file = None;
         for piece in pieces {
-            let (bytes, share) = self.counted(piece.to_vec());
-            file = Some(self.room.spill(file, bytes, share).await?);
+            file = Some(self.room.spill(file, vec![self.counted(piece.to_vec())]).await?);
         }
         Ok(self.room.in_file(file.expect("at least one piece")))
     }
@@ -117,8 +116,7 @@ fn no_more_than_the_quota_is_taken_and_all_of_it_is_given_back() {
 #[tokio::test]
 async fn memory_counts_for_as_long_as_anybody_has_a_slice_of_it() {
     let fixture = Fixture::new(1000, 0);
-    let (bytes, share) = fixture.counted(noise(900));
-    let picture = Picture::in_memory(bytes, share);
+    let picture = Picture::from(fixture.counted(noise(900)));
     let other = picture.clone();
     let slice = picture.whole().expect("memory").slice(100..200);
     let piece = Box::pin(other.pieces()).next().await;
@@ -162,8 +160,8 @@ async fn what_neither_has_room_for_is_refused_and_leaves_nothing() {
     fixture.spilled(&[&noise(1000), &noise(500)]).await.expect("room again");
     assert_eq!(fixture.room.load().refused, 1);
 
-    let (bytes, share) = Fixture::new(10, 0).counted(vec![1]);
-    assert!(UploadRoom::in_memory(10).spill(None, bytes, share).await.is_err(), "no files at all");
+    let block = Fixture::new(10, 0).counted(vec![1]);
+    assert!(UploadRoom::in_memory(10).spill(None, vec![block]).await.is_err(), "no files at all");
 }
 
 #[tokio::test]
@@ -190,7 +188,7 @@ async fn a_file_that_was_cut_is_an_error_and_no_shorter_picture() {
     file.set_len(70_000).expect("it can be cut");
     assert!(collected(&picture).await.is_err());
     assert!(picture.whole().is_err());
-    assert!(picture.show(<[u8]>::len).await.is_err());
+    assert!(picture.show(Blocks::len).await.is_err());
 }
 
 #[test]
