@@ -90,6 +90,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 pub fn main() -> ExitCode {
     crate::base::secret::forbid_dumps();
+    // A huge page makes 2 MiB resident for the first byte of any of its small allocations.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let (mut stdin, mut stdout, mut stderr) = (io::stdin(), io::stdout(), io::stderr());
     let mut console = Console { stdin: &mut stdin, stdout: &mut stdout, stderr: &mut stderr };
     ExitCode::from(run(std::env::args_os(), &Environment::of_process(), &mut console))
