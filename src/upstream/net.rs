@@ -81,7 +81,6 @@ impl Net {
         Self { wire: Arc::new(wire), tls }
     }
 
-    /// Without root certificates there is no TLS.
     pub fn has_roots(&self) -> bool {
         self.tls.is_some()
     }

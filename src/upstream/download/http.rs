@@ -75,7 +75,6 @@ impl Downloader {
         Err(FetchError::Transient(format!("{}: more than {MAX_REDIRECTS} redirects", url.host)))
     }
 
-    /// Requests one URL, if the rules allow it.
     async fn open(&self, url: &ResultUrl) -> Result<(Exchange, Response<Incoming>), FetchError> {
         let permission = permission(&self.config.hosts, url.scheme, &url.host, url.port)
             .ok_or(FetchError::NotAllowed("no entry of result_hosts allows its scheme, host and port"))?;

@@ -116,7 +116,6 @@ pub(super) fn parse_host(text: &str) -> Option<Host> {
     is_name.then(|| Host::Domain(text.to_ascii_lowercase()))
 }
 
-/// Splits `host[:port]`.
 pub(super) fn split_port(authority: &str) -> Result<(&str, Option<u16>), &'static str> {
     // A colon inside brackets belongs to an IPv6 address.
     let (host, port) = match authority.rsplit_once(':') {

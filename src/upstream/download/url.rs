@@ -21,7 +21,6 @@ pub(super) struct ResultUrl {
     pub(super) scheme: Scheme,
     pub(super) host: Host,
     pub(super) port: u16,
-    /// Without the fragment.
     pub(super) path_and_query: PathAndQuery,
 }
 

@@ -117,7 +117,6 @@ impl Exchange {
         .await?
     }
 
-    /// Reads the whole body, at most `max_bytes`.
     pub(crate) async fn whole(
         &mut self,
         response: Response<Incoming>,
