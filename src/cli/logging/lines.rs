@@ -1,92 +1,130 @@
-//! Log lines, written by a thread of their own. When the reader of the log is slow or stuck, a bounded number
-//! of lines wait; further ones are lost and counted. So no terminal, pipe or disk delays a request or the
-//! ledger.
+//! Log lines, gathered and written in batches by a thread of their own: the first after a pause at once, then at most
+//! one batch each [`PERIOD`]. When the reader of the log is slow or stuck, a bounded number of bytes wait; further
+//! lines are lost and counted. So a stopped terminal, a full pipe or a slow disk never delays a request or the ledger.
 
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// One or two megabytes: ten thousand requests a second while a disk hangs for a moment.
-const MOST_WAITING: usize = 4096;
+/// The longest a line waits for its batch.
+const PERIOD: Duration = Duration::from_millis(100);
+/// Thousands of requests, while a disk hangs for a moment.
+const MOST_BYTES: usize = 2 << 20;
 /// For the last lines at the end of the process.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
-enum Message {
-    Line(Vec<u8>),
-    /// Confirms that all earlier lines are written.
-    Flush(SyncSender<()>),
+/// Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Lines(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    /// The thread has a reason to go on.
+    wake: Condvar,
+    /// A batch was written.
+    written: Condvar,
+    lost: AtomicU64,
 }
 
-/// Cheap to clone.
-#[derive(Clone)]
-pub(super) struct Lines {
-    queue: SyncSender<Message>,
-    lost: Arc<AtomicU64>,
+#[derive(Default)]
+struct Waiting {
+    /// Whole lines.
+    bytes: Vec<u8>,
+    lines: u64,
+    /// The thread waits for a line, and not for the next period.
+    is_idle: bool,
+    is_writing: bool,
+    is_flush_wanted: bool,
 }
 
 impl Lines {
     /// Starts the thread that writes to `output`.
     pub(super) fn to(output: impl Write + Send + 'static) -> io::Result<Self> {
-        let (queue, waiting) = sync_channel(MOST_WAITING);
-        let lines = Self { queue, lost: Arc::default() };
-        let lost = lines.lost.clone();
-        thread::Builder::new().name("log".to_owned()).spawn(move || write_all(output, &waiting, &lost))?;
+        let lines = Self::default();
+        let shared = lines.0.clone();
+        thread::Builder::new().name("log".to_owned()).spawn(move || shared.write_batches(output))?;
         Ok(lines)
     }
 
     pub(super) fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.0.lost.load(Ordering::Relaxed)
     }
 
-    /// Waits a moment at most.
+    /// Waits until earlier lines are written, a moment at most.
     pub(super) fn flush(&self) {
         let until = Instant::now() + LAST_PATIENCE;
-        let (done, written) = sync_channel(1);
-        while let Err(TrySendError::Full(_)) = self.queue.try_send(Message::Flush(done.clone())) {
-            if Instant::now() >= until {
+        let mut waiting = self.0.waiting.lock();
+        waiting.is_flush_wanted = true;
+        self.0.wake.notify_one();
+        while waiting.is_writing || !waiting.bytes.is_empty() {
+            if self.0.written.wait_until(&mut waiting, until).timed_out() {
                 return;
             }
-            thread::sleep(Duration::from_millis(5));
-        }
-        let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
-    }
-}
-
-fn write_all(mut output: impl Write, waiting: &Receiver<Message>, lost: &AtomicU64) {
-    for message in waiting {
-        match message {
-            Message::Line(line) => {
-                if output.write_all(&line).is_err() {
-                    lost.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            Message::Flush(done) => {
-                // Usually not buffered. The caller may be gone.
-                let _ = output.flush();
-                let _ = done.try_send(());
-            }
         }
     }
 }
 
-impl MakeWriter<'_> for Lines {
-    type Writer = Self;
+impl Shared {
+    fn write_batches(&self, mut output: impl Write) {
+        let mut batch = Vec::new();
+        loop {
+            let lines = self.take(&mut batch);
+            // Flushed for an output that buffers.
+            if output.write_all(&batch).and_then(|()| output.flush()).is_err() {
+                self.lost.fetch_add(lines, Ordering::Relaxed);
+            }
+            batch.clear();
+            let mut waiting = self.waiting.lock();
+            waiting.is_writing = false;
+            self.written.notify_all();
+            if !waiting.is_flush_wanted {
+                self.wake.wait_for(&mut waiting, PERIOD);
+            }
+            waiting.is_flush_wanted = false;
+        }
+    }
 
-    fn make_writer(&self) -> Self {
-        self.clone()
+    /// Waits for lines, and exchanges them with the empty `batch`.
+    fn take(&self, batch: &mut Vec<u8>) -> u64 {
+        let mut waiting = self.waiting.lock();
+        while waiting.bytes.is_empty() {
+            waiting.is_idle = true;
+            self.wake.wait(&mut waiting);
+        }
+        (waiting.is_idle, waiting.is_writing) = (false, true);
+        std::mem::swap(&mut waiting.bytes, batch);
+        std::mem::take(&mut waiting.lines)
     }
 }
 
-impl Write for Lines {
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = &'a Self;
+
+    fn make_writer(&'a self) -> &'a Self {
+        self
+    }
+}
+
+impl Write for &Lines {
     /// Takes a whole line: the subscriber writes each event at once.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.queue.try_send(Message::Line(line.to_vec())).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        let Shared { waiting, wake, lost, .. } = &*self.0;
+        let mut waiting = waiting.lock();
+        if waiting.bytes.len() + line.len() > MOST_BYTES {
+            lost.fetch_add(1, Ordering::Relaxed);
+            return Ok(line.len());
+        }
+        waiting.bytes.extend_from_slice(line);
+        waiting.lines += 1;
+        if std::mem::take(&mut waiting.is_idle) {
+            drop(waiting);
+            wake.notify_one();
         }
         Ok(line.len())
     }
@@ -98,7 +136,7 @@ impl Write for Lines {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
     use super::*;
 
@@ -106,14 +144,14 @@ mod tests {
     struct Gated {
         gate: Arc<Mutex<()>>,
         begun: SyncSender<()>,
-        written: Arc<Mutex<Vec<u8>>>,
+        written: Arc<Mutex<Vec<Vec<u8>>>>,
     }
 
     impl Write for Gated {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.begun.try_send(());
-            let _open = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-            self.written.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            let _open = self.gate.lock();
+            self.written.lock().push(bytes.to_vec());
             Ok(bytes.len())
         }
 
@@ -122,9 +160,9 @@ mod tests {
         }
     }
 
-    type Written = Arc<Mutex<Vec<u8>>>;
+    type Written = Arc<Mutex<Vec<Vec<u8>>>>;
 
-    /// Lines to a gated output, its gate, the signal that a write has begun, and what was written.
+    /// Lines to a gated output, its gate, the signal that a write has begun, and the writes.
     fn gated() -> (Lines, Arc<Mutex<()>>, Receiver<()>, Written) {
         let (begun, signal) = sync_channel(1);
         let (gate, written) = (Arc::default(), Arc::default());
@@ -132,36 +170,59 @@ mod tests {
         (Lines::to(output).expect("a thread"), gate, signal, written)
     }
 
-    fn text(written: &Mutex<Vec<u8>>) -> String {
-        String::from_utf8(written.lock().expect("no test thread panics").clone()).expect("UTF-8")
+    fn text(written: &Written) -> String {
+        String::from_utf8(written.lock().concat()).expect("UTF-8")
     }
 
     #[test]
     fn stuck_output_delays_no_writer_and_lost_lines_are_counted() {
-        const LOST: usize = 100;
-        let (mut lines, gate, begun, written) = gated();
-        let closed = gate.lock().expect("no test thread panics");
-        let mut write =
-            |number: usize| lines.write_all(format!("{number}\n").as_bytes()).expect("never fails");
+        const LINE: usize = 1024;
+        const FIT: usize = MOST_BYTES / LINE;
+        let (lines, gate, begun, written) = gated();
+        let closed = gate.lock();
+        let write = |number: usize| {
+            (&lines)
+                .write_all(format!("{number:>width$}\n", width = LINE - 1).as_bytes())
+                .expect("never fails");
+        };
         write(0);
-        // From here on the thread is stuck in its first line, and takes no other.
+        // From here on the thread is stuck in its first batch, and takes no other.
         begun.recv_timeout(Duration::from_secs(60)).expect("the thread writes");
-        (1..=MOST_WAITING + LOST).for_each(&mut write);
-        assert_eq!(lines.lost(), LOST as u64);
+        (1..=FIT + 100).for_each(write);
+        assert_eq!(lines.lost(), 100);
         drop(closed);
         lines.flush();
-        let expected: String = (0..=MOST_WAITING).map(|number| format!("{number}\n")).collect();
-        assert!(text(&written) == expected, "the lines that found room, in their order");
+        let expected: Vec<String> = (0..=FIT).map(|number| number.to_string()).collect();
+        assert!(text(&written).split_whitespace().eq(expected), "the lines that found room, in their order");
+    }
+
+    #[test]
+    fn lines_are_written_in_batches_without_loss() {
+        let (lines, _, _, written) = gated();
+        let begun = Instant::now();
+        let mut number = 0;
+        while begun.elapsed() < 3 * PERIOD {
+            (&lines).write_all(format!("{number}\n").as_bytes()).expect("never fails");
+            number += 1;
+        }
+        lines.flush();
+        let (periods, writes) =
+            (begun.elapsed().as_millis() / PERIOD.as_millis(), written.lock().len() as u128);
+        assert!(writes <= periods + 2, "{writes} writes in {periods} periods");
+        assert!(
+            text(&written).lines().eq((0..number).map(|number| number.to_string())),
+            "all, in their order"
+        );
     }
 
     #[test]
     fn flush_waits_for_waiting_lines_and_not_for_a_stuck_output() {
-        let (mut lines, gate, _begun, written) = gated();
-        lines.write_all(b"last words\n").expect("never fails");
+        let (lines, gate, _begun, written) = gated();
+        (&lines).write_all(b"last words\n").expect("never fails");
         lines.flush();
         assert_eq!(text(&written), "last words\n");
-        let _closed = gate.lock().expect("no test thread panics");
-        lines.write_all(b"not read\n").expect("never fails");
+        let _closed = gate.lock();
+        (&lines).write_all(b"not read\n").expect("never fails");
         let begun = Instant::now();
         lines.flush();
         assert!(begun.elapsed() >= LAST_PATIENCE, "it returned before its time");
@@ -178,9 +239,9 @@ mod tests {
                 Ok(())
             }
         }
-        let mut lines = Lines::to(Closed).expect("a thread");
-        lines.write_all(b"one\n").expect("never fails");
-        lines.write_all(b"two\n").expect("never fails");
+        let lines = Lines::to(Closed).expect("a thread");
+        (&lines).write_all(b"one\n").expect("never fails");
+        (&lines).write_all(b"two\n").expect("never fails");
         lines.flush();
         assert_eq!(lines.lost(), 2);
     }
