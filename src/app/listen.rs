@@ -30,6 +30,7 @@ pub(super) fn connection_limits(server: &ServerConfig) -> ConnectionLimits {
         max_connections: server.max_connections,
         head: server.head_timeout,
         idle: server.idle_timeout,
+        socket_buffer: server.socket_buffer.0 as usize,
         write: WriteLimits { grace: server.write_timeout, bytes_per_second: server.min_download_rate.0 },
     }
 }

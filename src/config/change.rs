@@ -89,7 +89,7 @@ mod tests {
 
     /// What is read at the start only. A setting that is neither here nor in [`LIVE`] has been added:
     /// decide whether the running program can take another value of it, and write it down.
-    const AT_START: [&str; 48] = [
+    const AT_START: [&str; 49] = [
         "server.listen",
         "server.admin_listen",
         "server.admin_token_file",
@@ -103,6 +103,7 @@ mod tests {
         "server.min_upload_rate",
         "server.upload_memory",
         "server.upload_spill",
+        "server.socket_buffer",
         "server.result_memory",
         "server.write_timeout",
         "server.min_download_rate",

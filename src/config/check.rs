@@ -99,6 +99,7 @@ fn limits(config: &Config, reading: &mut ConfigReader) {
         ("server.max_connections", server.max_connections as u64, 1, 1_000_000),
         // Room for one picture at least, so that no upload waits without end.
         ("server.upload_memory", server.upload_memory.0, 4 << 20, 1 << 40),
+        ("server.socket_buffer", server.socket_buffer.0, 4 << 10, 16 << 20),
         // While the largest result is being sent, the next one can be read.
         ("server.result_memory", server.result_memory.0, 2 * MAX_OBJECT_BYTES, 1 << 40),
         ("upstream.concurrency", upstream.concurrency as u64, 1, 1_000),

@@ -63,6 +63,9 @@ section! {
         /// with the process; 1 GiB stays free there. Uploads beyond that are refused with 503. 0: no
         /// files.
         pub upload_spill: ByteSize = ByteSize::mib(2048),
+        /// Bytes that the system may buffer for a connection in each direction; it counts its own overhead,
+        /// about as much again.
+        pub socket_buffer: ByteSize = ByteSize::kib(128),
         /// The memory that results may take while they are being sent, each once however many read
         /// it; the same again for results that were paid for and are being fetched and kept. When
         /// slow clients have all of it, others wait 5 s and are then told 503.

@@ -53,6 +53,8 @@ pub struct ConnectionLimits {
     pub head: Duration,
     /// Between two requests.
     pub idle: Duration,
+    /// Bytes that the kernel may buffer in each direction.
+    pub socket_buffer: usize,
     pub write: WriteLimits,
 }
 

@@ -56,7 +56,11 @@ pub(super) async fn serve(
     // Answers are written whole; waiting to fill a segment only delays them.
     let _ = tcp.set_nodelay(true);
     // Our write timeout does not see what the kernel has buffered; this limits how long the kernel tries.
-    let _ = SockRef::from(&tcp).set_tcp_user_timeout(Some(shared.limits.write.grace));
+    let socket = SockRef::from(&tcp);
+    let _ = socket.set_tcp_user_timeout(Some(shared.limits.write.grace));
+    // The kernel's own limits are megabytes for each connection, and count as our memory in a container.
+    let _ = socket.set_send_buffer_size(shared.limits.socket_buffer);
+    let _ = socket.set_recv_buffer_size(shared.limits.socket_buffer);
     let socket = match shared.certificate() {
         None => Either::Left(tcp),
         Some(_) => match handshake(tcp, &shared).await {

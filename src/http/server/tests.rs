@@ -42,6 +42,7 @@ async fn listen(name: ListenerName) -> (SocketAddr, Arc<Semaphore>) {
         max_connections: 2,
         head: Duration::from_secs(60),
         idle: Duration::from_secs(60),
+        socket_buffer: 1 << 17,
         write,
     };
     let metrics = Arc::new(Metrics::new(std::iter::empty()));
