@@ -86,7 +86,6 @@ impl MemoryCache {
         Self::of(Self::entries(capacity).build(), room)
     }
 
-    /// Counts evictions.
     pub fn counted(capacity: u64, room: ResultRoom, metrics: Arc<Metrics>) -> Self {
         let count = move |_: Arc<Slot>, _: Entry, cause| {
             let cause = match cause {

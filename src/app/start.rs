@@ -62,7 +62,6 @@ const GUARD_PERIOD: Duration = Duration::from_secs(30);
 /// Between two imports of records that the ledger does not know.
 const IMPORT_PERIOD: Duration = Duration::from_secs(5);
 
-/// Shared by all parts.
 struct Process {
     config: Config,
     clock: Clock,

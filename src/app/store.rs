@@ -11,7 +11,6 @@ use crate::store::local::LocalStore;
 use crate::store::s3::{S3Store, S3StoreConfig};
 use crate::store::{Store, StoreError};
 
-/// For the bucket.
 const START_PATIENCE: Duration = Duration::from_secs(8);
 /// For a bucket that is unavailable; while its breaker is open, at no cost.
 const AWAY_PAUSE: Duration = Duration::from_secs(1);

@@ -10,7 +10,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Results take whole units.
 const UNIT_BYTES: u64 = 4096;
 
-/// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ResultRoom {
     free: Arc<Semaphore>,

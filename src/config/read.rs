@@ -143,12 +143,10 @@ impl ConfigReader {
     }
 }
 
-/// In problems.
 pub(super) fn team_path(index: usize, name: &str) -> String {
     if crate::teams::is_team_name(name) { format!("team.{name}") } else { format!("team[{index}]") }
 }
 
-/// For messages.
 fn shown_name(name: &str) -> String {
     let plain = name.len() <= 40
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));

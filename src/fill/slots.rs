@@ -28,7 +28,6 @@ pub struct SlotsConfig {
     /// Calls at once at the start.
     pub concurrency: usize,
     pub max_concurrency: usize,
-    /// Maximum number of waiters.
     pub queue: usize,
 }
 

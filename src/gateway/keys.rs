@@ -38,7 +38,6 @@ pub enum PurgeError {
     Nothing,
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// Nothing has changed.
     #[error("the ledger has nothing under this key, and whether the store has cannot be said: {0}")]
     Store(StoreError),
     /// All processes follow the purge.

@@ -38,7 +38,6 @@ use crate::request::body::Pace;
 use crate::teams::policy::{CurrentPolicy, Policy};
 use crate::teams::{API_KEY_HEADER, Team};
 
-/// Cheap to clone.
 #[derive(Clone)]
 pub struct PublicState(Arc<PublicParts>, Sampler);
 
@@ -49,7 +48,6 @@ pub struct PublicParts {
     pub clock: Clock,
     /// Limit from a request's head to its answer.
     pub answer_within: Duration,
-    /// Limits of a body.
     pub pace: Pace,
     pub limits: RequestLimits,
     /// Scheme and host, without a trailing slash.

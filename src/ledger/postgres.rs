@@ -40,7 +40,6 @@ pub struct PostgresConfig {
     pub address: AddressSource,
     /// Root certificates, in PEM; otherwise the system's.
     pub roots: Option<PathBuf>,
-    /// Of days and months.
     pub zone: TimeZone,
     /// Bytes.
     pub spool_max: u64,

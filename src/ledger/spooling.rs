@@ -45,7 +45,6 @@ pub struct SpoolConfig {
     /// A folder on the ledger's disk; `None` for a ledger on another machine.
     pub disk: Option<PathBuf>,
     pub max_bytes: u64,
-    /// Of one open call.
     pub result_max_bytes: u64,
     /// The store is a service, which may be unavailable for a time. Once it was proved, results are bought
     /// that only the spool can keep for now; before that, nothing is copied to it.

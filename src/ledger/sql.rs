@@ -36,7 +36,6 @@ pub(super) struct Keeper {
     pub(super) owner: String,
     /// Bytes.
     pub(super) spool_max: u64,
-    /// Of days and months.
     pub(super) zone: TimeZone,
     /// Bytes; 0 without `Calls::keep_room`.
     kept_for_each: AtomicU64,
@@ -67,7 +66,6 @@ pub(super) enum Lock {
     Freeze,
     Spool,
     Changes,
-    /// The tables themselves.
     Layout,
     Audit,
 }

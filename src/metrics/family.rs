@@ -37,7 +37,6 @@ pub(crate) trait Family {
     fn add_team(&self, _team: &str) {}
 }
 
-/// Counter, gauge or histogram.
 pub(crate) trait Kind {
     type Vector: Collector + Clone + 'static;
 

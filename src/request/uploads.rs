@@ -48,7 +48,6 @@ pub struct UploadConfig {
 #[error("there is no room for the upload")]
 pub struct NoRoom;
 
-/// Cheap to clone.
 #[derive(Clone)]
 pub struct UploadRoom(Arc<Room>);
 

@@ -10,12 +10,10 @@ const LONGEST: usize = 1024;
 /// One in use, the next one, and a few for people.
 const MOST: usize = 16;
 
-/// By hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminTokens(Vec<(String, blake3::Hash)>);
 
 impl AdminTokens {
-    /// Of a file.
     pub const MAX_BYTES: u64 = 32 * 1024;
 
     /// One token per line, so that two overlap while one is replaced. Errors quote nothing.

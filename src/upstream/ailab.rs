@@ -81,7 +81,6 @@ pub struct AilabUpstream {
     host: Host,
     port: u16,
     tls: bool,
-    /// The `Host` header.
     authority: HeaderValue,
     config: AilabConfig,
     timer: Timer,

@@ -8,7 +8,6 @@ use url::Url;
 use crate::base::picture::{self, ImageFormat};
 use crate::upstream::{ErrorReply, Reply};
 
-/// In pixels.
 type Size = (u32, u32);
 
 /// The generation of the envelope, `legacy` with `error_code`, and its top-level fields.

@@ -72,7 +72,6 @@ impl Watch {
         }
     }
 
-    /// Reloads, counts and logs.
     async fn take(&mut self, read: Result<Version, Problems>, cause: &str) {
         let (reloader, set_level) = (self.reloader.clone(), self.set_level.clone());
         let taking = tokio::task::spawn_blocking(move || {

@@ -18,7 +18,6 @@ const MOST_BYTES: usize = 2 << 20;
 /// For the last lines at the end of the process.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Lines(Arc<Shared>);
 

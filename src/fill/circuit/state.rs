@@ -23,7 +23,6 @@ struct Opening {
 
 pub(super) struct State {
     openings: [Option<Opening>; OpenReason::ALL.len()],
-    /// The probe under way.
     probe: Option<u64>,
     /// Numbers all purchases.
     purchases: u64,

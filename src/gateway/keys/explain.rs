@@ -89,7 +89,6 @@ impl KeyAdmin {
 struct Problems(Vec<String>);
 
 impl Problems {
-    /// Notes an error, once.
     fn learn<T>(&mut self, what: &str, answer: Result<T, impl Display>) -> Option<T> {
         let note = |error| {
             let problem = format!("{what} cannot be asked: {error}");

@@ -60,7 +60,6 @@ pub struct AdminState {
     pub meter: Arc<Meter>,
     pub balance: Arc<BalanceWatch>,
     pub clock: Clock,
-    /// Of days and months.
     pub zone: TimeZone,
     pub price: Option<Price>,
     /// If `None`, local access is unauthenticated. Swapped when the file changes.

@@ -24,7 +24,6 @@ const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-contro
 /// Lets a page with `Cross-Origin-Embedder-Policy: require-corp` show an image.
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
-/// Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Cors(Arc<Rules>);
 
@@ -37,7 +36,6 @@ struct Rules {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origins {
-    /// Those of the policy.
     Configured,
     Any,
 }

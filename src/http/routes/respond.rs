@@ -29,7 +29,6 @@ pub const SAVED: HeaderName = HeaderName::from_static("granary-credits-saved");
 pub const IGNORED: HeaderName = HeaderName::from_static("granary-ignored");
 pub const UPSTREAM: HeaderName = HeaderName::from_static("granary-upstream");
 pub const REFRESH: HeaderName = HeaderName::from_static("granary-refresh");
-/// In answer and log.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 

@@ -9,7 +9,6 @@ pub(super) const TRIES: u32 = 8;
 pub(super) const COMMITS_ARE_LOST: &str = "the database confirms what it may lose (synchronous_commit = off), and what is lost is bought again; set \
      synchronous_commit to on for this database or user";
 
-/// Why a transaction failed.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The ledger's own decision; nothing changed.

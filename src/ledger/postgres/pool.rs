@@ -77,7 +77,6 @@ impl Limits {
     }
 }
 
-/// Clones share everything.
 #[derive(Clone)]
 pub(super) struct Pool(Arc<Inner>);
 

@@ -11,7 +11,6 @@ use crate::ledger::{LedgerError, rules};
 const BATCH_MEMORY_DAYS: i64 = 30;
 /// Day, team, cause and payer.
 type Line<'l> = (String, &'l str, &'l str, &'l str);
-/// In one statement.
 const LINES: usize = 100;
 
 /// Reads the index by day only.

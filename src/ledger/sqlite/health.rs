@@ -10,7 +10,6 @@ use tokio::sync::watch;
 
 use crate::ledger::{LedgerError, Soundness};
 
-/// For a reservation.
 const PATIENCE: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 

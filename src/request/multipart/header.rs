@@ -138,7 +138,6 @@ struct Parameter<'a> {
     quoted: bool,
 }
 
-/// Ends the parameters.
 struct Malformed;
 
 impl<'a> Iterator for Parameters<'a> {

@@ -28,7 +28,6 @@ pub(crate) fn counted(bytes: Vec<u8>, share: Share) -> Bytes {
     Bytes::from_owner(Counted { bytes, _share: share })
 }
 
-/// Cheap to clone.
 #[derive(Clone)]
 pub struct Blocks {
     /// None is empty.

@@ -22,7 +22,6 @@ enum Content {
     File(Arc<Spilled>),
 }
 
-/// A complete spill file.
 struct Spilled {
     file: SpillFile,
     turns: Arc<Semaphore>,

@@ -75,7 +75,6 @@ impl SpillFile {
         Ok(())
     }
 
-    /// Fills `buffer`.
     pub(super) fn read_at(&self, buffer: &mut [u8], at: usize) -> io::Result<()> {
         let (file, _) = self.open.as_ref().expect("a file is closed when it is dropped");
         file.read_exact_at(buffer, at as u64)

@@ -56,7 +56,6 @@ pub(super) struct SettledCall {
     call: i64,
     outcome: Settlement,
     changed: bool,
-    /// By this request.
     given_back: Option<GivenBack>,
 }
 

@@ -72,7 +72,6 @@ async fn set(state: &AdminState, whose: Whose, frozen: bool, by: &Actor) -> Resu
 #[derive(Serialize)]
 pub(super) struct Adopted {
     archive: String,
-    /// The state before.
     found: String,
 }
 
