@@ -89,7 +89,7 @@ async fn a_requests_line_has_the_fields_of_the_readme_and_no_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_nobody_reads_holds_up_no_request_and_what_is_lost_is_counted() {
     /// More than wait for the reader, and than fit into a pipe.
-    const MORE_THAN_WAIT: u64 = 6000;
+    const MORE_THAN_WAIT: u64 = 8000;
     let requests = number("STUCK_LOG").unwrap_or(MORE_THAN_WAIT);
     let mut granary = real().env("GRANARY_SERVER_DRAIN_GRACE", "0s").start().await.unwrap();
     let lost = "granary_log_lines_dropped_total";

@@ -2,7 +2,9 @@
 //!
 //! `READERS` says how many read one result slowly at once; without, fewer do.
 
+use std::net::SocketAddrV4;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use granary::base::picture::ObjectName;
@@ -117,4 +119,40 @@ async fn slow_readers_of_many_results_keep_others_waiting_and_take_no_more_memor
     // Who hangs up takes nothing any more.
     drop(slow);
     granary.wait_for_metric("granary_space_used_bytes{space=\"results\"}", 0.0).await;
+}
+
+/// The bytes that the kernel holds for the slowest client of a listener: sent and not confirmed, or not sent yet.
+fn longest_send_queue(listener: SocketAddrV4) -> usize {
+    let (address, port) = (u32::from_le_bytes(listener.ip().octets()), listener.port());
+    let listener = format!("{address:08X}:{port:04X}");
+    let queue = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let queued = fields[4].split_once(':').unwrap().0;
+        (fields[1] == listener).then(|| usize::from_str_radix(queued, 16).unwrap())
+    };
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().skip(1).filter_map(queue).max().unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_reader_holds_no_more_of_the_kernels_memory_than_configured() {
+    let builder = real();
+    let process = builder.start().await.unwrap();
+    let url = process.public_url();
+    let (path, bytes) = keep_result(&builder.home().join("granary-data/store"), 1, 6 * MIB);
+    let slow = begin(&url, &path).await;
+    let listener = url.strip_prefix("http://").unwrap().parse().unwrap();
+    // Full when it has taken nothing more for a second.
+    let (mut longest, mut since) = (0, Instant::now());
+    while longest == 0 || since.elapsed() < Duration::from_secs(1) {
+        let now = longest_send_queue(listener);
+        if now > longest {
+            (longest, since) = (now, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    println!("the kernel holds {longest} bytes for a slow reader");
+    // 128 KiB, which the kernel doubles for its overhead, and one write; without a limit it takes 2.5 MB.
+    assert!(longest <= 384 << 10, "{longest} bytes");
+    assert!(end(slow, &bytes).await);
 }

@@ -14,10 +14,12 @@ use granary_kit::images;
 use granary_kit::process::GranaryProcess;
 
 use crate::harness::{
-    Granary, bytes_of, cache_status, files_below, memory_of, metric, number, real_ailab, until,
+    Granary, bytes_of, cache_status, files_below, memory_of, metric, number, real, real_ailab, until,
 };
 
 const PICTURE: usize = 3_500_000;
+/// What a picture takes of memory: blocks of 64 KiB.
+const IN_MEMORY: f64 = PICTURE.next_multiple_of(64 << 10) as f64;
 const MIB: usize = 1 << 20;
 /// Uploads that are begun at the same time: each has its body in this process until it is sent.
 const SENDERS: usize = 8;
@@ -75,6 +77,11 @@ async fn taken(admin: &str) -> (f64, f64) {
     .await
 }
 
+/// Whole pictures that these bytes are.
+fn arrived(memory: f64, spill: f64) -> f64 {
+    memory / IN_MEMORY + spill / PICTURE as f64
+}
+
 async fn wait_for_none(admin: &str) {
     until("the room to be given back", async || taken(admin).await == (0.0, 0.0)).await;
 }
@@ -109,11 +116,10 @@ async fn uploads_held_at_once_stay_within_the_budget_and_are_all_answered() {
         let before = memory_of(&process, "VmRSS");
         forget_the_peak(&process);
         let held = hold(&url, 0..uploads).await;
-        let all = (uploads * PICTURE) as f64;
         until("all pictures to have come", async || {
             let (memory, spill) = taken(&admin).await;
             assert!(memory <= (budget * MIB) as f64, "{memory} bytes of memory are taken");
-            memory + spill == all
+            arrived(memory, spill) == uploads as f64
         })
         .await;
         let (memory, spill) = taken(&admin).await;
@@ -156,6 +162,32 @@ async fn uploads_held_at_once_stay_within_the_budget_and_are_all_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_uploads_take_what_has_arrived_and_not_what_they_declare() {
+    const STALLED: usize = 300;
+    let process = real().config_text(format!("[server]\n{PATIENT}")).start().await.unwrap();
+    let (url, admin) = (process.public_url(), process.admin_url());
+    let warm = Call::crop(&url, None, &Form::curl(images::tiny_png(16, 16, 1), 40, 40));
+    assert_eq!(warm.send().await.unwrap().status, 200);
+    let before = memory_of(&process, "VmRSS");
+    let call = Call::crop(&url, None, &Form::curl(picture(1), 40, 40));
+    let bytes = call.to_bytes();
+    let start = &bytes[..bytes.len() - call.body_len() + 400];
+    let mut stalled = Vec::new();
+    for _ in 0..STALLED {
+        let mut connection = RawConnection::open(&url).await.unwrap();
+        connection.send(start).await.unwrap();
+        stalled.push(connection);
+    }
+    until("a page for each", async || taken(&admin).await == ((STALLED * 4096) as f64, 0.0)).await;
+    let grown = memory_of(&process, "VmRSS").saturating_sub(before);
+    println!("{STALLED} stalled uploads: the process grew by {grown} MiB");
+    // With what was declared, it would be a gigabyte.
+    assert!(grown <= 40, "grew by {grown} MiB");
+    drop(stalled);
+    wait_for_none(&admin).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_has_no_room_is_refused_before_it_costs_anything_and_nothing_else_is() {
     const UPLOADS: usize = 16;
     let upstream = FakeAilab::start().await;
@@ -168,7 +200,7 @@ async fn what_has_no_room_is_refused_before_it_costs_anything_and_nothing_else_i
         let (memory, spill) = taken(&admin).await;
         let refused = metric(&admin, "granary_uploads_refused_total").await;
         assert!(memory <= (8 * MIB) as f64 && spill <= (16 * MIB) as f64);
-        memory + spill == (UPLOADS as f64 - refused) * PICTURE as f64
+        arrived(memory, spill) == UPLOADS as f64 - refused
     })
     .await;
     assert_eq!(upstream.attempts(), 0);
@@ -206,15 +238,15 @@ async fn callers_of_one_picture_keep_it_once_and_for_as_long_as_it_is_being_boug
     let (url, admin) = (granary.url(), granary.admin());
     let picture = picture(1);
     let callers = join_all((0..6).map(|_| Held::begin(&url, &picture))).await;
-    until("all of it to have come", async || taken(&admin).await.0 == 6.0 * PICTURE as f64).await;
+    until("all of it to have come", async || taken(&admin).await.0 == 6.0 * IN_MEMORY).await;
     let answers = tokio::spawn(end_all(callers));
     granary.wait_for_metric("granary_coalesce_followers", 6.0).await;
     upstream.wait_for_held(1).await;
-    granary.wait_for_metric("granary_space_used_bytes{space=\"uploads\"}", PICTURE as f64).await;
+    granary.wait_for_metric("granary_space_used_bytes{space=\"uploads\"}", IN_MEMORY).await;
     // Nobody waits any more; the purchase goes on, and needs it still.
     answers.abort();
     granary.wait_for_metric("granary_coalesce_followers", 0.0).await;
-    assert_eq!(taken(&admin).await, (PICTURE as f64, 0.0));
+    assert_eq!(taken(&admin).await, (IN_MEMORY, 0.0));
     upstream.release();
     wait_for_none(&admin).await;
     until("the result to be there", async || {
@@ -240,12 +272,11 @@ async fn a_disk_that_fails_an_upload_costs_nothing_and_is_not_taken_for_the_upst
 
     // One is being bought, and the next one waits for its turn in a file that is cut meanwhile.
     upstream.on_next(Behaviour::Hold);
-    let in_memory = async || taken(&admin).await == (PICTURE as f64, 0.0);
+    let in_memory = async || taken(&admin).await == (IN_MEMORY, 0.0);
     let first = Held::begin(&url, &picture(0)).await;
     until("the first to be in memory", &in_memory).await;
     let second = Held::begin(&url, &picture(1)).await;
-    until("the second to be in a file", async || taken(&admin).await == (PICTURE as f64, PICTURE as f64))
-        .await;
+    until("the second to be in a file", async || taken(&admin).await == (IN_MEMORY, PICTURE as f64)).await;
     let first = tokio::spawn(first.end());
     upstream.wait_for_held(1).await;
     let second = tokio::spawn(second.end());
