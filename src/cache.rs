@@ -4,8 +4,8 @@
 
 mod serving;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -66,13 +66,16 @@ struct Answer {
     record: Arc<Record>,
     /// The store has confirmed the object. `false`: not known.
     is_in_store: bool,
+    /// By the root of its URL: ours, and that of the store.
+    bodies: Arc<[OnceLock<Option<Bytes>>; 2]>,
 }
 
 impl Entry {
     fn weight(&self) -> u32 {
         let bytes = match self {
+            // Once more for the body.
             Self::Answer(Answer { record, .. }) => {
-                record.answer.len() + record.team.len() + record.namespace.len()
+                2 * record.answer.len() + record.team.len() + record.namespace.len()
             }
             Self::Object(bytes) => bytes.len(),
         };
@@ -143,6 +146,20 @@ impl MemoryCache {
         self.entry(&record.identity()).is_some_and(|known| known.is_in_store && known.record == *record)
     }
 
+    /// The body for clients, which is rendered once as long as the answer is here.
+    pub fn body(
+        &self,
+        record: &Arc<Record>,
+        is_at_store: bool,
+        render: impl FnOnce() -> Option<Bytes>,
+    ) -> Option<Bytes> {
+        let known = self.entry(&record.identity()).filter(|known| Arc::ptr_eq(&known.record, record));
+        match known {
+            Some(known) => known.bodies[usize::from(is_at_store)].get_or_init(render).clone(),
+            None => render(),
+        }
+    }
+
     fn entry(&self, identity: &Identity) -> Option<Answer> {
         match self.entries.get(&Slot::Answer(identity.clone()))? {
             Entry::Answer(answer) => Some(answer),
@@ -160,7 +177,9 @@ impl MemoryCache {
             // The older one is out of date in any case.
             _ if self.is_closed.load(Ordering::SeqCst) => Op::Remove,
             _ if self.begin_reading(&identity).forgotten != reading.forgotten => Op::Remove,
-            Some(_) | None => Op::Put(Answer { record: record.clone(), is_in_store: false }),
+            Some(_) | None => {
+                Op::Put(Answer { record: record.clone(), is_in_store: false, bodies: Arc::default() })
+            }
         });
     }
 
@@ -168,7 +187,7 @@ impl MemoryCache {
     pub fn know_in_store(&self, record: &Arc<Record>) {
         self.update(&record.identity(), |old| {
             let old = old.filter(|old| !old.is_in_store && old.record == *record);
-            old.map_or(Op::Nop, |old| Op::Put(Answer { record: old.record, is_in_store: true }))
+            old.map_or(Op::Nop, |old| Op::Put(Answer { is_in_store: true, ..old }))
         });
     }
 

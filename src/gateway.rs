@@ -80,7 +80,7 @@ pub struct Caller {
 }
 
 pub struct CropReply {
-    pub body: String,
+    pub body: Bytes,
     pub record: Arc<Record>,
     pub status: CacheStatus,
     /// Credits that this request cost its team.
@@ -294,21 +294,18 @@ impl Gateway {
     }
 
     async fn reply(&self, (record, status): Found, ignored: Vec<String>) -> Result<CropReply, GatewayError> {
-        let body = rewrite::answer(&record, self.root_of(&record).await).ok_or(GatewayError::Bug)?;
+        // Another server has the store's objects below its root. A result in the ledger's spool is served by
+        // Granary alone until then; it never goes back to the spool, so "in the store" may be remembered.
+        let root = match &self.store_root {
+            Some(root) if self.is_in_store(&record).await => Some(root),
+            _ => None,
+        };
+        let render = || rewrite::answer(&record, root.unwrap_or(&self.public_root)).map(Bytes::from);
+        let body = self.core.cache.body(&record, root.is_some(), render).ok_or(GatewayError::Bug)?;
         let (charged, saved) = if status.is_free() { (0, record.credits) } else { (record.credits, 0) };
         let age = self.core.clock.now().duration_since(record.stored_at).as_secs();
         let age_seconds = u64::try_from(age).unwrap_or(0);
         Ok(CropReply { body, record, status, charged, saved, age_seconds, ignored })
-    }
-
-    /// The root of an answer's URL: ours, or that of another server of the store's objects, if the store is
-    /// known to have the result. A result in the ledger's spool is served by Granary alone until then; it
-    /// never goes back to the spool, so "in the store" may be remembered.
-    async fn root_of(&self, record: &Arc<Record>) -> &str {
-        match &self.store_root {
-            Some(root) if self.is_in_store(record).await => root,
-            _ => &self.public_root,
-        }
     }
 
     async fn is_in_store(&self, record: &Arc<Record>) -> bool {

@@ -79,6 +79,10 @@ impl World {
     }
 }
 
+fn text(reply: &CropReply) -> &str {
+    std::str::from_utf8(&reply.body).unwrap()
+}
+
 /// How a request ended: its cache status, or the name of its error.
 fn ended(outcome: &Result<CropReply, GatewayError>) -> String {
     match outcome {
@@ -94,7 +98,7 @@ async fn a_crop_is_bought_once_and_found_in_memory_ledger_and_store() {
     assert_eq!((bought.status, bought.charged, bought.saved), (CacheStatus::Miss, CREDITS, 0));
     assert_eq!(bought.record.key, key(1));
     let name = ObjectName::of(&result_bytes(1)).unwrap();
-    assert!(bought.body.contains(&format!("\"url\":\"https://granary.example/{}\"", name.path())));
+    assert!(text(&bought).contains(&format!("\"url\":\"https://granary.example/{}\"", name.path())));
     assert_eq!(world.gateway.result(name).await.unwrap(), result_bytes(1));
 
     let after_restart = world.restarted();

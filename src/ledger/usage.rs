@@ -4,7 +4,7 @@
 //! requests are counted by each process and booked in batches ([`ServedBatch`]); a killed process loses some.
 //!
 //! A month is *closed* when the first day of the next is over; its figures never change from then on. A call
-//! of a closed month that changes its state gets an [`Adjustment`] on the day of the change. Requests served
+//! of a closed month that changes its state gets an adjustment on the day of the change. Requests served
 //! in a month that is closed when they are booked count on the day of booking.
 
 use std::ops::AddAssign;
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use jiff::civil::Date;
 use uuid::Uuid;
 
-use super::{CallId, CallState, LedgerError};
+use super::{CallState, LedgerError};
 use crate::base::outcome::SavingCause;
 use crate::base::words::words;
 
@@ -27,9 +27,6 @@ pub trait UsageBook: Send + Sync {
 
     /// Of the current month, by team; cheap, for frequent calls.
     async fn month(&self) -> Result<Vec<TeamMonth>, LedgerError>;
-
-    /// In the order of booking; `to` is included.
-    async fn adjustments(&self, from: Date, to: Date) -> Result<Vec<Adjustment>, LedgerError>;
 }
 
 /// 64-bit sums hold thousands of such lines.
@@ -164,18 +161,6 @@ pub struct TeamMonth {
     /// With adjustments.
     pub spent: i64,
     pub saved: u64,
-}
-
-/// A change of a call whose month was closed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Adjustment {
-    pub call: CallId,
-    pub team: String,
-    pub from: CallState,
-    pub to: CallState,
-    /// The change of the day's spending: 0, or below when they are given back.
-    pub credits: i64,
-    pub day: Date,
 }
 
 #[cfg(test)]

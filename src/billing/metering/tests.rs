@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ledger::usage::{Adjustment, DayUsage, TeamMonth};
+use crate::ledger::usage::{DayUsage, TeamMonth};
 
 /// A book that keeps the sums, and does as it is told.
 #[derive(Default)]
@@ -81,10 +81,6 @@ impl UsageBook for FakeBook {
     }
 
     async fn month(&self) -> Result<Vec<TeamMonth>, LedgerError> {
-        Err(away())
-    }
-
-    async fn adjustments(&self, _: Date, _: Date) -> Result<Vec<Adjustment>, LedgerError> {
         Err(away())
     }
 }
@@ -167,9 +163,6 @@ async fn a_ledger_that_hangs_keeps_nobody_waiting_for_ever() {
             Err(away())
         }
         async fn month(&self) -> Result<Vec<TeamMonth>, LedgerError> {
-            Err(away())
-        }
-        async fn adjustments(&self, _: Date, _: Date) -> Result<Vec<Adjustment>, LedgerError> {
             Err(away())
         }
     }

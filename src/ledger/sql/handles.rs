@@ -123,9 +123,6 @@ macro_rules! sql_ledger {
                     Report, (from, to) => |q, (from, to)| usage::usage(q, *from, *to)
                 }
                 fn month() -> Vec<TeamMonth> { Report, () => |q, ()| usage::month(q) }
-                fn adjustments(from: Date, to: Date) -> Vec<Adjustment> {
-                    Report, (from, to) => |q, (from, to)| usage::adjustments(q, *from, *to)
-                }
             } }
         };
     };

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use jiff::civil::Date;
 
-use super::{Query, Row, Value, each, int, places, read, values};
-use crate::ledger::usage::{Adjustment, Count, DayUsage, Figures, Served, ServedBatch, TeamMonth};
+use super::{Query, Row, Value, int, places, read, values};
+use crate::ledger::usage::{Count, DayUsage, Figures, Served, ServedBatch, TeamMonth};
 use crate::ledger::{LedgerError, rules};
 
 const BATCH_MEMORY_DAYS: i64 = 30;
@@ -133,14 +133,4 @@ pub(crate) async fn month<Q: Query>(q: &Q) -> Result<Vec<TeamMonth>, Q::Error> {
         all.entry(row.get("team")?).or_default().1 += row.get::<u64>("credits")?;
     }
     Ok(all.into_iter().map(|(team, (spent, saved))| TeamMonth { team, spent, saved }).collect())
-}
-
-pub(crate) async fn adjustments<Q: Query>(q: &Q, from: Date, to: Date) -> Result<Vec<Adjustment>, Q::Error> {
-    let sql = "SELECT call, team, from_state, to_state, credits, day FROM granary.adjustments \
-               WHERE day BETWEEN $1 AND $2 ORDER BY id";
-    let rows = q.rows(sql, values![&from.to_string(), &to.to_string()]).await?;
-    Ok(each(&rows, |row| {
-        let (from, to) = (row.get("from_state")?, row.get("to_state")?);
-        Ok(read!(row => Adjustment { call, team, credits, day; from: from, to: to }))
-    })?)
 }

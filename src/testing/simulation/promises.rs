@@ -358,7 +358,9 @@ impl World {
             (sale.ledger, sale.row, sale.object(), sale.bytes.clone(), sale.was_recorded)
         };
         let path = object.path();
-        if record.object() != Some(object) || !reply.body.contains(&format!("\"{ROOT}/{path}\"")) {
+        if record.object() != Some(object)
+            || !String::from_utf8_lossy(&reply.body).contains(&format!("\"{ROOT}/{path}\""))
+        {
             return Err(format!("R{number} was told with another URL than its own"));
         }
         let row = self.ledger(ledger).book().row(row).cloned().ok_or("a reply of no row")?;
