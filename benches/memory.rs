@@ -5,7 +5,7 @@
 //! | idle | resident memory after one hit |
 //! | held uploads | 200 pictures of 3.5 MB, all but their last bytes sent, with 64 MiB for uploads |
 //! | stalled uploads | 1,000 forms that declare 3.6 MB and have sent 400 bytes |
-//! | heads | 9,000 heads of 16 KB without their end, and what is left 5 s after they were closed |
+//! | heads | 9,000 heads of 16 KB without their end, and what is left after 5 s of hits |
 //! | slow readers | 300 that asked for a result of 12 MB and read nothing; kernel memory is that of all TCP sockets |
 //!
 //! Resident memory is `VmRSS` and `VmHWM` of `/proc`, so this runs on Linux only.
@@ -91,7 +91,13 @@ impl Subject {
         let kernel = sockets().saturating_sub(self.kernel) / MIB;
         let count = connections.len();
         drop(connections);
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        // The allocator gives back while it is used.
+        let url = self.process.public_url();
+        for _ in 0..50 {
+            let call = Call::crop(&url, None, &Form::curl(images::photo_jpeg(), 60, 60));
+            assert_eq!(call.send().await.unwrap().status, 200);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         let after = over(status(&self.process, "VmRSS"));
         println!("| {name} | {count} | {} | {peak} | {kernel} | {after} |", self.idle / MIB);
     }

@@ -63,8 +63,8 @@ section! {
         /// with the process; 1 GiB stays free there. Uploads beyond that are refused with 503. 0: no
         /// files.
         pub upload_spill: ByteSize = ByteSize::mib(2048),
-        /// Bytes that the system may buffer for a connection in each direction; it counts its own overhead,
-        /// about as much again.
+        /// Bytes that the system may buffer for a connection on their way to the client, and 16 times as
+        /// much of an upload; it counts its own overhead, about as much again.
         pub socket_buffer: ByteSize = ByteSize::kib(128),
         /// The memory that results may take while they are being sent, each once however many read
         /// it; the same again for results that were paid for and are being fetched and kept. When

@@ -53,7 +53,7 @@ pub struct ConnectionLimits {
     pub head: Duration,
     /// Between two requests.
     pub idle: Duration,
-    /// Bytes that the kernel may buffer in each direction.
+    /// Bytes that the kernel may buffer for sending.
     pub socket_buffer: usize,
     pub write: WriteLimits,
 }

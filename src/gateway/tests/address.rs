@@ -42,7 +42,7 @@ impl World {
 
 fn root_of(reply: &CropReply) -> &'static str {
     let object = reply.record.object().unwrap();
-    let names = |root: &str| text(&reply).contains(&format!("\"url\":\"{root}/{}\"", object.path()));
+    let names = |root: &str| text(reply).contains(&format!("\"url\":\"{root}/{}\"", object.path()));
     match (names(STORE_ROOT), names(OUR_ROOT)) {
         (true, false) => STORE_ROOT,
         (false, true) => OUR_ROOT,
