@@ -73,9 +73,11 @@ struct Answer {
 impl Entry {
     fn weight(&self) -> u32 {
         let bytes = match self {
-            // Once more for the body.
             Self::Answer(Answer { record, .. }) => {
-                2 * record.answer.len() + record.team.len() + record.namespace.len()
+                let Record { answer, team, namespace, extension, .. } = &**record;
+                let ids = record.upstream_request_id.len() + record.upstream_log_id.len();
+                // Once more for the body.
+                2 * answer.len() + team.len() + namespace.len() + extension.len() + ids
             }
             Self::Object(bytes) => bytes.len(),
         };
@@ -258,6 +260,24 @@ mod tests {
     fn record(generation: u64) -> Arc<Record> {
         let key = CacheKey::of(b"picture", 1, 1);
         Arc::new(crate::testing::store_contract::record("ailab-v1", key, generation, "web"))
+    }
+
+    #[test]
+    fn answer_weighs_all_texts_of_its_record() {
+        const LONG: usize = 50_000;
+        let long = || "x".repeat(LONG);
+        let plain = Record::clone(&record(0));
+        for (forged, texts) in [
+            (Record { answer: long(), ..plain.clone() }, 2),
+            (Record { team: long(), ..plain.clone() }, 1),
+            (Record { namespace: long(), ..plain.clone() }, 1),
+            (Record { extension: long(), ..plain.clone() }, 1),
+            (Record { upstream_request_id: long(), ..plain.clone() }, 1),
+            (Record { upstream_log_id: long(), ..plain.clone() }, 1),
+        ] {
+            let answer = Answer { record: Arc::new(forged), is_in_store: false, bodies: Arc::default() };
+            assert!(Entry::Answer(answer).weight() as usize >= texts * LONG);
+        }
     }
 
     #[test]
