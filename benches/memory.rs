@@ -63,10 +63,15 @@ struct Subject {
 
 impl Subject {
     async fn start(builder: GranaryBuilder) -> Self {
+        Self::with_crop_of(images::photo_jpeg(), builder).await
+    }
+
+    /// Whose crop of this picture is a hit from here on.
+    async fn with_crop_of(picture: &[u8], builder: GranaryBuilder) -> Self {
         let process = builder.start().await.unwrap_or_else(|ended| panic!("{ended:#?}"));
         let url = process.public_url();
         for _ in 0..2 {
-            let call = Call::crop(&url, None, &Form::curl(images::photo_jpeg(), 60, 60));
+            let call = Call::crop(&url, None, &Form::curl(picture, 60, 60));
             assert_eq!(call.send().await.unwrap().status, 200);
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -104,9 +109,9 @@ impl Subject {
 }
 
 async fn held_uploads() {
-    let subject = Subject::start(granary("upload_memory = \"64MiB\"")).await;
     let picture = images::padded(images::photo_jpeg(), 3_500_000);
-    let bytes = Call::crop(&subject.process.public_url(), None, &Form::curl(&picture, 40, 40)).to_bytes();
+    let subject = Subject::with_crop_of(&picture, granary("upload_memory = \"64MiB\"")).await;
+    let bytes = Call::crop(&subject.process.public_url(), None, &Form::curl(&picture, 60, 60)).to_bytes();
     let mut connections = Vec::new();
     for _ in 0..200 {
         let mut connection = subject.connect().await;
