@@ -415,7 +415,7 @@ impl Task {
                 cache.forget_answer(&self.identity);
             }
             Ok(filled) => cache.keep_answer(filled.record.clone(), self.reading),
-            // It was kept when the callers were told.
+            // It was kept before the callers were answered.
             Err(_) if self.is_told => {}
             Err(GatewayError::Upstream { status, body, .. }) if is_about_the_request(*status) => {
                 cache.keep_refusal(&self.identity, *status, body.clone());

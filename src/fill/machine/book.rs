@@ -44,7 +44,7 @@ impl Machine {
     }
 
     pub(super) fn not_booked(&mut self, error: &LedgerError) -> Effect {
-        // A result that the spool did not take is kept nowhere yet, whatever the reason.
+        // A result that the spool did not take is kept nowhere yet.
         if let Some(again) = self.unkept.take() {
             return self.not_spooled(error, again);
         }
