@@ -12,14 +12,14 @@ use bytes::Bytes;
 use http::StatusCode;
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
-use moka::sync::{Cache, CacheBuilder};
+use moka::sync::Cache;
 
 pub use self::serving::ObjectError;
 use self::serving::Serving;
 use crate::base::identity::Identity;
+use crate::base::permits::Permits;
 use crate::base::picture::ObjectName;
 use crate::base::record::{MAX_OBJECT_BYTES, Record};
-use crate::base::results::ResultRoom;
 use crate::metrics::{Eviction, Metrics, SizedTier};
 use crate::store::{Store, StoreBudget};
 
@@ -86,12 +86,8 @@ impl Entry {
 }
 
 impl MemoryCache {
-    /// `capacity` in bytes; `room` for results that are being sent.
-    pub fn new(capacity: u64, room: ResultRoom) -> Self {
-        Self::of(Self::entries(capacity).build(), room)
-    }
-
-    pub fn counted(capacity: u64, room: ResultRoom, metrics: Arc<Metrics>) -> Self {
+    /// `capacity` in bytes; `room` for the bytes of results that are being sent.
+    pub fn new(capacity: u64, room: Permits, metrics: Arc<Metrics>) -> Self {
         let count = move |_: Arc<Slot>, _: Entry, cause| {
             let cause = match cause {
                 RemovalCause::Size => Eviction::Size,
@@ -101,17 +97,10 @@ impl MemoryCache {
             };
             metrics.cache_evictions_total[(SizedTier::Memory, cause)].inc();
         };
-        Self::of(Self::entries(capacity).eviction_listener(count).build(), room)
-    }
-
-    fn entries(capacity: u64) -> CacheBuilder<Slot, Entry, Cache<Slot, Entry>> {
-        Cache::builder().max_capacity(capacity).weigher(|_, entry: &Entry| entry.weight())
-    }
-
-    fn of(entries: Cache<Slot, Entry>, room: ResultRoom) -> Self {
+        let entries = Cache::builder().max_capacity(capacity).weigher(|_, entry: &Entry| entry.weight());
         Self {
             serving: Serving::new(room, MAX_OBJECT_BYTES),
-            entries,
+            entries: entries.eviction_listener(count).build(),
             refusals: Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_LIFE).build(),
             forgotten: Box::new([const { AtomicU64::new(0) }; 256]),
             is_closed: AtomicBool::new(false),
@@ -221,16 +210,16 @@ impl MemoryCache {
         let read = async {
             if let Some(Entry::Object(bytes)) = self.entries.get(&Slot::Object(name)) {
                 // It may be evicted while it is being sent.
-                let share = self.serving.room(bytes.len() as u64).await?;
-                return Ok(Some(share.hold(bytes)));
+                return Ok(Some(self.serving.room(bytes.len() as u64).await?.hold(bytes)));
             }
-            let (share, _turn) = self.serving.room_to_read(MAX_OBJECT_BYTES).await?;
+            let (mut permit, _turn) = self.serving.room_to_read(MAX_OBJECT_BYTES).await?;
             let read = StoreBudget::default().wait(store.object(name)).await?;
             let Some(bytes) = read else { return Ok(None) };
             if bytes.len() <= MAX_OBJECT {
                 self.entries.insert(Slot::Object(name), Entry::Object(bytes.clone()));
             }
-            Ok(Some(share.hold(bytes)))
+            permit.shrink_to(bytes.len() as u64);
+            Ok(Some(permit.hold(bytes)))
         };
         self.serving.object(name, read).await
     }
@@ -256,6 +245,12 @@ impl MemoryCache {
 mod tests {
     use super::*;
     use crate::base::key::CacheKey;
+    use crate::base::permits::Sharing;
+
+    fn cache() -> MemoryCache {
+        let metrics = Arc::new(Metrics::new(std::iter::empty()));
+        MemoryCache::new(1 << 20, Permits::new(64 << 20, Sharing::Whole), metrics)
+    }
 
     fn record(generation: u64) -> Arc<Record> {
         let key = CacheKey::of(b"picture", 1, 1);
@@ -282,7 +277,7 @@ mod tests {
 
     #[test]
     fn what_was_read_before_it_was_forgotten_is_not_kept() {
-        let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
+        let cache = cache();
         let identity = &record(0).identity();
         let before = cache.begin_reading(identity);
         cache.keep_answer(record(0), before);
@@ -303,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_closed_memory_keeps_nothing_and_an_open_one_what_is_read_from_then_on() {
-        let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
+        let cache = cache();
         cache.close();
         let identity = &record(0).identity();
         let early = cache.begin_reading(identity);
@@ -318,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_forgotten_refusal_is_not_believed() {
-        let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
+        let cache = cache();
         let identity = &record(0).identity();
         cache.keep_refusal(identity, StatusCode::BAD_REQUEST, Bytes::new());
         cache.forget_answer(identity);
@@ -327,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_refusal_that_takes_much_memory_is_not_kept() {
-        let cache = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20));
+        let cache = cache();
         let identity = &record(0).identity();
         for (length, is_kept) in [(MAX_REFUSAL_BYTES + 1, false), (MAX_REFUSAL_BYTES, true)] {
             cache.keep_refusal(identity, StatusCode::BAD_REQUEST, vec![b' '; length].into());
@@ -337,7 +332,7 @@ mod tests {
 
     #[test]
     fn refusals_are_believed_for_ten_minutes_and_their_number_is_bounded() {
-        let policy = MemoryCache::new(1 << 20, ResultRoom::new(64 << 20)).refusals.policy();
+        let policy = cache().refusals.policy();
         assert_eq!(policy.time_to_live(), Some(Duration::from_secs(600)));
         assert_eq!(policy.time_to_idle(), None, "asking does not prolong it");
         assert_eq!(policy.max_capacity(), Some(MAX_REFUSALS));

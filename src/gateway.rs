@@ -32,6 +32,7 @@ use crate::base::identity::Identity;
 use crate::base::key::CacheKey;
 use crate::base::operation::Offer;
 use crate::base::outcome::{CacheStatus, SavingCause};
+use crate::base::permits::Party;
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::billing::metering::Meter;
@@ -162,7 +163,7 @@ impl Gateway {
     {
         crash_point("CP1");
         let begun = Instant::now();
-        let request = request::read(head, &mut body, &self.uploads).await;
+        let request = request::read(head, &mut body, &self.uploads.of(Party::new(&caller.team.name))).await;
         // The wait for the body is the client's time.
         (timing.body_bytes, timing.body_wait) = (body.bytes, body.waited);
         timing.stages.add(Stage::Parse, begun.elapsed().saturating_sub(timing.body_wait));
@@ -221,7 +222,7 @@ impl Gateway {
             // In another archive's bucket nothing is known to be absent.
             Ok(None) if !self.core.guard.confirm().await => Err(GatewayError::ArchiveGuard),
             Ok(None) => Err(GatewayError::ResultNotFound),
-            Err(ObjectError::NoRoom(_)) => Err(GatewayError::NoResultRoom),
+            Err(ObjectError::NoRoom) => Err(GatewayError::NoResultRoom),
             Err(ObjectError::Store(StoreError::Busy(_))) => Err(GatewayError::StoreBusy),
             Err(ObjectError::Store(error)) => {
                 tracing::error!(%error, object = %object.path(), "a result cannot be read");

@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::LedgerHandles;
@@ -20,7 +19,7 @@ use super::upstream_key::KeyWatch;
 use super::{App, STOP_MARGIN, admin_tokens, certificate};
 use crate::base::clock::Clock;
 use crate::base::crash::crash_point;
-use crate::base::results::ResultRoom;
+use crate::base::permits::{Permits, Sharing};
 use crate::base::secret::Secret;
 use crate::base::state::StateDir;
 use crate::billing::balance::BalanceWatch;
@@ -32,7 +31,7 @@ use crate::fill::{Core, Filler};
 use crate::gateway::Gateway;
 use crate::gateway::keys::KeyAdmin;
 use crate::http::routes::{About, AdminState, Memory, PublicParts, PublicState, admin_router, public_router};
-use crate::http::server::{self, ConnectionLimits, Listener, Stops};
+use crate::http::server::{ConnectionLimits, Listener, Stops};
 use crate::ledger::Ledger;
 use crate::ledger::admin::LedgerAdmin;
 use crate::ledger::guard::ArchiveGuard;
@@ -107,9 +106,9 @@ impl App {
         let copier = Copier::start(storage.spool.clone());
         let services = process.start_services(&storage, upstream, filler, key);
         let gateway = process.gateway(&services, &public_root);
-        let admin = process.admin_listener(admin, &storage, &services, &gateway)?;
-        let public = process.public_listener(public, &services, gateway, &public_root)?;
-        let listeners = vec![tokio::spawn(public.serve()), tokio::spawn(admin.serve())];
+        let on_admin = process.admin_listener(&storage, &services, &gateway)?;
+        let on_public = process.public_listener(&services, gateway, &public_root)?;
+        let listeners = vec![tokio::spawn(on_public.serve(public)), tokio::spawn(on_admin.serve(admin))];
         tracing::info!(
             public = %public_addr,
             admin = %admin_addr,
@@ -143,7 +142,7 @@ fn open_memory(server: &ServerConfig, folder: PathBuf) -> anyhow::Result<Memory>
     let uploads = UploadConfig { memory, spill, folder: folder.clone(), min_free: SPILL_MIN_FREE };
     let uploads = UploadRoom::open(uploads)
         .with_context(|| format!("the folder {} cannot be used", folder.display()))?;
-    let results = || ResultRoom::new(server.result_memory.0);
+    let results = || Permits::new(server.result_memory.0, Sharing::Whole);
     Ok(Memory { uploads, sent: results(), fetched: results() })
 }
 
@@ -155,7 +154,7 @@ impl Process {
         metrics.observe_space(Space::Cache, 0, config.cache.memory.0);
         metrics.observe_space(Space::Spool, 0, config.state.spool_max.0);
         let memory = open_memory(&config.server, state.upload_folder())?;
-        let cache = MemoryCache::counted(config.cache.memory.0, memory.sent.clone(), metrics.clone());
+        let cache = MemoryCache::new(config.cache.memory.0, memory.sent.clone(), metrics.clone());
         let (stops, stopped) = (Stops::default(), CancellationToken::new());
         Ok(Self { config, clock, metrics, policy, memory, cache: Arc::new(cache), stops, stopped })
     }
@@ -293,7 +292,6 @@ impl Process {
 
     fn admin_listener(
         &self,
-        socket: TcpListener,
         storage: &Storage,
         services: &Services,
         gateway: &Gateway,
@@ -330,7 +328,6 @@ impl Process {
         let limits =
             ConnectionLimits { max_connections: ADMIN_CONNECTIONS, ..connection_limits(&config.server) };
         Ok(Listener {
-            socket,
             name: ListenerName::Admin,
             routes: admin_router(state),
             limits,
@@ -342,7 +339,6 @@ impl Process {
 
     fn public_listener(
         &self,
-        socket: TcpListener,
         services: &Services,
         gateway: Gateway,
         public_root: &str,
@@ -370,9 +366,8 @@ impl Process {
             self.spawn(certificate::follow(config.server.clone(), current, self.metrics.clone()));
         }
         Ok(Listener {
-            socket,
             name: ListenerName::Public,
-            routes: server::public_service(public_router(state.clone()), state),
+            routes: public_router(state),
             limits: connection_limits(&config.server),
             certificate,
             metrics: self.metrics.clone(),

@@ -1,5 +1,5 @@
-//! Results on their way to clients: read once and in memory once for any number of clients, within a
-//! [`ResultRoom`].
+//! Results on their way to clients: read once and in memory once for any number of clients, which all permits for
+//! bytes together limit.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
+use crate::base::permits::{Party, Permit, Permits, Sharing};
 use crate::base::picture::ObjectName;
-use crate::base::results::{NoResultRoom, ResultRoom, ResultShare};
 use crate::store::StoreError;
 
 /// Wait for memory that other clients hold.
@@ -20,8 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ObjectError {
     /// Results of other clients hold all memory.
-    #[error(transparent)]
-    NoRoom(#[from] NoResultRoom),
+    #[error("too many results are in memory")]
+    NoRoom,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -31,9 +31,10 @@ pub(super) type Outcome = Result<Option<Bytes>, ObjectError>;
 type Places = Arc<Mutex<HashMap<ObjectName, Weak<Place>>>>;
 
 pub(super) struct Serving {
-    room: ResultRoom,
+    bytes: Permits,
     /// Concurrent reads of the store.
-    readers: Arc<Semaphore>,
+    readers: Permits,
+    party: Party,
     places: Places,
 }
 
@@ -57,27 +58,24 @@ impl AsRef<[u8]> for Served {
 
 impl Serving {
     /// A read takes room for the `largest` result, in bytes, until its length is known.
-    pub(super) fn new(room: ResultRoom, largest: u64) -> Self {
-        let readers = (room.limit() / 4 * 3 / largest).max(1) as usize;
-        Self { room, readers: Arc::new(Semaphore::new(readers)), places: Places::default() }
+    pub(super) fn new(bytes: Permits, largest: u64) -> Self {
+        let readers = Permits::new((bytes.capacity() / 4 * 3 / largest).max(1), Sharing::Whole);
+        Self { bytes, readers, party: Party::new("clients"), places: Places::default() }
     }
 
-    /// Waits for room for as many bytes; see [`ResultShare::hold`].
-    pub(super) async fn room(&self, bytes: u64) -> Result<ResultShare, ObjectError> {
-        Ok(self.room.take(bytes, PATIENCE).await?)
+    /// Waits for room for as many bytes.
+    pub(super) async fn room(&self, bytes: u64) -> Result<Permit, ObjectError> {
+        self.bytes.take_within(&self.party, bytes, PATIENCE).await.ok_or(ObjectError::NoRoom)
     }
 
     /// Room for a result, and the turn of a reader. A quarter of all room is never taken by reads: results in
     /// memory go out, too, while a silent store keeps all reads waiting.
-    pub(super) async fn room_to_read(
-        &self,
-        bytes: u64,
-    ) -> Result<(ResultShare, OwnedSemaphorePermit), ObjectError> {
-        let deadline = Instant::now() + PATIENCE;
-        let turn =
-            timeout_at(deadline, self.readers.clone().acquire_owned()).await.map_err(|_| NoResultRoom)?;
-        let share = self.room.take(bytes, deadline.duration_since(Instant::now())).await?;
-        Ok((share, turn.expect("the semaphore is never closed")))
+    pub(super) async fn room_to_read(&self, bytes: u64) -> Result<(Permit, Permit), ObjectError> {
+        let begun = Instant::now();
+        let turn = self.readers.take_within(&self.party, 1, PATIENCE).await.ok_or(ObjectError::NoRoom)?;
+        let patience = PATIENCE.saturating_sub(begun.elapsed());
+        let permit = self.bytes.take_within(&self.party, bytes, patience).await.ok_or(ObjectError::NoRoom)?;
+        Ok((permit, turn))
     }
 
     /// Single-flight read: concurrent callers share one read, including its error. A miss is not cached.
@@ -124,14 +122,15 @@ mod tests {
 
     /// A result of so many bytes, in the room.
     async fn result(serving: &Serving, length: u64) -> Outcome {
-        let share = serving.room(4 * MIB).await?;
+        let mut permit = serving.room(4 * MIB).await?;
         tokio::task::yield_now().await;
-        Ok(Some(share.hold(Bytes::from(vec![1; length as usize]))))
+        permit.shrink_to(length);
+        Ok(Some(permit.hold(vec![1; length as usize])))
     }
 
     #[tokio::test]
     async fn thousands_who_ask_at_once_share_one_read_and_its_memory() {
-        let serving = Serving::new(ResultRoom::new(4 * MIB), MIB);
+        let serving = Serving::new(Permits::new(4 * MIB, Sharing::Whole), MIB);
         let reads = AtomicUsize::new(0);
         let read = async || {
             reads.fetch_add(1, Ordering::Relaxed);
@@ -141,36 +140,36 @@ mod tests {
         let bytes: Vec<Bytes> = asked.into_iter().map(|bytes| bytes.expect("room").expect("found")).collect();
         assert_eq!(reads.load(Ordering::Relaxed), 1);
         assert!(bytes.iter().all(|other| other.as_ptr() == bytes[0].as_ptr()), "one copy");
-        assert_eq!(serving.room.used(), MIB);
+        assert_eq!(serving.bytes.used(), MIB);
         let (slow, rest) = bytes.split_first().expect("ten thousand");
         let (slow, _) = (slow.slice(5..), drop(rest.to_vec()));
         drop(bytes);
         // Who comes later shares what the slowest still has.
         serving.object(name(b"hot"), read()).await.expect("room").expect("found");
-        assert_eq!((reads.load(Ordering::Relaxed), serving.room.used()), (1, MIB));
+        assert_eq!((reads.load(Ordering::Relaxed), serving.bytes.used()), (1, MIB));
         drop(slow);
-        assert_eq!(serving.room.used(), 0);
+        assert_eq!(serving.bytes.used(), 0);
         assert!(serving.places.lock().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn distinct_results_wait_for_room_and_are_refused_when_it_does_not_come() {
-        let serving = Serving::new(ResultRoom::new(4 * MIB), MIB);
+        let serving = Serving::new(Permits::new(4 * MIB, Sharing::Whole), MIB);
         let get = async |n: u8| serving.object(name(&[n]), result(&serving, 3 * MIB)).await;
         let first = get(1).await.expect("room").expect("found");
         let second = get(2).await;
-        assert!(matches!(second, Err(ObjectError::NoRoom(NoResultRoom))));
+        assert!(matches!(second, Err(ObjectError::NoRoom)));
         let (third, ()) = tokio::join!(get(3), async {
             tokio::time::sleep(PATIENCE / 2).await;
             drop(first);
         });
         assert_eq!(third.expect("room").expect("found").len() as u64, 3 * MIB);
-        assert_eq!(serving.room.used(), 0);
+        assert_eq!(serving.bytes.used(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_at_hand_goes_out_while_all_who_read_wait_for_a_silent_store() {
-        let serving = Serving::new(ResultRoom::new(4 * MIB), MIB);
+        let serving = Serving::new(Permits::new(4 * MIB, Sharing::Whole), MIB);
         let reading = join_all((0..3).map(|_| serving.room_to_read(MIB))).await;
         let waiting = join_all((0..10).map(|_| serving.room_to_read(MIB)));
         let (waited, at_hand) = tokio::join!(waiting, async {
@@ -179,15 +178,15 @@ mod tests {
             serving.room(MIB).await.map(|share| (share, before.elapsed()))
         });
         assert_eq!(at_hand.expect("room").1, Duration::ZERO);
-        assert!(waited.iter().all(|share| matches!(share, Err(ObjectError::NoRoom(NoResultRoom)))));
+        assert!(waited.iter().all(|share| matches!(share, Err(ObjectError::NoRoom))));
         drop(reading);
         drop(serving.room_to_read(MIB).await.expect("they are done"));
-        assert_eq!(serving.room.used(), 0);
+        assert_eq!(serving.bytes.used(), 0);
     }
 
     #[tokio::test]
     async fn errors_and_absences_are_shared_and_not_kept() {
-        let serving = Serving::new(ResultRoom::new(MIB), MIB);
+        let serving = Serving::new(Permits::new(MIB, Sharing::Whole), MIB);
         let outcomes = std::sync::Mutex::new(vec![
             Ok(None),
             Err(ObjectError::Store(StoreError::Unavailable("planted".to_owned()))),
@@ -205,7 +204,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_gives_up_leaves_the_reading_to_another() {
-        let serving = Serving::new(ResultRoom::new(MIB), MIB);
+        let serving = Serving::new(Permits::new(MIB, Sharing::Whole), MIB);
         let mut first = Box::pin(serving.object(name(b"x"), std::future::pending()));
         assert!(futures_util::poll!(&mut first).is_pending());
         let second = serving.object(name(b"x"), async { Ok(Some(Bytes::from_static(b"found"))) });

@@ -1,23 +1,24 @@
 //! Slots for paid calls ([`Slots`]): how many run at once, and which fills may wait.
 //!
-//! The number adapts to the upstream's flow control (`limit`); waiters are served first come first served
-//! within their team, and the teams in turn (`queue`). A slot that cannot be expected within the caller's
-//! time is refused at once, with the wait: a client that returns later costs less than one that times out.
+//! The number adapts to the upstream's flow control (`limit`), and teams share the slots fairly ([`Permits`]). A slot
+//! that cannot be expected within the caller's time is refused at once, with the wait: a client that returns later costs
+//! less than one that times out.
 
 mod limit;
-mod queue;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use futures_util::FutureExt;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::limit::{Burst, Limit};
-use self::queue::{FairQueue, Place};
+use crate::base::permits::{Party, Permit, Permits, Sharing};
 use crate::metrics::ShedReason;
 
 /// Assumed duration of a call before the first one has ended.
@@ -31,16 +32,17 @@ pub struct SlotsConfig {
     pub queue: usize,
 }
 
-/// Adaptive concurrency with a bounded queue that is fair by team.
+/// Adaptive concurrency with a bounded queue, both fair by team.
 pub struct Slots {
+    /// As many as the limit allows; none while the upstream has asked for a pause.
+    calls: Permits,
+    places: Permits,
     state: Mutex<State>,
 }
 
 struct State {
-    bounds: SlotsConfig,
+    concurrency: usize,
     limit: Limit,
-    in_flight: usize,
-    queue: FairQueue<oneshot::Sender<Result<Slot, TooBusy>>>,
     /// No call begins before: the upstream asked for it.
     paused_until: Option<Instant>,
     /// Moving mean of how long a call holds its slot.
@@ -70,6 +72,8 @@ pub struct Slot {
     since: Instant,
     burst: Burst,
     end: Option<CallEnd>,
+    /// Given back when what the call says about the limit is known.
+    _permit: Permit,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,98 +86,91 @@ pub struct SlotsLoad {
 
 impl Slots {
     pub fn new(config: SlotsConfig) -> Arc<Self> {
-        let state = State {
-            bounds: config,
-            limit: Limit::new(config.concurrency, config.max_concurrency),
-            in_flight: 0,
-            queue: FairQueue::new(),
-            paused_until: None,
-            held: FIRST_GUESS,
-        };
-        Arc::new(Self { state: Mutex::new(state) })
+        let limit = Limit::new(config.concurrency, config.max_concurrency);
+        Arc::new(Self {
+            calls: Permits::new(limit.allowed() as u64, Sharing::Whole),
+            places: Permits::new(config.queue as u64, Sharing::Headroom),
+            state: Mutex::new(State {
+                concurrency: config.concurrency,
+                limit,
+                paused_until: None,
+                held: FIRST_GUESS,
+            }),
+        })
     }
 
     /// Waits for a slot for the team, if the call can be expected to end within `patience`. Dropping the
     /// future leaves the queue.
     ///
     /// # Errors
-    /// [`TooBusy`]: at once, or later if a team with fewer waiters needs the place in a full queue.
+    /// [`TooBusy`], at once.
     pub async fn take(self: &Arc<Self>, team: &str, patience: Duration) -> Result<Slot, TooBusy> {
-        let (place, turn) = {
-            let mut state = self.state();
-            let now = Instant::now();
-            if state.queue.len() == 0 && state.may_begin(now) {
-                return Ok(self.grant(&mut state, now));
-            }
-            let wait = state.expected_wait(team, now);
-            if wait + state.held > patience {
-                return Err(TooBusy { wait, cause: ShedReason::WaitTimeout });
-            }
-            let busy = TooBusy { wait, cause: ShedReason::QueueFull };
-            if state.queue.len() >= state.bounds.queue {
-                let displaced = state.queue.displace_for(team).ok_or(busy)?;
-                let _ = displaced.send(Err(busy));
-            }
-            let (sender, turn) = oneshot::channel();
-            (state.queue.push(team, sender), turn)
+        let party = Party::new(team);
+        let (wait, held) = self.expected_wait(&party);
+        let mut turn = pin!(self.calls.take(&party, 1));
+        if let Some(permit) = (&mut turn).now_or_never() {
+            return Ok(self.slot(permit));
+        }
+        if wait + held > patience {
+            return Err(TooBusy { wait, cause: ShedReason::WaitTimeout });
+        }
+        let Some(_place) = self.places.try_take(&party, 1) else {
+            return Err(TooBusy { wait, cause: ShedReason::QueueFull });
         };
-        let _leave = Leave { slots: self, place };
-        turn.await.unwrap_or(Err(TooBusy { wait: Duration::ZERO, cause: ShedReason::QueueFull }))
+        Ok(self.slot(turn.await))
     }
 
     /// Changes the bounds. Calls under way and waiters stay, even beyond the new bounds. A changed start
     /// number takes effect; otherwise the adapted limit is kept, within the new maximum.
-    pub fn set_bounds(self: &Arc<Self>, bounds: SlotsConfig) {
-        let mut state = self.state();
-        let is_begun_anew = state.bounds.concurrency != bounds.concurrency;
+    pub fn set_bounds(&self, bounds: SlotsConfig) {
+        let mut state = self.state.lock();
+        let is_begun_anew = state.concurrency != bounds.concurrency;
         state.limit.set_bounds(is_begun_anew.then_some(bounds.concurrency), bounds.max_concurrency);
-        state.bounds = bounds;
-        drop(state);
-        self.serve();
+        state.concurrency = bounds.concurrency;
+        self.places.set_capacity(bounds.queue as u64);
+        self.apply(&state);
     }
 
     /// Returns true while the upstream throttles even single calls.
     pub fn are_spaced_out(&self) -> bool {
-        self.state().limit.is_spaced_out()
+        self.state.lock().limit.is_spaced_out()
     }
 
     pub fn load(&self) -> SlotsLoad {
-        let state = self.state();
+        let waiting = self.calls.waiting().into_iter();
         SlotsLoad {
-            limit: state.limit.allowed(),
-            in_flight: state.in_flight,
-            queued: state.queue.by_team().map(|(team, waiting)| (team.to_owned(), waiting)).collect(),
+            limit: self.state.lock().limit.allowed(),
+            in_flight: self.calls.used() as usize,
+            queued: waiting.map(|(team, waiting)| (team.name().to_owned(), waiting)).collect(),
         }
     }
 
-    fn grant(self: &Arc<Self>, state: &mut State, now: Instant) -> Slot {
-        state.in_flight += 1;
-        Slot { slots: self.clone(), since: now, burst: state.limit.burst(), end: None }
+    fn slot(self: &Arc<Self>, permit: Permit) -> Slot {
+        let burst = self.state.lock().limit.burst();
+        Slot { slots: self.clone(), since: Instant::now(), burst, end: None, _permit: permit }
     }
 
-    /// Gives free slots to the next waiters.
-    fn serve(self: &Arc<Self>) {
-        let mut turns = Vec::new();
-        let mut state = self.state();
+    /// Until a newcomer of the team would have a slot, and how long it would hold it.
+    fn expected_wait(&self, team: &Party) -> (Duration, Duration) {
+        let state = self.state.lock();
+        let allowed = state.limit.allowed();
+        let turns = (self.calls.used() as usize + self.calls.ahead_of(team) + 1).saturating_sub(allowed);
         let now = Instant::now();
-        while state.may_begin(now)
-            && let Some(waiting) = state.queue.pop()
-        {
-            turns.push((waiting, self.grant(&mut state, now)));
-        }
-        drop(state);
-        // Without the lock, because a slot whose receiver is gone is given back in the same instant.
-        for (waiting, slot) in turns {
-            let _ = waiting.send(Ok(slot));
-        }
+        let pause = state.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        (pause + state.held.mul_f64(turns as f64 / allowed as f64), state.held)
+    }
+
+    fn apply(&self, state: &State) {
+        let is_paused = state.paused_until.is_some_and(|until| until > Instant::now());
+        self.calls.set_capacity(if is_paused { 0 } else { state.limit.allowed() as u64 });
     }
 
     fn end(self: &Arc<Self>, slot: &Slot) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let held = slot.since.elapsed();
         match slot.end {
             Some(CallEnd::Served) => {
-                let is_in_use = state.in_flight >= state.limit.allowed();
+                let is_in_use = self.calls.used() >= state.limit.allowed() as u64;
                 state.limit.succeeded(is_in_use);
                 state.sample(held);
             }
@@ -186,7 +183,7 @@ impl Slots {
                     let slots = self.clone();
                     tokio::spawn(async move {
                         tokio::time::sleep_until(until).await;
-                        slots.serve();
+                        slots.apply(&slots.state.lock());
                     });
                 }
             }
@@ -194,29 +191,11 @@ impl Slots {
             Some(CallEnd::Failed) if held > state.held => state.sample(held),
             Some(CallEnd::Failed) | None => {}
         }
-        state.in_flight -= 1;
-        drop(state);
-        self.serve();
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.apply(&state);
     }
 }
 
 impl State {
-    fn may_begin(&self, now: Instant) -> bool {
-        self.in_flight < self.limit.allowed() && self.paused_until.is_none_or(|until| until <= now)
-    }
-
-    /// Until a newcomer of the team would have a slot.
-    fn expected_wait(&self, team: &str, now: Instant) -> Duration {
-        let allowed = self.limit.allowed();
-        let turns = (self.in_flight + self.queue.ahead_of(team) + 1).saturating_sub(allowed);
-        let pause = self.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
-        pause + self.held.mul_f64(turns as f64 / allowed as f64)
-    }
-
     fn sample(&mut self, held: Duration) {
         self.held = (self.held * 7 + held) / 8;
     }
@@ -231,17 +210,5 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.slots.clone().end(self);
-    }
-}
-
-/// Leaves the queue however the wait ends.
-struct Leave<'a> {
-    slots: &'a Arc<Slots>,
-    place: Place,
-}
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.slots.state().queue.remove(self.place);
     }
 }

@@ -19,13 +19,14 @@ use std::time::Duration;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Router};
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, PRAGMA, RANGE};
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, StatusCode};
+use tower::ServiceBuilder;
+use tower_http::catch_panic::CatchPanicLayer;
 
 pub use self::admin::{
     ADOPT_PATH, About, AdminState, HEALTH_PATHS, Memory, admin_paths, admin_router, usage,
 };
-use self::cors::{Cors, Origins};
+use self::cors::CorsRules;
 use self::log::Sampler;
 use crate::base::clock::Clock;
 use crate::base::operation::{Offer, QUERY_CREDITS_PATH};
@@ -35,8 +36,8 @@ use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::request::RequestLimits;
 use crate::request::body::Pace;
+use crate::teams::Team;
 use crate::teams::policy::{CurrentPolicy, Policy};
-use crate::teams::{API_KEY_HEADER, Team};
 
 #[derive(Clone)]
 pub struct PublicState(Arc<PublicParts>, Sampler);
@@ -76,7 +77,7 @@ pub struct Arrival(pub tokio::time::Instant);
 #[derive(Clone, Debug)]
 pub(crate) struct RequestPolicy(Arc<Policy>);
 
-/// Pages of the configured origins may call the API; any page may read results.
+/// All that the public listener serves, with its layers.
 pub fn public_router(state: PublicState) -> Router {
     let operations = state.0.offers.iter().fold(Router::new(), |router, offer| {
         let path = offer.operation.path;
@@ -86,19 +87,24 @@ pub fn public_router(state: PublicState) -> Router {
             .layer(Extension(offer.clone()));
         router.merge(routes)
     });
-    let api = operations
+    let layers = ServiceBuilder::new()
+        // Ids, counters, log line, bodies of errors: around everything that can answer.
+        .layer(from_fn_with_state(state.clone(), respond::layer))
+        // Around all refusals, so that a page can read them.
+        .layer(from_fn_with_state(Arc::new(CorsRules::new()), cors::layer))
+        // A panic becomes an error like any other.
+        .layer(CatchPanicLayer::custom(respond::caught_panic))
+        // The listener's refusals come before the routes' own.
+        .layer(from_fn(respond::refused))
+        // Nothing of a foreign page reaches a handler.
+        .layer(from_fn_with_state(state.clone(), site::layer));
+    operations
         .route(QUERY_CREDITS_PATH, only(get(credits::query), "GET, HEAD, OPTIONS"))
         .route("/", only(get(page::page), "GET, HEAD, OPTIONS"))
-        .fallback(async || GatewayError::NoSuchRoute)
-        .layer(from_fn_with_state(state.clone(), site::layer))
-        .layer(from_fn(respond::refused))
-        .layer(from_fn_with_state(api_cors(), cors::layer));
-    let any_page = Cors::new(Origins::Any, "GET, HEAD", &[RANGE, IF_RANGE, IF_NONE_MATCH], &exposed());
-    let results = Router::new()
         .route("/results/{name}", only(get(results::result), "GET, HEAD, OPTIONS"))
-        .layer(from_fn_with_state(state.clone(), site::layer))
-        .layer(from_fn_with_state(any_page, cors::layer));
-    results.merge(api).with_state(state)
+        .fallback(async || GatewayError::NoSuchRoute)
+        .layer(layers)
+        .with_state(state)
 }
 
 /// Other methods are 405 with `Allow`; `OPTIONS` that is no preflight is 204 with `Allow`.
@@ -106,20 +112,4 @@ fn only(routes: MethodRouter<PublicState>, allow: &'static str) -> MethodRouter<
     routes
         .options(move || async move { (StatusCode::NO_CONTENT, [(http::header::ALLOW, allow)]) })
         .fallback(move || async move { GatewayError::MethodNotAllowed { allow } })
-}
-
-fn api_cors() -> Cors {
-    // Libraries add all but the first to every call of a page.
-    let names = [API_KEY_HEADER, "traceparent", "tracestate", "baggage", "x-requested-with", "x-request-id"];
-    let ours = [CONTENT_TYPE, AUTHORIZATION, CACHE_CONTROL, respond::REFRESH, IF_NONE_MATCH, PRAGMA];
-    let headers = [&names.map(HeaderName::from_static)[..], &ours].concat();
-    Cors::new(Origins::Configured, "GET, HEAD, POST", &headers, &exposed())
-}
-
-/// Response headers that a page's script may read.
-fn exposed() -> Vec<HeaderName> {
-    use http::header::{AGE, ETAG, RETRY_AFTER};
-    use respond::{CACHE_STATUS, CHARGED, IGNORED, KEY, REASON, REQUEST_ID, SAVED, SERVER_TIMING, UPSTREAM};
-    let ours = [CACHE_STATUS, REASON, KEY, CHARGED, SAVED, IGNORED, UPSTREAM, REQUEST_ID, SERVER_TIMING];
-    [RETRY_AFTER, AGE, ETAG].into_iter().chain(ours).collect()
 }

@@ -32,19 +32,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tower_http::catch_panic::CatchPanicLayer;
 
 use self::acceptor::Acceptor;
 pub(crate) use self::process::make_room;
 pub use self::process::{ReloadSignal, stop_signal};
 pub use self::write_timeout::WriteLimits;
 use crate::http::certificate::Certificate;
-use crate::http::routes::{PublicState, respond};
 use crate::metrics::{ListenerName, Metrics};
-
-const HANDSHAKES_PER_CORE: usize = 2;
 
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
@@ -70,7 +65,6 @@ pub struct Stops {
 pub type CurrentCertificate = Arc<ArcSwap<Certificate>>;
 
 pub struct Listener {
-    pub socket: TcpListener,
     pub name: ListenerName,
     pub routes: Router,
     pub limits: ConnectionLimits,
@@ -80,40 +74,11 @@ pub struct Listener {
     pub stops: Stops,
 }
 
-struct Shared {
-    name: ListenerName,
-    routes: Router,
-    limits: ConnectionLimits,
-    certificate: Option<CurrentCertificate>,
-    handshakes: Semaphore,
-    metrics: Arc<Metrics>,
-    stops: Stops,
-}
-
-impl Shared {
-    fn certificate(&self) -> Option<Arc<Certificate>> {
-        self.certificate.as_ref().map(|current| current.load_full())
-    }
-}
-
-/// Outermost layer last.
-pub fn public_service(routes: Router, state: PublicState) -> Router {
-    routes
-        // A panic becomes an answer, inside the layer that adds ids and counts.
-        .layer(CatchPanicLayer::custom(respond::caught_panic))
-        // Around everything that can answer.
-        .layer(axum::middleware::from_fn_with_state(state, respond::layer))
-}
-
 impl Listener {
     /// Serves until [`Stops::closed`], then answers every accepted request.
-    pub async fn serve(self) {
-        let Self { socket, name, routes, limits, certificate, metrics, stops } = self;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let handshakes = Semaphore::new(HANDSHAKES_PER_CORE * cores);
-        let closed = stops.closed.clone();
-        let shared = Shared { name, routes, limits, certificate, handshakes, metrics, stops };
-        let mut acceptor = Acceptor::new(Arc::new(shared));
+    pub async fn serve(self, socket: TcpListener) {
+        let closed = self.stops.closed.clone();
+        let mut acceptor = Acceptor::new(Arc::new(self));
         while let Some(accepted) = closed.run_until_cancelled(socket.accept()).await {
             match accepted {
                 Ok((stream, peer)) => acceptor.admit(stream, peer.ip()),
@@ -125,6 +90,10 @@ impl Listener {
             }
         }
         acceptor.finish(socket).await;
+    }
+
+    fn certificate(&self) -> Option<Arc<Certificate>> {
+        self.certificate.as_ref().map(|current| current.load_full())
     }
 }
 

@@ -5,7 +5,8 @@ use bytes::Bytes;
 
 use super::RequestError;
 use crate::base::key::KeyHasher;
-use crate::request::uploads::{BLOCK_BYTES, Blocks, Picture, Share, SpillFile, UploadRoom, counted};
+use crate::base::permits::Permit;
+use crate::request::uploads::{BLOCK_BYTES, Blocks, Picture, SpillFile, UploadRoom};
 
 /// The first block has a multiple of this length, so that a client that sends little takes little.
 const PAGE_BYTES: usize = 4096;
@@ -14,10 +15,10 @@ pub(super) struct ImageBuffer {
     room: UploadRoom,
     /// Full blocks, which follow the bytes in the file.
     blocks: Vec<Bytes>,
-    /// The block that grows, never beyond `block_bytes`, and its share unless memory was refused.
+    /// The block that grows, never beyond `block_bytes`, and its permit unless memory was refused.
     last: Vec<u8>,
     block_bytes: usize,
-    memory: Share,
+    memory: Permit,
     /// Memory was refused: all further bytes go to the file.
     is_refused: bool,
     file: Option<SpillFile>,
@@ -78,7 +79,7 @@ impl ImageBuffer {
         if !self.last.is_empty() {
             self.hasher.update(&self.last);
             let memory = std::mem::replace(&mut self.memory, self.room.memory());
-            self.blocks.push(counted(std::mem::take(&mut self.last), memory));
+            self.blocks.push(memory.hold(std::mem::take(&mut self.last)));
         }
     }
 

@@ -1,13 +1,11 @@
-//! Room for uploads: [`UploadRoom`] gives it out, and a [`Picture`] keeps its share.
+//! Room for uploads: [`UploadRoom`] gives it out, and a [`Picture`] keeps its permits.
 //!
 //! The memory of all uploads together is limited, counted as bytes arrive and not as they were declared.
 //! Beyond it an upload goes on in a file without a name, which ends with its process, and it is refused only
-//! if that has no room either. The bytes and their share are one value, so no share is leaked or given back
-//! early. Disk access runs on few blocking threads at a time.
+//! if that has no room either. Disk access runs on few blocking threads at a time.
 
 mod blocks;
 mod picture;
-mod quota;
 mod spill;
 #[cfg(test)]
 mod tests;
@@ -20,13 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+pub(crate) use self::blocks::BLOCK_BYTES;
 pub use self::blocks::Blocks;
-pub(crate) use self::blocks::{BLOCK_BYTES, counted};
 pub use self::picture::Picture;
-use self::quota::Quota;
-pub(crate) use self::quota::Share;
 pub(crate) use self::spill::SpillFile;
 use self::spill::SpillFolder;
+use crate::base::permits::{Party, Permit, Permits, Sharing};
 
 /// Threads that write to spill files or read whole ones at once: as many pictures may be in memory without
 /// being counted.
@@ -48,12 +45,16 @@ pub struct UploadConfig {
 #[error("there is no room for the upload")]
 pub struct NoRoom;
 
+/// The room for one party's uploads.
 #[derive(Clone)]
-pub struct UploadRoom(Arc<Room>);
+pub struct UploadRoom {
+    room: Arc<Room>,
+    party: Party,
+}
 
 struct Room {
-    memory: Arc<Quota>,
-    spill: Arc<Quota>,
+    memory: Permits,
+    spill: Permits,
     folder: Option<Arc<SpillFolder>>,
     turns: Arc<Semaphore>,
     spilled: AtomicU64,
@@ -85,30 +86,36 @@ impl UploadRoom {
     }
 
     fn new(memory: u64, spill: u64, folder: Option<Arc<SpillFolder>>) -> Self {
-        Self(Arc::new(Room {
-            memory: Arc::new(Quota::new(memory)),
-            spill: Arc::new(Quota::new(spill)),
+        let room = Room {
+            memory: Permits::new(memory, Sharing::Whole),
+            spill: Permits::new(spill, Sharing::Whole),
             folder,
             turns: Arc::new(Semaphore::new(DISK_TURNS)),
             spilled: AtomicU64::new(0),
             refused: AtomicU64::new(0),
-        }))
+        };
+        Self { room: Arc::new(room), party: Party::new("") }
+    }
+
+    /// The same room, for uploads of another party.
+    pub fn of(&self, party: Party) -> Self {
+        Self { room: self.room.clone(), party }
     }
 
     pub fn load(&self) -> UploadLoad {
-        let Room { memory, spill, spilled, refused, .. } = &*self.0;
+        let Room { memory, spill, spilled, refused, .. } = &*self.room;
         UploadLoad {
             memory: memory.used(),
-            memory_limit: memory.limit,
+            memory_limit: memory.capacity(),
             spill: spill.used(),
-            spill_limit: spill.limit,
+            spill_limit: spill.capacity(),
             spilled: spilled.load(Ordering::Relaxed),
             refused: refused.load(Ordering::Relaxed),
         }
     }
 
-    pub(crate) fn memory(&self) -> Share {
-        self.0.memory.share()
+    pub(crate) fn memory(&self) -> Permit {
+        self.room.memory.none(&self.party)
     }
 
     /// Appends to an upload's file, or creates one. `blocks` count as memory until they are written, even if
@@ -121,21 +128,18 @@ impl UploadRoom {
         let is_first = file.is_none();
         let written = self.write(file, blocks).await;
         match &written {
-            Ok(_) if is_first => self.0.spilled.fetch_add(1, Ordering::Relaxed),
+            Ok(_) if is_first => self.room.spilled.fetch_add(1, Ordering::Relaxed),
             Ok(_) => 0,
-            Err(NoRoom) => self.0.refused.fetch_add(1, Ordering::Relaxed),
+            Err(NoRoom) => self.room.refused.fetch_add(1, Ordering::Relaxed),
         };
         written
     }
 
     async fn write(&self, file: Option<SpillFile>, blocks: Vec<Bytes>) -> Result<SpillFile, NoRoom> {
-        let folder = self.0.folder.clone().ok_or(NoRoom)?;
-        let mut share = self.0.spill.share();
+        let folder = self.room.folder.clone().ok_or(NoRoom)?;
         let length = blocks.iter().map(Bytes::len).sum::<usize>() as u64;
-        if !share.grow_to(length) {
-            return Err(NoRoom);
-        }
-        let turn = self.0.turns.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = self.room.spill.try_take(&self.party, length).ok_or(NoRoom)?;
+        let turn = self.room.turns.clone().acquire_owned().await.expect("the semaphore is never closed");
         let write = move || -> io::Result<SpillFile> {
             let _turn = turn;
             let mut file = match file {
@@ -143,7 +147,7 @@ impl UploadRoom {
                 None => folder.create()?,
             };
             folder.check_space(length)?;
-            file.append(&blocks, share)?;
+            file.append(&blocks, permit)?;
             Ok(file)
         };
         let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(error.into()));
@@ -154,6 +158,6 @@ impl UploadRoom {
     }
 
     pub(crate) fn in_file(&self, file: SpillFile) -> Picture {
-        Picture::in_file(file, self.0.turns.clone())
+        Picture::in_file(file, self.room.turns.clone())
     }
 }

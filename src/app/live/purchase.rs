@@ -24,9 +24,9 @@ use crate::base::clock::Clock;
 use crate::base::identity::Identity;
 use crate::base::key::{CacheKey, Digest};
 use crate::base::operation::IMAGE_CROPPING;
+use crate::base::permits::{Permits, Sharing};
 use crate::base::picture::{self, ImageFormat};
 use crate::base::record::Record;
-use crate::base::results::ResultRoom;
 use crate::base::secret::Secret;
 use crate::base::state::StateDir;
 use crate::cache::MemoryCache;
@@ -65,7 +65,7 @@ pub(super) async fn buy(config: &Config, report: Option<File>) -> anyhow::Result
     let core = Core {
         ledger,
         store: store.clone(),
-        cache: Arc::new(MemoryCache::new(0, ResultRoom::new(0))),
+        cache: Arc::new(MemoryCache::new(0, Permits::new(0, Sharing::Whole), metrics.clone())),
         metrics,
         guard,
         policy: CurrentPolicy::new(PolicyConfig { teams, ..policy_config(config) }),

@@ -1,4 +1,4 @@
-//! Slots in paused time: never more than the limit, nobody lost, teams in turn, honest waits.
+//! Slots in paused time: never more than the limit, no waiter lost, teams in turn, honest waits.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -72,7 +72,7 @@ async fn the_wait_follows_from_what_calls_take_and_from_the_fair_place() {
     tokio::time::advance(Duration::from_secs(18)).await;
     first.end(CallEnd::Served);
     // Seven eighths of two seconds and one of eighteen.
-    assert_eq!(slots.state().held, Duration::from_secs(4));
+    assert_eq!(slots.state.lock().held, Duration::from_secs(4));
     let third = slots.take("a", PATIENT).await.ok().unwrap();
     let waiting = [ask(&slots, "a").await, ask(&slots, "a").await, ask(&slots, "a").await];
     let wait_of = async |team: &str| slots.take(team, Duration::ZERO).await.err().unwrap().wait;
@@ -81,28 +81,27 @@ async fn the_wait_follows_from_what_calls_take_and_from_the_fair_place() {
     // What fails at once, and what was never called, says nothing of how long a turn takes.
     third.end(CallEnd::Failed);
     drop(second);
-    assert_eq!(slots.state().held, Duration::from_secs(4));
+    assert_eq!(slots.state.lock().held, Duration::from_secs(4));
     drop(waiting);
 }
 
 #[tokio::test(start_paused = true)]
-async fn teams_take_turns_and_the_queue_is_bounded() {
+async fn teams_take_turns_and_a_bounded_queue_keeps_a_place_for_another_team() {
     let slots = slots(1, 1, 3);
     let taken = slots.take("a", PATIENT).await.ok().unwrap();
-    let mut of_a = vec![ask(&slots, "a").await, ask(&slots, "a").await, ask(&slots, "a").await];
-    let busy = slots.take("a", PATIENT).await.err().expect("the queue is full");
-    assert_eq!(busy.cause, ShedReason::QueueFull);
-    // A team with nobody waiting has a claim to a place: the newest of the others is refused.
+    let of_a = [ask(&slots, "a").await, ask(&slots, "a").await];
+    let refused = slots.take("a", PATIENT).await.err().map(|busy| busy.cause);
+    assert_eq!(refused, Some(ShedReason::QueueFull), "the last place is for another team");
     let of_b = ask(&slots, "b").await;
-    let displaced = of_a.pop().unwrap().await.unwrap();
-    assert_eq!(displaced.err().map(|busy| busy.cause), Some(ShedReason::QueueFull));
+    let refused = slots.take("c", PATIENT).await.err().map(|busy| busy.cause);
+    assert_eq!(refused, Some(ShedReason::QueueFull), "now it is full");
     assert_eq!(slots.load().queued, [("a".to_owned(), 2), ("b".to_owned(), 1)].into());
     drop(taken);
-    let first = of_a.remove(0).await.unwrap().ok().unwrap();
-    assert_eq!(queued(&slots), 2);
-    drop(first);
-    drop(of_b.await.unwrap().unwrap_or_else(|_| panic!("b is served before the second of a")));
-    drop(of_a.remove(0).await.unwrap().ok().unwrap());
+    let [first, second] = of_a;
+    drop(first.await.unwrap().ok().unwrap());
+    assert_eq!(queued(&slots), 1, "b is on its way");
+    drop(of_b.await.unwrap().ok().unwrap());
+    drop(second.await.unwrap().ok().unwrap());
     assert_eq!((slots.load().in_flight, queued(&slots)), (0, 0));
 }
 
@@ -195,7 +194,8 @@ async fn crowd(plan: &[(u8, u8, u8)], concurrency: usize, queue: usize) -> Resul
             Err(busy) => prop_assert_eq!(busy.cause, ShedReason::QueueFull),
         }
     }
-    prop_assert!(served >= plan.iter().filter(|(_, _, end)| *end <= 200).count().min(queue));
+    // A team may hold seven eighths of the places.
+    prop_assert!(served >= plan.iter().filter(|(_, _, end)| *end <= 200).count().min(queue * 7 / 8));
     // Those who were aborted may be asleep with a slot in hand.
     tokio::time::sleep(Duration::from_secs(60)).await;
     let load = slots.load();

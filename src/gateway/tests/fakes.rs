@@ -17,7 +17,7 @@ use crate::base::clock::Clock;
 use crate::base::envelope::Answer;
 use crate::base::key::CacheKey;
 use crate::base::operation::IMAGE_CROPPING;
-use crate::base::results::ResultRoom;
+use crate::base::permits::{Permits, Sharing};
 use crate::base::secret::Secret;
 use crate::billing::metering::Meter;
 use crate::cache::MemoryCache;
@@ -451,8 +451,9 @@ impl World {
         teams: &[Arc<Team>],
     ) -> Self {
         let results = Arc::new(FakeResults::default());
-        let cache = Arc::new(MemoryCache::new(1 << 20, ResultRoom::new(1 << 30)));
         let metrics = Arc::new(Metrics::new(["local"].into_iter()));
+        let room = Permits::new(1 << 30, Sharing::Whole);
+        let cache = Arc::new(MemoryCache::new(1 << 20, room, metrics.clone()));
         let clock = Clock::system();
         let policy = CurrentPolicy::new(terms(teams));
         let guard = Arc::new(ArchiveGuard::new(ledger.gated.clone(), store.clone()));

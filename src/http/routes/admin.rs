@@ -26,7 +26,7 @@ pub use self::about::About;
 use self::failure::AdminFailure;
 use self::usage::USAGE_PATH;
 use crate::base::clock::Clock;
-use crate::base::results::ResultRoom;
+use crate::base::permits::Permits;
 use crate::billing::balance::BalanceWatch;
 use crate::billing::metering::Meter;
 use crate::billing::money::Price;
@@ -88,9 +88,9 @@ fn page_limit(asked: Option<usize>) -> usize {
 pub struct Memory {
     pub uploads: UploadRoom,
     /// For results on their way to clients.
-    pub sent: ResultRoom,
+    pub sent: Permits,
     /// For paid results until they are stored. Neither of the two waits for the other.
-    pub fetched: ResultRoom,
+    pub fetched: Permits,
 }
 
 /// Answered without a token, and above the connection limit.

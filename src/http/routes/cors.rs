@@ -9,12 +9,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, AGE, AUTHORIZATION,
+    CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, ORIGIN, PRAGMA, RANGE, RETRY_AFTER, VARY,
 };
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
-use super::RequestPolicy;
-use super::respond::header;
+use super::{RequestPolicy, respond};
+use crate::teams::API_KEY_HEADER;
 
 /// Of a preflight, in seconds; the most that browsers accept.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
@@ -24,39 +25,54 @@ const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-contro
 /// Lets a page with `Cross-Origin-Embedder-Policy: require-corp` show an image.
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
-#[derive(Clone)]
-pub(super) struct Cors(Arc<Rules>);
+/// Pages of the configured origins may call the API; any page may read results.
+pub(super) struct CorsRules {
+    api: Rules,
+    results: Rules,
+}
 
 struct Rules {
-    origins: Origins,
+    allows_any: bool,
     methods: &'static str,
     headers: HeaderValue,
     exposed: HeaderValue,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origins {
-    Configured,
-    Any,
+impl CorsRules {
+    pub(super) fn new() -> Self {
+        // Libraries add all but the first to every call of a page.
+        let names =
+            [API_KEY_HEADER, "traceparent", "tracestate", "baggage", "x-requested-with", "x-request-id"];
+        let ours = [CONTENT_TYPE, AUTHORIZATION, CACHE_CONTROL, respond::REFRESH, IF_NONE_MATCH, PRAGMA];
+        let asked = [&names.map(HeaderName::from_static)[..], &ours].concat();
+        Self {
+            api: Rules::new(false, "GET, HEAD, POST", &asked),
+            results: Rules::new(true, "GET, HEAD", &[RANGE, IF_RANGE, IF_NONE_MATCH]),
+        }
+    }
+
+    fn of(&self, request: &Request) -> &Rules {
+        if request.uri().path().starts_with("/results/") { &self.results } else { &self.api }
+    }
 }
 
-impl Cors {
-    pub(super) fn new(
-        origins: Origins,
-        methods: &'static str,
-        headers: &[HeaderName],
-        exposed: &[HeaderName],
-    ) -> Self {
+impl Rules {
+    fn new(allows_any: bool, methods: &'static str, headers: &[HeaderName]) -> Self {
+        use respond::{
+            CACHE_STATUS, CHARGED, IGNORED, KEY, REASON, REQUEST_ID, SAVED, SERVER_TIMING, UPSTREAM,
+        };
+        let ours = [CACHE_STATUS, REASON, KEY, CHARGED, SAVED, IGNORED, UPSTREAM, REQUEST_ID, SERVER_TIMING];
+        let exposed = [&[RETRY_AFTER, AGE, ETAG][..], &ours].concat();
         let list = |names: &[HeaderName]| {
             let names: Vec<_> = names.iter().map(HeaderName::as_str).collect();
-            header(&names.join(", "))
+            respond::header(&names.join(", "))
         };
-        Self(Arc::new(Rules { origins, methods, headers: list(headers), exposed: list(exposed) }))
+        Self { allows_any, methods, headers: list(headers), exposed: list(&exposed) }
     }
 
     /// The value of `Access-Control-Allow-Origin`, and whether it depends on the request.
     fn allowed(&self, request: &Request) -> (Option<HeaderValue>, bool) {
-        if self.0.origins == Origins::Any {
+        if self.allows_any {
             return (Some(HeaderValue::from_static("*")), false);
         }
         let policy = request.extensions().get::<RequestPolicy>();
@@ -68,9 +84,10 @@ impl Cors {
 
 /// Answers preflights on any path, so that a page can read the 404 of the call that follows, and adds headers
 /// to all other answers. Routes answer any other `OPTIONS`.
-pub(super) async fn layer(State(cors): State<Cors>, request: Request, next: Next) -> Response {
+pub(super) async fn layer(State(rules): State<Arc<CorsRules>>, request: Request, next: Next) -> Response {
     let asked = request.headers();
-    let (allowed, varies) = cors.allowed(&request);
+    let rules = rules.of(&request);
+    let (allowed, varies) = rules.allowed(&request);
     let is_preflight = request.method() == Method::OPTIONS
         && asked.contains_key(ORIGIN)
         && asked.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
@@ -79,7 +96,7 @@ pub(super) async fn layer(State(cors): State<Cors>, request: Request, next: Next
         if is_preflight { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
 
     let headers = response.headers_mut();
-    if cors.0.origins == Origins::Any {
+    if rules.allows_any {
         headers.insert(RESOURCE_POLICY, HeaderValue::from_static("cross-origin"));
     }
     if varies {
@@ -88,14 +105,14 @@ pub(super) async fn layer(State(cors): State<Cors>, request: Request, next: Next
     let Some(allowed) = allowed else { return response };
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
     if is_preflight {
-        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(cors.0.methods));
-        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, cors.0.headers.clone());
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(rules.methods));
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, rules.headers.clone());
         headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
         if asks_for_private_network {
             headers.insert(ALLOW_PRIVATE_NETWORK, HeaderValue::from_static("true"));
         }
     } else {
-        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, cors.0.exposed.clone());
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, rules.exposed.clone());
     }
     response
 }

@@ -43,7 +43,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 #[derive(Clone, Debug)]
 pub struct Refused(pub GatewayError);
 
-/// Inside CORS, so that a page can read the answer.
+/// Answers what the listener has refused.
 pub(super) async fn refused(request: Request, next: Next) -> Response {
     match request.extensions().get::<Refused>() {
         Some(Refused(error)) => error.clone().into_response(),
@@ -63,7 +63,8 @@ impl IntoResponse for GatewayError {
 /// Adds ids and the last headers, renders errors, counts, logs.
 pub async fn layer(State(state): State<PublicState>, mut request: Request, next: Next) -> Response {
     let arrived = Instant::now();
-    let id = Uuid::new_v4().to_string().to_uppercase();
+    let mut id = Uuid::encode_buffer();
+    let id = &*Uuid::new_v4().hyphenated().encode_upper(&mut id);
     let method = request.method().clone();
     request.extensions_mut().insert(Arrival(arrived));
     request.extensions_mut().insert(RequestPolicy(state.0.policy.get()));
@@ -76,7 +77,7 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
 
     let error = response.extensions_mut().remove::<GatewayError>();
     if let Some(error) = &error {
-        render(error, &id, &mut response);
+        render(error, id, &mut response);
         let described = error.response();
         let labels = [described.fault.as_str(), described.code.name];
         metrics.request_errors_total.with_label_values(&labels).inc();
@@ -86,7 +87,7 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     }
     let took = arrived.elapsed();
     let headers = response.headers_mut();
-    headers.insert(REQUEST_ID, header(&id));
+    headers.insert(REQUEST_ID, header(id));
     headers.insert(SERVER_TIMING, header(&format!("total;dur={:.1}", took.as_secs_f64() * 1000.0)));
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     if !ignored.is_empty() {
@@ -110,7 +111,7 @@ pub async fn layer(State(state): State<PublicState>, mut request: Request, next:
     if is_sampled && !state.1.admits(status) {
         return response;
     }
-    let (id, caller, error) = (id.as_str(), caller.as_ref(), error.as_ref());
+    let (caller, error) = (caller.as_ref(), error.as_ref());
     Line { id, caller, route, method: &method, status, error, took, bytes_out, context: &context }.write();
     response
 }

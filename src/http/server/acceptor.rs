@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use super::timers::ConnectionTimers;
-use super::{Shared, connection};
+use super::{Listener, connection};
 use crate::error::GatewayError;
 use crate::metrics::{CloseReason, ListenerName};
 
@@ -29,7 +29,7 @@ pub(super) struct Acceptor {
     refusals: Arc<Semaphore>,
     open: Vec<OpenConnection>,
     connections: TaskTracker,
-    shared: Arc<Shared>,
+    listener: Arc<Listener>,
 }
 
 struct OpenConnection {
@@ -38,31 +38,31 @@ struct OpenConnection {
 }
 
 impl Acceptor {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let refusals = match shared.name {
+    pub(super) fn new(listener: Arc<Listener>) -> Self {
+        let refusals = match listener.name {
             ListenerName::Public => REFUSALS,
             ListenerName::Admin => HEALTH_PLACES,
         };
         Self {
-            places: Arc::new(Semaphore::new(shared.limits.max_connections)),
+            places: Arc::new(Semaphore::new(listener.limits.max_connections)),
             refusals: Arc::new(Semaphore::new(refusals)),
             open: Vec::new(),
             connections: TaskTracker::new(),
-            shared,
+            listener,
         }
     }
 
     /// Serves a connection. At the limit an idle connection makes way for it, or else it is refused.
     pub(super) fn admit(&mut self, stream: TcpStream, peer: IpAddr) {
-        let shared = self.shared.clone();
+        let listener = self.listener.clone();
         let place = self.places.clone().try_acquire_owned().ok();
         if place.is_none() {
-            shared.metrics.connections_closed_total[(shared.name, CloseReason::Limit)].inc();
+            listener.metrics.connections_closed_total[(listener.name, CloseReason::Limit)].inc();
             if !self.evict_one() {
                 return self.refuse(stream);
             }
         }
-        let timers = Arc::new(ConnectionTimers::new(shared.limits.head, shared.limits.idle));
+        let timers = Arc::new(ConnectionTimers::new(listener.limits.head, listener.limits.idle));
         self.open.push(OpenConnection { peer, timers: timers.clone() });
         let places = self.places.clone();
         self.connections.spawn(async move {
@@ -72,7 +72,7 @@ impl Acceptor {
                     // The evicted connection gives back its place as soon as its task is polled.
                     None => places.acquire_owned().await,
                 };
-                connection::serve(stream, shared, timers.clone(), None).await;
+                connection::serve(stream, listener, timers.clone(), None).await;
             };
             tokio::select! {
                 () = work => {}
@@ -105,16 +105,16 @@ impl Acceptor {
     }
 
     fn refuse(&self, stream: TcpStream) {
-        let shared = self.shared.clone();
+        let listener = self.listener.clone();
         // A TLS handshake costs too much for a refusal.
-        if shared.certificate.is_none()
+        if listener.certificate.is_none()
             && let Ok(place) = self.refusals.clone().try_acquire_owned()
         {
-            let head = shared.limits.head.min(connection::REFUSED_HEAD);
+            let head = listener.limits.head.min(connection::REFUSED_HEAD);
             let timers = Arc::new(ConnectionTimers::new(head, head));
             self.connections.spawn(async move {
                 let _place = place;
-                connection::serve(stream, shared, timers, Some(GatewayError::TooManyConnections)).await;
+                connection::serve(stream, listener, timers, Some(GatewayError::TooManyConnections)).await;
             });
         }
     }

@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -16,12 +16,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tower::ServiceExt;
 
-use super::Shared;
+use super::Listener;
 use super::framed::FramedConnection;
 use super::timers::{ConnectionTimers, Phase};
 use crate::error::GatewayError;
@@ -35,6 +36,11 @@ const READ_BUFFER: usize = 64 * 1024;
 /// With a small window, an upload's packets come one wakeup each: at 3.5 MB a hit takes 2,800 us of CPU with
 /// 128 KiB, and 1,800 with 2 MiB. It fills only while the disk is slower than the client.
 const RECEIVE_FACTOR: usize = 16;
+/// Signatures at once, over all listeners.
+static HANDSHAKES: LazyLock<Semaphore> = LazyLock::new(|| {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Semaphore::new(2 * cores)
+});
 /// The head timeout of a connection that is refused.
 pub(super) const REFUSED_HEAD: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -51,35 +57,35 @@ impl Drop for Answering {
 /// With a refusal, every request gets it as its answer.
 pub(super) async fn serve(
     tcp: TcpStream,
-    shared: Arc<Shared>,
+    listener: Arc<Listener>,
     timers: Arc<ConnectionTimers>,
     refusal: Option<GatewayError>,
 ) {
-    let _open = Counted::new(&shared.metrics.connections_open[shared.name]);
+    let _open = Counted::new(&listener.metrics.connections_open[listener.name]);
     // Answers are written whole; waiting to fill a segment only delays them.
     let _ = tcp.set_nodelay(true);
     // Our write timeout does not see what the kernel has buffered; this limits how long the kernel tries.
     let socket = SockRef::from(&tcp);
-    let _ = socket.set_tcp_user_timeout(Some(shared.limits.write.grace));
+    let _ = socket.set_tcp_user_timeout(Some(listener.limits.write.grace));
     // The kernel's own limits are megabytes for each connection, and count as our memory in a container.
-    let _ = socket.set_send_buffer_size(shared.limits.socket_buffer);
-    let _ = socket.set_recv_buffer_size(RECEIVE_FACTOR * shared.limits.socket_buffer);
-    let socket = match shared.certificate() {
+    let _ = socket.set_send_buffer_size(listener.limits.socket_buffer);
+    let _ = socket.set_recv_buffer_size(RECEIVE_FACTOR * listener.limits.socket_buffer);
+    let socket = match listener.certificate() {
         None => Either::Left(tcp),
-        Some(_) => match handshake(tcp, &shared).await {
+        Some(_) => match handshake(tcp, &listener).await {
             Some(tls) => Either::Right(Box::new(tls)),
             None => return,
         },
     };
-    let stream = FramedConnection::new(socket, timers.clone(), &shared);
+    let stream = FramedConnection::new(socket, timers.clone(), &listener);
     let service = service_fn({
-        let shared = shared.clone();
+        let listener = listener.clone();
         move |request| {
             let refused = match timers.phase() {
                 Phase::Request(refused) => refused,
                 _ => None,
             };
-            answer(request, shared.clone(), Answering(timers.clone()), refused, refusal.clone())
+            answer(request, listener.clone(), Answering(timers.clone()), refused, refusal.clone())
         }
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
@@ -98,12 +104,12 @@ pub(super) async fn serve(
 
 async fn answer(
     mut request: Request<Incoming>,
-    shared: Arc<Shared>,
+    listener: Arc<Listener>,
     answering: Answering,
     refused: Option<HeadError>,
     refusal: Option<GatewayError>,
 ) -> Result<Response<Body>, Infallible> {
-    let is_health = shared.name == ListenerName::Admin && HEALTH_PATHS.contains(&request.uri().path());
+    let is_health = listener.name == ListenerName::Admin && HEALTH_PATHS.contains(&request.uri().path());
     let refused = refused.or_else(|| framing::check_target(&request).err());
     let error = refusal.filter(|_| !is_health).or(refused.map(GatewayError::Head));
     let is_refused = error.is_some();
@@ -113,15 +119,15 @@ async fn answer(
     let keeps = asks_to_keep(&request);
     let is_read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
     let request = request.map(|body| watch(body, is_read.clone()));
-    let mut response = shared.routes.clone().oneshot(request).await?;
+    let mut response = listener.routes.clone().oneshot(request).await?;
     // After a body that was not read hyper closes the connection, because its rest must never be taken for
     // a request, but does not always say so: the client would lose its next request. While stopping,
     // clients are to go to another server.
-    if is_refused || !is_read.load(Ordering::Acquire) || shared.stops.stopping.is_cancelled() {
+    if is_refused || !is_read.load(Ordering::Acquire) || listener.stops.stopping.is_cancelled() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     } else if keeps {
         // Clients that know the timeout do not send on a connection that is just being closed.
-        let timeout = format!("timeout={}", shared.limits.idle.as_secs());
+        let timeout = format!("timeout={}", listener.limits.idle.as_secs());
         response.headers_mut().insert(KEEP_ALIVE, respond::header(&timeout));
     }
     Ok(response.map(|body| {
@@ -154,12 +160,12 @@ fn watch(body: Incoming, is_read: Arc<AtomicBool>) -> Body {
 ///
 /// Only the head timeout limits the wait for a ClientHello. Answering one takes a signature; so few are made
 /// at a time that other connections' requests come in between.
-async fn handshake(tcp: TcpStream, shared: &Shared) -> Option<TlsStream<TcpStream>> {
+async fn handshake(tcp: TcpStream, listener: &Listener) -> Option<TlsStream<TcpStream>> {
     let work = async {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
-        let turn = shared.handshakes.acquire().await;
+        let turn = HANDSHAKES.acquire().await;
         tokio::task::yield_now().await;
-        let config = shared.certificate().ok_or(io::ErrorKind::NotFound)?.config.clone();
+        let config = listener.certificate().ok_or(io::ErrorKind::NotFound)?.config.clone();
         let mut rest = std::pin::pin!(start.into_stream(config));
         // The signature is made in the first poll; after that the client is waited for.
         let first = std::future::poll_fn(|cx| Poll::Ready(rest.as_mut().poll(cx))).await;
@@ -169,13 +175,15 @@ async fn handshake(tcp: TcpStream, shared: &Shared) -> Option<TlsStream<TcpStrea
             Poll::Pending => rest.await,
         }
     };
-    match tokio::time::timeout(shared.limits.head, work).await {
+    match tokio::time::timeout(listener.limits.head, work).await {
         Ok(Ok(tls)) => return Some(tls),
         Ok(Err(error)) => {
             tracing::debug!(%error, "TLS handshake failed");
-            shared.metrics.connections_closed_total[(shared.name, CloseReason::Handshake)].inc();
+            listener.metrics.connections_closed_total[(listener.name, CloseReason::Handshake)].inc();
         }
-        Err(_) => shared.metrics.connections_closed_total[(shared.name, CloseReason::HandshakeTimeout)].inc(),
+        Err(_) => {
+            listener.metrics.connections_closed_total[(listener.name, CloseReason::HandshakeTimeout)].inc()
+        }
     }
     None
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::Shared;
+use super::Listener;
 use super::linger::{Socket, linger, tcp_of};
 use super::timers::{ConnectionTimers, Phase};
 use super::write_timeout::WriteTimeout;
@@ -30,7 +30,7 @@ const RESET_CHECK: Duration = Duration::from_millis(250);
 
 pub(super) struct FramedConnection {
     socket: Socket,
-    shared: Arc<Shared>,
+    listener: Arc<Listener>,
     timers: Arc<ConnectionTimers>,
     /// Read and not passed on.
     buffer: BytesMut,
@@ -47,11 +47,11 @@ pub(super) struct FramedConnection {
 }
 
 impl FramedConnection {
-    pub(super) fn new(socket: Socket, timers: Arc<ConnectionTimers>, shared: &Arc<Shared>) -> Self {
+    pub(super) fn new(socket: Socket, timers: Arc<ConnectionTimers>, listener: &Arc<Listener>) -> Self {
         timers.enter(Phase::Head);
         Self {
             socket,
-            shared: shared.clone(),
+            listener: listener.clone(),
             timers,
             buffer: BytesMut::new(),
             checked: 0,
@@ -59,9 +59,9 @@ impl FramedConnection {
             takes_interim: false,
             is_half_closed: false,
             is_over: false,
-            write_timeout: WriteTimeout::new(shared.limits.write),
+            write_timeout: WriteTimeout::new(listener.limits.write),
             timer: Box::pin(tokio::time::sleep_until(Instant::now())),
-            closed: Box::pin(shared.stops.closed.clone().cancelled_owned()),
+            closed: Box::pin(listener.stops.closed.clone().cancelled_owned()),
         }
     }
 
@@ -161,7 +161,7 @@ impl FramedConnection {
                 true => CloseReason::FirstByte,
                 false => CloseReason::Head,
             };
-            self.shared.metrics.connections_closed_total[(self.shared.name, reason)].inc();
+            self.listener.metrics.connections_closed_total[(self.listener.name, reason)].inc();
             // Without a lingering close: slow bytes are not waited for any longer.
             self.is_over = true;
             if reason == CloseReason::Head {
@@ -243,7 +243,8 @@ impl FramedConnection {
             Poll::Ready(Err(_)) => self.is_over = true,
             Poll::Pending => {
                 ready!(self.write_timeout.poll_expired(cx));
-                self.shared.metrics.connections_closed_total[(self.shared.name, CloseReason::Write)].inc();
+                self.listener.metrics.connections_closed_total[(self.listener.name, CloseReason::Write)]
+                    .inc();
                 self.is_over = true;
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }

@@ -9,6 +9,7 @@ use axum::routing::get;
 use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::http::routes::respond::Refused;
@@ -47,8 +48,8 @@ async fn listen(name: ListenerName) -> (SocketAddr, Arc<Semaphore>) {
     };
     let metrics = Arc::new(Metrics::new(std::iter::empty()));
     let stops = Stops::default();
-    let listener = Listener { socket, name, routes, limits, certificate: None, metrics, stops };
-    tokio::spawn(listener.serve());
+    let listener = Listener { name, routes, limits, certificate: None, metrics, stops };
+    tokio::spawn(listener.serve(socket));
     (address, asked)
 }
 

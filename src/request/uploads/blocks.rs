@@ -5,28 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memchr::memmem::Finder;
 
-use super::quota::Share;
 use crate::base::picture::Source;
 
 /// Blocks end at multiples of this length, on which BLAKE3 is fastest; the first may end before.
 pub(crate) const BLOCK_BYTES: usize = 64 * 1024;
-
-/// Owner of [`Bytes`]: each slice of them keeps the share.
-struct Counted {
-    bytes: Vec<u8>,
-    _share: Share,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-/// A block that keeps its share as long as a slice of it is in use.
-pub(crate) fn counted(bytes: Vec<u8>, share: Share) -> Bytes {
-    Bytes::from_owner(Counted { bytes, _share: share })
-}
 
 #[derive(Clone)]
 pub struct Blocks {

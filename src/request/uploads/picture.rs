@@ -17,7 +17,7 @@ pub struct Picture(Content);
 
 #[derive(Clone)]
 enum Content {
-    /// Its blocks own their shares, if it is an upload.
+    /// Its blocks own their permits, if it is an upload.
     Memory(Blocks),
     File(Arc<Spilled>),
 }

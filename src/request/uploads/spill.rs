@@ -1,5 +1,5 @@
-//! Files without a name: [`SpillFolder`] creates them, and a [`SpillFile`] keeps its share of the disk until
-//! it is closed. Blocks.
+//! Files without a name: [`SpillFolder`] creates them, and a [`SpillFile`] keeps its permit until it is
+//! closed. Blocks.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
 
-use super::quota::Share;
 use crate::base::disk;
+use crate::base::permits::Permit;
 
 #[derive(Debug)]
 pub(super) struct SpillFolder {
@@ -51,8 +51,8 @@ impl SpillFolder {
 
 #[derive(Debug)]
 pub(crate) struct SpillFile {
-    /// The file and its share, until it is closed.
-    open: Option<(File, Option<Share>)>,
+    /// The file and its permit, until it is closed.
+    open: Option<(File, Option<Permit>)>,
     length: usize,
 }
 
@@ -61,12 +61,12 @@ impl SpillFile {
         self.length
     }
 
-    /// `share` is for these blocks.
-    pub(super) fn append(&mut self, blocks: &[Bytes], share: Share) -> io::Result<()> {
+    /// `permit` is for these blocks.
+    pub(super) fn append(&mut self, blocks: &[Bytes], permit: Permit) -> io::Result<()> {
         let (file, own) = self.open.as_mut().expect("a file is closed when it is dropped");
         match own {
-            Some(own) => own.join(share),
-            None => *own = Some(share),
+            Some(own) => own.join(permit),
+            None => *own = Some(permit),
         }
         for block in blocks {
             file.write_all(block)?;
@@ -83,7 +83,7 @@ impl SpillFile {
 
 impl Drop for SpillFile {
     fn drop(&mut self) {
-        // Closing frees the disk, which may take long; the share is given back afterwards.
+        // Closing frees the disk, which may take long; the permit is given back afterwards.
         let open = self.open.take();
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(move || drop(open))),

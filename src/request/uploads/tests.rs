@@ -37,11 +37,11 @@ impl Fixture {
         (load.memory, load.spill)
     }
 
-    /// A block with its share of memory.
+    /// A block that holds its permit.
     fn counted(&self, bytes: Vec<u8>) -> Bytes {
-        let mut share = self.room.memory();
-        assert!(share.grow_to(bytes.len() as u64), "memory is there");
-        counted(bytes, share)
+        let mut permit = self.room.memory();
+        assert!(permit.grow_to(bytes.len() as u64), "memory is there");
+        permit.hold(bytes)
     }
 
     async fn spilled(&self, pieces: &[&[u8]]) -> Result<Picture, NoRoom> {
@@ -81,40 +81,8 @@ fn noise(length: usize) -> Vec<u8> {
     (0..length as u64).map(|n| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
 }
 
-#[test]
-fn no_more_than_the_quota_is_taken_and_all_of_it_is_given_back() {
-    let quota = Arc::new(Quota::new(1000));
-    let mut shares: Vec<Share> = (0..3).map(|_| quota.share()).collect();
-    assert!(shares[0].grow_to(400) && shares[1].grow_to(600));
-    assert!(!shares[2].grow_to(1) && !shares[0].grow_to(401), "nothing is left");
-    assert!(shares[0].grow_to(400), "it has that already");
-    assert!(!shares[2].grow_to(u64::MAX));
-    drop(shares.remove(1));
-    assert!(shares[1].grow_to(600) && quota.used() == 1000);
-    let mut joined = shares.remove(0);
-    joined.join(shares.remove(0));
-    assert_eq!(quota.used(), 1000);
-    drop(joined);
-    assert_eq!(quota.used(), 0);
-
-    let most = std::sync::atomic::AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                for bytes in 0..5000 {
-                    let mut share = quota.share();
-                    share.grow_to(bytes % 700);
-                    most.fetch_max(quota.used(), Ordering::Relaxed);
-                }
-            });
-        }
-    });
-    assert_eq!(quota.used(), 0);
-    assert!(most.into_inner() <= 1000);
-}
-
 #[tokio::test]
-async fn memory_counts_for_as_long_as_anybody_has_a_slice_of_it() {
+async fn memory_counts_until_the_last_slice_is_dropped() {
     let fixture = Fixture::new(1000, 0);
     let picture = Picture::from(fixture.counted(noise(900)));
     let other = picture.clone();

@@ -16,7 +16,7 @@ use super::lines::{LedgerLine, StoreLine};
 use super::sales::{HARD_STOP, ResultsLine, UpstreamLine};
 use super::world::World;
 use crate::base::key::CacheKey;
-use crate::base::results::ResultRoom;
+use crate::base::permits::{Permits, Sharing};
 use crate::billing::metering::Meter;
 use crate::cache::MemoryCache;
 use crate::fill::slots::SlotsConfig;
@@ -205,7 +205,8 @@ impl Process {
         if is_beside && !world.plan.is_fleet {
             world.count("starts beside a living process");
         }
-        let cache = Arc::new(MemoryCache::new(1 << 30, ResultRoom::new(1 << 30)));
+        let room = Permits::new(1 << 30, Sharing::Whole);
+        let cache = Arc::new(MemoryCache::new(1 << 30, room, world.metrics.clone()));
         let bare: Arc<dyn Store> = Arc::new(StoreLine(line(Place::Store)));
         let guard = Arc::new(ArchiveGuard::new(ledger.clone(), bare.clone()));
         let config =

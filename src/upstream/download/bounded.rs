@@ -1,4 +1,4 @@
-//! A [`ResultSource`] whose results take room in a [`ResultRoom`] from before they are read.
+//! A [`ResultSource`] whose results hold permits for their bytes from before they are read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,31 +6,34 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{FetchError, Fetched, ResultSource};
-use crate::base::results::ResultRoom;
+use crate::base::permits::{Party, Permits};
 use crate::base::secret::Secret;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct BoundedResults {
     inner: Arc<dyn ResultSource>,
-    room: ResultRoom,
+    room: Permits,
+    party: Party,
     max_bytes: u64,
 }
 
 impl BoundedResults {
     /// `max_bytes` is the largest result of `inner`.
-    pub fn new(inner: Arc<dyn ResultSource>, room: ResultRoom, max_bytes: u64) -> Self {
-        Self { inner, room, max_bytes }
+    pub fn new(inner: Arc<dyn ResultSource>, room: Permits, max_bytes: u64) -> Self {
+        Self { inner, room, party: Party::new("fills"), max_bytes }
     }
 }
 
 #[async_trait]
 impl ResultSource for BoundedResults {
     async fn fetch(&self, url: &Secret) -> Result<Fetched, FetchError> {
-        let share = self.room.take(self.max_bytes, PATIENCE).await;
-        let share = share.map_err(|error| FetchError::Transient(error.to_string()))?;
+        let permit = self.room.take_within(&self.party, self.max_bytes, PATIENCE).await;
+        let mut permit =
+            permit.ok_or_else(|| FetchError::Transient("too many results are in memory".to_owned()))?;
         let Fetched { name, bytes } = self.inner.fetch(url).await?;
-        Ok(Fetched { name, bytes: share.hold(bytes) })
+        permit.shrink_to(bytes.len() as u64);
+        Ok(Fetched { name, bytes: permit.hold(bytes) })
     }
 }
 
@@ -39,6 +42,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::base::permits::Sharing;
     use crate::base::picture::ObjectName;
 
     struct Source;
@@ -58,16 +62,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn results_that_are_not_kept_yet_bound_how_many_are_fetched() {
-        let room = ResultRoom::new(64 << 10);
+        let room = Permits::new(60 << 10, Sharing::Whole);
         let results = BoundedResults::new(Arc::new(Source), room.clone(), 60 << 10);
         let first = results.fetch(&Secret::new("one")).await.expect("room");
         assert_eq!(first.bytes, "BMone");
-        assert_eq!(room.used(), 4096);
-        let second = results.fetch(&Secret::new("two")).await.expect("room for the largest");
-        assert_eq!(room.used(), 8192);
+        assert_eq!(room.used(), 5);
         let refused = results.fetch(&Secret::new("three")).await;
         assert!(matches!(refused, Err(FetchError::Transient(_))), "{refused:?}");
-        drop((first, second));
+        drop(first);
         assert!(matches!(results.fetch(&Secret::new("dead")).await, Err(FetchError::Dead(_))));
         assert_eq!(room.used(), 0);
     }

@@ -59,7 +59,7 @@ pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
     let uploads = uploads.load();
     metrics.observe_space(Space::Uploads, uploads.memory, uploads.memory_limit);
     metrics.observe_space(Space::UploadSpill, uploads.spill, uploads.spill_limit);
-    metrics.observe_space(Space::Results, sent.used() + fetched.used(), sent.limit() + fetched.limit());
+    metrics.observe_space(Space::Results, sent.used() + fetched.used(), sent.capacity() + fetched.capacity());
     metrics.uploads_refused_total.raise_to(uploads.refused as f64);
     let (fills, waiters, calls, _) = state.filler.load();
     metrics.coalesce_groups_in_flight.set(gauge_value(fills as u64));
