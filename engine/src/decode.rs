@@ -15,12 +15,15 @@ use crate::{CropError, MAX_SIDE};
 /// What decoders may allocate. The largest picture accepted takes 24 MB, at 16 bits per channel.
 const MAX_ALLOCATION: u64 = 64 << 20;
 
+/// Bytes of an ICC profile; the usual ones have some kilobytes, and larger ones are dropped.
+const MAX_PROFILE: u64 = 1 << 20;
+
 /// A decoded picture.
 pub(crate) struct Source {
     pub(crate) format: Container,
     /// Upright, no side zero or over [`MAX_SIDE`].
     pub(crate) pixels: RgbImage,
-    /// The ICC profile, if it is one for RGB.
+    /// The ICC profile, if it is one for RGB and not too large.
     pub(crate) colour_profile: Option<Vec<u8>>,
 }
 
@@ -34,7 +37,10 @@ fn read(format: Container, data: &[u8]) -> ImageResult<Source> {
     let input = Cursor::new(data);
     match format {
         Container::Jpeg => finish(format, JpegDecoder::new(input)?),
-        Container::Png => finish(format, PngDecoder::with_limits(input, limits())?),
+        Container::Png => {
+            let data = sniff::without_large_profiles(data, MAX_PROFILE);
+            finish(format, PngDecoder::with_limits(Cursor::new(data), limits())?)
+        }
         Container::Bmp => finish(format, BmpDecoder::new(input)?),
         Container::Webp => finish(format, WebPDecoder::new(input)?),
     }
@@ -47,7 +53,9 @@ fn finish(format: Container, mut decoder: impl ImageDecoder) -> ImageResult<Sour
     room.reserve(decoder.total_bytes())?;
     // Damaged metadata is no reason to refuse a picture that can be shown.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let colour_profile = decoder.icc_profile().ok().flatten().filter(|profile| is_rgb_profile(profile));
+    let colour_profile = decoder.icc_profile().ok().flatten();
+    let colour_profile =
+        colour_profile.filter(|profile| profile.len() as u64 <= MAX_PROFILE && is_rgb_profile(profile));
     let mut pixels = DynamicImage::from_decoder(decoder)?;
     pixels.apply_orientation(orientation);
     Ok(Source { format, pixels: pixels.into_rgb8(), colour_profile })

@@ -12,6 +12,7 @@ mod jpeg;
 mod png;
 mod webp;
 
+pub(crate) use self::png::without_large_profiles;
 use crate::{CropError, Format, MAX_SIDE};
 
 /// The file formats accepted.

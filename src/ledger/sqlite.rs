@@ -96,7 +96,7 @@ impl SqliteLedger {
     ) -> Result<T, LedgerError> {
         observed(self.observer.as_deref(), op, async {
             if matches!(op, LedgerOp::Reserve | LedgerOp::Send) {
-                self.health.is_sound().await?;
+                self.health.is_whole()?;
             }
             let worker = match op {
                 LedgerOp::LookUp | LedgerOp::Read => &self.reader,

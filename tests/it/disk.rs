@@ -425,7 +425,7 @@ async fn whatever_part_of_the_ledger_is_damaged_nothing_known_is_bought_again() 
         }
         assert_eq!(world.upstream.charges(), charges, "{what}: bought again");
         served += 1;
-        // The whole file is read before anything new is reserved; what is met of the damage stops it.
+        // Damage stops purchases as soon as it is met: by the check, or by a statement of the purchase.
         let form = Form::curl(images::tiny_png(9, 9, (place * 8192 + length) as u64), 50, 50);
         let ask = async || client::post_form(&granary.public_url(), None, &form).await.unwrap();
         let (first, second) = (ask().await, ask().await);

@@ -44,9 +44,13 @@ pub(crate) fn rows(table: &str) -> Vec<(String, Shown)> {
 pub(crate) fn tests() -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut all = BTreeSet::new();
-    for (folder, prefix) in
-        [("src", ""), ("tests/it", "it::"), ("tests/kit/src", "kit::"), ("engine/src", "engine::")]
-    {
+    for (folder, prefix) in [
+        ("src", ""),
+        ("tests/it", "it::"),
+        ("tests/kit/src", "kit::"),
+        ("engine/src", "engine::"),
+        ("engine/tests", "engine::"),
+    ] {
         collect(&root.join(folder), prefix, &mut all);
     }
     all

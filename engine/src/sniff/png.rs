@@ -1,5 +1,10 @@
 //! Walks a PNG file's chunks (W3C PNG, third edition, chapters 5 and 11).
 
+use std::borrow::Cow;
+use std::io::{self, Read};
+
+use flate2::read::ZlibDecoder;
+
 use super::{Bytes, Container, Header};
 use crate::CropError;
 
@@ -55,6 +60,36 @@ pub(super) fn walk(data: &[u8]) -> Result<Header, CropError> {
         return Err(undecodable("it has no picture data"));
     }
     Ok(Header { width, height, complete })
+}
+
+/// Leaves out ICC profiles that inflate to more than `max` bytes, which some kilobytes of a file can do; the decoder would
+/// inflate them whole.
+pub(crate) fn without_large_profiles(data: &[u8], max: u64) -> Cow<'_, [u8]> {
+    let bytes = Bytes(data);
+    let (mut at, mut kept_until, mut kept) = (SIGNATURE_LENGTH, 0, Vec::new());
+    while let (Some(length), Some(kind)) = (bytes.u32_be(at), bytes.array::<4>(at + 4))
+        && &kind != b"IDAT"
+        && let Some(end) = at.checked_add(CHUNK_FRAME + length as usize)
+        && let Some(chunk) = data.get(at + 8..end.saturating_sub(4))
+    {
+        // A name, a zero byte, the compression method, and the profile.
+        let name_end = chunk.iter().take(80).position(|byte| *byte == 0);
+        let profile = name_end.and_then(|end| chunk.get(end + 2..)).unwrap_or_default();
+        if &kind == b"iCCP" && is_longer(ZlibDecoder::new(profile), max) {
+            kept.extend_from_slice(&data[kept_until..at]);
+            kept_until = end;
+        }
+        at = end;
+    }
+    if kept_until == 0 {
+        return Cow::Borrowed(data);
+    }
+    kept.extend_from_slice(&data[kept_until..]);
+    Cow::Owned(kept)
+}
+
+fn is_longer(source: impl Read, max: u64) -> bool {
+    io::copy(&mut source.take(max + 1), &mut io::sink()).is_ok_and(|length| length > max)
 }
 
 fn undecodable(reason: &str) -> CropError {

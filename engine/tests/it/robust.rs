@@ -1,5 +1,7 @@
 //! No input makes the engine panic, and what it answers is always what was asked.
 
+use std::io::Read;
+
 use granary_engine::{CropError, crop};
 use image::{GenericImageView, ImageFormat, Rgb, RgbImage};
 use proptest::collection::vec;
@@ -137,4 +139,46 @@ proptest! {
         prop_assert!(at.x + at.width as i32 >= width as i32);
         prop_assert!(at.y + at.height as i32 >= height as i32);
     }
+}
+
+/// A PNG chunk with its checksum.
+fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let mut checksum = flate2::Crc::new();
+    checksum.update(kind);
+    checksum.update(data);
+    [&(data.len() as u32).to_be_bytes(), &kind[..], data, &checksum.sum().to_be_bytes()].concat()
+}
+
+/// A PNG with an RGB profile of so many bytes.
+fn with_profile(length: u64) -> Vec<u8> {
+    let mut header = vec![0; 128];
+    header[16..20].copy_from_slice(b"RGB ");
+    let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::copy(&mut header.chain(std::io::repeat(0)).take(length), &mut packed).unwrap();
+    let profile = [b"large\0\0", &packed.finish().unwrap()[..]].concat();
+    let picture = RgbImage::from_fn(48, 32, |x, y| Rgb([x as u8, y as u8, 7]));
+    let mut file = scene::encoded(&picture, ImageFormat::Png);
+    // After the signature and the header.
+    file.splice(33..33, chunk(b"iCCP", &profile));
+    file
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn profile_of_megabytes_in_a_png_of_kilobytes_is_dropped_before_it_takes_memory() {
+    let peak = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let has_profile = |bytes: &[u8]| bytes.windows(4).any(|kind| kind == b"iCCP");
+    let small = crop(&with_profile(1 << 20), 24, 16).unwrap();
+    assert!(has_profile(&small.bytes));
+    let bomb = with_profile(60 << 20);
+    assert!(bomb.len() < 100_000, "{}", bomb.len());
+    let before = peak();
+    let crop = crop(&bomb, 24, 16).unwrap();
+    let taken = peak() - before;
+    assert!(!has_profile(&crop.bytes));
+    assert!(taken < 16 << 10, "{taken} KiB");
 }

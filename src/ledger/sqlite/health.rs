@@ -1,21 +1,19 @@
-//! Whether the file is sound. Damage that is found only at the end of a purchase would make it impossible to
-//! book, so nothing is reserved before the whole file was read once (`quick_check`), over its own connection;
-//! hits do not wait for it. Damage found later is reported here too.
+//! Whether the file is sound. It is read whole after each start (`quick_check`), over its own connection. Nothing waits
+//! for that, but from the first damage on, found there or by any statement, nothing is reserved.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
-use tokio::sync::watch;
 
 use crate::ledger::{LedgerError, Soundness};
 
-const PATIENCE: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Clones share the verdict. Damage stays until an operator restores the file.
 #[derive(Clone)]
-pub(super) struct Health(Arc<watch::Sender<Soundness>>);
+pub(super) struct Health(Arc<Mutex<Soundness>>);
 
 impl Health {
     /// Begins to check the file through `connection`, on a thread of its own.
@@ -25,7 +23,7 @@ impl Health {
     }
 
     fn check_with(read: impl Fn() -> rusqlite::Result<String> + Send + 'static, pause: Duration) -> Self {
-        let health = Self(Arc::new(watch::Sender::new(Soundness::Checking)));
+        let health = Self(Arc::new(Mutex::new(Soundness::Checking)));
         let asked = Arc::downgrade(&health.0);
         let check = move || {
             let begun = Instant::now();
@@ -63,7 +61,7 @@ impl Health {
     }
 
     pub(super) fn soundness(&self) -> Soundness {
-        self.0.borrow().clone()
+        self.0.lock().clone()
     }
 
     fn is_damaged(&self, what: &str) {
@@ -78,17 +76,16 @@ impl Health {
 
     /// Returns false when the same or a worse verdict stands.
     fn learn_verdict(&self, new: Soundness) -> bool {
-        self.0.send_if_modified(|verdict| {
-            let is_news = match verdict {
-                Soundness::Checking => true,
-                Soundness::Sound => new != Soundness::Sound,
-                Soundness::Damaged(_) => false,
-            };
-            if is_news {
-                *verdict = new;
-            }
-            is_news
-        })
+        let mut verdict = self.0.lock();
+        let is_news = match *verdict {
+            Soundness::Checking => true,
+            Soundness::Sound => new != Soundness::Sound,
+            Soundness::Damaged(_) => false,
+        };
+        if is_news {
+            *verdict = new;
+        }
+        is_news
     }
 
     pub(super) fn learn<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
@@ -98,20 +95,11 @@ impl Health {
         result
     }
 
-    /// [`LedgerError::Damaged`], or after a short wait [`LedgerError::Unavailable`]: still being checked.
-    pub(super) async fn is_sound(&self) -> Result<(), LedgerError> {
-        if self.soundness() == Soundness::Checking {
-            let mut verdict = self.0.subscribe();
-            let known = verdict.wait_for(|verdict| *verdict != Soundness::Checking);
-            // Without a verdict by then, the match below says so.
-            let _ = tokio::time::timeout(PATIENCE, known).await;
-        }
+    /// [`LedgerError::Damaged`] from the first damage that is found.
+    pub(super) fn is_whole(&self) -> Result<(), LedgerError> {
         match self.soundness() {
-            Soundness::Sound => Ok(()),
             Soundness::Damaged(what) => Err(LedgerError::Damaged(what)),
-            Soundness::Checking => {
-                Err(LedgerError::Unavailable("the ledger's file is still being checked".to_owned()))
-            }
+            Soundness::Sound | Soundness::Checking => Ok(()),
         }
     }
 }
@@ -135,28 +123,37 @@ mod tests {
         (found, Health::check_with(read, Duration::ZERO))
     }
 
-    #[tokio::test]
-    async fn a_file_that_cannot_be_read_for_now_is_not_damaged() {
+    /// The verdict that follows [`Soundness::Checking`].
+    fn verdict(health: &Health) -> Soundness {
+        loop {
+            match health.soundness() {
+                Soundness::Checking => std::thread::yield_now(),
+                verdict => return verdict,
+            }
+        }
+    }
+
+    #[test]
+    fn file_that_is_still_read_or_cannot_be_read_for_now_is_not_damaged() {
         let (found, health) = scripted();
         for code in [SQLITE_IOERR, SQLITE_NOMEM, SQLITE_BUSY] {
             found.send(fails(code)).unwrap();
         }
         assert_eq!(health.soundness(), Soundness::Checking);
-        let waits = tokio::time::timeout(10 * PATIENCE, health.is_sound()).await;
-        let Ok(Err(LedgerError::Unavailable(why))) = waits else { panic!("{waits:?}") };
-        assert_eq!(why, "the ledger's file is still being checked");
+        health.is_whole().unwrap();
         found.send(Ok("ok".to_owned())).unwrap();
-        health.is_sound().await.unwrap();
-        assert_eq!(health.soundness(), Soundness::Sound);
+        assert_eq!(verdict(&health), Soundness::Sound);
+        health.is_whole().unwrap();
     }
 
-    #[tokio::test]
-    async fn damage_is_what_the_check_finds_or_cannot_read_past() {
+    #[test]
+    fn damage_is_what_the_check_finds_or_cannot_read_past() {
         for damage in [fails(SQLITE_CORRUPT), Ok("row 7 missing from index".to_owned())] {
             let (found, health) = scripted();
+            health.is_whole().unwrap();
             found.send(damage).unwrap();
-            assert!(matches!(health.is_sound().await, Err(LedgerError::Damaged(_))));
-            assert!(matches!(health.soundness(), Soundness::Damaged(_)));
+            assert!(matches!(verdict(&health), Soundness::Damaged(_)));
+            assert!(matches!(health.is_whole(), Err(LedgerError::Damaged(_))));
         }
     }
 }

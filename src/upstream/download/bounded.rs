@@ -15,11 +15,11 @@ pub struct BoundedResults {
     inner: Arc<dyn ResultSource>,
     room: Permits,
     party: Party,
+    /// Of the largest result.
     max_bytes: u64,
 }
 
 impl BoundedResults {
-    /// `max_bytes` is the largest result of `inner`.
     pub fn new(inner: Arc<dyn ResultSource>, room: Permits, max_bytes: u64) -> Self {
         Self { inner, room, party: Party::new("fills"), max_bytes }
     }
@@ -28,9 +28,9 @@ impl BoundedResults {
 #[async_trait]
 impl ResultSource for BoundedResults {
     async fn fetch(&self, url: &Secret) -> Result<Fetched, FetchError> {
-        let permit = self.room.take_within(&self.party, self.max_bytes, PATIENCE).await;
-        let mut permit =
-            permit.ok_or_else(|| FetchError::Transient("too many results are in memory".to_owned()))?;
+        let Some(mut permit) = self.room.take_within(&self.party, self.max_bytes, PATIENCE).await else {
+            return Err(FetchError::Transient("too many results are in memory".to_owned()));
+        };
         let Fetched { name, bytes } = self.inner.fetch(url).await?;
         permit.shrink_to(bytes.len() as u64);
         Ok(Fetched { name, bytes: permit.hold(bytes) })

@@ -35,7 +35,7 @@ pub(super) async fn ready(State(state): State<AdminState>) -> Response {
     let is_ready = !state.stopping.is_cancelled();
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let buys = is_ready
-        && ledger == "up"
+        && matches!(ledger, "up" | "checking")
         && state.guard.is_open()
         && !state.filler.is_draining()
         && state.filler.upstream_is_called();
@@ -110,7 +110,7 @@ async fn observe_ledger(state: &AdminState) {
         blocked(BlockCause::Frozen, frozen.contains(&Scope::Global));
     }
     blocked(BlockCause::ArchiveGuard, !state.guard.is_open());
-    blocked(BlockCause::LedgerUnverified, state.ledger.soundness() != Soundness::Sound);
+    blocked(BlockCause::LedgerUnverified, matches!(state.ledger.soundness(), Soundness::Damaged(_)));
 }
 
 /// `None` when the ledger does not answer `/metrics` in time.
