@@ -246,8 +246,8 @@ impl GatewayError {
             }
             Self::CircuitOpen { wait } => restricted(
                 Upstream,
-                "the upstream does not work at the moment and is left alone for a while; nothing was spent, and \
-                 stored results are still answered",
+                "the upstream does not work at the moment, or not for this team's pictures, and is left alone for a \
+                 while; nothing was spent, and stored results are still answered",
             )
             .later("circuit_open", *wait),
             Self::PurchaseStopped { wait } => restricted(

@@ -22,7 +22,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use self::freshness::Freshness;
@@ -32,7 +31,7 @@ use crate::base::identity::Identity;
 use crate::base::key::CacheKey;
 use crate::base::operation::Offer;
 use crate::base::outcome::{CacheStatus, SavingCause};
-use crate::base::permits::Party;
+use crate::base::permits::{Party, Permits, Sharing};
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::billing::metering::Meter;
@@ -56,6 +55,9 @@ const LATE_BODY_PATIENCE: Duration = Duration::from_secs(2);
 /// Short, because a hit may have waited before, and is answered within a second if the ledger hangs.
 const LEDGER_PATIENCE: Duration = Duration::from_millis(200);
 
+/// At once, for lookups and fills of all teams: fewer than the store's own limit, so that teams wait here, in turns.
+const RECORD_READS: u64 = 48;
+
 /// `Retry-After` if too many callers wait.
 const CROWDED: Duration = Duration::from_secs(2);
 
@@ -68,7 +70,9 @@ pub struct Gateway {
     public_root: String,
     store_root: Option<String>,
     /// Places for callers that wait for a fill.
-    waiting: Semaphore,
+    waiting: Permits,
+    /// Turns to read a record from the store.
+    reads: Permits,
 }
 
 pub struct Caller {
@@ -125,7 +129,8 @@ impl Gateway {
             freshness,
             public_root,
             store_root: None,
-            waiting: Semaphore::new(Semaphore::MAX_PERMITS),
+            waiting: Permits::new(u64::MAX, Sharing::Headroom),
+            reads: Permits::new(RECORD_READS, Sharing::Whole),
         }
     }
 
@@ -140,9 +145,11 @@ impl Gateway {
         Self { store_root: root, ..self }
     }
 
-    /// Maximum number of callers waiting for fills; more are refused, so that hits find a connection.
+    /// Maximum number of callers waiting for fills; more are refused, so that hits find a connection. Some places
+    /// are kept for teams that have none.
     pub fn with_waiting_places(self, places: usize) -> Self {
-        Self { waiting: Semaphore::new(places.min(Semaphore::MAX_PERMITS)), ..self }
+        self.waiting.set_capacity(places as u64);
+        self
     }
 
     /// The life of a request. Sets `timing` however it ends.
@@ -172,7 +179,7 @@ impl Gateway {
         crash_point("CP3");
         let now = Instant::now();
         let deadline = if caller.deadline > now { caller.deadline } else { now + LATE_BODY_PATIENCE };
-        let mut budget = StoreBudget::default();
+        let mut budget = self.store_budget(&caller.team);
         let identity = offer.identity(request.key);
         let intent = if caller.only_if_cached { Intent::Report } else { Intent::Buy };
         let look_up = self.look_up(&identity, intent, &mut timing.stages, &mut budget);
@@ -206,11 +213,12 @@ impl Gateway {
     /// [`GatewayError::KeyNotFound`], or why the lookup failed.
     pub async fn look_up_key(
         &self,
+        team: &Team,
         identity: &Identity,
         timing: &mut RequestTiming,
     ) -> Result<CropReply, GatewayError> {
         timing.key = Some(identity.key);
-        let mut budget = StoreBudget::default();
+        let mut budget = self.store_budget(team);
         let found = self.look_up(identity, Intent::Report, &mut timing.stages, &mut budget).await?;
         self.reply(found.ok_or(GatewayError::KeyNotFound)?, Vec::new()).await
     }
@@ -233,6 +241,10 @@ impl Gateway {
 
     pub fn is_draining(&self) -> bool {
         self.filler.is_draining()
+    }
+
+    fn store_budget(&self, team: &Team) -> StoreBudget {
+        StoreBudget::of(self.reads.clone(), Party::new(&team.name))
     }
 
     fn may_be_bought(&self, caller: &Caller, identity: &Identity) -> Result<(), GatewayError> {
@@ -258,7 +270,7 @@ impl Gateway {
         waiter: Waiter,
         timing: &mut RequestTiming,
     ) -> Result<Found, GatewayError> {
-        let Ok(_place) = self.waiting.try_acquire() else {
+        let Some(_place) = self.waiting.try_take(&Party::new(&waiter.team.name), 1) else {
             return Err(GatewayError::TooBusy { wait: CROWDED });
         };
         let metrics = &self.core.metrics;

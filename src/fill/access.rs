@@ -75,7 +75,11 @@ impl Task {
     }
 
     pub(super) fn enter_circuit(&mut self) -> Result<(), GatewayError> {
-        let entered = self.shared.circuit.enter(&self.identity);
+        let policy = self.shared.core.policy.get();
+        let has_others = policy.teams().iter().nth(1).is_some();
+        let waiter = self.groups.candidate(&self.identity).filter(|_| has_others);
+        let team = waiter.as_ref().map(|(_, waiter)| waiter.team.name.as_str());
+        let entered = self.shared.circuit.enter(&self.identity, team);
         if entered.is_err() {
             self.shared.core.metrics.upstream_shed_total[ShedReason::BreakerOpen].inc();
         }

@@ -6,6 +6,8 @@
 //! circuit or lengthens the wait. A probe whose result is not there while its callers wait has failed, until
 //! that result comes after all. A probe that ends without a verdict, because it has no waiters or its team
 //! may not pay, leaves its place to the next purchase.
+//!
+//! Complete errors about one team's pictures are no outage: that team rests, and the others go on.
 
 mod state;
 #[cfg(test)]
@@ -102,6 +104,8 @@ pub struct Circuit {
 pub struct Pass {
     circuit: Arc<Circuit>,
     identity: Identity,
+    /// Its team, if there are others.
+    team: Option<String>,
     /// The number of our key for the upstream.
     api_key: u64,
     /// The number of the probe, if it is one.
@@ -114,12 +118,15 @@ impl Circuit {
         Arc::new(Self { state, opened: Notify::new(), metrics })
     }
 
+    /// `team` is `None` if there is only one.
+    ///
     /// # Errors
-    /// The error for callers while it is open.
-    pub fn enter(self: &Arc<Self>, identity: &Identity) -> Result<Pass, GatewayError> {
+    /// The error for callers while it is open, or the team rests.
+    pub fn enter(self: &Arc<Self>, identity: &Identity, team: Option<&str>) -> Result<Pass, GatewayError> {
         self.change(|state, now| {
-            let probe = state.enter(now).map_err(|(reason, wait)| reason.error(wait.max(SOON)))?;
-            Ok(Pass { circuit: self.clone(), identity: identity.clone(), api_key: state.api_key, probe })
+            let probe = state.enter(team, now).map_err(|(reason, wait)| reason.error(wait.max(SOON)))?;
+            let (identity, team) = (identity.clone(), team.map(str::to_owned));
+            Ok(Pass { circuit: self.clone(), identity, team, api_key: state.api_key, probe })
         })
     }
 
@@ -204,9 +211,9 @@ impl Circuit {
 
 impl Pass {
     pub fn tell(&self, attempt: Attempt) {
-        self.circuit.change(|state, now| {
-            state.attempted(attempt, self, now);
-        });
+        if self.circuit.change(|state, now| state.attempted(attempt, self, now)) {
+            tracing::warn!(team = self.team, "the upstream fails for pictures of this team, which rests");
+        }
     }
 
     /// Returns false while the circuit is open.

@@ -76,7 +76,7 @@ impl Task {
             identity,
             payer: None,
             slot: None,
-            budget: wanted.as_ref().map_or_else(StoreBudget::default, |wanted| wanted.budget),
+            budget: wanted.as_ref().map_or_else(StoreBudget::default, |wanted| wanted.budget.clone()),
             pass: None,
             rated: None,
             is_retry: false,
@@ -297,7 +297,7 @@ impl Task {
     /// As in a lookup, an object that cannot be looked for counts as there.
     async fn look_again(&mut self) -> Result<Standing, StoreError> {
         let (store, Identity { namespace, key }) = (&self.shared.core.store, &self.identity);
-        let Some(record) = self.budget.wait(store.record(namespace, *key)).await? else {
+        let Some(record) = self.budget.read(store.record(namespace, *key)).await? else {
             return Ok(Standing::Nothing);
         };
         let is_gone = match record.object() {

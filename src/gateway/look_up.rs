@@ -134,7 +134,7 @@ impl Gateway {
         stages: &mut Stages,
         budget: &mut StoreBudget,
     ) -> Asked<StoreError> {
-        let asked = budget.wait(self.core.store.record(&identity.namespace, identity.key));
+        let asked = budget.read(self.core.store.record(&identity.namespace, identity.key));
         let in_store = stages.time(Stage::Store, asked).await;
         self.core.metrics.cache_lookups_total[(CacheTier::Store, look(&in_store))].inc();
         in_store

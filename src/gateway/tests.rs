@@ -128,7 +128,12 @@ async fn hits_need_nothing_but_memory() {
     world.results.switch.fail(&["all"]);
     assert_eq!(ended(&world.ask(1).await), "hit_memory");
     assert_eq!(
-        world.gateway.look_up_key(&identity(key(1)), &mut RequestTiming::default()).await.unwrap().status,
+        world
+            .gateway
+            .look_up_key(&Team::local(), &identity(key(1)), &mut RequestTiming::default())
+            .await
+            .unwrap()
+            .status,
         CacheStatus::HitMemory
     );
     let refused = world.ask(2).await;
@@ -203,8 +208,10 @@ async fn key_is_not_bought_while_store_is_away_and_its_records_are_not_imported(
     let bought = elsewhere.upstream.paid();
     for number in [1, 2] {
         assert_eq!(ended(&elsewhere.ask(number).await), "LedgerIncomplete");
-        let looked_up =
-            elsewhere.gateway.look_up_key(&identity(key(number)), &mut RequestTiming::default()).await;
+        let looked_up = elsewhere
+            .gateway
+            .look_up_key(&Team::local(), &identity(key(number)), &mut RequestTiming::default())
+            .await;
         assert!(matches!(looked_up, Err(GatewayError::LedgerIncomplete)), "and it is not said to be absent");
     }
     assert_eq!((elsewhere.upstream.paid(), elsewhere.ledger.states()), (bought, Vec::new()));
@@ -230,7 +237,10 @@ async fn key_of_an_open_call_is_not_said_to_be_absent_while_store_is_away() {
     world.until_paid(1).await;
     world.store.switch.fail(&["record"]);
     let look_up = async |tag| {
-        let found = world.gateway.look_up_key(&identity(key(tag)), &mut RequestTiming::default()).await;
+        let found = world
+            .gateway
+            .look_up_key(&Team::local(), &identity(key(tag)), &mut RequestTiming::default())
+            .await;
         ended(&found)
     };
     // Another replica that works on it may have stored its result without having booked it.
@@ -348,7 +358,7 @@ async fn an_object_that_cannot_be_looked_for_counts_as_there() {
 async fn a_look_up_by_key_and_a_request_for_the_cache_only_never_buy() {
     let world = World::new();
     assert!(matches!(
-        world.gateway.look_up_key(&identity(key(1)), &mut RequestTiming::default()).await,
+        world.gateway.look_up_key(&Team::local(), &identity(key(1)), &mut RequestTiming::default()).await,
         Err(GatewayError::KeyNotFound)
     ));
     let frugal = Caller { only_if_cached: true, ..caller() };

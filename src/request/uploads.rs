@@ -87,8 +87,8 @@ impl UploadRoom {
 
     fn new(memory: u64, spill: u64, folder: Option<Arc<SpillFolder>>) -> Self {
         let room = Room {
-            memory: Permits::new(memory, Sharing::Whole),
-            spill: Permits::new(spill, Sharing::Whole),
+            memory: Permits::new(memory, Sharing::Headroom),
+            spill: Permits::new(spill, Sharing::Headroom),
             folder,
             turns: Arc::new(Semaphore::new(DISK_TURNS)),
             spilled: AtomicU64::new(0),

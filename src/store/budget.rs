@@ -6,23 +6,47 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::StoreError;
+use crate::base::permits::{Party, Permits};
 
 /// Leaves time for the spool: the first miss must be answered within 8 s.
 const WHOLE: Duration = Duration::from_secs(5);
 
 /// Left for one request, from lookup to fill, or for one background attempt.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StoreBudget {
     left: Duration,
+    /// Whose turns its [reads](Self::read) take, if others wait for theirs.
+    turns: Option<(Permits, Party)>,
 }
 
 impl Default for StoreBudget {
     fn default() -> Self {
-        Self { left: WHOLE }
+        Self { left: WHOLE, turns: None }
     }
 }
 
 impl StoreBudget {
+    /// For a request of a party.
+    pub fn of(reads: Permits, party: Party) -> Self {
+        Self { turns: Some((reads, party)), ..Self::default() }
+    }
+
+    /// Reads a record: so many at once that a party's flood of them would make others wait.
+    pub async fn read<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let turns = self.turns.clone();
+        self.wait(async {
+            let _turn = match &turns {
+                Some((reads, party)) => Some(reads.take(party, 1).await),
+                None => None,
+            };
+            work.await
+        })
+        .await
+    }
+
     /// After the time left, [`StoreError::Busy`]: the store or this process may be slow.
     pub async fn wait<T>(
         &mut self,

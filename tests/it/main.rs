@@ -34,6 +34,7 @@ mod lingering;
 mod log;
 mod metrics;
 mod mutated_results;
+mod neighbours;
 mod observability;
 #[cfg(feature = "crash-points")]
 mod operations;

@@ -1,5 +1,6 @@
 //! The circuit's rules ([`State`]): what opens it, for how long, and what closes it. Pure.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,6 +10,9 @@ use super::{Attempt, OpenReason, Pass};
 use crate::base::identity::Identity;
 
 const UNFETCHABLE_IN_A_ROW: u32 = 3;
+/// Complete errors in a row after which a team rests.
+const TEAM_FAILURES: u32 = 5;
+const TEAM_REST: Duration = Duration::from_secs(10);
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -21,6 +25,13 @@ struct Opening {
     before: u64,
 }
 
+/// A team whose last attempt failed with a complete error.
+struct Failing {
+    in_a_row: u32,
+    last: Instant,
+    rests_until: Instant,
+}
+
 pub(super) struct State {
     openings: [Option<Opening>; OpenReason::ALL.len()],
     probe: Option<u64>,
@@ -30,6 +41,7 @@ pub(super) struct State {
     /// The order of the last complete error: the same again says nothing new, so that one bad picture cannot
     /// stop all purchases.
     last_failed: Option<Identity>,
+    failing: HashMap<String, Failing>,
     unfetchable_in_a_row: u32,
     /// Number of our key for the upstream.
     pub(super) api_key: u64,
@@ -43,6 +55,7 @@ impl State {
             purchases: 0,
             window: Window::new(now),
             last_failed: None,
+            failing: HashMap::new(),
             unfetchable_in_a_row: 0,
             api_key: 0,
         }
@@ -73,10 +86,22 @@ impl State {
         (self.probe.is_some() || !wait.is_zero()).then_some((first, wait))
     }
 
-    /// Admits a purchase; returns its number if it is the probe.
-    pub(super) fn enter(&mut self, now: Instant) -> Result<Option<u64>, (OpenReason, Duration)> {
+    /// Admits a purchase; returns its number if it is the probe. After a rest a team has one attempt.
+    pub(super) fn enter(
+        &mut self,
+        team: Option<&str>,
+        now: Instant,
+    ) -> Result<Option<u64>, (OpenReason, Duration)> {
         if let Some(refusal) = self.refusal(now) {
             return Err(refusal);
+        }
+        if let Some(failing) = team.and_then(|team| self.failing.get_mut(team))
+            && failing.in_a_row >= TEAM_FAILURES
+        {
+            if failing.rests_until > now {
+                return Err((OpenReason::Outage, failing.rests_until - now));
+            }
+            failing.rests_until = now + TEAM_REST;
         }
         self.purchases += 1;
         self.probe = self.reasons().contains(&true).then_some(self.purchases);
@@ -94,7 +119,21 @@ impl State {
         }
     }
 
-    pub(super) fn attempted(&mut self, attempt: Attempt, pass: &Pass, now: Instant) {
+    /// Returns true if the pass's team rests from now on.
+    pub(super) fn attempted(&mut self, attempt: Attempt, pass: &Pass, now: Instant) -> bool {
+        let rests = self.judge(attempt, pass, now);
+        // A sold crop's result is still to be fetched.
+        if attempt != Attempt::Sold || !self.is_open(OpenReason::Unfetchable) {
+            self.leave(pass.probe);
+        }
+        rests
+    }
+
+    fn judge(&mut self, attempt: Attempt, pass: &Pass, now: Instant) -> bool {
+        if let Some(team) = pass.team.as_ref().filter(|_| !matches!(attempt, Attempt::Failed | Attempt::Lost))
+        {
+            self.failing.remove(team);
+        }
         let (identity, is_probe) = (&pass.identity, self.is_probe(pass.probe));
         match attempt {
             Attempt::Sold => {
@@ -102,10 +141,6 @@ impl State {
                 if is_probe {
                     self.close(OpenReason::KeyRefused, now);
                     self.close(OpenReason::NoCredits, now);
-                    // The result is still to be fetched.
-                    if self.is_open(OpenReason::Unfetchable) {
-                        return;
-                    }
                 }
             }
             Attempt::Refused => self.works(is_probe, now),
@@ -121,9 +156,27 @@ impl State {
             }
             Attempt::Failed
                 if self.last_failed.replace(identity.clone()).as_ref() == Some(identity) && !is_probe => {}
-            Attempt::Failed | Attempt::Lost => self.failed(is_probe, now),
+            Attempt::Failed => {
+                let (rests, is_of_one_team) = self.team_failed(pass.team.as_ref(), now);
+                if is_probe || !is_of_one_team {
+                    self.failed(is_probe, now);
+                }
+                return rests;
+            }
+            Attempt::Lost => self.failed(is_probe, now),
         }
-        self.leave(pass.probe);
+        false
+    }
+
+    /// Returns whether the team rests from now on, and whether it is the only one of several that fails.
+    fn team_failed(&mut self, team: Option<&String>, now: Instant) -> (bool, bool) {
+        let Some(team) = team else { return (false, false) };
+        self.failing.retain(|_, failing| now - failing.last < MINUTE);
+        let new = Failing { in_a_row: 0, last: now, rests_until: now };
+        let failing = self.failing.entry(team.clone()).or_insert(new);
+        failing.in_a_row += 1;
+        (failing.last, failing.rests_until) = (now, now + TEAM_REST);
+        (failing.in_a_row == TEAM_FAILURES, self.failing.len() == 1)
     }
 
     fn works(&mut self, is_probe: bool, now: Instant) {

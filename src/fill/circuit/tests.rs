@@ -22,13 +22,13 @@ impl Rig {
 
     /// Makes one attempt that must be let through.
     fn attempt(&self, attempt: Attempt) {
-        let pass = self.circuit.enter(&key(KEY)).expect("it is let through");
+        let pass = self.circuit.enter(&key(KEY), None).expect("it is let through");
         pass.tell(attempt);
     }
 
     /// What a purchase would be refused with: its code and reason, and the seconds to wait.
     fn refused(&self) -> Option<(&'static str, u64)> {
-        let entered = self.circuit.enter(&key(KEY));
+        let entered = self.circuit.enter(&key(KEY), None);
         let looked = self.circuit.refusal();
         let error = entered.err()?;
         let response = error.response();
@@ -64,7 +64,7 @@ async fn five_lost_attempts_in_a_row_open_it_and_one_real_request_closes_it() {
     assert!(rig.refused().is_some());
     pass_time(1).await;
     assert!(rig.circuit.refusal().is_none(), "looking takes nothing");
-    let probe = rig.circuit.enter(&key(1)).expect("the probe");
+    let probe = rig.circuit.enter(&key(1), None).expect("the probe");
     assert_eq!(rig.refused(), Some(("circuit_open", 5)), "one at a time");
     assert_eq!(rig.series("granary_purchases_blocked{cause=\"outage\"}"), 1);
     probe.tell(Attempt::Sold);
@@ -91,9 +91,34 @@ async fn one_bad_picture_does_not_stop_everybody() {
     (0..30).for_each(|_| rig.attempt(Attempt::Failed));
     assert_eq!(rig.refused(), None);
     for tag in 1..5 {
-        rig.circuit.enter(&key(tag)).expect("closed").tell(Attempt::Failed);
+        rig.circuit.enter(&key(tag), None).expect("closed").tell(Attempt::Failed);
     }
     assert_eq!(rig.refused(), Some(("circuit_open", 10)), "five of them say more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_about_one_teams_pictures_rest_that_team_alone() {
+    let rig = Rig::new();
+    let enter = |team, tag| rig.circuit.enter(&key(tag), Some(team));
+    let fails = |team, tag| enter(team, tag).expect("it is let through").tell(Attempt::Failed);
+    (0..5).for_each(|tag| fails("careless", tag));
+    assert!(enter("careless", 9).is_err(), "it rests");
+    assert_eq!(rig.refused(), None, "no other does");
+    enter("other", 10).expect("let through").tell(Attempt::Sold);
+    pass_time(10).await;
+    let only = enter("careless", 11).expect("one attempt after its rest");
+    assert!(enter("careless", 12).is_err());
+    only.tell(Attempt::Failed);
+    assert!(enter("careless", 13).is_err());
+    pass_time(10).await;
+    enter("careless", 14).expect("one attempt").tell(Attempt::Refused);
+    (0..4).for_each(|tag| fails("careless", tag));
+    enter("careless", 15).expect("it counts from the beginning").tell(Attempt::Sold);
+
+    // Pictures of several teams: the upstream does not work.
+    (0..3).for_each(|tag| fails("careless", tag));
+    (3..8).for_each(|tag| fails(if tag % 2 == 0 { "careless" } else { "other" }, tag));
+    assert_eq!(rig.refused(), Some(("circuit_open", 10)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -117,13 +142,13 @@ async fn a_probe_without_a_verdict_leaves_its_place_to_another() {
     (0..5).for_each(|_| rig.attempt(Attempt::Lost));
     pass_time(10).await;
     for _ in 0..3 {
-        drop(rig.circuit.enter(&key(KEY)).expect("the place is free"));
+        drop(rig.circuit.enter(&key(KEY), None).expect("the place is free"));
     }
     // Only the probe's own word counts, not that of a probe before it.
-    let probe = rig.circuit.enter(&key(KEY)).expect("the probe");
+    let probe = rig.circuit.enter(&key(KEY), None).expect("the probe");
     probe.tell(Attempt::Lost);
     pass_time(10).await;
-    let next = rig.circuit.enter(&key(KEY)).expect("the next one");
+    let next = rig.circuit.enter(&key(KEY), None).expect("the next one");
     drop(probe);
     assert!(rig.refused().is_some());
     drop(next);
@@ -132,7 +157,7 @@ async fn a_probe_without_a_verdict_leaves_its_place_to_another() {
 #[tokio::test(start_paused = true)]
 async fn what_began_before_it_opened_neither_closes_it_nor_keeps_it_open() {
     let rig = Rig::new();
-    let early = [(); 3].map(|()| rig.circuit.enter(&key(KEY)).expect("closed"));
+    let early = [(); 3].map(|()| rig.circuit.enter(&key(KEY), None).expect("closed"));
     (0..5).for_each(|_| rig.attempt(Attempt::Lost));
     early[0].tell(Attempt::Lost);
     early[1].tell(Attempt::Sold);
@@ -146,7 +171,7 @@ async fn what_began_before_it_opened_neither_closes_it_nor_keeps_it_open() {
 #[tokio::test(start_paused = true)]
 async fn without_credits_nothing_is_bought_until_a_probe_or_the_balance_says_so() {
     let rig = Rig::new();
-    let early = rig.circuit.enter(&key(KEY)).expect("closed");
+    let early = rig.circuit.enter(&key(KEY), None).expect("closed");
     rig.attempt(Attempt::NoCredits);
     assert_eq!(rig.refused(), Some(("upstream_credits", 300)));
     assert!(rig.circuit.lacks_credits());
@@ -164,7 +189,7 @@ async fn without_credits_nothing_is_bought_until_a_probe_or_the_balance_says_so(
     rig.attempt(Attempt::NoCredits);
     // The balance is no proof: it lets one real request through, however often it is told.
     rig.circuit.credits_are_back();
-    let probe = rig.circuit.enter(&key(1)).expect("the probe, at once");
+    let probe = rig.circuit.enter(&key(1), None).expect("the probe, at once");
     rig.circuit.credits_are_back();
     assert_eq!(rig.refused(), Some(("upstream_credits", 300)), "one at a time");
     assert_eq!(rig.series("granary_purchases_blocked{cause=\"no_credits\"}"), 1);
@@ -180,7 +205,7 @@ async fn without_credits_nothing_is_bought_until_a_probe_or_the_balance_says_so(
 #[tokio::test(start_paused = true)]
 async fn a_refused_key_stops_all_until_it_changes_or_works() {
     let rig = Rig::new();
-    let with_the_old_key = rig.circuit.enter(&key(KEY)).expect("closed");
+    let with_the_old_key = rig.circuit.enter(&key(KEY), None).expect("closed");
     rig.attempt(Attempt::KeyRefused);
     assert_eq!(rig.refused(), Some(("upstream_key", 0)));
     pass_time(60).await;
@@ -199,7 +224,7 @@ async fn a_refused_key_stops_all_until_it_changes_or_works() {
 #[tokio::test(start_paused = true)]
 async fn three_lost_results_in_a_row_stop_all_buying_until_one_is_stored() {
     let rig = Rig::new();
-    let lose = || rig.circuit.result_lost(Some(rig.circuit.enter(&key(KEY)).expect("closed")));
+    let lose = || rig.circuit.result_lost(Some(rig.circuit.enter(&key(KEY), None).expect("closed")));
     lose();
     lose();
     rig.circuit.result_kept(None);
@@ -210,13 +235,13 @@ async fn three_lost_results_in_a_row_stop_all_buying_until_one_is_stored() {
     rig.circuit.result_lost(None);
     assert_eq!(rig.refused(), Some(("purchase_stop", 60)));
     pass_time(60).await;
-    let probe = rig.circuit.enter(&key(KEY)).expect("the probe");
+    let probe = rig.circuit.enter(&key(KEY), None).expect("the probe");
     probe.tell(Attempt::Sold);
     assert_eq!(rig.refused(), Some(("purchase_stop", 5)), "that it was sold is not enough");
     rig.circuit.result_lost(Some(probe));
     assert_eq!(rig.refused(), Some(("purchase_stop", 120)), "each probe may cost credits for nothing");
     pass_time(120).await;
-    let probe = rig.circuit.enter(&key(KEY)).expect("the probe");
+    let probe = rig.circuit.enter(&key(KEY), None).expect("the probe");
     probe.tell(Attempt::Sold);
     rig.circuit.result_kept(Some(probe));
     assert_eq!(rig.refused(), None);
@@ -225,15 +250,15 @@ async fn three_lost_results_in_a_row_stop_all_buying_until_one_is_stored() {
 #[tokio::test(start_paused = true)]
 async fn a_probe_whose_result_is_delayed_has_failed_until_it_comes_after_all() {
     let rig = Rig::new();
-    let before = rig.circuit.enter(&key(9)).expect("closed");
+    let before = rig.circuit.enter(&key(9), None).expect("closed");
     (0..3).for_each(|_| rig.circuit.result_lost(None));
     pass_time(60).await;
-    let probe = rig.circuit.enter(&key(KEY)).expect("the probe");
+    let probe = rig.circuit.enter(&key(KEY), None).expect("the probe");
     probe.tell(Attempt::Sold);
     rig.circuit.result_delayed(&probe);
     assert_eq!(rig.refused(), Some(("purchase_stop", 120)), "the real wait, and a longer one");
     pass_time(120).await;
-    let second = rig.circuit.enter(&key(1)).expect("the next probe");
+    let second = rig.circuit.enter(&key(1), None).expect("the next probe");
     second.tell(Attempt::Sold);
     // What ends meanwhile tells nothing new, and takes the place of nobody.
     rig.circuit.result_lost(Some(probe));
@@ -243,7 +268,7 @@ async fn a_probe_whose_result_is_delayed_has_failed_until_it_comes_after_all() {
     rig.circuit.result_lost(Some(second));
     assert_eq!(rig.refused(), Some(("purchase_stop", 240)));
     pass_time(240).await;
-    let third = rig.circuit.enter(&key(2)).expect("the next probe");
+    let third = rig.circuit.enter(&key(2), None).expect("the next probe");
     third.tell(Attempt::Sold);
     rig.circuit.result_delayed(&third);
     rig.circuit.result_kept(Some(third));
@@ -258,10 +283,10 @@ async fn troubles_may_come_together_and_each_is_over_by_itself() {
     rig.attempt(Attempt::KeyRefused);
     assert_eq!(rig.refused(), Some(("upstream_key", 0)));
     rig.circuit.key_changed();
-    let probe = rig.circuit.enter(&key(KEY)).expect("the stop's wait is over");
+    let probe = rig.circuit.enter(&key(KEY), None).expect("the stop's wait is over");
     probe.tell(Attempt::NoCredits);
     rig.circuit.credits_are_back();
-    let probe = rig.circuit.enter(&key(KEY)).expect("the stop's wait is over");
+    let probe = rig.circuit.enter(&key(KEY), None).expect("the stop's wait is over");
     probe.tell(Attempt::Sold);
     rig.circuit.result_kept(Some(probe));
     assert_eq!(rig.refused(), None);

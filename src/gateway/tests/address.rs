@@ -60,7 +60,13 @@ async fn what_the_store_has_is_named_there_and_asked_for_once() {
     world.ledger.switch.fail(&["all"]);
     assert_eq!(world.root_in_answer(1).await, STORE_ROOT);
     assert_eq!(
-        root_of(&world.gateway.look_up_key(&identity(key(1)), &mut RequestTiming::default()).await.unwrap()),
+        root_of(
+            &world
+                .gateway
+                .look_up_key(&Team::local(), &identity(key(1)), &mut RequestTiming::default())
+                .await
+                .unwrap()
+        ),
         STORE_ROOT
     );
     assert_eq!(world.asked(), 1);

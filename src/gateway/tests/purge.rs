@@ -22,7 +22,12 @@ impl World {
     }
 
     async fn found(&self, tag: u8) -> String {
-        ended(&self.gateway.look_up_key(&identity(key(tag)), &mut RequestTiming::default()).await)
+        ended(
+            &self
+                .gateway
+                .look_up_key(&Team::local(), &identity(key(tag)), &mut RequestTiming::default())
+                .await,
+        )
     }
 
     async fn record_in_store(&self, tag: u8) -> Option<Record> {
@@ -153,7 +158,7 @@ async fn a_refresh_under_way_during_a_purge_brings_the_new_result() {
     let found = world
         .restarted()
         .gateway
-        .look_up_key(&identity(key(1)), &mut RequestTiming::default())
+        .look_up_key(&Team::local(), &identity(key(1)), &mut RequestTiming::default())
         .await
         .unwrap();
     assert_eq!(found.record, refreshed.record);
@@ -181,7 +186,11 @@ async fn a_refresh_is_seen_by_every_process_within_two_seconds() {
     let (one, other) = fleet().await;
     let refreshed = ask_as(&one.gateway, &refresher(), 1).await.unwrap();
     seconds(2).await;
-    let found = other.gateway.look_up_key(&identity(key(1)), &mut RequestTiming::default()).await.unwrap();
+    let found = other
+        .gateway
+        .look_up_key(&Team::local(), &identity(key(1)), &mut RequestTiming::default())
+        .await
+        .unwrap();
     assert_eq!((found.status, found.record), (CacheStatus::HitLedger, refreshed.record));
     assert_eq!(other.found(1).await, "hit_memory");
 }

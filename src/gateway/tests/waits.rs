@@ -9,7 +9,7 @@ use crate::ledger::guard::Standing;
 const HIT: Duration = Duration::from_secs(1);
 
 async fn look_up(world: &World, tag: u8) -> Result<CropReply, GatewayError> {
-    world.gateway.look_up_key(&identity(key(tag)), &mut RequestTiming::default()).await
+    world.gateway.look_up_key(&Team::local(), &identity(key(tag)), &mut RequestTiming::default()).await
 }
 
 #[tokio::test(start_paused = true)]

@@ -73,7 +73,7 @@ pub(super) async fn look_up(
     };
     let mut timing = RequestTiming::default();
     let outcome = match key.ok().and_then(|Path(key)| key.to_ascii_lowercase().parse::<CacheKey>().ok()) {
-        Some(key) => state.0.gateway.look_up_key(&offer.identity(key), &mut timing).await,
+        Some(key) => state.0.gateway.look_up_key(&team, &offer.identity(key), &mut timing).await,
         None => Err(GatewayError::NotAKey),
     };
     if let Ok(reply) = &outcome {

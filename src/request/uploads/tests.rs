@@ -120,9 +120,13 @@ async fn a_spilled_picture_is_what_came_and_has_no_name() {
 
 #[tokio::test]
 async fn what_neither_has_room_for_is_refused_and_leaves_nothing() {
-    let fixture = Fixture::new(1000, 1500);
+    // One party may take seven eighths.
+    let fixture = Fixture::new(1000, 1720);
     let kept = fixture.spilled(&[&noise(1000)]).await.expect("room");
-    assert_eq!(fixture.spilled(&[&noise(500), b"x"]).await.err(), Some(NoRoom));
+    assert_eq!(fixture.spilled(&[&noise(500), &noise(10)]).await.err(), Some(NoRoom));
+    let other = UploadRoom { party: Party::new("other"), ..fixture.room.clone() };
+    let block = fixture.counted(noise(100));
+    drop(other.spill(None, vec![block]).await.expect("room for another party"));
     drop(kept);
     fixture.is_empty_soon().await;
     fixture.spilled(&[&noise(1000), &noise(500)]).await.expect("room again");

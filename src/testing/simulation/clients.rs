@@ -219,11 +219,11 @@ impl World {
         tokio::spawn(async move {
             let mut trail = RequestTiming::default();
             let was_permanent = world.is_permanent(key, 0);
-            let identity = Identity::new(NAMESPACE, key);
+            let (identity, team) = (Identity::new(NAMESPACE, key), Team::local());
             let outcome = tokio::select! {
                 biased;
                 () = process.life.dead.cancelled() => return,
-                outcome = process.gateway.look_up_key(&identity, &mut trail) => outcome,
+                outcome = process.gateway.look_up_key(&team, &identity, &mut trail) => outcome,
             };
             world.count(&format!("looked up: {}", ended(&outcome)));
             let is_absent = matches!(outcome, Err(GatewayError::KeyNotFound));

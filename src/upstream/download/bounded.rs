@@ -15,7 +15,6 @@ pub struct BoundedResults {
     inner: Arc<dyn ResultSource>,
     room: Permits,
     party: Party,
-    /// Of the largest result.
     max_bytes: u64,
 }
 
