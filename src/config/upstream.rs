@@ -48,8 +48,9 @@ section! {
         pub concurrency: usize = 4,
         /// Paid calls under way at the same time, at most.
         pub max_concurrency: usize = 16,
-        /// Misses that wait for their turn, at most; teams take turns. More are refused at once, and
-        /// so is a miss whose turn cannot come in time.
+        /// Misses that wait for their turn, at most; teams take turns, and one team has at most seven
+        /// eighths of the places. More are refused at once, and so is a miss whose turn cannot come in
+        /// time.
         pub queue: usize = 256,
         /// What one crop costs, in credits.
         pub credits_per_call: u64 = IMAGE_CROPPING.credits,

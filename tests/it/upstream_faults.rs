@@ -341,10 +341,11 @@ async fn a_team_with_many_misses_does_not_starve_one_with_few() {
         async |team: &str| granary.metric(&format!("granary_upstream_queue_depth{{team=\"{team}\"}}")).await;
     upstream.always(Behaviour::Hold);
     let crowd: Vec<_> = (0..80).map(|number| ask(&url, Some(&greedy_token), number)).collect();
-    until("the queue to be full", async || queued("greedy").await == 50.0).await;
+    // Seven eighths of the queue.
+    until("the team to have its places", async || queued("greedy").await == 43.0).await;
     let few: Vec<_> = (100..105).map(|number| ask(&url, Some(&modest_token), number)).collect();
     until("the modest ones to have their places", async || queued("modest").await == 5.0).await;
-    assert_eq!(queued("greedy").await, 45.0, "in a full queue at the cost of the others");
+    assert_eq!(queued("greedy").await, 43.0);
     upstream.always(Behaviour::Delay(Duration::from_millis(30)));
     upstream.release();
     for answer in few {
@@ -358,13 +359,13 @@ async fn a_team_with_many_misses_does_not_starve_one_with_few() {
         let answer = answer.await.unwrap();
         *ends.entry(told(&answer)).or_insert(0) += 1;
     }
-    assert_eq!(ends, [((200, String::new()), 47), ((503, "busy".to_owned()), 33)].into());
-    assert_eq!(granary.metric("granary_upstream_shed_total{reason=\"queue_full\"}").await, 33.0);
-    assert_eq!((upstream.charges(), upstream.attempts()), (52, 52));
+    assert_eq!(ends, [((200, String::new()), 45), ((503, "busy".to_owned()), 35)].into());
+    assert_eq!(granary.metric("granary_upstream_shed_total{reason=\"queue_full\"}").await, 35.0);
+    assert_eq!((upstream.charges(), upstream.attempts()), (50, 50));
     // Those that were refused passed through the queue, too.
     assert_eq!(
         granary.metric("granary_stage_duration_seconds_count{stage=\"queue_wait\"}").await,
-        52.0 + 33.0
+        50.0 + 35.0
     );
 }
 
