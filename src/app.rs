@@ -84,7 +84,6 @@ pub async fn serve(
     Ok(())
 }
 
-/// `None` while a running granary holds the state.
 fn open_state(config: &Config) -> anyhow::Result<Option<StateDir>> {
     match StateDir::open(&config.state.path) {
         Ok(state) => Ok(Some(state)),

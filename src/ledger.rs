@@ -4,8 +4,7 @@
 //! index of stored results. A state changes only by a [`Booking`], which is one durable transaction: when a
 //! method has returned `Ok`, the change survives a crash.
 //!
-//! Implementations: [`sqlite`] for one process, [`postgres`] for several. Their decisions are in `rules`,
-//! their shared statements in `sql`. Only [`guard`] and [`spooling`] know the store.
+//! [`sqlite`] is for one process, [`postgres`] for several. Only [`guard`] and [`spooling`] know the store.
 
 pub mod address;
 pub mod admin;
@@ -46,16 +45,13 @@ pub struct Reservation {
     pub refresh: bool,
     pub team: String,
     pub credits: u64,
-    /// Every budget the credits must fit into.
     pub budgets: Vec<Budget>,
-    /// BLAKE3 of the picture.
     pub image: Digest,
     pub width: u32,
     pub height: u32,
 }
 
 impl Reservation {
-    /// The budgets that refuse.
     pub fn enforced(&self) -> impl Iterator<Item = &Budget> {
         self.budgets.iter().filter(|budget| budget.enforced)
     }
@@ -86,7 +82,6 @@ pub struct Won {
 pub enum Permit {
     /// The row is `sent`, and the end of the request may be sent.
     Granted,
-    /// Spending was frozen meanwhile.
     Frozen(Scope),
     /// The row is no longer ours.
     Lost,
@@ -104,11 +99,8 @@ pub struct UnfinishedCall {
 
 #[derive(Debug, Default)]
 pub struct Recovery {
-    /// From `reserved` to `released`.
     pub released: u64,
-    /// From `sent` to `unknown`.
     pub unknown: u64,
-    /// `answered`, and still without their result.
     pub unfinished: Vec<UnfinishedCall>,
 }
 
@@ -223,15 +215,13 @@ pub trait Leases: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Takes over calls that have not changed since they were read: `reserved` becomes `released`, `sent`
-    /// becomes `unknown`, `answered` becomes ours to finish. After an error some may have been taken;
-    /// `answered` ones become silent again.
+    /// Takes over calls that are unchanged since they were read: `reserved` becomes `released`, `sent` `unknown`,
+    /// `answered` ours to finish. After an error some may have been taken; `answered` ones become silent again.
     async fn take_over(&self, _silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         Ok(Recovery::default())
     }
 }
 
-/// Keeps results that wait for the store.
 #[async_trait]
 pub trait SpoolTable: Send + Sync {
     async fn spooled_object(&self, name: ObjectName) -> Result<Option<Bytes>, LedgerError>;
@@ -277,7 +267,6 @@ pub trait ArchiveIndex: Send + Sync {
     async fn orphans(&self) -> Result<Vec<Orphan>, LedgerError>;
 }
 
-/// Frequent reads beside the calls.
 #[async_trait]
 pub trait Queries: Send + Sync {
     /// The keys that any process refreshed or purged behind a position; nothing appears later before a
@@ -305,7 +294,6 @@ pub(crate) enum LedgerOp {
     LookUp,
     Reserve,
     Send,
-    /// A booking that leads to this state.
     Book(CallState),
     Read,
     Write,
@@ -326,7 +314,6 @@ impl LedgerOp {
     }
 }
 
-/// Sees each operation of a ledger, with the error of one that failed.
 pub(crate) trait LedgerObserver: Send + Sync {
     fn observe(&self, op: LedgerOp, took: Duration, error: Option<&LedgerError>);
 }
@@ -348,7 +335,6 @@ async fn observed<T>(
 pub enum Soundness {
     Checking,
     Sound,
-    /// Until an operator has restored the file.
     Damaged(String),
 }
 

@@ -74,7 +74,6 @@ impl Drop for Counted {
 }
 
 impl Metrics {
-    /// All families at zero, for these teams.
     pub fn new<'a>(teams: impl Iterator<Item = &'a str>) -> Self {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self())).expect("names of families are unique");

@@ -1,8 +1,6 @@
-//! Authentication: a credential becomes a [`Team`], or an [`AuthError`].
-//!
-//! [`Teams`] is immutable; a reload replaces it. Tokens are kept as their public id and the BLAKE3 of the
-//! whole token, so nothing here can be used to call. A token is found by its id, and its hash compared in
-//! constant time; an unknown id costs the same work.
+//! Authentication: a credential becomes a [`Team`], or an [`AuthError`]. [`Teams`] is immutable; a reload replaces
+//! it. Tokens are kept as their public id and the BLAKE3 of the whole token, so nothing here can be used to call. A
+//! token is found by its id, and its hash compared in constant time; an unknown id costs the same work.
 //!
 //! [`AdminTokens`] are kept apart: no team's token opens the admin listener, and no admin token buys.
 //! Credentials in a query or cookie are not read.
@@ -61,7 +59,6 @@ pub struct Team {
 }
 
 impl Team {
-    /// Without budgets.
     pub fn local() -> Self {
         Self {
             name: LOCAL_TEAM.to_owned(),
@@ -77,7 +74,6 @@ impl Team {
 }
 
 words! {
-    /// What happens when a team's budget is used up.
     pub enum BudgetMode { Enforce = "enforce", Shadow = "shadow" }
 }
 

@@ -3,7 +3,6 @@
 //! A paid call has two halves, because the last byte of the request is the one that costs.
 //! [`open`](Upstream::open) sends all but the tail; the caller makes that durable in the ledger; only then
 //! [`send`](HeldCall::send) releases the tail. A dropped [`HeldCall`] was provably never sent whole.
-//!
 //! Implementations never retry and never touch the ledger: the fill decides what an outcome costs.
 
 pub(crate) mod ailab;
@@ -24,8 +23,7 @@ use crate::request::Order;
 
 #[async_trait]
 pub trait Upstream: Send + Sync {
-    /// Sends all of the order but its tail. Cancelling the future or dropping the returned call costs
-    /// nothing, nor does an error.
+    /// Sends all of the order but its tail. An error, a cancelled future and a dropped call cost nothing.
     async fn open(&self, order: Arc<Order>) -> Result<Opened, NotSent>;
 
     /// The balance, by a free call; `None` if it is not known.
@@ -35,13 +33,12 @@ pub trait Upstream: Send + Sync {
 }
 
 pub enum Opened {
-    /// All but the tail is with the upstream.
+    /// All but the tail was handed to the kernel.
     Held(Box<dyn HeldCall>),
     /// The upstream answered before it had everything.
     Answered(Reply),
 }
 
-/// A call whose tail is held back.
 #[async_trait]
 pub trait HeldCall: Send {
     /// Releases the tail and waits for the complete answer, at most until the hard stop. The call may cost
@@ -49,7 +46,6 @@ pub trait HeldCall: Send {
     async fn send(self: Box<Self>) -> Reply;
 }
 
-/// A measured part of a paid call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallPhase {
     /// Name resolution, TCP and TLS.
@@ -123,7 +119,6 @@ pub struct Refusal {
     pub reply: ErrorReply,
 }
 
-/// What a refusal is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalKind {
     /// This picture or these numbers: 400, 413, 415, 422.

@@ -12,7 +12,6 @@ use crate::teams::AdminTokens;
 
 pub(super) type CurrentTokens = Arc<ArcSwap<Option<AdminTokens>>>;
 
-/// Returns the tokens, and the task that follows their file.
 pub(super) fn follow(
     settings: &ServerConfig,
 ) -> anyhow::Result<(CurrentTokens, impl Future<Output = ()> + use<>)> {

@@ -11,7 +11,6 @@ use crate::config::ServerConfig;
 use crate::http::server::CurrentCertificate;
 use crate::metrics::{Metrics, ReloadedFile};
 
-/// `None` when none is configured.
 pub(super) fn open(settings: &ServerConfig, metrics: &Metrics) -> anyhow::Result<Option<CurrentCertificate>> {
     let read = settings.certificate().map_err(|(field, why)| anyhow!(why).context(field));
     let Some(certificate) = read.context("the certificate")? else { return Ok(None) };

@@ -1,8 +1,6 @@
-//! Follows files that may change while the program runs.
-//!
-//! Files are polled by content: a mounted secret changes without a new modification time, and a new time
-//! alone is no change. A change counts only if it lasts a moment, because half of a file that is being
-//! written may look like a whole one.
+//! Follows files that may change while the program runs. Files are polled by content: a mounted secret
+//! changes without a new modification time, and a new time alone is no change. A change counts only if it
+//! lasts a moment: half of a file that is being written may look like a whole one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +8,6 @@ use std::time::Duration;
 use tokio::time::{Interval, MissedTickBehavior};
 
 const POLL: Duration = Duration::from_secs(2);
-/// How long a change must last.
 const SETTLE: Duration = Duration::from_millis(250);
 
 type Read<T, E> = dyn Fn() -> Result<T, E> + Send + Sync;

@@ -24,7 +24,6 @@ pub struct Reloader {
     pub(super) about: Arc<About>,
     pub(super) policy: CurrentPolicy,
     pub(super) filler: Filler,
-    /// `None` without a key.
     pub(super) keys: Option<Arc<KeyWatch>>,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -32,7 +31,6 @@ pub struct Reloader {
 pub type SetLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
 
 impl Reloader {
-    /// Sets the metrics of the first configuration.
     pub(super) fn started(self) -> Arc<Self> {
         self.metrics.config_shown(&self.about.config.load());
         self.metrics.teams_in_force(self.policy.get().teams().iter().map(|team| &**team));

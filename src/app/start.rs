@@ -56,9 +56,7 @@ const SPILL_MIN_FREE: u64 = 1 << 30;
 const ADMIN_CONNECTIONS: usize = 256;
 /// For a dependency that hangs.
 const START_PATIENCE: Duration = Duration::from_secs(8);
-/// Between two comparisons of the archive's markers.
 const GUARD_PERIOD: Duration = Duration::from_secs(30);
-/// Between two imports of records that the ledger does not know.
 const IMPORT_PERIOD: Duration = Duration::from_secs(5);
 
 struct Process {
@@ -91,7 +89,6 @@ struct Services {
 }
 
 impl App {
-    /// Builds every part, recovers open calls, and starts to listen. Errors say what to do.
     pub async fn start(config: Config, clock: Clock) -> anyhow::Result<Self> {
         let state = StateDir::open(&config.state.path)?;
         let public = bind(config.server.listen, "server.listen")?;
@@ -159,7 +156,6 @@ impl Process {
         Ok(Self { config, clock, metrics, policy, memory, cache: Arc::new(cache), stops, stopped })
     }
 
-    /// Runs `task` until the process stops.
     fn spawn_until_stopping(&self, task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(self.stops.stopping.clone().run_until_cancelled_owned(task));
     }
@@ -169,7 +165,6 @@ impl Process {
         tokio::spawn(self.stopped.clone().run_until_cancelled_owned(task));
     }
 
-    /// Opens ledger and store, and compares their markers.
     async fn open_storage(&self, state: &StateDir) -> anyhow::Result<Storage> {
         let config = &self.config;
         let LedgerHandles { ledger, usage, admin } =
@@ -202,7 +197,6 @@ impl Process {
         Ok(Storage { ledger, usage, admin, store, spool, guard })
     }
 
-    /// Settles and resumes open calls of earlier processes, and keeps the leases of this one.
     async fn start_recovery(
         &self,
         storage: &Storage,

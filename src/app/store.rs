@@ -40,9 +40,8 @@ pub(super) async fn open(settings: &StoreConfig) -> anyhow::Result<Arc<dyn Store
     }
 }
 
-/// Proves the bucket before anything is bought for it. An unavailable one is tried again until `stopping`:
-/// meanwhile hits are served and nothing is bought, because an unproved store has no room. Fails when the
-/// bucket lacks a required ability.
+/// Proves the bucket before anything is bought for it; fails when it lacks a required ability. An unavailable one is
+/// tried again until `stopping`: meanwhile only hits are served, because an unproved store has no room.
 pub(super) async fn prove_bucket(store: Arc<dyn Store>, stopping: CancellationToken) -> anyhow::Result<()> {
     let error = match tokio::time::timeout(START_PATIENCE, store.prove()).await {
         Ok(Ok(())) => return Ok(()),

@@ -14,7 +14,6 @@ use crate::upstream::builtin::{BuiltinUpstream, InlineResults};
 use crate::upstream::download::http::{DownloadConfig, Downloader};
 use crate::upstream::download::{HostRule, ResultSource};
 
-/// The upstream, its result source, and its key if it needs one.
 pub(super) type UpstreamHandles = (Arc<dyn Upstream>, Arc<dyn ResultSource>, Option<Arc<ArcSwap<Secret>>>);
 
 pub(super) fn open_upstream(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<UpstreamHandles> {
@@ -40,7 +39,6 @@ pub(super) fn open_upstream(config: &Config, metrics: Arc<Metrics>) -> anyhow::R
     }
 }
 
-/// With its key, which may be swapped.
 pub(super) fn open_ailab(settings: &UpstreamConfig) -> anyhow::Result<(AilabUpstream, Arc<ArcSwap<Secret>>)> {
     let key = settings.key().map_err(anyhow::Error::msg)?.context("upstream.api_key is missing")?;
     let key = Arc::new(ArcSwap::from_pointee(key));

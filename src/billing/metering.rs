@@ -1,9 +1,7 @@
-//! Requests served without paying, counted in memory and booked in batches: [`Meter`].
-//!
-//! A hit must not wait for the ledger, so it is counted here, and booked with others every few seconds and at
-//! a stop. A batch has the process's id and a number, so that one whose commit was not acknowledged is booked
-//! once. While the ledger is unavailable the counts stay a few numbers for each team and day. A process that
-//! is killed loses the counts since its last batch: figures, never money.
+//! Requests served without paying, counted in memory and booked in batches: [`Meter`]. A hit must not wait
+//! for the ledger. A batch has the process's id and a number, so that one whose commit was not acknowledged
+//! is booked once. While the ledger is unavailable the counts stay a few numbers for each team and day. A
+//! killed process loses the counts since its last batch: figures, never money.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -26,7 +24,6 @@ use crate::ledger::usage::{Count, Payer, Served, ServedBatch, UsageBook};
 
 /// At most, between two batches.
 pub const FLUSH_PERIOD: Duration = Duration::from_secs(4);
-/// For booking a batch.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Days kept apart while the ledger is unavailable; the oldest ones become one.
 const MOST_DAYS: usize = 32;
@@ -45,7 +42,6 @@ pub struct Meter {
     hasher: RandomState,
 }
 
-/// Counts in no batch yet.
 #[derive(Default)]
 struct Counts {
     days: VecDeque<(Date, HashMap<String, TeamCounts>)>,

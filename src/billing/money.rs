@@ -42,7 +42,6 @@ impl fmt::Display for Price {
     }
 }
 
-/// With at least `least` digits behind the point.
 fn show(millionths: i128, least: usize) -> String {
     let sign = if millionths < 0 { "-" } else { "" };
     let (whole, rest) = (millionths.abs() / UNIT, millionths.abs() % UNIT);

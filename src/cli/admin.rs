@@ -57,7 +57,6 @@ impl AdminClient {
         Self { base: arguments.admin_url.clone(), token, source: TOKEN_VARIABLE }
     }
 
-    /// For the process with this configuration.
     pub(super) fn of_config(server: &ServerConfig, environment: &Environment) -> anyhow::Result<Self> {
         let base = Origin::of_address(server.admin_listen, false).as_url().clone();
         let client = Self::new(&AdminArguments { admin_url: base }, environment);

@@ -1,8 +1,6 @@
-//! The log: one line per event on standard error, JSON except on a terminal.
-//!
-//! Granary's own modules have the configured level. Libraries log warnings at most: at lower levels some of
-//! them print header values and bodies, and the key with them. The level may change while the program runs.
-//! No caller waits for a line to be written (`lines`), and panics are lines too (`panics`).
+//! The log: one line per event on standard error, JSON except on a terminal. Granary's own modules have the
+//! configured level, which may change while the program runs. Libraries log warnings at most: at lower levels
+//! some of them print header values and bodies, and the key with them.
 
 mod lines;
 mod panics;
@@ -21,7 +19,6 @@ use tracing_subscriber::{Layer, reload};
 use self::lines::Lines;
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
-/// Starts the log; returns the function that changes its level.
 pub fn start(config: &LogConfig) -> anyhow::Result<(impl Fn(LogLevel) + Send + Sync + 'static, Flushed)> {
     let is_terminal = io::stderr().is_terminal();
     let lines = Lines::to(io::stderr()).context("cannot start the thread that writes the log")?;

@@ -51,7 +51,6 @@ fn team_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A moment, or a time from `now`.
 fn expiry(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     let wrong = || "write a date such as 2027-01-31, or a time from now such as 90d".to_owned();
     let moment = match parse_moment(text) {

@@ -15,7 +15,6 @@ pub(super) fn is_trial(config: &Config) -> bool {
     config.upstream.kind == UpstreamKind::Builtin && config.teams.is_empty()
 }
 
-/// Names the picture `sample` if it exists.
 pub(super) fn write(address: SocketAddr, sample: &Path, out: &mut dyn Write) -> io::Result<()> {
     let picture = if sample.is_file() { sample } else { Path::new("picture.jpg") };
     writeln!(

@@ -1,6 +1,5 @@
-//! The address of a PostgreSQL database: [`DatabaseAddress`].
-//!
-//! TLS is always verified. It is the default, except for this machine.
+//! The address of a PostgreSQL database: [`DatabaseAddress`]. TLS is always verified. It is the default,
+//! except for this machine.
 
 use std::time::Duration;
 

@@ -22,7 +22,6 @@ impl Actor {
         Self("loopback".to_owned())
     }
 
-    /// A verb that works without a server.
     pub fn command_line() -> Self {
         Self("command line".to_owned())
     }
@@ -86,7 +85,6 @@ pub enum Purge {
 }
 
 impl Purge {
-    /// `None` when nothing is purged.
     pub fn generation(self) -> Option<u64> {
         match self {
             Self::Done { generation } | Self::Repeated { generation } => Some(generation),
@@ -161,9 +159,8 @@ pub struct CallPage {
 
 #[async_trait]
 pub trait LedgerAdmin: Send + Sync {
-    /// Makes everything stored under a key absent, on every replica
-    /// ([`Queries::changes`](super::Queries::changes)). Rows, credits and objects stay. The result of an open
-    /// call will be the new one.
+    /// Makes everything stored under a key absent on every replica ([changes](super::Queries::changes)).
+    /// Rows, credits and objects stay. The result of an open call will be the new one.
     async fn purge(&self, namespace: &str, key: CacheKey, by: &Actor) -> Result<Purge, LedgerError>;
 
     /// Exact from its return. Returns false when nothing changed.

@@ -39,7 +39,6 @@ impl CallState {
         matches!(self, Self::Reserved | Self::Sent | Self::Answered | Self::Stored)
     }
 
-    /// Returns true when the credits count against budgets.
     pub fn counts_credits(self) -> bool {
         match self {
             Self::Reserved | Self::Sent | Self::Answered | Self::Stored => true,

@@ -116,12 +116,10 @@ pub fn rests_until(doubtful: &[Timestamp], now: Timestamp) -> Option<Timestamp> 
     (until > now).then_some(until)
 }
 
-/// Zero when `then` has passed.
 pub fn until(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or(Duration::ZERO)
 }
 
-/// To the second.
 pub fn show(instant: Timestamp) -> String {
     instant.round(Unit::Second).unwrap_or(instant).to_string()
 }

@@ -1,8 +1,7 @@
-//! The archive guard: nothing is bought unless ledger and store are known to belong together.
-//!
-//! Both carry the id of their [`archive`](crate::base::archive). With a typo in the prefix, an emptied or
-//! recreated bucket, or a foreign database, everything would look absent and be bought again; so a marker
-//! that is missing or differs stops all paying, while hits go on. Only `granary adopt` pairs those.
+//! The archive guard: nothing is bought unless ledger and store are known to belong together. Both carry the
+//! id of their [`archive`](crate::base::archive). With a typo in the prefix, an emptied or recreated bucket,
+//! or a foreign database, everything would look absent and be bought again; so a marker that is missing or
+//! differs stops all paying, while hits go on. Only `granary adopt` pairs those.
 //!
 //! A new ledger and a new store are paired at once, ledger first: its id is *settled* only after the store
 //! has been seen to carry it, so that a crash between the two does not look like a loss.
@@ -50,11 +49,9 @@ pub enum Standing {
     /// They could not be compared since the start. Nothing is bought.
     Unknown,
     Open(ArchiveId),
-    /// Nothing is bought.
     Closed(Mismatch),
 }
 
-/// The texts say what to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     #[error(
@@ -120,7 +117,6 @@ impl Finding {
 }
 
 impl ArchiveGuard {
-    /// Compares nothing: see [`look`](Self::look).
     pub fn new(ledger: Arc<dyn Ledger>, store: Arc<dyn Store>) -> Self {
         Self {
             ledger,
@@ -156,7 +152,6 @@ impl ArchiveGuard {
         looked.is_some_and(|look| look.was_answered) && self.is_open()
     }
 
-    /// Compares after each `period`; more often while the standing is unknown.
     pub async fn watch(&self, period: Duration) {
         loop {
             let is_unknown = self.standing() == Standing::Unknown;

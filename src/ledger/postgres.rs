@@ -1,15 +1,13 @@
-//! The ledger of a fleet: tables of a PostgreSQL database, shared by several processes.
-//!
-//! A unique index allows one row per key and generation. Each reservation locks the counters of its budgets
-//! in the same order. A freeze is exact from its commit, because spending transactions share an advisory
-//! lock. All locks end with their transaction. The only wall clock is the database's.
+//! The ledger of a fleet: tables of a PostgreSQL database, shared by several processes. A unique index allows
+//! one row per key and generation. Each reservation locks the counters of its budgets in the same order. A
+//! freeze is exact from its commit, because spending transactions share an advisory lock. All locks end with
+//! their transaction. The only wall clock is the database's.
 //!
 //! Each process has a random name, the owner of its rows. It does not know its own row when the commit of a
 //! reservation was never acknowledged; so searches for foreign calls exclude calls in hand, not the owner.
 //!
-//! Signed result URLs are only in the table `answers`, in rows that are deleted when their state ends.
-//! PostgreSQL keeps deleted rows until a vacuum, which this table asks for at once, in its log and in
-//! backups.
+//! Signed result URLs are only in the table `answers`, in rows that are deleted when their state ends. PostgreSQL
+//! keeps deleted rows until a vacuum, for which this table asks at once, and in its log and backups.
 
 mod connect;
 mod failure;
@@ -49,7 +47,6 @@ pub struct PostgresConfig {
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ProofError {
-    /// A sentence that says what to do.
     #[error("{0}")]
     Unfit(String),
     #[error(transparent)]
@@ -89,7 +86,6 @@ impl PostgresLedger {
         })
     }
 
-    /// Runs a statement in its operation's pool and transaction, after taking these locks.
     async fn ask_behind<A: Send + Sync + 'static, T: Send + 'static>(
         &self,
         locks: &[String],

@@ -11,7 +11,6 @@ use super::budget::{self, BudgetRefusal, Scope, Windows};
 use super::{Booking, CallId, CallState, ForeignOpenCall, LedgerError, Permit, Reservation, Reserved};
 use crate::base::record::Record;
 
-/// The generations of the rows that hold a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Generations {
     pub(crate) stored: Option<u64>,
@@ -49,7 +48,6 @@ pub(crate) struct KeyStanding {
     pub(crate) generations: Generations,
     /// The ends of its `unknown` and `unfetchable` calls, in any order.
     pub(crate) unknown_outcome_times: Vec<Timestamp>,
-    /// The first freeze that concerns the team.
     pub(crate) frozen: Option<Scope>,
 }
 
@@ -140,7 +138,7 @@ pub(crate) struct Change {
     pub(crate) to: CallState,
     /// Whether another row keeps the key; `None` leaves that as it is.
     pub(crate) late: Option<bool>,
-    /// The change of the four counters, in multiples of the call's credits.
+    /// Added to the four counters, in multiples of the call's credits.
     pub(crate) counted: i64,
     pub(crate) counts_refused: bool,
     /// Other processes may have an earlier generation in memory.
@@ -190,7 +188,6 @@ pub(crate) fn apply(
     Ok(Some(Change { to, late, counted: counted(from, to), counts_refused, invalidates }))
 }
 
-/// Returns true when a result replaces what other processes may have in memory.
 pub(crate) fn invalidates(record: &Record) -> bool {
     record.generation > 0
 }
@@ -217,7 +214,6 @@ pub(crate) fn is_silent(seen: &ForeignOpenCall, state: CallState, heartbeat: u64
     state.is_open() && (seen.state, seen.heartbeat) == (state, heartbeat)
 }
 
-/// What the ledger knows about a record of the store.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ImportStanding {
     pub(crate) purged: Option<u64>,

@@ -1,12 +1,10 @@
 //! Results while the store is unavailable: the ledger keeps and serves them, and the [`Copier`] copies them.
-//!
 //! [`Spool`] is a [`Store`] around another one. A failed write is booked as
 //! [`Booking::Spooled`](crate::ledger::Booking::Spooled) by its caller. A result leaves the spool only when
 //! the store has confirmed object and record, so a read of the spool and then of the store always finds it.
 //!
-//! The record of a purged key does not come back: a purge is booked before its record is removed from the
-//! store, and a concurrent writer reads the ledger after its write. Either the purge is booked by then, and
-//! the writer removes its record; or the purge removes it later.
+//! The record of a purged key does not come back: a purge is booked before it removes the record from the
+//! store, and a writer reads the ledger after its write. So the writer or the purge removes the record.
 
 mod copier;
 mod room;
@@ -37,7 +35,6 @@ use crate::store::{RecordPage, Store, StoreError, is_object};
 const HIT_PATIENCE: Duration = Duration::from_millis(200);
 /// The same for the bytes of a result.
 const READ_PATIENCE: Duration = Duration::from_millis(500);
-/// The same where the ledger is needed.
 const LEDGER_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,7 +102,6 @@ impl Spool {
         written
     }
 
-    /// Returns true if it was purged.
     async fn forget_if_purged(&self, record: &Record, patience: Duration) -> Result<bool, StorageError> {
         let Some(up_to) = self.purged(record, patience).await? else { return Ok(false) };
         self.check_ours().await?;

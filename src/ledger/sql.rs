@@ -56,10 +56,8 @@ impl Keeper {
     }
 }
 
-/// Locks of transactions where several processes write.
-///
-/// They are taken in this order, so that no two transactions wait for each other: `Freeze`, a key, the call's
-/// row, its place in the unique index, the counters, `Spool`, `Changes`, `Audit`.
+/// Locks where several processes write. They are taken in this order, so that no two transactions wait for each
+/// other: `Freeze`, a key, the call's row, its place in the unique index, the counters, `Spool`, `Changes`, `Audit`.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lock {
     /// Shared by transactions that spend; exclusive for those that stop spending.
@@ -90,7 +88,6 @@ pub(super) trait Query {
     /// The database's clock, in microseconds since 1970.
     const NOW: &'static str;
 
-    /// The error of a transaction that meets the work of another one.
     fn conflict(what: &'static str) -> Self::Error;
     fn keeper(&self) -> &Keeper;
     /// The begin of the transaction.
@@ -105,7 +102,6 @@ pub(super) trait Query {
     async fn lock(&self, _lock: Lock) -> Result<(), Self::Error> {
         Ok(())
     }
-    /// Until the end of the transaction.
     async fn lock_key(&self, _key: &CacheKey) -> Result<(), Self::Error> {
         Ok(())
     }
@@ -124,13 +120,11 @@ pub(super) trait Query {
         Ok(self.rows(sql, values).await?.into_iter().next())
     }
 
-    /// A row that cannot be missing.
     async fn one(&self, sql: &str, values: &[Value<'_>]) -> Result<Row, Self::Error> {
         Ok(self.row(sql, values).await?.ok_or_else(|| damaged("a row that is always there"))?)
     }
 }
 
-/// The error for a value that this program does not write.
 pub(super) fn damaged(what: &str) -> LedgerError {
     LedgerError::Unavailable(format!("the database does not give {what} as it was written"))
 }
@@ -175,7 +169,6 @@ value_from! {
     &'v Digest, digest => Self::Bytes(digest.as_bytes());
 }
 
-/// The values of a statement, in the order of `$1`, `$2` and so on.
 macro_rules! values {
     ($($value:expr),* $(,)?) => { &[$($crate::ledger::sql::Value::from($value)),*] };
 }

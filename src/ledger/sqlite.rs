@@ -1,16 +1,12 @@
-//! The ledger of one machine: a SQLite file, written by one thread.
+//! The ledger of one machine: a SQLite file, written by one thread. The thread runs all queued writes in
+//! savepoints of one transaction and answers them after one durable commit (WAL, `synchronous = FULL`): group
+//! commit. Reads have a thread and a connection of their own and never wait for a disk flush; large reads
+//! have another. The file does not shrink: freed pages are used again.
 //!
-//! The thread runs all queued writes in savepoints of one transaction and answers them after one durable
-//! commit (WAL, `synchronous = FULL`): group commit. Reads have a thread and a connection of their own and
-//! never wait for a disk flush; large reads have another.
-//!
-//! Signed result URLs are in `answered` rows only. When that state ends, the text is overwritten
-//! (`secure_delete`), and the write-ahead log, which still has the old page, is truncated as soon as the
-//! thread is idle, and at every start. `secure_delete` does not reach copies of rows that SQLite moved
-//! between pages; so the text begins a whole page into its row, on overflow pages, which are not moved, and
-//! wiped when freed.
-//!
-//! The file does not shrink: freed pages are used again.
+//! Signed result URLs are in `answered` rows only. When that state ends, the text is overwritten (`secure_delete`),
+//! and the write-ahead log, which still has the old page, is truncated as soon as the thread is idle, and at every
+//! start. `secure_delete` does not reach copies of rows that SQLite moved between pages; so the text begins a whole
+//! page into its row, on overflow pages, which are not moved, and wiped when freed.
 
 mod health;
 mod query;

@@ -1,11 +1,9 @@
-//! Usage and savings by team and day: trait [`UsageBook`], beside the money path.
+//! Usage and savings by team and day: trait [`UsageBook`], beside the money path. Paid calls are read from
+//! the rows themselves, each on the day of its reservation, and are exact. Served requests are counted by
+//! each process and booked in batches ([`ServedBatch`]); a killed process loses some.
 //!
-//! Paid calls are read from the rows themselves, each on the day of its reservation, and are exact. Served
-//! requests are counted by each process and booked in batches ([`ServedBatch`]); a killed process loses some.
-//!
-//! A month is *closed* when the first day of the next is over; its figures never change from then on. A call
-//! of a closed month that changes its state gets an adjustment on the day of the change. Requests served
-//! in a month that is closed when they are booked count on the day of booking.
+//! A month is *closed* when the first day of the next is over; its figures never change from then on. Then a call
+//! that changes its state gets an adjustment on that day, and requests booked late count on the day of booking.
 
 use std::ops::AddAssign;
 
@@ -52,7 +50,6 @@ pub struct Served {
     pub count: Count,
 }
 
-/// The requests that a process served since its last batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServedBatch {
     pub process: Uuid,

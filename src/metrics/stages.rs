@@ -33,7 +33,6 @@ impl Stages {
         *self.0[stage as usize].get_or_insert_default() += time;
     }
 
-    /// `None` if it was skipped.
     pub fn of(&self, stage: Stage) -> Option<Duration> {
         self.0[stage as usize]
     }

@@ -11,7 +11,6 @@ use crate::base::outcome::{CacheStatus, SavingCause};
 use crate::ledger::usage::TeamMonth;
 use crate::teams::{BudgetMode, OTHER_TEAMS, Team};
 
-/// Teams with series of their own.
 const MOST_TEAMS: usize = 200;
 
 labels! {

@@ -30,7 +30,6 @@ pub struct PolicyConfig {
 #[derive(Debug)]
 pub struct Policy {
     terms: PolicyConfig,
-    /// By team, for those with a limit.
     rates: HashMap<String, Arc<Rate>>,
 }
 
@@ -97,7 +96,6 @@ impl Policy {
     }
 }
 
-/// Cheap to clone; clones share one policy.
 #[derive(Clone, Debug)]
 pub struct CurrentPolicy(Arc<ArcSwap<Policy>>);
 

@@ -39,7 +39,6 @@ impl fmt::Debug for TokenId {
     }
 }
 
-/// Cannot be used to call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     pub id: TokenId,
@@ -70,7 +69,6 @@ impl Token {
         Ok((Secret::new(text), Self { id, hash, expires }))
     }
 
-    /// `None` for a text without the form of a token.
     pub(super) fn id_of(text: &str) -> Option<TokenId> {
         if text.len() != TOKEN_LENGTH {
             return None;

@@ -1,9 +1,7 @@
-//! The paid API: [`AilabUpstream`].
-//!
-//! Each call has a new HTTP/1.1 connection, so that a stale one never leaves it unknown whether an order
-//! arrived. Scheme, host, port and path come from configuration and [`operation`](crate::base::operation); of
-//! the client's request, only the picture and the two numbers reach the upstream. Redirects are not followed.
-//! This module never retries, logs, or touches the ledger.
+//! The paid API: [`AilabUpstream`]. Each call has a new HTTP/1.1 connection, so that a stale one never leaves
+//! it unknown whether an order arrived. Scheme, host, port and path come from configuration and
+//! [`operation`](crate::base::operation); of the client's request, only the picture and the two numbers reach
+//! the upstream. Nothing is retried or logged, and no redirect is followed.
 
 mod answer;
 mod call;
@@ -87,7 +85,6 @@ pub struct AilabUpstream {
 }
 
 impl AilabUpstream {
-    /// Checks the configuration; does not connect.
     pub fn new(config: AilabConfig) -> Result<Self, AilabConfigError> {
         Self::with_net(config, Net::system())
     }

@@ -1,7 +1,6 @@
-//! The built-in upstream: our own crop engine, for running without an account.
-//!
-//! It answers in the upstream's envelope, with the result as a `data:` URL, so that a crash between answer
-//! and store loses nothing. Credits are counted as if they were real.
+//! The built-in upstream: our own crop engine, for running without an account. It answers in the upstream's
+//! envelope, with the result as a `data:` URL, so that a crash between answer and store loses nothing.
+//! Credits are counted as if they were real.
 
 use std::sync::Arc;
 

@@ -18,7 +18,6 @@ pub(super) fn error_envelope(status: StatusCode, code: &str, text: &str, message
     json!({"error_code": status, "error_code_str": code, "error_detail": detail, "error_msg": message})
 }
 
-/// Label of a code that is not in the table.
 pub const OTHER: Code = Code { name: "other", text: "" };
 
 impl Code {
@@ -27,7 +26,6 @@ impl Code {
     }
 }
 
-/// The upstream's texts of temporary errors.
 macro_rules! try_again {
     ($text:literal) => {
         concat!($text, " Please try again later. If not resolved promptly, contact the platform.")

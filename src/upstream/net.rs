@@ -1,7 +1,6 @@
-//! Name resolution, TCP and TLS for the paid API's client and the downloader ([`Net`]).
-//!
-//! A name is resolved once, and only addresses that the caller has checked are dialled, so a name whose
-//! addresses change gains nothing. Proxy variables are never read. Each connection serves one exchange.
+//! Name resolution, TCP and TLS for the paid API's client and the downloader ([`Net`]). A name is resolved
+//! once, and only addresses that the caller has checked are dialled, so a name whose addresses change gains
+//! nothing. Proxy variables are never read. Each connection serves one exchange.
 
 pub mod address;
 pub(crate) mod coding;
@@ -23,7 +22,6 @@ use url::Host;
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 16;
 
-/// A resolver and root certificates. Cheap to clone.
 #[derive(Clone)]
 pub struct Net {
     wire: Arc<dyn Wire>,
@@ -85,11 +83,8 @@ impl Net {
         self.tls.is_some()
     }
 
-    /// Resolves a host and checks its addresses; an address resolves to itself.
-    ///
-    /// # Errors
-    /// [`NetError::Forbidden`] if any address is not allowed: a name with a public and a private address is
-    /// an attack or a mistake.
+    /// Resolves a host; an address resolves to itself. Fails with [`NetError::Forbidden`] if any address is
+    /// not allowed: a name with a public and a private address is an attack or a mistake.
     pub(crate) async fn resolve(
         &self,
         host: &Host,

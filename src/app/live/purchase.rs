@@ -203,7 +203,6 @@ async fn kept(filled: &Filled, store: &dyn Store) -> String {
 
 type Seen = Arc<Mutex<Option<Reply>>>;
 
-/// Remembers the upstream's last reply.
 struct ShownUpstream {
     inner: Arc<dyn Upstream>,
     seen: Seen,

@@ -45,7 +45,6 @@ pub(super) fn result(sent: ImageFormat, received: ImageFormat, bytes: &[u8], tar
     })
 }
 
-/// `None` when the reply is not a complete error.
 pub(super) fn error(reply: &Reply) -> Option<Value> {
     let ErrorReply { status, body, code } = match reply {
         Reply::Refused(refusal) => &refusal.reply,

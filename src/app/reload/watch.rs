@@ -1,7 +1,6 @@
-//! When the configuration is read again: when its file has changed, or on a signal.
-//!
-//! A file that cannot be used changes nothing and is logged once. That may depend on another file, such as
-//! the key's, so both are read at each poll.
+//! When the configuration is read again: when its file has changed, or on a signal. A file that cannot be
+//! used changes nothing and is logged once. That may depend on another file, such as the key's, so both are
+//! read at each poll.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -24,9 +24,7 @@ pub(super) struct Lines(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     waiting: Mutex<Waiting>,
-    /// The thread has a reason to go on.
     wake: Condvar,
-    /// A batch was written.
     written: Condvar,
     lost: AtomicU64,
 }
@@ -43,7 +41,6 @@ struct Waiting {
 }
 
 impl Lines {
-    /// Starts the thread that writes to `output`.
     pub(super) fn to(output: impl Write + Send + 'static) -> io::Result<Self> {
         let lines = Self::default();
         let shared = lines.0.clone();
@@ -55,7 +52,6 @@ impl Lines {
         self.0.lost.load(Ordering::Relaxed)
     }
 
-    /// Waits until earlier lines are written, a moment at most.
     pub(super) fn flush(&self) {
         let until = Instant::now() + LAST_PATIENCE;
         let mut waiting = self.0.waiting.lock();

@@ -3,8 +3,7 @@
 //! that is not found is bought only if the store says that it has no record
 //! ([`ArchiveIndex::absence`](crate::ledger::ArchiveIndex::absence)).
 //!
-//! The ledger keeps the position. Several replicas may import at once: each reads the position before each
-//! page, so they repeat at most one page of each other.
+//! The ledger keeps the position. Every replica reads it before each page, so they repeat at most one page.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,7 +24,6 @@ const PAGE_PAUSE: Duration = Duration::from_millis(500);
 const AT_ONCE: usize = 4;
 /// The time within which a write of a dead process has arrived.
 const WRITES_ARRIVE_WITHIN: Duration = Duration::from_secs(30);
-/// Between log lines.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
@@ -40,7 +38,6 @@ pub(super) struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImportStatus {
     NotBegun,
-    /// The number of records that this process has imported.
     Running(u64),
     Complete,
 }
@@ -56,7 +53,6 @@ impl fmt::Display for ImportStatus {
 }
 
 impl ArchiveGuard {
-    /// Imports all pages, then looks for more after each `period`.
     pub async fn import_records(&self, period: Duration) {
         loop {
             self.import_page().await;

@@ -40,7 +40,6 @@ impl Leases for PostgresLedger {
     }
 }
 
-/// As a SQL array.
 fn listed(calls: &[CallId]) -> String {
     let ids: Vec<String> = calls.iter().map(|call| call.0.to_string()).collect();
     format!("'{{{}}}'::bigint[]", ids.join(","))

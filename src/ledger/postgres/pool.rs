@@ -1,7 +1,6 @@
-//! Connections, and whole transactions on them, each in its own task.
-//!
-//! When a caller is dropped, its task still ends the transaction. A connection returns to the pool only after
-//! the server has confirmed that; otherwise, as after a timeout, it is closed.
+//! Connections, and whole transactions on them, each in its own task. When a caller is dropped, its task
+//! still ends the transaction. A connection returns to the pool only after the server has confirmed that;
+//! otherwise, as after a timeout, it is closed.
 //!
 //! Nothing outlives a transaction on a connection: no settings, locks or prepared statements. So a pooler may
 //! give each transaction another connection.
@@ -26,7 +25,6 @@ use crate::ledger::LedgerError;
 use crate::ledger::address::DatabaseAddress;
 use crate::ledger::sql::{Keeper, Query as _, damaged};
 
-/// For creating or migrating the tables.
 const PREPARATION: Duration = Duration::from_secs(600);
 /// For a connection. All that wait are refused as soon as the first one times out.
 const QUEUE: Duration = Duration::from_secs(10);
@@ -45,7 +43,6 @@ pub(super) struct PoolConfig {
     pub(super) address: AddressSource,
     pub(super) roots: Option<std::path::PathBuf>,
     pub(super) keeper: Arc<Keeper>,
-    /// Instead of the database's clock, for tests.
     pub(super) clock: Option<Clock>,
     pub(super) is_prepared: Arc<AtomicBool>,
 }
@@ -132,7 +129,6 @@ impl Pool {
         tokio::spawn(operation).await.unwrap_or_else(|_| Err(broke_off()))
     }
 
-    /// Connects, and checks that the database is fit.
     pub(super) async fn prove(&self) -> Result<(), Failure> {
         let inner = Arc::clone(&self.0);
         let proof = tokio::spawn(async move {
@@ -162,7 +158,6 @@ fn broke_off() -> LedgerError {
 }
 
 impl Inner {
-    /// Limits an operation in time and number, under the breaker.
     async fn limited<T>(
         &self,
         operation: impl Future<Output = Result<T, Failure>>,
@@ -290,7 +285,6 @@ impl Inner {
     }
 }
 
-/// A transaction, or a connection for single reads.
 #[derive(Clone)]
 pub(super) struct Tx {
     pub(super) client: Arc<Client>,

@@ -11,8 +11,7 @@ pub(super) const LAYOUT: usize = MIGRATIONS.len();
 /// A migration only adds, because replicas of the last version go on beside the first one of the next.
 pub(super) const MIGRATIONS: [&str; 4] = [FIRST, USAGE, ADMIN, IMPORT];
 
-/// Times are texts as in the store's records, to the nanosecond. `answers` has the signed URLs; a deleted row
-/// stays in its page until a vacuum, so the table is vacuumed at once.
+/// Times are texts as in the store's records, to the nanosecond. `answers` is vacuumed at once: it has signed URLs.
 const FIRST: &str = "
 CREATE TABLE granary.calls (
     id           bigint  GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -38,7 +38,6 @@ impl Copier {
         Self::start_with(spool, IDLE)
     }
 
-    /// As [`start`](Self::start), with another pause of an empty spool.
     pub(crate) fn start_with(spool: Arc<Spool>, idle: Duration) -> Self {
         let stopping = CancellationToken::new();
         let work = stopping.clone().run_until_cancelled_owned(keep_copying(spool, idle));
@@ -137,7 +136,6 @@ struct Backlog {
     failed: HashMap<CallId, Failed>,
 }
 
-/// Not tried again before `until`.
 #[derive(Clone, Copy)]
 struct Failed {
     since: Instant,
@@ -238,17 +236,14 @@ impl Backlog {
         }
     }
 
-    /// The failures so far were the results' own.
     fn store_is_well(&mut self) {
         self.failed.values_mut().for_each(|failed| failed.is_own = true);
     }
 
-    /// Failures that the store may have caused.
     fn doubtful(&self) -> usize {
         self.failed.values().filter(|failed| !failed.is_own).count()
     }
 
-    /// The time until the next failed result may be tried.
     fn next_rest(&self) -> Option<Duration> {
         let until = self.failed.values().map(|failed| failed.until).min()?;
         Some(until.saturating_duration_since(Instant::now()))

@@ -30,7 +30,7 @@ impl Room {
         !self.config.is_remote || self.is_proved.load(Ordering::Relaxed)
     }
 
-    /// While the store is unavailable.
+    /// Bytes kept for each open call while a remote store is unavailable.
     pub(super) fn of_each(&self) -> Option<u64> {
         self.config.is_remote.then_some(self.config.result_max_bytes)
     }

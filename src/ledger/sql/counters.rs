@@ -5,7 +5,6 @@ use crate::base::key::CacheKey;
 use crate::ledger::budget::{Budget, Scope, Used, Windows};
 use crate::ledger::{CallId, CallState, Changes, LedgerError, rules};
 
-/// Changes in one read.
 const PAGE: i64 = 1000;
 
 /// Scope, period, and the credits spent.

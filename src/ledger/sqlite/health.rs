@@ -16,7 +16,6 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Health(Arc<Mutex<Soundness>>);
 
 impl Health {
-    /// Begins to check the file through `connection`, on a thread of its own.
     pub(super) fn check(connection: Connection) -> Self {
         let read = move || connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
         Self::check_with(read, RETRY_PAUSE)

@@ -66,7 +66,6 @@ CREATE INDEX spool_by_object ON spool (digest, extension);
 CREATE INDEX spool_sizes ON spool (bytes);
 ";
 
-/// One row, or none.
 const ARCHIVE: &str = "
 CREATE TABLE archive (
     one     INTEGER PRIMARY KEY CHECK (one = 1),

@@ -35,13 +35,11 @@ type Completion = Box<dyn FnOnce(Option<&LedgerError>) + Send>;
 pub(super) struct Worker(mpsc::Sender<Job>);
 
 impl Worker {
-    /// `log_has_secrets` asks for a scrub of the log.
     pub(super) fn writer(connection: Connection, log_has_secrets: bool) -> Self {
         Self::start("ledger-write", connection, "BEGIN IMMEDIATE", GROUP, log_has_secrets)
     }
 
-    /// Each read has its own transaction, because it must see what was acknowledged before it, and a
-    /// transaction that has begun sees nothing new.
+    /// Each read has its own transaction: one that has begun does not see what was acknowledged since.
     pub(super) fn reader(name: &str, connection: Connection) -> Self {
         Self::start(name, connection, "BEGIN", 1, false)
     }
@@ -117,7 +115,6 @@ impl Thread {
         }
     }
 
-    /// The next job. Scrubs the log while there is none.
     fn next(&mut self, clock: &Runtime) -> Option<Job> {
         loop {
             if let Ok(job) = self.jobs.try_recv() {
@@ -137,14 +134,12 @@ impl Thread {
         }
     }
 
-    /// Runs a group in one transaction, and answers it.
     fn run_group(&mut self, first: Job) {
         let connection = &self.connection;
         let begun = connection.execute_batch(self.begin).map_err(LedgerError::from);
         self.log_has_secrets |= first.erases;
         let mut completions = vec![(first.run)(begun.clone().map(|()| connection))];
-        // A full disk may end the whole transaction, not only the change that met it. A further change would
-        // then be committed by itself, and reported as failed with the others.
+        // A full disk may end the transaction. A further change would be committed alone, yet reported as failed.
         while begun.is_ok()
             && !connection.is_autocommit()
             && completions.len() < self.group
@@ -167,8 +162,7 @@ impl Thread {
     }
 }
 
-/// Moves the log into the file and truncates it; `false` when a reader prevented that. Does not wait for the
-/// reader, because changes would wait too.
+/// Moves the log into the file and truncates it. Returns `false` instead of waiting for a reader: changes would wait.
 pub(super) fn scrub_log(connection: &Connection) -> bool {
     let scrubbed = connection.busy_timeout(Duration::ZERO).and_then(|()| {
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))

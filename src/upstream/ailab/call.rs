@@ -18,7 +18,6 @@ use crate::base::secret::Secret;
 use crate::upstream::net::exchange::{Exchange, ExchangeError};
 use crate::upstream::{CallPhase, CallTimer, HeldCall, NotSent, Reply, UnknownCause};
 
-/// What reading an answer needs.
 pub(super) struct Sent {
     pub(super) operation: &'static Operation,
     pub(super) key: Arc<Secret>,
@@ -27,7 +26,6 @@ pub(super) struct Sent {
 pub(super) enum Uploaded {
     /// All but the tail is with the kernel.
     Held(Exchange),
-    /// It was answered before that.
     Answered(Reply),
 }
 
@@ -48,7 +46,6 @@ where
     }
 }
 
-/// Reports the durations of calls, if a timer is set.
 #[derive(Clone, Default)]
 pub(super) struct Timer(pub(super) Option<Arc<dyn CallTimer>>);
 
@@ -60,14 +57,12 @@ impl Timer {
     }
 }
 
-/// A call whose tail is held back.
 pub(super) struct AilabCall {
     pub(super) exchange: Exchange,
     pub(super) release: oneshot::Sender<()>,
     pub(super) order: Sent,
     pub(super) hard_stop: Duration,
     pub(super) timer: Timer,
-    /// Duration of the call until its tail was held.
     pub(super) until_held: Duration,
 }
 
@@ -125,9 +120,8 @@ fn broken(error: ExchangeError) -> NotSent {
     NotSent::Upload(error.to_string())
 }
 
-/// Reads an answer that came before the order was complete, so the order cannot have been executed.
-///
-/// A complete refusal or error stands. A success may be charged all the same, so its outcome is unknown.
+/// Reads an answer that came before the order was complete, so the order cannot have been executed. A
+/// complete refusal or error stands. A success may be charged all the same, so its outcome is unknown.
 /// Anything else, such as the page of a gateway that gave up, is no answer to the order.
 async fn read_early(
     exchange: &mut Exchange,

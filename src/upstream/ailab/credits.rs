@@ -31,8 +31,7 @@ pub enum CreditsError {
 }
 
 impl AilabUpstream {
-    /// The credits in the pool that crops are paid from. Takes at most the connect and the upload timeout;
-    /// may be cancelled.
+    /// The credits in the pool that crops are paid from, within the connect and upload timeouts. May be cancelled.
     pub async fn query_credits(&self) -> Result<u64, CreditsError> {
         let (head, body) = self.ask_for_credits().await?;
         let status = head.status.as_u16();

@@ -20,8 +20,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Returns true if `text` contains the key or half of it: in either case, backwards, with JSON or percent
-/// escapes, in base64 or hex.
+/// Returns true if `text` has the key or half of it: any case, backwards, JSON or percent escapes, base64 or hex.
 pub(super) fn quotes(key: &Secret, text: &str) -> bool {
     let key = key.expose().to_ascii_lowercase().into_bytes();
     let piece = (key.len() / 2).clamp(SHORTEST_PIECE, LONGEST_PIECE).min(key.len());
@@ -43,7 +42,6 @@ pub(super) fn quotes(key: &Secret, text: &str) -> bool {
     })
 }
 
-/// The runs of such bytes that have at least `length`.
 fn runs(text: &str, length: usize, is_part: fn(u8) -> bool) -> impl Iterator<Item = &[u8]> {
     text.as_bytes().split(move |byte| !is_part(*byte)).filter(move |run| run.len() >= length)
 }

@@ -1,7 +1,6 @@
-//! The body of a paid request: three parts, and a tail that is sent only once it is released.
-//!
-//! An image in memory is never copied, and one in a file is never in memory as a whole. [`Watch`] wraps the
-//! connection and notices when all but the tail was flushed.
+//! The body of a paid request: three parts, and a tail that is sent only once it is released. An image in
+//! memory is never copied, and one in a file is never in memory as a whole. [`Watch`] wraps the connection
+//! and notices when all but the tail was flushed.
 
 use std::io;
 use std::pin::Pin;
@@ -111,7 +110,6 @@ pub(super) struct Progress {
     at_tail: AtomicBool,
     /// After that, it was flushed.
     held: AtomicBool,
-    /// Why the image could not be read to its end.
     unreadable: OnceLock<String>,
 }
 
@@ -186,7 +184,6 @@ impl Body for FormBody {
     }
 }
 
-/// A connection that notices when all but the tail was flushed.
 pub(super) struct Watch<T> {
     inner: T,
     progress: Arc<Progress>,

@@ -1,8 +1,7 @@
-//! Reads results over HTTP ([`Downloader`]).
-//!
-//! It knows no credential and sends four constant headers. It reads only where the rules allow, at addresses
-//! that were checked after resolution, and checks each redirect like the first URL. It returns only pictures
-//! that are complete up to their end mark, with any bytes after it. Its errors name at most the host.
+//! Reads results over HTTP ([`Downloader`]). It knows no credential and sends four constant headers. It reads
+//! only where the rules allow, at addresses that were checked after resolution, and checks each redirect like
+//! the first URL. It returns only pictures that are complete up to their end mark, with any bytes after it.
+//! Its errors name at most the host.
 
 use std::time::Duration;
 
@@ -124,7 +123,6 @@ impl Downloader {
         head.map_err(|error| FetchError::Transient(format!("{}: {error}", url.host)))
     }
 
-    /// Reads the body, which must be a complete picture.
     async fn picture(
         &self,
         url: &ResultUrl,

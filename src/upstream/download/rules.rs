@@ -5,10 +5,9 @@ use std::str::FromStr;
 
 use url::Host;
 
-/// One entry of `result_hosts`: `[scheme://]host[:port]`.
-///
-/// The scheme is by default `https`, the port the scheme's. A name or an address stands for itself, even if
-/// private; `*.example.com` for every name below `example.com` and `*` for every name, at public addresses.
+/// One entry of `result_hosts`: `[scheme://]host[:port]`. The scheme is by default `https`, the port the
+/// scheme's. A name or an address stands for itself, even if private; `*.example.com` for every name below
+/// `example.com` and `*` for every name, at public addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostRule {
     scheme: Scheme,

@@ -1,7 +1,6 @@
-//! A result's URL, split strictly and almost unchanged ([`ResultUrl`]).
-//!
-//! Signed URLs must be requested byte for byte, and the usual parser normalises them. After the host, only
-//! characters that are not allowed in a request line are escaped, as in browsers.
+//! A result's URL, split strictly and almost unchanged ([`ResultUrl`]). Signed URLs must be requested byte
+//! for byte, and the usual parser normalises them. After the host, only characters that are not allowed in a
+//! request line are escaped, as in browsers.
 
 use std::borrow::Cow;
 
@@ -25,8 +24,7 @@ pub(super) struct ResultUrl {
 }
 
 impl ResultUrl {
-    /// # Errors
-    /// The reason, which contains no part of the URL.
+    /// The error contains no part of the URL.
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
         let text = clean(text)?;
         let (scheme, rest) = text.split_once("://").ok_or("it has no scheme")?;
@@ -76,7 +74,6 @@ impl ResultUrl {
     }
 }
 
-/// The path up to its last slash, exclusive.
 fn parent(path: &str) -> &str {
     path.rfind('/').map_or("", |slash| &path[..slash])
 }

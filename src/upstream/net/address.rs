@@ -1,7 +1,6 @@
-//! Addresses in the public internet ([`is_public`]).
-//!
-//! A result's URL comes from outside and must not lead to this host, its network or a cloud's metadata
-//! service. The tables follow the IANA special-purpose registries; a doubtful address is refused.
+//! Addresses in the public internet ([`is_public`]). A result's URL comes from outside and must not lead to
+//! this host, its network or a cloud's metadata service. The tables follow the IANA special-purpose
+//! registries; a doubtful address is refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

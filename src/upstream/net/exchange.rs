@@ -1,7 +1,6 @@
-//! One HTTP/1.1 request and its response on a connection of its own. Nothing is retried or followed.
-//!
-//! The connection is not a task: it moves only while its owner awaits a method, and dropping the owner closes
-//! the socket at once. So nothing of a request can leave after its call was given up.
+//! One HTTP/1.1 request and its response on a connection of its own. Nothing is retried or followed. The
+//! connection is not a task: it moves only while its owner awaits a method, and dropping the owner closes the
+//! socket at once. So nothing of a request can leave after its call was given up.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
