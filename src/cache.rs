@@ -17,14 +17,16 @@ use moka::sync::Cache;
 pub use self::serving::ObjectError;
 use self::serving::Serving;
 use crate::base::identity::Identity;
-use crate::base::permits::Permits;
+use crate::base::permits::{Party, Permits};
 use crate::base::picture::ObjectName;
-use crate::base::record::{MAX_OBJECT_BYTES, Record};
+use crate::base::record::Record;
 use crate::metrics::{Eviction, Metrics, SizedTier};
-use crate::store::{Store, StoreBudget};
+use crate::store::{Store, StoreBudget, StoreError};
 
 /// Larger objects are read from the store each time: a few of them would evict all answers.
 const MAX_OBJECT: usize = 8 << 20;
+/// Bytes that a read takes before the object's length is known.
+const USUAL_OBJECT: u64 = 4 << 20;
 const REFUSAL_LIFE: Duration = Duration::from_secs(600);
 /// A few hundred bytes each.
 const MAX_REFUSALS: u64 = 4096;
@@ -99,7 +101,7 @@ impl MemoryCache {
         };
         let entries = Cache::builder().max_capacity(capacity).weigher(|_, entry: &Entry| entry.weight());
         Self {
-            serving: Serving::new(room, MAX_OBJECT_BYTES),
+            serving: Serving::new(room),
             entries: entries.eviction_listener(count).build(),
             refusals: Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_LIFE).build(),
             forgotten: Box::new([const { AtomicU64::new(0) }; 256]),
@@ -206,15 +208,29 @@ impl MemoryCache {
 
     /// A result's bytes: shared with another client, from memory, or by a single-flight read. They count
     /// against the room for results until their last slice is dropped. Errors and absences are not kept.
-    pub async fn object(&self, name: ObjectName, store: &dyn Store) -> Result<Option<Bytes>, ObjectError> {
+    ///
+    /// `party` is whose turn and room it takes.
+    pub async fn object(
+        &self,
+        name: ObjectName,
+        party: &Party,
+        store: &dyn Store,
+    ) -> Result<Option<Bytes>, ObjectError> {
         let read = async {
             if let Some(Entry::Object(bytes)) = self.entries.get(&Slot::Object(name)) {
                 // It may be evicted while it is being sent.
-                return Ok(Some(self.serving.room(bytes.len() as u64).await?.hold(bytes)));
+                return Ok(Some(self.serving.room(party, bytes.len() as u64).await?.hold(bytes)));
             }
-            let (mut permit, _turn) = self.serving.room_to_read(MAX_OBJECT_BYTES).await?;
-            let read = StoreBudget::default().wait(store.object(name)).await?;
-            let Some(bytes) = read else { return Ok(None) };
+            let mut budget = StoreBudget::default();
+            let (mut permit, mut _turn) = self.serving.room_to_read(party, USUAL_OBJECT).await?;
+            let mut read = budget.wait(store.object(name, USUAL_OBJECT)).await;
+            if let Err(StoreError::TooLong(length)) = read {
+                // Given back before it waits for more: several that hold some and wait would never go on.
+                drop((permit, _turn));
+                (permit, _turn) = self.serving.room_to_read(party, length).await?;
+                read = budget.wait(store.object(name, length)).await;
+            }
+            let Some(bytes) = read? else { return Ok(None) };
             if bytes.len() <= MAX_OBJECT {
                 self.entries.insert(Slot::Object(name), Entry::Object(bytes.clone()));
             }

@@ -1,7 +1,5 @@
-//! The paid act: the only place where money can be spent.
-//!
-//! A [`Filler`] runs one tracked task per key. Neither a client that hangs up nor a deadline nor a drain
-//! cancels it. The pure [`machine`] decides, and the task performs its effects.
+//! The paid act: the only place where money can be spent. A [`Filler`] runs one tracked task per key. No hang-up,
+//! deadline or drain cancels it. The pure [`machine`] decides, and the task performs its effects.
 
 mod access;
 pub mod circuit;

@@ -97,7 +97,6 @@ pub struct CropReply {
     pub ignored: Vec<String>,
 }
 
-/// Timing of a crop request, for the log and the metrics.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RequestTiming {
     pub stages: Stages,
@@ -223,9 +222,9 @@ impl Gateway {
         self.reply(found.ok_or(GatewayError::KeyNotFound)?, Vec::new()).await
     }
 
-    /// A permanent result's bytes, checked against its name.
-    pub async fn result(&self, object: ObjectName) -> Result<Bytes, GatewayError> {
-        match self.core.cache.object(object, &*self.core.store).await {
+    /// A permanent result's bytes, checked against its name. They take `client`'s share of memory and reads.
+    pub async fn result(&self, object: ObjectName, client: &Party) -> Result<Bytes, GatewayError> {
+        match self.core.cache.object(object, client, &*self.core.store).await {
             Ok(Some(bytes)) => Ok(bytes),
             // In another archive's bucket nothing is known to be absent.
             Ok(None) if !self.core.guard.confirm().await => Err(GatewayError::ArchiveGuard),
@@ -372,8 +371,7 @@ impl Gateway {
         }
     }
 
-    /// Counts a hash-first hit. It saves the credits of a `POST`, once for each key, team and day: neither
-    /// polling nor `HEAD` replaces a `POST`.
+    /// Counts a hash-first hit: it saves a `POST`'s credits once per key, team and day; polling and `HEAD` save none.
     pub fn count_look_up(&self, team: &Team, reply: &CropReply, is_get: bool) {
         let is_saving = is_get && self.meter.is_first_look_up(&team.name, &reply.record.identity());
         let saved = if is_saving { reply.saved } else { 0 };

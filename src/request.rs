@@ -1,9 +1,8 @@
-//! Reads a client's request into a [`CropRequest`]: what to buy, and its key.
-//!
-//! [`check_head`] refuses what it can before the body is read; [`read`] reads the body once, hashes the image
-//! while it arrives, and keeps nothing beyond a limit; without memory, [`uploads`] writes to a file. What is
-//! keyed is what is forwarded: the client's names, part headers and spellings end here. No picture is
-//! decoded. `error` has the status and code for each [`RequestError`].
+//! Reads a client's request into a [`CropRequest`]: what to buy, and its key. [`check_head`] refuses what it can
+//! before the body is read; [`read`] reads the body once, hashes the image while it arrives, and keeps nothing beyond
+//! a limit; without memory, [`uploads`] writes to a file. What is keyed is what is forwarded: the client's names,
+//! part headers and spellings end here. No picture is decoded. `error` has the status and code for each
+//! [`RequestError`].
 
 pub mod body;
 mod form;
@@ -157,7 +156,6 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 #[error("the request body did not arrive in time")]
 pub struct BodyTooSlow;
 
-/// Refuses a request by its head alone.
 pub fn check_head(
     operation: &'static Operation,
     headers: &HeaderMap,

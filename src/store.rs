@@ -1,8 +1,6 @@
-//! The seam to the permanent store: trait [`Store`].
-//!
-//! *Objects* are the bytes of results under names made of their digests; *records* are the answers under
-//! keys. The object is written before its record, which is its commit mark. Objects are never overwritten,
-//! records only by a higher generation. Only the record of a purged key is removed.
+//! The seam to the permanent store: trait [`Store`]. *Objects* are the bytes of results under names made of their
+//! digests; *records* are the answers under keys. The object is written before its record, which is its commit mark.
+//! Objects are never overwritten, records only by a higher generation. Only the record of a purged key is removed.
 
 mod budget;
 pub mod local;
@@ -23,8 +21,8 @@ pub trait Store: Send + Sync {
     /// Writes an object, unless it exists: equal names are equal bytes. `name` must be that of `bytes`.
     async fn put_object(&self, name: ObjectName, bytes: Bytes) -> Result<(), StoreError>;
 
-    /// The object, checked against its digest ([`StoreError::Corrupt`]).
-    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError>;
+    /// The object, checked against its digest ([`StoreError::Corrupt`]) and `max` bytes ([`StoreError::TooLong`]).
+    async fn object(&self, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError>;
 
     /// Returns true when the object exists, without a check of its bytes.
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError>;
@@ -35,8 +33,7 @@ pub trait Store: Send + Sync {
     /// After an error it is not known whether there is one, so nothing may be bought.
     async fn record(&self, namespace: &str, key: CacheKey) -> Result<Option<Record>, StoreError>;
 
-    /// Records behind a position, in an order of the store's own. A record that exists all the time is on
-    /// exactly one page.
+    /// Records behind a position, in the store's own order. A record that exists all the time is on exactly one page.
     async fn list_records(&self, after: Option<&str>, limit: usize) -> Result<RecordPage, StoreError>;
 
     /// Unless its generation is higher than `up_to`; false when there was none. Damaged records stay.
@@ -45,9 +42,8 @@ pub trait Store: Send + Sync {
     /// Checks before paying that a new result could be kept.
     async fn check_room(&self) -> Result<(), StoreError>;
 
-    /// Proves, with a trial beside results and records, that a write can be read back and that a second
-    /// creation is refused; [`StoreError::Unfit`] says what the store cannot do. Several processes may do so
-    /// at once.
+    /// Proves, with a trial beside results and records, that a write can be read back and that a second creation is
+    /// refused; [`StoreError::Unfit`] says what the store cannot do. Several processes may do so at once.
     async fn prove(&self) -> Result<(), StoreError>;
 
     /// The id in the marker; `None` only when the store is known to have no marker.
@@ -60,7 +56,6 @@ pub trait Store: Send + Sync {
 /// Usual records have a few kilobytes.
 const MAX_RECORD_BYTES: u64 = 4 << 20;
 
-/// The name of the marker in every store.
 pub(crate) const MARKER: &str = "archive";
 const MAX_MARKER_BYTES: u64 = 1024;
 
@@ -116,6 +111,9 @@ pub enum StoreError {
     Full(String),
     #[error("the store returned damaged data: {0}")]
     Corrupt(String),
+    /// Its bytes; nothing was read.
+    #[error("the object has {0} bytes, more than were asked for")]
+    TooLong(u64),
     /// It lacks a required ability.
     #[error("the store is not fit for results: {0}")]
     Unfit(String),

@@ -139,8 +139,8 @@ fn open_memory(server: &ServerConfig, folder: PathBuf) -> anyhow::Result<Memory>
     let uploads = UploadConfig { memory, spill, folder: folder.clone(), min_free: SPILL_MIN_FREE };
     let uploads = UploadRoom::open(uploads)
         .with_context(|| format!("the folder {} cannot be used", folder.display()))?;
-    let results = || Permits::new(server.result_memory.0, Sharing::Whole);
-    Ok(Memory { uploads, sent: results(), fetched: results() })
+    let results = |sharing| Permits::new(server.result_memory.0, sharing);
+    Ok(Memory { uploads, sent: results(Sharing::Headroom), fetched: results(Sharing::Whole) })
 }
 
 impl Process {
@@ -353,6 +353,7 @@ impl Process {
             public_root: public_root.to_owned(),
             is_builtin: config.upstream.kind == UpstreamKind::Builtin,
             offers: offers(config),
+            trusted_proxies: config.server.trusted_proxies.clone(),
             balance: services.balance.clone(),
         });
         let certificate = certificate::open(&config.server, &self.metrics)?;

@@ -16,6 +16,7 @@ use crate::store::StoreError;
 
 /// Wait for memory that other clients hold.
 const PATIENCE: Duration = Duration::from_secs(5);
+const READERS: u64 = 6;
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ObjectError {
@@ -32,9 +33,8 @@ type Places = Arc<Mutex<HashMap<ObjectName, Weak<Place>>>>;
 
 pub(super) struct Serving {
     bytes: Permits,
-    /// Concurrent reads of the store.
+    /// Concurrent reads of the store: fewer than the store's own limit, so that clients wait here, in turns.
     readers: Permits,
-    party: Party,
     places: Places,
 }
 
@@ -57,24 +57,25 @@ impl AsRef<[u8]> for Served {
 }
 
 impl Serving {
-    /// A read takes room for the `largest` result, in bytes, until its length is known.
-    pub(super) fn new(bytes: Permits, largest: u64) -> Self {
-        let readers = Permits::new((bytes.capacity() / 4 * 3 / largest).max(1), Sharing::Whole);
-        Self { bytes, readers, party: Party::new("clients"), places: Places::default() }
+    pub(super) fn new(bytes: Permits) -> Self {
+        Self { bytes, readers: Permits::new(READERS, Sharing::Whole), places: Places::default() }
     }
 
     /// Waits for room for as many bytes.
-    pub(super) async fn room(&self, bytes: u64) -> Result<Permit, ObjectError> {
-        self.bytes.take_within(&self.party, bytes, PATIENCE).await.ok_or(ObjectError::NoRoom)
+    pub(super) async fn room(&self, party: &Party, bytes: u64) -> Result<Permit, ObjectError> {
+        self.bytes.take_within(party, bytes, PATIENCE).await.ok_or(ObjectError::NoRoom)
     }
 
-    /// Room for a result, and the turn of a reader. A quarter of all room is never taken by reads: results in
-    /// memory go out, too, while a silent store keeps all reads waiting.
-    pub(super) async fn room_to_read(&self, bytes: u64) -> Result<(Permit, Permit), ObjectError> {
+    /// Room for a result, and the turn of a reader.
+    pub(super) async fn room_to_read(
+        &self,
+        party: &Party,
+        bytes: u64,
+    ) -> Result<(Permit, Permit), ObjectError> {
         let begun = Instant::now();
-        let turn = self.readers.take_within(&self.party, 1, PATIENCE).await.ok_or(ObjectError::NoRoom)?;
+        let turn = self.readers.take_within(party, 1, PATIENCE).await.ok_or(ObjectError::NoRoom)?;
         let patience = PATIENCE.saturating_sub(begun.elapsed());
-        let permit = self.bytes.take_within(&self.party, bytes, patience).await.ok_or(ObjectError::NoRoom)?;
+        let permit = self.bytes.take_within(party, bytes, patience).await.ok_or(ObjectError::NoRoom)?;
         Ok((permit, turn))
     }
 
@@ -110,6 +111,7 @@ impl Drop for Place {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use futures_util::FutureExt;
     use futures_util::future::join_all;
 
     use super::*;
@@ -122,7 +124,7 @@ mod tests {
 
     /// A result of so many bytes, in the room.
     async fn result(serving: &Serving, length: u64) -> Outcome {
-        let mut permit = serving.room(4 * MIB).await?;
+        let mut permit = serving.room(&Party::new("client"), 4 * MIB).await?;
         tokio::task::yield_now().await;
         permit.shrink_to(length);
         Ok(Some(permit.hold(vec![1; length as usize])))
@@ -130,7 +132,7 @@ mod tests {
 
     #[tokio::test]
     async fn thousands_who_ask_at_once_share_one_read_and_its_memory() {
-        let serving = Serving::new(Permits::new(4 * MIB, Sharing::Whole), MIB);
+        let serving = Serving::new(Permits::new(4 * MIB, Sharing::Whole));
         let reads = AtomicUsize::new(0);
         let read = async || {
             reads.fetch_add(1, Ordering::Relaxed);
@@ -154,7 +156,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn distinct_results_wait_for_room_and_are_refused_when_it_does_not_come() {
-        let serving = Serving::new(Permits::new(4 * MIB, Sharing::Whole), MIB);
+        let serving = Serving::new(Permits::new(4 * MIB, Sharing::Whole));
         let get = async |n: u8| serving.object(name(&[n]), result(&serving, 3 * MIB)).await;
         let first = get(1).await.expect("room").expect("found");
         let second = get(2).await;
@@ -168,25 +170,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_at_hand_goes_out_while_all_who_read_wait_for_a_silent_store() {
-        let serving = Serving::new(Permits::new(4 * MIB, Sharing::Whole), MIB);
-        let reading = join_all((0..3).map(|_| serving.room_to_read(MIB))).await;
-        let waiting = join_all((0..10).map(|_| serving.room_to_read(MIB)));
-        let (waited, at_hand) = tokio::join!(waiting, async {
-            tokio::time::sleep(PATIENCE / 2).await;
-            let before = Instant::now();
-            serving.room(MIB).await.map(|share| (share, before.elapsed()))
-        });
-        assert_eq!(at_hand.expect("room").1, Duration::ZERO);
-        assert!(waited.iter().all(|share| matches!(share, Err(ObjectError::NoRoom))));
-        drop(reading);
-        drop(serving.room_to_read(MIB).await.expect("they are done"));
+    async fn result_in_memory_goes_out_and_another_party_reads_next_while_a_silent_store_keeps_all_readers() {
+        let serving = Serving::new(Permits::new(64 * MIB, Sharing::Headroom));
+        let [party, other] = ["attacker", "other"].map(Party::new);
+        let mut reading = join_all((0..READERS).map(|_| serving.room_to_read(&party, MIB))).await;
+        let mut waiting = join_all((0..10).map(|_| serving.room_to_read(&party, MIB))).boxed();
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        serving.room(&other, MIB).await.expect("room for a result in memory");
+        let mut turn = serving.room_to_read(&other, MIB).boxed();
+        assert!(futures_util::poll!(&mut turn).is_pending());
+        drop(reading.pop());
+        assert!(futures_util::poll!(&mut turn).is_ready(), "the next turn is another's");
+        let waited = waiting.await;
+        assert!(waited.iter().all(|permit| permit.is_ok() || matches!(permit, Err(ObjectError::NoRoom))));
+        drop((reading, waited));
         assert_eq!(serving.bytes.used(), 0);
     }
 
     #[tokio::test]
     async fn errors_and_absences_are_shared_and_not_kept() {
-        let serving = Serving::new(Permits::new(MIB, Sharing::Whole), MIB);
+        let serving = Serving::new(Permits::new(MIB, Sharing::Whole));
         let outcomes = std::sync::Mutex::new(vec![
             Ok(None),
             Err(ObjectError::Store(StoreError::Unavailable("planted".to_owned()))),
@@ -204,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_gives_up_leaves_the_reading_to_another() {
-        let serving = Serving::new(Permits::new(MIB, Sharing::Whole), MIB);
+        let serving = Serving::new(Permits::new(MIB, Sharing::Whole));
         let mut first = Box::pin(serving.object(name(b"x"), std::future::pending()));
         assert!(futures_util::poll!(&mut first).is_pending());
         let second = serving.object(name(b"x"), async { Ok(Some(Bytes::from_static(b"found"))) });

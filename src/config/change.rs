@@ -89,7 +89,7 @@ mod tests {
 
     /// What is read at the start only. A setting that is neither here nor in [`LIVE`] has been added:
     /// decide whether the running program can take another value of it, and write it down.
-    const AT_START: [&str; 49] = [
+    const AT_START: [&str; 50] = [
         "server.listen",
         "server.admin_listen",
         "server.admin_token_file",
@@ -105,6 +105,7 @@ mod tests {
         "server.upload_spill",
         "server.socket_buffer",
         "server.result_memory",
+        "server.trusted_proxies",
         "server.write_timeout",
         "server.min_download_rate",
         "server.answer_within",
@@ -152,6 +153,7 @@ mod tests {
     fn another(value: &mut dyn AnySetting, name: &str) {
         let texts = [
             "127.0.0.1:1",
+            "10.0.0.0/8",
             "https://a.example.com",
             "1h",
             "7B",

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::secret_file::{read_secret_file, read_small_file};
 use super::setting::section;
 use super::units::ByteSize;
@@ -40,6 +42,9 @@ section! {
         /// Origins whose web pages may call from a browser, such as `["https://app.example.com"]`.
         /// Permanent URLs may be read by any page.
         pub cors_origins: Vec<Origin> = Vec::new(),
+        /// Addresses or networks of proxies in front, such as `["10.0.0.0/8"]`. The address that they add to
+        /// X-Forwarded-For is the client's; what other clients send in that header is ignored.
+        pub trusted_proxies: Vec<IpNet> = Vec::new(),
         /// Connections of clients that are open at the same time, at most. When there are as many,
         /// the longest-idle one of the address that holds most is closed for another; while none is
         /// idle, some more are refused with 503, and the rest is closed. This process may open a

@@ -1,8 +1,9 @@
 //! How words, texts, numbers and lists are read and printed as settings.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use toml::Value;
 
 use super::setting::{Fault, Setting, kind, one, wrong};
@@ -60,6 +61,18 @@ impl Setting for SocketAddr {
     fn from_text(text: &str) -> Result<Self, String> {
         let why = "write an IP address and a port, such as 127.0.0.1:8080 or [::]:8080";
         text.parse().map_err(|_| wrong(text, why))
+    }
+
+    fn to_toml(&self) -> Option<Value> {
+        text(self)
+    }
+}
+
+impl Setting for IpNet {
+    fn from_text(text: &str) -> Result<Self, String> {
+        let address = || text.parse::<IpAddr>().map(Self::from);
+        let why = "write an IP address or a network, such as 10.0.0.1 or 10.0.0.0/8";
+        text.parse().or_else(|_| address()).map_err(|_| wrong(text, why))
     }
 
     fn to_toml(&self) -> Option<Value> {

@@ -155,8 +155,7 @@ impl Task {
         }
     }
 
-    /// The callers have their answer and the fill goes on: it gives its slot back, and keeps its pass only to
-    /// report on its result.
+    /// The callers have their answer. The fill goes on without its slot; it keeps its pass only to report its result.
     pub(super) fn report_settled(&mut self, verdict: &Verdict) {
         self.go_on_without_a_slot();
         match verdict {

@@ -1,8 +1,6 @@
-//! Many callers, one fill: [`Coalescer`].
-//!
-//! The first caller for a key starts the fill; later ones join its group. No caller's future drives the work,
-//! so any of them may hang up. Callers share the outcome, not the admission: if the payer's team may not pay,
-//! its waiters are refused and the next waiter's team becomes the payer.
+//! Many callers, one fill: [`Coalescer`]. The first caller for a key starts the fill; later ones join its group. No
+//! caller's future drives the work, so any of them may hang up. Callers share the outcome, not the admission: if the
+//! payer's team may not pay, its waiters are refused and the next waiter's team becomes the payer.
 
 use std::collections::HashMap;
 use std::hash::Hash;

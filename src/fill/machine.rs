@@ -1,8 +1,6 @@
-//! The paid act as a pure state machine: an event comes in, the next effect goes out.
-//!
-//! Nothing here waits, spends, or reads a clock: [`fill`](crate::fill) performs the effects, or a simulation
-//! with fakes. Exactly one effect is under way at a time, and only its event may come next, so
-//! [`Machine::step`] reads as a fill's whole life.
+//! The paid act as a pure state machine: an event comes in, the next effect goes out. Nothing here waits, spends, or
+//! reads a clock: [`fill`](crate::fill) performs the effects, or a simulation with fakes. Exactly one effect is under
+//! way at a time, and only its event may come next, so [`Machine::step`] reads as a fill's whole life.
 //!
 //! ```text
 //! TakeSlot → Admit → CheckRoom → EnterCircuit → Reserve → LookAgain → CheckWaiters → Open
@@ -10,9 +8,8 @@
 //!                                                         ↘ Book(spooled) ↗
 //! ```
 //!
-//! What the store refuses goes to the ledger's spool; if the spool refuses too, both are retried in turns
-//! without limit. A ledger that does not take the answer delays nothing: the result is fetched and kept, then
-//! booked as `stored` at once.
+//! What the store refuses goes to the ledger's spool; if that refuses too, both are retried in turns without limit.
+//! If the ledger does not take the answer, the result is fetched and kept all the same, then booked as `stored`.
 
 mod book;
 mod effect;
@@ -54,8 +51,7 @@ pub struct Machine {
     /// Another fill held the key when this one wanted it.
     has_waited: bool,
     pub(super) answer: Option<Answer>,
-    /// The ledger did not take the answer. It is offered again before each new fetch; once the result is
-    /// kept, `stored` is booked instead.
+    /// The ledger did not take the answer. Each new fetch offers it first; a kept result is booked `stored` instead.
     is_answer_owed: bool,
     fetched: Option<Fetched>,
     record: Option<Arc<Record>>,
@@ -214,6 +210,7 @@ impl Machine {
             }
             // Nor could it replace one that cannot be read.
             Err(StoreError::Corrupt(reason) | StoreError::Unfit(reason)) => self.unkeepable(&reason),
+            Err(error @ StoreError::TooLong(_)) => self.unkeepable(&error.to_string()),
             Err(StoreError::Busy(reason)) => self.release(reason, GatewayError::StoreBusy),
             // If the store cannot be asked, the ledger decides, and it has.
             Ok(_) | Err(StoreError::Unavailable(_) | StoreError::Full(_)) => Effect::CheckWaiters,

@@ -1,7 +1,6 @@
-//! Retries of purchases: their waits, and a budget over all fills ([`RetryBudget`]).
-//!
-//! An order that was provably never sent whole is retried freely. A refusal by flow control is retried only
-//! for every tenth purchase, because retries of all refusals would keep an upstream overloaded.
+//! Retries of purchases: their waits, and a budget over all fills ([`RetryBudget`]). An order that was provably never
+//! sent whole is retried freely. A refusal by flow control is retried only for every tenth purchase, because retries
+//! of all refusals would keep an upstream overloaded.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -40,8 +39,7 @@ impl RetryBudget {
     }
 }
 
-/// Until when the callers of a key were sent away: a client that retries at once gets the same answer without
-/// a call to the upstream.
+/// Until when a key's callers were sent away: a client that retries at once gets the same answer without a call.
 #[derive(Debug, Default)]
 pub(super) struct RetryAfterCache(Mutex<HashMap<Identity, Instant>>);
 

@@ -1,8 +1,7 @@
-//! Slots for paid calls ([`Slots`]): how many run at once, and which fills may wait.
-//!
-//! The number adapts to the upstream's flow control (`limit`), and teams share the slots fairly ([`Permits`]). A slot
-//! that cannot be expected within the caller's time is refused at once, with the wait: a client that returns later costs
-//! less than one that times out.
+//! Slots for paid calls ([`Slots`]): how many run at once, and which fills may wait. The number adapts to the
+//! upstream's flow control (`limit`), and teams share the slots fairly ([`Permits`]). A slot that cannot be expected
+//! within the caller's time is refused at once, with the wait: a client that returns later costs less than one that
+//! times out.
 
 mod limit;
 #[cfg(test)]
@@ -99,8 +98,7 @@ impl Slots {
         })
     }
 
-    /// Waits for a slot for the team, if the call can be expected to end within `patience`. Dropping the
-    /// future leaves the queue.
+    /// Waits for a slot, if the call is expected to end within `patience`. Dropping the future leaves the queue.
     ///
     /// # Errors
     /// [`TooBusy`], at once.

@@ -101,7 +101,6 @@ impl Task {
         });
     }
 
-    /// Counts the decision of a team's rate, if it has one.
     pub(super) fn note_rate(&self, reserved: &Result<Option<Turn>, Duration>) {
         let decision = match reserved {
             Ok(None) => return,

@@ -1,8 +1,7 @@
-//! Keeps the memory of processes on a shared ledger fresh after refreshes and purges ([`Freshness`]).
-//!
-//! Each process reads the ledger's changes every second and forgets those answers. While that fails, every
-//! lookup asks the ledger first, and memory serves only if that fails too: so a process that reaches the
-//! ledger again never serves from memory what others have purged meanwhile.
+//! Keeps the memory of processes on a shared ledger fresh after refreshes and purges ([`Freshness`]). Each process
+//! reads the ledger's changes every second and forgets those answers. While that fails, every lookup asks the ledger
+//! first, and memory serves only if that fails too: so a process that reaches the ledger again never serves from
+//! memory what others have purged meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

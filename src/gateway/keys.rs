@@ -1,8 +1,6 @@
-//! Operators' actions on one key: [`KeyAdmin`] purges it, and [explains](KeyAdmin::explain) it.
-//!
-//! A purge changes the ledger, the store's record and this process's memory; other processes follow the
-//! ledger's changes ([`freshness`](super::freshness)). It can be repeated after any outcome. Objects stay, so
-//! URLs go on serving.
+//! Operators' actions on one key: [`KeyAdmin`] purges it, and [explains](KeyAdmin::explain) it. A purge changes the
+//! ledger, the store's record and this process's memory; other processes follow the ledger's changes
+//! ([`freshness`](super::freshness)). It can be repeated after any outcome. Objects stay, so URLs go on serving.
 
 mod explain;
 

@@ -1,8 +1,7 @@
-//! Lookup, without spending: memory, if it is [fresh](super::freshness), then ledger, then store.
-//!
-//! A key is bought only when it is known to be absent. If the store cannot be asked, the ledger decides,
-//! provided that it knows every record of the store. A record that the ledger does not know is imported, so
-//! that a new database over an old bucket buys nothing again; a result that the store has lost is booked so.
+//! Lookup, without spending: memory, if it is [fresh](super::freshness), then ledger, then store. A key is bought
+//! only when it is known to be absent. If the store cannot be asked, the ledger decides, provided that it knows every
+//! record of the store. A record that the ledger does not know is imported, so that a new database over an old bucket
+//! buys nothing again; a result that the store has lost is booked so.
 //!
 //! A tier that hangs delays a hit in another one by at most [`HIT_PATIENCE`] for each question, and waiting
 //! for a record counts against the request's [`StoreBudget`].
@@ -182,7 +181,7 @@ impl Gateway {
     ) -> Result<(), GatewayError> {
         match error {
             // The record was paid for, and another could not replace it.
-            StoreError::Corrupt(_) => {
+            StoreError::Corrupt(_) | StoreError::TooLong(_) => {
                 tracing::error!(%error, key = %identity, "a record is damaged, so its key is not bought");
                 Err(GatewayError::StoreUnavailable)
             }

@@ -99,7 +99,7 @@ async fn a_crop_is_bought_once_and_found_in_memory_ledger_and_store() {
     assert_eq!(bought.record.key, key(1));
     let name = ObjectName::of(&result_bytes(1)).unwrap();
     assert!(text(&bought).contains(&format!("\"url\":\"https://granary.example/{}\"", name.path())));
-    assert_eq!(world.gateway.result(name).await.unwrap(), result_bytes(1));
+    assert_eq!(world.gateway.result(name, &Party::new("client")).await.unwrap(), result_bytes(1));
 
     let after_restart = world.restarted();
     let elsewhere = world.with_a_fresh_ledger();
@@ -372,12 +372,18 @@ async fn a_look_up_by_key_and_a_request_for_the_cache_only_never_buy() {
 async fn a_result_is_served_missing_or_unreadable() {
     let world = World::new();
     let name = ObjectName::of(&result_bytes(1)).unwrap();
-    assert!(matches!(world.gateway.result(name).await, Err(GatewayError::ResultNotFound)));
+    assert!(matches!(
+        world.gateway.result(name, &Party::new("client")).await,
+        Err(GatewayError::ResultNotFound)
+    ));
     world.store.switch.fail(&["object"]);
-    assert!(matches!(world.gateway.result(name).await, Err(GatewayError::StoreUnavailable)));
+    assert!(matches!(
+        world.gateway.result(name, &Party::new("client")).await,
+        Err(GatewayError::StoreUnavailable)
+    ));
     world.store.switch.fail(&[]);
     world.ask(1).await.unwrap();
-    assert_eq!(world.gateway.result(name).await.unwrap(), result_bytes(1));
+    assert_eq!(world.gateway.result(name, &Party::new("client")).await.unwrap(), result_bytes(1));
 }
 
 #[tokio::test]
@@ -394,7 +400,11 @@ async fn a_refresh_buys_anew_for_teams_that_may() {
         assert_eq!(world.ask(1).await.unwrap().record, second.record);
     }
     let old = first.record.object().unwrap();
-    assert_eq!(world.gateway.result(old).await.unwrap(), result_bytes(1), "its URL serves on");
+    assert_eq!(
+        world.gateway.result(old, &Party::new("client")).await.unwrap(),
+        result_bytes(1),
+        "its URL serves on"
+    );
 }
 
 fn refusal(kind: RefusalKind, status: u16) -> Reply {
@@ -690,7 +700,7 @@ async fn two_results_a_dead_process_paid_for_under_one_key_are_both_kept() {
     tokio::time::timeout(PATIENCE, both).await.expect("both are kept");
     for number in 1..=2 {
         let name = ObjectName::of(&result_bytes(number)).unwrap();
-        assert_eq!(world.gateway.result(name).await.unwrap(), result_bytes(number));
+        assert_eq!(world.gateway.result(name, &Party::new("client")).await.unwrap(), result_bytes(number));
     }
     assert_eq!(world.ask(1).await.unwrap().record, reply.record, "one of them keeps the key");
     assert_eq!(world.upstream.switch.count("open"), 0);

@@ -1,7 +1,5 @@
-//! From path to handler, and from outcome to response.
-//!
-//! Handlers extract, call [`Gateway`] and answer. A handler that fails returns a [`GatewayError`], which only
-//! [`respond`] turns into the upstream's envelope.
+//! From path to handler, and from outcome to response. Handlers extract, call [`Gateway`] and answer. A handler that
+//! fails returns a [`GatewayError`], which only [`respond`] turns into the upstream's envelope.
 
 mod admin;
 mod cors;
@@ -20,6 +18,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Router};
 use http::{HeaderMap, StatusCode};
+use ipnet::IpNet;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -55,6 +54,7 @@ pub struct PublicParts {
     pub public_root: String,
     pub is_builtin: bool,
     pub offers: Vec<Offer>,
+    pub trusted_proxies: Vec<IpNet>,
     pub balance: Arc<BalanceWatch>,
 }
 
@@ -63,7 +63,6 @@ impl PublicState {
         Self(Arc::new(parts), Sampler::default())
     }
 
-    /// The team whose token the headers carry.
     fn authenticate(&self, policy: &Policy, headers: &HeaderMap) -> Result<Arc<Team>, GatewayError> {
         policy.teams().authenticate(headers, self.0.clock.now()).map_err(GatewayError::Auth)
     }
@@ -77,7 +76,6 @@ pub struct Arrival(pub tokio::time::Instant);
 #[derive(Clone, Debug)]
 pub(crate) struct RequestPolicy(Arc<Policy>);
 
-/// All that the public listener serves, with its layers.
 pub fn public_router(state: PublicState) -> Router {
     let operations = state.0.offers.iter().fold(Router::new(), |router, offer| {
         let path = offer.operation.path;

@@ -1,7 +1,5 @@
-//! Listeners: from an accepted connection to the routes, and to a graceful end.
-//!
-//! hyper parses and writes HTTP/1; `framed` stands between it and the socket. What hyper refuses by
-//! itself gets its bare status. These checks are ours:
+//! Listeners: from an accepted connection to the routes, and to a graceful end. hyper parses and writes HTTP/1;
+//! `framed` stands between it and the socket. What hyper refuses by itself gets its bare status. Our checks:
 //!
 //! | check | why hyper's is not enough |
 //! |---|---|
@@ -53,7 +51,6 @@ pub struct ConnectionLimits {
     pub write: WriteLimits,
 }
 
-/// The two steps of a stop.
 #[derive(Clone, Debug, Default)]
 pub struct Stops {
     /// Each answer closes its connection.

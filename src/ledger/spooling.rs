@@ -142,18 +142,21 @@ impl Store for Spool {
         self.learn(self.store.put_object(name, bytes).await)
     }
 
-    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+    async fn object(&self, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError> {
         let spooled = match ask(READ_PATIENCE, self.ledger.is_spooled(name)).await {
             Ok(true) => ask(LEDGER_PATIENCE, self.ledger.spooled_object(name)).await,
             is_spooled => is_spooled.map(|_| None),
         };
         if let Ok(Some(bytes)) = &spooled {
+            if bytes.len() as u64 > max {
+                return Err(StoreError::TooLong(bytes.len() as u64));
+            }
             if is_object(name, bytes) {
                 return Ok(Some(bytes.clone()));
             }
             tracing::error!(object = %name.path(), "a result in the spool is damaged");
         }
-        match (self.store.object(name).await?, spooled) {
+        match (self.store.object(name, max).await?, spooled) {
             (Some(bytes), _) => Ok(Some(bytes)),
             (None, Ok(None)) => Ok(None),
             (None, Ok(Some(_))) => Err(StoreError::Corrupt(format!("{} in the spool", name.path()))),

@@ -74,8 +74,8 @@ impl Store for MeteredStore {
         self.meter(StoreOp::PutObject, self.store.put_object(name, bytes), done).await
     }
 
-    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
-        self.meter(StoreOp::Object, self.store.object(name), is_some).await
+    async fn object(&self, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError> {
+        self.meter(StoreOp::Object, self.store.object(name, max), is_some).await
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {

@@ -1,7 +1,5 @@
-//! Collects the fields of a form while they arrive, then checks them ([`Form`]).
-//!
-//! The checks wait for the complete form, so that they do not depend on the order of the fields; only an
-//! image over its limit is refused at once.
+//! Collects the fields of a form while they arrive, then checks them ([`Form`]). The checks wait for the complete
+//! form, so that they do not depend on the order of the fields; only an image over its limit is refused at once.
 
 use super::image::ImageBuffer;
 use super::{CropRequest, Field, FormHead, MAX_SIDE_PIXELS, MAX_TARGET_PIXELS, Order, RequestError};

@@ -1,7 +1,5 @@
-//! Finds the end of each request, and refuses heads before routing. Pure.
-//!
-//! Stricter than HTTP: a head that two readers might understand differently (a length and chunks, two
-//! lengths, two hosts, a line that ends in LF alone) is refused.
+//! Finds the end of each request, and refuses heads before routing. Pure. Stricter than HTTP: refuses a head that two
+//! readers might understand differently (a length and chunks, two lengths, two hosts, LF alone at a line end).
 
 pub mod chunked;
 

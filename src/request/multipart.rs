@@ -1,8 +1,7 @@
-//! Reads `multipart/form-data` (RFC 2046, RFC 7578) from pieces of any size into [`Event`]s. Performs no I/O.
-//!
-//! The events do not depend on how the bytes were cut. The data of a part is not copied; at most the
-//! beginning of a boundary and the header lines of one part are kept between two pieces. All lengths are
-//! limited, and a form that two programs might read differently is refused.
+//! Reads `multipart/form-data` (RFC 2046, RFC 7578) from pieces of any size into [`Event`]s. Performs no I/O. The
+//! events do not depend on how the bytes were cut. The data of a part is not copied; at most the beginning of a
+//! boundary and the header lines of one part are kept between two pieces. All lengths are limited, and a form that
+//! two programs might read differently is refused.
 
 mod header;
 #[cfg(test)]
@@ -174,8 +173,7 @@ impl Parser {
         }
     }
 
-    /// Looks for a delimiter that begins with the held bytes. It cannot begin later, because its only
-    /// carriage return is its first byte.
+    /// Looks for a delimiter that begins with the held bytes, not later: its only carriage return is its first byte.
     fn search_held<E: From<Broken>>(&mut self, bytes: &[u8], sink: Sink<'_, E>) -> Result<usize, E> {
         let before = self.held.len();
         let most = self.delimiter.needle().len() + LOOK_AHEAD;
@@ -259,8 +257,7 @@ impl Parser {
         Ok(())
     }
 
-    /// Reads up to the next line end: the rest of the boundary's line, the headers, or the empty line after
-    /// them.
+    /// Reads up to the next line end: the rest of the boundary's line, the headers, or the empty line after them.
     fn read_head<E: From<Broken>>(&mut self, bytes: &[u8], sink: Sink<'_, E>) -> Result<usize, E> {
         let read = memchr::memchr(b'\n', bytes).map_or(bytes.len(), |end| end + 1);
         if self.head.len() + read > MAX_HEADER_BYTES {
@@ -290,7 +287,6 @@ impl Parser {
         Ok(())
     }
 
-    /// Reads one byte of the rest of the closing boundary's line.
     fn read_tail(&mut self, byte: u8) -> Result<usize, Broken> {
         self.place = match (self.place, byte) {
             (Place::Tail, b' ' | b'\t') => Place::Tail,

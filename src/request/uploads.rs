@@ -1,8 +1,7 @@
-//! Room for uploads: [`UploadRoom`] gives it out, and a [`Picture`] keeps its permits.
-//!
-//! The memory of all uploads together is limited, counted as bytes arrive and not as they were declared.
-//! Beyond it an upload goes on in a file without a name, which ends with its process, and it is refused only
-//! if that has no room either. Disk access runs on few blocking threads at a time.
+//! Room for uploads: [`UploadRoom`] gives it out, and a [`Picture`] keeps its permits. The memory of all uploads
+//! together is limited, counted as bytes arrive and not as they were declared. Beyond it an upload goes on in a file
+//! without a name, which ends with its process, and it is refused only if that has no room either. Disk access runs
+//! on few blocking threads at a time.
 
 mod blocks;
 mod picture;
@@ -25,8 +24,7 @@ pub(crate) use self::spill::SpillFile;
 use self::spill::SpillFolder;
 use crate::base::permits::{Party, Permit, Permits, Sharing};
 
-/// Threads that write to spill files or read whole ones at once: as many pictures may be in memory without
-/// being counted.
+/// Threads that write to spill files or read whole ones at once: so many pictures may be in memory uncounted.
 const DISK_TURNS: usize = 4;
 
 #[derive(Debug, Clone)]
@@ -97,7 +95,6 @@ impl UploadRoom {
         Self { room: Arc::new(room), party: Party::new("") }
     }
 
-    /// The same room, for uploads of another party.
     pub fn of(&self, party: Party) -> Self {
         Self { room: self.room.clone(), party }
     }

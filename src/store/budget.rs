@@ -26,7 +26,6 @@ impl Default for StoreBudget {
 }
 
 impl StoreBudget {
-    /// For a request of a party.
     pub fn of(reads: Permits, party: Party) -> Self {
         Self { turns: Some((reads, party)), ..Self::default() }
     }

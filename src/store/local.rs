@@ -51,9 +51,8 @@ pub struct LocalStore {
 }
 
 impl LocalStore {
-    /// Creates a missing folder, and sweeps unfinished files. Blocks on the disk. A folder that can only be
-    /// read is no error, since it can serve hits; [`Store::check_room`] then fails. A folder that spans
-    /// filesystems is refused.
+    /// Creates a missing folder, and sweeps unfinished files. Blocks on the disk. A read-only folder is no error,
+    /// since it can serve hits; [`Store::check_room`] then fails. A folder that spans filesystems is refused.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         Self::open_with(path, MIN_FREE_BYTES, OBJECT_READS)
     }
@@ -85,12 +84,12 @@ impl Store for LocalStore {
         self.blocking(move |files| files.put_object(name, &bytes)).await
     }
 
-    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+    async fn object(&self, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError> {
         let turn = Arc::clone(&self.reads).acquire_owned().await.expect("this semaphore is never closed");
         self.blocking(move |files| {
             // Held by the work: the caller may be gone while the memory is still in use.
             let _turn = turn;
-            files.object(name)
+            files.object(name, max)
         })
         .await
     }

@@ -120,8 +120,8 @@ impl Store for S3Store {
         put
     }
 
-    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
-        objects::read(&self.bucket, name).await
+    async fn object(&self, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError> {
+        objects::read(&self.bucket, name, max).await
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {

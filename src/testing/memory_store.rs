@@ -28,12 +28,13 @@ impl MemoryStore {
         Ok(())
     }
 
-    pub(crate) fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+    pub(crate) fn object(&self, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError> {
         let found = self.files().get(&name.path()).cloned();
         match found {
             Some(bytes) if !is_object(name, &bytes) => {
                 Err(StoreError::Corrupt(format!("{} is not the picture that its name says", name.path())))
             }
+            Some(bytes) if bytes.len() as u64 > max => Err(StoreError::TooLong(bytes.len() as u64)),
             found => Ok(found),
         }
     }
@@ -92,8 +93,8 @@ impl Store for MemoryStore {
         Self::put_object(self, name, bytes)
     }
 
-    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
-        Self::object(self, name)
+    async fn object(&self, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError> {
+        Self::object(self, name, max)
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {

@@ -120,7 +120,7 @@ pub(crate) async fn an_object_is_read_back_byte_for_byte(fixture: &impl StoreFix
     for (format, len) in ImageFormat::ALL.into_iter().zip([3, 64, 200_001, (8 << 20) + 1]) {
         let (name, bytes) = picture(format, 1, len);
         store.put_object(name, bytes.clone()).await.unwrap();
-        assert!(store.object(name).await.unwrap() == Some(bytes), "{}", name.path());
+        assert!(store.object(name, u64::MAX).await.unwrap() == Some(bytes), "{}", name.path());
     }
 }
 
@@ -130,7 +130,7 @@ pub(crate) async fn an_object_may_be_put_again(fixture: &impl StoreFixture) {
     for _ in 0..3 {
         store.put_object(name, bytes.clone()).await.unwrap();
     }
-    assert_eq!(store.object(name).await.unwrap(), Some(bytes));
+    assert_eq!(store.object(name, u64::MAX).await.unwrap(), Some(bytes));
 }
 
 pub(crate) async fn what_was_never_put_is_none(fixture: &impl StoreFixture) {
@@ -139,7 +139,7 @@ pub(crate) async fn what_was_never_put_is_none(fixture: &impl StoreFixture) {
     store.put_object(there, bytes).await.unwrap();
     let other_extension = ObjectName { format: ImageFormat::Png, ..there };
     for absent in [other_extension, picture(ImageFormat::Jpeg, 4, 50).0] {
-        assert_eq!(store.object(absent).await.unwrap(), None);
+        assert_eq!(store.object(absent, u64::MAX).await.unwrap(), None);
     }
     assert_eq!(store.record("space", key(1)).await.unwrap(), None);
 }
@@ -152,7 +152,7 @@ pub(crate) async fn concurrent_puts_of_one_object_all_succeed(fixture: &impl Sto
         let (store, bytes) = (Arc::clone(&store), bytes.clone());
         puts.spawn(async move {
             store.put_object(name, bytes).await.unwrap();
-            store.object(name).await.unwrap()
+            store.object(name, u64::MAX).await.unwrap()
         });
     }
     for read in puts.join_all().await {
@@ -165,7 +165,7 @@ pub(crate) async fn bytes_are_refused_under_a_name_not_theirs(fixture: &impl Sto
     let (name, _) = picture(ImageFormat::Jpeg, 6, 80);
     let (_, others) = picture(ImageFormat::Jpeg, 7, 80);
     assert!(matches!(store.put_object(name, others).await, Err(StoreError::Corrupt(_))));
-    assert_eq!(store.object(name).await.unwrap(), None);
+    assert_eq!(store.object(name, u64::MAX).await.unwrap(), None);
 }
 
 pub(crate) async fn a_put_nobody_waits_for_leaves_no_half_object(fixture: &impl StoreFixture) {
@@ -175,7 +175,7 @@ pub(crate) async fn a_put_nobody_waits_for_leaves_no_half_object(fixture: &impl 
         let put = store.put_object(name, bytes.clone());
         let _ = tokio::time::timeout(Duration::from_millis(round.into()), put).await;
         for _ in 0..3 {
-            let read = store.object(name).await.unwrap();
+            let read = store.object(name, u64::MAX).await.unwrap();
             assert!(read.is_none_or(|read| read == bytes), "round {round}");
         }
     }
@@ -191,7 +191,7 @@ pub(crate) async fn a_damaged_object_is_never_returned(fixture: &impl StoreFixtu
     let (_, swapped) = picture(ImageFormat::Jpeg, 9, 4000);
     for damaged in [&flipped, &longer, &bytes[..3999], b"", &swapped] {
         fixture.overwrite(&name.path(), damaged).await;
-        assert!(matches!(store.object(name).await, Err(StoreError::Corrupt(_))));
+        assert!(matches!(store.object(name, u64::MAX).await, Err(StoreError::Corrupt(_))));
     }
 }
 
@@ -356,7 +356,7 @@ pub(crate) async fn what_was_put_survives_reopening(fixture: &impl StoreFixture)
     drop(store);
 
     let store = fixture.open().await;
-    assert_eq!(store.object(name).await.unwrap(), Some(bytes.clone()));
+    assert_eq!(store.object(name, u64::MAX).await.unwrap(), Some(bytes.clone()));
     assert_eq!(store.record("space", key(8)).await.unwrap(), Some(second.clone()));
     store.put_object(name, bytes).await.unwrap();
     assert_eq!(store.put_record(&record("space", key(8), 1, "late")).await.unwrap(), second);
@@ -453,10 +453,10 @@ pub(crate) async fn an_object_that_is_no_picture_is_corrupt(fixture: &impl Store
             Err(StoreError::Corrupt(_))
         ));
         fixture.overwrite(&name.path(), bytes).await;
-        assert!(matches!(store.object(name).await, Err(StoreError::Corrupt(_))));
+        assert!(matches!(store.object(name, u64::MAX).await, Err(StoreError::Corrupt(_))));
     }
     store.put_object(real, png.clone()).await.unwrap();
-    assert_eq!(store.object(real).await.unwrap(), Some(png));
+    assert_eq!(store.object(real, u64::MAX).await.unwrap(), Some(png));
 }
 
 pub(crate) async fn a_healthy_store_has_room(fixture: &impl StoreFixture) {
@@ -475,7 +475,7 @@ pub(crate) async fn a_fit_store_proves_it_and_keeps_what_it_has(fixture: &impl S
     for _ in 0..2 {
         store.prove().await.unwrap();
     }
-    assert_eq!(store.object(name).await.unwrap(), Some(bytes));
+    assert_eq!(store.object(name, u64::MAX).await.unwrap(), Some(bytes));
     assert_eq!(store.record("space", key(12)).await.unwrap(), Some(put));
 }
 
@@ -517,7 +517,7 @@ pub(crate) async fn a_forgotten_record_is_gone_and_its_object_stays(fixture: &im
     assert!(store.record("other", key(13)).await.unwrap().is_some());
     let reopened = fixture.open().await;
     assert_eq!(reopened.record("space", key(13)).await.unwrap(), None);
-    assert_eq!(reopened.object(name).await.unwrap(), Some(bytes));
+    assert_eq!(reopened.object(name, u64::MAX).await.unwrap(), Some(bytes));
 }
 
 pub(crate) async fn a_record_of_a_higher_generation_is_not_forgotten(fixture: &impl StoreFixture) {

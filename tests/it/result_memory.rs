@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use granary::base::picture::ObjectName;
-use granary_kit::client::{self, RawConnection};
+use granary_kit::client::{self, Call, RawConnection};
 use granary_kit::images;
 
 use crate::harness::{Granary, memory_of, metric, number, real, until};
@@ -88,23 +88,29 @@ async fn slow_readers_of_one_result_share_its_bytes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_readers_of_many_results_keep_others_waiting_and_take_no_more_memory() {
-    let granary = Granary::builtin("[server]\nresult_memory = \"128MiB\"\n").await;
+    let server = "[server]\nresult_memory = \"128MiB\"\ntrusted_proxies = [\"127.0.0.1\"]\n";
+    let granary = Granary::builtin(server).await;
     let (url, store) = (granary.url(), granary.store_path());
-    let results: Vec<_> = (0..5).map(|seed| keep_result(&store, seed, 20 * MIB)).collect();
+    let results: Vec<_> = (0..7).map(|seed| keep_result(&store, seed, 20 * MIB)).collect();
     let (small, small_bytes) = keep_result(&store, 9, 100_000);
     // It is at hand from now on.
     assert!(end(begin(&url, &small).await, &small_bytes).await);
     let mut slow = Vec::new();
-    for (path, _) in &results[..4] {
+    for (path, _) in &results[..5] {
         slow.push(begin(&url, path).await);
     }
-    granary.wait_for_metric("granary_space_used_bytes{space=\"results\"}", (80 * MIB) as f64).await;
+    granary.wait_for_metric("granary_space_used_bytes{space=\"results\"}", (100 * MIB) as f64).await;
 
-    let (last, last_bytes) = &results[4];
+    // Clients of one network have seven eighths at most.
+    let (last, last_bytes) = &results[5];
     let refused = client::get(&format!("{url}/{last}")).await.unwrap();
     assert_eq!((refused.status, refused.header("granary-reason")), (503, Some("busy")), "{}", refused.text());
     assert_eq!(refused.code(), "AI_SERVICE_FLOW_RESTRICTION");
     assert!(refused.header("retry-after").is_some() && refused.header("etag").is_none());
+    let (other, other_bytes) = &results[6];
+    let elsewhere = Call::new("GET", &format!("{url}/{other}")).header("x-forwarded-for", "198.51.100.7");
+    let served = elsewhere.send().await.unwrap();
+    assert_eq!((served.status, served.body == *other_bytes), (200, true), "another network has room");
     // What is at hand, or being sent, needs no more.
     assert!(end(begin(&url, &small).await, &small_bytes).await);
     assert!(end(begin(&url, &results[0].0).await, &results[0].1).await);

@@ -151,10 +151,10 @@ fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
 
 /// A PNG with an RGB profile of so many bytes.
 fn with_profile(length: u64) -> Vec<u8> {
-    let mut header = vec![0; 128];
+    let mut header = [0; 128];
     header[16..20].copy_from_slice(b"RGB ");
     let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
-    std::io::copy(&mut header.chain(std::io::repeat(0)).take(length), &mut packed).unwrap();
+    std::io::copy(&mut header.as_slice().chain(std::io::repeat(0)).take(length), &mut packed).unwrap();
     let profile = [b"large\0\0", &packed.finish().unwrap()[..]].concat();
     let picture = RgbImage::from_fn(48, 32, |x, y| Rgb([x as u8, y as u8, 7]));
     let mut file = scene::encoded(&picture, ImageFormat::Png);

@@ -26,7 +26,7 @@ use crate::base::key::{CacheKey, Digest};
 use crate::base::operation::IMAGE_CROPPING;
 use crate::base::permits::{Permits, Sharing};
 use crate::base::picture::{self, ImageFormat};
-use crate::base::record::Record;
+use crate::base::record::{MAX_OBJECT_BYTES, Record};
 use crate::base::secret::Secret;
 use crate::base::state::StateDir;
 use crate::cache::MemoryCache;
@@ -150,7 +150,7 @@ async fn full_report(
     if let Ok(filled) = verdict
         && let Some(object) = filled.record.object()
     {
-        if let Ok(Some(bytes)) = store.object(object).await {
+        if let Ok(Some(bytes)) = store.object(object, MAX_OBJECT_BYTES).await {
             report["result"] = report::result(ImageFormat::Jpeg, object.format, &bytes, (WIDTH, HEIGHT));
         }
         if let Some(earlier) = earlier {
@@ -188,7 +188,7 @@ fn cost(config: &Config, before: Option<u64>, after: Option<u64>) -> String {
 
 async fn kept(filled: &Filled, store: &dyn Store) -> String {
     let Some(object) = filled.record.object() else { return "its record names no result".to_owned() };
-    let bytes = match store.object(object).await {
+    let bytes = match store.object(object, MAX_OBJECT_BYTES).await {
         Ok(Some(bytes)) => bytes,
         // It is paid for and kept: the next start brings it to the store.
         Ok(None) | Err(_) => {

@@ -257,7 +257,6 @@ impl State {
         self.leave(probe);
     }
 
-    /// A paid result could not be fetched.
     pub(super) fn result_lost(&mut self, probe: Option<u64>, now: Instant) {
         self.result_delayed(probe, now);
         self.unfetchable_in_a_row += 1;

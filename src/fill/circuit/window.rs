@@ -33,8 +33,7 @@ impl Window {
         self.slice(now).succeeded += 1;
     }
 
-    /// Returns true for an outage: five failures in a row, or more than half of at least twenty attempts
-    /// within ten seconds.
+    /// Returns true for an outage: five failures in a row, or more than half of at least 20 attempts within 10 s.
     pub(super) fn failed(&mut self, now: Instant) -> bool {
         self.in_a_row += 1;
         self.slice(now).failed += 1;

@@ -1,7 +1,6 @@
-//! Bookings, which are repeated for as long as the ledger is away.
-//!
-//! If the first attempt of a booking that ends the call fails, the waiters are answered and it is repeated in
-//! the background. A retry that needs a new row is then given up, since the ledger cannot give one.
+//! Bookings, which are repeated for as long as the ledger is away. If the first attempt of a booking that ends the
+//! call fails, the waiters are answered and it is repeated in the background. A retry that needs a new row is then
+//! given up, since the ledger cannot give one.
 
 use super::{Effect, Machine, Next, Verdict, backoff, bug};
 use crate::error::GatewayError;

@@ -1,8 +1,7 @@
-//! What a reply means: its booking, the error for callers, and whether the purchase is tried again.
-//!
-//! Only two kinds of failures are tried again: an order that was provably never sent whole, up to three tries
-//! in all, and a refusal by flow control, at most twice. An attempt that passed the last gate ends its own
-//! row first, so that one row stays one attempt. The shell decides whether time and budget allow a retry.
+//! What a reply means: its booking, the error for callers, and whether the purchase is tried again. Only two kinds of
+//! failures are tried again: an order that was provably never sent whole, up to three tries in all, and a refusal by
+//! flow control, at most twice. An attempt that passed the last gate ends its own row first, so that one row stays
+//! one attempt. The shell decides whether time and budget allow a retry.
 
 use std::time::Duration;
 

@@ -1,8 +1,7 @@
-//! The number of calls at once that the upstream accepts ([`Limit`]), adapted to its flow control. Pure.
-//!
-//! Additive increase, multiplicative decrease: each success while the limit is in use adds a fraction of one,
-//! each refusal halves it, but all calls under way at a refusal count as one burst. If even single calls are
-//! refused, they are spaced out in time.
+//! The number of calls at once that the upstream accepts ([`Limit`]), adapted to its flow control. Pure. Additive
+//! increase, multiplicative decrease: each success while the limit is in use adds a fraction of one, each refusal
+//! halves it, but all calls under way at a refusal count as one burst. If even single calls are refused, they are
+//! spaced out in time.
 
 use std::time::Duration;
 

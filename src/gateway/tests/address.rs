@@ -81,7 +81,7 @@ async fn what_the_store_has_is_named_there_and_asked_for_once() {
     }
     // Ours goes on serving it.
     let name = bought.record.object().unwrap();
-    assert_eq!(world.gateway.result(name).await.unwrap(), result_bytes(1));
+    assert_eq!(world.gateway.result(name, &Party::new("client")).await.unwrap(), result_bytes(1));
 }
 
 #[tokio::test]

@@ -203,8 +203,8 @@ impl Store for FakeStore {
         self.check("put_object")?.put_object(name, bytes).await
     }
 
-    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
-        self.check("object")?.object(name).await
+    async fn object(&self, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError> {
+        self.check("object")?.object(name, max).await
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {

@@ -62,7 +62,7 @@ async fn a_purged_key_is_bought_again_and_the_old_url_goes_on_serving() {
     assert_eq!(world.purge(1).await.unwrap(), Purged { generation: 0, is_new: true });
     assert_eq!(world.found(1).await, "KeyNotFound");
     assert_eq!(world.record_in_store(1).await, None);
-    assert_eq!(world.gateway.result(first).await.unwrap(), result_bytes(1));
+    assert_eq!(world.gateway.result(first, &Party::new("client")).await.unwrap(), result_bytes(1));
     assert_eq!(world.with_a_fresh_ledger().found(1).await, "KeyNotFound");
 
     let again = world.ask(1).await.unwrap();
@@ -72,7 +72,7 @@ async fn a_purged_key_is_bought_again_and_the_old_url_goes_on_serving() {
     assert_eq!(world.with_a_fresh_ledger().found(1).await, "hit_store");
     for number in [1, 2] {
         let name = ObjectName::of(&result_bytes(number)).unwrap();
-        assert_eq!(world.gateway.result(name).await.unwrap(), result_bytes(number));
+        assert_eq!(world.gateway.result(name, &Party::new("client")).await.unwrap(), result_bytes(number));
     }
 }
 
@@ -279,6 +279,10 @@ async fn a_result_that_was_bought_before_the_purge_and_comes_after_it_is_not_kep
     assert_eq!(world.found(1).await, "KeyNotFound");
     assert_eq!(world.record_in_store(1).await, None);
     let name = ObjectName::of(&result_bytes(1)).unwrap();
-    assert_eq!(world.gateway.result(name).await.unwrap(), result_bytes(1), "its URL serves");
+    assert_eq!(
+        world.gateway.result(name, &Party::new("client")).await.unwrap(),
+        result_bytes(1),
+        "its URL serves"
+    );
     assert_eq!(world.ask(1).await.unwrap().record.generation, 5);
 }

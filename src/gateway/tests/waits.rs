@@ -28,7 +28,10 @@ async fn a_busy_store_is_neither_bought_over_nor_said_to_have_nothing() {
             }
         }
         let name = ObjectName::of(&result_bytes(1)).unwrap();
-        assert_eq!(elsewhere.gateway.result(name).await.unwrap_err().response().status, 503);
+        assert_eq!(
+            elsewhere.gateway.result(name, &Party::new("client")).await.unwrap_err().response().status,
+            503
+        );
         assert_eq!(elsewhere.upstream.paid(), bought);
         elsewhere.store.is_busy.store(false, Ordering::SeqCst);
         assert_eq!(ended(&look_up(&elsewhere, 3).await), "KeyNotFound");
@@ -75,7 +78,7 @@ async fn a_request_waits_five_seconds_for_a_store_that_hangs_and_then_uses_the_s
     assert_eq!(ended(&world.ask(1).await), "miss");
     assert_eq!((begun.elapsed().as_secs(), world.ledger.states()), (5, vec![CallState::Stored]));
     let name = ObjectName::of(&result_bytes(1)).unwrap();
-    assert_eq!(world.gateway.result(name).await.unwrap(), result_bytes(1));
+    assert_eq!(world.gateway.result(name, &Party::new("client")).await.unwrap(), result_bytes(1));
     // Whether there is a record cannot be said, nor whose fault that is.
     world.store.switch.hang("record");
     let begun = Instant::now();

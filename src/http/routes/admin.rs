@@ -1,7 +1,6 @@
 //! The admin listener: health and metrics for machines, and below `/admin` the operators' reads and changes.
-//!
-//! [`access`] admits requests; [`failure`] is the one shape of errors. `openapi.json` describes every route;
-//! a new route goes into [`routes`] and into that file, and tests compare the two.
+//! [`access`] admits requests; [`failure`] is the one shape of errors. `openapi.json` describes every route; a new
+//! route goes into [`routes`] and into that file, and tests compare the two.
 
 mod about;
 mod access;

@@ -15,7 +15,6 @@ use crate::gateway::RequestTiming;
 use crate::metrics::{Route, method_label};
 use crate::teams::Team;
 
-/// A handler's context of a response.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LogContext {
     pub(super) team: Option<Arc<Team>>,

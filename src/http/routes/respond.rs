@@ -43,7 +43,6 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 #[derive(Clone, Debug)]
 pub struct Refused(pub GatewayError);
 
-/// Answers what the listener has refused.
 pub(super) async fn refused(request: Request, next: Next) -> Response {
     match request.extensions().get::<Refused>() {
         Some(Refused(error)) => error.clone().into_response(),
@@ -60,7 +59,6 @@ impl IntoResponse for GatewayError {
     }
 }
 
-/// Adds ids and the last headers, renders errors, counts, logs.
 pub async fn layer(State(state): State<PublicState>, mut request: Request, next: Next) -> Response {
     let arrived = Instant::now();
     let mut id = Uuid::encode_buffer();
@@ -205,7 +203,6 @@ pub fn header(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// The answer for a handler that panicked.
 pub fn caught_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
     let message = panic
         .downcast_ref::<String>()

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::{
@@ -15,10 +15,12 @@ use super::PublicState;
 use super::respond::header;
 use crate::base::picture::ObjectName;
 use crate::error::GatewayError;
+use crate::http::client::{self, Peer};
 
 /// `GET` and `HEAD /results/{digest}.{ext}`. Needs no credential: the name is one.
 pub(super) async fn result(
     State(state): State<PublicState>,
+    Extension(peer): Extension<Peer>,
     name: Result<Path<String>, PathRejection>,
     uri: Uri,
     method: Method,
@@ -31,7 +33,8 @@ pub(super) async fn result(
     if uri.query().is_some() || uri.path().strip_prefix('/') != Some(&*object.path()) {
         return Err(GatewayError::ResultNotFound);
     }
-    let bytes = state.0.gateway.result(object).await?;
+    let client = client::network(client::address(peer, &headers, &state.0.trusted_proxies));
+    let bytes = state.0.gateway.result(object, &client).await?;
     let etag = format!("\"{}\"", object.digest);
     let mut response = if matches_any(&headers, &etag) {
         // The length of the result: caches update their entry by a 304's headers.

@@ -87,9 +87,8 @@ impl Acceptor {
 
     /// Accepts what waits in the backlog, then lets every accepted request be answered.
     pub(super) async fn finish(mut self, socket: TcpListener) {
-        // Closing a listener resets the clients in its backlog, which are connected and may have sent their
-        // request. With the filter no other client can connect: a dropped packet is sent again, and then
-        // finds the port closed.
+        // Closing a listener resets the clients in its backlog, which are connected and may have sent their request.
+        // With the filter no other can connect: a dropped packet is sent again, and then finds the port closed.
         let _ = SockRef::from(&socket).attach_filter(&[DROP_ALL]);
         if let Ok(socket) = socket.into_std() {
             while let Ok((stream, peer)) = socket.accept() {

@@ -26,6 +26,7 @@ use super::Listener;
 use super::framed::FramedConnection;
 use super::timers::{ConnectionTimers, Phase};
 use crate::error::GatewayError;
+use crate::http::client::Peer;
 use crate::http::routes::respond::Refused;
 use crate::http::routes::{HEALTH_PATHS, respond};
 use crate::metrics::{CloseReason, Counted, ListenerName};
@@ -64,6 +65,8 @@ pub(super) async fn serve(
     let _open = Counted::new(&listener.metrics.connections_open[listener.name]);
     // Answers are written whole; waiting to fill a segment only delays them.
     let _ = tcp.set_nodelay(true);
+    // Without an address, the connection has ended.
+    let Ok(peer) = tcp.peer_addr().map(|peer| Peer(peer.ip())) else { return };
     // Our write timeout does not see what the kernel has buffered; this limits how long the kernel tries.
     let socket = SockRef::from(&tcp);
     let _ = socket.set_tcp_user_timeout(Some(listener.limits.write.grace));
@@ -80,7 +83,8 @@ pub(super) async fn serve(
     let stream = FramedConnection::new(socket, timers.clone(), &listener);
     let service = service_fn({
         let listener = listener.clone();
-        move |request| {
+        move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
             let refused = match timers.phase() {
                 Phase::Request(refused) => refused,
                 _ => None,
@@ -120,9 +124,8 @@ async fn answer(
     let is_read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
     let request = request.map(|body| watch(body, is_read.clone()));
     let mut response = listener.routes.clone().oneshot(request).await?;
-    // After a body that was not read hyper closes the connection, because its rest must never be taken for
-    // a request, but does not always say so: the client would lose its next request. While stopping,
-    // clients are to go to another server.
+    // After an unread body hyper closes the connection, because its rest must never be taken for a request, but does
+    // not always say so: the client would lose its next request. While stopping, clients should go to another server.
     if is_refused || !is_read.load(Ordering::Acquire) || listener.stops.stopping.is_cancelled() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     } else if keeps {

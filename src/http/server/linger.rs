@@ -1,6 +1,5 @@
-//! The lingering close (RFC 9112, section 9.6), with nginx's limits: a socket that is closed while the client
-//! still sends is reset, which destroys an answer that the client has not read yet. So our side is shut down
-//! first.
+//! The lingering close (RFC 9112, section 9.6), with nginx's limits: a socket that is closed while the client still
+//! sends is reset, which destroys an answer that the client has not read yet. So our side is shut down first.
 
 use std::io;
 use std::time::Duration;

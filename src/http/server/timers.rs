@@ -24,7 +24,6 @@ pub(super) struct ConnectionTimers {
     head: Duration,
     idle: Duration,
     now: Mutex<(Phase, Instant)>,
-    /// Makes the connection make way for another one.
     pub(super) evicted: Notify,
 }
 

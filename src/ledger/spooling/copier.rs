@@ -80,7 +80,7 @@ impl From<StorageError> for CopyError {
 impl From<StoreError> for CopyError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Corrupt(_) => Self::Result(error),
+            StoreError::Corrupt(_) | StoreError::TooLong(_) => Self::Result(error),
             StoreError::Busy(_) => Self::Unreachable(error),
             StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unfit(_) => Self::Store(error),
         }

@@ -69,9 +69,9 @@ impl Store for Shaky {
         self.files.put_object(name, bytes).await
     }
 
-    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+    async fn object(&self, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError> {
         self.check(Refuses::Everything)?;
-        self.files.object(name).await
+        self.files.object(name, max).await
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {
@@ -279,14 +279,17 @@ async fn a_reader_is_answered_by_the_spool_or_by_the_store() {
     rig.spooled(1).await;
     rig.store.put_object(name(2), result(2)).await.unwrap();
     for (n, expected) in [(1, Some(result(1))), (2, Some(result(2))), (3, None)] {
-        assert_eq!(rig.spool.object(name(n)).await.unwrap(), expected, "{n}");
+        assert_eq!(rig.spool.object(name(n), u64::MAX).await.unwrap(), expected, "{n}");
         assert_eq!(rig.spool.has_object(name(n)).await.unwrap(), expected.is_some(), "{n}");
     }
     rig.store.refuse(Refuses::Everything);
-    assert_eq!(rig.spool.object(name(1)).await.unwrap(), Some(result(1)));
+    assert_eq!(rig.spool.object(name(1), u64::MAX).await.unwrap(), Some(result(1)));
     assert!(rig.spool.has_object(name(1)).await.unwrap());
     for n in [2, 3] {
-        assert!(is_away(rig.spool.object(name(n)).await) && is_away(rig.spool.has_object(name(n)).await));
+        assert!(
+            is_away(rig.spool.object(name(n), u64::MAX).await)
+                && is_away(rig.spool.has_object(name(n)).await)
+        );
     }
 }
 
@@ -295,9 +298,11 @@ async fn what_the_store_does_not_have_is_not_absent_while_the_ledger_cannot_be_a
     let rig = Rig::new();
     rig.store.put_object(name(1), result(1)).await.unwrap();
     rig.take_ledger_away();
-    assert_eq!(rig.spool.object(name(1)).await.unwrap(), Some(result(1)));
+    assert_eq!(rig.spool.object(name(1), u64::MAX).await.unwrap(), Some(result(1)));
     assert!(rig.spool.has_object(name(1)).await.unwrap());
-    assert!(is_away(rig.spool.object(name(2)).await) && is_away(rig.spool.has_object(name(2)).await));
+    assert!(
+        is_away(rig.spool.object(name(2), u64::MAX).await) && is_away(rig.spool.has_object(name(2)).await)
+    );
 }
 
 #[tokio::test]
@@ -306,9 +311,9 @@ async fn damaged_bytes_in_the_spool_are_never_served() {
     rig.spooled(1).await;
     let beside = Connection::open(rig.folder.path().join("ledger.db")).unwrap();
     beside.execute("UPDATE spool SET data = CAST('BM result 7' AS BLOB)", []).unwrap();
-    assert!(matches!(rig.spool.object(name(1)).await, Err(StoreError::Corrupt(_))));
+    assert!(matches!(rig.spool.object(name(1), u64::MAX).await, Err(StoreError::Corrupt(_))));
     rig.store.put_object(name(1), result(1)).await.unwrap();
-    assert_eq!(rig.spool.object(name(1)).await.unwrap(), Some(result(1)));
+    assert_eq!(rig.spool.object(name(1), u64::MAX).await.unwrap(), Some(result(1)));
 }
 
 #[tokio::test]
@@ -333,10 +338,10 @@ async fn what_waits_at_the_start_and_what_comes_is_brought_to_the_store() {
     rig.until_empty().await;
     copier.stop().await;
     for n in 0..12 {
-        assert_eq!(rig.store.object(name(n)).await.unwrap(), Some(result(n)));
+        assert_eq!(rig.store.object(name(n), u64::MAX).await.unwrap(), Some(result(n)));
         assert_eq!(rig.store.record("ailab-v1", picture(n).key).await.unwrap(), Some(record(n)));
         assert_eq!(rig.ledger.look_up("ailab-v1", picture(n).key).await.unwrap(), Some(record(n)));
-        assert_eq!(rig.spool.object(name(n)).await.unwrap(), Some(result(n)));
+        assert_eq!(rig.spool.object(name(n), u64::MAX).await.unwrap(), Some(result(n)));
     }
 }
 
@@ -381,7 +386,7 @@ async fn a_result_that_cannot_be_kept_waits_and_keeps_no_other_from_it() {
     // The store is not away for that.
     eventually("it may be written", async || rig.spool.check_not_away().is_ok()).await;
     rig.spool.put_object(name(20), result(20)).await.unwrap();
-    assert_eq!(rig.spool.object(name(0)).await.unwrap(), Some(result(0)));
+    assert_eq!(rig.spool.object(name(0), u64::MAX).await.unwrap(), Some(result(0)));
     std::fs::remove_file(&path).unwrap();
     rig.until_empty().await;
     copier.stop().await;
@@ -477,7 +482,7 @@ async fn a_result_that_comes_second_is_kept_and_leaves_the_key_to_the_first() {
     rig.until_empty().await;
     copier.stop().await;
     for n in [1, 9] {
-        assert_eq!(rig.spool.object(name(n)).await.unwrap(), Some(result(n)), "both URLs serve");
+        assert_eq!(rig.spool.object(name(n), u64::MAX).await.unwrap(), Some(result(n)), "both URLs serve");
     }
     assert_eq!(rig.ledger.look_up("ailab-v1", picture(1).key).await.unwrap(), Some(theirs));
 }
@@ -489,7 +494,7 @@ async fn nothing_is_brought_to_a_store_that_is_not_proved() {
     let copier = Copier::start(rig.spool.clone());
     eventually("it has been found", async || is_away(rig.spool.check_not_away())).await;
     assert_eq!(rig.waiting().await, [id]);
-    assert_eq!(rig.store.object(name(1)).await.unwrap(), None);
+    assert_eq!(rig.store.object(name(1), u64::MAX).await.unwrap(), None);
     rig.spool.prove().await.unwrap();
     rig.until_empty().await;
     copier.stop().await;
@@ -669,7 +674,7 @@ async fn nobody_waits_for_a_silent_bucket_while_the_spool_has_room() {
     for n in 0..5 {
         rig.spool.check_room().await.unwrap();
         rig.spooled(n).await;
-        assert_eq!(rig.spool.object(name(n)).await.unwrap(), Some(result(n)));
+        assert_eq!(rig.spool.object(name(n), u64::MAX).await.unwrap(), Some(result(n)));
     }
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     // A copier in the middle of such a call can be stopped, and what it had in hand waits on.
@@ -700,7 +705,7 @@ async fn a_purged_result_goes_to_the_store_without_its_record() {
     rig.until_empty().await;
     copier.stop().await;
     for n in 1..=3 {
-        assert_eq!(rig.store.object(name(n)).await.unwrap(), Some(result(n)));
+        assert_eq!(rig.store.object(name(n), u64::MAX).await.unwrap(), Some(result(n)));
     }
     for (n, there) in [(1, false), (2, true), (3, false)] {
         assert_eq!(rig.store.record("ailab-v1", picture(n).key).await.unwrap().is_some(), there, "{n}");
@@ -716,7 +721,8 @@ async fn a_purged_result_waits_until_its_record_can_be_removed() {
     rig.spool.prove().await.unwrap();
     rig.store.refuse(Refuses::Records);
     let copier = Copier::start(rig.spool.clone());
-    eventually("its object is there", async || rig.store.object(name(1)).await.unwrap().is_some()).await;
+    eventually("its object is there", async || rig.store.object(name(1), u64::MAX).await.unwrap().is_some())
+        .await;
     assert_eq!(rig.waiting().await.len(), 1);
     rig.store.refuse(Refuses::Nothing);
     rig.until_empty().await;

@@ -1,8 +1,7 @@
-//! The boundary in a `Content-Type`, and the headers of a part (RFC 2046, RFC 7578, RFC 9110 section 5.6).
-//!
-//! Of a part's headers only the field name is kept; the others are checked, so that no other program reads
-//! another form. Stricter than the RFCs: a repeated parameter is refused. More lenient, because clients write
-//! it and the meaning is clear: folded lines, and unescaped quotes in a file name.
+//! The boundary in a `Content-Type`, and the headers of a part (RFC 2046, RFC 7578, RFC 9110 section 5.6). Of a
+//! part's headers only the field name is kept; the others are checked, so that no other program reads another form.
+//! Stricter than the RFCs: a repeated parameter is refused. More lenient, because clients write it and the meaning is
+//! clear: folded lines, and unescaped quotes in a file name.
 
 use std::borrow::Cow;
 
@@ -38,7 +37,6 @@ pub enum ContentTypeError {
 }
 
 impl Boundary {
-    /// Reads the value of a `Content-Type` header.
     pub fn parse(content_type: &[u8]) -> Result<Self, ContentTypeError> {
         let end = memchr::memchr(b';', content_type).unwrap_or(content_type.len());
         let (media_type, parameters) = content_type.split_at(end);
@@ -176,8 +174,7 @@ impl<'a> Parameters<'a> {
     }
 }
 
-/// Returns the value and the text after its closing quote. In a file name, a quote is part of the name unless
-/// the parameter ends after it.
+/// Returns the value, and the text after its closing quote. In a file name, only one at the parameter's end closes.
 fn unquote(text: &[u8], is_file_name: bool) -> Option<(Vec<u8>, &[u8])> {
     let mut value = Vec::new();
     let mut from = 0;

@@ -1,5 +1,4 @@
-//! Files without a name: [`SpillFolder`] creates them, and a [`SpillFile`] keeps its permit until it is
-//! closed. Blocks.
+//! Files without a name: [`SpillFolder`] creates them; a [`SpillFile`] keeps its permit until it is closed. Blocks.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -43,7 +42,6 @@ impl SpillFolder {
         Ok(SpillFile { open: Some((file, None)), length: 0 })
     }
 
-    /// Checks that `bytes` more may be written.
     pub(super) fn check_space(&self, bytes: u64) -> io::Result<()> {
         disk::check_space(&self.path, self.min_free.saturating_add(bytes))
     }
@@ -61,7 +59,6 @@ impl SpillFile {
         self.length
     }
 
-    /// `permit` is for these blocks.
     pub(super) fn append(&mut self, blocks: &[Bytes], permit: Permit) -> io::Result<()> {
         let (file, own) = self.open.as_mut().expect("a file is closed when it is dropped");
         match own {

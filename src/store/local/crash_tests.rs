@@ -74,11 +74,14 @@ async fn after_a_death_at_any_point_there_is_a_whole_file_or_none_and_the_work_c
 
         let store = open(folder.path());
         assert_eq!(names("tmp"), [""; 0], "{point}: orphans");
-        assert!(store.object(name).await.unwrap() == object.then(|| bytes.clone()), "{point}: object");
+        assert!(
+            store.object(name, u64::MAX).await.unwrap() == object.then(|| bytes.clone()),
+            "{point}: object"
+        );
         let found = store.record("space", key()).await.unwrap().map(|record| record.generation);
         assert_eq!(found, generation, "{point}: record");
         keep_all(&store).await;
-        assert!(store.object(name).await.unwrap().as_ref() == Some(&bytes));
+        assert!(store.object(name, u64::MAX).await.unwrap().as_ref() == Some(&bytes));
         assert_eq!(store.record("space", key()).await.unwrap().map(|record| record.generation), Some(1));
         assert_eq!(names("tmp"), [""; 0]);
     }

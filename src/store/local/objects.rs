@@ -48,8 +48,12 @@ impl Files {
         Ok(())
     }
 
-    pub(super) fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+    pub(super) fn object(&self, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError> {
         let path = name.path();
+        let length = std::fs::metadata(self.root().join(&path)).map_or(0, |found| found.len());
+        if length > max && max < MAX_OBJECT_BYTES {
+            return Err(StoreError::TooLong(length));
+        }
         let Some(bytes) = self.read(RESULTS, &path, MAX_OBJECT_BYTES)? else { return Ok(None) };
         if !is_object(name, &bytes) {
             return Err(StoreError::Corrupt(format!("{path} is not the picture that its name says")));

@@ -1,5 +1,4 @@
-//! Records as files. Blocks on the disk. A record that cannot be read is an error and never absent: its key
-//! would be paid for again.
+//! Records as files. Blocks on the disk. An unreadable record is an error, never absent: its key would be paid again.
 
 use std::fs::{self, File};
 use std::io;

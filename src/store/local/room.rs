@@ -1,6 +1,5 @@
-//! Whether a new result could be kept, before paying. Each check looks at space, inodes, permissions and the
-//! layout. Every few seconds it also writes a file, which shows a failing disk, a quota, or missing hard
-//! links.
+//! Whether a new result could be kept, before paying. Each check looks at space, inodes, permissions and the layout.
+//! Every few seconds it also writes a file, which shows a failing disk, a quota, or missing hard links.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};

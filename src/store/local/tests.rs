@@ -158,11 +158,11 @@ fn no_damage_is_ever_served() {
         let grown = [&bytes[..], &tail].concat();
         for damaged in [flipped, truncated, grown] {
             fs::write(fixture.path(&name.path()), damaged).unwrap();
-            let read = runtime.block_on(store.object(name));
+            let read = runtime.block_on(store.object(name, u64::MAX));
             prop_assert!(matches!(read, Err(StoreError::Corrupt(_))));
         }
         fs::write(fixture.path(&name.path()), &bytes).unwrap();
-        prop_assert_eq!(runtime.block_on(store.object(name)).unwrap(), Some(bytes));
+        prop_assert_eq!(runtime.block_on(store.object(name, u64::MAX)).unwrap(), Some(bytes));
     });
 }
 
@@ -176,7 +176,7 @@ async fn a_damaged_object_is_healed_by_putting_it_again() {
     for damaged in [&flipped, &bytes[..2999], b"", &[&bytes[..], b"\0"].concat()] {
         fs::write(fixture.path(&name.path()), damaged).unwrap();
         store.put_object(name, bytes.clone()).await.unwrap();
-        assert_eq!(store.object(name).await.unwrap(), Some(bytes.clone()));
+        assert_eq!(store.object(name, u64::MAX).await.unwrap(), Some(bytes.clone()));
     }
 }
 
@@ -198,13 +198,13 @@ async fn a_file_too_long_to_be_ours_is_corrupt_unread() {
     let (name, _) = picture(ImageFormat::Jpeg, 1, 30);
     let file = fs::File::create(fixture.path(&name.path())).unwrap();
     file.set_len(1 << 40).or_else(|_| file.set_len(MAX_OBJECT_BYTES + 1)).unwrap();
-    let error = store.object(name).await.unwrap_err();
+    let error = store.object(name, u64::MAX).await.unwrap_err();
     assert!(matches!(&error, StoreError::Corrupt(text) if text.contains("longer")), "{error}");
 
     let bytes = Bytes::from(vec![0; 1 + usize::try_from(MAX_OBJECT_BYTES).unwrap()]);
     let name = ObjectName { digest: Digest::of(&bytes), format: ImageFormat::Jpeg };
     assert!(matches!(store.put_object(name, bytes).await, Err(StoreError::Full(_))));
-    assert_eq!(store.object(name).await.unwrap(), None);
+    assert_eq!(store.object(name, u64::MAX).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -223,7 +223,7 @@ async fn what_cannot_be_read_is_not_absent() {
                 fs::create_dir_all(&path).unwrap();
             }
         }
-        assert!(matches!(store.object(name).await, Err(StoreError::Unavailable(_))));
+        assert!(matches!(store.object(name, u64::MAX).await, Err(StoreError::Unavailable(_))));
         assert!(matches!(store.record("space", key).await, Err(StoreError::Unavailable(_))));
         let put = store.put_record(&record("space", key, 0, "red")).await;
         assert!(matches!(put, Err(StoreError::Unavailable(_))));
@@ -246,7 +246,7 @@ async fn in_a_volume_that_went_away_nothing_is_absent_and_nothing_is_kept() {
             assert!(matches!(put, Err(StoreError::Unavailable(_))));
         }
     }
-    assert!(matches!(store.object(name).await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(store.object(name, u64::MAX).await, Err(StoreError::Unavailable(_))));
     assert!(matches!(store.record("space", key).await, Err(StoreError::Unavailable(_))));
     assert!(matches!(store.put_object(name, bytes).await, Err(StoreError::Unavailable(_))));
     assert_eq!(names(fixture.0.path()), [""; 0]);
@@ -296,14 +296,14 @@ async fn reads_beyond_the_bound_wait_and_a_reader_that_leaves_frees_its_place() 
     store.put_object(name, bytes.clone()).await.unwrap();
 
     let taken = Arc::clone(&store.reads).acquire_owned().await.unwrap();
-    let waits = tokio::time::timeout(Duration::from_millis(100), store.object(name)).await;
+    let waits = tokio::time::timeout(Duration::from_millis(100), store.object(name, u64::MAX)).await;
     assert!(waits.is_err(), "a second read began");
     drop(taken);
 
-    let mut leaves = store.object(name);
+    let mut leaves = store.object(name, u64::MAX);
     std::future::poll_fn(|context| std::task::Poll::Ready(leaves.as_mut().poll(context).is_pending())).await;
     drop(leaves);
-    assert_eq!(store.object(name).await.unwrap(), Some(bytes));
+    assert_eq!(store.object(name, u64::MAX).await.unwrap(), Some(bytes));
 }
 
 #[tokio::test]
@@ -316,7 +316,7 @@ async fn a_put_that_has_begun_is_finished_without_its_caller() {
     drop(put);
     let appears = async {
         loop {
-            if let Some(read) = store.object(name).await.unwrap() {
+            if let Some(read) = store.object(name, u64::MAX).await.unwrap() {
                 return read;
             }
         }

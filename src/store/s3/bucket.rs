@@ -148,7 +148,6 @@ impl Bucket {
         .await
     }
 
-    /// Reads at most `max` bytes.
     pub(super) async fn get(&self, kind: Kind, name: &str, max: u64) -> Result<Option<Got>, StoreError> {
         let turn = self.turn(kind, name).await?;
         let (place, asked) = (self.place.clone(), name.to_owned());
@@ -165,8 +164,8 @@ impl Bucket {
             Err(Failure::cut_off())
         });
         match read.await? {
-            Some(None) => Err(StoreError::Corrupt(format!("{name} is longer than {max} bytes"))),
-            Some(whole) => Ok(whole),
+            Some(Err(length)) => Err(StoreError::TooLong(length)),
+            Some(Ok(whole)) => Ok(Some(whole)),
             None => Ok(None),
         }
     }
@@ -310,11 +309,11 @@ impl Place {
     }
 }
 
-/// `None` for a body of more than `max` bytes.
-async fn whole(found: GetObjectOutput, max: u64) -> Result<Option<Got>, Failure> {
+/// The length of a body of more than `max` bytes, or of as much as was read of it.
+async fn whole(found: GetObjectOutput, max: u64) -> Result<Result<Got, u64>, Failure> {
     let declared = found.content_length().and_then(|length| u64::try_from(length).ok());
-    if declared.is_some_and(|length| length > max) {
-        return Ok(None);
+    if let Some(length) = declared.filter(|length| *length > max) {
+        return Ok(Err(length));
     }
     let tag = found.e_tag().unwrap_or_default().to_owned();
     let mut body = found.body;
@@ -322,11 +321,11 @@ async fn whole(found: GetObjectOutput, max: u64) -> Result<Option<Got>, Failure>
     while let Some(piece) = body.next().await {
         bytes.extend_from_slice(&piece.map_err(|_| Failure::cut_off())?);
         if bytes.len() as u64 > max {
-            return Ok(None);
+            return Ok(Err(bytes.len() as u64));
         }
     }
     if declared.is_some_and(|length| length != bytes.len() as u64) {
         return Err(Failure::cut_off());
     }
-    Ok(Some(Got { bytes: bytes.freeze(), tag }))
+    Ok(Ok(Got { bytes: bytes.freeze(), tag }))
 }

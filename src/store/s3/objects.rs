@@ -27,7 +27,9 @@ pub(super) async fn put(bucket: &Bucket, name: ObjectName, bytes: Bytes) -> Resu
             Written::Refused => match bucket.get(Kind::Object, &path, MAX_OBJECT_BYTES).await {
                 Ok(Some(found)) if is_object(name, &found.bytes) => return Ok(()),
                 Ok(None) => {}
-                Ok(Some(_)) | Err(StoreError::Corrupt(_)) => return Err(damaged(&path)),
+                Ok(Some(_)) | Err(StoreError::Corrupt(_) | StoreError::TooLong(_)) => {
+                    return Err(damaged(&path));
+                }
                 Err(error) => return Err(error),
             },
             Written::Conflict => {}
@@ -37,9 +39,14 @@ pub(super) async fn put(bucket: &Bucket, name: ObjectName, bytes: Bytes) -> Resu
     Err(StoreError::Unavailable(format!("cannot write {path}: the bucket called it busy {TRIES} times")))
 }
 
-pub(super) async fn read(bucket: &Bucket, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
+pub(super) async fn read(bucket: &Bucket, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError> {
     let path = name.path();
-    let Some(found) = bucket.get(Kind::Object, &path, MAX_OBJECT_BYTES).await? else { return Ok(None) };
+    let found = match bucket.get(Kind::Object, &path, max.min(MAX_OBJECT_BYTES)).await {
+        Ok(Some(found)) => found,
+        Err(StoreError::TooLong(length)) if length > MAX_OBJECT_BYTES => return Err(damaged(&path)),
+        Ok(None) => return Ok(None),
+        Err(error) => return Err(error),
+    };
     if !is_object(name, &found.bytes) {
         return Err(StoreError::Corrupt(format!("{path} is not the picture that its name says")));
     }

@@ -1,6 +1,5 @@
-//! Proves the required abilities of a bucket with one small name, and whether it could keep a new result.
-//! Other processes may use the name at the same time, so a step that they could have disturbed is tried
-//! again; one refusal is proof enough.
+//! Proves the required abilities of a bucket with one small name, and whether it could keep a new result. Other
+//! processes may use the name at once: a step that they may have disturbed is repeated; one refusal is enough.
 
 use std::time::Duration;
 

@@ -145,7 +145,7 @@ async fn a_damaged_object_is_reported_and_never_overwritten() {
 
     fixture.server.remove(&name.path());
     store.put_object(name, bytes.clone()).await.unwrap();
-    assert_eq!(store.object(name).await.unwrap(), Some(bytes));
+    assert_eq!(store.object(name, u64::MAX).await.unwrap(), Some(bytes));
 }
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn what_is_too_long_is_neither_kept_nor_read() {
     let long = Bytes::from(vec![0; usize::try_from(crate::base::record::MAX_OBJECT_BYTES).unwrap() + 1]);
     assert!(matches!(store.put_object(name, long.clone()).await, Err(StoreError::Full(_))));
     fixture.server.set(&name.path(), long);
-    assert!(matches!(store.object(name).await, Err(StoreError::Corrupt(_))));
+    assert!(matches!(store.object(name, u64::MAX).await, Err(StoreError::Corrupt(_))));
     assert!(store.has_object(name).await.unwrap());
 }
 
@@ -167,7 +167,7 @@ async fn prefixes_do_not_mix_and_slashes_at_their_ends_make_no_difference() {
     let open = |prefix: &str| S3Store::open(S3StoreConfig { prefix: prefix.to_owned(), ..fixture.config() });
     for (prefix, same, begins) in [("", "/", ""), ("a", "/a/", "a/"), ("a/b", "a/b//", "a/b/")] {
         let store = open(prefix).await;
-        assert_eq!(store.object(name).await.unwrap(), None, "{prefix:?}");
+        assert_eq!(store.object(name, u64::MAX).await.unwrap(), None, "{prefix:?}");
         assert_eq!(store.record("space", key(3)).await.unwrap(), None, "{prefix:?}");
         store.put_object(name, bytes.clone()).await.unwrap();
         store.put_record(&record("space", key(3), 0, prefix)).await.unwrap();
@@ -188,7 +188,7 @@ async fn no_error_and_no_debug_text_holds_a_credential() {
         let store = fixture.s3().await;
         said.push(format!("{store:?} {:?}", fixture.config()));
         said.push(store.put_object(name, bytes.clone()).await.unwrap_err().to_string());
-        said.push(store.object(name).await.unwrap_err().to_string());
+        said.push(store.object(name, u64::MAX).await.unwrap_err().to_string());
         said.push(store.prove().await.unwrap_err().to_string());
     }
     fixture.server.heal();
@@ -196,10 +196,10 @@ async fn no_error_and_no_debug_text_holds_a_credential() {
     let credentials = fixture.folder.path().join("credentials");
     let good = std::fs::read_to_string(&credentials).unwrap();
     std::fs::write(&credentials, good.trim_end().to_owned() + "x\n").unwrap();
-    let refused = fixture.s3().await.object(name).await.unwrap_err().to_string();
+    let refused = fixture.s3().await.object(name, u64::MAX).await.unwrap_err().to_string();
     assert!(refused.contains("correct the credentials"), "{refused}");
     std::fs::remove_file(&credentials).unwrap();
-    let none = fixture.s3().await.object(name).await.unwrap_err().to_string();
+    let none = fixture.s3().await.object(name, u64::MAX).await.unwrap_err().to_string();
     assert!(none.contains("put credentials into"), "{none}");
     said.extend([refused, none]);
 

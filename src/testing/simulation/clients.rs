@@ -17,6 +17,7 @@ use super::world::World;
 use crate::base::identity::Identity;
 use crate::base::key::CacheKey;
 use crate::base::operation::{IMAGE_CROPPING, Offer};
+use crate::base::permits::Party;
 use crate::base::picture::ObjectName;
 use crate::error::GatewayError;
 use crate::gateway::{Caller, CropReply, RequestTiming};
@@ -242,10 +243,11 @@ impl World {
         let world = self.clone();
         let waits_elsewhere = self.waits_elsewhere(object, process.life.ledger);
         tokio::spawn(async move {
+            let client = Party::new("client");
             let read = tokio::select! {
                 biased;
                 () = process.life.dead.cancelled() => return,
-                read = process.gateway.result(object) => read,
+                read = process.gateway.result(object, &client) => read,
             };
             world.count(if read.is_ok() { "URLs read" } else { "URLs not to be read now" });
             world.was_read(object, waits_elsewhere, &read);
@@ -281,7 +283,7 @@ impl World {
             let Some(object) = url.strip_prefix("results/").and_then(ObjectName::parse) else {
                 return self.violate(format!("{url} is no permanent URL"));
             };
-            let read = process.gateway.result(object).await;
+            let read = process.gateway.result(object, &Party::new("client")).await;
             self.was_read(object, false, &read);
             if read.is_err() {
                 self.violate(format!("{url} was told and cannot be read, though nothing is wrong any more"));

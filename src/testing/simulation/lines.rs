@@ -367,8 +367,8 @@ impl Store for StoreLine {
         .await
     }
 
-    async fn object(&self, name: ObjectName) -> Result<Option<Bytes>, StoreError> {
-        self.call("object", move |store| store.object(name)).await
+    async fn object(&self, name: ObjectName, max: u64) -> Result<Option<Bytes>, StoreError> {
+        self.call("object", move |store| store.object(name, max)).await
     }
 
     async fn has_object(&self, name: ObjectName) -> Result<bool, StoreError> {

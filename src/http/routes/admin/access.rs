@@ -1,8 +1,6 @@
-//! Access to the admin listener: with an admin token, or, where none is configured, from this machine. Health
-//! and metrics are open.
-//!
-//! A page in an operator's browser reaches what the browser reaches. So changes by pages of other sites are
-//! refused; and without tokens, so is every request by a name that is not this machine's own, since a page
+//! Access to the admin listener: with an admin token, or, where none is configured, from this machine. Health and
+//! metrics are open. A page in an operator's browser reaches what the browser reaches. So changes by pages of other
+//! sites are refused; and without tokens, so is every request by a name that is not this machine's own, since a page
 //! may have its site's name point here.
 
 use std::time::Duration;

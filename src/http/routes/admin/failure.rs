@@ -44,7 +44,6 @@ impl AdminFailure {
     }
 }
 
-/// Answers requests that were refused before routing.
 pub(super) async fn refused(request: Request, next: Next) -> Response {
     let Some(Refused(error)) = request.extensions().get::<Refused>() else { return next.run(request).await };
     let response = error.response();

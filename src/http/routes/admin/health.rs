@@ -15,8 +15,7 @@ use crate::ledger::guard::Standing;
 use crate::ledger::{LedgerError, Soundness};
 use crate::metrics::{BlockCause, Space, gauge_value};
 
-/// For the ledger: load balancers and Kubernetes give us two seconds, and a silent ledger must not make this
-/// process look silent.
+/// For the ledger. Load balancers and Kubernetes give us 2 s; a silent ledger must not make this process look silent.
 const READY_PATIENCE: Duration = Duration::from_secs(1);
 /// For the ledger on `/metrics`; Prometheus has ten seconds, and all other figures are served without it.
 const METRICS_PATIENCE: Duration = Duration::from_secs(3);

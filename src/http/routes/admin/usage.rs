@@ -31,7 +31,6 @@ const MOST_DAYS: i32 = 3660;
 /// For booking the requests served last.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The subject of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UsageBy {
     #[default]

@@ -16,7 +16,9 @@ async fn an_overwhelmed_bucket_is_asked_three_times() {
     assert_eq!(fixture.server.count(Operation::Put), 3);
 
     fixture.server.fail_next(3, Fault::SlowDown);
-    let Err(StoreError::Unavailable(text)) = store.object(name).await else { panic!("it was overwhelmed") };
+    let Err(StoreError::Unavailable(text)) = store.object(name, u64::MAX).await else {
+        panic!("it was overwhelmed")
+    };
     assert!(text.contains("503 SlowDown"), "{text}");
     assert_eq!(fixture.server.count(Operation::Get), 3);
 }
@@ -35,7 +37,7 @@ async fn fails_at_once(store: &S3Store, name: ObjectName) {
     assert!(store.bucket.is_open());
     let begun = Instant::now();
     for _ in 0..500 {
-        assert!(is_away(store.object(name).await) && is_away(store.check_room().await));
+        assert!(is_away(store.object(name, u64::MAX).await) && is_away(store.check_room().await));
     }
     assert!(begun.elapsed() < QUICK, "{:?}", begun.elapsed());
 }
@@ -49,12 +51,12 @@ async fn a_dead_bucket_costs_no_time_and_heals_without_traffic() {
     store.check_room().await.unwrap();
     fixture.server.go_down().await;
     for _ in 0..3 {
-        assert!(is_away(store.object(name).await));
+        assert!(is_away(store.object(name, u64::MAX).await));
     }
     fails_at_once(&store, name).await;
     fixture.server.come_back().await;
     heals(&store).await;
-    assert_eq!(store.object(name).await.unwrap(), Some(bytes));
+    assert_eq!(store.object(name, u64::MAX).await.unwrap(), Some(bytes));
     store.check_room().await.unwrap();
 }
 
@@ -68,7 +70,7 @@ async fn the_first_timeout_of_a_silent_bucket_opens_the_breaker_also_for_a_calle
         let begun = Instant::now();
         let asked = async {
             match call {
-                0 => is_away(store.object(name).await),
+                0 => is_away(store.object(name, u64::MAX).await),
                 1 => is_away(store.put_object(name, bytes.clone()).await),
                 _ => is_away(store.record("space", key(1)).await),
             }
@@ -82,7 +84,7 @@ async fn the_first_timeout_of_a_silent_bucket_opens_the_breaker_also_for_a_calle
         fails_at_once(&store, name).await;
         fixture.server.heal();
         heals(&store).await;
-        assert_eq!(store.object(name).await.unwrap(), None);
+        assert_eq!(store.object(name, u64::MAX).await.unwrap(), None);
     }
 }
 
@@ -94,7 +96,7 @@ async fn a_body_that_stands_still_is_given_up_in_time() {
     let store = fixture.hasty(2 * QUICK).await;
     fixture.server.fail_always_of(Operation::Get, Fault::StallBody);
     let begun = Instant::now();
-    assert!(is_away(store.object(name).await));
+    assert!(is_away(store.object(name, u64::MAX).await));
     assert!(
         begun.elapsed() >= 2 * QUICK && begun.elapsed() < Duration::from_secs(6),
         "{:?}",
@@ -120,11 +122,11 @@ async fn a_read_without_a_turn_is_busy_and_records_have_turns_of_their_own() {
     assert_eq!(store.put_record(&put).await.unwrap(), put);
     assert!(store.has_object(name).await.unwrap());
     for _ in 0..3 {
-        let read = store.object(name).await;
+        let read = store.object(name, u64::MAX).await;
         assert!(matches!(read, Err(StoreError::Busy(_))), "{read:?}");
     }
     drop(all);
-    assert_eq!(store.object(name).await.unwrap(), Some(bytes), "the breaker is closed");
+    assert_eq!(store.object(name, u64::MAX).await.unwrap(), Some(bytes), "the breaker is closed");
 
     // When even the turns of records are taken, nothing is said to be absent or away.
     let all = store.bucket.turns(Kind::Metadata, 64).await;
@@ -143,9 +145,9 @@ async fn a_body_that_is_cut_off_is_read_again_and_half_of_it_is_never_returned()
     let (name, bytes) = picture(ImageFormat::Jpeg, 5, 100_000);
     store.put_object(name, bytes.clone()).await.unwrap();
     fixture.server.fail_next_of(Operation::Get, 1, Fault::CutBody);
-    assert_eq!(store.object(name).await.unwrap(), Some(bytes));
+    assert_eq!(store.object(name, u64::MAX).await.unwrap(), Some(bytes));
     fixture.server.fail_always_of(Operation::Get, Fault::CutBody);
-    assert!(is_away(store.object(name).await));
+    assert!(is_away(store.object(name, u64::MAX).await));
 }
 
 #[tokio::test]
@@ -214,14 +216,14 @@ async fn forbidden_is_away_and_never_absent_and_heals_at_once() {
     for fault in [Fault::Forbidden, Fault::NotFoundPage] {
         fixture.server.fail_always(fault);
         for _ in 0..5 {
-            assert!(is_away(store.object(name).await), "{fault:?}");
+            assert!(is_away(store.object(name, u64::MAX).await), "{fault:?}");
             assert!(is_away(store.has_object(name).await), "{fault:?}");
             assert!(is_away(store.record("space", key(4)).await), "{fault:?}");
             assert!(is_away(store.put_object(name, bytes.clone()).await), "{fault:?}");
             assert!(is_away(store.check_room().await), "{fault:?}");
         }
         fixture.server.heal();
-        assert_eq!(store.object(name).await.unwrap(), None);
+        assert_eq!(store.object(name, u64::MAX).await.unwrap(), None);
     }
     store.check_room().await.unwrap();
 }
@@ -231,7 +233,9 @@ async fn a_missing_bucket_is_away_and_nothing_in_it_absent() {
     let fixture = S3Fixture::start().await;
     let store = S3Store::open(S3StoreConfig { bucket: "another".to_owned(), ..fixture.config() }).await;
     let (name, bytes) = picture(ImageFormat::Jpeg, 10, 500);
-    let Err(StoreError::Unavailable(text)) = store.object(name).await else { panic!("there is no bucket") };
+    let Err(StoreError::Unavailable(text)) = store.object(name, u64::MAX).await else {
+        panic!("there is no bucket")
+    };
     assert!(text.contains("NoSuchBucket; make the bucket, or correct store.bucket"), "{text}");
     assert!(is_away(store.has_object(name).await));
     assert!(is_away(store.record("space", key(5)).await));
@@ -262,7 +266,7 @@ async fn a_full_bucket_has_no_room_until_a_write_succeeds() {
     }
     assert!(matches!(store.check_room().await, Err(StoreError::Full(_))));
     // What is there can still be read.
-    assert_eq!(store.object(name).await.unwrap(), None);
+    assert_eq!(store.object(name, u64::MAX).await.unwrap(), None);
     fixture.server.heal();
     store.put_object(name, bytes).await.unwrap();
     store.check_room().await.unwrap();

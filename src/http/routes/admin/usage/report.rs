@@ -1,7 +1,6 @@
-//! The JSON of `GET /admin/v1/usage`; `openapi.json` describes its fields.
-//!
-//! Money is a text with a decimal number, such as `"1.23"`: credits times `upstream.credit_price`, exact, and
-//! `null` without a price. Days are those of `time_zone`.
+//! The JSON of `GET /admin/v1/usage`; `openapi.json` describes its fields. Money is a text with a decimal number,
+//! such as `"1.23"`: credits times `upstream.credit_price`, exact, and `null` without a price. Days are those of
+//! `time_zone`.
 
 use std::collections::BTreeMap;
 
