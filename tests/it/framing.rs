@@ -70,6 +70,7 @@ fn hostile() -> Vec<(u16, String)> {
         "GET / HTTP/1.1\n\n",
         "GET / HTTP/1.1\nHost: localhost\nHost: localhost\n\n",
         "GET / HTTP/1.1\nHost: localhost\nhost: b\n\n",
+        "GET /results/x.png HTTP/1.1\nHost: localhost\nHost: localhost\n\n",
         "GET / HTTP/1.1\nHost:\n\n",
         "GET / HTTP/1.1\nHost: x/?\n\n",
         "GET / HTTP/1.1\nHost: x/#\n\n",
