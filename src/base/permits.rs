@@ -231,15 +231,11 @@ impl Shared {
 
 impl State {
     fn admits(&self, sharing: Sharing, party: &Party, units: u64) -> bool {
-        self.free().checked_sub(units).is_some_and(|free| self.may_hold(sharing, party, units, free))
-    }
-
-    fn may_hold(&self, sharing: Sharing, party: &Party, units: u64, free: u64) -> bool {
         let held = self.parties.get(party).map_or(0, |standing| standing.held);
-        match sharing {
+        self.free().checked_sub(units).is_some_and(|free| match sharing {
             Sharing::Whole => true,
             Sharing::Headroom => held.saturating_add(units) <= free.saturating_mul(HEADROOM) || held == 0,
-        }
+        })
     }
 
     fn tick(&mut self) -> u64 {
@@ -275,17 +271,14 @@ impl State {
         }
     }
 
-    /// Takes the next waiter out of its line. While the one whose turn it is needs more than is free, all wait: else many
-    /// small takers would keep out a large one.
+    /// Takes the next waiter that may be served out of its line. One that needs more than is free holds up its own party
+    /// alone.
     fn next(&mut self, sharing: Sharing) -> Option<(Party, Waiter)> {
-        let free = self.free();
         let waiting = self.parties.iter().filter_map(|(party, standing)| {
             let units = standing.waiting.front()?.units;
-            let is_allowed = self.may_hold(sharing, party, units, free.saturating_sub(units));
-            is_allowed.then_some((standing.held, standing.turn, party, units))
+            self.admits(sharing, party, units).then_some((standing.held, standing.turn, party))
         });
-        let (_, _, party, _) = waiting.min().filter(|(.., units)| *units <= free)?;
-        let party = party.clone();
+        let party = waiting.min()?.2.clone();
         let waiter = self.parties.get_mut(&party)?.waiting.pop_front()?;
         Some((party, waiter))
     }

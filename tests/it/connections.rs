@@ -354,7 +354,7 @@ async fn under_more_and_more_load_misses_go_first_and_what_is_stored_is_served_t
     for mut connection in waiting {
         assert_eq!(connection.read_answer(false).await.unwrap().status, 200);
     }
-    assert_eq!(upstream.charges(), 4);
+    assert_eq!(upstream.charges(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

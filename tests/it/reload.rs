@@ -39,6 +39,17 @@ struct Program {
 }
 
 impl Program {
+    /// The log once nothing was added to it for three of its batches, each of 100 ms.
+    async fn whole_log(&self) -> String {
+        loop {
+            let before = self.granary.stderr_text();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            if self.granary.stderr_text() == before {
+                return before;
+            }
+        }
+    }
+
     async fn start(config: &str) -> Self {
         let builder = real().env("GRANARY_SERVER_DRAIN_GRACE", "0s").config_text(config);
         let granary = builder.start().await.unwrap();
@@ -219,11 +230,11 @@ async fn what_is_changed_under_load_takes_effect_within_seconds_and_fails_nobody
     assert_eq!(lowered.header("granary-reason"), Some("team_daily"), "6 of 5 are spent");
     println!("in effect after {took:?}");
     // Nothing is said of a request at this level, nor of the reloads; those who look see the count.
-    let said = program.granary.stderr_text();
+    let said = program.whole_log().await;
     for _ in 0..5 {
         assert_eq!(program.crop(Some(&token_a), 999).await.status, 200);
     }
-    assert_eq!(program.granary.stderr_text(), said);
+    assert_eq!(program.whole_log().await, said);
     assert_eq!(program.counts().await, (3.0, 0.0));
 
     // On a signal, at once, and again and again.

@@ -73,29 +73,30 @@ async fn what_becomes_free_goes_to_the_party_that_holds_least() {
 }
 
 #[tokio::test]
-async fn small_takers_do_not_keep_out_a_large_one() {
+async fn large_taker_holds_up_no_other_party() {
     let permits = whole(10);
     let (small, large) = (party("small"), party("large"));
     let first = permits.take(&small, 6).await;
     let mut waits = permits.take(&large, 8).boxed();
     assert!(poll!(&mut waits).is_pending());
-    let mut behind = permits.take(&small, 1).boxed();
-    assert!(poll!(&mut behind).is_pending(), "it would fit, but another waits");
-    drop(first);
+    let second = permits.take(&small, 1).now_or_never().expect("it fits");
+    let mut behind = permits.take(&large, 1).boxed();
+    assert!(poll!(&mut behind).is_pending(), "within a party the first is served first");
+    drop((first, second));
     assert!(poll!(&mut waits).is_ready() && poll!(&mut behind).is_ready());
 }
 
 #[tokio::test]
 async fn waiter_that_gives_up_leaves_its_turn_to_the_next() {
-    let permits = whole(2);
-    let (a, b) = (party("a"), party("b"));
-    let held = permits.take(&a, 1).await;
-    let mut large = permits.take(&b, 2).boxed();
-    let mut small = permits.take(&a, 1).boxed();
-    assert!(poll!(&mut large).is_pending() && poll!(&mut small).is_pending());
-    drop(large);
-    assert!(poll!(&mut small).is_ready(), "it fits");
+    let permits = whole(1);
+    let [a, b, holder] = ["a", "b", "holder"].map(party);
+    let held = permits.take(&holder, 1).await;
+    let mut leaves = permits.take(&b, 1).boxed();
+    let mut stays = permits.take(&a, 1).boxed();
+    assert!(poll!(&mut leaves).is_pending() && poll!(&mut stays).is_pending());
     drop(held);
+    drop(leaves);
+    assert!(poll!(&mut stays).is_ready(), "it has the turn that the other was granted");
     assert_eq!((permits.used(), permits.waiting()), (0, vec![]));
     assert!(permits.0.state.lock().parties.is_empty());
 }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::task::Poll;
@@ -65,8 +66,8 @@ pub(super) async fn serve(
     let _open = Counted::new(&listener.metrics.connections_open[listener.name]);
     // Answers are written whole; waiting to fill a segment only delays them.
     let _ = tcp.set_nodelay(true);
-    // Without an address, the connection has ended.
-    let Ok(peer) = tcp.peer_addr().map(|peer| Peer(peer.ip())) else { return };
+    // It has no address any more if it was reset meanwhile.
+    let peer = Peer(tcp.peer_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip()));
     // Our write timeout does not see what the kernel has buffered; this limits how long the kernel tries.
     let socket = SockRef::from(&tcp);
     let _ = socket.set_tcp_user_timeout(Some(listener.limits.write.grace));
