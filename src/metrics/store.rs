@@ -43,7 +43,12 @@ impl MeteredStore {
     ) -> Result<T, StoreError> {
         let begun = Instant::now();
         let done = work.await;
-        let result = done.as_ref().map_or(StoreResult::Error, result);
+        let result = match &done {
+            Ok(found) => result(found),
+            // The object is there.
+            Err(StoreError::TooLong(_)) => StoreResult::Ok,
+            Err(_) => StoreResult::Error,
+        };
         self.metrics.store_operations_total[(op, result)].inc();
         self.metrics.store_duration_seconds[op].observe(begun.elapsed().as_secs_f64());
         // After any other error, the store is available.

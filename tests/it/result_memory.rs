@@ -122,6 +122,8 @@ async fn slow_readers_of_many_results_keep_others_waiting_and_take_no_more_memor
     });
     assert!(end(slow.remove(0), &results[0].1).await);
     assert!(end(waiting.await.unwrap(), last_bytes).await);
+    // A result that is longer than usual is no error of the store.
+    assert_eq!(granary.metric("granary_store_operations_total{op=\"object\",result=\"error\"}").await, 0.0);
     // Who hangs up takes nothing any more.
     drop(slow);
     granary.wait_for_metric("granary_space_used_bytes{space=\"results\"}", 0.0).await;
