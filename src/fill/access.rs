@@ -115,7 +115,7 @@ impl Task {
             Reply::Refused(Refusal { kind, reply }) => match *kind {
                 // It comes from something before the upstream, which may be all that is left of it.
                 RefusalKind::Other if reply.body.is_none() => {
-                    (Attempt::Failed, CallEnd::Failed, AttemptOutcome::CallerRejected)
+                    (Attempt::Broken, CallEnd::Failed, AttemptOutcome::CallerRejected)
                 }
                 RefusalKind::Order | RefusalKind::Other => {
                     (Attempt::Refused, CallEnd::Served, AttemptOutcome::CallerRejected)
@@ -127,7 +127,8 @@ impl Task {
                 }
             },
             Reply::Failed(reply) if reply.status.is_server_error() => {
-                (Attempt::Failed, CallEnd::Failed, AttemptOutcome::ServerError)
+                let attempt = if reply.body.is_some() { Attempt::Failed } else { Attempt::Broken };
+                (attempt, CallEnd::Failed, AttemptOutcome::ServerError)
             }
             // 200 with an error code: the upstream works.
             Reply::Failed(_) => (Attempt::Refused, CallEnd::Served, AttemptOutcome::ServerError),

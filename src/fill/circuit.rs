@@ -88,7 +88,10 @@ pub enum Attempt {
     Refused,
     KeyRefused,
     NoCredits,
+    /// A complete error, perhaps about the picture.
     Failed,
+    /// An error without the upstream's envelope, perhaps of something before it.
+    Broken,
     /// The upstream could not be reached, or gave no understandable answer.
     Lost,
 }

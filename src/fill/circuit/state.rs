@@ -130,7 +130,10 @@ impl State {
     }
 
     fn judge(&mut self, attempt: Attempt, pass: &Pass, now: Instant) -> bool {
-        if let Some(team) = pass.team.as_ref().filter(|_| !matches!(attempt, Attempt::Failed | Attempt::Lost))
+        if let Some(team) = pass
+            .team
+            .as_ref()
+            .filter(|_| !matches!(attempt, Attempt::Failed | Attempt::Broken | Attempt::Lost))
         {
             self.failing.remove(team);
         }
@@ -154,7 +157,7 @@ impl State {
                 self.works(is_probe, now);
                 self.open(OpenReason::NoCredits, is_probe, now);
             }
-            Attempt::Failed
+            Attempt::Failed | Attempt::Broken
                 if self.last_failed.replace(identity.clone()).as_ref() == Some(identity) && !is_probe => {}
             Attempt::Failed => {
                 let (rests, is_of_one_team) = self.team_failed(pass.team.as_ref(), now);
@@ -163,7 +166,7 @@ impl State {
                 }
                 return rests;
             }
-            Attempt::Lost => self.failed(is_probe, now),
+            Attempt::Broken | Attempt::Lost => self.failed(is_probe, now),
         }
         false
     }

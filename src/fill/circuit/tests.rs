@@ -119,6 +119,13 @@ async fn errors_about_one_teams_pictures_rest_that_team_alone() {
     (0..3).for_each(|tag| fails("careless", tag));
     (3..8).for_each(|tag| fails(if tag % 2 == 0 { "careless" } else { "other" }, tag));
     assert_eq!(rig.refused(), Some(("circuit_open", 10)));
+
+    // An error that is not the upstream's own says nothing about pictures.
+    let rig = Rig::new();
+    for tag in 0..5 {
+        rig.circuit.enter(&key(tag), Some("only")).expect("let through").tell(Attempt::Broken);
+    }
+    assert_eq!(rig.refused(), Some(("circuit_open", 10)));
 }
 
 #[tokio::test(start_paused = true)]
