@@ -13,7 +13,6 @@ pub mod budget;
 pub mod guard;
 pub mod postgres;
 pub(crate) mod rules;
-pub mod spool;
 pub mod spooling;
 mod sql;
 pub mod sqlite;
@@ -27,7 +26,6 @@ use jiff::Timestamp;
 
 pub use self::booking::{Booking, CallState};
 use self::budget::{Budget, BudgetRefusal, Scope, Used};
-use self::spool::{SpoolUsage, Spooled};
 use crate::base::archive::{ArchiveId, Import, Membership};
 use crate::base::key::{CacheKey, Digest};
 use crate::base::picture::ObjectName;
@@ -220,6 +218,26 @@ pub trait Leases: Send + Sync {
     async fn take_over(&self, _silent: Vec<ForeignOpenCall>) -> Result<Recovery, LedgerError> {
         Ok(Recovery::default())
     }
+}
+
+/// A paid result that waits in the ledger until the store has it ([`spooling`]). Its bytes, which are not read here,
+/// are written in the transaction that makes its row `stored`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spooled {
+    /// Ascending; never 0.
+    pub position: u64,
+    pub id: CallId,
+    pub record: Record,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpoolUsage {
+    pub objects: u64,
+    pub bytes: u64,
+    pub oldest_age: Option<Duration>,
+    pub open_calls: u64,
+    pub answered_calls: u64,
+    pub oldest_answer_age: Option<Duration>,
 }
 
 #[async_trait]

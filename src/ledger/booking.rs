@@ -53,26 +53,42 @@ impl CallState {
     }
 }
 
-/// Booked on the call's own row, also when another row holds the key.
+/// Leads to the [`CallState`] of its name, on the call's own row, also when another row holds the key.
 #[derive(Clone, Debug)]
 pub enum Booking {
-    /// Provably not sent in full.
-    Released { reason: String },
+    Released {
+        reason: String,
+    },
     /// The text is the whole answer; it is erased when the state ends.
-    Answered { text: Secret, request_id: String, log_id: String },
-    /// Durable in the store. `holds_key` is false when the result of another call got the key first.
-    Stored { record: Box<Record>, holds_key: bool },
-    /// Permanent, and so `stored`, although only the ledger has the bytes while the store is unavailable.
-    Spooled { record: Box<Record>, bytes: Bytes },
+    Answered {
+        text: Secret,
+        request_id: String,
+        log_id: String,
+    },
+    /// `holds_key` is false when the result of another call got the key first.
+    Stored {
+        record: Box<Record>,
+        holds_key: bool,
+    },
+    /// `stored`, although only the ledger has the bytes while the store is unavailable.
+    Spooled {
+        record: Box<Record>,
+        bytes: Bytes,
+    },
     /// `for_order` counts against the team's [`Scope::Refused`](super::budget::Scope::Refused).
-    Refused { reason: String, for_order: bool },
-    /// A complete error in the upstream's own envelope.
-    Failed { reason: String },
-    /// Sent, and no complete answer.
-    Unknown { reason: String },
-    /// The result could not be downloaded while its URL lived.
-    Unfetchable { reason: String },
-    /// The store no longer has the object.
+    Refused {
+        reason: String,
+        for_order: bool,
+    },
+    Failed {
+        reason: String,
+    },
+    Unknown {
+        reason: String,
+    },
+    Unfetchable {
+        reason: String,
+    },
     Lost,
 }
 

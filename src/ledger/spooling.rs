@@ -78,9 +78,9 @@ impl Spool {
         Err(StoreError::Unavailable("it is not known to be the store that the ledger belongs to".into()))
     }
 
-    /// While the store is away, a call is reserved only with room in the spool.
-    fn set_away(&self, is_away: bool) {
-        self.ledger.keep_room(self.room.of_each().filter(|_| is_away));
+    /// While the store is away or does not take a result, a call is reserved only with room in the spool.
+    fn set_away(&self, is_away: bool, is_refusing: bool) {
+        self.ledger.keep_room(self.room.of_each().filter(|_| is_away || is_refusing));
         self.is_away.store(is_away, Ordering::Relaxed);
     }
 

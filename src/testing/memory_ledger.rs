@@ -22,11 +22,11 @@ use crate::base::secret::Secret;
 use crate::ledger::admin::{AuditLine, Purge, Settlement};
 use crate::ledger::budget::{Budget, Scope, Used, Windows};
 use crate::ledger::rules::{self, Abandoned, Decision, Generations, ImportStanding, Imported, KeyStanding};
-use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
     Absence, ArchiveIndex, Booking, CallId, CallState, Calls, Changes, ForeignOpenCall, Leases, LedgerError,
     Orphan, Permit, Queries, Recovery, Reservation, Reserved, SpoolTable, StateTotal, UnfinishedCall, Won,
 };
+use crate::ledger::{SpoolUsage, Spooled};
 
 /// See the module.
 #[derive(Clone)]

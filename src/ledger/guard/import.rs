@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use tokio::time::Instant;
 
 use super::{ArchiveGuard, Standing, StorageError};
@@ -114,11 +115,8 @@ impl ArchiveGuard {
 
     async fn import_all(&self, records: &[(String, CacheKey)]) -> Result<(), StorageError> {
         for some in records.chunks(AT_ONCE) {
-            let nth = async |n: usize| match some.get(n) {
-                Some((namespace, key)) => self.import(namespace, *key).await,
-                None => Ok(()),
-            };
-            tokio::try_join!(nth(0), nth(1), nth(2), nth(3))?;
+            let imports: Vec<_> = some.iter().map(|(namespace, key)| self.import(namespace, *key)).collect();
+            try_join_all(imports).await?;
         }
         Ok(())
     }

@@ -13,8 +13,7 @@ use super::{LEDGER_PATIENCE, Spool};
 use crate::base::crash::crash_point;
 use crate::base::record::MAX_OBJECT_BYTES;
 use crate::ledger::guard::StorageError;
-use crate::ledger::spool::Spooled;
-use crate::ledger::{CallId, LedgerError, rules};
+use crate::ledger::{CallId, LedgerError, Spooled, rules};
 use crate::store::StoreError;
 
 /// Results in memory at once.
@@ -25,8 +24,6 @@ const IDLE: Duration = Duration::from_secs(5);
 /// The pause after a failure is a tenth of the time since the first one, within these bounds.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// While the store does not answer, or is not known to be ours: such an attempt costs hardly anything.
-const UNREACHABLE_PAUSE: Duration = Duration::from_millis(500);
 
 pub struct Copier {
     task: JoinHandle<Option<()>>,
@@ -55,13 +52,12 @@ impl Copier {
 
 #[derive(Debug, thiserror::Error)]
 enum CopyError {
-    /// The result itself is damaged.
-    #[error(transparent)]
-    Result(StoreError),
     /// The store may take other results.
     #[error(transparent)]
+    Result(StoreError),
+    #[error(transparent)]
     Store(StoreError),
-    /// The store does not answer, may not be ours, or is overloaded by this process.
+    /// The store may not be ours, or is overloaded by this process.
     #[error(transparent)]
     Unreachable(StoreError),
     #[error(transparent)]
@@ -80,48 +76,38 @@ impl From<StorageError> for CopyError {
 impl From<StoreError> for CopyError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Corrupt(_) | StoreError::TooLong(_) => Self::Result(error),
             StoreError::Busy(_) => Self::Unreachable(error),
-            StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unfit(_) => Self::Store(error),
+            _ => Self::Result(error),
         }
     }
 }
 
 async fn keep_copying(spool: Arc<Spool>, idle: Duration) {
-    let mut backlog = Backlog { spool: Arc::clone(&spool), failed: HashMap::new() };
-    let (mut failing_since, mut is_unreachable) = (None, false);
+    let mut rounds = Rounds { spool: spool.clone(), failed: HashMap::new() };
+    let mut failing_since = None;
     loop {
-        match backlog.copy_all().await {
+        match rounds.copy_all().await {
             Ok(copied) => {
-                is_unreachable = false;
-                if copied > 0 && backlog.failed.is_empty() {
+                failing_since = None;
+                rounds.set_away(false);
+                if copied > 0 && rounds.failed.is_empty() {
                     tracing::info!(results = copied, "the spool is empty: the store has what waited");
                 }
-                // The store may have caused these failures, so it is not known to work.
-                if backlog.doubtful() == 0 {
-                    failing_since = None;
-                    spool.set_away(false);
-                }
+                let due = rounds.failed.values().map(|failed| failed.until).min();
+                let wait = due.map_or(idle, |due| due.saturating_duration_since(Instant::now()).min(idle));
                 // A write that was refused just now is not in the spool yet.
-                let wait = backlog.next_rest().map_or(idle, |rest| rest.max(SHORTEST_PAUSE).min(idle));
-                let refused = tokio::time::timeout(wait, spool.refused.notified()).await;
-                if refused.is_ok() {
+                if tokio::time::timeout(wait, spool.refused.notified()).await.is_ok() {
                     tokio::time::sleep(SHORTEST_PAUSE).await;
                 }
             }
-            Err(error @ CopyError::Unreachable(_)) => {
-                if !is_unreachable {
-                    tracing::warn!(%error, "results wait in the spool: nothing is brought to the store");
-                }
-                is_unreachable = true;
-                spool.set_away(spool.room.of_each().is_some());
-                tokio::time::sleep(UNREACHABLE_PAUSE).await;
-            }
             Err(error) => {
-                spool.set_away(matches!(error, CopyError::Store(_)));
+                rounds.set_away(match error {
+                    CopyError::Store(_) => true,
+                    CopyError::Unreachable(_) => spool.room.of_each().is_some(),
+                    CopyError::Result(_) | CopyError::Ledger(_) => false,
+                });
                 tracing::warn!(%error, "results wait in the spool: they cannot be brought to the store yet");
-                let since = *failing_since.get_or_insert_with(Instant::now);
-                tokio::time::sleep(pause_after(since)).await;
+                tokio::time::sleep(pause_after(*failing_since.get_or_insert_with(Instant::now))).await;
             }
         }
     }
@@ -131,31 +117,28 @@ fn pause_after(failing_since: Instant) -> Duration {
     (failing_since.elapsed() / 10).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-struct Backlog {
+struct Rounds {
     spool: Arc<Spool>,
+    /// Results that the store did not take while it took its proof.
     failed: HashMap<CallId, Failed>,
 }
 
-#[derive(Clone, Copy)]
 struct Failed {
     since: Instant,
     until: Instant,
-    /// The failure is the result's own: the store takes others.
-    is_own: bool,
 }
 
-impl Backlog {
-    /// Copies new results oldest first, then failed ones whose pause is over; returns their number. A result
-    /// that fails for a reason of its own does not block others. The store is at fault when several results
-    /// fail in a row, or when all fail and its proof too.
+impl Rounds {
+    /// Copies results oldest first, except for those whose pause is not over; returns their number. A copy that
+    /// fails is followed by a proof of the store: if it fails too, the store is away, and the round ends.
     async fn copy_all(&mut self) -> Result<u64, CopyError> {
-        let (mut copied, mut in_a_row, mut doubt, mut broken) = (0, 0, None, None);
+        let (mut copied, mut broken) = (0, None);
         let (mut queue, mut copies) = (Queue::default(), JoinSet::new());
         loop {
-            while broken.is_none() && in_a_row < AT_ONCE && copies.len() < AT_ONCE {
+            while broken.is_none() && copies.len() < AT_ONCE {
                 match self.next(&mut queue).await {
                     Ok(Some(next)) => {
-                        let (id, spool) = (next.id, Arc::clone(&self.spool));
+                        let (id, spool) = (next.id, self.spool.clone());
                         copies.spawn(async move { (id, copy(spool, next).await) });
                     }
                     Ok(None) => break,
@@ -165,17 +148,15 @@ impl Backlog {
             match copies.join_next().await {
                 Some(Ok((id, Ok(())))) => {
                     copied += 1;
-                    (in_a_row, doubt) = (0, None);
                     self.failed.remove(&id);
-                    self.store_is_well();
-                    self.spool.set_away(false);
+                    self.set_away(false);
                 }
-                Some(Ok((id, Err(CopyError::Result(error))))) => self.has_failed(id, true, &error),
-                Some(Ok((id, Err(CopyError::Store(error))))) => {
-                    self.has_failed(id, false, &error);
-                    if !self.failed[&id].is_own {
-                        in_a_row += 1;
-                        doubt = Some(error);
+                Some(Ok((id, Err(CopyError::Result(error))))) => {
+                    if broken.is_none() {
+                        broken = self.spool.store.prove().await.err().map(CopyError::Store);
+                    }
+                    if broken.is_none() {
+                        self.has_failed(id, &error);
                     }
                 }
                 Some(Ok((_, Err(error)))) => broken = Some(error),
@@ -183,20 +164,11 @@ impl Backlog {
                 None => break,
             }
         }
-        if let Some(error) = broken {
-            return Err(error);
-        }
         if queue.is_at_end {
             // Another process may have copied what failed here.
             self.failed.retain(|id, _| queue.listed.contains(id));
         }
-        let Some(error) = doubt else { return Ok(copied) };
-        if self.doubtful() >= AT_ONCE || self.spool.store.prove().await.is_err() {
-            return Err(CopyError::Store(error));
-        }
-        tracing::warn!(%error, "the store does not take a result, and is well");
-        self.store_is_well();
-        Ok(copied)
+        broken.map_or(Ok(copied), Err)
     }
 
     async fn next(&self, queue: &mut Queue) -> Result<Option<Spooled>, CopyError> {
@@ -204,49 +176,31 @@ impl Backlog {
             if let Some(next) = queue.page.pop_front() {
                 queue.after = next.position;
                 queue.listed.insert(next.id);
-                match self.failed.get(&next.id) {
-                    None => break next,
-                    Some(failed) if failed.until <= Instant::now() => queue.rested.push_back(next),
-                    Some(_) => {}
+                if self.failed.get(&next.id).is_none_or(|failed| failed.until <= Instant::now()) {
+                    break next;
                 }
-            } else if !queue.is_at_end {
+            } else if queue.is_at_end {
+                return Ok(None);
+            } else {
                 queue.page.extend(self.spool.ledger.spooled(queue.after, PAGE).await?);
                 queue.is_at_end = queue.page.is_empty();
-            } else {
-                match queue.rested.pop_front() {
-                    Some(next) => break next,
-                    None => return Ok(None),
-                }
             }
         };
         if !self.spool.room.is_store_proved() {
-            let error = StoreError::Unavailable("it was not seen since the start".into());
-            return Err(CopyError::Store(error));
+            return Err(CopyError::Store(StoreError::Unavailable("it was not seen since the start".into())));
         }
         Ok(Some(next))
     }
 
-    fn has_failed(&mut self, id: CallId, is_own: bool, error: &StoreError) {
+    fn has_failed(&mut self, id: CallId, error: &StoreError) {
         let now = Instant::now();
-        let failed = self.failed.entry(id).or_insert(Failed { since: now, until: now, is_own });
-        failed.is_own |= is_own;
+        let failed = self.failed.entry(id).or_insert(Failed { since: now, until: now });
         failed.until = now + pause_after(failed.since);
-        if failed.is_own {
-            tracing::warn!(call = id.0, %error, "a result waits in the spool: it alone cannot be brought to the store");
-        }
+        tracing::warn!(call = id.0, %error, "a result waits in the spool: it alone cannot be brought to the store");
     }
 
-    fn store_is_well(&mut self) {
-        self.failed.values_mut().for_each(|failed| failed.is_own = true);
-    }
-
-    fn doubtful(&self) -> usize {
-        self.failed.values().filter(|failed| !failed.is_own).count()
-    }
-
-    fn next_rest(&self) -> Option<Duration> {
-        let until = self.failed.values().map(|failed| failed.until).min()?;
-        Some(until.saturating_duration_since(Instant::now()))
+    fn set_away(&self, is_away: bool) {
+        self.spool.set_away(is_away, !self.failed.is_empty());
     }
 }
 
@@ -257,8 +211,6 @@ struct Queue {
     after: u64,
     is_at_end: bool,
     listed: HashSet<CallId>,
-    /// Failed results that may be tried again.
-    rested: VecDeque<Spooled>,
 }
 
 /// Writes the object, then the record, and removes the result from the spool when both are confirmed.

@@ -33,7 +33,6 @@ macro_rules! sql_ledger {
             use $crate::ledger::LedgerOp::*;
             use $crate::ledger::admin::*;
             use $crate::ledger::budget::{Budget, Scope, Used};
-            use $crate::ledger::spool::{SpoolUsage, Spooled};
             use $crate::ledger::sql::statements;
             use $crate::ledger::sql::{self, admin, archive, book, counters, reserve, spool, usage};
             use $crate::ledger::usage::*;

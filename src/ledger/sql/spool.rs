@@ -9,8 +9,7 @@ use super::{Lock, Query, RECORD, archive, each, int, read, record, values};
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::ledger::rules::{self, Imported};
-use crate::ledger::spool::{SpoolUsage, Spooled};
-use crate::ledger::{CallId, CallState};
+use crate::ledger::{CallId, CallState, SpoolUsage, Spooled};
 
 const SIZES: &str = "SELECT (SELECT coalesce(sum(bytes), 0)::bigint FROM granary.spool) AS bytes, \
                      (SELECT count(*) FROM granary.calls WHERE state IN ('reserved', 'sent', 'answered')) AS open";

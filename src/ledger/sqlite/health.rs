@@ -47,10 +47,12 @@ impl Health {
         match found.map_err(LedgerError::from) {
             Ok(found) if found == "ok" => {
                 tracing::debug!(took = ?begun.elapsed(), "the ledger's file is sound");
-                self.learn_verdict(Soundness::Sound);
+                let mut verdict = self.0.lock();
+                if *verdict == Soundness::Checking {
+                    *verdict = Soundness::Sound;
+                }
             }
-            Ok(found) => self.is_damaged(&found),
-            Err(LedgerError::Damaged(what)) => self.is_damaged(&what),
+            Ok(what) | Err(LedgerError::Damaged(what)) => self.is_damaged(&what),
             Err(error) => {
                 tracing::warn!(%error, "the ledger's file could not be checked, and is checked again");
                 return false;
@@ -64,27 +66,14 @@ impl Health {
     }
 
     fn is_damaged(&self, what: &str) {
-        if self.learn_verdict(Soundness::Damaged(what.to_owned())) {
+        let before = std::mem::replace(&mut *self.0.lock(), Soundness::Damaged(what.to_owned()));
+        if !matches!(before, Soundness::Damaged(_)) {
             tracing::error!(
                 alarm = "ledger_damaged",
                 what,
                 "the ledger's file is damaged: nothing is bought; stop, restore it from a backup, start"
             );
         }
-    }
-
-    /// Returns false when the same or a worse verdict stands.
-    fn learn_verdict(&self, new: Soundness) -> bool {
-        let mut verdict = self.0.lock();
-        let is_news = match *verdict {
-            Soundness::Checking => true,
-            Soundness::Sound => new != Soundness::Sound,
-            Soundness::Damaged(_) => false,
-        };
-        if is_news {
-            *verdict = new;
-        }
-        is_news
     }
 
     pub(super) fn learn<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {

@@ -9,8 +9,8 @@ use super::{Bench, SPOOL_MAX, answer, foreign, picture, record, released, stored
 use crate::base::key::Digest;
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
-use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{Booking, CallId, CallState, LedgerError, Permit, Reservation, Reserved, Won};
+use crate::ledger::{SpoolUsage, Spooled};
 
 /// The bytes a record on the bench is about.
 pub(crate) fn bytes_of(record: &Record) -> Bytes {

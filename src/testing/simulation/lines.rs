@@ -18,11 +18,11 @@ use crate::base::key::CacheKey;
 use crate::base::picture::ObjectName;
 use crate::base::record::Record;
 use crate::ledger::budget::{Budget, Used};
-use crate::ledger::spool::{SpoolUsage, Spooled};
 use crate::ledger::{
     Absence, ArchiveIndex, Booking, CallId, CallState, Calls, Changes, ForeignOpenCall, Leases, LedgerError,
     Orphan, Permit, Queries, Recovery, Reservation, Reserved, SpoolTable, StateTotal,
 };
+use crate::ledger::{SpoolUsage, Spooled};
 use crate::store::{RecordPage, Store, StoreError};
 use crate::testing::memory_ledger::MemoryLedger;
 use crate::testing::memory_store::MemoryStore;
