@@ -2,6 +2,7 @@
 //! configured level, which may change while the program runs. Libraries log warnings at most: at lower levels
 //! some of them print header values and bodies, and the key with them.
 
+mod json;
 mod lines;
 mod panics;
 
@@ -16,6 +17,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, reload};
 
+use self::json::JsonLines;
 use self::lines::Lines;
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
@@ -62,7 +64,7 @@ where
     let lines = if is_text {
         if is_terminal { lines.boxed() } else { lines.with_ansi(false).boxed() }
     } else {
-        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
+        lines.event_format(JsonLines).boxed()
     };
     let (filter, handle) = reload::Layer::new(filter(config.level));
     // Fails only when the log has ended.
