@@ -48,7 +48,7 @@ test-all: compiler nextest proxies ## What `make test` leaves out: real proxies 
 lint: compiler components deploy ## Formatting, clippy with and without crash points, documentation, deploy/
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --locked --workspace --all-targets $(TEST_FEATURES) -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets $(TEST_FEATURES),granary/bench -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 .PHONY: deploy linters
@@ -57,7 +57,7 @@ deploy: compiler linters ## Check every file below deploy/, and that the checks 
 	deploy/check --self-test
 
 bench: compiler ## Measure what a hit and the journal cost, and memory under bad clients; wants a quiet machine
-	$(CARGO) bench --locked --workspace --bench cost --bench memory
+	$(CARGO) bench --locked --workspace --features granary/bench --bench cost --bench memory
 
 count: ## Lines of code, long functions and names, to compare with tools/count.baseline
 	@tools/count

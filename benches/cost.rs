@@ -7,7 +7,7 @@
 //! | measured | how |
 //! |---|---|
 //! | hit | the real binary as a child, 8 keep-alive connections on loopback, a boundary of its own for each request |
-//! | sink-blake3 | this binary as a child: hyper reads the body, hashes it with BLAKE3 and answers 400 bytes |
+//! | sink-blake3 | the reference as a child (`sink.rs`): hyper reads the body, hashes it with BLAKE3 and answers 400 bytes |
 //! | reading | `request::check_head` and `request::read` on a body in memory, beside BLAKE3 of the picture alone |
 //! | journal | the four bookings of a bought crop in a SQLite ledger, beside a 4 KiB write with `fdatasync` |
 //! | reservations | distinct crops reserved against four budgets, by so many callers at once, in each kind of ledger |
@@ -41,13 +41,9 @@ use granary_kit::client::{Call, RawConnection};
 use granary_kit::form::Form;
 use granary_kit::postgres::Postgres;
 use granary_kit::process::{GranaryBuilder, GranaryProcess};
-use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 
 /// As in the program: it decides what the blocks of an upload cost.
 #[global_allocator]
@@ -67,11 +63,11 @@ const RESERVERS: [(usize, usize); 3] = [(1, 200), (16, 1600), (256, 5120)];
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    match arguments.first().map(String::as_str) {
-        Some("sink") => runtime.block_on(sink()),
-        _ if arguments.iter().any(|argument| argument == "--bench") => runtime.block_on(measure(&arguments)),
-        // `cargo test --all-targets` starts benchmarks too.
-        _ => println!("start this with: cargo bench"),
+    // `cargo test --all-targets` starts benchmarks too.
+    if arguments.iter().any(|argument| argument == "--bench") {
+        runtime.block_on(measure(&arguments));
+    } else {
+        println!("start this with: make bench");
     }
 }
 
@@ -91,30 +87,6 @@ async fn measure(arguments: &[String]) {
     if is_wanted("reservations") {
         reservations().await;
     }
-}
-
-/// The reference: what any server must do that wants to know the key.
-async fn sink() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    eprintln!(r#"{{"message":"listening","public":"{}"}}"#, listener.local_addr().unwrap());
-    loop {
-        let (stream, _) = listener.accept().await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let connection = hyper::server::conn::http1::Builder::new()
-            .serve_connection(TokioIo::new(stream), service_fn(hash));
-        tokio::spawn(connection);
-    }
-}
-
-async fn hash(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
-    let mut hasher = blake3::Hasher::new();
-    let mut body = request.into_body();
-    while let Some(frame) = body.frame().await {
-        if let Ok(piece) = frame?.into_data() {
-            hasher.update(&piece);
-        }
-    }
-    Ok(Response::new(Full::from(format!("{:<400}", hasher.finalize().to_hex()))))
 }
 
 /// One server and the requests made out for it.
@@ -188,8 +160,8 @@ impl Contender {
 
 async fn hits() {
     let pictures: Vec<Bytes> = SIZES.iter().map(|&(side, _)| noise(side).into()).collect();
-    let itself = std::env::current_exe().unwrap();
-    let mut sink = Contender::start(GranaryProcess::builder(itself).args(["sink"]), &pictures).await;
+    let mut sink =
+        Contender::start(GranaryProcess::builder(env!("CARGO_BIN_EXE_sink-blake3")), &pictures).await;
     let mut granary =
         Contender::start(GranaryProcess::builder(env!("CARGO_BIN_EXE_granary")), &pictures).await;
     for picture in &pictures {

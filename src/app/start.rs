@@ -30,7 +30,7 @@ use crate::error;
 use crate::fill::{Core, Filler};
 use crate::gateway::Gateway;
 use crate::gateway::keys::KeyAdmin;
-use crate::http::routes::{About, AdminState, Memory, PublicParts, PublicState, admin_router, public_router};
+use crate::http::routes::{About, AdminState, Memory, PublicParts, admin_router, from_router, public_routes};
 use crate::http::server::{ConnectionLimits, Listener, Stops};
 use crate::ledger::Ledger;
 use crate::ledger::admin::LedgerAdmin;
@@ -323,7 +323,7 @@ impl Process {
             ConnectionLimits { max_connections: ADMIN_CONNECTIONS, ..connection_limits(&config.server) };
         Ok(Listener {
             name: ListenerName::Admin,
-            routes: admin_router(state),
+            routes: from_router(admin_router(state)),
             limits,
             certificate: None,
             metrics: self.metrics.clone(),
@@ -338,7 +338,7 @@ impl Process {
         public_root: &str,
     ) -> anyhow::Result<Listener> {
         let config = &self.config;
-        let state = PublicState::new(PublicParts {
+        let parts = PublicParts {
             gateway,
             policy: self.policy.clone(),
             metrics: self.metrics.clone(),
@@ -355,14 +355,14 @@ impl Process {
             offers: offers(config),
             trusted_proxies: config.server.trusted_proxies.clone(),
             balance: services.balance.clone(),
-        });
+        };
         let certificate = certificate::open(&config.server, &self.metrics)?;
         if let Some(current) = certificate.clone() {
             self.spawn(certificate::follow(config.server.clone(), current, self.metrics.clone()));
         }
         Ok(Listener {
             name: ListenerName::Public,
-            routes: public_router(state),
+            routes: public_routes(parts),
             limits: connection_limits(&config.server),
             certificate,
             metrics: self.metrics.clone(),

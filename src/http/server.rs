@@ -28,7 +28,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +36,7 @@ pub(crate) use self::process::make_room;
 pub use self::process::{ReloadSignal, stop_signal};
 pub use self::write_timeout::WriteLimits;
 use crate::http::certificate::Certificate;
+use crate::http::routes::Routes;
 use crate::metrics::{ListenerName, Metrics};
 
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +63,7 @@ pub type CurrentCertificate = Arc<ArcSwap<Certificate>>;
 
 pub struct Listener {
     pub name: ListenerName,
-    pub routes: Router,
+    pub routes: Routes,
     pub limits: ConnectionLimits,
     /// With one, the listener speaks TLS.
     pub certificate: Option<CurrentCertificate>,

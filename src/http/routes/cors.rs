@@ -1,20 +1,14 @@
 //! CORS. An origin is allowed when it is configured, or when every one is; no other is ever repeated. There
-//! is no credentials mode: a script sets the token's header itself. The layer is around the routes, so that
-//! errors carry the headers too.
+//! is no credentials mode: a script sets the token's header itself. Errors carry the headers too.
 
-use std::sync::Arc;
-
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, AGE, AUTHORIZATION,
     CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, ORIGIN, PRAGMA, RANGE, RETRY_AFTER, VARY,
 };
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use super::{RequestPolicy, respond};
+use super::{Head, respond};
 use crate::teams::API_KEY_HEADER;
 
 /// Of a preflight, in seconds; the most that browsers accept.
@@ -51,9 +45,37 @@ impl CorsRules {
         }
     }
 
-    fn of(&self, request: &Request) -> &Rules {
-        if request.uri().path().starts_with("/results/") { &self.results } else { &self.api }
+    /// Adds the headers to the answer.
+    pub(super) fn add_to(&self, head: &Head<'_>, headers: &mut HeaderMap) {
+        let rules = if head.parts.uri.path().starts_with("/results/") { &self.results } else { &self.api };
+        let (allowed, varies) = rules.allowed(head);
+        if rules.allows_any {
+            headers.insert(RESOURCE_POLICY, HeaderValue::from_static("cross-origin"));
+        }
+        if varies {
+            headers.append(VARY, HeaderValue::from_name(ORIGIN));
+        }
+        let Some(allowed) = allowed else { return };
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+        if is_preflight(head) {
+            headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(rules.methods));
+            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, rules.headers.clone());
+            headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+            if head.headers().contains_key(REQUEST_PRIVATE_NETWORK) {
+                headers.insert(ALLOW_PRIVATE_NETWORK, HeaderValue::from_static("true"));
+            }
+        } else {
+            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, rules.exposed.clone());
+        }
     }
+}
+
+/// It is answered on any path without a handler, so that a page can read the 404 of the call that follows.
+pub(super) fn is_preflight(head: &Head<'_>) -> bool {
+    let asked = head.headers();
+    head.parts.method == Method::OPTIONS
+        && asked.contains_key(ORIGIN)
+        && asked.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
 }
 
 impl Rules {
@@ -71,48 +93,12 @@ impl Rules {
     }
 
     /// The value of `Access-Control-Allow-Origin`, and whether it depends on the request.
-    fn allowed(&self, request: &Request) -> (Option<HeaderValue>, bool) {
+    fn allowed(&self, head: &Head<'_>) -> (Option<HeaderValue>, bool) {
         if self.allows_any {
             return (Some(HeaderValue::from_static("*")), false);
         }
-        let policy = request.extensions().get::<RequestPolicy>();
-        let origins = policy.map(|RequestPolicy(policy)| policy.origins()).unwrap_or_default();
-        let asking = request.headers().get(ORIGIN);
+        let origins = head.policy.origins();
+        let asking = head.headers().get(ORIGIN);
         (asking.filter(|origin| origins.contains(origin)).cloned(), !origins.is_empty())
     }
-}
-
-/// Answers preflights on any path, so that a page can read the 404 of the call that follows, and adds headers
-/// to all other answers. Routes answer any other `OPTIONS`.
-pub(super) async fn layer(State(rules): State<Arc<CorsRules>>, request: Request, next: Next) -> Response {
-    let asked = request.headers();
-    let rules = rules.of(&request);
-    let (allowed, varies) = rules.allowed(&request);
-    let is_preflight = request.method() == Method::OPTIONS
-        && asked.contains_key(ORIGIN)
-        && asked.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
-    let asks_for_private_network = is_preflight && asked.contains_key(REQUEST_PRIVATE_NETWORK);
-    let mut response =
-        if is_preflight { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
-
-    let headers = response.headers_mut();
-    if rules.allows_any {
-        headers.insert(RESOURCE_POLICY, HeaderValue::from_static("cross-origin"));
-    }
-    if varies {
-        headers.append(VARY, HeaderValue::from_name(ORIGIN));
-    }
-    let Some(allowed) = allowed else { return response };
-    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
-    if is_preflight {
-        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(rules.methods));
-        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, rules.headers.clone());
-        headers.insert(ACCESS_CONTROL_MAX_AGE, MAX_AGE);
-        if asks_for_private_network {
-            headers.insert(ALLOW_PRIVATE_NETWORK, HeaderValue::from_static("true"));
-        }
-    } else {
-        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, rules.exposed.clone());
-    }
-    response
 }

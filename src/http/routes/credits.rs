@@ -2,14 +2,12 @@
 //! credential, so it does not ask the upstream.
 
 use axum::Json;
-use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
-use http::HeaderMap;
 use serde_json::json;
 use uuid::Uuid;
 
 use super::log::LogContext;
-use super::{PublicState, RequestPolicy};
+use super::{Head, PublicState};
 use crate::base::operation::IMAGE_CROPPING;
 use crate::error::GatewayError;
 
@@ -17,19 +15,20 @@ use crate::error::GatewayError;
 const NO_LIMIT: u64 = i32::MAX as u64;
 
 pub(super) async fn query(
-    State(state): State<PublicState>,
-    Extension(RequestPolicy(policy)): Extension<RequestPolicy>,
-    headers: HeaderMap,
+    state: &PublicState,
+    head: &Head<'_>,
+    log: &mut LogContext,
 ) -> Result<Response, GatewayError> {
-    let team = state.authenticate(&policy, &headers)?;
-    let tightest = state.0.gateway.tightest_budget(policy.budgets(&team)).await?;
+    let team = state.authenticate(head)?;
+    let tightest = state.parts.gateway.tightest_budget(head.policy.budgets(&team)).await?;
+    log.team = Some(team);
     let readable = |credits: u64| credits.min(NO_LIMIT);
     let (left, total) =
         tightest.map_or((NO_LIMIT, NO_LIMIT), |used| (readable(used.left()), readable(used.budget.limit)));
     // Budgets cannot spend more than the account has. The account's balance is hidden while they are tighter.
-    let in_account = state.0.balance.last().map_or(NO_LIMIT, |balance| balance.credits);
+    let in_account = state.parts.balance.last().map_or(NO_LIMIT, |balance| balance.credits);
     let balance = left.min(in_account);
-    let mut response = Json(json!({
+    let answer = Json(json!({
         "request_id": Uuid::new_v4().to_string().to_uppercase(),
         "log_id": "0",
         "error_code": 0,
@@ -42,8 +41,6 @@ pub(super) async fn query(
             "balance": balance,
             "total": total,
         }],
-    }))
-    .into_response();
-    response.extensions_mut().insert(LogContext { team: Some(team), ..LogContext::default() });
-    Ok(response)
+    }));
+    Ok(answer.into_response())
 }

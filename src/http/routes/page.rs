@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use axum::extract::State;
 use axum::response::{Html, IntoResponse, Response};
 use http::HeaderValue;
 use http::header::CONTENT_SECURITY_POLICY;
 
-use super::PublicState;
 use crate::base::operation::IMAGE_CROPPING;
 use crate::error::{ErrorResponse, GatewayError};
 use crate::ledger::budget::Scope;
@@ -16,9 +14,9 @@ use crate::teams::AuthError;
 
 const PAGE: &str = include_str!("page.html");
 
-pub(super) async fn page(State(state): State<PublicState>) -> Response {
+pub(super) fn page(public_root: &str) -> Response {
     let html = PAGE
-        .replace("{{root}}", &state.0.public_root)
+        .replace("{{root}}", public_root)
         .replace("{{path}}", IMAGE_CROPPING.path)
         .replace("{{errors}}", &error_rows());
     let mut response = Html(html).into_response();

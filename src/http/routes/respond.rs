@@ -1,21 +1,30 @@
-//! The outermost layer of the public listener: ids, errors, counters, and one log line per request.
+//! What is around every handler of the public listener, outermost first:
+//!
+//! | | |
+//! |---|---|
+//! | id, counters, log line | of everything that can answer |
+//! | CORS headers, preflights | on all refusals too, so that a page can read them |
+//! | errors | as the upstream's envelope |
+//! | panics | an error like any other |
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::Next;
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::Body;
 use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::log::{Line, LogContext, TraceParent};
-use super::{Arrival, PublicState, RequestPolicy};
-use crate::base::operation::{OPERATIONS, QUERY_CREDITS_PATH};
+use super::{Head, PublicState, Target, cors};
 use crate::error::GatewayError;
+use crate::gateway::RequestTiming;
 use crate::metrics::Route;
 use crate::request::framing::HeadError;
 
@@ -43,82 +52,73 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 #[derive(Clone, Debug)]
 pub struct Refused(pub GatewayError);
 
-pub(super) async fn refused(request: Request, next: Next) -> Response {
-    match request.extensions().get::<Refused>() {
-        Some(Refused(error)) => error.clone().into_response(),
-        None => next.run(request).await,
-    }
-}
-
-impl IntoResponse for GatewayError {
-    /// A bare status that carries the error; [`layer`] writes the body, which needs the request's id.
-    fn into_response(self) -> Response {
-        let mut response = self.response().status.into_response();
-        response.extensions_mut().insert(self);
-        response
-    }
-}
-
-pub async fn layer(State(state): State<PublicState>, mut request: Request, next: Next) -> Response {
+pub(super) async fn answer(state: &PublicState, request: Request) -> Response {
     let arrived = Instant::now();
     let mut id = Uuid::encode_buffer();
     let id = &*Uuid::new_v4().hyphenated().encode_upper(&mut id);
-    let method = request.method().clone();
-    request.extensions_mut().insert(Arrival(arrived));
-    request.extensions_mut().insert(RequestPolicy(state.0.policy.get()));
-    let route = route(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
-    let caller = TraceParent::of(request.headers());
-    let is_api = matches!(route, Route::Crop | Route::LookUp | Route::Credits);
-    let ignored = if is_api { ignored_query(request.uri().query()) } else { Vec::new() };
-    let metrics = &state.0.metrics;
-    let mut response = next.run(request).await;
+    let (parts, body) = request.into_parts();
+    let policy = state.parts.policy.get();
+    let head = Head { parts: &parts, arrived, policy: &policy };
+    let target = Target::of(parts.uri.path(), &state.parts.offers);
+    let (method, route) = (&parts.method, target.route());
+    let mut log = LogContext::default();
 
-    let error = response.extensions_mut().remove::<GatewayError>();
-    if let Some(error) = &error {
-        render(error, id, &mut response);
-        let described = error.response();
-        let labels = [described.fault.as_str(), described.code.name];
-        metrics.request_errors_total.with_label_values(&labels).inc();
-        if let GatewayError::Auth(error) = error {
-            metrics.auth_failures_total[error.into()].inc();
+    let outcome = if cors::is_preflight(&head) {
+        Ok(StatusCode::NO_CONTENT.into_response())
+    } else {
+        let handled = AssertUnwindSafe(super::route(state, target, &head, body, &mut log));
+        handled.catch_unwind().await.unwrap_or_else(|panic| Err(caught(&*panic)))
+    };
+    let metrics = &state.parts.metrics;
+    let (mut response, error) = match outcome {
+        Ok(response) => (response, None),
+        Err(error) => {
+            let described = error.response();
+            let labels = [described.fault.as_str(), described.code.name];
+            metrics.request_errors_total.with_label_values(&labels).inc();
+            if let GatewayError::Auth(error) = &error {
+                metrics.auth_failures_total[error.into()].inc();
+            }
+            (failure(&error, id, &log.timing), Some(error))
         }
-    }
+    };
     let took = arrived.elapsed();
     let headers = response.headers_mut();
+    state.cors.add_to(&head, headers);
     headers.insert(REQUEST_ID, header(id));
     headers.insert(SERVER_TIMING, header(&format!("total;dur={:.1}", took.as_secs_f64() * 1000.0)));
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    if !ignored.is_empty() {
-        let fields = headers.get(IGNORED).and_then(|fields| fields.to_str().ok()).map(str::to_owned);
-        let names: Vec<_> = fields.into_iter().chain(ignored).collect();
-        headers.insert(IGNORED, header(&names.join(", ")));
+    if matches!(route, Route::Crop | Route::LookUp | Route::Credits)
+        && let Some(query) = parts.uri.query()
+    {
+        name_ignored(query, headers);
     }
 
     let status = response.status();
-    let context = response.extensions_mut().remove::<LogContext>().unwrap_or_default();
-    let bytes_out = response.body().size_hint().exact().unwrap_or(0);
-    metrics.http_requests_total.of(route, &method, status).inc();
-    metrics.staged(&context.timing.stages);
-    if let Some(outcome) = context.cache.filter(|_| route == Route::Crop) {
+    let bytes_out = response.body().size_hint().exact().filter(|_| method != Method::HEAD).unwrap_or(0);
+    metrics.http_requests_total.of(route, method, status).inc();
+    metrics.staged(&log.timing.stages);
+    if let Some(outcome) = log.cache.filter(|_| route == Route::Crop) {
         let [took, waited] =
-            [took, context.timing.waited()].map(|time| time.saturating_sub(context.timing.body_wait));
+            [took, log.timing.waited()].map(|time| time.saturating_sub(log.timing.body_wait));
         metrics.answered_after(outcome, took, waited);
     }
     // Anyone can cause refusals without a credential at any rate.
-    let is_sampled = context.team.is_none() && status.is_client_error();
-    if is_sampled && !state.1.admits(status) {
-        return response;
+    let is_sampled = log.team.is_none() && status.is_client_error();
+    if !is_sampled || state.refusals.admits(status) {
+        let (caller, error) = (TraceParent::of(&parts.headers), error.as_ref());
+        let caller = caller.as_ref();
+        Line { id, caller, route, method, status, error, took, bytes_out, context: &log }.write();
     }
-    let (caller, error) = (caller.as_ref(), error.as_ref());
-    Line { id, caller, route, method: &method, status, error, took, bytes_out, context: &context }.write();
     response
 }
 
-/// Distinct names, with a `?`; cut, so that a credential in the wrong place is not repeated whole.
-fn ignored_query(query: Option<&str>) -> Vec<String> {
-    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).take(16);
-    let mut names = Vec::new();
-    for pair in pairs {
+/// Adds a query's parameters, which have no meaning here, to the list of ignored fields: distinct names, with a `?`;
+/// cut, so that a credential in the wrong place is not repeated whole.
+fn name_ignored(query: &str, headers: &mut HeaderMap) {
+    let fields = headers.get(IGNORED).and_then(|fields| fields.to_str().ok()).map(str::to_owned);
+    let mut names: Vec<String> = fields.into_iter().collect();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()).take(16) {
         let name = pair.split('=').next().unwrap_or_default();
         // They become a list with commas.
         let visible = |letter: char| if letter.is_ascii_graphic() && letter != ',' { letter } else { '?' };
@@ -127,44 +127,14 @@ fn ignored_query(query: Option<&str>) -> Vec<String> {
             names.push(shown);
         }
     }
-    names
-}
-
-/// Paths themselves never become labels.
-fn route(matched: Option<&str>) -> Route {
-    match matched {
-        Some(path) if OPERATIONS.iter().any(|operation| path == operation.path) => Route::Crop,
-        Some(path) if OPERATIONS.iter().any(|operation| path.starts_with(operation.path)) => Route::LookUp,
-        Some(path) if path.starts_with("/results/") => Route::Result,
-        Some(QUERY_CREDITS_PATH) => Route::Credits,
-        Some("/") => Route::Page,
-        Some(_) | None => Route::Unmatched,
+    if !names.is_empty() {
+        headers.insert(IGNORED, header(&names.join(", ")));
     }
 }
 
-fn render(error: &GatewayError, request_id: &str, response: &mut Response) {
+/// An error about a key names it, so that the client can ask for the key later.
+fn failure(error: &GatewayError, request_id: &str, timing: &RequestTiming) -> Response {
     let described = error.response();
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(reason) = described.reason {
-        headers.insert(REASON, HeaderValue::from_static(reason));
-    }
-    if let Some(wait) = described.retry_after {
-        headers
-            .insert(RETRY_AFTER, HeaderValue::from(retry_after_seconds(wait, getrandom::u32().unwrap_or(0))));
-    }
-    match error {
-        GatewayError::MethodNotAllowed { allow } => {
-            headers.insert(ALLOW, HeaderValue::from_static(allow));
-        }
-        GatewayError::Head(HeadError::Method) => {
-            headers.insert(ALLOW, HeaderValue::from_static(ALL_METHODS));
-        }
-        _ => {}
-    }
-    if matches!(error, GatewayError::Auth(_)) && described.status == StatusCode::UNAUTHORIZED {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
     let (status, body) = match error {
         GatewayError::Upstream { status, body, .. } => (*status, body.clone()),
         _ => {
@@ -186,8 +156,39 @@ fn render(error: &GatewayError, request_id: &str, response: &mut Response) {
             (described.status, envelope.to_string().into())
         }
     };
-    *response.status_mut() = status;
-    *response.body_mut() = body.into();
+    let mut response = (status, body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(key) = timing.key.map(|key| key.to_string()) {
+        let detail = described.reason.map(|reason| format!("; detail={reason}")).unwrap_or_default();
+        let forwarded = match timing.upstream {
+            Some((_, Some(status))) => format!("; fwd=uri-miss; fwd-status={}", status.as_u16()),
+            Some((_, None)) => "; fwd=uri-miss".to_owned(),
+            None => String::new(),
+        };
+        headers.insert(CACHE_STATUS, header(&format!("granary{forwarded}{detail}; key=\"{key}\"")));
+        headers.insert(KEY, header(&key));
+    }
+    if let Some(reason) = described.reason {
+        headers.insert(REASON, HeaderValue::from_static(reason));
+    }
+    if let Some(wait) = described.retry_after {
+        headers
+            .insert(RETRY_AFTER, HeaderValue::from(retry_after_seconds(wait, getrandom::u32().unwrap_or(0))));
+    }
+    match error {
+        GatewayError::MethodNotAllowed { allow } => {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        GatewayError::Head(HeadError::Method) => {
+            headers.insert(ALLOW, HeaderValue::from_static(ALL_METHODS));
+        }
+        _ => {}
+    }
+    if matches!(error, GatewayError::Auth(_)) && described.status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }
 
 /// Whole seconds, from one to an hour, with up to a tenth added so that clients that were refused together do
@@ -203,14 +204,14 @@ pub fn header(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-pub fn caught_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
+fn caught(panic: &(dyn Any + Send)) -> GatewayError {
     let message = panic
         .downcast_ref::<String>()
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("a panic without a message");
     tracing::error!(message, "a handler panicked");
-    GatewayError::Bug.into_response()
+    GatewayError::Bug
 }
 
 #[cfg(test)]

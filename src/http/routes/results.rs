@@ -1,42 +1,38 @@
 //! Permanent URLs of results.
 
 use axum::body::Body;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Extension, Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE,
     CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
-use super::PublicState;
 use super::respond::header;
+use super::{Head, PublicState};
 use crate::base::picture::ObjectName;
 use crate::error::GatewayError;
 use crate::http::client::{self, Peer};
 
 /// `GET` and `HEAD /results/{digest}.{ext}`. Needs no credential: the name is one.
 pub(super) async fn result(
-    State(state): State<PublicState>,
-    Extension(peer): Extension<Peer>,
-    name: Result<Path<String>, PathRejection>,
-    uri: Uri,
-    method: Method,
-    headers: HeaderMap,
+    state: &PublicState,
+    name: &str,
+    head: &Head<'_>,
 ) -> Result<Response, GatewayError> {
-    // A path segment that is not valid UTF-8 cannot be an object name.
-    let Ok(Path(name)) = name else { return Err(GatewayError::ResultNotFound) };
-    let object = ObjectName::parse(&name).ok_or(GatewayError::ResultNotFound)?;
+    let object = ObjectName::parse(name).ok_or(GatewayError::ResultNotFound)?;
     // A CDN would keep each further spelling as another result.
+    let uri = &head.parts.uri;
     if uri.query().is_some() || uri.path().strip_prefix('/') != Some(&*object.path()) {
         return Err(GatewayError::ResultNotFound);
     }
-    let client = client::network(client::address(peer, &headers, &state.0.trusted_proxies));
-    let bytes = state.0.gateway.result(object, &client).await?;
+    let (headers, method) = (head.headers(), &head.parts.method);
+    let peer = *head.parts.extensions.get::<Peer>().ok_or(GatewayError::Bug)?;
+    let client = client::network(client::address(peer, headers, &state.parts.trusted_proxies));
+    let bytes = state.parts.gateway.result(object, &client).await?;
     let etag = format!("\"{}\"", object.digest);
-    let mut response = if matches_any(&headers, &etag) {
+    let mut response = if matches_any(headers, &etag) {
         // The length of the result: caches update their entry by a 304's headers.
         (StatusCode::NOT_MODIFIED, [(CONTENT_LENGTH, HeaderValue::from(bytes.len()))]).into_response()
     } else {

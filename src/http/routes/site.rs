@@ -1,32 +1,25 @@
 //! Requests that a page of another site may have made a browser send. With tokens such a page has none to
 //! send. Without, any page could spend credits through the browser of someone on this machine.
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use http::header::{HOST, ORIGIN};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use super::{PublicState, RequestPolicy};
+use super::Head;
 use crate::error::GatewayError;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 /// On the public listener, while no teams are configured.
-pub(super) async fn layer(State(state): State<PublicState>, request: Request, next: Next) -> Response {
-    let policy = request.extensions().get::<RequestPolicy>().map(|RequestPolicy(policy)| policy);
-    let refused = policy
-        .filter(|policy| policy.teams().is_open())
-        .and_then(|policy| refusal(&request, policy.origins(), &state.0.public_root));
-    match refused {
-        Some(error) => error.into_response(),
-        None => next.run(request).await,
-    }
+pub(super) fn check(head: &Head<'_>, public_root: &str) -> Result<(), GatewayError> {
+    let Head { parts, policy, .. } = head;
+    let refused = policy.teams().is_open().then(|| refusal(parts, policy.origins(), public_root)).flatten();
+    refused.map_or(Ok(()), Err)
 }
 
-fn refusal(request: &Request, origins: &[HeaderValue], public_root: &str) -> Option<GatewayError> {
-    let headers = request.headers();
+fn refusal(head: &Parts, origins: &[HeaderValue], public_root: &str) -> Option<GatewayError> {
+    let headers = &head.headers;
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let public_host = public_root.split_once("://").map(|(_, host)| host);
     let is_public_host =
@@ -36,9 +29,9 @@ fn refusal(request: &Request, origins: &[HeaderValue], public_root: &str) -> Opt
     }
     let origin = headers.get(ORIGIN);
     let is_allowed = origin.is_some_and(|origin| origins.contains(origin) || origin == public_root);
-    let path = request.uri().path();
+    let path = head.uri.path();
     // A link to the page at `/`.
-    let is_visit = request.method() == Method::GET
+    let is_visit = head.method == Method::GET
         && path == "/"
         && headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
     // Any page may show a result.
@@ -71,7 +64,7 @@ pub(super) fn is_local_name(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
+    use http::Request;
 
     use super::*;
 
@@ -124,9 +117,9 @@ mod tests {
     fn without_teams_only_pages_of_ours_and_of_configured_origins_are_served() {
         let origins = [HeaderValue::from_static("https://shop.example")];
         let ask = |method: &str, path: &str, pairs: &[(&'static str, &str)]| {
-            let mut request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+            let mut request = Request::builder().method(method).uri(path).body(()).unwrap();
             *request.headers_mut() = headers(pairs);
-            let refusal = refusal(&request, &origins, "https://granary.example:8443");
+            let refusal = refusal(&request.into_parts().0, &origins, "https://granary.example:8443");
             refusal.map(|error| error.response().reason.unwrap())
         };
         let (host, post) = (("host", "localhost:8080"), |pairs: &[_]| ask("POST", "/api", pairs));

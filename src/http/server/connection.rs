@@ -21,7 +21,6 @@ use tokio::sync::Semaphore;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
-use tower::ServiceExt;
 
 use super::Listener;
 use super::framed::FramedConnection;
@@ -90,7 +89,14 @@ pub(super) async fn serve(
                 Phase::Request(refused) => refused,
                 _ => None,
             };
-            answer(request, listener.clone(), Answering(timers.clone()), refused, refusal.clone())
+            let (listener, refusal, answering) =
+                (listener.clone(), refusal.clone(), Answering(timers.clone()));
+            async move {
+                let answer = answer(request, &listener, refused, refusal).await;
+                // Part of the body, and without an effect on it.
+                let with_guard = |body: Body| body.map_err(move |error| (&answering, error).1);
+                Ok::<_, Infallible>(answer.map(with_guard))
+            }
         }
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
@@ -109,11 +115,10 @@ pub(super) async fn serve(
 
 async fn answer(
     mut request: Request<Incoming>,
-    listener: Arc<Listener>,
-    answering: Answering,
+    listener: &Listener,
     refused: Option<HeadError>,
     refusal: Option<GatewayError>,
-) -> Result<Response<Body>, Infallible> {
+) -> Response<Body> {
     let is_health = listener.name == ListenerName::Admin && HEALTH_PATHS.contains(&request.uri().path());
     let refused = refused.or_else(|| framing::check_target(&request).err());
     let error = refusal.filter(|_| !is_health).or(refused.map(GatewayError::Head));
@@ -124,7 +129,7 @@ async fn answer(
     let keeps = asks_to_keep(&request);
     let is_read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
     let request = request.map(|body| watch(body, is_read.clone()));
-    let mut response = listener.routes.clone().oneshot(request).await?;
+    let mut response = (listener.routes)(request).await;
     // After an unread body hyper closes the connection, because its rest must never be taken for a request, but does
     // not always say so: the client would lose its next request. While stopping, clients should go to another server.
     if is_refused || !is_read.load(Ordering::Acquire) || listener.stops.stopping.is_cancelled() {
@@ -134,12 +139,7 @@ async fn answer(
         let timeout = format!("timeout={}", listener.limits.idle.as_secs());
         response.headers_mut().insert(KEEP_ALIVE, respond::header(&timeout));
     }
-    Ok(response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _until_sent = &answering;
-            frame
-        }))
-    }))
+    response
 }
 
 fn asks_to_keep<B>(request: &Request<B>) -> bool {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
@@ -12,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::http::routes::from_router;
 use crate::http::routes::respond::Refused;
 
 async fn refuse(request: Request, next: Next) -> Response {
@@ -36,6 +38,7 @@ async fn listen(name: ListenerName) -> (SocketAddr, Arc<Semaphore>) {
         .route("/livez", get(async || "ok"))
         .route("/other", get(async || "ok"))
         .layer(from_fn(refuse));
+    let routes = from_router(routes);
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     let write = WriteLimits { grace: Duration::from_secs(30), bytes_per_second: 0 };
