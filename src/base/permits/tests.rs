@@ -87,6 +87,20 @@ async fn large_taker_holds_up_no_other_party() {
 }
 
 #[tokio::test]
+async fn large_taker_that_gives_up_lets_a_smaller_one_of_its_party_pass() {
+    let permits = whole(10);
+    let (small, large) = (party("small"), party("large"));
+    let _held = permits.take(&small, 6).await;
+    let mut leaves = permits.take(&large, 8).boxed();
+    assert!(poll!(&mut leaves).is_pending());
+    assert_eq!(permits.waiting(), [(large.clone(), 1)]);
+    let mut behind = permits.take(&large, 1).boxed();
+    assert!(poll!(&mut behind).is_pending());
+    drop(leaves);
+    assert!(poll!(&mut behind).is_ready());
+}
+
+#[tokio::test]
 async fn waiter_that_gives_up_leaves_its_turn_to_the_next() {
     let permits = whole(1);
     let [a, b, holder] = ["a", "b", "holder"].map(party);
@@ -112,6 +126,19 @@ async fn capacity_may_change_while_permits_are_held() {
     assert!(poll!(&mut turn).is_pending());
     permits.set_capacity(1);
     assert!(poll!(&mut turn).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn wait_asks_for_at_most_all_units_and_ends_with_its_patience() {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let permits = whole(3);
+    let [a, b] = ["a", "b"].map(party);
+    let all = permits.take_within(&a, 4, PATIENCE).await.expect("all are free");
+    assert_eq!((permits.capacity(), all.units, permits.waiting()), (3, 3, vec![]));
+    assert!(permits.take_within(&b, 1, PATIENCE).await.is_none());
+    assert!(permits.none(&b).grow_to(0));
+    drop(all);
+    assert!(permits.0.state.lock().parties.is_empty(), "without units a party leaves no trace");
 }
 
 #[test]
