@@ -89,8 +89,78 @@ fn coming_to_the_tail_asks_to_be_polled_once_more() {
     while Pin::new(&mut body).poll_frame(&mut cx).is_ready() {
         assert_eq!(count.0.load(Ordering::Relaxed), 0);
     }
-    assert!(Pin::new(&mut body).poll_frame(&mut cx).is_pending());
     assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    assert!(Pin::new(&mut body).poll_frame(&mut cx).is_pending());
+    assert_eq!(count.0.load(Ordering::Relaxed), 1, "once is enough");
+}
+
+/// Takes all bytes; reads and shuts down never, and flushes if `is_flushed`.
+struct Connection {
+    is_flushed: bool,
+    is_vectored: bool,
+}
+
+impl Read for Connection {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl Write for Connection {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_flushed { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.is_vectored
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()))
+    }
+}
+
+#[test]
+fn tail_is_held_once_the_connection_has_flushed_all_before_it() {
+    let mut cx = Context::from_waker(Waker::noop());
+    let progress = Arc::new(Progress::default());
+    let connection = Connection { is_flushed: true, is_vectored: false };
+    let mut watch = Watch::new(connection, progress.clone());
+    for (at_tail, is_flushed, is_held) in [(false, true, false), (true, false, false), (true, true, true)] {
+        progress.at_tail.store(at_tail, Ordering::Relaxed);
+        watch.inner.is_flushed = is_flushed;
+        assert_eq!(Pin::new(&mut watch).poll_flush(&mut cx).is_ready(), is_flushed);
+        assert_eq!(progress.is_held(), is_held, "{at_tail}, {is_flushed}");
+    }
+}
+
+#[test]
+fn watched_connection_reads_and_writes_as_without_the_watch() {
+    let mut cx = Context::from_waker(Waker::noop());
+    for is_vectored in [true, false] {
+        let connection = Connection { is_flushed: true, is_vectored };
+        let mut watch = Watch::new(connection, Arc::default());
+        let mut watch = Pin::new(&mut watch);
+        assert_eq!(watch.is_write_vectored(), is_vectored);
+        assert!(matches!(watch.as_mut().poll_write(&mut cx, b"abc"), Poll::Ready(Ok(3))));
+        let two = [io::IoSlice::new(b"abc"), io::IoSlice::new(b"de")];
+        assert!(matches!(watch.as_mut().poll_write_vectored(&mut cx, &two), Poll::Ready(Ok(5))));
+        let mut bytes = hyper::rt::ReadBuf::new(&mut []);
+        assert!(watch.as_mut().poll_read(&mut cx, bytes.unfilled()).is_pending());
+        assert!(watch.as_mut().poll_shutdown(&mut cx).is_pending());
+    }
 }
 
 #[test]
