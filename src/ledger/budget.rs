@@ -158,6 +158,19 @@ mod tests {
     }
 
     #[test]
+    fn overdrawn_budget_has_nothing_left() {
+        let budget = Budget { scope: Scope::Global, window: Window::Day, limit: 10, enforced: true };
+        for (used, left) in [(0, 10), (7, 3), (10, 0), (11, 0)] {
+            assert_eq!(Used { budget: budget.clone(), used }.left(), left, "{used}");
+        }
+    }
+
+    #[test]
+    fn instant_is_shown_in_whole_seconds() {
+        assert_eq!(show(at("2026-11-22T12:00:00.6Z")), "2026-11-22T12:00:01Z");
+    }
+
+    #[test]
     fn a_key_rests_longer_after_each_doubtful_outcome() {
         let now = at("2026-11-22T12:00:00Z");
         let ago = |seconds: i64| now - jiff::SignedDuration::from_secs(seconds);
@@ -167,6 +180,7 @@ mod tests {
             (vec![ago(60)], None),
             (vec![ago(700), ago(599)], Some(1)),
             (vec![ago(700), ago(600)], None),
+            (vec![ago(86_400), ago(60)], None),
             (vec![ago(86_399), ago(4000), ago(3000)], Some(1)),
             (vec![ago(86_400), ago(4000), ago(3000)], None),
             (vec![ago(9000), ago(8000), ago(4000), ago(3000)], Some(86_400 - 8000)),
