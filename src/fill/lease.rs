@@ -187,7 +187,14 @@ impl Filler {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use jiff::tz::TimeZone;
+    use tokio::time::advance;
+
     use super::*;
+    use crate::ledger::Reserved;
+    use crate::testing::ledger_contract::picture;
+    use crate::testing::memory_ledger::MemoryLedger;
 
     const SENT_LEASE: Duration = Duration::from_secs(200);
 
@@ -197,6 +204,60 @@ mod tests {
 
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    /// A clock of tokio's time, and a ledger with leases.
+    fn shared_ledger() -> (Clock, MemoryLedger) {
+        let clock = Clock::from_fn(|| Timestamp::UNIX_EPOCH);
+        (clock.clone(), MemoryLedger::new(clock, TimeZone::UTC).kept_by(1))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tail_is_sent_only_within_ten_seconds_of_a_renewal() {
+        let (clock, shared) = shared_ledger();
+        let alone = MemoryLedger::new(clock.clone(), TimeZone::UTC);
+        let [shared, alone] = [&shared, &alone].map(|ledger| {
+            let leases = Leases::new(ledger, clock.clone());
+            leases.hold(CallId(1), clock.uptime())
+        });
+        let may_send = || [shared.may_send(), alone.may_send()];
+        assert_eq!(may_send(), [true, true]);
+        advance(at(10) - Duration::from_millis(1)).await;
+        assert_eq!(may_send(), [true, true]);
+        advance(Duration::from_millis(1)).await;
+        assert_eq!(may_send(), [false, true]);
+        shared.renewed(clock.uptime());
+        assert_eq!(may_send(), [true, true]);
+        shared.renewed(Duration::ZERO);
+        assert_eq!(may_send(), [true, true], "an earlier renewal changes nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renewal_keeps_own_calls_and_a_lost_lease_stays_lost() {
+        let (clock, ledger) = shared_ledger();
+        let leases = Leases::new(&ledger, clock.clone());
+        let [own, lost] = [(1, ledger.clone()), (2, ledger.kept_by(2))].map(|(n, ledger)| {
+            let Reserved::Won(won) = ledger.reserve(&picture(n)) else { panic!("picture {n} is free") };
+            leases.hold(won.id, clock.uptime())
+        });
+        advance(TAIL_WITHIN).await;
+        leases.renew(&ledger).await;
+        assert_eq!([own.may_send(), lost.may_send()], [true, false]);
+        lost.renewed(clock.uptime());
+        leases.renew(&ledger.kept_by(2)).await;
+        assert_eq!([own.may_send(), lost.may_send()], [false, false]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn call_that_is_held_is_not_resumed_again() {
+        let (clock, ledger) = shared_ledger();
+        let leases = Leases::new(&ledger, clock);
+        advance(TAIL_WITHIN).await;
+        let held = leases.resume(CallId(1)).expect("nobody holds it");
+        assert!(held.may_send(), "its lease begins now");
+        assert!(leases.resume(CallId(1)).is_none());
+        drop(held);
+        assert!(leases.resume(CallId(1)).is_some());
     }
 
     #[test]
