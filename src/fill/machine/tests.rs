@@ -761,6 +761,12 @@ fn pauses_double_up_to_a_minute_and_a_held_key_is_looked_at_four_times_a_second(
     let doubling = [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 51_200, 60_000, 60_000];
     let nowhere = (0..11).flat_map(|_| [object_fails(), ("Book(spooled)", Event::Booked(spool_full()))]);
     assert_eq!(pauses(nowhere.collect()), doubling);
+    // The record begins anew.
+    let full = || ("Book(spooled)", Event::Booked(spool_full()));
+    assert_eq!(
+        pauses(vec![object_fails(), full(), object_fails(), full(), record_fails(), full()]),
+        [200, 400, 200]
+    );
     // The first failure is told to the waiters, and followed by no pause.
     let not_stored = (0..12).map(|_| ("Book(stored)", Event::Booked(away())));
     assert_eq!(pauses(not_stored.collect())[..10], doubling[1..]);
