@@ -455,22 +455,24 @@ fn data_is_handed_on_where_it_lies_and_in_one_piece() {
 }
 
 #[test]
-fn one_byte_at_a_time_costs_no_memory_either() {
+fn small_pieces_cost_no_memory_either() {
     let near = "\r\n--near miss-and more".repeat(2000);
     let body = format!("--near miss\r\nX: y\r\n\r\n{near}\r\n--near miss--");
-    let mut parser = Parser::new(&boundary("near miss"));
-    let held = parser.held.capacity();
-    let mut length = 0;
-    for byte in body.as_bytes().chunks(1) {
-        let mut sink = |event: Event<'_>| {
-            length += if let Event::Data(data) = event { data.len() } else { 0 };
-            Ok::<(), Broken>(())
-        };
-        parser.feed(byte, &mut sink).expect("a form");
-        assert_eq!(parser.held.capacity(), held);
+    for size in [1, 100] {
+        let mut parser = Parser::new(&boundary("near miss"));
+        let held = parser.held.capacity();
+        let mut length = 0;
+        for piece in body.as_bytes().chunks(size) {
+            let mut sink = |event: Event<'_>| {
+                length += if let Event::Data(data) = event { data.len() } else { 0 };
+                Ok::<(), Broken>(())
+            };
+            parser.feed(piece, &mut sink).expect("a form");
+            assert_eq!(parser.held.capacity(), held, "pieces of {size}");
+        }
+        assert_eq!(length, near.len());
+        assert!(parser.head.capacity() <= 2 * MAX_HEADER_BYTES);
     }
-    assert_eq!(length, near.len());
-    assert!(parser.head.capacity() <= 2 * MAX_HEADER_BYTES);
 }
 
 #[test]
