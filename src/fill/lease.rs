@@ -65,6 +65,13 @@ impl Leases {
         self.held().keys().copied().collect()
     }
 
+    async fn keep_renewing(&self, ledger: &dyn Ledger) {
+        loop {
+            tokio::time::sleep(RENEWAL).await;
+            self.renew(ledger).await;
+        }
+    }
+
     /// Renews all leases at once. If that fails, they go on running out.
     async fn renew(&self, ledger: &dyn Ledger) {
         let calls = self.ids();
@@ -148,14 +155,7 @@ impl Filler {
     /// under way; returns at once if the ledger has no leases.
     pub async fn keep_leases(&self) {
         if self.0.leases.are_kept {
-            tokio::join!(self.renew_leases(), self.watch_others());
-        }
-    }
-
-    async fn renew_leases(&self) {
-        loop {
-            tokio::time::sleep(RENEWAL).await;
-            self.0.leases.renew(&*self.0.core.ledger).await;
+            tokio::join!(self.0.leases.keep_renewing(&*self.0.core.ledger), self.watch_others());
         }
     }
 
@@ -240,8 +240,8 @@ mod tests {
             let Reserved::Won(won) = ledger.reserve(&picture(n)) else { panic!("picture {n} is free") };
             leases.hold(won.id, clock.uptime())
         });
-        advance(TAIL_WITHIN).await;
-        leases.renew(&ledger).await;
+        let renewing = tokio::time::timeout(2 * TAIL_WITHIN, leases.keep_renewing(&ledger));
+        assert!(renewing.await.is_err(), "it goes on");
         assert_eq!([own.may_send(), lost.may_send()], [true, false]);
         lost.renewed(clock.uptime());
         leases.renew(&ledger.kept_by(2)).await;
