@@ -25,7 +25,7 @@ SEEDS ?= 100000
 START ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint bench count fuzz soak crash faults clients simulate compiler curl strace postgres prometheus nextest components proxies
+.PHONY: help run test test-all lint bench gate count fuzz soak crash faults clients simulate compiler curl strace valgrind postgres prometheus nextest components proxies
 
 help: ## What can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ test: compiler curl strace postgres prometheus nextest ## Run every test
 	$(CARGO) nextest run --locked --workspace $(TEST_FEATURES)
 	$(CARGO) test --locked --workspace $(TEST_FEATURES) --doc
 
-test-all: compiler nextest proxies ## What `make test` leaves out: real proxies and clients in front, which it unpacks below target/
+test-all: compiler nextest proxies gate ## What `make test` leaves out: real proxies and clients in front, which it unpacks below target/, and `make gate`
 	$(CARGO) nextest run --locked --workspace $(TEST_FEATURES) --run-ignored only --profile proxies \
 		-E 'test(/^proxies::/)'
 
@@ -58,6 +58,13 @@ deploy: compiler linters ## Check every file below deploy/, and that the checks 
 
 bench: compiler ## Measure what a hit and the journal cost, and memory under bad clients; wants a quiet machine
 	$(CARGO) bench --locked --workspace --features granary/bench --bench cost --bench memory
+
+# Without link-time optimisation, which takes long and moves the numbers.
+gate: compiler valgrind ## CPU instructions of each step of a hit, against benches/instructions.toml; then with planted slowness
+	CARGO_PROFILE_BENCH_LTO=off CARGO_PROFILE_BENCH_CODEGEN_UNITS=16 $(CARGO) bench --locked --workspace \
+		--features granary/bench --bench instructions
+	CARGO_PROFILE_BENCH_LTO=off CARGO_PROFILE_BENCH_CODEGEN_UNITS=16 $(CARGO) bench --locked --workspace \
+		--features granary/bench --bench instructions -- --self-test
 
 count: ## Lines of code, long functions and names, to compare with tools/count.baseline
 	@tools/count
@@ -119,6 +126,10 @@ compiler:
 # For the line that `make run` prints, and for the tests that run this project's documentation.
 curl:
 	$(call install,curl,curl)
+
+# For the count of instructions.
+valgrind:
+	$(call install,valgrind,valgrind)
 
 # For the tests in which a disk fails: it makes chosen system calls return errors.
 strace:

@@ -53,7 +53,10 @@
 pub mod app;
 pub mod base;
 pub(crate) mod billing;
+#[cfg(not(feature = "bench"))]
 pub(crate) mod cache;
+#[cfg(feature = "bench")]
+pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod error;
@@ -61,7 +64,10 @@ pub(crate) mod fill;
 pub mod gateway;
 pub mod http;
 pub mod ledger;
+#[cfg(not(feature = "bench"))]
 pub(crate) mod metrics;
+#[cfg(feature = "bench")]
+pub mod metrics;
 pub mod request;
 pub mod store;
 pub mod teams;

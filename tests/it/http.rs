@@ -958,6 +958,7 @@ async fn a_connection_serves_one_request_after_another_and_errors_do_not_end_it(
         let answer = connection.call(call).await.unwrap();
         assert_eq!(answer.status, status, "{}", answer.text());
         assert_eq!(answer.head.start[0], "HTTP/1.1");
+        assert!(answer.header("content-length").is_some(), "no answer of ours is chunked");
     }
     // Two at once are answered in their order.
     let both = [crop.to_bytes(), broken.to_bytes()].concat();
