@@ -8,8 +8,8 @@ fn ids() -> Vec<String> {
     let ranges = [("A", 11), ("B", 8), ("C", 5)];
     let in_ranges = ranges.into_iter().flat_map(|(part, last)| (1..=last).map(move |n| format!("{part}{n}")));
     let alone = [
-        "E1", "E2", "E3", "E4", "E5", "E7", "E8", "E9", "E10", "E11", "E12", "E13", "E14", "E15", "E16",
-        "F1", "G1",
+        "E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9", "E10", "E11", "E12", "E13", "E14", "E15",
+        "E16", "F1", "G1",
     ];
     in_ranges.chain(alone.map(str::to_owned)).collect()
 }
