@@ -445,9 +445,10 @@ impl World {
                 Sold::Answer => row.answered_at.is_some(),
                 Sold::Refusal => row.state == CallState::Refused,
                 Sold::Failure => row.state == CallState::Failed,
-                // Taken over, it may have been settled by what another ledger bought of the same picture.
-                Sold::Unknown(_) => row.state == CallState::Unknown || is_of_another_sale(&row, number),
+                Sold::Unknown(_) => row.state == CallState::Unknown,
             };
+            // Taken over, it may have been settled by what another ledger bought of the same picture.
+            let is_booked = is_booked || sale.outcome != Sold::Answer && is_of_another_sale(&row, number);
             if is_owner_alive && !is_booked {
                 let (outcome, row_state) = (sale.outcome, row.state.as_str());
                 broken.push(format!("R{number} ended as {outcome:?}, but row {} is {row_state}", row.id.0));
