@@ -31,7 +31,7 @@ struct World {
 }
 
 impl World {
-    /// `config` is further configuration, the first section of which may go on with the upstream's.
+    /// `config` is further configuration; lines before its first section belong to `[upstream]`.
     async fn start(config: &str) -> Self {
         let upstream = FakeAilab::start().await;
         let (attacker, victim) = (team("attacker", ""), team("victim", ""));
